@@ -1,0 +1,106 @@
+"""The porch: the only module that knows Hydra. ``oasis-monai [task] key=value ...``, or ``python -m oasis_monai``."""
+
+from __future__ import annotations
+
+import os
+import sys
+from pathlib import Path
+from typing import Any
+
+TASKS = ("crossval", "train", "segment", "check", "report", "phantom")
+USAGE = """\
+oasis-monai: segment medical images from a few labelled scans (atlases), aligned in one pass and fused by label overlap.
+
+  oasis-monai [TASK] [KEY=VALUE ...]     python -m oasis_monai is the same
+
+tasks
+  crossval   cross-validate on a labelled data set (default): scores, summary, pictures, a report page
+  train      fit on all cases and write a model folder            model=DIR
+  segment    segment a scan or a folder of scans                  model=DIR input=PATH output=DIR
+  check      list every fault of a data set at once
+  report     write report.html for a finished run                 output=RUN_DIR
+  phantom    write the synthetic data set                         data.root=DIR
+
+the knobs people turn
+  data=phantom|promise12|hippocampus   data.root=DIR
+  spatial_dims=3|2                     an atlas is a volume (3) or an axial slice (2, the paper)
+  n=6                                  atlases to fuse; also n=[1,2,4,6]
+  folds=patient|slice  k=5  fold=null  honest folds or the paper's; all folds or one
+  methods=[FwoW,FWAL,OASIS]            also OASIS-consensus, OASIS-conditioned, majority, STAPLE
+  training.minutes=12                  per fold; or training.iterations=N training.minutes=null (repeatable)
+  device=auto  seed=0
+
+examples
+  oasis-monai data=promise12 data.root=/data/promise12
+  oasis-monai -m n=2,4,6,8 fold=0,1,2,3,4 data=promise12 data.root=/data/promise12
+  oasis-monai train data=promise12 data.root=/data/promise12 model=models/prostate
+  oasis-monai segment model=models/prostate input=scan.mhd output=results
+
+  -m, --multirun   sweep over comma-separated values; the jobs' scores are joined
+  --cfg job        print the composed configuration
+  --hydra-help     Hydra's own options
+"""
+
+
+def _arguments(argv: list[str]) -> list[str]:
+    """The bare first word is the task; everything else is Hydra's."""
+    words = [a for a in argv if not a.startswith("-") and "=" not in a and not a.startswith("~")]
+    following = {argv[i + 1] for i, a in enumerate(argv[:-1]) if a in ("--cfg", "-c", "--package", "-p", "--info", "-i")}
+    words = [w for w in words if w not in following]
+    if not words:
+        return argv
+    task = words[0]
+    if task not in TASKS or len(words) > 1:
+        wrong = task if task not in TASKS else words[1]
+        sys.exit(
+            f"error: task: expected one of {', '.join(TASKS)}, then KEY=VALUE pairs, found {wrong!r}; see oasis-monai --help"
+        )
+    rest = list(argv)
+    rest.remove(task)
+    return [*rest, f"task={task}"]
+
+
+def _plain(config: Any) -> dict[str, Any]:
+    from omegaconf import OmegaConf
+
+    plain = OmegaConf.to_container(config, resolve=True)
+    assert isinstance(plain, dict)
+    return {str(k): v for k, v in plain.items()}
+
+
+def run(config: Any) -> None:
+    """One job: the composed configuration becomes a plain dict here, and Hydra ends."""
+    from hydra.core.hydra_config import HydraConfig
+    from hydra.types import RunMode
+
+    from oasis_monai.errors import OasisError
+
+    hydra_config = HydraConfig.get()
+    run_dir = Path(hydra_config.runtime.output_dir)
+    sweep_dir = Path(hydra_config.sweep.dir) if hydra_config.mode == RunMode.MULTIRUN else None
+    try:
+        from oasis_monai.tasks import run_task
+
+        run_task(_plain(config), run_dir, sweep_dir)
+    except OasisError as error:
+        for line in str(error).splitlines():
+            print(f"error: {line}", file=sys.stderr)
+        raise SystemExit(2) from None
+
+
+def main() -> None:
+    """Entry point of ``oasis-monai``."""
+    argv = sys.argv[1:]
+    if any(a in ("-h", "--help") for a in argv):
+        print(USAGE)
+        return
+    import hydra
+
+    sys.argv = [sys.argv[0], *_arguments(argv)]
+    # the message of a wrong override is Hydra's one line, not its stack
+    os.environ.setdefault("HYDRA_FULL_ERROR", "0")
+    hydra.main(version_base="1.3", config_path="pkg://oasis_monai.conf", config_name="config")(run)()
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,169 @@
+"""Atlases onto targets: fields from the STM in batches, kept on the coarse grid and warped only when they are used."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import nn
+
+from oasis_monai import warp as warping
+from oasis_monai.files import load_if_whole, save_tensors
+from oasis_monai.fusion import overlap
+from oasis_monai.library import AtlasLibrary
+
+
+def foreground(label: torch.Tensor, classes: int) -> torch.Tensor:
+    """(B, 1, *S) class indices -> (B, C-1, *S) float32, one channel per structure, no background."""
+    return torch.cat([label == c for c in range(1, classes)], 1).float()
+
+
+def one_hot(label: torch.Tensor, classes: int) -> torch.Tensor:
+    """(B, 1, *S) class indices -> (B, C, *S) float32."""
+    return torch.cat([label == c for c in range(classes)], 1).float()
+
+
+class Aligner:
+    """A trained STM with the batch it may hold at once.
+
+    Args:
+        model: the network, (B, 1, *S) atlas and target -> coarse field by ``model.field``.
+        device: where it runs.
+        batch: pairs per forward pass, and the most warped atlases held in memory at once.
+    """
+
+    def __init__(self, model: nn.Module, device: str | torch.device = "cpu", batch: int = 8) -> None:
+        self.model, self.device, self.batch = model.to(device).eval(), torch.device(device), batch
+
+    @torch.inference_mode()
+    def fields(self, atlases: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
+        """(P, 1, *S) atlases and their (P, 1, *S) targets -> (P, D, *s) coarse fields, float16 on the CPU.
+
+        Half precision is a resolution of 0.01 voxel at 16 voxels; every use, fresh or read back from disk, sees the same numbers.
+        """
+        parts = [
+            self.model.field(a.to(self.device), t.to(self.device)).half().cpu()  # type: ignore[operator]
+            for a, t in zip(atlases.split(self.batch), targets.split(self.batch), strict=True)
+        ]
+        return torch.cat(parts)
+
+    def warped(
+        self, library: AtlasLibrary, rows: torch.Tensor, fields: torch.Tensor
+    ) -> Iterator[tuple[slice, torch.Tensor, torch.Tensor]]:
+        """Warp the atlases ``rows`` through their coarse ``fields``, one batch after the other.
+
+        Yields:
+            (which of ``rows``, (b, 1, *S) warped images, (b, C, *S) warped one-hot labels).
+        """
+        for start in range(0, len(rows), self.batch):
+            part = slice(start, min(start + self.batch, len(rows)))
+            images = library.images[rows[part]].to(self.device, torch.float32)
+            labels = one_hot(library.labels[rows[part]].to(self.device), library.classes)
+            ddf = warping.resize_ddf(fields[part].to(self.device).float(), images.shape[2:])
+            moved, moved_label = warping.warp_pair(images, labels, ddf)
+            yield part, moved, moved_label
+
+
+@dataclass
+class FieldCache:
+    """The fields of one target (a case), so that each (target, atlas) pair is aligned once for every n and every rule.
+
+    Lists of nearest atlases nest, so a longer list extends the stored one. The file is named by what the list depends on.
+    """
+
+    folder: Path | None
+    key: str
+
+    def get(self, target: str, images: torch.Tensor, rows: torch.Tensor, library: AtlasLibrary, aligner: Aligner) -> torch.Tensor:
+        """Fields of the atlases ``rows`` (T, n) for the T images (T, 1, *S) of one target -> (T, n, D, *s) float16.
+
+        T is 1 for a volume and the number of slices for a stack of slices.
+        """
+        path = None if self.folder is None else self.folder / f"{self.key}-{_safe(target)}.safetensors"
+        stored = load_if_whole(path) if path else None
+        known = torch.empty((len(rows), 0), dtype=torch.int64)
+        fields: list[torch.Tensor] = []
+        if stored is not None and "rows" in stored[0]:
+            known, have = stored[0]["rows"], stored[0]["fields"]
+            n = min(known.shape[1], rows.shape[1])
+            if known.shape[0] == rows.shape[0] and torch.equal(known[:, :n], rows[:, :n]):
+                if known.shape[1] >= rows.shape[1]:
+                    return have[:, : rows.shape[1]]
+                fields.append(have)
+            else:
+                known = known[:0].new_empty((len(rows), 0))
+        new = rows[:, known.shape[1] :]
+        pairs = torch.stack([new.flatten(), torch.arange(len(rows)).repeat_interleave(new.shape[1])])
+        made = [
+            aligner.fields(library.images[part[0]].float(), images[part[1]].float())  # gathers a batch, not the case
+            for part in pairs.split(aligner.batch, dim=1)
+        ]
+        fields.append(torch.cat(made).unflatten(0, tuple(new.shape)))
+        result = torch.cat(fields, 1)
+        if path is not None:
+            save_tensors(path, {"rows": rows, "fields": result})
+        return result
+
+
+def _safe(name: str) -> str:
+    """A file name made of a case id: two ids never share one, and none leaves the folder."""
+    from hashlib import sha256
+
+    plain = "".join(c if c.isalnum() or c in "-_" else "_" for c in name)[:40]
+    return f"{plain}-{sha256(name.encode()).hexdigest()[:8]}"
+
+
+class LoaTable:
+    """o_jk between the atlases of one library (reading R1): Dice of atlas k's label warped onto atlas j with j's own label.
+
+    Depends on the library and the STM only, never on a target, so each pair is computed when first asked for and kept.
+
+    Args:
+        library, aligner: what to align, and with what.
+        path: file the pairs are kept in; None keeps them in memory.
+    """
+
+    def __init__(self, library: AtlasLibrary, aligner: Aligner, path: Path | None = None) -> None:
+        self.library, self.aligner, self.path = library, aligner, path
+        self._known: dict[tuple[int, int], float] = {}
+        self._saved = 0
+        stored = load_if_whole(path) if path else None
+        if stored is not None:
+            pairs, values = stored[0]["pairs"].tolist(), stored[0]["values"].tolist()
+            self._known = {(j, k): v for (j, k), v in zip(pairs, values, strict=True)}
+            self._saved = len(self._known)
+
+    def __len__(self) -> int:
+        return len(self._known)
+
+    def require(self, groups: Sequence[torch.Tensor]) -> None:
+        """Compute every missing ordered pair within each group of atlas rows, in full batches."""
+        wanted = {(int(j), int(k)) for group in groups for j in group for k in group if int(j) != int(k)}
+        missing = torch.tensor(sorted(wanted - self._known.keys()), dtype=torch.int64).reshape(-1, 2)
+        for part in missing.split(self.aligner.batch) if len(missing) else ():
+            self._known.update(zip(map(tuple, part.tolist()), self._overlaps(part).tolist(), strict=True))
+
+    @torch.inference_mode()
+    def _overlaps(self, pairs: torch.Tensor) -> torch.Tensor:
+        onto, atlas = pairs[:, 0], pairs[:, 1]
+        library = self.library
+        fields = self.aligner.fields(library.images[atlas].float(), library.images[onto].float())
+        (_, _, moved), *_ = self.aligner.warped(library, atlas, fields)
+        return overlap(moved, one_hot(library.labels[onto].to(moved.device), library.classes)).cpu()
+
+    def matrix(self, rows: torch.Tensor) -> torch.Tensor:
+        """(n, n) matrix o[j, k] of the atlases ``rows``; ones on the diagonal."""
+        self.require([rows])
+        ids = rows.tolist()
+        return torch.tensor([[1.0 if j == k else self._known[j, k] for k in ids] for j in ids])
+
+    def save(self) -> None:
+        """Keep the pairs computed so far."""
+        if self.path is None or len(self._known) == self._saved:
+            return
+        pairs = sorted(self._known)
+        values = torch.tensor([self._known[p] for p in pairs], dtype=torch.float64)
+        save_tensors(self.path, {"pairs": torch.tensor(pairs, dtype=torch.int64), "values": values})
+        self._saved = len(self._known)

@@ -1,0 +1,109 @@
+"""Augmentation of training pairs, batched in torch: what a second scan of the same kind of patient could look like.
+
+Each image of a pair gets its own affine motion and intensity change; a left-right flip is drawn once per pair, so that a pair
+never asks for a mirror image (and a structure with a side keeps meeting structures of one side).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch.nn import functional as F
+
+
+@dataclass(frozen=True)
+class Augmentation:
+    """Strengths of the random changes; half-widths of uniform ranges around "no change".
+
+    Args:
+        rotation_deg: rotation about each axis (2D: in plane); in 3D the axes through the slices get a third of it.
+        scale: relative size change per axis.
+        shear: shear per pair of axes.
+        shift: translation as a fraction of the field of view.
+        flip: probability of a left-right flip of the whole pair (array axis x of the RAS-ordered grid).
+        gamma, contrast, bias, noise: intensity changes, in units of the image's standard deviation (bias: a smooth
+            multiplicative coil field; gamma: exponent range of a monotonic contrast curve).
+    """
+
+    rotation_deg: float = 12.0
+    scale: float = 0.15
+    shear: float = 0.08
+    shift: float = 0.06
+    flip: float = 0.5
+    gamma: float = 0.3
+    contrast: float = 0.2
+    bias: float = 0.3
+    noise: float = 0.1
+
+    def flips(self, count: int, random: torch.Generator) -> torch.Tensor:
+        """(count,) bool: which pairs are mirrored."""
+        return torch.rand(count, generator=random) < self.flip
+
+    def __call__(
+        self,
+        image: torch.Tensor,
+        label: torch.Tensor,
+        flip: torch.Tensor,
+        spacing_mm: Sequence[float],
+        random: torch.Generator,
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Change image (B, 1, *S) and structures (B, C-1, *S) alike in space; the image alone in intensity.
+
+        ``random`` lives on the CPU whatever the device of the batch, so that a seed means the same everywhere.
+        """
+        grid = F.affine_grid(self._transforms(image, flip, spacing_mm, random), list(image.shape), align_corners=False)
+        both = F.grid_sample(torch.cat([image, label], 1).float(), grid, padding_mode="zeros", align_corners=False)
+        return self._intensity(both[:, :1], random), both[:, 1:]
+
+    def _transforms(
+        self, image: torch.Tensor, flip: torch.Tensor, spacing_mm: Sequence[float], random: torch.Generator
+    ) -> torch.Tensor:
+        """(B, D, D+1) sampling transforms in torch's normalised (reversed-axis) coordinates."""
+        batch, dims = image.shape[0], image.ndim - 2
+
+        def uniform(*shape: int) -> torch.Tensor:
+            return 2 * torch.rand(batch, *shape, generator=random) - 1
+
+        matrix = torch.eye(dims).expand(batch, dims, dims)
+        planes = [(0, 1)] if dims == 2 else [(0, 1), (0, 2), (1, 2)]
+        for number, (i, j) in enumerate(planes):
+            angle = uniform() * math.radians(self.rotation_deg) / (1 if number == 0 else 3)
+            turn = torch.eye(dims).repeat(batch, 1, 1)
+            turn[:, i, i] = turn[:, j, j] = angle.cos()
+            turn[:, i, j], turn[:, j, i] = -angle.sin(), angle.sin()
+            matrix = matrix @ turn
+        stretch = torch.diag_embed(1 + self.scale * uniform(dims))
+        shear = torch.eye(dims) + self.shear * torch.triu(uniform(dims, dims), 1)
+        matrix = matrix @ shear @ stretch
+        matrix[:, :, 0] *= torch.where(flip, -1.0, 1.0)[:, None]
+        # millimetres -> normalised coordinates, so that a rotation stays one on an anisotropic grid
+        extent = torch.tensor([s * mm for s, mm in zip(image.shape[2:], spacing_mm, strict=True)])
+        matrix = matrix * extent[None, None, :] / extent[None, :, None]
+        shift = 2 * self.shift * uniform(dims, 1)
+        return torch.cat([matrix.flip(1, 2), shift.flip(1)], 2).to(image.device)
+
+    def _intensity(self, image: torch.Tensor, random: torch.Generator) -> torch.Tensor:
+        batch, dims = image.shape[0], image.ndim - 2
+        column = (batch, *[1] * (dims + 1))
+
+        def uniform(*shape: int) -> torch.Tensor:
+            return (2 * torch.rand(*shape, generator=random) - 1).to(image.device)
+
+        if self.bias:
+            coarse = uniform(batch, 1, *[4] * dims)
+            field = F.interpolate(coarse, size=image.shape[2:], mode="trilinear" if dims == 3 else "bilinear", align_corners=True)
+            low = image.amin(dim=tuple(range(1, dims + 2)), keepdim=True)
+            image = (image - low) * (self.bias * field).exp() + low
+        if self.gamma:
+            # a monotonic curve through 0 that bends bright and dark apart: sign(x) |x|^g
+            exponent = (self.gamma * uniform(*column)).exp()
+            image = image.sign() * (image.abs() + 1e-6).pow(exponent)
+        if self.contrast:
+            image = image * (1 + self.contrast * uniform(*column)) + self.contrast * uniform(*column)
+        if self.noise:
+            strength = (self.noise * torch.rand(*column, generator=random)).to(image.device)
+            image = image + strength * torch.randn(image.shape, generator=random).to(image.device)
+        return image

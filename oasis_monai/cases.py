@@ -1,0 +1,154 @@
+"""Find the cases of a data set by its layout: paths only, nothing is read."""
+
+from __future__ import annotations
+
+import os
+import re
+from collections import defaultdict
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import TypeVar
+
+from oasis_monai.errors import ConfigError, DataError, Fault
+from oasis_monai.headers import METAIMAGE, NIFTI, ending
+from oasis_monai.types import Case
+
+CASE_NAME = re.compile(r"(Case\d+)(_segmentation)?")
+K = TypeVar("K")
+MODALITY = re.compile(r"(.+)_(\d{4})")
+
+
+def find_cases(root: str | Path, layout: str) -> list[Case]:
+    """The cases below ``root``, sorted by id.
+
+    Args:
+        root: folder of the data set.
+        layout:
+            ``promise12``: ``CaseNN.mhd`` with ``CaseNN_segmentation.mhd`` (or .mha), searched in all folders below ``root``.
+            Numbers restart in each set of the challenge: if one turns up twice, every id is prefixed by its folder
+            (``training_data_Case00``).
+            ``msd``: ``imagesTr`` and ``labelsTr`` (Medical Segmentation Decathlon), .nii.gz or .nii, in ``root`` or in its only
+            subfolder that has them; a modality suffix ``_0000`` of an image is accepted, several modalities are not.
+            ``folder``: every scan directly in ``root`` (or the one file ``root``), without labels, for segmentation;
+            ``X_segmentation`` beside ``X`` is left out.
+
+    Hidden files (``._x`` of macOS too) and ``__MACOSX`` are ignored in all layouts.
+
+    Raises:
+        DataError: with every fault at once: absent or empty root, an image without label, a label without image, two files
+            for one id.
+        ConfigError: unknown layout.
+    """
+    if layout not in LAYOUTS:
+        raise ConfigError("layout", "one of " + ", ".join(sorted(LAYOUTS)), layout)
+    root = Path(root).expanduser()
+    faults: list[Fault] = []
+    if not root.is_dir() and not (layout == "folder" and root.is_file()):
+        raise DataError(Fault("", "root", "an existing folder", f"none at {root}", "correct the path, or fetch the data first"))
+    try:
+        cases = LAYOUTS[layout](root, faults)
+    except OSError as error:
+        found = f"{error.strerror} ({error.filename})"
+        raise DataError(Fault("", "root", "a readable folder", found, "correct the permissions")) from error
+    if not cases and not faults:
+        expected = {"promise12": "CaseNN.mhd files", "msd": "imagesTr/*.nii.gz", "folder": "scans"}[layout]
+        faults.append(Fault("", "root", f"{expected} (layout {layout})", f"none in {root}", "correct root or layout"))
+    if faults:
+        raise DataError(faults)
+    return sorted(cases, key=lambda case: case.id)
+
+
+def _promise12(root: Path, faults: list[Fault]) -> list[Case]:
+    images: dict[tuple[Path, str], list[Path]] = defaultdict(list)
+    labels: dict[tuple[Path, str], list[Path]] = defaultdict(list)
+    for path in _walk(root):
+        if ending(path) in METAIMAGE and (match := CASE_NAME.fullmatch(_stem(path))):
+            (labels if match[2] else images)[path.parent, match[1]].append(path)
+    pairs = _paired(images, labels, lambda key: str((key[0] / key[1]).relative_to(root)), faults)
+    names = [name for _, name in pairs]
+    if len(set(names)) == len(names):
+        return [Case(name, image, label) for (_, name), (image, label) in pairs.items()]
+    cases = [
+        Case("_".join((*folder.relative_to(root).parts, name)), image, label) for (folder, name), (image, label) in pairs.items()
+    ]
+    _note_repeated(cases, faults)
+    return cases
+
+
+def _msd(root: Path, faults: list[Fault]) -> list[Case]:
+    homes = [root] if (root / "imagesTr").is_dir() else [f for f in sorted(root.iterdir()) if (f / "imagesTr").is_dir()]
+    if len(homes) != 1:
+        found = ", ".join(f.name for f in homes[:5]) or f"none in {root}"
+        faults.append(Fault("", "root", "one folder imagesTr in it or in one subfolder", found, "correct root or layout"))
+        return []
+    images: dict[str, list[Path]] = defaultdict(list)
+    labels: dict[str, list[Path]] = defaultdict(list)
+    if (homes[0] / "labelsTr").is_dir():
+        for path in _scans(homes[0] / "labelsTr", NIFTI):
+            labels[_stem(path)].append(path)
+    for path in _scans(homes[0] / "imagesTr", NIFTI):
+        name = _stem(path)
+        match = MODALITY.fullmatch(name)
+        # a case may itself be called x_0000: its label then says so
+        images[match[1] if match and name not in labels else name].append(path)
+    return [Case(name, image, label) for name, (image, label) in _paired(images, labels, str, faults).items()]
+
+
+def _folder(root: Path, faults: list[Fault]) -> list[Case]:
+    if root.is_file():
+        return [Case(_stem(root), root)]
+    paths = list(_scans(root, METAIMAGE + NIFTI))
+    stems = {_stem(path) for path in paths}
+    cases = [Case(_stem(p), p) for p in paths if not (_stem(p).endswith("_segmentation") and _stem(p)[:-13] in stems)]
+    _note_repeated(cases, faults)
+    return cases
+
+
+LAYOUTS: dict[str, Callable[[Path, list[Fault]], list[Case]]] = {"promise12": _promise12, "msd": _msd, "folder": _folder}
+
+
+def _paired(
+    images: dict[K, list[Path]], labels: dict[K, list[Path]], say: Callable[[K], str], faults: list[Fault]
+) -> dict[K, tuple[Path, Path]]:
+    """Image and label by key; a fault for every key that has not exactly one of each."""
+    pairs = {}
+    for key in [*images, *(k for k in labels if k not in images)]:
+        for kind, found in (("image", images.get(key, [])), ("label", labels.get(key, []))):
+            if not found:
+                faults.append(Fault(say(key), kind, f"one {kind} file", "none", f"add the {kind} or remove the case"))
+            elif len(found) > 1:
+                names = ", ".join(sorted(p.name for p in found))
+                faults.append(Fault(say(key), kind, f"one {kind} file", names, "keep one (one file type, one modality)"))
+        if len(images.get(key, [])) == 1 and len(labels.get(key, [])) == 1:
+            pairs[key] = (images[key][0], labels[key][0])
+    return pairs
+
+
+def _note_repeated(cases: list[Case], faults: list[Fault]) -> None:
+    by_id: dict[str, list[str]] = defaultdict(list)
+    for case in cases:
+        by_id[case.id].append(case.image.name)
+    for name, files in by_id.items():
+        if len(files) > 1:
+            faults.append(Fault(name, "image", "one image file", ", ".join(sorted(files)), "rename or remove one"))
+
+
+def _stem(path: Path) -> str:
+    return path.name[: -len(ending(path))] if ending(path) else path.stem
+
+
+def _scans(folder: Path, endings: tuple[str, ...]) -> list[Path]:
+    return [p for p in sorted(folder.iterdir()) if ending(p) in endings and not p.name.startswith(".") and not p.is_dir()]
+
+
+def _walk(root: Path) -> Iterator[Path]:
+    """Files below ``root`` in a fixed order; linked folders are entered, each real folder once."""
+    seen: set[str] = set()
+    for folder, folders, files in os.walk(root, followlinks=True):
+        real = os.path.realpath(folder)
+        if real in seen:
+            folders.clear()
+            continue
+        seen.add(real)
+        folders[:] = sorted(f for f in folders if not f.startswith((".", "__MACOSX")))
+        yield from (Path(folder) / f for f in sorted(files) if not f.startswith("."))

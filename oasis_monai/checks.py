@@ -1,0 +1,138 @@
+"""Look at every case of a data set before hours are spent on it: all faults at once, one case in memory at a time."""
+
+from __future__ import annotations
+
+import hashlib
+import math
+from collections import defaultdict
+from collections.abc import Sequence
+
+import numpy as np
+
+from oasis_monai.errors import DataError, Fault
+from oasis_monai.types import Case, Geometry, Volume
+from oasis_monai.volumes import read_volume
+
+SPACING_MM = (0.1, 20.0)  # plausible voxel sizes of a clinical scan
+IN_PLANE_RATIO = 1.5  # between the two finer spacings; a scanner's pixels are square
+FEW_VOXELS = 10
+OUTLIER = 5.0  # robust z of log volume: one volume in 1.7 million if log-normal
+FEWEST_CASES = 8  # below, a median absolute deviation says little
+
+
+def check_cases(cases: Sequence[Case], label_values: Sequence[int]) -> list[Fault]:
+    """Read every case and list everything wrong with the data set; a bad case never hides another.
+
+    Errors (the case cannot be used, or would falsify the result): whatever :func:`~oasis_monai.volumes.read_volume` refuses,
+    a constant image, a label without foreground, the same voxels under two ids when they are labelled (such a scan could be
+    an atlas for itself), an id given twice.
+
+    Warnings (look at it): a class missing or of a few voxels, a class in several pieces (26-connected), the same voxels under
+    two ids without labels, spacing outside 0.1 to 20 mm, pixels far from square, a class volume far from the others'.
+
+    Args:
+        cases: with or without labels.
+        label_values: value in the file of each class, the background first.
+
+    Returns:
+        Faults in the order of ``cases``, those of the whole data set last; empty if all is well.
+
+    Raises:
+        ConfigError: ``label_values`` cannot be (see ``read_volume``).
+    """
+    faults: list[Fault] = []
+    same: dict[str, list[Case]] = defaultdict(list)
+    volumes_mm3: dict[int, dict[str, float]] = defaultdict(dict)
+    for case in cases:
+        try:
+            volume = read_volume(case, label_values)
+        except DataError as error:
+            faults += error.faults
+            continue
+        if float(volume.image.min()) == float(volume.image.max()):
+            found = f"{float(volume.image.min()):g} everywhere"
+            faults.append(Fault(case.id, "image", "different intensities", found, "export the scan again or leave it out"))
+        else:
+            key = hashlib.sha256(volume.image.numpy().data).hexdigest() + str(volume.geometry.shape)
+            same[key].append(case)
+        faults += _spacing_faults(case.id, volume.geometry)
+        if volume.label is not None:
+            faults += _label_faults(volume, label_values, volumes_mm3)
+    faults += _repeated(cases, same)
+    for index, volumes in sorted(volumes_mm3.items()):
+        faults += _outliers(label_values[index], volumes)
+    return faults
+
+
+def _spacing_faults(case: str, geometry: Geometry) -> list[Fault]:
+    faults = []
+    spacing = geometry.spacing_mm
+    text = " x ".join(f"{s:g}" for s in spacing) + " mm"
+    low, high = SPACING_MM
+    if min(spacing) < low or max(spacing) > high:
+        remedy = "check the unit: the header must be in mm"
+        faults.append(Fault(case, "spacing", f"{low:g} to {high:g} mm", text, remedy, "warning"))
+    fine, second, _ = sorted(spacing)
+    if second > IN_PLANE_RATIO * fine:
+        faults.append(Fault(case, "spacing", "square pixels in the slice", text, "check the header's spacing", "warning"))
+    return faults
+
+
+def _label_faults(volume: Volume, label_values: Sequence[int], volumes_mm3: dict[int, dict[str, float]]) -> list[Fault]:
+    """Faults of one label; adds the volume of every class that is there to ``volumes_mm3[class][case]``."""
+    from scipy import ndimage
+
+    assert volume.label is not None
+    label = volume.label[0].numpy()
+    boxes = ndimage.find_objects(label, max_label=len(label_values) - 1)  # class 1 first; None where a class is missing
+    if not any(boxes):
+        found = f"only {label_values[0]}"
+        return [Fault(volume.case, "label", "some foreground", found, "segment the case, or leave it out of the labelled set")]
+    faults = []
+    for index, box in enumerate(boxes, start=1):
+        name = f"label {label_values[index]}"
+        if box is None:
+            faults.append(Fault(volume.case, name, "some voxels", "none", "check that the structure is absent", "warning"))
+            continue
+        pieces, count = ndimage.label(label[box] == index, structure=np.ones((3, 3, 3)))
+        sizes = np.bincount(pieces.ravel())[1:]
+        total = int(sizes.sum())
+        volumes_mm3[index][volume.case] = total * math.prod(volume.geometry.spacing_mm)
+        if total < FEW_VOXELS:
+            faults.append(Fault(volume.case, name, f"at least {FEW_VOXELS} voxels", str(total), "look at the label", "warning"))
+        if count > 1:
+            found = f"{count}, the largest of {int(sizes.max())} and the others of {total - int(sizes.max())} voxels together"
+            faults.append(Fault(volume.case, name, "one connected piece", found, "look for stray voxels", "warning"))
+    return faults
+
+
+def _repeated(cases: Sequence[Case], same: dict[str, list[Case]]) -> list[Fault]:
+    faults = []
+    ids = [case.id for case in cases]
+    for name in sorted({i for i in ids if ids.count(i) > 1}):
+        faults.append(Fault(name, "id", "an id of its own", f"{ids.count(name)} cases of this id", "rename the files"))
+    for group in same.values():
+        if len(group) > 1:
+            severity = "error" if any(case.label for case in group) else "warning"
+            found = "the same voxels in " + ", ".join(case.id for case in group)
+            remedy = "keep one: it could be test case and atlas at once"
+            faults.append(Fault(group[0].id, "image", "a scan of its own", found, remedy, severity))
+    return faults
+
+
+def _outliers(value: int, volumes_mm3: dict[str, float]) -> list[Fault]:
+    """Cases whose volume is out of line: robust z (median and 1.4826 median absolute deviations) of its logarithm."""
+    if len(volumes_mm3) < FEWEST_CASES:
+        return []
+    logs = np.log(list(volumes_mm3.values()))
+    middle = float(np.median(logs))
+    spread = 1.4826 * float(np.median(np.abs(logs - middle)))
+    if spread < 1e-6:  # the same volume nearly everywhere: no scale to measure against
+        return []
+    faults = []
+    for (case, volume), z in zip(volumes_mm3.items(), (logs - middle) / spread, strict=True):
+        if abs(z) > OUTLIER:
+            found = f"{volume / 1000:.3g} ml (median {math.exp(middle) / 1000:.3g} ml, robust z {z:+.1f})"
+            expected = "a volume like the other cases'"
+            faults.append(Fault(case, f"label {value}", expected, found, "look at the label and the spacing", "warning"))
+    return faults

@@ -1,0 +1,59 @@
+"""The two errors a user meets, each one clear line: what was expected, what came, in which case and field, what to do."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+
+@dataclass(frozen=True)
+class Fault:
+    """One thing wrong with the input.
+
+    Args:
+        case: case id or file name the fault is in; ``""`` when it concerns the whole data set or the configuration.
+        field: the header field, file or configuration key.
+        expected: what was expected there.
+        found: what was found.
+        remedy: what the user can do about it.
+        severity: ``"error"`` (the case cannot be used) or ``"warning"``.
+    """
+
+    case: str
+    field: str
+    expected: str
+    found: str
+    remedy: str
+    severity: str = "error"
+
+    def __str__(self) -> str:
+        where = f"{self.case}: " if self.case else ""
+        line = f"{where}{self.field}: expected {self.expected}, found {self.found}; {self.remedy}"
+        return " ".join(line.split())  # header bytes may carry line breaks; a fault is one line
+
+
+class OasisError(Exception):
+    """Base of every error that is the input's or the machine's fault, not the program's. Its text is for the user."""
+
+
+class DataError(OasisError):
+    """One or several faults in the input data; prints one line per fault."""
+
+    def __init__(self, faults: Fault | Sequence[Fault]) -> None:
+        self.faults: tuple[Fault, ...] = (faults,) if isinstance(faults, Fault) else tuple(faults)
+        super().__init__("\n".join(str(f) for f in self.faults))
+
+    def __reduce__(self) -> tuple[Any, ...]:  # worker processes send exceptions back
+        return (type(self), (self.faults,))
+
+
+class ConfigError(OasisError):
+    """A setting that cannot work; names the key, what it must be, what it is and what to do."""
+
+    def __init__(self, key: str, expected: str, found: object, remedy: str = "change it in the configuration") -> None:
+        self.key, self.expected, self.found, self.remedy = key, expected, found, remedy
+        super().__init__(f"{key}: expected {expected}, found {found!r}; {remedy}")
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return (type(self), (self.key, self.expected, self.found, self.remedy))

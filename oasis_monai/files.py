@@ -1,0 +1,103 @@
+"""Files are written whole or not at all, and read back only if their checksum still fits."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import os
+import tempfile
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+
+
+@contextlib.contextmanager
+def atomic_path(path: str | Path) -> Iterator[Path]:
+    """Yield a temporary path beside ``path`` (same ending, so writers that look at it are content) and rename it into
+    place on success; on any error the temporary file goes away and an older ``path`` stays as it was."""
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    suffix = "".join(path.suffixes[-2:]) if path.name.endswith(".gz") else path.suffix
+    handle, name = tempfile.mkstemp(prefix=f".{path.name}.", suffix=suffix, dir=path.parent)
+    os.close(handle)
+    temporary = Path(name)
+    try:
+        yield temporary
+        with open(temporary, "rb") as done:
+            os.fsync(done.fileno())
+        os.chmod(temporary, 0o666 & ~_umask())  # mkstemp makes files only their owner can read
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def _umask() -> int:
+    mask = os.umask(0)
+    os.umask(mask)
+    return mask
+
+
+def write_text(path: str | Path, text: str) -> None:
+    """Write ``text`` as UTF-8, whole or not at all."""
+    with atomic_path(path) as temporary:
+        temporary.write_text(text, encoding="utf-8")
+
+
+def write_json(path: str | Path, value: Any) -> None:
+    """Write JSON with sorted keys, whole or not at all. Tensors, paths and other objects are a TypeError, not text."""
+    write_text(path, json.dumps(value, indent=2, sort_keys=True, allow_nan=False) + "\n")
+
+
+def digest(value: Any, length: int = 16) -> str:
+    """Stable hex digest of a JSON-able value: the key of everything we cache."""
+    text = json.dumps(value, sort_keys=True, separators=(",", ":"), allow_nan=False)
+    return hashlib.sha256(text.encode()).hexdigest()[:length]
+
+
+def file_digest(*paths: str | Path) -> str:
+    """sha256 over the bytes of the files, in order."""
+    total = hashlib.sha256()
+    for path in paths:
+        with open(path, "rb") as stream:
+            total.update(hashlib.file_digest(stream, "sha256").digest())
+    return total.hexdigest()
+
+
+def save_tensors(path: str | Path, tensors: Mapping[str, torch.Tensor], meta: Mapping[str, Any] | None = None) -> None:
+    """Write a flat dict of tensors and a JSON-able ``meta`` with a sha256 over the content, whole or not at all."""
+    from safetensors.torch import save
+
+    plain = {k: v.detach().cpu().contiguous() for k, v in tensors.items()}
+    meta_text = json.dumps(dict(meta or {}), sort_keys=True, allow_nan=False)
+    body = save(plain, metadata={"meta": meta_text})
+    with atomic_path(path) as temporary, open(temporary, "wb") as stream:
+        stream.write(hashlib.sha256(body).digest())
+        stream.write(body)
+
+
+def load_tensors(path: str | Path) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
+    """Read what :func:`save_tensors` wrote.
+
+    Raises:
+        OSError: the file is absent or unreadable.
+        ValueError: it is truncated or a byte of it changed (one flipped byte would otherwise load in silence).
+    """
+    from safetensors.torch import load
+
+    raw = Path(path).read_bytes()
+    body = raw[32:]
+    if len(raw) < 40 or hashlib.sha256(body).digest() != raw[:32]:
+        raise ValueError(f"{path}: expected the content of its sha256, found other bytes; delete it to have it made again")
+    header = json.loads(body[8 : 8 + int.from_bytes(body[:8], "little")])
+    return load(body), json.loads(header.get("__metadata__", {}).get("meta", "{}"))
+
+
+def load_if_whole(path: str | Path) -> tuple[dict[str, torch.Tensor], dict[str, Any]] | None:
+    """A cache read: None when the file is absent or damaged, so that the caller makes it anew."""
+    try:
+        return load_tensors(path)
+    except (OSError, ValueError, KeyError):
+        return None

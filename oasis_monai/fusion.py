@@ -1,0 +1,158 @@
+"""Label fusion: label overlapping accuracy (LOA), the weights made of it, and the vote (paper, section 2.2).
+
+Every rule gives each atlas one weight; the fused probability is the weighted sum of the warped one-hot labels,
+``P = sum_k w_k (y_k o phi_k)`` with ``sum_k w_k = 1``. STAPLE, which has no such weights, stands beside.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+
+from oasis_monai.losses import ncc, soft_dice
+
+TIE = 1e-6  # six weights of 1/6 sum to a hair under one half: a tie must not hang on rounding
+
+
+def overlap(warped: torch.Tensor, reference: torch.Tensor) -> torch.Tensor:
+    """o_jk of one pair, for a batch of pairs: soft Dice (eq. 3, sign +), mean over the foreground classes.
+
+    A class that neither label has does not count; two labels without any foreground agree (1).
+
+    Args:
+        warped, reference: (B, C, *S) one-hot labels, background in channel 0.
+
+    Returns:
+        (B,) in [0, 1].
+    """
+    per_class = soft_dice(warped[:, 1:], reference[:, 1:])
+    there = ((warped[:, 1:].flatten(2).sum(2) + reference[:, 1:].flatten(2).sum(2)) > 0).float()
+    count = there.sum(1)
+    return torch.where(count > 0, (per_class * there).sum(1) / count.clamp_min(1), torch.ones_like(count))
+
+
+def normalise(weights: torch.Tensor) -> torch.Tensor:
+    """Clip at 0 and scale to sum 1; equal weights when nothing is left (all atlases equally useless)."""
+    weights = weights.double().clamp_min(0)
+    total = weights.sum()
+    if not total > 0:
+        return torch.full_like(weights, 1 / len(weights)).float()
+    return (weights / total).float()
+
+
+def loa_weights(overlaps: torch.Tensor) -> torch.Tensor:
+    """Readings R1 and R2: w_k proportional to the mean overlap of atlas k over the *other* atlases j.
+
+    Args:
+        overlaps: (n, n) matrix o[j, k] = Dice(warped label of atlas k, label of atlas j). R1 (``atlas``) fills it with the
+            atlases as targets in turn, R2 (``consensus``) in the target's space:
+            o[j, k] = Dice(y_k o phi_k, y_j o phi_j). The diagonal is not used.
+
+    Returns:
+        (n,) weights of sum 1; n = 1 gives 1.
+    """
+    n = overlaps.shape[0]
+    if n == 1:
+        return torch.ones(1)
+    off = overlaps.clone()
+    off.fill_diagonal_(0)
+    return normalise(off.sum(0) / (n - 1))
+
+
+def conditioned_weights(overlaps: torch.Tensor, distances: torch.Tensor, temperature: float = 0.1) -> torch.Tensor:
+    """Reading R3: w_k proportional to sum_j softmax(-d(t, j) / temperature) o_jk: overlap with near atlases counts more.
+
+    Here the sum includes j = k with o_kk = 1 (an atlas aligned to itself), which is what makes a near atlas itself weigh more.
+
+    Args:
+        overlaps: (n, n) as in :func:`loa_weights`.
+        distances: (n,) feature distances from the target to the atlases.
+        temperature: in the unit of the distances; small listens to the nearest atlas only, large is R1.
+    """
+    trust = torch.softmax(-distances.double() / temperature, 0)
+    full = overlaps.double().clone()
+    full.fill_diagonal_(1)
+    return normalise(trust @ full)
+
+
+def image_weights(atlas_images: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
+    """FwoW (atlas images as they are) and FWAL (warped): w_k proportional to the global NCC with the target, clipped at 0.
+
+    Args:
+        atlas_images: (n, 1, *S).
+        target: (1, *S).
+    """
+    return normalise(ncc(atlas_images, target[None].expand_as(atlas_images)))
+
+
+def equal_weights(n: int) -> torch.Tensor:
+    """Majority voting; on linearly warped labels each atlas casts its partial-volume label, not a rounded one."""
+    return torch.full((n,), 1 / n)
+
+
+def fuse(labels: torch.Tensor, weights: torch.Tensor) -> torch.Tensor:
+    """P = sum_k w_k (y_k o phi_k): (n, C, *S) warped one-hot labels and (n,) weights -> (C, *S) probability."""
+    return torch.einsum("n...,n->...", labels.float(), weights.to(labels.device, torch.float32))
+
+
+def decide(probability: torch.Tensor) -> torch.Tensor:
+    """(C, *S) probability -> (*S) uint8 class index.
+
+    The most probable class; a tie with the background goes to the structure (binary: P >= 1/2), a tie among structures to the
+    lower class, so no tie depends on the number of atlases being even, and no extra label appears.
+    """
+    best, index = probability[1:].max(0)
+    return torch.where(best >= probability[0] - TIE, index + 1, 0).to(torch.uint8)
+
+
+def staple(votes: torch.Tensor, classes: int, iterations: int = 50) -> torch.Tensor:
+    """STAPLE (Warfield 2004), ITK's, on the same warped labels: one binary estimate per structure.
+
+    Args:
+        votes: (n, *S) class indices: each atlas is a rater whose hard label is :func:`decide` of its warped label.
+        classes: C, background included.
+        iterations: ITK's limit on expectation-maximisation rounds.
+
+    Returns:
+        (C, *S) probability: ITK's per structure; background is what the structures leave, and several claims on one voxel
+        are scaled to sum 1.
+    """
+    claims = [_binary_staple(votes == c, iterations) for c in range(1, classes)]
+    foreground = torch.stack(claims)
+    foreground = foreground / foreground.sum(0, keepdim=True).clamp_min(1)
+    return torch.cat([1 - foreground.sum(0, keepdim=True), foreground])
+
+
+def _binary_staple(raters: torch.Tensor, iterations: int) -> torch.Tensor:
+    """(n, *S) bool raters -> (*S) float32 probability. Raters that all agree have nothing to estimate (ITK returns NaN)."""
+    if bool((raters == raters[:1]).all()):
+        return raters[0].float()
+    import itk
+
+    # voxels every rater leaves out carry no information, and an estimate over a field of view of mostly background turns
+    # towards "all background": the box round any vote is what the raters disagree about
+    box = _box(raters.any(0))
+    dims = raters.ndim - 1
+    kind = itk.Image[itk.F, dims]  # the only pixel types ITK's wheels wrap this filter for are float and double
+    staple_filter = itk.STAPLEImageFilter[kind, kind].New()
+    staple_filter.SetForegroundValue(1)
+    staple_filter.SetMaximumIterations(iterations)
+    images = [itk.image_from_array(rater[box].float().contiguous().cpu().numpy()) for rater in raters]
+    for number, image in enumerate(images):
+        staple_filter.SetInput(number, image)
+    staple_filter.Update()
+    result = torch.zeros(raters.shape[1:], dtype=torch.float32)
+    result[box] = torch.from_numpy(itk.array_from_image(staple_filter.GetOutput())).float()
+    return torch.nan_to_num(result).to(raters.device)
+
+
+def _box(mask: torch.Tensor, margin: int = 2) -> tuple[slice, ...]:
+    """Slices of the bounding box of a mask that is not empty, ``margin`` voxels wider."""
+    spans: Sequence[torch.Tensor] = [
+        torch.nonzero(mask.sum([a for a in range(mask.ndim) if a != axis])) for axis in range(mask.ndim)
+    ]
+    return tuple(
+        slice(max(0, int(span.min()) - margin), min(size, int(span.max()) + 1 + margin))
+        for span, size in zip(spans, mask.shape, strict=True)
+    )

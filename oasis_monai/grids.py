@@ -1,0 +1,276 @@
+"""Voxel grids: where they lie, and how values move from one to another.
+
+Pure functions under :mod:`oasis_monai.preprocess` and :mod:`oasis_monai.transforms`. The affines are ours, the
+interpolation is MONAI's (``SpatialResample``: voxel centres at whole numbers, so no half-voxel shift between grids).
+
+Working axes are the scan's own axes, permuted and flipped to the closest of right, anterior, superior. They are **not** the
+world's axes: a slice of an oblique scan stays a slice.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Sequence
+
+import numpy as np
+import torch
+
+from oasis_monai.types import Geometry
+
+TIE = 1e-6  # foreground wins when it is this close to background: float sums of weights never land on 1/2 exactly
+SAME_SPACING = 1e-3  # spacings this close (relative) count as equal: headers carry rounded numbers
+SLAB_VALUES = 2**24  # values of one native slab that `restore` may hold: 64 MiB of float32
+
+
+def closest_ras(native: Geometry) -> Geometry:
+    """The same voxels with the axes permuted and flipped to the closest of right, anterior, superior."""
+    from nibabel.orientations import inv_ornt_aff, io_orientation
+
+    orientation = io_orientation(native.affine)
+    axes = np.argsort(orientation[:, 0])  # native axis that becomes x, y, z
+    x, y, z = (native.shape[a] for a in axes)
+    return Geometry((x, y, z), np.asarray(native.affine, float) @ inv_ornt_aff(orientation, native.shape))
+
+
+def centred(native: Geometry, spacing_mm: Sequence[float | None], size: Sequence[int | None]) -> Geometry:
+    """The grid of ``size`` voxels of ``spacing_mm`` on the closest-RAS axes of ``native``, both sharing one centre.
+
+    Args:
+        native: grid of the scan.
+        spacing_mm: voxel size along x, y, z in mm; None keeps the scan's own along that axis.
+        size: voxels along x, y, z; None keeps the scan's own number.
+    """
+    own = closest_ras(native)
+    shape = np.array([n if n is not None else s for n, s in zip(size, own.shape, strict=True)])
+    step = np.array([mm if mm is not None else s for mm, s in zip(spacing_mm, own.spacing_mm, strict=True)])
+    linear = own.affine[:3, :3] / own.spacing_mm * step
+    middle = (np.array(own.shape) - 1) / 2
+    # Same spacing, odd against even number of voxels: the exact centre would put every voxel midway between two of the scan's,
+    # blur the image and turn the label's ends into ties. Half a voxel aside it is a plain crop or pad (MONAI's
+    # ResizeWithPadOrCrop).
+    same = np.abs(step / own.spacing_mm - 1) < SAME_SPACING
+    middle += np.where(same & ((shape - own.shape) % 2 == 1), np.sign(shape - own.shape) * 0.5, 0)
+    centre = own.affine[:3, :3] @ middle + own.affine[:3, 3]
+    affine = np.eye(4)
+    affine[:3, :3], affine[:3, 3] = linear, centre - linear @ ((shape - 1) / 2)
+    return Geometry((int(shape[0]), int(shape[1]), int(shape[2])), affine)
+
+
+def resized(native: Geometry, size: Sequence[int | None]) -> Geometry:
+    """The grid of ``size`` voxels over exactly the field of view of ``native`` (its outer edges, not its outer voxel
+    centres: half-pixel convention), on its closest-RAS axes; None keeps the number of voxels along that axis."""
+    own = closest_ras(native)
+    spacing = [s if n is None else s * m / n for s, m, n in zip(own.spacing_mm, own.shape, size, strict=True)]
+    return centred(native, spacing, size)
+
+
+def resample(values: torch.Tensor, source: Geometry, target: Geometry, anti_alias: bool = True) -> torch.Tensor:
+    """Linear resampling; beyond the outermost voxel centres the nearest value continues (see :func:`inside`).
+
+    Args:
+        values: (C, \\*source.shape), any real dtype.
+        source: grid of ``values``.
+        target: grid wanted, anywhere in the same space.
+        anti_alias: smooth along the axes that get coarser by a factor f > 1 with a Gaussian of (f - 1) / 2 source voxels
+            (the width scikit-image and MONAI's ``Resize`` take), normalised so that edges keep their brightness.
+
+    Returns:
+        (C, \\*target.shape) float32, on the device of ``values``.
+    """
+    values = plain(values).float()
+    _check_shape("values", values, source)
+    if anti_alias:
+        values = _smoothed(values, _sigma(source, target))
+    return _sampled(values, source, target, "bilinear", "border")
+
+
+def inside(source: Geometry, target: Geometry, device: torch.device | str = "cpu") -> torch.Tensor:
+    """(\\*target.shape) bool: voxels of ``target`` whose centre lies in the field of view of ``source`` (edges of its outer
+    voxels included)."""
+    return _sampled(torch.ones(1, *source.shape, device=device), source, target, "nearest", "zeros")[0] > 0.5
+
+
+def resample_label(label: torch.Tensor, source: Geometry, target: Geometry) -> torch.Tensor:
+    """Class indices on another grid: each class's map is resampled linearly, then the classes are compared.
+
+    No class is held that is not in the label, one class is worked on at a time (only its bounding box), and voxels outside
+    the source's field of view are background.
+
+    Args:
+        label: (1, \\*source.shape) class indices 0..255, 0 = background.
+
+    Returns:
+        (1, \\*target.shape) uint8.
+    """
+    label = plain(label)
+    _check_shape("label", label, source)
+
+    def maps() -> Iterator[tuple[int, torch.Tensor]]:
+        for index in torch.unique(label).tolist():
+            if index:
+                corner, box = _bounding_box(label[0] == index)
+                yield int(index), resample(box[None], _shifted(source, corner, box.shape), target, anti_alias=False)[0]
+
+    start = torch.zeros(target.shape, device=label.device)
+    return (decide(maps(), start) * inside(source, target, label.device))[None]
+
+
+def decide(foreground: Iterable[tuple[int, torch.Tensor]], background_only: torch.Tensor) -> torch.Tensor:
+    """The tie rule: with f the strongest foreground class (the lowest index among equals), a voxel is f where
+    P_f >= P_background - 1e-6 and P_f > 0, else background. With two classes: P >= 1/2. Never a class in between.
+
+    Args:
+        foreground: pairs (class index, (\\*S) float map) in ascending order; each map is looked at once, so a generator
+            keeps one in memory.
+        background_only: (\\*S) float zeros: shape, dtype and device of the result where there is no foreground class.
+
+    Returns:
+        (\\*S) uint8.
+    """
+    total, best = background_only.clone(), background_only.clone()
+    winner = torch.zeros_like(best, dtype=torch.uint8)
+    for index, probability in foreground:
+        total += probability
+        better = probability > best
+        best = torch.where(better, probability, best)
+        winner[better] = index
+    winner[best < 1 - total - TIE] = 0
+    return winner
+
+
+def restore(
+    probability: torch.Tensor, working: Geometry, native: Geometry, keep_probability: bool = False
+) -> tuple[torch.Tensor, torch.Tensor | None]:
+    """A probability map back on the grid of the scan: foreground maps resampled linearly, background = 1 - their sum
+    (1 outside the working field of view), then :func:`decide`. Thresholding after resampling keeps the volume; resampling
+    the thresholded label with nearest neighbours changes it by several percent.
+
+    Works slab by slab along the last native axis, so that no C maps of the native size are ever held, unless asked for.
+
+    Args:
+        probability: (C, \\*working.shape) float, C >= 2; channel 0 is not read.
+        keep_probability: give the map on the native grid too.
+
+    Returns:
+        label (\\*native.shape) uint8 and probability (C, \\*native.shape) float32, or None.
+
+    Raises:
+        ValueError: fewer than two classes, or another shape than ``working``'s.
+    """
+    _check_shape("probability", probability, working)
+    if len(probability) < 2:
+        raise ValueError(f"probability: expected 2 or more classes, background first, found {len(probability)}")
+    foreground = plain(probability)[1:].float()
+    classes = len(foreground)
+    label = torch.zeros(native.shape, dtype=torch.uint8, device=foreground.device)
+    kept = torch.zeros(classes + 1, *native.shape, device=foreground.device) if keep_probability else None
+    if kept is not None:
+        kept[0] = 1
+    thick = max(1, SLAB_VALUES // max(1, (classes + 3) * native.shape[0] * native.shape[1]))
+    for first in range(0, native.shape[2], thick):
+        last = min(first + thick, native.shape[2])
+        slab = _shifted(native, (0, 0, first), (native.shape[0], native.shape[1], last - first))
+        seen = inside(working, slab, foreground.device)
+        if not seen.any():
+            continue
+        corner, seen = _bounding_box(seen)  # of many scans the field of view is a quarter
+        maps = resample(foreground, working, _shifted(slab, corner, seen.shape), anti_alias=False) * seen
+        x, y, z = (slice(c + add, c + add + n) for c, add, n in zip(corner, (0, 0, first), seen.shape, strict=True))
+        label[x, y, z] = decide(enumerate(maps, 1), torch.zeros_like(maps[0]))
+        if kept is not None:
+            kept[1:, x, y, z] = maps
+            kept[0, x, y, z] = (1 - maps.sum(0)).clamp(min=0)
+    return label, kept
+
+
+def z_score(image: torch.Tensor, where: torch.Tensor, lower: float = 0.0, upper: float = 100.0) -> torch.Tensor:
+    """Mean 0, standard deviation 1 over the voxels ``where``, after clipping to percentiles of the same voxels; 0 elsewhere.
+
+    An image without contrast (deviation below float32's resolution of its values) becomes 0, not noise and not NaN.
+
+    Args:
+        image: (C, \\*S) float; all channels share one mean and deviation.
+        where: (C, \\*S) or (\\*S) bool.
+        lower: percentile (0..100) to clip to from below.
+        upper: percentile (0..100) to clip to from above.
+
+    Returns:
+        (C, \\*S) float32.
+
+    Raises:
+        ValueError: a voxel of ``where`` is NaN or infinite.
+    """
+    where = where.expand_as(image)
+    out = torch.zeros(image.shape, device=image.device)
+    values = image[where].double()
+    if not len(values):
+        return out
+    if lower > 0 or upper < 100:
+        from monai.transforms.utils_pytorch_numpy_unification import percentile
+
+        values = values.clamp(float(percentile(values, lower)), float(percentile(values, upper)))
+    deviation = values.std(correction=0)
+    if not torch.isfinite(deviation):
+        raise ValueError("image: expected finite values, found NaN or infinite ones; repair the scan or mark them as padding")
+    if deviation > 1e-6 * values.abs().max():
+        out[where] = ((values - values.mean()) / deviation).float()
+    return out
+
+
+def plain(values: torch.Tensor) -> torch.Tensor:
+    """The bare tensor: whatever MONAI metadata ``values`` carries stays behind."""
+    strip: Callable[[], torch.Tensor] | None = getattr(values, "as_tensor", None)
+    return values if strip is None else strip()
+
+
+def _check_shape(name: str, values: torch.Tensor, grid: Geometry) -> None:
+    if tuple(values.shape[1:]) != tuple(grid.shape):
+        raise ValueError(f"{name}: expected shape (C, {', '.join(map(str, grid.shape))}), found {tuple(values.shape)}")
+
+
+def _sampled(values: torch.Tensor, source: Geometry, target: Geometry, mode: str, padding: str) -> torch.Tensor:
+    from monai.data.meta_tensor import MetaTensor
+    from monai.transforms.spatial.array import SpatialResample
+
+    # In source voxels, not mm: MONAI leaves an image as it is where two affines agree to 1e-3 in whatever unit they come.
+    step = torch.as_tensor(np.linalg.solve(source.affine, target.affine), dtype=torch.float64)
+    resampler = SpatialResample(mode=mode, padding_mode=padding, align_corners=False, dtype=np.float32)
+    moved = resampler(MetaTensor(values, affine=torch.eye(4)), dst_affine=step, spatial_size=target.shape)
+    return plain(moved)
+
+
+def _sigma(source: Geometry, target: Geometry) -> list[float]:
+    """Gaussian width in source voxels along each source axis."""
+    step = np.linalg.solve(source.affine, target.affine)[:3, :3]
+    factors = np.linalg.norm(step, axis=1)
+    return [max(0.0, float(f) - 1) / 2 for f in factors]
+
+
+def _smoothed(values: torch.Tensor, sigma: Sequence[float]) -> torch.Tensor:
+    # MONAI's filter pads with zeros and its kernel does not quite sum to 1, which darkens the edges (MONAI's own
+    # Resize(anti_aliasing=True) has that): dividing by what it makes of ones mends both.
+    from monai.transforms.intensity.array import GaussianSmooth
+
+    if max(sigma) < 0.05:  # the kernel is the identity
+        return values
+    smoothed = plain(GaussianSmooth(list(sigma))(values))
+    for axis, width in enumerate(sigma):
+        line = plain(GaussianSmooth(width)(torch.ones(1, values.shape[axis + 1], device=values.device)))
+        smoothed /= line.reshape([-1 if a == axis else 1 for a in range(values.ndim - 1)])
+    return smoothed
+
+
+def _shifted(grid: Geometry, corner: Sequence[int], shape: Sequence[int]) -> Geometry:
+    """The part of ``grid`` that starts at voxel ``corner``."""
+    affine = np.array(grid.affine, float)
+    affine[:3, 3] += affine[:3, :3] @ np.asarray(corner, float)
+    x, y, z = (int(s) for s in shape)
+    return Geometry((x, y, z), affine)
+
+
+def _bounding_box(mask: torch.Tensor) -> tuple[tuple[int, ...], torch.Tensor]:
+    """Corner and content of the box round a non-empty mask, one voxel wider where the grid goes on: the border is 0 there."""
+    bounds = []
+    for axis in range(mask.ndim):
+        hit = mask.any(dim=tuple(a for a in range(mask.ndim) if a != axis)).nonzero()
+        bounds.append(slice(max(0, int(hit[0]) - 1), min(mask.shape[axis], int(hit[-1]) + 2)))
+    return tuple(b.start for b in bounds), mask[tuple(bounds)]

@@ -1,0 +1,155 @@
+"""The rules a voxel grid must obey, whatever the file format, and how far two grids lie apart.
+
+Every limit is stated here once. A header is checked before any library opens the file, because ITK takes several of these
+faults in silence (missing spacing becomes 1 mm) and some abort the process.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from oasis_monai.errors import DataError, Fault
+from oasis_monai.types import Geometry
+
+MAX_VOXELS = 2**29
+"""Largest grid accepted, 512 x 512 x 2048: 2 GiB as float32. A header that claims more is damaged or hostile."""
+TOLERANCE = 1e-4
+"""Largest deviation of a direction matrix from orthonormal, and of two grids (mm, direction cosine) that count as the same."""
+
+
+@dataclass(frozen=True, eq=False)
+class Header:
+    """What a file's header says, checked.
+
+    Args:
+        shape: voxels along x, y, z (the file's fastest axis first).
+        affine: (4, 4) float64, voxel index -> RAS+ millimetres.
+        dtype: numpy name of the stored element type, e.g. ``"int16"``.
+        channels: values per voxel; always 1, more is a fault.
+        files: the header's own file first, then the data file if it is another one.
+    """
+
+    shape: tuple[int, int, int]
+    affine: np.ndarray
+    dtype: str
+    channels: int
+    files: tuple[Path, ...]
+
+    @property
+    def geometry(self) -> Geometry:
+        """The grid alone."""
+        return Geometry(self.shape, self.affine)
+
+
+class Faults:
+    """The faults of one file, collected so that they can be raised at once."""
+
+    def __init__(self, path: Path) -> None:
+        self.name = path.name
+        self.all: list[Fault] = []
+
+    def add(self, field: str, expected: str, found: object, remedy: str) -> None:
+        """Note one fault; ``found`` is shown as ASCII and cut short, since it may be any bytes."""
+        self.all.append(Fault(shown(self.name, 120), field, expected, shown(found), remedy))
+
+    def raise_if_any(self) -> None:
+        """Raise what was noted.
+
+        Raises:
+            DataError: something was.
+        """
+        if self.all:
+            raise DataError(self.all)
+
+
+def shown(value: object, limit: int = 80) -> str:
+    """``value`` as printable ASCII of bounded length, for a message."""
+    text = str(value).encode("ascii", "backslashreplace").decode()
+    text = "".join(c if " " <= c <= "~" else repr(c)[1:-1] for c in text)
+    return text if len(text) <= limit else f"{text[:limit]}... ({len(text)} characters)"
+
+
+def check_shape(faults: Faults, field: str, shape: Sequence[int]) -> bool:
+    """Note a fault unless all sizes are positive and their product is at most :data:`MAX_VOXELS`."""
+    found = " x ".join(str(n) for n in shape)
+    if min(shape) < 1:
+        faults.add(field, "three sizes of at least 1", found, "export the scan again: this header is damaged")
+        return False
+    if math.prod(shape) > MAX_VOXELS:
+        faults.add(field, f"at most {MAX_VOXELS} voxels", found, "crop or resample the scan, or export it again")
+        return False
+    return True
+
+
+def check_spacing(faults: Faults, field: str, spacing_mm: Sequence[float]) -> bool:
+    """Note a fault unless all spacings are finite and positive."""
+    if all(math.isfinite(s) and s > 0 for s in spacing_mm):
+        return True
+    found = " ".join(f"{s:g}" for s in spacing_mm)
+    faults.add(
+        field,
+        "three finite spacings above 0 mm",
+        found,
+        "write the true voxel size into the header (a flip belongs in the direction)",
+    )
+    return False
+
+
+def check_direction(faults: Faults, field: str, direction: np.ndarray) -> bool:
+    """Note a fault unless the columns of the (3, 3) matrix are orthonormal to within :data:`TOLERANCE` (a flip is fine)."""
+    if not np.isfinite(direction).all():
+        faults.add(field, "nine finite numbers", " ".join(f"{v:g}" for v in direction.ravel()), "export the scan again")
+        return False
+    with np.errstate(over="ignore", invalid="ignore"):
+        error = float(np.abs(direction.T @ direction - np.eye(3)).max())
+    if not error <= TOLERANCE:
+        remedy = "resample the scan to a grid without shear, or correct the direction"
+        faults.add(
+            field, f"orthonormal axes (deviation up to {TOLERANCE:g})", f"a deviation of {error:.3g} (shear or scale)", remedy
+        )
+        return False
+    return True
+
+
+def affine_from(direction: np.ndarray, spacing_mm: Sequence[float], origin_mm: Sequence[float]) -> np.ndarray:
+    """(4, 4) affine from axis directions (columns), spacing and the centre of voxel 0, all in one frame."""
+    affine = np.eye(4)
+    affine[:3, :3] = np.asarray(direction, float) * np.asarray(spacing_mm, float)
+    affine[:3, 3] = origin_mm
+    return affine
+
+
+def flip_lps_ras(affine: np.ndarray) -> np.ndarray:
+    """Change the world frame of a (4, 4) affine between LPS (ITK, MetaImage) and RAS (NIfTI, MONAI); its own inverse."""
+    return np.asarray(np.diag([-1.0, -1.0, 1.0, 1.0]) @ np.asarray(affine, float))
+
+
+def split_affine(affine: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Direction (3, 3; columns are the axes), spacing (3,) in mm and origin (3,) in mm of a (4, 4) affine."""
+    matrix = np.asarray(affine, float)[:3, :3]
+    spacing = np.linalg.norm(matrix, axis=0)
+    return matrix / spacing, spacing, np.asarray(affine, float)[:3, 3].copy()
+
+
+def geometry_difference(one: Geometry, other: Geometry) -> str | None:
+    """Say by how much two grids differ, or None when they agree.
+
+    Spacing and origin may differ by :data:`TOLERANCE` mm (plus 1e-6 of the value: NIfTI stores float32), direction cosines by
+    :data:`TOLERANCE`.
+    """
+    if tuple(one.shape) != tuple(other.shape):
+        return f"shape {' x '.join(map(str, one.shape))} against {' x '.join(map(str, other.shape))}"
+    parts = zip(
+        ("direction", "spacing", "origin"), ("", " mm", " mm"), split_affine(one.affine), split_affine(other.affine), strict=True
+    )
+    differences = [
+        f"{name} off by {float(np.abs(a - b).max()):.4g}{unit}"
+        for name, unit, a, b in parts
+        if not np.allclose(a, b, rtol=1e-6, atol=TOLERANCE)
+    ]
+    return ", ".join(differences) or None

@@ -1,0 +1,159 @@
+"""The loss of the label-constrained spatial transform model: eq. 1 to 4 of the paper, and the options beside them.
+
+L = alpha * L_sim + beta * L_dice + gamma * L_smooth        (eq. 1; alpha = beta = 1, gamma = 0.01)
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import NamedTuple
+
+import torch
+
+EPSILON = 1e-5
+
+
+def _flat(image: torch.Tensor) -> torch.Tensor:
+    return image.float().flatten(1)
+
+
+def ncc(moved: torch.Tensor, fixed: torch.Tensor) -> torch.Tensor:
+    """Global normalised cross correlation of each image pair, in [-1, 1] (the fraction of eq. 2, without its minus).
+
+    Args:
+        moved, fixed: (B, 1, *S).
+
+    Returns:
+        (B,) correlations; 0 where an image is constant.
+    """
+    a, b = _flat(moved), _flat(fixed)
+    a, b = a - a.mean(1, keepdim=True), b - b.mean(1, keepdim=True)
+    # eps joins each sum of squares rather than the product: a constant image gives 0, and a gradient that stays finite
+    return (a * b).sum(1) / ((a.square().sum(1) + EPSILON) * (b.square().sum(1) + EPSILON)).sqrt()
+
+
+def ncc_loss(moved: torch.Tensor, fixed: torch.Tensor) -> torch.Tensor:
+    """Eq. 2: minus the global NCC, un-squared, one value per image, then the batch mean."""
+    return -ncc(moved, fixed).mean()
+
+
+def local_ncc_loss(moved: torch.Tensor, fixed: torch.Tensor, window: int = 9) -> torch.Tensor:
+    """Option beside eq. 2: MONAI's squared local NCC in a sliding window (VoxelMorph's choice)."""
+    from monai.losses import LocalNormalizedCrossCorrelationLoss
+
+    return LocalNormalizedCrossCorrelationLoss(spatial_dims=moved.ndim - 2, kernel_size=window)(moved.float(), fixed.float())
+
+
+def mse_loss(moved: torch.Tensor, fixed: torch.Tensor) -> torch.Tensor:
+    """Option beside eq. 2: mean squared difference."""
+    return torch.nn.functional.mse_loss(moved.float(), fixed.float())
+
+
+def soft_dice(moved: torch.Tensor, fixed: torch.Tensor) -> torch.Tensor:
+    """Eq. 3 with a plus sign, the overlap measure behind LOA: 2 |a n b| / (|a| + |b|) per class.
+
+    Args:
+        moved, fixed: (B, C, *S) one-hot (possibly soft, after a linear warp) labels of the *foreground* classes.
+
+    Returns:
+        (B, C) in [0, 1]; 1 where both are empty.
+    """
+    a, b = moved.float().flatten(2), fixed.float().flatten(2)
+    return (2 * (a * b).sum(2) + EPSILON) / (a.sum(2) + b.sum(2) + EPSILON)
+
+
+def dice_loss(moved: torch.Tensor, fixed: torch.Tensor) -> torch.Tensor:
+    """Eq. 3: minus the soft Dice of warped atlas label and target label, mean over foreground classes and batch.
+
+    Args:
+        moved, fixed: (B, C-1, *S) labels of the structures alone. Background does not count: it would reward a large empty
+            field of view.
+    """
+    return -soft_dice(moved, fixed).mean()
+
+
+def smoothness(ddf: torch.Tensor, reduction: str = "mean") -> torch.Tensor:
+    """Eq. 4: squared norm of the field's spatial gradient, by forward differences in voxels.
+
+    Args:
+        ddf: (B, D, *S).
+        reduction: ``sum`` as eq. 4 prints it (over voxels, then batch mean), ``mean`` (default) as VoxelMorph and MONAI
+            take it: the mean over voxels, components and axes.
+    """
+    squares = [torch.diff(ddf.float(), dim=axis).square() for axis in range(2, ddf.ndim)]
+    if reduction == "sum":
+        return torch.stack([s.sum() for s in squares]).sum() / ddf.shape[0]
+    return torch.stack([s.mean() for s in squares]).mean()
+
+
+def bending_energy(ddf: torch.Tensor) -> torch.Tensor:
+    """Option beside eq. 4: MONAI's bending energy (second derivatives), which leaves affine motion free."""
+    from monai.losses import BendingEnergyLoss
+
+    return BendingEnergyLoss()(ddf.float())
+
+
+SIMILARITIES: dict[str, Callable[[torch.Tensor, torch.Tensor], torch.Tensor]] = {
+    "ncc": ncc_loss,
+    "local_ncc": local_ncc_loss,
+    "mse": mse_loss,
+}
+SMOOTHNESS: dict[str, Callable[[torch.Tensor], torch.Tensor]] = {
+    "mean": smoothness,
+    "sum": lambda ddf: smoothness(ddf, "sum"),
+    "bending": bending_energy,
+}
+
+
+class Terms(NamedTuple):
+    """Scalar losses of one batch: the weighted total and its three unweighted parts."""
+
+    total: torch.Tensor
+    similarity: torch.Tensor
+    dice: torch.Tensor
+    smooth: torch.Tensor
+
+
+@dataclass(frozen=True)
+class RegistrationLoss:
+    """Eq. 1. ``beta = 0`` is plain VoxelMorph, the paper's ablation.
+
+    Args:
+        alpha, beta, gamma: weights of image similarity, label Dice and smoothness; not negative.
+        similarity: ``ncc`` (eq. 2), ``local_ncc`` or ``mse``.
+        smooth: ``mean`` or ``sum`` (eq. 4), or ``bending``.
+    """
+
+    alpha: float = 1.0
+    beta: float = 1.0
+    gamma: float = 0.01
+    similarity: str = "ncc"
+    smooth: str = "mean"
+    _parts: tuple[Callable, Callable] = field(init=False, repr=False, compare=False)
+
+    def __post_init__(self) -> None:
+        from oasis_monai.errors import ConfigError
+
+        if self.similarity not in SIMILARITIES:
+            raise ConfigError("loss.similarity", f"one of {sorted(SIMILARITIES)}", self.similarity)
+        if self.smooth not in SMOOTHNESS:
+            raise ConfigError("loss.smooth", f"one of {sorted(SMOOTHNESS)}", self.smooth)
+        for key in ("alpha", "beta", "gamma"):
+            if not getattr(self, key) >= 0:
+                raise ConfigError(f"loss.{key}", "a weight of 0 or more", getattr(self, key))
+        object.__setattr__(self, "_parts", (SIMILARITIES[self.similarity], SMOOTHNESS[self.smooth]))
+
+    def __call__(
+        self,
+        moved_image: torch.Tensor,
+        fixed_image: torch.Tensor,
+        moved_label: torch.Tensor,
+        fixed_label: torch.Tensor,
+        ddf: torch.Tensor,
+    ) -> Terms:
+        """Images (B, 1, *S), structures (B, C-1, *S) and field (B, D, *S) of one batch, computed outside autocast."""
+        similarity, smooth = self._parts
+        with torch.autocast(ddf.device.type, enabled=False):
+            sim, dice, roughness = similarity(moved_image, fixed_image), dice_loss(moved_label, fixed_label), smooth(ddf)
+        return Terms(self.alpha * sim + self.beta * dice + self.gamma * roughness, sim, dice, roughness)

@@ -1,0 +1,203 @@
+"""The spatial transform model (STM) of the paper: one forward pass from an (atlas, target) pair to a displacement field.
+
+    pair -> strided stem -> body (MONAI UNet, VoxelMorphUNet or LocalNet) -> flow (zero at start) -> [integrate] -> upsample
+
+An optional affine network (MONAI GlobalNet) goes first, and its transform is composed with the local field. The field is
+predicted on a grid coarser by ``field_stride`` and upsampled: gland-sized motion needs no full-resolution field, and the
+coarse grid makes training on a CPU possible. Every part starts at the identity transform.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import nn
+
+from oasis_monai import warp as warping
+from oasis_monai.errors import ConfigError
+
+BODIES = ("unet", "voxelmorph", "localnet")
+
+
+@dataclass(frozen=True)
+class StmSettings:
+    """What the STM is made of. The fields are the keys of ``conf/registration``.
+
+    Args:
+        body: ``unet`` (MONAI UNet with instance norm), ``voxelmorph`` (VoxelMorphUNet) or ``localnet`` (LocalNet).
+        channels: feature channels per level, finest first; the body halves the grid between levels.
+        field_stride: voxels of the working grid per voxel of the predicted field, per axis; a single number for all.
+        affine: put an affine network before the local one.
+        diffeomorphic: take the predicted field as a stationary velocity field and integrate it.
+        squarings: number of squarings of that integration.
+    """
+
+    body: str = "unet"
+    channels: tuple[int, ...] = (16, 32, 32, 64)
+    field_stride: tuple[int, ...] = (2, 2, 1)
+    affine: bool = False
+    diffeomorphic: bool = False
+    squarings: int = 5
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "channels", tuple(self.channels))
+        object.__setattr__(self, "field_stride", tuple(self.field_stride))
+        if self.body not in BODIES:
+            raise ConfigError("registration.body", f"one of {list(BODIES)}", self.body)
+        if len(self.channels) < 2 or min(self.channels) < 1:
+            raise ConfigError("registration.channels", "two or more positive numbers", self.channels)
+        if any(s < 1 for s in self.field_stride):
+            raise ConfigError("registration.field_stride", "whole numbers of 1 or more", self.field_stride)
+        if self.squarings < 0:
+            raise ConfigError("registration.squarings", "0 or more", self.squarings)
+
+    def stride(self, spatial_dims: int) -> tuple[int, ...]:
+        """``field_stride`` for a grid of ``spatial_dims`` axes (one number stands for all axes)."""
+        stride = self.field_stride * spatial_dims if len(self.field_stride) == 1 else self.field_stride
+        if len(stride) != spatial_dims:
+            raise ConfigError(
+                "registration.field_stride", f"one number, or one per axis of spatial_dims={spatial_dims}", self.field_stride
+            )
+        return stride
+
+    def divisor(self, spatial_dims: int) -> tuple[int, ...]:
+        """What each axis of the working grid must be divisible by."""
+        return tuple(s * 2 ** (len(self.channels) - 1) for s in self.stride(spatial_dims))
+
+
+def _zero(layer: nn.Module) -> None:
+    """Make a flow layer predict the identity transform at the start of training."""
+    for parameter in layer.parameters():
+        nn.init.zeros_(parameter)
+
+
+def _make_body(settings: StmSettings, spatial_dims: int, in_channels: int) -> nn.Module:
+    """(B, in_channels, *s) features of the pair -> (B, D, *s) local field or velocity, zero at start."""
+    channels = settings.channels
+    if settings.body == "localnet":
+        from monai.networks.nets import LocalNet
+
+        levels = len(channels) - 1
+        return LocalNet(
+            spatial_dims=spatial_dims,
+            in_channels=in_channels,
+            num_channel_initial=channels[0],
+            extract_levels=tuple(range(levels + 1)),  # type: ignore[arg-type]
+            out_kernel_initializer="zeros",  # else it starts about two voxels off the identity
+            out_activation=None,
+            out_channels=spatial_dims,
+            mode="trilinear" if spatial_dims == 3 else "bilinear",  # MONAI's default, nearest, gives blocky fields
+            align_corners=False,
+        )
+    if settings.body == "voxelmorph":
+        from monai.networks.nets import VoxelMorphUNet
+
+        voxelmorph = VoxelMorphUNet(
+            spatial_dims=spatial_dims,
+            in_channels=in_channels,
+            unet_out_channels=channels[0],
+            channels=[c for c in channels[1:] for _ in ("down", "up")],
+            final_conv_channels=(channels[0],),
+        )
+        _zero(voxelmorph.net.get_submodule("1.final_conv_out.conv"))
+        return voxelmorph
+    from monai.networks.nets import UNet
+
+    net = UNet(
+        spatial_dims=spatial_dims,
+        in_channels=in_channels,
+        out_channels=channels[0],
+        channels=channels,
+        strides=(2,) * (len(channels) - 1),
+        num_res_units=1,
+        norm="instance",
+    )
+    # the UNet's last layers normalise their output, which would fix the size of every displacement: the flow is a
+    # plain convolution behind them
+    flow = (nn.Conv3d if spatial_dims == 3 else nn.Conv2d)(channels[0], spatial_dims, 3, padding=1)
+    _zero(flow)
+    return nn.Sequential(net, flow)
+
+
+class SpatialTransformModel(nn.Module):
+    """Predicts the field that pulls an atlas onto a target (paper, Fig. 1).
+
+    Args:
+        size: working grid *S*; checked against :meth:`StmSettings.divisor`.
+        settings: see :class:`StmSettings`.
+
+    Shapes: ``forward((B, 1, *S) atlas, (B, 1, *S) target) -> (B, D, *S)`` field in voxels (see :mod:`oasis_monai.warp`).
+    """
+
+    def __init__(self, size: Sequence[int], settings: StmSettings | None = None) -> None:
+        super().__init__()
+        from monai.networks.blocks import Convolution
+
+        self.settings = settings = settings or StmSettings()
+        self.size = tuple(int(s) for s in size)
+        dims = len(self.size)
+        stride, divisor = settings.stride(dims), settings.divisor(dims)
+        for axis, (length, by) in enumerate(zip(self.size, divisor, strict=True)):
+            if length % by:
+                lower, upper = length // by * by, math.ceil(length / by) * by
+                nearest = f"{lower} or {upper}" if lower else f"{upper}"
+                raise ConfigError(
+                    "preprocessing.size", f"axis {axis} divisible by {by} for this network", self.size, f"take {nearest} there"
+                )
+        self.field_size = tuple(length // s for length, s in zip(self.size, stride, strict=True))
+        width = settings.channels[0]
+        # kernel covers the stride with one voxel of overlap on each side
+        kernel = tuple(s + 2 if s % 2 else s + 1 for s in stride)
+        self.stem = Convolution(dims, 2, width, strides=stride, kernel_size=kernel, norm="instance", act="leakyrelu")
+        self.body = _make_body(settings, dims, width)
+        self.affine = _AffineNet(self.size, width, len(settings.channels) - 1) if settings.affine else None
+
+    def field(self, atlas: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
+        """The coarse field (B, D, *field_size), in voxels of the coarse grid: all there is to keep of an alignment."""
+        moved, start = atlas, None
+        if self.affine is not None:
+            start = self.affine(atlas, target)
+            moved = warping.warp(atlas, start)
+        field = self.body(self.stem(torch.cat([moved, target], 1))).float()
+        if self.settings.diffeomorphic:
+            field = warping.integrate(field, self.settings.squarings)
+        return field if start is None else warping.compose(warping.resize_ddf(start, self.field_size), field)
+
+    def forward(self, atlas: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
+        return warping.resize_ddf(self.field(atlas, target), self.size)
+
+
+class _AffineNet(nn.Module):
+    """MONAI's GlobalNet on a pooled pair: (B, 1, *S) twice -> the affine transform as a field (B, D, *S).
+
+    GlobalNet's matrix acts on voxel indices counted from the corner, through a dense layer with thousands of inputs: one Adam
+    step of 1e-3 moves the far corner by tens of voxels and training never recovers (seen). We give its head centred
+    coordinates in units of the field of view and scale its departure from the identity down by the number of inputs.
+    """
+
+    def __init__(self, size: Sequence[int], width: int, depth: int) -> None:
+        super().__init__()
+        from monai.networks.nets import GlobalNet
+
+        self.size = tuple(size)
+        # an affine transform has few parameters: half resolution shows all it needs, where the size allows it
+        self.pool = tuple(2 if s % 2 ** (depth + 1) == 0 else 1 for s in self.size)
+        pooled = [s // p for s, p in zip(self.size, self.pool, strict=True)]
+        self.net = GlobalNet(image_size=pooled, spatial_dims=len(pooled), in_channels=2, num_channel_initial=width, depth=depth)
+        head: Any = self.net.output_block
+        self.extent = tuple(float(s) for s in self.size)
+        axes = [(torch.arange(length) + 0.5) / length - 0.5 for length in pooled]
+        head.grid = torch.stack(torch.meshgrid(*axes, indexing="ij"))
+        self.gain = 10.0 / head.fc.in_features
+
+    def forward(self, atlas: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
+        pool = nn.functional.avg_pool3d if len(self.size) == 3 else nn.functional.avg_pool2d
+        mode = "trilinear" if len(self.size) == 3 else "bilinear"
+        with torch.autocast(atlas.device.type, enabled=False):
+            relative = self.gain * self.net(pool(torch.cat([atlas, target], 1).float(), self.pool))
+            fine = nn.functional.interpolate(relative, size=self.size, mode=mode, align_corners=False)
+        return fine * torch.tensor(self.extent, device=fine.device).view(1, -1, *[1] * len(self.size))

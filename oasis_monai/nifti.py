@@ -1,0 +1,206 @@
+"""NIfTI headers (.nii, .nii.gz; versions 1 and 2), checked before nibabel opens the file."""
+
+from __future__ import annotations
+
+import gzip
+import math
+import os
+import zlib
+from pathlib import Path
+from typing import Any, BinaryIO, cast
+
+import numpy as np
+
+from oasis_monai.header_rules import Faults, Header, check_direction, check_shape, check_spacing, geometry_difference
+from oasis_monai.types import Geometry
+
+MAX_OFFSET = 16 * 1024 * 1024  # header extensions before the voxels; nibabel holds them in memory
+CHUNK = 1 << 20
+DTYPES = {
+    2: "uint8",
+    4: "int16",
+    8: "int32",
+    16: "float32",
+    64: "float64",
+    256: "int8",
+    512: "uint16",
+    768: "uint32",
+    1024: "int64",
+    1280: "uint64",
+}
+AGAIN = "export the scan again"
+
+
+def read_nifti(path: Path, faults: Faults) -> Header | None:
+    """Check one NIfTI header and the length of its data, without holding more than about 1 MiB of it.
+
+    Args:
+        path: an existing regular file.
+        faults: takes every fault found.
+
+    Returns:
+        The header, or None when a fault leaves nothing to return.
+    """
+    try:
+        with _open(path) as stream:
+            header = _parse(stream.read(540), faults)
+            if header is None:
+                return None
+            shape, affine, dtype = _shape(header, faults), _affine(header, faults), _dtype(header, faults)
+            offset = _offset(header, faults)
+            if shape and dtype and offset is not None:
+                _check_length(path, stream, offset + math.prod(shape) * np.dtype(dtype).itemsize, faults)
+    except (OSError, EOFError, zlib.error) as error:  # gzip.BadGzipFile is an OSError
+        kind = "a whole gzip file" if path.name.lower().endswith(".gz") else "a readable file"
+        faults.add("file", kind, f"{type(error).__name__}: {error}", "copy or compress the file again")
+        return None
+    if shape is None or affine is None or dtype is None:
+        return None
+    return Header(shape, affine, dtype, 1, (path,))
+
+
+def _open(path: Path) -> BinaryIO:
+    return cast(BinaryIO, gzip.open(path, "rb") if path.name.lower().endswith(".gz") else open(path, "rb"))
+
+
+def _parse(block: bytes, faults: Faults) -> Any:
+    """The header's fields in nibabel's class for them, with none of its repairs."""
+    import nibabel
+
+    for size, kind in ((348, nibabel.Nifti1Header), (540, nibabel.Nifti2Header)):
+        for endianness, order in (("<", "little"), (">", "big")):
+            if len(block) >= size and int.from_bytes(block[:4], order) == size:  # type: ignore[arg-type]
+                header = kind(block[:size], endianness=endianness, check=False)
+                magic = bytes(header.structarr["magic"].item())[:3]
+                if magic not in (b"n+1", b"n+2"):
+                    faults.add(
+                        "magic", "n+1 or n+2 (header and voxels in one file)", ascii(magic), "convert the .hdr/.img pair to .nii"
+                    )
+                return header
+    faults.add(
+        "sizeof_hdr", "348 or 540", f"{block[:4].hex() or 'an empty file'} in hex", "check that this is a whole NIfTI file"
+    )
+    return None
+
+
+def _shape(header: Any, faults: Faults) -> tuple[int, int, int] | None:
+    dims = [int(d) for d in header["dim"]]
+    used = dims[1 : 1 + dims[0]] if 1 <= dims[0] <= 7 else []
+    if len(used) < 3:
+        faults.add("dim", "3 dimensions", " ".join(map(str, dims)), "only 3D scans are supported")
+        return None
+    if any(d != 1 for d in used[3:]):
+        faults.add("dim", "one volume with one channel", " x ".join(map(str, used)), "extract a single 3D volume")
+    if not check_shape(faults, "dim", used[:3]):
+        return None
+    return used[0], used[1], used[2]
+
+
+def _dtype(header: Any, faults: Faults) -> str | None:
+    code = int(header["datatype"])
+    dtype = DTYPES.get(code)
+    if dtype is None:
+        found = f"code {code}"
+        faults.add("datatype", "a real number type of at most 64 bits", found, "export the scan as int16, uint8 or float32")
+    elif int(header["bitpix"]) != 8 * np.dtype(dtype).itemsize:
+        faults.add("bitpix", f"{8 * np.dtype(dtype).itemsize} for {dtype}", int(header["bitpix"]), AGAIN)
+    slope, inter = float(header["scl_slope"]), float(header["scl_inter"])
+    # NaN or 0 as a slope means "not scaled"
+    if math.isinf(slope) or (math.isfinite(slope) and slope != 0 and not math.isfinite(inter)):
+        faults.add("scl_slope, scl_inter", "finite numbers", f"{slope:g}, {inter:g}", AGAIN)
+    return dtype
+
+
+def _offset(header: Any, faults: Faults) -> int | None:
+    smallest = int(header.single_vox_offset)
+    offset = float(header["vox_offset"])
+    if offset == 0:
+        return smallest  # as nibabel reads it
+    if not (math.isfinite(offset) and offset == int(offset) and smallest <= offset <= MAX_OFFSET):
+        faults.add("vox_offset", f"a whole number from {smallest} to {MAX_OFFSET}", f"{offset:g}", AGAIN)
+        return None
+    return int(offset)
+
+
+def _affine(header: Any, faults: Faults) -> np.ndarray | None:
+    """The sform if it is set, otherwise the qform (as nibabel); a fault when neither is, or when they contradict each other."""
+    unit = int(header["xyzt_units"]) & 7
+    if unit not in (0, 2):
+        faults.add(
+            "xyzt_units",
+            "millimetres",
+            {1: "metres", 3: "microns"}.get(unit, f"code {unit}"),
+            "state the geometry in millimetres",
+        )
+    sform_code, qform_code = int(header["sform_code"]), int(header["qform_code"])
+    pixdim = [float(p) for p in header["pixdim"][1:4]]
+    if not check_spacing(faults, "pixdim", pixdim):
+        return None
+    if not (0 <= sform_code <= 5 and 0 <= qform_code <= 5):  # nibabel would treat another code as unset
+        faults.add("sform_code, qform_code", "0 to 5", f"{sform_code}, {qform_code}", AGAIN)
+        return None
+    if sform_code == 0 and qform_code == 0:
+        remedy = "write the true orientation into the header: left and right are unknown"
+        faults.add("sform_code, qform_code", "one of them above 0", f"{sform_code}, {qform_code}", remedy)
+        return None
+    qform = _qform(header, faults) if qform_code > 0 else None
+    if sform_code == 0:
+        return qform
+    sform = np.eye(4)
+    sform[:3] = [header["srow_x"], header["srow_y"], header["srow_z"]]
+    if not np.isfinite(sform).all():
+        faults.add("srow_x, srow_y, srow_z", "finite numbers", "others", AGAIN)
+        return None
+    spacing = np.linalg.norm(sform[:3, :3], axis=0)
+    if not check_spacing(faults, "srow_x, srow_y, srow_z", [float(s) for s in spacing]):
+        return None
+    if not check_direction(faults, "srow_x, srow_y, srow_z", sform[:3, :3] / spacing):
+        return None
+    if not np.allclose(spacing, pixdim, rtol=1e-4, atol=1e-4):  # MONAI would replace the sform in silence
+        found = " ".join(f"{s:g}" for s in spacing) + " in the sform, " + " ".join(f"{p:g}" for p in pixdim) + " in pixdim"
+        faults.add("pixdim", "the spacing of the sform", found, "correct the wrong one")
+    if qform is not None and qform_code == sform_code:
+        _check_same(header, sform, qform, faults)
+    return sform
+
+
+def _qform(header: Any, faults: Faults) -> np.ndarray | None:
+    quaternion = [float(header[f"quatern_{i}"]) for i in "bcd"]
+    offsets = [float(header[f"qoffset_{i}"]) for i in "xyz"]
+    if not all(map(math.isfinite, quaternion + offsets)) or sum(q * q for q in quaternion) > 1 + 1e-5:
+        found = " ".join(f"{v:g}" for v in quaternion + offsets)
+        faults.add("quatern_b..d, qoffset_x..z", "finite numbers, the quaternion of length at most 1", found, AGAIN)
+        return None
+    if float(header["pixdim"][0]) not in (-1.0, 0.0, 1.0):
+        faults.add("pixdim[0]", "1 or -1", f"{float(header['pixdim'][0]):g}", AGAIN)
+        return None
+    try:
+        return np.asarray(header.get_qform(), float)
+    except Exception as error:  # nibabel's own checks; whatever it dislikes is the header's fault
+        faults.add("qform", "one that nibabel accepts", error, AGAIN)
+        return None
+
+
+def _check_same(header: Any, sform: np.ndarray, qform: np.ndarray, faults: Faults) -> None:
+    """Two transforms that claim the same space must agree; a quaternion in float32 is good to about 1e-3 only."""
+    shape = np.array([max(int(d), 1) for d in header["dim"][1:4]])
+    corners = np.array([[i, j, k, 1] for i in (0, shape[0]) for j in (0, shape[1]) for k in (0, shape[2])], float)
+    apart = float(np.linalg.norm((corners @ (sform - qform).T)[:, :3], axis=1).max())
+    if apart > float(np.linalg.norm(sform[:3, :3], axis=0).min()):
+        size = (int(shape[0]), int(shape[1]), int(shape[2]))
+        detail = geometry_difference(Geometry(size, sform), Geometry(size, qform)) or ""
+        found = f"corners {apart:.3g} mm apart ({detail})"
+        faults.add("sform, qform", "the same place for the same code", found, "delete the wrong one (set its code to 0)")
+
+
+def _check_length(path: Path, stream: BinaryIO, need: int, faults: Faults) -> None:
+    """The file must hold exactly ``need`` bytes; a gzip file is decompressed in pieces, which also verifies its checksum."""
+    if path.name.lower().endswith(".gz"):
+        found = stream.tell()
+        while found <= need and (piece := stream.read(CHUNK)):
+            found += len(piece)
+    else:
+        found = os.stat(path).st_size
+    if found != need:
+        text = f"more ({found} or above)" if found > need else f"{found}"
+        faults.add("voxels", f"a file of {need} bytes (vox_offset + dim x datatype)", text, "copy the file again or correct dim")

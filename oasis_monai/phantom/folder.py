@@ -1,0 +1,140 @@
+"""The phantom as a data set on disk, in the layout of PROMISE12."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from oasis_monai.errors import ConfigError, DataError, Fault
+from oasis_monai.files import atomic_path, file_digest, write_json, write_text
+from oasis_monai.phantom.make import Phantom, check_arguments, make_phantom
+from oasis_monai.phantom.scanner import LPS_TO_RAS
+
+MANIFEST = "phantom.json"
+VERSION = 1  # raise when the same parameters give other voxels: folders of an older version are then made anew
+# the image's header comes last: as long as a case can be found, it is whole
+_ENDINGS = ("_segmentation.raw", ".raw", "_segmentation.mhd", ".mhd")
+
+
+def write_phantom(folder: str | Path, cases: int = 20, seed: int = 0, size: str = "demo", labels: int = 1) -> list[str]:
+    """Write ``cases`` synthetic scans as MHD pairs and return their ids.
+
+    ``CaseNN.mhd/.raw`` (MET_SHORT) and ``CaseNN_segmentation.mhd/.raw`` (MET_UCHAR), and ``phantom.json`` with the
+    parameters and a sha256 per case. Cases that are already there with the same parameters and whole are kept; after an
+    interruption only what is missing is made. Other parameters replace the cases this function wrote before.
+
+    Args:
+        folder: where to; made if absent.
+        cases: 1 to 100 (the layout has two digits).
+        seed, size, labels: see :func:`make_phantom`.
+
+    Raises:
+        ConfigError: an argument out of range.
+        DataError: the folder holds ``CaseNN`` files this function did not write; they are left alone.
+    """
+    folder = Path(folder)
+    if not 1 <= cases <= 100:
+        raise ConfigError("phantom.cases", "1 to 100", cases)
+    check_arguments(0, seed, size, labels)
+    ids = [f"Case{i:02d}" for i in range(cases)]
+    parameters = {"version": VERSION, "seed": seed, "size": size, "labels": labels}
+    before = _read_manifest(folder)
+    own = set(before["cases"]) | set(before["started"])
+    _refuse_foreign(folder, own)
+    same = before["parameters"] == parameters
+    done = {i: d for i, d in before["cases"].items() if same and i in ids and _digest(folder, i) == d}
+    if same and own == set(ids) == set(done):
+        return ids
+    # ownership is written down before the first voxel, so an interrupted folder is ours when we come back
+    _write_manifest(folder, parameters, done, own | set(ids))
+    for stale in sorted(own - set(done)):
+        _remove(folder, stale)
+    for index, case in enumerate(ids):
+        if case not in done:
+            scan = make_phantom(index, seed, size=size, labels=labels)
+            write_pair(folder, case, scan)
+            done[case] = str(_digest(folder, case))
+            _write_manifest(folder, parameters, done, set(ids))
+    _write_manifest(folder, parameters, done, set(ids))
+    return ids
+
+
+def write_pair(folder: str | Path, case: str, scan: Phantom) -> None:
+    """Write one scan and its label as two MHD pairs. Each file appears whole, the image's header last, so a reader that
+    finds ``case.mhd`` finds a complete case."""
+    folder = Path(folder)
+    _remove(folder, case)
+    for ending, array in (("_segmentation.raw", scan.label.astype(np.uint8)), (".raw", scan.image.astype("<i2"))):
+        with atomic_path(folder / f"{case}{ending}") as temporary:
+            temporary.write_bytes(array.tobytes(order="F"))  # the file's fastest axis is x
+    for stem, kind in ((f"{case}_segmentation", "MET_UCHAR"), (case, "MET_SHORT")):
+        write_text(folder / f"{stem}.mhd", meta_header(scan, kind, f"{stem}.raw"))
+
+
+def meta_header(scan: Phantom, element_type: str, data_file: str) -> str:
+    """MetaImage header text. MetaIO writes physical space as left-posterior-head, the matrix one array axis per triple."""
+    spacing = np.array(scan.spacing_mm)
+    direction = LPS_TO_RAS @ scan.affine[:3, :3] / spacing
+    fields = {
+        "ObjectType": "Image",
+        "NDims": "3",
+        "BinaryData": "True",
+        "BinaryDataByteOrderMSB": "False",
+        "CompressedData": "False",
+        "TransformMatrix": _numbers(direction.T.ravel()),
+        "Offset": _numbers(LPS_TO_RAS @ scan.affine[:3, 3]),
+        "CenterOfRotation": "0 0 0",
+        "AnatomicalOrientation": "RAI",
+        "ElementSpacing": _numbers(spacing),
+        "DimSize": " ".join(str(n) for n in scan.image.shape),
+        "ElementType": element_type,
+        "ElementDataFile": data_file,  # must be the last line
+    }
+    return "".join(f"{key} = {value}\n" for key, value in fields.items())
+
+
+def _numbers(values: np.ndarray) -> str:
+    return " ".join(f"{v + 0.0:.12g}" for v in np.round(values, 12))  # + 0.0 turns -0 into 0
+
+
+def _digest(folder: Path, case: str) -> str | None:
+    try:
+        return file_digest(*(folder / f"{case}{ending}" for ending in _ENDINGS))
+    except OSError:
+        return None
+
+
+def _remove(folder: Path, case: str) -> None:
+    for ending in reversed(_ENDINGS):
+        (folder / f"{case}{ending}").unlink(missing_ok=True)
+
+
+def _read_manifest(folder: Path) -> dict[str, Any]:
+    import json
+
+    empty: dict[str, Any] = {"parameters": None, "cases": {}, "started": []}
+    path = folder / MANIFEST
+    if not path.exists():
+        return empty
+    try:
+        return empty | json.loads(path.read_text(encoding="utf-8"))
+    except (ValueError, TypeError, OSError) as error:
+        fault = Fault("", str(path), "the list this command wrote", f"{type(error).__name__}", "delete the folder")
+        raise DataError(fault) from error
+
+
+def _write_manifest(folder: Path, parameters: dict[str, Any], done: dict[str, str], started: set[str]) -> None:
+    write_json(folder / MANIFEST, {"parameters": parameters, "cases": done, "started": sorted(started - set(done))})
+
+
+def _refuse_foreign(folder: Path, own: set[str]) -> None:
+    names = sorted(p.name for p in folder.glob("Case*")) if folder.is_dir() else []
+    foreign = [n for n in names if (m := re.match(r"(Case\d+)(_segmentation)?\.(mhd|raw)$", n)) and m[1] not in own]
+    if foreign:
+        raise DataError(
+            Fault("", str(folder), "an empty folder or one written by the phantom",
+                  f"{len(foreign)} other files such as {foreign[0]}", "choose another folder for the phantom")
+        )  # fmt: skip

@@ -1,0 +1,242 @@
+"""From a scan on its native grid to the working grid a network sees, and back. Two named settings, and a cache.
+
+``paper``: the slices resized in plane to 320 x 320, zero mean and unit variance per volume (arXiv 1912.02417, section 3.1).
+It mixes physical scales where fields of view differ. ``physical`` (default): resampled to a stated spacing in mm, a stated
+field of view cut out (or padded with 0) round the image centre, z-score inside it after clipping to percentiles 0.5 and 99.5.
+
+Working axes are the scan's own, permuted and flipped to the closest of right, anterior, superior: a slice stays a slice.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from oasis_monai import grids, headers, volumes
+from oasis_monai.errors import ConfigError, Fault
+from oasis_monai.files import digest, file_digest, load_if_whole, save_tensors
+from oasis_monai.types import Case, Geometry, Preprocessed, Segmentation, Volume
+
+PREPROCESS_VERSION = 1
+"""Raise it with every change that alters a preprocessed voxel: cached tensors of other versions are then never read."""
+
+PERCENTILES = (0.5, 99.5)
+"""Clipping of the physical setting's robust z-score."""
+
+_SIZES = {("paper", 2): (320, 320), ("physical", 2): (160, 160), ("physical", 3): (80, 80, 32)}
+_SPACINGS_MM = {("physical", 2): (0.625, 0.625), ("physical", 3): (1.25, 1.25, 3.0)}
+
+
+@dataclass(frozen=True)
+class Preprocessing:
+    """A named preprocessing setting; what is left out takes the default of the setting.
+
+    Args:
+        name: ``"physical"`` or ``"paper"``.
+        spatial_dims: 2: in plane only, every slice is kept as it is; 3: a volume of fixed size (not with ``paper``, whose
+            volumes keep their own number of slices).
+        size: voxels along x, y (, z). Default 320 x 320 (paper), 160 x 160 or 80 x 80 x 32 (physical).
+        spacing_mm: voxel size along x, y (, z); only for ``physical``. Default 0.625 x 0.625 or 1.25 x 1.25 x 3 mm.
+
+    Raises:
+        ConfigError: naming ``preprocessing.<key>``.
+    """
+
+    name: str = "physical"
+    spatial_dims: int = 3
+    size: tuple[int, ...] = ()
+    spacing_mm: tuple[float, ...] | None = None
+
+    def __post_init__(self) -> None:
+        if self.name not in ("paper", "physical"):
+            raise ConfigError("preprocessing.name", "'paper' or 'physical'", self.name)
+        if isinstance(self.spatial_dims, bool) or self.spatial_dims not in (2, 3):
+            raise ConfigError("preprocessing.spatial_dims", "2 or 3", self.spatial_dims)
+        kind = (self.name, self.spatial_dims)
+        if kind not in _SIZES:
+            remedy = "set preprocessing.name=physical, or spatial_dims=2"
+            raise ConfigError("preprocessing.name", "'physical' where spatial_dims is 3", self.name, remedy)
+        if self.name == "paper" and self.spacing_mm is not None:
+            raise ConfigError("preprocessing.spacing_mm", "nothing: 'paper' only resizes", self.spacing_mm, "leave it out (null)")
+        size = self._checked("size", self.size or _SIZES[kind], (int,), "whole number")
+        object.__setattr__(self, "size", tuple(int(n) for n in size))
+        if self.name == "physical":
+            spacing = self._checked("spacing_mm", self.spacing_mm or _SPACINGS_MM[kind], (int, float), "number of mm")
+            object.__setattr__(self, "spacing_mm", tuple(float(mm) for mm in spacing))
+
+    def _checked(self, key: str, values: Any, kinds: tuple[type[int] | type[float], ...], noun: str) -> Sequence[Any]:
+        listed = isinstance(values, Sequence) and not isinstance(values, str) and len(values) == self.spatial_dims
+        good = listed and all(isinstance(v, kinds) and not isinstance(v, bool) and 0 < v < float("inf") for v in values)
+        if not good:
+            raise ConfigError(f"preprocessing.{key}", f"{self.spatial_dims} values, each a {noun} above 0", values)
+        return list(values)
+
+    def check_divisor(self, divisor: Sequence[int]) -> None:
+        """Refuse sizes a network cannot take.
+
+        Args:
+            divisor: what the network's input size must be a multiple of, along x, y (, z).
+
+        Raises:
+            ConfigError: naming the nearest sizes that work.
+            ValueError: ``divisor`` has not ``spatial_dims`` entries.
+        """
+        pairs = list(zip(self.size, divisor, strict=True))
+        if any(n % d for n, d in pairs):
+            below = tuple(max(d, n // d * d) for n, d in pairs)
+            above = tuple(-(-n // d) * d for n, d in pairs)
+            nearest = " or ".join(str(s) for s in dict.fromkeys((below, above)))
+            wanted = f"multiples of {tuple(divisor)} (the network halves its input that often)"
+            raise ConfigError("preprocessing.size", wanted, self.size, f"the nearest that work are {nearest}")
+
+    def working_geometry(self, native: Geometry) -> Geometry:
+        """The grid :meth:`apply` puts a scan on.
+
+        ``paper``: exactly the scan's field of view (half-pixel convention). ``physical``: the same centre as the scan; only
+        where a spacing is kept and the number of voxels turns from odd to even or back, half a voxel beside it, so that
+        voxels are cut or padded and not interpolated.
+        """
+        free = (None,) * (3 - self.spatial_dims)
+        if self.spacing_mm is None:
+            return grids.resized(native, (*self.size, *free))
+        return grids.centred(native, (*self.spacing_mm, *free), (*self.size, *free))
+
+    def apply(self, volume: Volume) -> Preprocessed:
+        """Put a scan on the working grid and normalise it.
+
+        The image is interpolated linearly, smoothed before where the grid gets coarser; the label class by class
+        (:func:`oasis_monai.grids.resample_label`). Voxels beyond the scan are 0 and background.
+
+        Raises:
+            ValueError: the image has NaN or infinite voxels.
+        """
+        working = self.working_geometry(volume.geometry)
+        image = grids.resample(volume.image, volume.geometry, working)
+        lower, upper = PERCENTILES if self.name == "physical" else (0.0, 100.0)
+        image = grids.z_score(image, grids.inside(volume.geometry, working, image.device), lower, upper)
+        label = None if volume.label is None else grids.resample_label(volume.label, volume.geometry, working)
+        return Preprocessed(volume.case, image, label, working, volume.geometry)
+
+
+def restore(
+    probability: torch.Tensor, working: Geometry, native: Geometry, keep_probability: bool = False, case: str = ""
+) -> Segmentation:
+    """A probability map (C, \\*working) as a segmentation on the scan's own grid; see :func:`oasis_monai.grids.restore`."""
+    label, kept = grids.restore(probability, working, native, keep_probability)
+    return Segmentation(case, label, kept, native)
+
+
+def label_lost(volume: Volume, preprocessed: Preprocessed) -> float:
+    """Fraction of the native foreground that the working grid does not show: voxels outside its field of view, or all of
+    them where the working label is empty. 0 without a label or without foreground."""
+    if volume.label is None or preprocessed.label is None or not volume.label.any():
+        return 0.0
+    if not preprocessed.label.any():
+        return 1.0
+    foreground = volume.label[0] > 0
+    seen = grids.inside(preprocessed.geometry, volume.geometry, foreground.device)
+    return float((foreground & ~seen).sum() / foreground.sum())
+
+
+class PreprocessCache:
+    """Preprocessed scans, kept on disk as plain tensors keyed by what they were made of: the bytes of the files, the
+    preprocessing, :data:`PREPROCESS_VERSION`, and for a label ``label_values``. Image and label are separate entries, so a
+    target without its label shares the image. A damaged entry is made anew.
+
+    Args:
+        folder: where entries go; None keeps nothing.
+        preprocessing: the setting.
+        label_values: value in the file of each class, background first.
+
+    Attributes:
+        lost: case id -> :func:`label_lost` of every case :meth:`get` gave with a label.
+    """
+
+    def __init__(self, folder: str | Path | None, preprocessing: Preprocessing, label_values: Sequence[int]) -> None:
+        self.folder = None if folder is None else Path(folder)
+        self.preprocessing = preprocessing
+        self.label_values = tuple(int(v) for v in label_values)
+        self.lost: dict[str, float] = {}
+        self._digests: dict[Path, tuple[dict[Path, tuple[int, ...]], str]] = {}
+
+    def get(self, case: Case) -> Preprocessed:
+        """The preprocessed case, with its label where ``case.label`` is given.
+
+        Raises:
+            DataError: the files cannot be used.
+        """
+        if self.folder is None:
+            return self._made(case)[0]
+        setting = {"version": PREPROCESS_VERSION, **dataclasses.asdict(self.preprocessing), "image": self.content(case.image)}
+        image_file = self.folder / f"{digest(setting, 40)}.image"
+        label_file = None
+        if case.label is not None:
+            key = {**setting, "label": self.content(case.label), "label_values": self.label_values}
+            label_file = self.folder / f"{digest(key, 40)}.label"
+        image = load_if_whole(image_file)
+        label = None if label_file is None else load_if_whole(label_file)
+        if image is None or (label_file is not None and label is None):
+            made, lost = self._made(case)
+            save_tensors(image_file, *_packed(made))
+            if label_file is not None and made.label is not None:
+                save_tensors(label_file, {"label": made.label}, {"lost": lost})
+            return made
+        if label is not None:
+            self.lost[case.id] = float(label[1]["lost"])
+        return _unpacked(case.id, image[0], None if label is None else label[0]["label"])
+
+    def faults(self, limit: float = 0.01) -> list[Fault]:
+        """A warning for every case so far whose label is cut by more than the fraction ``limit``."""
+        remedy = "enlarge preprocessing.size or preprocessing.spacing_mm: scores on the scan's own grid count that part as missed"
+        return [
+            Fault(case, "label", "all of it in the working field of view", f"{lost:.1%} of it outside", remedy, "warning")
+            for case, lost in sorted(self.lost.items())
+            if lost > limit
+        ]
+
+    def content(self, path: Path) -> str:
+        """sha256 of a scan's files (header and data); read again only when size or time of one of them changed."""
+        known = self._digests.get(path)
+        if known is None or known[0] != {file: _stamp(file) for file in known[0]}:
+            files = headers.data_files(path)
+            known = ({file: _stamp(file) for file in (path, *files)}, file_digest(*files))
+            self._digests[path] = known
+        return known[1]
+
+    def _made(self, case: Case) -> tuple[Preprocessed, float]:
+        volume = volumes.read_volume(case, self.label_values)
+        made = self.preprocessing.apply(volume)
+        lost = label_lost(volume, made)
+        if made.label is not None:
+            self.lost[case.id] = lost
+        return made, lost
+
+
+def _stamp(path: Path) -> tuple[int, ...]:
+    try:
+        found = os.stat(path)
+    except OSError:
+        return ()
+    return found.st_size, found.st_mtime_ns, found.st_ino
+
+
+def _packed(made: Preprocessed) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
+    tensors = {"image": made.image}
+    for name, grid in (("working", made.geometry), ("native", made.native)):
+        tensors[f"{name}_affine"] = torch.as_tensor(grid.affine, dtype=torch.float64)
+        tensors[f"{name}_shape"] = torch.tensor(grid.shape)
+    return tensors, {}
+
+
+def _unpacked(case: str, tensors: dict[str, torch.Tensor], label: torch.Tensor | None) -> Preprocessed:
+    def grid(name: str) -> Geometry:
+        x, y, z = tensors[f"{name}_shape"].tolist()
+        return Geometry((x, y, z), tensors[f"{name}_affine"].numpy())
+
+    return Preprocessed(case, tensors["image"], label, grid("working"), grid("native"))

@@ -1,0 +1,204 @@
+"""The paper's method: select the nearest atlases, align them in one pass, weigh them by label overlap, fuse (section 2)."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import torch
+
+from oasis_monai import fusion
+from oasis_monai.align import Aligner, FieldCache, LoaTable, one_hot
+from oasis_monai.errors import ConfigError
+from oasis_monai.library import AtlasLibrary, nearest
+from oasis_monai.losses import ncc
+from oasis_monai.types import Preprocessed, Selection
+
+METHODS = {
+    "FwoW": "fuse without warping, weights by image similarity",
+    "FWAL": "fuse warped atlas labels, weights by image similarity",
+    "OASIS": "fuse warped labels, weights by LOA among the atlases (R1)",
+    "OASIS-consensus": "fuse warped labels, weights by LOA in the target's space (R2)",
+    "OASIS-conditioned": "fuse warped labels, weights by LOA, nearer atlases count more (R3)",
+    "majority": "fuse warped labels, equal weights",
+    "STAPLE": "STAPLE on the warped labels",
+}
+
+
+def check_methods(methods: Sequence[str]) -> tuple[str, ...]:
+    """The methods asked for, in order; a name that is none of :data:`METHODS` is a ConfigError."""
+    unknown = [m for m in methods if m not in METHODS]
+    if unknown or not methods:
+        raise ConfigError("methods", f"one or more of {list(METHODS)}", list(methods))
+    return tuple(dict.fromkeys(methods))
+
+
+def needs_alignment(methods: Sequence[str]) -> bool:
+    """FwoW alone needs no network and no training."""
+    return any(m != "FwoW" for m in methods)
+
+
+class Result(NamedTuple):
+    """One fused target on the working grid.
+
+    probability: (C, x, y, z) float32. weights: (T, n) per target image (T = 1, or the slices), None for STAPLE.
+    """
+
+    probability: torch.Tensor
+    weights: torch.Tensor | None
+
+
+class Segmenter:
+    """A library of labelled atlases with the STM trained on it.
+
+    Args:
+        library: the atlases: slices (``spatial_dims`` 2) or volumes (3).
+        aligner: None when only FwoW is wanted.
+        loa: the table of R1; made anew when None.
+        distance: see :func:`oasis_monai.library.nearest`.
+        temperature: of R3, see :func:`oasis_monai.fusion.conditioned_weights`.
+    """
+
+    def __init__(
+        self,
+        library: AtlasLibrary,
+        aligner: Aligner | None = None,
+        loa: LoaTable | None = None,
+        distance: str = "l2",
+        temperature: float = 0.1,
+    ) -> None:
+        self.library, self.aligner, self.distance, self.temperature = library, aligner, distance, temperature
+        self.spatial_dims = library.images.ndim - 2
+        self.loa = loa or (LoaTable(library, aligner) if aligner else None)
+
+    def images(self, target: Preprocessed) -> torch.Tensor:
+        """The target as what an atlas is: (1, 1, x, y, z), or its slices (z, 1, x, y)."""
+        return target.image[None] if self.spatial_dims == 3 else target.image.movedim(-1, 0)
+
+    def choose(self, features: torch.Tensor, n: int, exclude_case: str | None = None) -> Selection:
+        """The n nearest atlases of every image of a target, by its (T, F) features; never from ``exclude_case``."""
+        exclude = None
+        if exclude_case is not None and exclude_case in self.library.cases:
+            own = torch.tensor([case == exclude_case for case in self.library.cases]).long()
+            exclude = (torch.ones(len(features), dtype=torch.int64), own)
+        rows, distances = nearest(features, self.library.features, n, self.distance, exclude=exclude)
+        return Selection(rows, distances)
+
+    @torch.inference_mode()
+    def __call__(
+        self,
+        target: Preprocessed,
+        features: torch.Tensor,
+        methods: Sequence[str],
+        ns: Sequence[int],
+        fields: FieldCache | None = None,
+        exclude_case: str | None = None,
+        only: torch.Tensor | None = None,
+    ) -> tuple[dict[tuple[str, int], Result], Selection]:
+        """Segment a target whose label nobody has given.
+
+        Args:
+            target: its ``label`` must be None: what a method could see, it might use.
+            features: (T, F) of its images.
+            methods, ns: every rule of ``methods`` at every number of atlases of ``ns``, from one alignment.
+            only: (m,) the images (slices) to segment, for folds over slices; the others come back as background.
+        """
+        if target.label is not None:
+            raise ValueError(f"{target.case}: a target must come without its label")
+        images = self.images(target)
+        which = torch.arange(len(images)) if only is None else only
+        images = images[which]
+        chosen = self.choose(features[which], max(ns), exclude_case)
+        made = None
+        if needs_alignment(methods):
+            if self.aligner is None or self.loa is None:
+                raise ValueError("these methods need an aligner")
+            made = (fields or FieldCache(None, "")).get(target.case, images, chosen.indices, self.library, self.aligner)
+            if {"OASIS", "OASIS-conditioned"} & set(methods):
+                self.loa.require(list(chosen.indices))
+        results: dict[tuple[str, int], list[Result]] = {(m, n): [] for m in methods for n in ns}
+        for i in range(len(images)):
+            for key, result in self._fuse(
+                images[i], chosen.indices[i], chosen.distances[i], None if made is None else made[i], methods, ns
+            ).items():
+                results[key].append(result)
+        stacked = {key: self._stack(parts, which, features.shape[0]) for key, parts in results.items()}
+        return stacked, chosen
+
+    def _stack(self, parts: list[Result], which: torch.Tensor, total: int) -> Result:
+        weights = None if parts[0].weights is None else torch.stack([p.weights for p in parts if p.weights is not None])
+        if self.spatial_dims == 3:
+            return Result(parts[0].probability, weights)
+        probability = parts[0].probability.new_zeros((*parts[0].probability.shape, total))
+        probability[0] = 1
+        probability[..., which] = torch.stack([p.probability for p in parts], -1)
+        return Result(probability, weights)
+
+    def _fuse(
+        self,
+        target: torch.Tensor,
+        rows: torch.Tensor,
+        distances: torch.Tensor,
+        fields: torch.Tensor | None,
+        methods: Sequence[str],
+        ns: Sequence[int],
+    ) -> dict[tuple[str, int], Result]:
+        """Every (method, n) of one target image (1, *S). Warped labels exist one batch at a time; only their sums stay."""
+        library, keys = self.library, [(m, n) for m in methods for n in ns]
+        weights: dict[tuple[str, int], torch.Tensor] = {}
+        for n in ns:
+            if "FwoW" in methods:
+                weights["FwoW", n] = fusion.image_weights(library.images[rows[:n]].float(), target)
+            if "majority" in methods:
+                weights["majority", n] = fusion.equal_weights(n)
+        results: dict[tuple[str, int], Result] = {}
+        if "FwoW" in methods:
+            labels = one_hot(library.labels[rows], library.classes)
+            for n in ns:
+                w = weights["FwoW", n]
+                results["FwoW", n] = Result(fusion.fuse(labels[:n], w), w)
+            del labels
+        if fields is None or self.aligner is None or self.loa is None:
+            return results
+        device = self.aligner.device
+        if "FWAL" in methods:
+            on_device = target.to(device)
+            similarity = torch.cat(
+                [ncc(m, on_device[None].expand_as(m)).cpu() for _, m, _ in self.aligner.warped(library, rows, fields)]
+            )
+            weights |= {("FWAL", n): fusion.normalise(similarity[:n]) for n in ns}
+        if {"OASIS", "OASIS-conditioned"} & set(methods):
+            matrix = self.loa.matrix(rows)
+            for n in ns:
+                weights["OASIS", n] = fusion.loa_weights(matrix[:n, :n])
+                weights["OASIS-conditioned", n] = fusion.conditioned_weights(matrix[:n, :n], distances[:n], self.temperature)
+        if "OASIS-consensus" in methods:
+            agreement = self._consensus(rows, fields)
+            weights |= {("OASIS-consensus", n): fusion.loa_weights(agreement[:n, :n]) for n in ns}
+        summed = [key for key in keys if key[0] not in ("FwoW", "STAPLE")]
+        sums: dict[tuple[str, int], torch.Tensor] = {}
+        votes: list[torch.Tensor] = []
+        for part, _, labels in self.aligner.warped(library, rows, fields):
+            for key in summed:
+                w = weights[key][part.start : min(part.stop, key[1])]
+                if len(w):
+                    share = fusion.fuse(labels[: len(w)], w)
+                    sums[key] = sums[key] + share if key in sums else share
+            if "STAPLE" in methods:
+                votes += [fusion.decide(label).cpu() for label in labels]
+        results |= {key: Result(sums[key].cpu(), weights[key]) for key in summed}
+        if "STAPLE" in methods:
+            results |= {("STAPLE", n): Result(fusion.staple(torch.stack(votes[:n]), library.classes), None) for n in ns}
+        return {key: results[key] for key in keys}
+
+    def _consensus(self, rows: torch.Tensor, fields: torch.Tensor) -> torch.Tensor:
+        """R2's matrix: o_jk = Dice(y_k o phi_k, y_j o phi_j), two batches of warped labels at a time."""
+        assert self.aligner is not None
+        matrix = torch.ones(len(rows), len(rows))
+        for left, _, a in self.aligner.warped(self.library, rows, fields):
+            for right, _, b in self.aligner.warped(self.library, rows[: left.stop], fields[: left.stop]):
+                for offset, one in enumerate(a):
+                    j = left.start + offset
+                    row = fusion.overlap(b, one[None].expand_as(b)).cpu()
+                    matrix[j, right], matrix[right, j] = row, row
+        return matrix

@@ -1,0 +1,204 @@
+"""The settings of a run as values: what the YAML files hold, checked when they are read, without Hydra.
+
+Every group of ``conf/`` is one dataclass, its keys the fields. :func:`build` turns the plain dict of a composed configuration
+into :class:`Settings` and names every key it does not know.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any, TypeVar
+
+from oasis_monai.augment import Augmentation
+from oasis_monai.errors import ConfigError
+from oasis_monai.folds import PROTOCOLS
+from oasis_monai.losses import RegistrationLoss
+from oasis_monai.networks import StmSettings
+from oasis_monai.preprocess import Preprocessing
+from oasis_monai.segment import check_methods
+from oasis_monai.training import TrainingSettings
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class DataSettings:
+    """A labelled data set (``conf/data``).
+
+    Args:
+        name: how reports call it.
+        root: its folder.
+        layout: ``promise12`` or ``msd``, see :func:`oasis_monai.cases.find_cases`.
+        labels: class name -> value in the label files; 0 is the background. Other values in a file are an error.
+        regions: parts of a structure to score beside the whole: thirds along the axial axis.
+        only: case ids to use; empty for all.
+        citation, licence: printed in the report.
+    """
+
+    name: str = "dataset"
+    root: str = ""
+    layout: str = "promise12"
+    labels: Mapping[str, int] = field(default_factory=lambda: {"prostate": 1})
+    regions: tuple[str, ...] = ("whole", "apex", "mid", "base")
+    only: tuple[str, ...] = ()
+    citation: str = ""
+    licence: str = ""
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "labels", dict(self.labels))
+        object.__setattr__(self, "regions", tuple(self.regions))
+        object.__setattr__(self, "only", tuple(str(case) for case in self.only))
+        values = list(self.labels.values())
+        if not values or len(set(values)) != len(values) or not all(isinstance(v, int) and 0 < v < 256 for v in values):
+            raise ConfigError("data.labels", "names with different values of 1 to 255", dict(self.labels))
+
+    @property
+    def label_values(self) -> tuple[int, ...]:
+        """The file's value of every class, background first."""
+        return (0, *self.labels.values())
+
+    @property
+    def classes(self) -> int:
+        return len(self.labels) + 1
+
+
+@dataclass(frozen=True)
+class FeatureSettings:
+    """What similarity between images means (``conf/features``): see :func:`oasis_monai.features.embedder` and
+    :func:`oasis_monai.library.nearest`."""
+
+    name: str = "efficientnet-lite0"
+    weights: str | None = None
+    distance: str = "l2"
+
+
+@dataclass(frozen=True)
+class Settings:
+    """One experiment. ``identity`` is what its fold models depend on; the rest can change without training again.
+
+    Args:
+        spatial_dims: 3: an atlas is a volume; 2: an axial slice (the paper).
+        n: numbers of atlases to fuse, each scored by itself.
+        methods: fusion rules, names of :data:`oasis_monai.segment.METHODS`.
+        folds: protocol, ``patient`` or ``slice``; k: their number; fold: None for all, or the one to run.
+        temperature: of the conditioned reading of LOA.
+        align_batch: pairs per forward pass, the most that is held at once.
+        overlays: how many cases get a picture (those at even distances from worst to best); 0 for none.
+    """
+
+    data: DataSettings
+    preprocessing: Preprocessing
+    features: FeatureSettings
+    registration: StmSettings
+    loss: RegistrationLoss
+    training: TrainingSettings
+    augmentation: Augmentation
+    spatial_dims: int = 3
+    n: tuple[int, ...] = (6,)
+    methods: tuple[str, ...] = ("FwoW", "FWAL", "OASIS")
+    folds: str = "patient"
+    k: int = 5
+    fold: int | None = None
+    seed: int = 0
+    device: str = "auto"
+    threads: int | None = None
+    temperature: float = 0.1
+    align_batch: int = 8
+    overlays: int = 6
+    save_segmentations: bool = False
+    save_probability: bool = False
+    cache: str = "outputs/cache"
+    progress: bool = True
+
+    def __post_init__(self) -> None:
+        n = (self.n,) if isinstance(self.n, int) else tuple(self.n)
+        if not n or not all(isinstance(v, int) and not isinstance(v, bool) and v > 0 for v in n):
+            raise ConfigError("n", "a number of atlases of 1 or more, or a list of them", self.n)
+        object.__setattr__(self, "n", tuple(sorted(set(n))))
+        object.__setattr__(self, "methods", check_methods([self.methods] if isinstance(self.methods, str) else self.methods))
+        if self.folds not in PROTOCOLS:
+            raise ConfigError("folds", f"one of {list(PROTOCOLS)}", self.folds)
+        if self.k < 2:
+            raise ConfigError("k", "2 folds or more", self.k)
+        if self.fold is not None and not 0 <= self.fold < self.k:
+            raise ConfigError("fold", f"null (all) or 0 to {self.k - 1}", self.fold)
+        if not 0 <= self.seed < 2**31:
+            raise ConfigError("seed", "0 to 2147483647", self.seed)
+        if self.align_batch < 1:
+            raise ConfigError("align_batch", "1 or more", self.align_batch)
+        if self.temperature <= 0:
+            raise ConfigError("temperature", "a positive number", self.temperature)
+        if self.threads is not None and self.threads < 1:
+            raise ConfigError("threads", "1 or more, or null for all cores", self.threads)
+        self.preprocessing.check_divisor(self.registration.divisor(self.spatial_dims))
+
+    def identity(self) -> dict[str, Any]:
+        """What a trained STM depends on beside its training data; never n, methods or anything of inference."""
+        return {
+            "preprocessing": asdict(self.preprocessing),
+            "registration": asdict(self.registration),
+            "loss": {k: getattr(self.loss, k) for k in ("alpha", "beta", "gamma", "similarity", "smooth")},
+            "training": self.training.identity(),
+            "augmentation": asdict(self.augmentation) if self.training.augment else None,
+            "features": asdict(self.features) if self.training.pairs else None,
+            "seed": self.seed,
+        }
+
+    def to_json(self) -> dict[str, Any]:
+        """All settings as plain JSON values."""
+        plain = {f.name: getattr(self, f.name) for f in dataclasses.fields(self)}
+        plain |= {
+            k: asdict(v) for k, v in plain.items() if dataclasses.is_dataclass(v) and not isinstance(v, RegistrationLoss | type)
+        }
+        plain["loss"] = self.identity()["loss"]
+        plain["preprocessing"].pop("spatial_dims")  # stands at the top
+        return _plain(plain)
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        return {str(k): _plain(v) for k, v in value.items()}
+    if isinstance(value, Sequence) and not isinstance(value, str):
+        return [_plain(v) for v in value]
+    return str(value) if isinstance(value, Path) else value
+
+
+def _make(kind: type[T], values: Any, group: str, **more: Any) -> T:
+    """``kind(**values)``, with keys of the group checked and lists made tuples."""
+    if not isinstance(values, Mapping):
+        raise ConfigError(group, "a group of settings", values)
+    known = {f.name for f in dataclasses.fields(kind) if f.init}  # type: ignore[arg-type]
+    unknown = sorted(set(values) - known)
+    if unknown:
+        raise ConfigError(
+            f"{group}.{unknown[0]}" if group else unknown[0], f"one of {sorted(known)}", "an unknown key", "correct or remove it"
+        )
+    made = {k: tuple(v) if isinstance(v, list) else v for k, v in values.items()}
+    try:
+        return kind(**made, **more)
+    except TypeError as error:  # a value of another type than its field's, found while it was checked
+        raise ConfigError(group or "configuration", "values of the documented types", str(error)) from error
+
+
+def build(config: Mapping[str, Any]) -> Settings:
+    """Settings from the plain dict of a composed configuration.
+
+    Raises:
+        ConfigError: an unknown key, a value out of range, or sizes the network cannot take.
+    """
+    top = dict(config)
+    groups: dict[str, Any] = {
+        "data": DataSettings,
+        "features": FeatureSettings,
+        "registration": StmSettings,
+        "loss": RegistrationLoss,
+        "training": TrainingSettings,
+        "augmentation": Augmentation,
+    }
+    dims = top.get("spatial_dims", 3)
+    made: dict[str, Any] = {name: _make(kind, top.pop(name, {}), name) for name, kind in groups.items()}
+    made["preprocessing"] = _make(Preprocessing, top.pop("preprocessing", {}), "preprocessing", spatial_dims=dims)
+    return _make(Settings, {**top, **made}, "")

@@ -1,0 +1,133 @@
+"""What the command line can be asked to do: plain dict in, files out. Knows no Hydra."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+from oasis_monai.errors import ConfigError, DataError
+
+JOB_KEYS = ("task", "model", "input", "output", "overwrite")
+
+
+def run_task(config: dict[str, Any], run_dir: Path, sweep_dir: Path | None) -> None:
+    """Run the task a composed configuration names.
+
+    Args:
+        config: the whole configuration as a plain dict.
+        run_dir: folder of this job.
+        sweep_dir: folder of the sweep the job belongs to, where results are joined.
+    """
+    job = {key: config.pop(key, None) for key in JOB_KEYS}
+    tasks: dict[str, Callable[..., None]] = {
+        "crossval": _crossval,
+        "train": _train,
+        "segment": _segment,
+        "check": _check,
+        "report": _report,
+        "phantom": _phantom,
+    }
+    if job["task"] not in tasks:
+        raise ConfigError("task", f"one of {list(tasks)}", job["task"])
+    tasks[job["task"]](config, job, run_dir, sweep_dir)
+
+
+def _settings(config: dict[str, Any]) -> Any:
+    import torch
+
+    from oasis_monai.settings import build
+
+    settings = build(config)
+    if settings.threads:
+        torch.set_num_threads(settings.threads)
+    torch.set_flush_denormal(True)  # denormal numbers slow a CPU tenfold and mean zero here
+    return settings
+
+
+def _crossval(config: dict[str, Any], job: Mapping[str, Any], run_dir: Path, sweep_dir: Path | None) -> None:
+    settings = _settings(config)
+    from oasis_monai.crossval import crossval, join_jobs
+    from oasis_monai.report import write_report
+    from oasis_monai.tables import read_scores, summarise, summary_text
+
+    scores = read_scores(crossval(settings, run_dir))
+    if len(scores):
+        print(summary_text(summarise(scores)))
+        print(f"report: {write_report(run_dir)}")
+    else:
+        print("no case could be scored in this job yet")
+    if sweep_dir is not None and (joined := join_jobs(sweep_dir)) is not None:
+        print(f"sweep so far: {joined}")
+        print(f"report: {write_report(sweep_dir)}")
+
+
+def _train(config: dict[str, Any], job: Mapping[str, Any], run_dir: Path, sweep_dir: Path | None) -> None:
+    if not job["model"]:
+        raise ConfigError("model", "the folder to write the model to", None, "add model=DIR")
+    from oasis_monai.model import train_model
+
+    print(f"model: {train_model(_settings(config), Path(job['model']))}")
+
+
+def _segment(config: dict[str, Any], job: Mapping[str, Any], run_dir: Path, sweep_dir: Path | None) -> None:
+    for key, what in (
+        ("model", "the folder of a trained model"),
+        ("input", "a scan or a folder of scans"),
+        ("output", "a folder"),
+    ):
+        if not job[key]:
+            raise ConfigError(key, what, None, f"add {key}=PATH")
+    from oasis_monai.model import segment_scans
+
+    failed = segment_scans(
+        Path(job["model"]),
+        Path(job["input"]),
+        Path(job["output"]),
+        _n(config),
+        config["methods"][-1],
+        config["device"],
+        int(config["align_batch"]),
+        bool(config["save_probability"]),
+        bool(job["overwrite"]),
+    )
+    if failed:
+        raise DataError(failed)
+
+
+def _n(config: Mapping[str, Any]) -> int:
+    """The number of atlases to fuse; a single scan gets one result."""
+    n = config["n"]
+    return int(n) if isinstance(n, int) else int(max(n))
+
+
+def _check(config: dict[str, Any], job: Mapping[str, Any], run_dir: Path, sweep_dir: Path | None) -> None:
+    from oasis_monai.cases import find_cases
+    from oasis_monai.checks import check_cases
+
+    data = _settings(config).data
+    cases = find_cases(data.root, data.layout)
+    faults = check_cases(cases, data.label_values)
+    for fault in faults:
+        print(f"{fault.severity}: {fault}", file=sys.stderr if fault.severity == "error" else sys.stdout)
+    errors = sum(fault.severity == "error" for fault in faults)
+    print(f"{len(cases)} cases, {errors} errors, {len(faults) - errors} warnings")
+    if errors:
+        raise SystemExit(2)
+
+
+def _report(config: dict[str, Any], job: Mapping[str, Any], run_dir: Path, sweep_dir: Path | None) -> None:
+    from oasis_monai.report import write_report
+
+    if not job["output"]:
+        raise ConfigError("output", "the folder of a finished run, with its scores.csv", None, "add output=RUN_DIR")
+    print(f"report: {write_report(Path(job['output']))}")
+
+
+def _phantom(config: dict[str, Any], job: Mapping[str, Any], run_dir: Path, sweep_dir: Path | None) -> None:
+    from oasis_monai.phantom import write_phantom
+
+    root = Path(config["data"]["root"])
+    ids = write_phantom(root, seed=int(config["seed"]))
+    print(f"phantom: {len(ids)} cases in {root}")

@@ -1,0 +1,58 @@
+"""What MONAI lacks for atlas-based segmentation, as MONAI transforms: array form ``X``, dictionary form ``Xd`` (= ``XD`` =
+``XDict``), usable in ``Compose`` and by name in a bundle (``"_target_": "oasis_monai.transforms.RobustZScored"``)."""
+
+from oasis_monai.transforms.array import (
+    InPlaneResize,
+    LoadVolume,
+    OneHotLabels,
+    PhysicalFieldOfView,
+    RestoreToGrid,
+    RobustZScore,
+)
+from oasis_monai.transforms.dictionary import (
+    InPlaneResizeD,
+    InPlaneResized,
+    InPlaneResizeDict,
+    LoadVolumeD,
+    LoadVolumed,
+    LoadVolumeDict,
+    OneHotLabelsD,
+    OneHotLabelsd,
+    OneHotLabelsDict,
+    PhysicalFieldOfViewD,
+    PhysicalFieldOfViewd,
+    PhysicalFieldOfViewDict,
+    RestoreToGridD,
+    RestoreToGridd,
+    RestoreToGridDict,
+    RobustZScoreD,
+    RobustZScored,
+    RobustZScoreDict,
+)
+
+__all__ = [
+    "InPlaneResize",
+    "InPlaneResizeD",
+    "InPlaneResizeDict",
+    "InPlaneResized",
+    "LoadVolume",
+    "LoadVolumeD",
+    "LoadVolumeDict",
+    "LoadVolumed",
+    "OneHotLabels",
+    "OneHotLabelsD",
+    "OneHotLabelsDict",
+    "OneHotLabelsd",
+    "PhysicalFieldOfView",
+    "PhysicalFieldOfViewD",
+    "PhysicalFieldOfViewDict",
+    "PhysicalFieldOfViewd",
+    "RestoreToGrid",
+    "RestoreToGridD",
+    "RestoreToGridDict",
+    "RestoreToGridd",
+    "RobustZScore",
+    "RobustZScoreD",
+    "RobustZScoreDict",
+    "RobustZScored",
+]

@@ -1,0 +1,256 @@
+"""Array transforms: each is the configured call of a pure function of :mod:`oasis_monai.grids` or :mod:`oasis_monai.volumes`.
+
+Images are channel first with three spatial dimensions, (C, x, y, z). Inputs are never changed. None of them is random, lazy
+or invertible in MONAI's sense: what brings a result back is :class:`RestoreToGrid`, which needs no trace, only the affine.
+"""
+
+from __future__ import annotations
+
+import copy
+import math
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from monai.data.meta_obj import get_track_meta
+from monai.data.meta_tensor import MetaTensor
+from monai.transforms.post.array import AsDiscrete
+from monai.transforms.transform import Transform
+from monai.transforms.utility.array import MapLabelValue
+from monai.utils.enums import TransformBackends
+from monai.utils.type_conversion import convert_to_dst_type, convert_to_tensor
+
+from oasis_monai import grids
+from oasis_monai.types import Geometry
+
+
+class LoadVolume(Transform):
+    """Read an MHD, MHA or NIfTI scan after a check of its header (MONAI's ``LoadImage`` leaves that to ITK, which takes
+    headers that lead to wrong geometry, uninitialised memory or other files in silence).
+
+    Call: path -> ``MetaTensor`` (1, x, y, z) float32 as stored, its affine in RAS+ mm, and in ``meta`` MONAI's own keys
+    ``filename_or_obj``, ``original_affine`` and ``spatial_shape``.
+
+    Raises:
+        oasis_monai.errors.DataError: one line per fault of the file.
+    """
+
+    backend = [TransformBackends.TORCH]  # noqa: RUF012 - MONAI's convention
+
+    def __call__(self, filename: str | Path) -> MetaTensor:
+        from oasis_monai.volumes import read_image
+
+        values, grid = read_image(filename)
+        affine = torch.as_tensor(np.array(grid.affine), dtype=torch.float64)
+        meta = {
+            "filename_or_obj": str(filename),
+            "original_affine": affine.clone(),
+            "spatial_shape": torch.tensor(grid.shape),
+        }
+        return MetaTensor(values, affine=affine, meta=meta)
+
+
+class RobustZScore(Transform):
+    """Clip to two percentiles, then mean 0 and standard deviation 1, all from the voxels that are not padding; padding
+    becomes 0. An image without contrast becomes 0. (``NormalizeIntensity(nonzero=True)`` neither clips nor can tell padding
+    from a dark voxel; ``ClipIntensityPercentiles`` counts padding.)
+
+    Args:
+        lower: lower percentile, 0 <= lower < upper.
+        upper: upper percentile, <= 100.
+        padding: value that marks padding: a number, NaN (see :class:`PhysicalFieldOfView`), or None: there is none.
+
+    Call: (C, \\*S) -> (C, \\*S) float32; channels share one mean and deviation.
+
+    Raises:
+        ValueError: percentiles out of order; NaN or infinite voxels that are not padding.
+    """
+
+    backend = [TransformBackends.TORCH]  # noqa: RUF012
+
+    def __init__(self, lower: float = 0.5, upper: float = 99.5, padding: float | None = None) -> None:
+        if not 0 <= lower < upper <= 100:
+            raise ValueError(f"percentiles: expected 0 <= lower < upper <= 100, found lower={lower}, upper={upper}")
+        self.lower, self.upper, self.padding = lower, upper, padding
+
+    def __call__(self, img: np.ndarray | torch.Tensor) -> torch.Tensor:
+        tensor = _tensor(img)
+        values = grids.plain(tensor)
+        if self.padding is None:
+            where = torch.ones_like(values, dtype=torch.bool)
+        else:
+            where = ~torch.isnan(values) if math.isnan(self.padding) else values != self.padding
+        scored = grids.z_score(values, where, self.lower, self.upper)
+        out: Any = convert_to_dst_type(scored, tensor, dtype=torch.float32)[0]
+        return _own(out)
+
+
+class PhysicalFieldOfView(Transform):
+    """Resample to a spacing in mm and cut or pad a field of view round the image centre, in one interpolation, on the scan's
+    own axes in RAS order. (``Orientation``, ``Spacing`` and ``ResizeWithPadOrCrop`` in a row do not smooth before they
+    down-sample and move the centre by up to a voxel.)
+
+    Args:
+        spacing_mm: along x, y, z; None, or leaving z out, keeps the scan's own.
+        size: voxels along x, y, z; None, or leaving z out, keeps the scan's own.
+        label: the input holds class indices (1, x, y, z): interpolate class by class, give uint8, pad with background.
+        padding: value beyond an image's edge. NaN lets :class:`RobustZScore` with ``padding=nan`` tell it from dark voxels.
+        anti_alias: smooth images before down-sampling.
+
+    Call: ``MetaTensor`` (C, x, y, z) -> ``MetaTensor`` (C, \\*size) on its new affine, ``meta`` kept.
+
+    Raises:
+        ValueError: spacing or size not positive; the input is no ``MetaTensor`` with three spatial dimensions.
+    """
+
+    backend = [TransformBackends.TORCH]  # noqa: RUF012
+
+    def __init__(
+        self,
+        spacing_mm: Sequence[float | None],
+        size: Sequence[int | None],
+        label: bool = False,
+        padding: float = 0.0,
+        anti_alias: bool = True,
+    ) -> None:
+        self.spacing_mm = _three("spacing_mm", spacing_mm)
+        self.size = [None if n is None else int(n) for n in _three("size", size)]
+        self.label, self.padding, self.anti_alias = label, padding, anti_alias
+
+    def __call__(self, img: torch.Tensor) -> MetaTensor:
+        return self._moved(img, grids.centred(_grid(img), self.spacing_mm, self.size))
+
+    def _moved(self, img: torch.Tensor, target: Geometry) -> MetaTensor:
+        source = _grid(img)
+        if self.label:
+            return _on(grids.resample_label(img, source, target), target, img)
+        moved = grids.resample(img, source, target, self.anti_alias)
+        moved = torch.where(grids.inside(source, target, moved.device), moved, self.padding)
+        return _on(moved, target, img)
+
+
+class InPlaneResize(PhysicalFieldOfView):
+    """Resize the slices of a scan (the paper: to 320 x 320), every slice kept, on the scan's own axes in RAS order.
+    (``Resize(anti_aliasing=True)`` darkens the edges and makes labels that are not in the input.)
+
+    Args:
+        size: voxels along x, y.
+        label: as for :class:`PhysicalFieldOfView`.
+        anti_alias: as for :class:`PhysicalFieldOfView`.
+
+    Call: ``MetaTensor`` (C, x, y, z) -> ``MetaTensor`` (C, \\*size, slices) over exactly the same field of view.
+    """
+
+    def __init__(self, size: Sequence[int] = (320, 320), label: bool = False, anti_alias: bool = True) -> None:
+        if len(size) != 2:
+            raise ValueError(f"size: expected 2 numbers of voxels, found {list(size)}")
+        super().__init__((None, None), size, label=label, anti_alias=anti_alias)
+
+    def __call__(self, img: torch.Tensor) -> MetaTensor:
+        return self._moved(img, grids.resized(_grid(img), self.size))
+
+
+class RestoreToGrid(Transform):
+    """A probability map back on the grid of the scan it belongs to, then thresholded (in this order the volume stays right).
+
+    The grid is, in MONAI's keys, ``original_affine`` and ``spatial_shape`` of the reference's ``meta``: the grid of the file,
+    whatever happened to the image since. With ``original=False``, or where the keys are absent, it is the reference's own.
+
+    Args:
+        threshold: give class indices; False: the probabilities.
+        original: see above.
+
+    Call: probability ``MetaTensor`` (C, \\*S), background first, and a reference ``MetaTensor`` (default: the map itself, which
+    carries the ``meta`` of the image a network saw) -> ``MetaTensor`` (1, x, y, z) uint8, or (C, x, y, z) float32.
+
+    Raises:
+        ValueError: fewer than two classes; an input that is no ``MetaTensor`` with three spatial dimensions.
+    """
+
+    backend = [TransformBackends.TORCH]  # noqa: RUF012
+
+    def __init__(self, threshold: bool = True, original: bool = True) -> None:
+        self.threshold, self.original = threshold, original
+
+    def __call__(self, probability: torch.Tensor, reference: torch.Tensor | None = None) -> MetaTensor:
+        target = self._target(probability if reference is None else reference)
+        label, kept = grids.restore(probability, _grid(probability), target, keep_probability=not self.threshold)
+        return _on(label[None] if kept is None else kept, target, probability)
+
+    def _target(self, reference: torch.Tensor) -> Geometry:
+        own = _grid(reference)
+        meta = getattr(reference, "meta", {})
+        if not self.original or "original_affine" not in meta or "spatial_shape" not in meta:
+            return own
+        x, y, z = (int(n) for n in meta["spatial_shape"])
+        return Geometry((x, y, z), torch.as_tensor(meta["original_affine"]).cpu().numpy().astype(float))
+
+
+class OneHotLabels(Transform):
+    """Arbitrary label values to one-hot classes, or class indices. (``MapLabelValue`` lets values it does not know through,
+    and ``AsDiscrete(to_onehot=)`` wants indices: here an unknown value is an error that names it.)
+
+    Args:
+        label_values: value of each class in the input, background first.
+        one_hot: False gives class indices.
+
+    Call: (1, \\*S) -> (C, \\*S) float32, or (1, \\*S) uint8 class indices.
+
+    Raises:
+        ValueError: repeated label values; a value of the input that is not among them.
+    """
+
+    backend = [TransformBackends.TORCH]  # noqa: RUF012
+
+    def __init__(self, label_values: Sequence[int], one_hot: bool = True) -> None:
+        if not 2 <= len(label_values) <= 256 or len(set(label_values)) != len(label_values):
+            raise ValueError(f"label_values: expected 2 to 256 distinct values, background first, found {list(label_values)}")
+        self.label_values, self.one_hot = tuple(label_values), one_hot
+
+    def __call__(self, img: np.ndarray | torch.Tensor) -> torch.Tensor:
+        tensor = _tensor(img)
+        unknown = sorted(set(torch.unique(grids.plain(tensor)).tolist()) - set(self.label_values))
+        if unknown:
+            raise ValueError(f"label: expected only {list(self.label_values)}, found {unknown[:5]}; add them to label_values")
+        classes = len(self.label_values)
+        indices: Any = MapLabelValue(self.label_values, list(range(classes)), dtype=torch.uint8)(tensor)  # type: ignore[arg-type]
+        return _own(AsDiscrete(to_onehot=classes)(indices) if self.one_hot else indices)
+
+
+def _tensor(img: Any) -> torch.Tensor:
+    out: Any = convert_to_tensor(img, track_meta=get_track_meta())
+    return out
+
+
+def _own(out: Any) -> torch.Tensor:
+    """MONAI's conversions leave what is nested in ``meta`` shared with the input."""
+    tensor = _tensor(out)
+    if isinstance(tensor, MetaTensor):
+        tensor.meta = copy.deepcopy(tensor.meta)
+    return tensor
+
+
+def _three(name: str, values: Sequence[float | int | None]) -> list[float | int | None]:
+    if len(values) not in (2, 3) or any(v is not None and not 0 < v < math.inf for v in values):
+        raise ValueError(f"{name}: expected 2 or 3 values, each above 0 or None, found {list(values)}")
+    return [*values, *[None] * (3 - len(values))]
+
+
+def _grid(img: torch.Tensor) -> Geometry:
+    if not isinstance(img, MetaTensor) or img.ndim != 4:
+        found = f"{type(img).__name__} of shape {tuple(getattr(img, 'shape', ()))}"
+        raise ValueError(f"image: expected a MetaTensor (C, x, y, z), whose affine says where it lies, found {found}")
+    x, y, z = (int(n) for n in img.shape[1:])
+    return Geometry((x, y, z), img.affine.cpu().numpy().astype(float))
+
+
+def _on(values: torch.Tensor, grid: Geometry, like: torch.Tensor) -> MetaTensor:
+    """``values`` on ``grid`` with the metadata of ``like``, which also learns where it came from if it did not know."""
+    assert isinstance(like, MetaTensor)
+    meta = copy.deepcopy({k: v for k, v in like.meta.items() if k != "affine"})
+    meta.setdefault("original_affine", like.affine.clone())
+    meta.setdefault("spatial_shape", torch.tensor(like.shape[1:]))
+    affine = torch.as_tensor(grid.affine, dtype=torch.float64)
+    return MetaTensor(values, affine=affine, meta=meta, applied_operations=copy.deepcopy(like.applied_operations))

@@ -1,0 +1,147 @@
+"""Dictionary transforms: a loop over keys round the array transform of the same name; ``Xd`` = ``XD`` = ``XDict``."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Hashable, Mapping, Sequence
+from typing import Any
+
+from monai.config.type_definitions import KeysCollection
+from monai.transforms.transform import MapTransform
+from monai.utils.misc import ensure_tuple_rep
+
+from oasis_monai.transforms.array import (
+    InPlaneResize,
+    LoadVolume,
+    OneHotLabels,
+    PhysicalFieldOfView,
+    RestoreToGrid,
+    RobustZScore,
+)
+
+
+class _EachKey(MapTransform):
+    """Applies one transform to every key, or the k-th of several to the k-th key."""
+
+    def __init__(self, keys: KeysCollection, transforms: Any, allow_missing_keys: bool) -> None:
+        super().__init__(keys, allow_missing_keys)
+        self.transforms: tuple[Callable[[Any], Any], ...] = ensure_tuple_rep(transforms, len(self.keys))
+
+    def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
+        d = dict(data)
+        for key, transform in self.key_iterator(d, self.transforms):
+            d[key] = transform(d[key])
+        return d
+
+
+class LoadVolumed(_EachKey):
+    """Dictionary form of :class:`~oasis_monai.transforms.LoadVolume`."""
+
+    backend = LoadVolume.backend
+
+    def __init__(self, keys: KeysCollection, allow_missing_keys: bool = False) -> None:
+        super().__init__(keys, LoadVolume(), allow_missing_keys)
+
+
+class RobustZScored(_EachKey):
+    """Dictionary form of :class:`~oasis_monai.transforms.RobustZScore`."""
+
+    backend = RobustZScore.backend
+
+    def __init__(
+        self,
+        keys: KeysCollection,
+        lower: float = 0.5,
+        upper: float = 99.5,
+        padding: float | None = None,
+        allow_missing_keys: bool = False,
+    ) -> None:
+        super().__init__(keys, RobustZScore(lower, upper, padding), allow_missing_keys)
+
+
+class PhysicalFieldOfViewd(_EachKey):
+    """Dictionary form of :class:`~oasis_monai.transforms.PhysicalFieldOfView`; ``label``: one for all keys or one a key."""
+
+    backend = PhysicalFieldOfView.backend
+
+    def __init__(
+        self,
+        keys: KeysCollection,
+        spacing_mm: Sequence[float | None],
+        size: Sequence[int | None],
+        label: bool | Sequence[bool] = False,
+        padding: float = 0.0,
+        anti_alias: bool = True,
+        allow_missing_keys: bool = False,
+    ) -> None:
+        each = [PhysicalFieldOfView(spacing_mm, size, one, padding, anti_alias) for one in _per_key(keys, label)]
+        super().__init__(keys, each, allow_missing_keys)
+
+
+class InPlaneResized(_EachKey):
+    """Dictionary form of :class:`~oasis_monai.transforms.InPlaneResize`; ``label``: one for all keys or one a key."""
+
+    backend = InPlaneResize.backend
+
+    def __init__(
+        self,
+        keys: KeysCollection,
+        size: Sequence[int] = (320, 320),
+        label: bool | Sequence[bool] = False,
+        anti_alias: bool = True,
+        allow_missing_keys: bool = False,
+    ) -> None:
+        super().__init__(keys, [InPlaneResize(size, one, anti_alias) for one in _per_key(keys, label)], allow_missing_keys)
+
+
+class RestoreToGridd(MapTransform):
+    """Dictionary form of :class:`~oasis_monai.transforms.RestoreToGrid`.
+
+    Args:
+        keys: probability maps.
+        reference_keys: keys of the references, one for all or one a key; None: each map's own metadata.
+        threshold: see the array form.
+        original: see the array form.
+    """
+
+    backend = RestoreToGrid.backend
+
+    def __init__(
+        self,
+        keys: KeysCollection,
+        reference_keys: KeysCollection | None = None,
+        threshold: bool = True,
+        original: bool = True,
+        allow_missing_keys: bool = False,
+    ) -> None:
+        super().__init__(keys, allow_missing_keys)
+        self.reference_keys = ensure_tuple_rep(reference_keys, len(self.keys))
+        self.transform = RestoreToGrid(threshold, original)
+
+    def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
+        d = dict(data)
+        for key, reference in self.key_iterator(d, self.reference_keys):
+            d[key] = self.transform(d[key], None if reference is None else data[reference])
+        return d
+
+
+class OneHotLabelsd(_EachKey):
+    """Dictionary form of :class:`~oasis_monai.transforms.OneHotLabels`."""
+
+    backend = OneHotLabels.backend
+
+    def __init__(
+        self, keys: KeysCollection, label_values: Sequence[int], one_hot: bool = True, allow_missing_keys: bool = False
+    ) -> None:
+        super().__init__(keys, OneHotLabels(label_values, one_hot), allow_missing_keys)
+
+
+def _per_key(keys: KeysCollection, values: Any) -> tuple[Any, ...]:
+    return tuple(ensure_tuple_rep(values, 1 if isinstance(keys, str) or not isinstance(keys, Sequence) else len(keys)))
+
+
+LoadVolumeD = LoadVolumeDict = LoadVolumed
+RobustZScoreD = RobustZScoreDict = RobustZScored
+PhysicalFieldOfViewD = PhysicalFieldOfViewDict = PhysicalFieldOfViewd
+InPlaneResizeD = InPlaneResizeDict = InPlaneResized
+RestoreToGridD = RestoreToGridDict = RestoreToGridd
+OneHotLabelsD = OneHotLabelsDict = OneHotLabelsd

@@ -1,0 +1,113 @@
+"""Names for the values that flow through the house.
+
+``Case -> Volume -> Preprocessed -> AtlasLibrary -> Selection -> fields -> weights -> Segmentation -> Score``
+
+Array axes are always ``(channel, x, y, z)`` (MONAI's order: the first array axis is the file's fastest axis), affines map
+voxel indices to RAS+ millimetres (nibabel's and MONAI's convention).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+
+
+@dataclass(frozen=True)
+class Geometry:
+    """Where a voxel grid lies in space.
+
+    Args:
+        shape: voxels along x, y, z.
+        affine: (4, 4) float64, voxel index -> RAS+ millimetres.
+    """
+
+    shape: tuple[int, int, int]
+    affine: np.ndarray
+
+    @property
+    def spacing_mm(self) -> tuple[float, float, float]:
+        """Voxel size along each array axis in millimetres."""
+        x, y, z = np.linalg.norm(np.asarray(self.affine, float)[:3, :3], axis=0)
+        return float(x), float(y), float(z)
+
+
+@dataclass(frozen=True)
+class Case:
+    """One scan of a data set: paths only, nothing read yet. ``label`` is None for a scan to be segmented."""
+
+    id: str
+    image: Path
+    label: Path | None = None
+
+    def without_label(self) -> Case:
+        """The same case as a target: no label travels with it."""
+        return Case(self.id, self.image, None)
+
+
+@dataclass(frozen=True)
+class Volume:
+    """One scan in memory on its native grid.
+
+    Args:
+        case: the case's id.
+        image: (1, x, y, z) float32, as stored in the file.
+        label: (1, x, y, z) uint8 class indices 0..C-1 (already renumbered from the file's label values), or None.
+        geometry: the native grid.
+    """
+
+    case: str
+    image: torch.Tensor
+    label: torch.Tensor | None
+    geometry: Geometry
+
+
+@dataclass(frozen=True)
+class Preprocessed:
+    """One scan on the working grid (what networks see).
+
+    Args:
+        case: the case's id.
+        image: (1, x, y, z) float32, normalised.
+        label: (1, x, y, z) uint8 class indices or None.
+        geometry: the working grid, in the same RAS+ millimetre space as ``native``.
+        native: the grid results must come back on.
+    """
+
+    case: str
+    image: torch.Tensor
+    label: torch.Tensor | None
+    geometry: Geometry
+    native: Geometry
+
+
+@dataclass(frozen=True)
+class Selection:
+    """The n nearest atlases, nearest first, of one target image (n,) or of each of T images (T, n).
+
+    Args:
+        indices: int64 rows of the atlas library.
+        distances: float32, ascending.
+    """
+
+    indices: torch.Tensor
+    distances: torch.Tensor
+
+
+@dataclass(frozen=True)
+class Segmentation:
+    """A result on the case's own grid.
+
+    Args:
+        case: the case's id.
+        label: (x, y, z) uint8 class indices.
+        probability: (C, x, y, z) float32 fused probability map or None.
+        geometry: the case's native grid.
+    """
+
+    case: str
+    label: torch.Tensor
+    probability: torch.Tensor | None
+    geometry: Geometry

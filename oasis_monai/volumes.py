@@ -1,0 +1,262 @@
+"""The only place where a file becomes a tensor, and a tensor a file.
+
+Reading goes through MONAI's ``LoadImage`` with one named reader (ITK for MetaImage, nibabel for NIfTI) after our own check of
+the header; what the reader reports is compared with that header.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterable, Sequence
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from oasis_monai.errors import ConfigError, DataError, Fault
+from oasis_monai.header_rules import Header, geometry_difference, split_affine
+from oasis_monai.headers import METAIMAGE, ending, read_header
+from oasis_monai.types import Case, Geometry, Volume
+from oasis_monai.writers import write_array
+
+WHOLE = 1e-4  # a label value this close to a whole number is one: scaled NIfTI masks hold 0.9999999
+
+
+def read_image(path: str | Path) -> tuple[torch.Tensor, Geometry]:
+    """Read one scan.
+
+    Returns:
+        (1, x, y, z) float32 as stored (intensity scaling of NIfTI applied), and the grid.
+
+    Raises:
+        DataError: any fault of the header, or voxels that are NaN or infinite.
+    """
+    array, header = _load(Path(path), np.float32)
+    finite = np.isfinite(array)
+    if not finite.all():
+        _fail(
+            Path(path),
+            "voxels",
+            "finite numbers",
+            f"{array.size - int(finite.sum())} NaN or infinite",
+            "repair or leave out the scan",
+        )
+    return torch.from_numpy(array)[None], header.geometry
+
+
+def label_values_in(path: str | Path) -> tuple[int, ...]:
+    """The distinct values of a label file, ascending.
+
+    Raises:
+        DataError: any fault of the header, or a value that is not a whole number.
+    """
+    return tuple(int(v) for v in _values(_whole(Path(path))[0]))
+
+
+def read_volume(case: Case, label_values: Sequence[int]) -> Volume:
+    """Read a scan with its label, if it has one.
+
+    Args:
+        case: the paths.
+        label_values: ``label_values[k]`` is the value in the file of class k; ``label_values[0]`` is the background.
+
+    Returns:
+        The volume on its native grid, the label renumbered to 0..C-1.
+
+    Raises:
+        DataError: with every fault of the two files at once: headers, NaN or infinite voxels, values of the label that are
+            not whole or not in ``label_values``, image and label on different grids.
+        ConfigError: ``label_values`` are not 2 to 256 distinct whole numbers.
+    """
+    _check_label_values(label_values)
+    faults: list[Fault] = []
+    image: torch.Tensor | None = None
+    label: np.ndarray | None = None
+    geometry: Geometry | None = None
+    label_header: Header | None = None
+    try:
+        image, geometry = read_image(case.image)
+    except DataError as error:
+        faults += named(case.id, error.faults)
+    if case.label is not None:
+        try:
+            values, label_header = _whole(case.label)
+            label = _class_indices(case.label, values, label_values)
+        except DataError as error:
+            faults += named(case.id, error.faults)
+    if geometry is not None and label_header is not None:
+        difference = geometry_difference(geometry, label_header.geometry)
+        if difference:
+            remedy = "resample the label to the image's grid, or copy the image's geometry if it is the true one"
+            faults.append(Fault(case.id, "label geometry", "the image's grid", difference, remedy))
+    if faults:
+        raise DataError(faults)
+    assert image is not None
+    assert geometry is not None
+    return Volume(case.id, image, None if label is None else torch.from_numpy(label)[None], geometry)
+
+
+def named(case: str, faults: Iterable[Fault]) -> list[Fault]:
+    """The faults of a file as faults of a case: the file's name moves into the field."""
+    return [dataclasses.replace(f, case=case, field=f"{f.case} {f.field}") for f in faults]
+
+
+def write_label(path: str | Path, label: torch.Tensor | np.ndarray, geometry: Geometry, label_values: Sequence[int]) -> None:
+    """Write class indices as the values a data set uses, compressed (but .nii) and atomically.
+
+    Args:
+        path: ends in .mhd (voxels go to a .zraw beside it), .mha, .nii or .nii.gz.
+        label: (x, y, z) class indices 0..C-1.
+        geometry: the grid.
+        label_values: value in the file of each class. Stored as uint8 where they fit, else int16 or int32.
+
+    Raises:
+        ConfigError: the ending is another one, or ``label_values`` are not distinct whole numbers.
+        ValueError: the shape is not the grid's, or an index has no value.
+    """
+    _check_label_values(label_values)
+    indices = np.asarray(label)
+    if indices.shape != tuple(geometry.shape):
+        raise ValueError(f"label: expected shape {tuple(geometry.shape)}, found {indices.shape}")
+    if indices.size and not 0 <= int(indices.min()) <= int(indices.max()) < len(label_values):
+        raise ValueError(f"label: expected indices 0..{len(label_values) - 1}, found {indices.min()}..{indices.max()}")
+    low, high = min(label_values), max(label_values)
+    dtype = next(t for t in (np.uint8, np.int16, np.int32) if np.iinfo(t).min <= low and high <= np.iinfo(t).max)
+    write_array(Path(path), np.asarray(label_values, dtype)[indices.astype(np.int64)], geometry)
+
+
+def write_probability(path: str | Path, probability: torch.Tensor | np.ndarray, geometry: Geometry) -> None:
+    """Write a probability map as float32, compressed (but .nii) and atomically.
+
+    Args:
+        path: as for :func:`write_label`.
+        probability: (x, y, z), or (C, x, y, z): C channels per voxel in a MetaImage, a fourth dimension in NIfTI.
+        geometry: the grid.
+
+    Raises:
+        ConfigError: the ending is another one.
+        ValueError: the spatial shape is not the grid's.
+    """
+    array = np.asarray(probability, np.float32)
+    if array.shape[-3:] != tuple(geometry.shape) or array.ndim not in (3, 4):
+        raise ValueError(f"probability: expected shape (C, *{tuple(geometry.shape)}) or without C, found {array.shape}")
+    write_array(Path(path), np.moveaxis(array, 0, -1) if array.ndim == 4 else array, geometry)
+
+
+def canonical_axes(affine: np.ndarray) -> tuple[tuple[int, int, int], tuple[bool, bool, bool]]:
+    """Which array axis is closest to right, anterior, superior, and whether it runs against it.
+
+    Returns:
+        ``permutation[w]``: the native axis that becomes canonical axis w; ``flips[w]``: reverse it after the transposition.
+    """
+    from nibabel.orientations import io_orientation
+
+    orientation = io_orientation(np.asarray(affine, float))  # row: native axis; columns: canonical axis, sign
+    order = [int(a) for a in np.argsort(orientation[:, 0])]
+    flips = [bool(orientation[a, 1] < 0) for a in order]
+    return (order[0], order[1], order[2]), (flips[0], flips[1], flips[2])
+
+
+def to_canonical(array: np.ndarray, affine: np.ndarray) -> tuple[np.ndarray, tuple[float, float, float]]:
+    """Transpose and flip (x, y, z) to the axes closest to right, anterior, superior; no value changes.
+
+    Returns:
+        A view of ``array``, and the voxel size along its axes in mm.
+    """
+    permutation, flips = canonical_axes(affine)
+    spacing = split_affine(affine)[1]
+    turned = array.transpose(permutation)[tuple(slice(None, None, -1 if f else None) for f in flips)]
+    x, y, z = (float(spacing[a]) for a in permutation)
+    return turned, (x, y, z)
+
+
+def _fail(path: Path, field: str, expected: str, found: str, remedy: str) -> None:
+    raise DataError(Fault(path.name, field, expected, found, remedy))
+
+
+@cache
+def _loader(dtype: type) -> Any:
+    from monai.transforms.io.array import LoadImage
+
+    return LoadImage(image_only=True, dtype=dtype, expanduser=False)
+
+
+def _load(path: Path, dtype: type) -> tuple[np.ndarray, Header]:
+    """(x, y, z) array of ``dtype`` and the header, which the reader's own idea of the grid must confirm."""
+    header = read_header(path)
+    from monai.data.image_reader import ITKReader, NibabelReader
+
+    # A reader given with the call is the only one tried; one given to LoadImage() is a mere preference, and the last
+    # message of the readers after it would be about DICOM.
+    reader: Any = NibabelReader()
+    if ending(path) in METAIMAGE:
+        import itk
+
+        # named pixel type: ITK's Python package has no image of int8 (PROMISE12's masks) or int64
+        reader = ITKReader(pixel_type=itk.F if dtype is np.float32 else itk.D)
+    name = type(reader).__name__
+    try:
+        with np.errstate(over="ignore"):  # beyond float32 becomes infinite, which read_image refuses
+            loaded = _loader(dtype)(str(path), reader=reader)
+    except Exception as error:  # whatever ITK or nibabel dislikes is the file's fault: its header passed our check
+        text = " ".join(str(error).split())[:200]
+        raise DataError(
+            Fault(path.name, "file", f"one that MONAI's {name} reads", f"{type(error).__name__}: {text}", "export the scan again")
+        ) from error
+    array = np.ascontiguousarray(loaded.as_tensor().numpy())
+    if array.shape[3:] == (1,) * (array.ndim - 3) and array.ndim > 3:
+        array = array.reshape(array.shape[:3])
+    seen = Geometry(tuple(array.shape), np.asarray(loaded.affine, float))
+    difference = geometry_difference(header.geometry, seen) if array.ndim == 3 else f"{array.ndim} dimensions"
+    if difference:
+        _fail(
+            path,
+            "geometry",
+            f"what the header says from MONAI's {name}",
+            difference,
+            "export the scan again: two readers disagree",
+        )
+    return array, header
+
+
+def _whole(path: Path) -> tuple[np.ndarray, Header]:
+    """(x, y, z) int64 label values as stored, and the header. float64 on the way: float32 would round large values."""
+    array, header = _load(path, np.float64)
+    rounded = np.rint(array)
+    with np.errstate(invalid="ignore"):
+        bad = ~(np.abs(array - rounded) <= WHOLE)  # NaN and infinity too
+    bad |= np.abs(rounded) > 2**53
+    if bad.any():
+        some = ", ".join(f"{v:g}" for v in np.unique(array[bad])[:5])
+        _fail(
+            path, "label", "whole numbers", f"{int(bad.sum())} others, such as {some}", "export the label without interpolation"
+        )
+    return rounded.astype(np.int64), header
+
+
+def _values(values: np.ndarray) -> np.ndarray:
+    """Distinct values, ascending; counting is a tenth of the time that sorting takes."""
+    low, high = int(values.min()), int(values.max())
+    if high - low < 2**16:
+        return np.asarray(np.flatnonzero(np.bincount((values - low).ravel())) + low)
+    return np.asarray(np.unique(values))
+
+
+def _class_indices(path: Path, values: np.ndarray, label_values: Sequence[int]) -> np.ndarray:
+    """(x, y, z) uint8: the position of each value in ``label_values``."""
+    found = _values(values)
+    unknown = [int(v) for v in found if int(v) not in set(label_values)]
+    if unknown:
+        text = ", ".join(f"{v} ({int((values == v).sum())} voxels)" for v in unknown[:5]) + (", ..." if unknown[5:] else "")
+        expected = "only " + ", ".join(map(str, label_values))
+        _fail(path, "label values", expected, text, "add them to label_values or correct the label")
+    order = np.argsort(label_values)
+    return np.asarray(order.astype(np.uint8)[np.searchsorted(np.asarray(label_values)[order], values)])
+
+
+def _check_label_values(label_values: Sequence[int]) -> None:
+    whole = all(isinstance(v, int | np.integer) and not isinstance(v, bool) and abs(int(v)) < 2**31 for v in label_values)
+    if not whole or len(set(label_values)) != len(label_values) or not 2 <= len(label_values) <= 256:
+        raise ConfigError("label_values", "2 to 256 distinct whole numbers, the background first", list(label_values))

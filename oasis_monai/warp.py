@@ -1,0 +1,80 @@
+"""Warping: one convention, written once.
+
+A dense displacement field (``ddf``) is (B, D, *S) in **voxels** on the **fixed** (target) grid, channel i along spatial axis
+i, and is a pull-back: ``out[p] = moving[p + ddf[p]]``. Outside the moving image its border value continues. This is the
+convention of MONAI's ``Warp``, which does the sampling.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import lru_cache
+
+import torch
+from torch.nn import functional as F
+
+
+@lru_cache(maxsize=8)
+def _warp(mode: str, padding: str) -> torch.nn.Module:
+    from monai.networks.blocks import Warp
+
+    return Warp(mode=mode, padding_mode=padding)
+
+
+def warp(moving: torch.Tensor, ddf: torch.Tensor, padding: str = "border") -> torch.Tensor:
+    """Pull ``moving`` back through ``ddf`` with linear interpolation.
+
+    Args:
+        moving: (B, C, *S) image, or one-hot label (never class indices: blending indices invents labels).
+        ddf: (B, D, *S) displacement in voxels.
+        padding: what lies outside the moving image: ``border`` or ``zeros``.
+
+    Returns:
+        (B, C, *S) float32. Runs in float32 also under autocast: half-precision grid sampling on the CPU gives garbage.
+    """
+    if moving.ndim != ddf.ndim or moving.shape[2:] != ddf.shape[2:] or ddf.shape[1] != ddf.ndim - 2:
+        raise ValueError(
+            f"warp: expected moving (B, C, *S) and ddf (B, D, *S) of one grid, found {tuple(moving.shape)} and {tuple(ddf.shape)}"
+        )
+    with torch.autocast(moving.device.type, enabled=False):
+        return _warp("bilinear", padding)(moving.float(), ddf.float())
+
+
+def warp_pair(image: torch.Tensor, label: torch.Tensor, ddf: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Warp an image (B, 1, *S) and its label channels (B, C, *S) in one sampling pass."""
+    both = warp(torch.cat([image.float(), label.float()], 1), ddf)
+    return both[:, : image.shape[1]], both[:, image.shape[1] :]
+
+
+def resize_ddf(ddf: torch.Tensor, size: Sequence[int]) -> torch.Tensor:
+    """Bring a field (B, D, *s) onto a grid of ``size`` covering the same extent, displacements rescaled to its voxels.
+
+    Both grids share their outer edges (half-pixel convention), so a voxel of a grid coarser by ``k`` is ``k`` fine voxels.
+    """
+    if tuple(ddf.shape[2:]) == tuple(size):
+        return ddf
+    factors = [new / old for new, old in zip(size, ddf.shape[2:], strict=True)]
+    mode = "trilinear" if ddf.ndim == 5 else "bilinear"
+    fine = F.interpolate(ddf.float(), size=tuple(size), mode=mode, align_corners=False)
+    return fine * torch.tensor(factors, device=ddf.device).view(1, -1, *[1] * (ddf.ndim - 2))
+
+
+def compose(first: torch.Tensor, second: torch.Tensor) -> torch.Tensor:
+    """One field for two warps: ``warp(x, compose(first, second)) = warp(warp(x, first), second)``."""
+    return second + warp(first, second)
+
+
+def integrate(velocity: torch.Tensor, steps: int = 5) -> torch.Tensor:
+    """Exponential of a stationary velocity field (B, D, *S), by ``steps`` squarings (MONAI's DVF2DDF, border padding)."""
+    from monai.networks.blocks import DVF2DDF
+
+    with torch.autocast(velocity.device.type, enabled=False):
+        return DVF2DDF(num_steps=steps, mode="bilinear", padding_mode="border")(velocity.float())
+
+
+def jacobian_determinant(ddf: torch.Tensor) -> torch.Tensor:
+    """|J| of ``p -> p + ddf[p]`` by central differences, (B, *S); values <= 0 are folds. One-sided at the border."""
+    dims = ddf.ndim - 2
+    gradients = [torch.gradient(ddf.float(), dim=2 + axis)[0] for axis in range(dims)]
+    jacobian = torch.stack(gradients, dim=-1).movedim(1, -2)  # (B, *S, component, axis)
+    return torch.linalg.det(jacobian + torch.eye(dims, device=ddf.device))
