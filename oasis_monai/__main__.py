@@ -7,6 +7,8 @@ import sys
 from pathlib import Path
 from typing import Any
 
+VALUED = {"--cfg", "-c", "--package", "-p", "--info", "-i", "--experimental-rerun"}  # Hydra's options that take the next word
+VALUED |= {"--config-path", "-cp", "--config-name", "-cn", "--config-dir", "-cd"}
 TASKS = ("crossval", "train", "segment", "check", "report", "phantom")
 USAGE = """\
 oasis-monai: segment medical images from a few labelled scans (atlases), aligned in one pass and fused by label overlap.
@@ -27,7 +29,7 @@ the knobs people turn
   n=6                                  atlases to fuse; also n=[1,2,4,6]
   folds=patient|slice  k=5  fold=null  honest folds or the paper's; all folds or one
   methods=[FwoW,FWAL,OASIS]            also OASIS-consensus, OASIS-conditioned, majority, STAPLE
-  training.minutes=12                  per fold; or training.iterations=N training.minutes=null (repeatable)
+  training.minutes=15                  per fold; or training.iterations=N training.minutes=null (repeatable)
   device=auto  seed=0
 
 examples
@@ -44,9 +46,8 @@ examples
 
 def _arguments(argv: list[str]) -> list[str]:
     """The bare first word is the task; everything else is Hydra's."""
-    words = [a for a in argv if not a.startswith("-") and "=" not in a and not a.startswith("~")]
-    following = {argv[i + 1] for i, a in enumerate(argv[:-1]) if a in ("--cfg", "-c", "--package", "-p", "--info", "-i")}
-    words = [w for w in words if w not in following]
+    following = {i + 1 for i, a in enumerate(argv) if a in VALUED}
+    words = [w for i, w in enumerate(argv) if i not in following and not w.startswith(("-", "~")) and "=" not in w]
     if not words:
         return argv
     task = words[0]
@@ -85,6 +86,11 @@ def run(config: Any) -> None:
     except OasisError as error:
         for line in str(error).splitlines():
             print(f"error: {line}", file=sys.stderr)
+        raise SystemExit(2) from None
+    except OSError as error:  # a full disk, a folder that cannot be written
+        if error.filename is None:
+            raise
+        print(f"error: {error.filename}: expected to read or write it, found {error.strerror}; correct that", file=sys.stderr)
         raise SystemExit(2) from None
 
 

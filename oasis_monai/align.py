@@ -140,7 +140,7 @@ class LoaTable:
 
     def require(self, groups: Sequence[torch.Tensor]) -> None:
         """Compute every missing ordered pair within each group of atlas rows, in full batches."""
-        wanted = {(int(j), int(k)) for group in groups for j in group for k in group if int(j) != int(k)}
+        wanted = {(j, k) for group in map(torch.Tensor.tolist, groups) for j in group for k in group if j != k}
         missing = torch.tensor(sorted(wanted - self._known.keys()), dtype=torch.int64).reshape(-1, 2)
         for part in missing.split(self.aligner.batch) if len(missing) else ():
             self._known.update(zip(map(tuple, part.tolist()), self._overlaps(part).tolist(), strict=True))

@@ -8,6 +8,7 @@ sweep over n pays for training and alignment once.
 from __future__ import annotations
 
 import contextlib
+import shutil
 import time
 import zlib
 from collections import defaultdict
@@ -20,7 +21,7 @@ import numpy as np
 import torch
 
 from oasis_monai.align import Aligner, FieldCache, LoaTable
-from oasis_monai.errors import DataError, Fault
+from oasis_monai.errors import ConfigError, DataError, Fault
 from oasis_monai.files import digest, write_json
 from oasis_monai.folds import Fold, Split, make_split
 from oasis_monai.library import AtlasLibrary, build_library
@@ -45,12 +46,14 @@ class Prepared:
         targets: the preprocessed cases **without labels**: what ``segment`` may see.
         library: every image of every case as an atlas, with labels and features.
         content: case id -> digest of its files.
+        scans: case id -> digest of its image's files alone.
     """
 
     cases: dict[str, Case]
     targets: dict[str, Preprocessed]
     library: AtlasLibrary
     content: dict[str, str]
+    scans: dict[str, str]
 
     def rows(self, case: str) -> torch.Tensor:
         """Rows of the library that are this case's, in slice order."""
@@ -126,13 +129,12 @@ def prepare(settings: Settings, cases: list[Case], cache: Path | None, log: Log)
     library = build_library(items, settings.spatial_dims, embed, settings.data.classes)
     targets = {item.case: replace(item, label=None) for item in items}
     content = {c.id: digest([store.content(p) for p in (c.image, c.label) if p is not None]) for c in cases}
-    return Prepared({c.id: c for c in cases}, targets, library, content)
+    scans = {c.id: store.content(c.image) for c in cases}
+    return Prepared({c.id: c for c in cases}, targets, library, content, scans)
 
 
 def resolve_device(name: str) -> str:
     """``auto`` is the GPU where there is one. A GPU asked for but absent is an error, not a slow run."""
-    from oasis_monai.errors import ConfigError
-
     if name == "auto":
         return "cuda" if torch.cuda.is_available() else "cpu"
     try:
@@ -177,6 +179,9 @@ class FoldModels:
             return Segmenter(library, distance=settings.features.distance)
         folder = self.folder(fold)
         with locked(folder):  # jobs of one sweep may want the same fold at the same time
+            if not self.trained(fold):  # what was aligned by a model that was lost or damaged is no longer true
+                (folder / "loa.safetensors").unlink(missing_ok=True)
+                shutil.rmtree(folder / "fields", ignore_errors=True)
             model = train_stm(
                 library,
                 self._spacing_mm(),
@@ -195,9 +200,10 @@ class FoldModels:
         loa = LoaTable(library, aligner, folder / "loa.safetensors")
         return Segmenter(library, aligner, loa, settings.features.distance, settings.temperature)
 
-    def fields(self, fold: Fold) -> FieldCache:
-        """Where the fields onto a fold's targets are kept."""
-        chosen = digest([self.settings.features.name, self.settings.features.weights, self.settings.features.distance], 8)
+    def fields(self, fold: Fold, case: str) -> FieldCache:
+        """Where the fields onto a test case of the fold are kept: the fold's model, the scan, and how atlases are chosen."""
+        features = self.settings.features
+        chosen = digest([features.name, features.weights, features.distance, fold.index, self.prepared.scans[case]])
         return FieldCache(self.folder(fold) / "fields", chosen)
 
     def _spacing_mm(self) -> tuple[float, ...]:
@@ -229,6 +235,7 @@ def crossval(settings: Settings, run_dir: Path, log: Log = print) -> Path:
     Returns:
         The path of ``scores.csv``.
     """
+    resolve_device(settings.device)  # an absent GPU is told at once
     cache, clock = Path(settings.cache), Clock()
     run_dir.mkdir(parents=True, exist_ok=True)
     with clock("check and read"):
@@ -236,6 +243,9 @@ def crossval(settings: Settings, run_dir: Path, log: Log = print) -> Path:
         prepared = prepare(settings, cases, cache, log)
     counts = {case: int((prepared.rows(case)).numel()) for case in prepared.targets}
     split = make_split(counts, settings.k, settings.seed, settings.folds, settings.spatial_dims)
+    available = min(sum(map(len, fold.train.values())) for fold in split.folds)
+    if max(settings.n) > available:  # said before hours of training, not after
+        raise ConfigError("n", f"1 to {available}, the atlases of the smallest fold", list(settings.n), "lower n or add cases")
     write_json(run_dir / "split.json", split.to_json())
     models = FoldModels(settings, prepared, split, cache, log)
     wanted = [fold for fold in split.folds if settings.fold in (None, fold.index)]
@@ -291,13 +301,13 @@ def _score_folds(
             # under patient folds the fold's library has nothing of this case; that it is excluded as well costs nothing
             exclude = case if split.protocol == "patient" else None
             with clock("align and fuse"):
-                key = models.fields(fold) if needs_alignment(settings.methods) else None
+                fields = models.fields(fold, case) if needs_alignment(settings.methods) else None
                 results, _ = segmenters[fold.index](
                     target,
                     features,
                     settings.methods,
                     settings.n,
-                    key and replace(key, key=f"{key.key}-{fold.index}"),
+                    fields,
                     exclude,
                     only,
                 )

@@ -84,6 +84,8 @@ def make_split(images: Mapping[str, int], k: int, seed: int, protocol: str = "pa
         units = [(case, tuple(range(images[case]))) for case in ids]
     else:
         units = [(case, (number,)) for case in ids for number in range(images[case])]
+    if len(units) < k:
+        raise ConfigError("k", f"no more folds than slices ({len(units)})", k, "take fewer folds or add cases")
     order = random.permutation(len(units))
     folds = []
     for index, held in enumerate(np.array_split(order, k)):

@@ -10,9 +10,8 @@ from collections.abc import Sequence
 
 import torch
 
+from oasis_monai import grids
 from oasis_monai.losses import ncc, soft_dice
-
-TIE = 1e-6  # six weights of 1/6 sum to a hair under one half: a tie must not hang on rounding
 
 
 def overlap(warped: torch.Tensor, reference: torch.Tensor) -> torch.Tensor:
@@ -68,7 +67,8 @@ def conditioned_weights(overlaps: torch.Tensor, distances: torch.Tensor, tempera
     Args:
         overlaps: (n, n) as in :func:`loa_weights`.
         distances: (n,) feature distances from the target to the atlases.
-        temperature: in the unit of the distances; small listens to the nearest atlas only, large is R1.
+        temperature: in the unit of the distances; small listens to the nearest atlas only; large is the plain mean of the
+            column, o_kk = 1 included (R1 leaves it out).
     """
     trust = torch.softmax(-distances.double() / temperature, 0)
     full = overlaps.double().clone()
@@ -97,13 +97,12 @@ def fuse(labels: torch.Tensor, weights: torch.Tensor) -> torch.Tensor:
 
 
 def decide(probability: torch.Tensor) -> torch.Tensor:
-    """(C, *S) probability -> (*S) uint8 class index.
+    """(C, *S) probability of sum 1 -> (*S) uint8 class index, by the tie rule of :func:`oasis_monai.grids.decide`.
 
     The most probable class; a tie with the background goes to the structure (binary: P >= 1/2), a tie among structures to the
     lower class, so no tie depends on the number of atlases being even, and no extra label appears.
     """
-    best, index = probability[1:].max(0)
-    return torch.where(best >= probability[0] - TIE, index + 1, 0).to(torch.uint8)
+    return grids.decide(enumerate(probability[1:], 1), torch.zeros_like(probability[0]))
 
 
 def staple(votes: torch.Tensor, classes: int, iterations: int = 50) -> torch.Tensor:
@@ -121,7 +120,7 @@ def staple(votes: torch.Tensor, classes: int, iterations: int = 50) -> torch.Ten
     claims = [_binary_staple(votes == c, iterations) for c in range(1, classes)]
     foreground = torch.stack(claims)
     foreground = foreground / foreground.sum(0, keepdim=True).clamp_min(1)
-    return torch.cat([1 - foreground.sum(0, keepdim=True), foreground])
+    return torch.cat([(1 - foreground.sum(0, keepdim=True)).clamp_min(0), foreground])
 
 
 def _binary_staple(raters: torch.Tensor, iterations: int) -> torch.Tensor:

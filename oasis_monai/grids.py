@@ -16,7 +16,7 @@ import torch
 
 from oasis_monai.types import Geometry
 
-TIE = 1e-6  # foreground wins when it is this close to background: float sums of weights never land on 1/2 exactly
+TIE = 1e-6  # probabilities this close are equal: six weights of 1/6 sum to a hair under 1/2, and in any order to another hair
 SAME_SPACING = 1e-3  # spacings this close (relative) count as equal: headers carry rounded numbers
 SLAB_VALUES = 2**24  # values of one native slab that `restore` may hold: 64 MiB of float32
 
@@ -115,8 +115,10 @@ def resample_label(label: torch.Tensor, source: Geometry, target: Geometry) -> t
 
 
 def decide(foreground: Iterable[tuple[int, torch.Tensor]], background_only: torch.Tensor) -> torch.Tensor:
-    """The tie rule: with f the strongest foreground class (the lowest index among equals), a voxel is f where
-    P_f >= P_background - 1e-6 and P_f > 0, else background. With two classes: P >= 1/2. Never a class in between.
+    """The tie rule: with f the strongest foreground class (the lowest index among those equal within 1e-6), a voxel is f
+    where P_f >= P_background - 1e-6 and P_f > 1e-6, else background. With two classes: P >= 1/2. Never a class in between.
+
+    P_background is 1 less the sum of the foreground maps.
 
     Args:
         foreground: pairs (class index, (\\*S) float map) in ascending order; each map is looked at once, so a generator
@@ -130,7 +132,7 @@ def decide(foreground: Iterable[tuple[int, torch.Tensor]], background_only: torc
     winner = torch.zeros_like(best, dtype=torch.uint8)
     for index, probability in foreground:
         total += probability
-        better = probability > best
+        better = probability > best + TIE
         best = torch.where(better, probability, best)
         winner[better] = index
     winner[best < 1 - total - TIE] = 0

@@ -78,8 +78,9 @@ def smoothness(ddf: torch.Tensor, reduction: str = "mean") -> torch.Tensor:
 
     Args:
         ddf: (B, D, *S).
-        reduction: ``sum`` as eq. 4 prints it (over voxels, then batch mean), ``mean`` (default) as VoxelMorph and MONAI
-            take it: the mean over voxels, components and axes.
+        reduction: ``sum`` as eq. 4 prints it (over voxels, then batch mean), ``mean`` (default) as VoxelMorph takes it: the
+            mean over voxels, components and axes. (MONAI's DiffusionLoss adds the D axes up instead, by central
+            differences: D times as much for a field of constant gradient.)
     """
     squares = [torch.diff(ddf.float(), dim=axis).square() for axis in range(2, ddf.ndim)]
     if reduction == "sum":

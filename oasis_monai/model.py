@@ -53,6 +53,7 @@ def train_model(settings: Settings, folder: Path, log: Log = print) -> Path:
     assert segmenter.loa is not None
     with locked(folder), clock("write"):
         (folder / "model.json").unlink(missing_ok=True)  # from here to the last line the folder is no model
+        (folder / "loa.safetensors").unlink(missing_ok=True)  # pairs of the model that was here before
         weights = {f"model.{k}": v for k, v in segmenter.aligner.model.state_dict().items()}
         save_tensors(folder / "stm.safetensors", weights)
         segmenter.library.save(folder / "library.safetensors")
@@ -78,8 +79,10 @@ def load_model(folder: Path, device: str = "auto", batch: int = 8) -> tuple[Sett
         record = json.loads((folder / "model.json").read_text(encoding="utf-8"))
         found = record["format"]
     except (OSError, ValueError, KeyError, TypeError) as error:
-        raise OasisError(f"model: expected a folder written by `oasis-monai train`, found {folder} without a readable model.json; "
-                         "train again or correct the path") from error  # fmt: skip
+        found_text = f"{folder} without a readable model.json"
+        raise OasisError(
+            f"model: expected a folder written by `oasis-monai train`, found {found_text}; train again or correct the path"
+        ) from error
     if found != FORMAT:
         raise OasisError(f"model: expected format {FORMAT}, found {found} in {folder}; train it again with this version")
     for name in PARTS:
@@ -123,8 +126,10 @@ def segment_scans(
 
     check_methods([method])
     cases = find_cases(scans, "folder")
+    if output.resolve() in {case.image.resolve().parent for case in cases}:  # X_segmentation there may be X's reference
+        raise ConfigError("output", "a folder other than the scans' own", str(output), "give another output=DIR")
     settings, segmenter = load_model(model, device, batch)
-    if n > len(segmenter.library):
+    if not 1 <= n <= len(segmenter.library):
         raise ConfigError("n", f"1 to {len(segmenter.library)}, the model's atlases", n)
     embed = embedder(settings.features.name, settings.features.weights, resolve_device(device))
     store = PreprocessCache(None, settings.preprocessing, settings.data.label_values)
@@ -153,8 +158,9 @@ def _finished(path: Path, asked: dict[str, Any]) -> bool:
     import json
 
     try:
-        return json.loads(path.read_text(encoding="utf-8")).get("asked") == asked
-    except (OSError, ValueError, AttributeError):
+        told = json.loads(path.read_text(encoding="utf-8"))
+        return bool(told["asked"] == asked and path.with_name(told["label"]).is_file())
+    except (OSError, ValueError, KeyError, TypeError):
         return False
 
 
@@ -185,8 +191,6 @@ def _segment_one(
     back = restore(result.probability, target.geometry, target.native, save_probability, case.id)
     ending = _ending(case.image)
     label_file = output / f"{case.id}_segmentation{ending}"
-    if label_file.resolve() == case.image.resolve():
-        raise ConfigError("output", "a folder other than the scans' own", str(output), "give another output=DIR")
     write_label(label_file, back.label, back.geometry, settings.data.label_values)
     if back.probability is not None:
         write_probability(output / f"{case.id}_probability{ending}", back.probability, back.geometry)

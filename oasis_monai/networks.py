@@ -148,6 +148,13 @@ class SpatialTransformModel(nn.Module):
                 raise ConfigError(
                     "preprocessing.size", f"axis {axis} divisible by {by} for this network", self.size, f"take {nearest} there"
                 )
+        if settings.body == "unet" and self.size == divisor:
+            raise ConfigError(
+                "preprocessing.size",
+                f"more than {divisor} along some axis (the lowest level would be a single voxel, which has no spread)",
+                self.size,
+                "take a larger size or fewer registration.channels",
+            )
         self.field_size = tuple(length // s for length, s in zip(self.size, stride, strict=True))
         width = settings.channels[0]
         # kernel covers the stride with one voxel of overlap on each side

@@ -7,6 +7,9 @@ into :class:`Settings` and names every key it does not know.
 from __future__ import annotations
 
 import dataclasses
+import math
+import types
+import typing
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -16,6 +19,7 @@ from oasis_monai.augment import Augmentation
 from oasis_monai.errors import ConfigError
 from oasis_monai.folds import PROTOCOLS
 from oasis_monai.losses import RegistrationLoss
+from oasis_monai.metrics import REGIONS
 from oasis_monai.networks import StmSettings
 from oasis_monai.preprocess import Preprocessing
 from oasis_monai.segment import check_methods
@@ -51,6 +55,8 @@ class DataSettings:
         object.__setattr__(self, "labels", dict(self.labels))
         object.__setattr__(self, "regions", tuple(self.regions))
         object.__setattr__(self, "only", tuple(str(case) for case in self.only))
+        if not self.regions or len(set(self.regions)) < len(self.regions) or not set(self.regions) <= set(REGIONS):
+            raise ConfigError("data.regions", f"one or more of {list(REGIONS)}, each once", list(self.regions))
         values = list(self.labels.values())
         if not values or len(set(values)) != len(values) or not all(isinstance(v, int) and 0 < v < 256 for v in values):
             raise ConfigError("data.labels", "names with different values of 1 to 255", dict(self.labels))
@@ -177,10 +183,44 @@ def _make(kind: type[T], values: Any, group: str, **more: Any) -> T:
             f"{group}.{unknown[0]}" if group else unknown[0], f"one of {sorted(known)}", "an unknown key", "correct or remove it"
         )
     made = {k: tuple(v) if isinstance(v, list) else v for k, v in values.items()}
-    try:
-        return kind(**made, **more)
-    except TypeError as error:  # a value of another type than its field's, found while it was checked
-        raise ConfigError(group or "configuration", "values of the documented types", str(error)) from error
+    hints = typing.get_type_hints(kind)
+    for key, value in made.items():
+        one_for_list = (group, key) in SCALARS and not isinstance(value, tuple)
+        if not _fits((value,) if one_for_list else value, hints[key]):
+            raise ConfigError(f"{group}.{key}" if group else key, _words(hints[key]), values[key])
+    return kind(**made, **more)
+
+
+SCALARS = {("", "n"), ("", "methods")}  # lists that a single value may stand for
+_NAMES = {int: "a whole number", float: "a number", str: "a text", bool: "true or false", types.NoneType: "null"}
+
+
+def _fits(value: Any, hint: Any) -> bool:
+    """Whether a value out of a YAML file is of a field's type. A whole number is a number; true and false are neither."""
+    arguments = typing.get_args(hint)
+    origin = typing.get_origin(hint)
+    if origin in (types.UnionType, typing.Union):
+        return any(_fits(value, a) for a in arguments)
+    if origin is tuple:
+        return isinstance(value, tuple) and all(_fits(v, arguments[0]) for v in value)
+    if origin is Mapping:
+        return isinstance(value, Mapping) and all(_fits(k, arguments[0]) and _fits(v, arguments[1]) for k, v in value.items())
+    if hint is float:
+        return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+    return isinstance(value, hint) and isinstance(value, bool) == (hint is bool)
+
+
+def _words(hint: Any) -> str:
+    """A field's type, for a message."""
+    arguments = typing.get_args(hint)
+    origin = typing.get_origin(hint)
+    if origin in (types.UnionType, typing.Union):
+        return " or ".join(_words(a) for a in arguments)
+    if origin is tuple:
+        return f"a list, each {_words(arguments[0])}"
+    if origin is Mapping:
+        return f"a map of {_words(arguments[0])} to {_words(arguments[1])}"
+    return _NAMES.get(hint, "a group of settings")
 
 
 def build(config: Mapping[str, Any]) -> Settings:

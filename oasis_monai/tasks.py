@@ -35,6 +35,7 @@ def run_task(config: dict[str, Any], run_dir: Path, sweep_dir: Path | None) -> N
 
 
 def _settings(config: dict[str, Any]) -> Any:
+    """The settings of the run, checked, and torch set up for it."""
     import torch
 
     from oasis_monai.settings import build
@@ -79,27 +80,24 @@ def _segment(config: dict[str, Any], job: Mapping[str, Any], run_dir: Path, swee
     ):
         if not job[key]:
             raise ConfigError(key, what, None, f"add {key}=PATH")
+    if not isinstance(job["overwrite"], bool):
+        raise ConfigError("overwrite", "true or false", job["overwrite"])
     from oasis_monai.model import segment_scans
 
+    settings = _settings(config)  # what made the model travels with it; of these only the values below count
     failed = segment_scans(
         Path(job["model"]),
         Path(job["input"]),
         Path(job["output"]),
-        _n(config),
-        config["methods"][-1],
-        config["device"],
-        int(config["align_batch"]),
-        bool(config["save_probability"]),
-        bool(job["overwrite"]),
+        max(settings.n),  # a scan gets one result
+        settings.methods[-1],
+        settings.device,
+        settings.align_batch,
+        settings.save_probability,
+        job["overwrite"],
     )
     if failed:
         raise DataError(failed)
-
-
-def _n(config: Mapping[str, Any]) -> int:
-    """The number of atlases to fuse; a single scan gets one result."""
-    n = config["n"]
-    return int(n) if isinstance(n, int) else int(max(n))
 
 
 def _check(config: dict[str, Any], job: Mapping[str, Any], run_dir: Path, sweep_dir: Path | None) -> None:
@@ -128,6 +126,8 @@ def _report(config: dict[str, Any], job: Mapping[str, Any], run_dir: Path, sweep
 def _phantom(config: dict[str, Any], job: Mapping[str, Any], run_dir: Path, sweep_dir: Path | None) -> None:
     from oasis_monai.phantom import write_phantom
 
-    root = Path(config["data"]["root"])
-    ids = write_phantom(root, seed=int(config["seed"]))
-    print(f"phantom: {len(ids)} cases in {root}")
+    settings = _settings(config)
+    if not settings.data.root:
+        raise ConfigError("data.root", "the folder to write the phantom to", settings.data.root, "add data.root=DIR")
+    ids = write_phantom(Path(settings.data.root), seed=settings.seed)
+    print(f"phantom: {len(ids)} cases in {settings.data.root}")

@@ -47,10 +47,10 @@ class TrainingSettings:
     """
 
     iterations: int | None = None
-    minutes: float | None = 12.0
+    minutes: float | None = 15.0
     lr: float = 1e-3
     schedule: str = "cosine"
-    batch: int = 4
+    batch: int = 1
     pairs: int = 0
     augment: bool = True
     amp: bool = False
@@ -227,10 +227,7 @@ def _run(trainer: _Trainer, state: _State, path: Path | None, progress: bool, na
         while share() < 1:
             terms = trainer.step(state.step, share()).cpu()
             if not bool(torch.isfinite(terms).all()):
-                raise OasisError(
-                    f"{name}: training.lr: expected a finite loss, found {terms.tolist()} at step {state.step}; the last good "
-                    f"checkpoint is kept: lower training.lr (now {settings.lr})"
-                )
+                raise _diverged(name, f"a loss of {terms.tolist()}", state, settings)
             state.step += 1
             now = time.monotonic()
             state.seconds = before + now - started
@@ -241,11 +238,26 @@ def _run(trainer: _Trainer, state: _State, path: Path | None, progress: bool, na
                 recent, counted = torch.zeros(4), 0
             bar.update(min(100, int(100 * share())) - bar.n)
             if path and now - last_saved > 60 * settings.checkpoint_minutes and counted == 0:
+                _check_weights(trainer.model, name, state, settings)
                 _save(path, trainer, state)
                 last_saved = now
+        _check_weights(trainer.model, name, state, settings)
         state.done = True
         if path:
             _save(path, trainer, state)
+
+
+def _check_weights(model: nn.Module, name: str, state: _State, settings: TrainingSettings) -> None:
+    """A finite loss may have had a gradient that was not; such weights must never become the checkpoint."""
+    if not all(bool(torch.isfinite(p).all()) for p in model.parameters()):
+        raise _diverged(name, "weights that are not", state, settings)
+
+
+def _diverged(name: str, found: str, state: _State, settings: TrainingSettings) -> OasisError:
+    return OasisError(
+        f"{name}: training.lr: expected finite losses and weights, found {found} at step {state.step}; the last good "
+        f"checkpoint is kept: lower training.lr (now {settings.lr})"
+    )
 
 
 def _row(state: _State, terms: torch.Tensor, lr: float) -> dict[str, float]:

@@ -15,10 +15,10 @@ from torch.nn import functional as F
 
 
 @lru_cache(maxsize=8)
-def _warp(mode: str, padding: str) -> torch.nn.Module:
-    from monai.networks.blocks import Warp
+def _warp(padding: str, device: torch.device) -> torch.nn.Module:
+    from monai.networks.blocks import Warp  # keeps a grid of the last shape it saw, hence one per device
 
-    return Warp(mode=mode, padding_mode=padding)
+    return Warp(mode="bilinear", padding_mode=padding)
 
 
 def warp(moving: torch.Tensor, ddf: torch.Tensor, padding: str = "border") -> torch.Tensor:
@@ -37,7 +37,7 @@ def warp(moving: torch.Tensor, ddf: torch.Tensor, padding: str = "border") -> to
             f"warp: expected moving (B, C, *S) and ddf (B, D, *S) of one grid, found {tuple(moving.shape)} and {tuple(ddf.shape)}"
         )
     with torch.autocast(moving.device.type, enabled=False):
-        return _warp("bilinear", padding)(moving.float(), ddf.float())
+        return _warp(padding, moving.device)(moving.float(), ddf.float())
 
 
 def warp_pair(image: torch.Tensor, label: torch.Tensor, ddf: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:

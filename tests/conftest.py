@@ -1,0 +1,104 @@
+"""One small synthetic data set for all tests, and the smallest configuration that runs the whole pipeline on it."""
+
+import copy
+import json
+import os
+from pathlib import Path
+
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+import pytest
+import torch
+
+torch.set_num_threads(1)
+
+CASES = 7
+TINY = {
+    "data": {"name": "phantom", "layout": "promise12"},
+    "preprocessing": {"size": [16, 16, 8], "spacing_mm": [5.0, 5.0, 8.0]},
+    "features": {"name": "intensity"},
+    "registration": {"channels": [4, 8], "field_stride": [1]},
+    "training": {"iterations": 4, "minutes": None, "batch": 2, "lr": 5e-3},
+    "n": [1, 2],
+    "methods": ["FwoW", "FWAL", "OASIS"],
+    "overlays": 0,
+    "progress": False,
+}
+TINY_2D = {
+    "spatial_dims": 2,
+    "preprocessing": {"size": [16, 16], "spacing_mm": [5.0, 5.0]},
+}
+
+
+def merged(*parts):
+    """Nested dicts laid over each other."""
+    result = {}
+    for part in parts:
+        for key, value in part.items():
+            both = isinstance(value, dict) and isinstance(result.get(key), dict)
+            result[key] = merged(result[key], value) if both else copy.deepcopy(value)
+    return result
+
+
+def overrides(config, prefix=""):
+    """A nested dict as words of the command line."""
+    words = []
+    for key, value in config.items():
+        if isinstance(value, dict) and key != "labels":
+            words += overrides(value, f"{prefix}{key}.")
+        else:
+            text = value if isinstance(value, str) else json.dumps(value, separators=(",", ":")).replace('"', "")
+            words.append(f"{prefix}{key}={text}")
+    return words
+
+
+@pytest.fixture(scope="session")
+def phantom(tmp_path_factory):
+    """Folder of the tiny phantom: read only."""
+    from oasis_monai.phantom import write_phantom
+
+    folder = tmp_path_factory.mktemp("phantom")
+    write_phantom(folder, cases=CASES, size="tiny")
+    return folder
+
+
+@pytest.fixture(scope="session")
+def phantom_two_labels(tmp_path_factory):
+    """The same with two structures."""
+    from oasis_monai.phantom import write_phantom
+
+    folder = tmp_path_factory.mktemp("phantom2")
+    write_phantom(folder, cases=CASES, size="tiny", labels=2)
+    return folder
+
+
+@pytest.fixture
+def config(phantom, tmp_path):
+    """Function: the tiny configuration, with what is given laid over it, as the plain dict ``settings.build`` takes."""
+
+    def make(*more, dims=3):
+        two = [TINY_2D] if dims == 2 else []
+        return merged(TINY, {"data": {"root": str(phantom)}, "cache": str(tmp_path / "cache")}, *two, *more)
+
+    return make
+
+
+@pytest.fixture
+def settings(config):
+    """Function: :class:`Settings` of the tiny configuration with what is given laid over it."""
+    from oasis_monai.settings import build
+
+    return lambda *more, dims=3: build(config(*more, dims=dims))
+
+
+@pytest.fixture
+def prepared(settings, tmp_path):
+    """Function: (settings, prepared data set) of the tiny configuration."""
+    from oasis_monai.crossval import find_and_check, prepare
+
+    def make(*more, dims=3):
+        made = settings(*more, dims=dims)
+        cache = Path(made.cache)
+        return made, prepare(made, find_and_check(made, cache, lambda _: None), cache, lambda _: None)
+
+    return make

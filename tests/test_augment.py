@@ -1,0 +1,178 @@
+"""Augmentation: image and label stay together, rotations are rotations in millimetres, strengths of zero change nothing."""
+
+import math
+
+import pytest
+import torch
+
+from oasis_monai.augment import Augmentation
+
+STILL = {k: 0.0 for k in ("rotation_deg", "scale", "shear", "shift", "flip", "gamma", "contrast", "bias", "noise")}
+SIZES = [(24, 20), (20, 24, 12)]
+grid = pytest.mark.parametrize("size", SIZES, ids=["2D", "3D"])
+SPACING = (0.8, 1.3, 3.0)
+
+
+def seeded(seed, *shape):
+    return torch.rand(*shape, generator=torch.Generator().manual_seed(seed))
+
+
+def apply(augmentation, image, label, flip=None, spacing=SPACING, seed=0):
+    flip = torch.zeros(len(image), dtype=torch.bool) if flip is None else torch.as_tensor(flip)
+    random = torch.Generator().manual_seed(seed)
+    return augmentation(image, label, flip, spacing[: image.ndim - 2], random)
+
+
+def only(**strengths):
+    return Augmentation(**STILL | strengths)
+
+
+def positions_mm(size, spacing):
+    axes = [(torch.arange(s) - (s - 1) / 2) * mm for s, mm in zip(size, spacing, strict=True)]
+    return torch.stack(torch.meshgrid(*axes, indexing="ij"))
+
+
+def gauss(size, spacing, centre_mm, width_mm):
+    centre = torch.tensor(centre_mm).view(-1, *[1] * len(size))
+    return torch.exp(-(positions_mm(size, spacing) - centre).square().sum(0) / (2 * width_mm**2))
+
+
+def centroids(blobs, spacing):
+    """(B, C, *S) -> (B, C, D) in mm."""
+    where = positions_mm(blobs.shape[2:], spacing)
+    mass = blobs.flatten(2)
+    return torch.einsum("bcn,dn->bcd", mass, where.flatten(1)) / mass.sum(2, keepdim=True)
+
+
+@grid
+def test_strengths_of_zero_change_nothing(size):
+    image, label = seeded(0, 3, 1, *size), (seeded(1, 3, 2, *size) > 0.5).float()
+    moved, moved_label = apply(only(), image, label)
+    torch.testing.assert_close(moved, image, atol=2e-5, rtol=0)
+    torch.testing.assert_close(moved_label, label, atol=2e-5, rtol=0)
+
+
+@grid
+def test_image_and_label_move_together(size):
+    """An image that is its own label still is after any motion; and each image of the batch moves its own way."""
+    label = seeded(0, 1, 1, *size).repeat(3, 2, *[1] * len(size))
+    shape = Augmentation(gamma=0, contrast=0, bias=0, noise=0)
+    moved, moved_label = apply(shape, label[:, :1], label, flip=[True, False, False])
+    torch.testing.assert_close(moved.expand_as(moved_label), moved_label, atol=1e-6, rtol=0)
+    for one, other in ((0, 1), (1, 2)):
+        assert (moved[one] - moved[other]).abs().mean() > 0.05
+
+
+@grid
+def test_intensity_leaves_the_label_alone_and_labels_stay_in_0_to_1(size):
+    image, label = 2 * seeded(0, 4, 1, *size) - 1, (seeded(1, 4, 3, *size) > 0.6).float()
+    look = only(gamma=0.3, contrast=0.2, bias=0.3, noise=0.1)
+    moved, same = apply(look, image, label)
+    torch.testing.assert_close(same, label, atol=2e-5, rtol=0)
+    assert ((moved - image).abs().flatten(1).mean(1) > 0.02).all()
+    assert torch.isfinite(moved).all()
+    _, turned = apply(Augmentation(), image, label)
+    assert turned.min() >= 0
+    assert turned.max() <= 1 + 1e-5
+
+
+@pytest.mark.parametrize("strength", ["gamma", "contrast", "bias"])
+def test_a_brightness_curve_is_monotonic_where_it_should_be(strength):
+    ramp = torch.linspace(-2, 2, 24).view(1, 1, 24, 1).repeat(6, 1, 1, 20)
+    moved, _ = apply(only(**{strength: 0.2}), ramp, ramp)
+    change = (moved - ramp).abs().flatten(1).amax(1)
+    assert (change > 1e-3).all()
+    assert (torch.diff(moved, dim=2) > 0).float().mean() > 0.97
+    assert change.max() < 2.5  # a change, not another image
+
+
+def test_noise_is_of_the_stated_strength():
+    image = torch.zeros(40, 1, 24, 20)
+    moved, _ = apply(only(noise=0.1), image, image)
+    spread = moved.flatten(1).std(1)
+    assert 0.08 < spread.max() < 0.11
+    assert spread.min() < 0.03
+    assert abs(float(moved.mean())) < 5e-3
+
+
+@pytest.mark.parametrize(
+    ("size", "spacing", "limit"), [((64, 40), (0.7, 1.3), 40.0), ((48, 36, 24), (0.9, 1.2, 2.0), 30.0)], ids=["2D", "3D"]
+)
+def test_a_rotation_is_a_rotation_in_millimetres(size, spacing, limit):
+    """Three blobs on an anisotropic grid: distances and handedness in mm stay, and angles are drawn up to the limit."""
+    dims = len(size)
+    corners = torch.tensor([[11.0, 0, 0], [-4, 9, 0], [-5, -7, 6]])[:, :dims]
+    blobs = torch.stack([gauss(size, spacing, c.tolist(), 2.5) for c in corners])[None].repeat(12, 1, *[1] * dims)
+    _, moved = apply(only(rotation_deg=limit), blobs[:, :1], blobs, spacing=spacing)
+    found = centroids(moved, spacing)
+    for i, j in ((0, 1), (0, 2), (1, 2)):
+        want = (corners[i] - corners[j]).norm()
+        torch.testing.assert_close((found[:, i] - found[:, j]).norm(dim=1), want.expand(12), atol=0.12, rtol=0)
+    torch.testing.assert_close(found.norm(dim=2), corners.norm(dim=1).expand(12, 3), atol=0.12, rtol=0)  # about the centre
+    mapping = torch.linalg.lstsq(corners.expand(12, -1, -1), found).solution
+    torch.testing.assert_close(torch.linalg.det(mapping), torch.ones(12), atol=0.03, rtol=0)
+    angle = torch.atan2(mapping[:, 0, 1] - mapping[:, 1, 0], mapping[:, 0, 0] + mapping[:, 1, 1]).abs().rad2deg()
+    assert limit / 2 < angle.max() < limit + 1
+    if dims == 3:  # out of plane a third of it: the z axis leans by both turns at most
+        lean = mapping[:, 2, 2].clamp(-1, 1).acos().rad2deg()
+        assert limit / 10 < lean.max() < math.sqrt(2) * limit / 3 + 1
+
+
+def test_a_rotation_in_voxels_would_have_been_noticed():
+    """The same test's distances, had the turn been made in voxels: off by far more than its tolerance."""
+    angle, stretch = math.radians(20), torch.tensor([0.7, 1.3])
+    turn = torch.tensor([[math.cos(angle), -math.sin(angle)], [math.sin(angle), math.cos(angle)]])
+    step = torch.tensor([11.0, 0]) - torch.tensor([-4.0, 9])
+    assert abs(float((turn @ (step / stretch) * stretch).norm() - step.norm())) > 1
+
+
+@pytest.mark.parametrize(("strength", "value"), [("scale", 0.2), ("shift", 0.1), ("shear", 0.2)])
+def test_scale_shift_and_shear_stay_within_their_ranges(strength, value):
+    size, spacing = (64, 40), (0.7, 1.3)
+    corners = torch.tensor([[9.0, 0], [-4, 8], [-5, -7]])
+    blobs = torch.stack([gauss(size, spacing, c.tolist(), 2.5) for c in corners])[None].repeat(16, 1, 1, 1)
+    _, moved = apply(only(**{strength: value}), blobs[:, :1], blobs, spacing=spacing)
+    homogeneous = torch.cat([corners, torch.ones(3, 1)], 1).expand(16, -1, -1)
+    mapping = torch.linalg.solve(homogeneous, centroids(moved, spacing))  # (16, 3, 2): x -> x A + b
+    backwards = torch.linalg.inv(mapping[:, :2].mT)  # sampling transform, as the strengths are meant
+    extent = torch.tensor([s * mm for s, mm in zip(size, spacing, strict=True)])
+    moves = mapping[:, 2].abs() / extent
+    diagonal, off = torch.diagonal(backwards, dim1=1, dim2=2) - 1, backwards[:, [0, 1], [1, 0]]
+    found = {"scale": diagonal.abs(), "shift": moves, "shear": off[:, :1].abs()}
+    for name, values in found.items():
+        if name == strength:
+            assert value / 2 < values.max() < value + 0.02
+            assert (values.amin(0) < value / 2).all()  # spread over the range
+        else:
+            assert values.max() < 0.02
+    assert off[:, 1].abs().max() < 0.02
+
+
+@grid
+def test_a_flip_mirrors_x_of_the_pairs_it_is_drawn_for(size):
+    image = seeded(0, 3, 1, *size)
+    moved, moved_label = apply(only(), image, image, flip=[True, False, True])
+    want = torch.stack([image[0].flip(1), image[1], image[2].flip(1)])
+    torch.testing.assert_close(moved, want, atol=2e-5, rtol=0)
+    torch.testing.assert_close(moved_label, want, atol=2e-5, rtol=0)
+
+
+def test_flips_are_drawn_at_their_probability():
+    random = torch.Generator().manual_seed(0)
+    assert not only().flips(100, random).any()
+    assert only(flip=1.0).flips(100, random).all()
+    assert 0.2 < only(flip=0.3).flips(2000, random).float().mean() < 0.4
+
+
+@grid
+def test_the_generator_decides_all_and_nothing_else_does(size):
+    image, label = seeded(0, 2, 1, *size), (seeded(1, 2, 2, *size) > 0.5).float()
+    kept = image.clone(), label.clone()
+    first = apply(Augmentation(), image, label, seed=5)
+    torch.rand(7)  # the global generator has no say
+    again, other = apply(Augmentation(), image, label, seed=5), apply(Augmentation(), image, label, seed=6)
+    for a, b, c in zip(first, again, other, strict=True):
+        assert torch.equal(a, b)
+        assert (a - c).abs().mean() > 0.02
+    assert torch.equal(image, kept[0])
+    assert torch.equal(label, kept[1])

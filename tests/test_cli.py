@@ -1,0 +1,289 @@
+"""The command line: every way to get it wrong is a clear line and a non-zero exit, never a stack of frames."""
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from oasis_monai.__main__ import TASKS, _arguments
+from tests.command import run
+from tests.conftest import CASES, overrides
+
+ROOT = Path(__file__).resolve().parents[1]
+EXPERIMENTS = sorted(path.stem for path in (ROOT / "conf" / "experiment").glob("*.yaml"))
+
+
+def python(code, *arguments):
+    done = subprocess.run(
+        [sys.executable, "-c", code, *arguments],
+        capture_output=True,
+        text=True,
+        timeout=300,
+        check=False,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+    )
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+def test_help_imports_nothing_heavy():
+    heavy = ["torch", "monai", "itk", "hydra", "omegaconf", "numpy", "pandas", "scipy", "matplotlib", "nibabel"]
+    code = (
+        "import sys; sys.argv = ['oasis-monai', '--help']\n"
+        "from oasis_monai.__main__ import main; main()\n"
+        f"print('HEAVY', [m for m in {heavy} if m in sys.modules])"
+    )
+    out = python(code)
+    assert out.endswith("HEAVY []\n")
+    assert all(f"\n  {task} " in out for task in TASKS)
+
+
+def test_the_library_imports_without_hydra_and_loads_monai_and_itk_only_when_used():
+    code = """
+import importlib, pkgutil, sys
+class Refuse:
+    def find_spec(self, name, path=None, target=None):
+        if name.split('.')[0] in ('hydra', 'omegaconf'):
+            raise ImportError('no ' + name)
+sys.meta_path.insert(0, Refuse())
+import oasis_monai
+names = [m.name for m in pkgutil.walk_packages(oasis_monai.__path__, 'oasis_monai.') if not m.name.endswith('__main__')]
+for name in names:
+    if 'transforms' not in name:  # these are MONAI's own kind
+        importlib.import_module(name)
+print(len(names) > 25, sorted(m for m in ('monai', 'itk', 'scipy', 'matplotlib') if m in sys.modules))
+for name in names:
+    importlib.import_module(name)
+print('fine')
+"""
+    assert python(code) == "True []\nfine\n"
+
+
+def test_no_module_but_the_porch_names_hydra():
+    for path in (ROOT / "oasis_monai").rglob("*.py"):
+        if path.name != "__main__.py":
+            text = path.read_text()
+            assert "import hydra" not in text
+            assert "omegaconf" not in text.replace("omegaconf-free", ""), path
+
+
+@pytest.mark.parametrize(
+    ("words", "found"),
+    [
+        ([], []),
+        (["n=2"], ["n=2"]),
+        (["train", "n=2"], ["n=2", "task=train"]),
+        (["n=2", "check"], ["n=2", "task=check"]),
+        (["-m", "crossval", "n=1,2"], ["-m", "n=1,2", "task=crossval"]),
+        (["--cfg", "job", "train"], ["--cfg", "job", "task=train"]),
+        (["--config-dir", "train", "train"], ["--config-dir", "train", "task=train"]),
+        (["-cn", "other"], ["-cn", "other"]),
+        (["+a=1", "~data", "report"], ["+a=1", "~data", "task=report"]),
+    ],
+)
+def test_the_bare_word_is_the_task(words, found):
+    assert _arguments(words) == found
+
+
+def refused(done, *parts, lines=1):
+    """One line (or so many) on stderr, no stack, no success."""
+    assert done.code > 0
+    assert "Traceback" not in done.err + done.out
+    assert "Error executing job" not in done.err
+    for part in parts:
+        assert part in done.err
+    if lines:
+        assert len(done.err.strip().splitlines()) == lines, done.err
+
+
+@pytest.fixture
+def words(config):
+    return overrides(config())
+
+
+REFUSED = [
+    (["tarin"], "error: task: expected one of crossval, train"),
+    (["train", "segment"], "error: task: expected one of"),
+    (["task=foo"], "error: task: expected one of ['crossval'"),
+    (["+colour=red"], "error: colour: expected one of"),
+    (["+training.epochs=3"], "error: training.epochs: expected one of"),
+    (["training.batch=1.5"], "error: training.batch: expected a whole number, found 1.5"),
+    (["training.lr=fast"], "error: training.lr: expected a number"),
+    (["n=two"], "error: n: expected"),
+    (["n=[1,99]"], "error: n: expected 1 to 5, the atlases of the smallest fold"),
+    (["k=8"], "error: k: expected no more folds than cases (7)"),
+    (["seed=abc"], "error: seed: expected a whole number"),
+    (["phantom", "seed=abc"], "error: seed: expected a whole number"),
+    (["phantom", "data.root="], "error: data.root: expected the folder to write the phantom to"),
+    (["methods=[OASIS,voodoo]"], "error: methods: expected one or more of"),
+    (["folds=slice"], "error: folds: expected patient where an atlas is a volume"),
+    (["preprocessing.size=[15,16,8]"], "error: preprocessing.size: expected multiples of (2, 2, 2)"),
+    (["preprocessing=paper"], "error: preprocessing."),
+    (["device=cuda:99"], "error: device: expected cpu, auto, or a GPU this machine has, found 'cuda:99'"),
+    (["device=toaster"], "error: device: expected cpu, auto"),
+    (["features=densenet", "features.name=densenet121", "features.weights=/nowhere/x.pth"], "/nowhere/x.pth"),
+    (["data.root=/nowhere"], "error: root: expected an existing folder, found none at /nowhere"),
+    (["data.layout=dicom"], "error: layout: expected one of"),
+    (["check", "data.root=/nowhere"], "error: root: expected an existing folder"),
+    (["train"], "error: model: expected the folder to write the model to"),
+    (["segment"], "error: model: expected the folder of a trained model"),
+    (["segment", "model=m", "input=i"], "error: output: expected a folder"),
+    (["segment", "model=m", "input=/nowhere", "output=o"], "error: root: expected an existing folder, found none at /nowhere"),
+    (["segment", "model=m", "input=i", "output=o", "n=none"], "error: n: expected"),
+    (["segment", "model=m", "input=i", "output=o", "overwrite=5"], "error: overwrite: expected true or false"),
+    (["segment", "model=m", "input=i", "output=o", "align_batch=x"], "error: align_batch: expected a whole number"),
+    (["report"], "error: output: expected the folder of a finished run"),
+    (["report", "output=/nowhere"], "/nowhere"),
+]
+
+
+@pytest.mark.parametrize(("more", "part"), REFUSED, ids=[" ".join(more) for more, _ in REFUSED])
+def test_a_mistake_is_one_line(words, tmp_path, more, part):
+    refused(run(*words, *more, cwd=tmp_path), part)
+
+
+@pytest.mark.parametrize(
+    ("more", "parts"),
+    [
+        (["colour=red"], ["Could not override 'colour'"]),
+        (["data=brain"], ["Could not find 'data/brain'", "promise12"]),
+        (["experiment=nothing"], ["experiment/nothing"]),
+        (["n=[1,2"], ["n=[1,2"]),
+    ],
+)
+def test_hydras_own_refusals_are_short_messages(words, tmp_path, more, parts):
+    refused(run(*words, *more, cwd=tmp_path), *parts, lines=None)
+
+
+def test_a_folder_that_cannot_be_written_is_one_line(words, tmp_path):
+    (tmp_path / "cache").write_text("a file, not a folder")
+    refused(run(*words, cwd=tmp_path), "cache", "correct that")
+
+
+def test_a_broken_data_set_tells_all_its_faults(words, phantom, tmp_path):
+    data = Path(shutil.copytree(phantom, tmp_path / "data"))
+    (data / "Case02.raw").write_bytes(b"short")
+    (data / "Case05_segmentation.mhd").unlink()
+    for task, lines in (("check", 1), ("crossval", 1)):
+        done = run(task, *words, f"data.root={data}", cwd=tmp_path)  # files that do not pair up come before what is in them
+        refused(done, "Case05: label: expected one label file, found none", lines=lines)
+    shutil.copy(phantom / "Case05_segmentation.mhd", data)
+    (data / "Case05_segmentation.raw").write_bytes(bytes((data / "Case05_segmentation.raw").stat().st_size))
+    for task in ("check", "crossval", "train"):
+        done = run(task, *words, f"data.root={data}", f"model={tmp_path / 'm'}", cwd=tmp_path)
+        refused(done, "error: Case02: ", "error: Case05: label: expected some foreground", lines=2)
+        assert done.code == 2
+
+
+def test_check_of_a_good_data_set(words, tmp_path):
+    done = run("check", *words, cwd=tmp_path)
+    assert (done.code, done.err) == (0, "")
+    assert f"{CASES} cases, 0 errors" in done.out
+
+
+def test_crossval_prints_a_summary_and_report_writes_the_page_again(words, tmp_path):
+    done = run(*words, "methods=FwoW", "hydra.run.dir=r", cwd=tmp_path)  # crossval is the default
+    assert (done.code, done.err) == (0, "")
+    assert "FwoW" in done.out
+    page = tmp_path / "r" / "report.html"
+    before = page.read_bytes()
+    page.unlink()
+    done = run("report", "output=r", cwd=tmp_path)
+    assert (done.code, done.err) == (0, "")
+    assert page.read_bytes() == before
+    assert json.loads((tmp_path / "r" / "run.json").read_text())["command"].startswith("oasis-monai data.name=phantom")
+    assert (tmp_path / "r" / ".hydra" / "config.yaml").exists()  # the resolved configuration
+
+
+def test_phantom_task_writes_what_the_default_configuration_reads(tmp_path):
+    done = run("phantom", f"data.root={tmp_path / 'p'}", cwd=tmp_path)
+    assert (done.code, done.err) == (0, "")
+    assert len(list((tmp_path / "p").glob("*_segmentation.mhd"))) == 20
+
+
+def composed(*words):
+    from hydra import compose, initialize_config_module
+    from omegaconf import OmegaConf
+
+    with initialize_config_module("oasis_monai.conf", version_base="1.3"):
+        return OmegaConf.to_container(compose("config", overrides=list(words)), resolve=True)
+
+
+def settings_of(config):
+    from oasis_monai.settings import build
+    from oasis_monai.tasks import JOB_KEYS
+
+    return build({key: value for key, value in config.items() if key not in JOB_KEYS})
+
+
+GROUPS = [(p.parent.name, p.stem) for p in sorted((ROOT / "conf").glob("*/*.yaml")) if p.parent.name != "experiment"]
+
+
+def test_every_group_option_is_a_valid_setting():
+    assert len(GROUPS) > 10
+    for group, name in GROUPS:
+        flat = ["spatial_dims=2", "preprocessing=physical2d", "registration=unet2d"]
+        dims3 = group not in ("preprocessing", "registration") or name in ("hippocampus", "physical3d", "unet3d")
+        settings = settings_of(composed(*([] if dims3 else flat), f"{group}={name}"))
+        assert settings.to_json()
+
+
+def test_the_defaults_in_yaml_are_the_defaults_of_the_classes():
+    """A key that is left out of a YAML file means what the YAML file says."""
+    from oasis_monai.settings import build
+
+    yaml = settings_of(composed()).to_json()
+    plain = build({}).to_json()
+    for group in ("features", "loss", "training", "augmentation", "registration", "preprocessing"):
+        assert yaml[group] == plain[group], group
+    own = ("k", "folds", "seed", "methods", "spatial_dims", "n", "temperature", "align_batch", "overlays", "device", "cache")
+    assert {key: yaml[key] for key in own} == {key: plain[key] for key in own}
+
+
+def test_there_are_experiments():
+    assert {"demo", "paper"} <= set(EXPERIMENTS)
+
+
+@pytest.mark.parametrize("name", EXPERIMENTS)
+def test_every_committed_experiment_composes_and_runs_on_the_phantom(name, phantom, tmp_path):
+    from oasis_monai.crossval import crossval
+
+    config = composed(f"experiment={name}")
+    settings_of(config)
+    first = (ROOT / "conf" / "experiment" / f"{name}.yaml").read_text().splitlines()[:2]
+    assert any(line.startswith("# ") for line in first)
+    dims = config["spatial_dims"]
+    physical = config["preprocessing"]["name"] == "physical"
+    small = [
+        *(f"data.{key}={value}" for key, value in {"root": phantom, "layout": "promise12", "labels": "{a: 1}"}.items() if value),
+        f"data.only={[f'Case{i:02d}' for i in range(4)]}".replace(" ", ""),
+        f"preprocessing.size={[16, 16, 8][:dims]}".replace(" ", ""),
+        *([f"preprocessing.spacing_mm={[5, 5, 8][:dims]}".replace(" ", "")] if physical else []),
+        "features=intensity",
+        "registration.channels=[4,8]",
+        "training.iterations=2",
+        "training.minutes=null",
+        "training.batch=2",
+        "n=[1,2]",
+        "k=2",
+        "overlays=1",
+        "progress=false",
+        f"cache={tmp_path / 'cache'}",
+    ]
+    small = [word.replace("data.labels={a: 1}", "data.labels={prostate:1}") for word in small]
+    settings = settings_of(composed(f"experiment={name}", *small))
+    crossval(settings, tmp_path / "r", lambda _: None)
+    rows = pd.read_csv(tmp_path / "r" / "scores.csv")
+    assert len(rows) == 4 * len(settings.data.regions) * len(settings.methods) * 2
+    assert set(rows.protocol) == {settings.folds}
+    whole = rows[rows.region == "whole"].groupby("method").dsc.mean()
+    # two steps of training leave the fields near the identity: every rule is about as good as no warping
+    assert whole.between(0.3, 0.98).all()
+    assert np.ptp(whole) < 0.25
+    assert len(list((tmp_path / "r" / "overlays").iterdir())) == 2 * len(settings.methods)

@@ -1,0 +1,440 @@
+"""Cross-validation: nothing of a target's label is seen, everything is scored once, and a kill costs nothing but time."""
+
+import json
+import random
+import shutil
+import time
+from dataclasses import replace
+from pathlib import Path
+
+import nibabel
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+
+from oasis_monai import crossval as module
+from oasis_monai.align import Aligner
+from oasis_monai.crossval import FoldModels, crossval
+from oasis_monai.errors import ConfigError, DataError
+from oasis_monai.files import load_tensors
+from oasis_monai.folds import Split, make_split
+from oasis_monai.segment import METHODS
+from tests.command import Command, run
+from tests.conftest import CASES, overrides
+
+REGIONS = ("whole", "apex", "mid", "base")
+THREE = [f"Case{i:02d}" for i in range(3)]
+
+
+def quiet(_):
+    """No log."""
+
+
+def scores_of(folder):
+    return pd.read_csv(folder / "scores.csv", dtype={"case": str})
+
+
+def copied(folder, tmp_path):
+    return Path(shutil.copytree(folder, tmp_path / "data"))
+
+
+def pixels(folder):
+    return {path.name: np.asarray(nibabel.load(path).dataobj) for path in sorted((folder / "segmentations").glob("*.nii.gz"))}
+
+
+@pytest.fixture
+def aligned(monkeypatch):
+    """Number of pairs the network has aligned, counted."""
+    counted = []
+    whole = Aligner.fields
+
+    def fields(self, atlases, targets):
+        counted.append(len(atlases))
+        return whole(self, atlases, targets)
+
+    monkeypatch.setattr(Aligner, "fields", fields)
+    return counted
+
+
+def test_five_folds_give_one_row_per_case_region_method_and_n_and_again_the_same(settings, tmp_path):
+    asked = settings({"methods": list(METHODS), "n": [1, 3]})
+    first = crossval(asked, tmp_path / "a", quiet)
+    rows = scores_of(tmp_path / "a")
+    assert len(rows) == CASES * len(REGIONS) * len(METHODS) * 2
+    assert not rows.duplicated(["case", "region", "label", "method", "n"]).any()
+    assert set(rows.region) == set(REGIONS)
+    assert set(rows.protocol) == {"patient"}
+    split = json.loads((tmp_path / "a" / "split.json").read_text())
+    fold_of = {case: fold["index"] for fold in split["folds"] for case in fold["test"]}
+    assert dict(zip(rows.case, rows.fold, strict=True)) == fold_of
+    assert set(rows.fold) == set(range(5))
+    # a second time from what is kept, a third time from nothing
+    assert crossval(asked, tmp_path / "b", quiet).read_bytes() == first.read_bytes()
+    fresh = replace(asked, cache=str(tmp_path / "fresh"))
+    assert crossval(fresh, tmp_path / "c", quiet).read_bytes() == first.read_bytes()
+    assert len(list((tmp_path / "fresh" / "models").iterdir())) == 5
+    summary = pd.read_csv(tmp_path / "a" / "summary.csv")
+    mean = rows[(rows.method == "OASIS") & (rows.n == 3) & (rows.region == "whole")].dsc.mean()
+    told = summary[(summary.method == "OASIS") & (summary.n == 3) & (summary.region == "whole")]
+    assert told.dsc_mean.item() == pytest.approx(mean)
+    assert told.cases.item() == CASES
+
+
+def test_garbage_in_the_targets_labels_changes_no_segmentation(settings, phantom, tmp_path):
+    """The label of a test case reaches nothing but the score: not selection, not training, not fusion."""
+    data = copied(phantom, tmp_path)
+    base = {"data": {"root": str(data)}, "methods": list(METHODS), "n": [2], "fold": 1, "save_segmentations": True}
+    crossval(settings(base, {"cache": str(tmp_path / "one")}), tmp_path / "a", quiet)
+    tested = set(scores_of(tmp_path / "a").case)
+    assert 0 < len(tested) < CASES
+    for number, case in enumerate(sorted(tested)):
+        path = data / f"{case}_segmentation.raw"
+        garbage = np.random.default_rng(number).random(path.stat().st_size) < 0.5
+        path.write_bytes(garbage.astype(np.uint8).tobytes())
+    crossval(settings(base, {"cache": str(tmp_path / "two")}), tmp_path / "b", quiet)
+    before, after = pixels(tmp_path / "a"), pixels(tmp_path / "b")
+    assert set(before) == set(after)
+    assert len(before) == len(tested) * len(METHODS)
+    assert all(np.array_equal(before[name], after[name]) for name in before)
+    assert scores_of(tmp_path / "b").dsc.max() < scores_of(tmp_path / "a").dsc.max()
+    # and no model: what a fold is trained on has not changed
+    models = [sorted(p.name for p in (tmp_path / cache / "models").iterdir()) for cache in ("one", "two")]
+    assert models[0] == models[1]
+
+
+def test_garbage_in_an_atlas_label_does_change_segmentations(settings, phantom, tmp_path):
+    """The counterpart: the test above would find a label that reached the method."""
+    data = copied(phantom, tmp_path)
+    base = {"data": {"root": str(data)}, "methods": ["FwoW"], "n": [2], "fold": 1, "save_segmentations": True}
+    crossval(settings(base), tmp_path / "a", quiet)
+    tested = set(scores_of(tmp_path / "a").case)
+    for i in range(CASES):
+        if f"Case{i:02d}" not in tested:
+            path = data / f"Case{i:02d}_segmentation.raw"
+            path.write_bytes(np.roll(np.frombuffer(path.read_bytes(), np.uint8), 40).tobytes())
+    crossval(settings(base), tmp_path / "b", quiet)
+    before, after = pixels(tmp_path / "a"), pixels(tmp_path / "b")
+    assert any(not np.array_equal(before[name], after[name]) for name in before)
+
+
+def test_targets_travel_without_labels_and_libraries_without_targets(prepared):
+    for dims in (2, 3):
+        settings, data = prepared(dims=dims)
+        assert all(target.label is None for target in data.targets.values())
+        counts = {case: len(data.rows(case)) for case in data.targets}
+        split = make_split(counts, 5, 0, "patient", dims)
+        models = FoldModels(settings, data, split, Path(settings.cache), quiet)
+        for fold in split.folds:
+            assert set(models.library(fold).cases) == set(fold.train)
+    settings, data = prepared({"folds": "slice"}, dims=2)
+    split = make_split(counts | {case: len(data.rows(case)) for case in data.targets}, 3, 0, "slice", 2)
+    for fold in split.folds:
+        library = FoldModels(settings, data, split, Path(settings.cache), quiet).library(fold)
+        held = {(case, number) for case, numbers in fold.test.items() for number in numbers}
+        assert not held & set(zip(library.cases, library.slices.tolist(), strict=True))
+
+
+def test_a_patient_on_both_sides_stops_the_run(settings, tmp_path, monkeypatch):
+    collect = module.make_split.__globals__["_collect"]
+    everything = {"Case00": (0,)}
+    monkeypatch.setitem(module.make_split.__globals__, "_collect", lambda units: everything | collect(units))
+    with pytest.raises(ValueError, match=r"\['Case00'\] on both sides"):
+        crossval(settings({"methods": ["FwoW"]}), tmp_path / "a", quiet)
+    assert not (tmp_path / "a" / "scores.csv").exists()
+
+
+def test_slice_folds_are_scored_in_3d_once_all_are_trained(settings, tmp_path, aligned):
+    base = {"folds": "slice", "k": 2, "data": {"only": THREE}, "methods": ["FwoW", "FWAL", "OASIS"], "n": [2]}
+    crossval(settings(base, {"fold": 0}, dims=2), tmp_path / "first", quiet)
+    assert len(scores_of(tmp_path / "first")) == 0
+    assert json.loads((tmp_path / "first" / "run.json").read_text())["protocol"] == "slice"
+    crossval(settings(base, {"fold": 1}, dims=2), tmp_path / "second", quiet)
+    rows = scores_of(tmp_path / "second")
+    assert len(rows) == 3 * 3 * len(REGIONS)
+    assert set(rows.fold) == {-1}
+    assert set(rows.protocol) == {"slice"}
+    assert len(list((tmp_path / "cache" / "models").iterdir())) == 2
+    before = sum(aligned)
+    whole = crossval(settings(base, dims=2), tmp_path / "whole", quiet)
+    assert whole.read_bytes() == (tmp_path / "second" / "scores.csv").read_bytes()
+    assert sum(aligned) == before
+    # its neighbours of the same patient are what a slice is fused from: easier than honest folds
+    honest = crossval(settings(base, {"folds": "patient", "methods": ["FwoW"]}, dims=2), tmp_path / "honest", quiet)
+    assert (rows[(rows.method == "FwoW") & (rows.region == "whole")].dsc.mean()) > pd.read_csv(honest).query(
+        "region == 'whole'"
+    ).dsc.mean() + 0.05
+
+
+def test_a_sweep_over_n_pays_for_training_and_alignment_once(settings, tmp_path, aligned):
+    base = {"methods": ["FwoW", "FWAL"], "k": 2}
+    crossval(settings(base, {"n": 1}), tmp_path / "a", quiet)
+    assert sum(aligned) == CASES
+    stamps = {path: path.stat().st_mtime_ns for path in (tmp_path / "cache").rglob("stm.safetensors")}
+    assert len(stamps) == 2
+    crossval(settings(base, {"n": 3}), tmp_path / "b", quiet)
+    assert sum(aligned) == 3 * CASES
+    crossval(settings(base, {"n": [1, 2, 3], "methods": ["majority", "STAPLE", "FWAL"]}), tmp_path / "c", quiet)
+    assert sum(aligned) == 3 * CASES
+    assert {path: path.stat().st_mtime_ns for path in (tmp_path / "cache").rglob("stm.safetensors")} == stamps
+    joined = scores_of(tmp_path / "c")
+    for n, name in ((1, "a"), (3, "b")):
+        alone = scores_of(tmp_path / name).query("method == 'FWAL'").reset_index(drop=True)
+        again = joined.query(f"method == 'FWAL' and n == {n}").reset_index(drop=True)
+        pd.testing.assert_frame_equal(alone, again)
+
+
+def test_what_a_fold_model_is_named_by(prepared):
+    settings, data = prepared()
+    cases = dict.fromkeys(data.targets, 1)
+    cache = Path(settings.cache)
+
+    def folder(settings=settings, data=data, seed=0, protocol=None):
+        split = make_split(cases, 5, seed)
+        if protocol:
+            split = Split(protocol, seed, split.folds)
+        return FoldModels(settings, data, split, cache, quiet).folder(split.folds[2])
+
+    name = folder()
+    assert folder(replace(settings, n=(5,), methods=("STAPLE",), align_batch=2, overlays=9)) == name
+    train = make_split(cases, 5, 0).folds[2].train
+    inside, outside = next(iter(train)), next(case for case in cases if case not in train)
+    assert folder(data=replace(data, content={**data.content, outside: "x"})) == name
+    changed = [
+        folder(data=replace(data, content={**data.content, inside: "x"})),
+        folder(replace(settings, seed=1)),
+        folder(replace(settings, training=replace(settings.training, lr=1.0))),
+        folder(replace(settings, data=replace(settings.data, labels={"prostate": 2}))),
+        folder(seed=1),
+        folder(protocol="slice"),
+    ]
+    assert len({name, *changed}) == 7
+
+
+def test_a_changed_scan_is_aligned_again(settings, phantom, tmp_path):
+    """Fields belong to the scan they were made for, also where its nearest atlases stay the same."""
+    data = copied(phantom, tmp_path)
+    asked = settings({"data": {"root": str(data)}, "methods": ["FWAL"], "n": [2], "fold": 1, "save_probability": True})
+    crossval(asked, tmp_path / "a", quiet)
+    case = scores_of(tmp_path / "a").case[0]
+    path = data / f"{case}.raw"
+    values = np.frombuffer(path.read_bytes(), "<i2").astype(np.int32)
+    path.write_bytes(np.clip(values + np.random.default_rng(0).integers(0, 9, values.size), 0, 32000).astype("<i2").tobytes())
+    crossval(asked, tmp_path / "b", quiet)
+    crossval(replace(asked, cache=str(tmp_path / "fresh")), tmp_path / "c", quiet)
+    kept, fresh = (pixels(tmp_path / name) for name in ("b", "c"))
+    assert all(np.array_equal(kept[name], fresh[name]) for name in fresh)
+    assert any(not np.array_equal(fresh[name], old) for name, old in pixels(tmp_path / "a").items())
+
+
+def test_nothing_aligned_by_a_lost_model_is_used(settings, tmp_path):
+    asked = settings({"fold": 0, "methods": ["OASIS", "FWAL"], "n": [3]})
+    first = crossval(asked, tmp_path / "a", quiet)
+    (folder,) = (tmp_path / "cache" / "models").iterdir()
+    # another model's alignments lie where those of the lost model were
+    other = replace(asked, training=replace(asked.training, lr=0.3))
+    crossval(other, tmp_path / "b", quiet)
+    (wrong,) = (f for f in (tmp_path / "cache" / "models").iterdir() if f != folder)
+    for path in (*folder.glob("fields/*"), folder / "loa.safetensors"):
+        shutil.copy(wrong / path.relative_to(folder), path)
+    assert crossval(asked, tmp_path / "c", quiet).read_bytes() != first.read_bytes()
+    (folder / "stm.safetensors").write_bytes(b"lost")
+    assert crossval(asked, tmp_path / "d", quiet).read_bytes() == first.read_bytes()
+
+
+def native_affine(path):
+    """RAS+ affine of a MetaImage header, read by hand."""
+    lines = [line.split("=", 1) for line in path.read_text().splitlines()]
+    header = {key.strip(): value.strip() for key, value in lines}
+    turn, offset, spacing = (np.array(header[k].split(), float) for k in ("TransformMatrix", "Offset", "ElementSpacing"))
+    affine = np.eye(4)
+    affine[:3, :3] = (np.diag(spacing) @ turn.reshape(3, 3)).T
+    affine[:3, 3] = offset
+    return np.diag([-1, -1, 1, 1]) @ affine, tuple(int(v) for v in header["DimSize"].split())
+
+
+def test_results_come_back_on_the_scans_own_grid(settings, phantom, tmp_path):
+    asked = settings({"methods": ["FwoW"], "n": [2], "k": 2, "save_segmentations": True, "save_probability": True})
+    crossval(asked, tmp_path / "a", quiet)
+    folder = tmp_path / "a" / "segmentations"
+    assert len(list(folder.iterdir())) == 2 * CASES
+    rows = scores_of(tmp_path / "a").query("region == 'whole'").set_index("case")
+    for case, row in rows.iterrows():
+        affine, shape = native_affine(phantom / f"{case}.mhd")
+        label = nibabel.load(folder / f"{case}__FwoW-2.nii.gz")
+        assert label.shape == shape
+        np.testing.assert_allclose(label.affine, affine, atol=1e-4)
+        mask = np.asarray(label.dataobj) == 1
+        truth = np.fromfile(phantom / f"{case}_segmentation.raw", np.uint8).reshape(shape, order="F") == 1
+        assert 2 * (mask & truth).sum() / (mask.sum() + truth.sum()) == pytest.approx(row.dsc, abs=1e-9)
+        ml = abs(np.linalg.det(affine[:3, :3])) / 1000
+        assert mask.sum() * ml == pytest.approx(row.volume_ml, rel=1e-4)
+        probability = nibabel.load(folder / f"{case}__FwoW-2_probability.nii.gz")
+        np.testing.assert_allclose(probability.affine, affine, atol=1e-4)
+        chance = np.squeeze(np.asarray(probability.dataobj))
+        assert chance.shape[:3] == shape
+        chance = chance if chance.ndim == 3 else chance[..., -1]
+        assert np.array_equal(chance >= 0.5 - 1e-5, mask)
+
+
+def test_pictures_are_drawn_of_the_worst_and_the_best(settings, tmp_path):
+    crossval(settings({"methods": ["FwoW", "FWAL"], "n": [1, 2], "overlays": 2}), tmp_path / "a", quiet)
+    rows = scores_of(tmp_path / "a").query("region == 'whole' and method == 'FWAL'")
+    mean = rows.groupby("case").dsc.mean()
+    wanted = {f"{case}__{m}-{n}.png" for case in (mean.idxmin(), mean.idxmax()) for m in ("FwoW", "FWAL") for n in (1, 2)}
+    found = {path.name: path.read_bytes() for path in (tmp_path / "a" / "overlays").iterdir()}
+    assert set(found) == wanted
+    assert all(content[:4] == b"\x89PNG" for content in found.values())
+
+
+def test_a_run_explains_itself(settings, phantom, tmp_path):
+    asked = settings({"k": 2, "seed": 5})
+    crossval(asked, tmp_path / "a", quiet)
+    told = json.loads((tmp_path / "a" / "run.json").read_text())
+    assert (told["task"], told["protocol"], told["folds"], told["seed"]) == ("crossval", "patient", 2, 5)
+    assert told["data"]["cases"] == CASES
+    assert told["settings"]["training"]["iterations"] == 4
+    assert told["settings"]["n"] == [1, 2]
+    assert told["versions"]["torch"] == torch.__version__
+    assert told["device"].startswith("cpu")
+    assert told["split_hash"] == make_split({f"Case{i:02d}": 1 for i in range(CASES)}, 2, 5).key()
+    assert {"check and read", "train", "align and fuse", "score", "pictures"} <= set(told["timings_s"])
+    assert told["timings_s"]["train"] > 0
+
+
+def test_two_structures_from_the_files_to_the_scores(settings, phantom_two_labels, tmp_path):
+    labels = {"peripheral zone": 2, "central gland": 1}  # the order of the file's values is not the order of the classes
+    data = {"root": str(phantom_two_labels), "labels": labels, "regions": ["whole"]}
+    asked = settings({"data": data, "methods": list(METHODS), "n": [2], "k": 2, "save_segmentations": True})
+    crossval(asked, tmp_path / "a", quiet)
+    rows = scores_of(tmp_path / "a")
+    assert len(rows) == CASES * 2 * len(METHODS)
+    for name, value in labels.items():
+        mine = rows.query(f"label == '{name}' and method == 'FwoW'")
+        assert len(mine) == CASES
+        assert mine.dsc.mean() > 0.1
+        for row in mine.itertuples():
+            found = np.asarray(nibabel.load(tmp_path / "a" / "segmentations" / f"{row.case}__FwoW-2.nii.gz").dataobj) == value
+            truth = np.fromfile(phantom_two_labels / f"{row.case}_segmentation.raw", np.uint8).reshape(found.shape, order="F")
+            overlap = 2 * (found & (truth == value)).sum() / (found.sum() + (truth == value).sum())
+            assert overlap == pytest.approx(row.dsc, abs=1e-9)
+
+
+@pytest.mark.parametrize(
+    ("change", "match"),
+    [
+        ({"n": [2, 6]}, r"^n: expected 1 to 5, the atlases of the smallest fold, found \[2, 6\]"),
+        ({"k": 8}, r"^k: expected no more folds than cases \(7\), found 8"),
+        ({"device": "cuda:77"}, "^device: expected cpu, auto, or a GPU this machine has, found 'cuda:77'"),
+        ({"features": {"name": "resnet"}}, "^features.name: expected one of"),
+        ({"folds": "slice"}, "^folds: expected patient where an atlas is a volume"),
+    ],
+)
+def test_what_cannot_work_is_said_before_anything_is_trained(settings, tmp_path, change, match):
+    with pytest.raises(ConfigError, match=match):
+        crossval(settings(change), tmp_path / "a", quiet)
+    assert not (tmp_path / "cache" / "models").exists()
+
+
+def test_all_faults_of_a_data_set_are_told_at_once(settings, phantom, tmp_path):
+    data = copied(phantom, tmp_path)
+    (data / "Case01.raw").write_bytes((data / "Case01.raw").read_bytes()[:-10])
+    (data / "Case04_segmentation.raw").write_bytes(bytes((data / "Case04_segmentation.raw").stat().st_size))
+    values = np.fromfile(data / "Case05_segmentation.raw", np.uint8)
+    values[0] = 9
+    values.tofile(data / "Case05_segmentation.raw")
+    with pytest.raises(DataError) as error:
+        crossval(settings({"data": {"root": str(data)}}), tmp_path / "a", quiet)
+    assert [fault.case for fault in error.value.faults] == ["Case01", "Case04", "Case05"]
+    with pytest.raises(DataError, match=r"^nix: data.only: .*no such case"):
+        crossval(settings({"data": {"only": ["nix", "Case00"]}}), tmp_path / "a", quiet)
+
+
+def test_a_data_set_is_checked_again_only_when_a_file_changed(settings, phantom, tmp_path, monkeypatch):
+    from oasis_monai import checks
+
+    data = copied(phantom, tmp_path)
+    asked = settings({"data": {"root": str(data)}})
+    looked = []
+    whole = checks.check_cases
+    monkeypatch.setattr(checks, "check_cases", lambda *a: looked.append(1) or whole(*a))
+    for _ in range(2):
+        module.find_and_check(asked, Path(asked.cache), quiet)
+    assert len(looked) == 1
+    (data / "Case03.raw").write_bytes(b"x")
+    with pytest.raises(DataError, match=r"^Case03"):
+        module.find_and_check(asked, Path(asked.cache), quiet)
+
+
+# Kills, by the command line -------------------------------------------------------------------------------------------------
+
+KILLED = {"training": {"iterations": 12, "checkpoint_minutes": 1e-9}, "k": 2, "n": [1, 3], "methods": ["FwoW", "OASIS", "STAPLE"]}
+
+
+def when(condition):
+    """Wait until a condition on the cache holds."""
+    end = time.monotonic() + 120
+    while not condition():
+        assert time.monotonic() < end
+        time.sleep(0.002)
+
+
+def test_killed_at_any_moment_and_started_again_the_scores_are_the_same_bytes(config, tmp_path):
+    words = overrides(config(KILLED))
+    started = time.monotonic()
+    done = run(*words, "cache=whole", "hydra.run.dir=whole-run", cwd=tmp_path)
+    seconds = time.monotonic() - started
+    assert done.code == 0, done.err
+    models = tmp_path / "killed" / "models"
+    moments = [
+        lambda: any(load_tensors(p)[1]["step"] >= 2 for p in models.glob("*/stm.safetensors")),  # in training
+        lambda: len(list(models.glob("*/stm.safetensors"))) == 2,  # in the second fold's training
+        lambda: len(list(models.glob("*/fields/*.safetensors"))) >= 1,  # in segmentation
+        lambda: len(list(models.glob("*/fields/*.safetensors"))) >= 4,
+    ]
+    again = [*words, "cache=killed", "hydra.run.dir=killed-run"]
+    killed = 0
+    for moment in moments:
+        command = Command(*again, cwd=tmp_path)
+        when(lambda moment=moment, command=command: moment() or not command.process.is_alive())
+        killed += command.kill_after(0)
+    at_random = random.Random(7)
+    for _ in range(2):
+        killed += Command(*again, cwd=tmp_path).kill_after(at_random.uniform(0.1, 0.8) * seconds)
+    assert killed >= 3  # the random ones may come too late on what is nearly finished
+    done = run(*again, cwd=tmp_path)
+    assert done.code == 0, done.err
+    for name in ("scores.csv", "summary.csv", "split.json"):
+        assert (tmp_path / "killed-run" / name).read_bytes() == (tmp_path / "whole-run" / name).read_bytes()
+
+
+def test_a_multirun_over_n_and_fold_joins_its_jobs(config, tmp_path):
+    words = [w for w in overrides(config({"k": 2, "methods": ["FwoW", "FWAL"]})) if not w.startswith("n=")]
+    done = run("-m", "n=1,2", "fold=0,1", "hydra.sweep.dir=sweep", *words, cwd=tmp_path)
+    assert done.code == 0, done.err
+    sweep = tmp_path / "sweep"
+    rows = scores_of(sweep)
+    assert len(rows) == CASES * len(REGIONS) * 2 * 2
+    assert set(rows.n) == {1, 2}
+    jobs = pd.concat([scores_of(sweep / str(i)) for i in range(4)])
+    assert [set(scores_of(sweep / str(i)).fold) for i in range(4)] == [{0}, {1}, {0}, {1}]
+    keys = ["case", "region", "method", "n"]
+    pd.testing.assert_frame_equal(
+        jobs.sort_values(keys).reset_index(drop=True), rows.sort_values(keys).reset_index(drop=True), check_like=True
+    )
+    assert (sweep / "report.html").stat().st_size > 1000
+    assert len(list((tmp_path / "cache" / "models").glob("*/stm.safetensors"))) == 2  # each fold once, whatever n
+    one = run(*words, "n=[1,2]", "hydra.run.dir=one", cwd=tmp_path)
+    assert one.code == 0, one.err
+    assert (tmp_path / "one" / "scores.csv").read_bytes() == (sweep / "scores.csv").read_bytes()
+
+
+def test_slice_folds_by_multirun_leave_whole_cases(config, tmp_path):
+    asked = config({"folds": "slice", "k": 2, "data": {"only": THREE}, "methods": ["FwoW", "FWAL"], "n": 1}, dims=2)
+    done = run("-m", "fold=0,1", "hydra.sweep.dir=sweep", *overrides(asked), cwd=tmp_path)
+    assert done.code == 0, done.err
+    assert "folds [1] have no model yet" in done.out
+    rows = scores_of(tmp_path / "sweep")
+    assert sorted(set(rows.case)) == THREE
+    assert len(rows) == 3 * len(REGIONS) * 2
+    assert set(rows.fold) == {-1}

@@ -1,0 +1,147 @@
+"""Settings out of plain dicts: what is refused, and what a model's name depends on."""
+
+import dataclasses
+import json
+
+import pytest
+
+from oasis_monai.errors import ConfigError
+from oasis_monai.settings import Settings, build
+from tests.conftest import TINY, merged
+
+
+def made(*more):
+    return build(merged(TINY, *more))
+
+
+def test_lists_become_tuples_and_one_value_a_list():
+    settings = made({"n": 3, "methods": "OASIS", "data": {"labels": {"a": 2, "b": 7}, "only": ["x"]}})
+    assert (settings.n, settings.methods, settings.data.only) == ((3,), ("OASIS",), ("x",))
+    assert settings.data.label_values == (0, 2, 7)
+    assert settings.data.classes == 3
+    assert made({"n": [4, 2, 4]}).n == (2, 4)
+    assert settings.preprocessing.size == (16, 16, 8)
+
+
+def test_settings_survive_json():
+    """A model folder holds its settings as JSON; they must build the same model again."""
+    settings = made({"methods": ["STAPLE"], "data": {"labels": {"a": 3}}, "loss": {"similarity": "mse"}, "spatial_dims": 3})
+    again = build(json.loads(json.dumps(settings.to_json())))
+    assert again == settings
+    assert again.identity() == settings.identity()
+
+
+REFUSED = [
+    ({"n": "many"}, "^n: expected .*whole number.*found 'many'"),
+    ({"n": []}, r"^n: expected a number of atlases of 1 or more"),
+    ({"n": 0}, "^n: expected a number of atlases of 1 or more"),
+    ({"n": [2, 2.5]}, r"^n: expected .*found \[2, 2.5\]"),
+    ({"n": True}, "^n: expected .*found True"),
+    ({"methods": ["FWAL", "magic"]}, r"^methods: expected one or more of \['FwoW'.*'magic'"),
+    ({"methods": []}, "^methods: expected one or more of"),
+    ({"methods": 3}, "^methods: expected .*found 3"),
+    ({"folds": "random"}, "^folds: expected one of"),
+    ({"k": 1}, "^k: expected 2 folds or more, found 1"),
+    ({"k": 2.5}, "^k: expected a whole number, found 2.5"),
+    ({"fold": 5}, "^fold: expected null .all. or 0 to 4, found 5"),
+    ({"fold": [0, 1]}, "^fold: expected a whole number or null"),
+    ({"seed": -1}, "^seed: expected 0 to 2147483647"),
+    ({"align_batch": 0}, "^align_batch: expected 1 or more"),
+    ({"temperature": 0}, "^temperature: expected a positive number"),
+    ({"temperature": float("nan")}, "^temperature: expected a number, found nan"),
+    ({"threads": 0}, "^threads: expected 1 or more"),
+    ({"cache": None}, "^cache: expected a text, found None"),
+    ({"progress": "loud"}, "^progress: expected true or false, found 'loud'"),
+    ({"colour": 1}, "^colour: expected one of .*an unknown key"),
+    ({"training": {"epochs": 1}}, "^training.epochs: expected one of .*'iterations'"),
+    ({"training": {"batch": 1.5}}, "^training.batch: expected a whole number, found 1.5"),
+    ({"training": {"lr": "fast"}}, "^training.lr: expected a number, found 'fast'"),
+    ({"training": {"lr": 0}}, "^training.lr: expected a positive learning rate, found 0"),
+    ({"training": {"augment": 1}}, "^training.augment: expected true or false, found 1"),
+    ({"training": {"iterations": None}}, "^training.iterations: expected a limit here or in training.minutes"),
+    ({"training": {"schedule": "step"}}, "^training.schedule: expected one of"),
+    ({"training": 5}, "^training: expected a group of settings, found 5"),
+    ({"loss": {"similarity": "psnr"}}, "^loss.similarity: expected one of"),
+    ({"loss": {"_parts": 1}}, "^loss._parts: .*an unknown key"),
+    ({"registration": {"body": "vit"}}, "^registration.body: expected one of"),
+    ({"registration": {"field_stride": 2}}, "^registration.field_stride: expected a list, each a whole number, found 2"),
+    ({"registration": {"field_stride": [2, 2]}}, "^registration.field_stride: expected one number, or one per axis"),
+    (
+        {"registration": {"channels": [4, 8, 8, 8, 8]}},
+        r"^preprocessing.size: expected multiples of \(16, 16, 16\).*\(16, 16, 16\)",
+    ),
+    ({"preprocessing": {"size": [16, 15, 8]}}, r"^preprocessing.size: expected multiples of .*\(16, 14, 8\) or \(16, 16, 8\)"),
+    ({"spatial_dims": 4}, "spatial_dims: expected 2 or 3, found 4"),
+    ({"spatial_dims": 2}, "^preprocessing.size: expected 2 values"),
+    ({"data": {"labels": {}}}, "^data.labels: expected names with different values"),
+    ({"data": {"labels": {"a": 1, "b": 1}}}, "^data.labels: expected names with different values"),
+    ({"data": {"labels": {"a": 0}}}, "^data.labels: expected names with different values"),
+    ({"data": {"labels": {"a": True}}}, "^data.labels: expected a map of a text to a whole number"),
+    ({"data": {"labels": ["a"]}}, "^data.labels: expected a map of a text to a whole number"),
+    ({"data": {"regions": "whole"}}, "^data.regions: expected a list, each a text, found 'whole'"),
+    ({"data": {"regions": ["top"]}}, r"^data.regions: expected one or more of .*found \['top'\]"),
+    ({"data": {"root": None}}, "^data.root: expected a text, found None"),
+]
+
+
+@pytest.mark.parametrize(("change", "match"), REFUSED, ids=[str(change) for change, _ in REFUSED])
+def test_a_wrong_setting_is_one_line_naming_it(change, match):
+    with pytest.raises(ConfigError, match=match) as error:
+        made(change)
+    assert "\n" not in str(error.value)
+
+
+INFERENCE = {
+    "n": [5],
+    "methods": ["majority"],
+    "fold": 1,
+    "device": "cpu",
+    "threads": 1,
+    "temperature": 2.0,
+    "align_batch": 1,
+    "overlays": 1,
+    "save_segmentations": True,
+    "save_probability": True,
+    "cache": "elsewhere",
+    "progress": True,
+    "features": {"distance": "zscore"},
+    "augmentation": {"noise": 0.5},  # of a training without augmentation
+    "training": {"checkpoint_minutes": 9.0},
+    "data": {"name": "other", "root": "elsewhere", "citation": "x", "regions": ["whole"]},
+}
+
+
+@pytest.mark.parametrize("key", INFERENCE)
+def test_a_models_identity_ignores_what_training_never_sees(key):
+    base = {"training": {"augment": False}}
+    assert made(base, {key: INFERENCE[key]}).identity() == made(base).identity()
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"seed": 1},
+        {"preprocessing": {"size": [16, 16, 12]}},
+        {"registration": {"channels": [8, 8]}},
+        {"registration": {"diffeomorphic": True}},
+        {"loss": {"gamma": 0.1}},
+        {"loss": {"similarity": "mse"}},
+        {"training": {"lr": 1e-4}},
+        {"training": {"iterations": 5}},
+        {"training": {"pairs": 2}},
+        {"augmentation": {"noise": 0.5}},
+    ],
+    ids=str,
+)
+def test_a_models_identity_has_all_that_training_depends_on(change):
+    assert made(change).identity() != made().identity()
+
+
+def test_features_are_part_of_the_identity_where_they_choose_the_pairs():
+    near = {"training": {"pairs": 2}}
+    assert made(near, {"features": {"distance": "zscore"}}).identity() != made(near).identity()
+
+
+def test_every_setting_has_a_key_in_the_documentation_of_its_class():
+    names = {field.name for field in dataclasses.fields(Settings)}
+    assert names == set(made().to_json())
