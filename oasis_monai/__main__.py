@@ -29,7 +29,7 @@ the knobs people turn
   n=6                                  atlases to fuse; also n=[1,2,4,6]
   folds=patient|slice  k=5  fold=null  honest folds or the paper's; all folds or one
   methods=[FwoW,FWAL,OASIS]            also OASIS-consensus, OASIS-conditioned, majority, STAPLE
-  training.minutes=15                  per fold; or training.iterations=N training.minutes=null (repeatable)
+  training.minutes=12                  per fold; or training.iterations=N training.minutes=null (repeatable)
   device=auto  seed=0
 
 examples

@@ -112,7 +112,14 @@ def find_and_check(settings: Settings, cache: Path | None, log: Log) -> list[Cas
 def _files(case: Case) -> list[Path]:
     from oasis_monai.headers import data_files
 
-    return [f for path in (case.image, case.label) if path is not None for f in data_files(path)]
+    files: list[Path] = []
+    for path in (case.image, case.label):
+        if path is not None:
+            try:
+                files += data_files(path)
+            except DataError:  # the check that follows tells it, with all other faults
+                files.append(path)
+    return [file for file in files if file.exists()]
 
 
 def prepare(settings: Settings, cases: list[Case], cache: Path | None, log: Log) -> Prepared:
@@ -326,6 +333,7 @@ def _score_folds(
     return rows, kept
 
 
+@torch.inference_mode()  # what a segmenter gives may not be written to otherwise
 def _merge(before: torch.Tensor | None, new: torch.Tensor, only: torch.Tensor | None) -> torch.Tensor:
     """Put the slices a fold segmented into the case's probability map."""
     if before is None or only is None:

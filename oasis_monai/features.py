@@ -102,7 +102,7 @@ def window(slices: torch.Tensor) -> torch.Tensor:
 def upright(slices: torch.Tensor) -> torch.Tensor:
     """(B, 1, X, Y) with axes towards R and A -> (B, 1, Y, X), anterior in the first row, as a reader (and a network that was
     trained on upright photographs) expects it. Measured on 34 PROMISE12 cases: 2 to 4 points of FwoW's whole-gland
-    DSC under patient folds, next to nothing under slice folds."""
+    DSC under patient folds, -0.5 (n = 1) to +2 (n = 6) under slice folds."""
     return slices.transpose(-1, -2).flip(-2)
 
 

@@ -77,7 +77,7 @@ def load_model(folder: Path, device: str = "auto", batch: int = 8) -> tuple[Sett
 
     try:
         record = json.loads((folder / "model.json").read_text(encoding="utf-8"))
-        found = record["format"]
+        found, checksums, plain = record["format"], dict(record["checksums"]), dict(record["settings"])
     except (OSError, ValueError, KeyError, TypeError) as error:
         found_text = f"{folder} without a readable model.json"
         raise OasisError(
@@ -86,11 +86,11 @@ def load_model(folder: Path, device: str = "auto", batch: int = 8) -> tuple[Sett
     if found != FORMAT:
         raise OasisError(f"model: expected format {FORMAT}, found {found} in {folder}; train it again with this version")
     for name in PARTS:
-        if not (folder / name).is_file() or file_digest(folder / name) != record["checksums"].get(name):
+        if not (folder / name).is_file() or file_digest(folder / name) != checksums.get(name):
             raise OasisError(
                 f"model: expected {name} as it was written, found it absent or changed in {folder}; copy the model again"
             )
-    settings = build(record["settings"])
+    settings = build(plain)
     library = AtlasLibrary.load(folder / "library.safetensors")
     network = SpatialTransformModel(library.images.shape[2:], settings.registration)
     network.load_state_dict(stm_weights(load_tensors(folder / "stm.safetensors")[0]))
@@ -143,7 +143,7 @@ def segment_scans(
                 continue
             log(_segment_one(case, settings, segmenter, store, embed, output, method, n, save_probability, asked))
         except DataError as error:
-            faults += [f if f.case else replace(f, case=case.id) for f in error.faults]
+            faults += [replace(f, case=case.id) for f in error.faults]
             log(f"{case.id}: failed")
     if segmenter.loa is not None and not faults:
         try:

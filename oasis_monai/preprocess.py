@@ -29,8 +29,8 @@ PREPROCESS_VERSION = 1
 PERCENTILES = (0.5, 99.5)
 """Clipping of the physical setting's robust z-score."""
 
-_SIZES = {("paper", 2): (320, 320), ("physical", 2): (160, 160), ("physical", 3): (80, 80, 32)}
-_SPACINGS_MM = {("physical", 2): (0.625, 0.625), ("physical", 3): (1.25, 1.25, 3.0)}
+_SIZES = {("paper", 2): (320, 320), ("physical", 2): (160, 160), ("physical", 3): (48, 48, 32)}
+_SPACINGS_MM = {("physical", 2): (0.625, 0.625), ("physical", 3): (2.0, 2.0, 3.0)}
 
 
 @dataclass(frozen=True)
@@ -41,8 +41,8 @@ class Preprocessing:
         name: ``"physical"`` or ``"paper"``.
         spatial_dims: 2: in plane only, every slice is kept as it is; 3: a volume of fixed size (not with ``paper``, whose
             volumes keep their own number of slices).
-        size: voxels along x, y (, z). Default 320 x 320 (paper), 160 x 160 or 80 x 80 x 32 (physical).
-        spacing_mm: voxel size along x, y (, z); only for ``physical``. Default 0.625 x 0.625 or 1.25 x 1.25 x 3 mm.
+        size: voxels along x, y (, z). Default 320 x 320 (paper), 160 x 160 or 48 x 48 x 32 (physical).
+        spacing_mm: voxel size along x, y (, z); only for ``physical``. Default 0.625 x 0.625 or 2 x 2 x 3 mm.
 
     Raises:
         ConfigError: naming ``preprocessing.<key>``.

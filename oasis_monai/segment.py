@@ -10,8 +10,9 @@ import torch
 from oasis_monai import fusion
 from oasis_monai.align import Aligner, FieldCache, LoaTable, one_hot
 from oasis_monai.errors import ConfigError
-from oasis_monai.library import AtlasLibrary, nearest
+from oasis_monai.library import AtlasLibrary
 from oasis_monai.losses import ncc
+from oasis_monai.nearest import nearest
 from oasis_monai.types import Preprocessed, Selection
 
 METHODS = {
@@ -55,7 +56,7 @@ class Segmenter:
         library: the atlases: slices (``spatial_dims`` 2) or volumes (3).
         aligner: None when only FwoW is wanted.
         loa: the table of R1; made anew when None.
-        distance: see :func:`oasis_monai.library.nearest`.
+        distance: see :func:`oasis_monai.nearest.nearest`.
         temperature: of R3, see :func:`oasis_monai.fusion.conditioned_weights`.
     """
 

@@ -74,7 +74,7 @@ class DataSettings:
 @dataclass(frozen=True)
 class FeatureSettings:
     """What similarity between images means (``conf/features``): see :func:`oasis_monai.features.embedder` and
-    :func:`oasis_monai.library.nearest`."""
+    :func:`oasis_monai.nearest.nearest`."""
 
     name: str = "efficientnet-lite0"
     weights: str | None = None

@@ -21,8 +21,9 @@ from oasis_monai.align import foreground
 from oasis_monai.augment import Augmentation
 from oasis_monai.errors import ConfigError, OasisError
 from oasis_monai.files import load_if_whole, save_tensors, write_text
-from oasis_monai.library import AtlasLibrary, nearest
+from oasis_monai.library import AtlasLibrary
 from oasis_monai.losses import RegistrationLoss
+from oasis_monai.nearest import nearest
 from oasis_monai.networks import SpatialTransformModel, StmSettings
 
 TRAINING_VERSION = 1  # part of every checkpoint's key; raise it when the same settings would train differently
@@ -47,10 +48,10 @@ class TrainingSettings:
     """
 
     iterations: int | None = None
-    minutes: float | None = 15.0
+    minutes: float | None = 12.0
     lr: float = 1e-3
     schedule: str = "cosine"
-    batch: int = 1
+    batch: int = 2
     pairs: int = 0
     augment: bool = True
     amp: bool = False

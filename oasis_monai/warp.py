@@ -7,18 +7,29 @@ convention of MONAI's ``Warp``, which does the sampling.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import contextlib
+import warnings
+from collections.abc import Iterator, Sequence
 from functools import lru_cache
 
 import torch
 from torch.nn import functional as F
 
 
+@contextlib.contextmanager
+def _silent() -> Iterator[None]:
+    """Without MONAI's word that its warp samples with torch's own function, which is what we want."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="monai.networks.blocks.Warp")
+        yield
+
+
 @lru_cache(maxsize=8)
 def _warp(padding: str, device: torch.device) -> torch.nn.Module:
     from monai.networks.blocks import Warp  # keeps a grid of the last shape it saw, hence one per device
 
-    return Warp(mode="bilinear", padding_mode=padding)
+    with _silent():
+        return Warp(mode="bilinear", padding_mode=padding)
 
 
 def warp(moving: torch.Tensor, ddf: torch.Tensor, padding: str = "border") -> torch.Tensor:
@@ -68,7 +79,7 @@ def integrate(velocity: torch.Tensor, steps: int = 5) -> torch.Tensor:
     """Exponential of a stationary velocity field (B, D, *S), by ``steps`` squarings (MONAI's DVF2DDF, border padding)."""
     from monai.networks.blocks import DVF2DDF
 
-    with torch.autocast(velocity.device.type, enabled=False):
+    with torch.autocast(velocity.device.type, enabled=False), _silent():
         return DVF2DDF(num_steps=steps, mode="bilinear", padding_mode="border")(velocity.float())
 
 

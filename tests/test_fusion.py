@@ -178,6 +178,11 @@ def test_half_of_the_atlases_is_enough_for_any_n(n):
     assert torch.equal(decide(summed), decided)
 
 
+@pytest.mark.parametrize(("hair", "winner"), [(0.0, 1), (3e-7, 1), (-3e-7, 1), (1e-4, 0), (-1e-4, 1)])
+def test_half_but_for_rounding_is_half(hair, winner):
+    assert decide(torch.tensor([[0.5 + hair], [0.5 - hair]])).tolist() == [winner]
+
+
 def test_a_tie_among_structures_does_not_hang_on_rounding():
     """Three against three of six and one of another mind: whoever they are, the lower class."""
     weights = normalise(torch.tensor([0.1, 0.1, 0.1, 0.1, 0.1, 0.1, 0.05]))

@@ -6,10 +6,11 @@ import numpy as np
 import pytest
 import torch
 
-from oasis_monai import library as module
+from oasis_monai import nearest as module
 from oasis_monai.errors import ConfigError, DataError
 from oasis_monai.features import embedder
-from oasis_monai.library import DISTANCES, AtlasLibrary, build_library, nearest, select
+from oasis_monai.library import AtlasLibrary, build_library, select
+from oasis_monai.nearest import DISTANCES, nearest
 from oasis_monai.types import Geometry, Preprocessed
 
 

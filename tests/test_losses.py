@@ -224,11 +224,12 @@ def test_without_beta_no_label_reaches_the_gradient():
     assert field.grad.any()
 
 
-def test_half_precision_batches_are_computed_in_float32():
-    args = [a.bfloat16() for a in arguments()]
-    plain = RegistrationLoss()(*[a.float() for a in args])
+@pytest.mark.parametrize("similarity", ["ncc", "local_ncc"])  # the local one is made of convolutions, which autocast halves
+def test_half_precision_batches_are_computed_in_float32(similarity):
+    args, loss = [a.bfloat16() for a in arguments()], RegistrationLoss(similarity=similarity)
+    plain = loss(*[a.float() for a in args])
     with torch.autocast("cpu", dtype=torch.bfloat16):
-        halves = RegistrationLoss()(*args)
+        halves = loss(*args)
     assert halves.total.dtype == torch.float32
     torch.testing.assert_close(torch.stack(halves), torch.stack(plain), rtol=1e-6, atol=0)
 

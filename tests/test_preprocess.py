@@ -58,7 +58,7 @@ def test_a_setting_that_cannot_work_names_its_key(arguments, match):
 
 
 def test_defaults_and_lists():
-    assert Preprocessing() == Preprocessing("physical", 3, [80, 80, 32], [1.25, 1.25, 3])
+    assert Preprocessing() == Preprocessing("physical", 3, [48, 48, 32], [2, 2, 3])
     assert Preprocessing("paper", 2).size == (320, 320)
     assert Preprocessing("paper", 2).spacing_mm is None
     assert hash(Preprocessing(size=[64, 64, 16])) == hash(Preprocessing(size=(64, 64, 16)))
