@@ -70,7 +70,8 @@ class Segmenter:
     ) -> None:
         self.library, self.aligner, self.distance, self.temperature = library, aligner, distance, temperature
         self.spatial_dims = library.images.ndim - 2
-        self.loa = loa or (LoaTable(library, aligner) if aligner else None)
+        # not "loa or ...": a table without pairs yet is one as well
+        self.loa = loa if loa is not None or aligner is None else LoaTable(library, aligner)
 
     def images(self, target: Preprocessed) -> torch.Tensor:
         """The target as what an atlas is: (1, 1, x, y, z), or its slices (z, 1, x, y)."""

@@ -48,7 +48,7 @@ class Command:
     def __init__(self, *arguments, cwd):
         self.folder = Path(tempfile.mkdtemp(dir=cwd, prefix=".command-"))
         files = [str(self.folder / name) for name in ("out", "err")]
-        self.process = CONTEXT.Process(target=_main, args=([str(a) for a in arguments], str(cwd), *files))
+        self.process = CONTEXT.Process(target=_main, args=([str(a) for a in arguments], str(cwd), *files), daemon=True)
         self.process.start()
         self.started = time.monotonic()
 
@@ -59,7 +59,7 @@ class Command:
         self.process.kill()
         return self.wait().code < 0 and alive
 
-    def wait(self, seconds=120):
+    def wait(self, seconds=600):
         self.process.join(seconds)
         assert self.process.exitcode is not None, f"still running after {seconds} s"
         texts = [p.read_text() if (p := self.folder / name).exists() else "" for name in ("out", "err")]

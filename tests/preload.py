@@ -1,20 +1,15 @@
 """What a command imports, imported once for all of them (see :mod:`tests.command`)."""
 
+import importlib
+import multiprocessing
 import tempfile
+import threading
 from pathlib import Path
 
-import hydra  # noqa: F401
-import monai.networks.nets
-import monai.transforms  # noqa: F401
-import pandas  # noqa: F401
-import torch
-
-import oasis_monai.model
-import oasis_monai.overlays  # noqa: F401
-from oasis_monai.phantom import write_phantom
-from oasis_monai.volumes import read_image
-
-torch.set_num_threads(1)
+# tqdm (and ITK) guard themselves with a lock that forks share: a command killed while it holds one would stop all others
+multiprocessing.RLock = threading.RLock
+for name in ("hydra", "monai.transforms", "monai.networks.nets", "pandas", "oasis_monai.model", "oasis_monai.overlays"):
+    importlib.import_module(name)
 with tempfile.TemporaryDirectory() as folder:  # ITK loads what it needs, in seconds, when it first reads
-    write_phantom(folder, cases=1, size="tiny")
-    read_image(Path(folder) / "Case00.mhd")
+    importlib.import_module("oasis_monai.phantom").write_phantom(folder, cases=1, size="tiny")
+    importlib.import_module("oasis_monai.volumes").read_image(Path(folder) / "Case00.mhd")

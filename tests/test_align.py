@@ -146,15 +146,15 @@ def test_each_pair_is_aligned_once_whatever_n(tmp_path):
 def test_other_neighbours_other_target_other_key_are_computed_anew(tmp_path, change):
     library, targets = library_of(6), targets_of(*BRIGHTNESS)
     model, aligner = counted()
-    FieldCache(tmp_path, "key").get("t", targets, ROWS[:, :3], library, aligner)
-    rows, key, name, brightness = ROWS[:, :4], "key", "t", BRIGHTNESS
+    FieldCache(tmp_path, "key").get("t_1", targets, ROWS[:, :3], library, aligner)
+    rows, key, name, brightness = ROWS[:, :4], "key", "t_1", BRIGHTNESS
     if change == "rows":
         rows = rows.clone()
         rows[1, 2] = 0  # one neighbour of one slice
     elif change == "images":
         rows, brightness = rows[:2], BRIGHTNESS[:2]  # fewer slices
     elif change == "name":
-        name = "t/../t"
+        name = "t/1"  # not a folder, nor the other target once made safe
     else:
         key = "other"
     before = model.pairs

@@ -243,8 +243,8 @@ def test_kept_fields_and_overlaps_give_what_fresh_ones_give(tmp_path):
     library, target, features = world(3)
     fresh, _ = segmenter(library)(target, features, ALL, (2, 4))
     for round_ in range(2):
-        stub = segmenter(library)
-        stub.loa = LoaTable(library, stub.aligner, tmp_path / "loa.safetensors")
+        aligner = Aligner(Known())
+        stub = Segmenter(library, aligner, LoaTable(library, aligner, tmp_path / "loa.safetensors"))
         kept, _ = stub(target, features, ALL, (4, 2), FieldCache(tmp_path, "k"))
         stub.loa.save()
         assert all(torch.equal(kept[key].probability, fresh[key].probability) for key in fresh)
