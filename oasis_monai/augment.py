@@ -33,10 +33,10 @@ class Augmentation:
     shear: float = 0.08
     shift: float = 0.06
     flip: float = 0.5
-    gamma: float = 0.3
-    contrast: float = 0.2
-    bias: float = 0.3
-    noise: float = 0.1
+    gamma: float = 0.0
+    contrast: float = 0.0
+    bias: float = 0.0
+    noise: float = 0.0
 
     def flips(self, count: int, random: torch.Generator) -> torch.Tensor:
         """(count,) bool: which pairs are mirrored."""

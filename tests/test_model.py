@@ -54,6 +54,12 @@ def scans(tmp_path_factory):
     return folder
 
 
+@pytest.fixture
+def no_pictures(monkeypatch):
+    """Drawing takes most of a tiny scan's time."""
+    monkeypatch.setattr("oasis_monai.overlays.overlay", lambda *a, **k: None)
+
+
 def overlap(found, truth):
     return 2 * float((found & truth).sum()) / float(found.sum() + truth.sum())
 
@@ -91,7 +97,7 @@ def test_new_scans_come_back_on_their_own_grid_and_in_their_own_format(trained, 
     assert lines[-1].startswith("3 of 3 scans")
 
 
-def test_the_patients_it_was_trained_on_are_segmented_plausibly(trained, phantom, tmp_path):
+def test_the_patients_it_was_trained_on_are_segmented_plausibly(trained, phantom, tmp_path, no_pictures):
     scans = tmp_path / "scans"
     scans.mkdir()
     for i in range(CASES):
@@ -109,7 +115,7 @@ def test_the_patients_it_was_trained_on_are_segmented_plausibly(trained, phantom
     assert np.mean(dice["OASIS"]) > 0.6
 
 
-def test_finished_scans_are_skipped_until_something_changes(model, scans, tmp_path):
+def test_finished_scans_are_skipped_until_something_changes(model, scans, tmp_path, no_pictures):
     out, own = tmp_path / "out", Path(shutil.copytree(scans, tmp_path / "scans"))
 
     def skipped(**more):
@@ -248,7 +254,7 @@ def test_results_never_go_among_the_scans(trained, phantom, tmp_path):
     assert {p.name: p.read_bytes() for p in data.iterdir()} == before
 
 
-def test_a_model_of_slices(phantom, scans, tmp_path):
+def test_a_model_of_slices(phantom, scans, tmp_path, no_pictures):
     more = {"cache": str(tmp_path / "c"), "data": {"root": str(phantom), "only": ["Case00", "Case01", "Case02"]}}
     settings = build(merged(TINY, TINY_2D, more))
     model = train_model(settings, tmp_path / "m", quiet)

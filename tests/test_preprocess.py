@@ -303,9 +303,10 @@ def test_a_real_prostate_with_an_odd_number_of_slices_keeps_its_volume(tmp_path)
     """23 slices of 3 mm into 32 of 3 mm: centred on the half voxel, the label used to grow by 12.5 %."""
     folder = real_data("promise12")
     case = Case("Case28", folder / "Case28.mhd", folder / "Case28_segmentation.mhd")
-    cache = PreprocessCache(tmp_path, Preprocessing(), (0, 1))
+    fine = Preprocessing(size=(80, 80, 32), spacing_mm=(1.25, 1.25, 3.0))
+    cache = PreprocessCache(tmp_path, fine, (0, 1))
     made = cache.get(case)
-    same(PreprocessCache(tmp_path, Preprocessing(), (0, 1)).get(case), made)
+    same(PreprocessCache(tmp_path, fine, (0, 1)).get(case), made)
     truth = preprocess.volumes.read_volume(case, (0, 1)).label[0]
     back = restore(torch.cat([made.label == 0, made.label == 1]).float(), made.geometry, made.native).label
     assert dice(back > 0, truth > 0) > 0.98
