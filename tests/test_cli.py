@@ -116,25 +116,17 @@ REFUSED = [
     (["+colour=red"], "error: colour: expected one of"),
     (["+training.epochs=3"], "error: training.epochs: expected one of"),
     (["training.batch=1.5"], "error: training.batch: expected a whole number, found 1.5"),
-    (["training.lr=fast"], "error: training.lr: expected a number"),
     (["n=two"], "error: n: expected"),
     (["n=[1,99]"], "error: n: expected 1 to 5, the atlases of the smallest fold"),
-    (["k=8"], "error: k: expected no more folds than cases (7)"),
-    (["seed=abc"], "error: seed: expected a whole number"),
     (["phantom", "seed=abc"], "error: seed: expected a whole number"),
     (["phantom", "data.root="], "error: data.root: expected the folder to write the phantom to"),
-    (["methods=[OASIS,voodoo]"], "error: methods: expected one or more of"),
     (["folds=slice"], "error: folds: expected patient where an atlas is a volume"),
     (["preprocessing.size=[15,16,8]"], "error: preprocessing.size: expected multiples of (2, 2, 2)"),
     (["preprocessing=paper"], "error: preprocessing."),
     (["device=cuda:99"], "error: device: expected cpu, auto, or a GPU this machine has, found 'cuda:99'"),
-    (["device=toaster"], "error: device: expected cpu, auto"),
     (["features=densenet", "features.name=densenet121", "features.weights=/nowhere/x.pth"], "/nowhere/x.pth"),
     (["data.root=/nowhere"], "error: root: expected an existing folder, found none at /nowhere"),
-    (["data.layout=dicom"], "error: layout: expected one of"),
-    (["check", "data.root=/nowhere"], "error: root: expected an existing folder"),
     (["train"], "error: model: expected the folder to write the model to"),
-    (["segment"], "error: model: expected the folder of a trained model"),
     (["segment", "model=m", "input=i"], "error: output: expected a folder"),
     (["segment", "model=m", "input=/nowhere", "output=o"], "error: root: expected an existing folder, found none at /nowhere"),
     (["segment", "model=m", "input=i", "output=o", "n=none"], "error: n: expected"),
@@ -203,12 +195,6 @@ def test_crossval_prints_a_summary_and_report_writes_the_page_again(words, tmp_p
     assert (tmp_path / "r" / ".hydra" / "config.yaml").exists()  # the resolved configuration
 
 
-def test_phantom_task_writes_what_the_default_configuration_reads(tmp_path):
-    done = run("phantom", f"data.root={tmp_path / 'p'}", cwd=tmp_path)
-    assert (done.code, done.err) == (0, "")
-    assert len(list((tmp_path / "p").glob("*_segmentation.mhd"))) == 20
-
-
 def composed(*words):
     from hydra import compose, initialize_config_module
     from omegaconf import OmegaConf
@@ -222,6 +208,17 @@ def settings_of(config):
     from oasis_monai.tasks import JOB_KEYS
 
     return build({key: value for key, value in config.items() if key not in JOB_KEYS})
+
+
+def test_phantom_task_writes_where_the_default_configuration_reads(monkeypatch, tmp_path, capsys):
+    from oasis_monai import phantom
+    from oasis_monai.tasks import run_task
+
+    asked = []
+    monkeypatch.setattr(phantom, "write_phantom", lambda root, seed: asked.append((root, seed)) or ["Case00"])
+    run_task(composed("task=phantom", "seed=3"), tmp_path, None)
+    assert asked == [(Path(composed()["data"]["root"]), 3)]
+    assert "1 cases in" in capsys.readouterr().out
 
 
 GROUPS = [(p.parent.name, p.stem) for p in sorted((ROOT / "conf").glob("*/*.yaml")) if p.parent.name != "experiment"]

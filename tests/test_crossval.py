@@ -372,7 +372,7 @@ KILLED = {
     "training": {"iterations": 8, "checkpoint_minutes": 1e-9},
     "k": 2,
     "n": [1, 2],
-    "methods": ["OASIS", "STAPLE"],
+    "methods": ["OASIS", "OASIS-consensus"],  # STAPLE would load its part of ITK at every start
     "data": {"only": ["Case00", "Case01", "Case02", "Case03", "Case04"]},
 }
 
@@ -382,7 +382,7 @@ def when(condition):
     end = time.monotonic() + 600
     while not condition():
         assert time.monotonic() < end
-        time.sleep(0.002)
+        time.sleep(0.02)
 
 
 def test_killed_at_any_moment_and_started_again_the_scores_are_the_same_bytes(config, tmp_path):

@@ -213,7 +213,7 @@ def test_it_learns_to_move_discs(tmp_path, loss):
     rows = load_tensors(tmp_path / "stm.safetensors")[1]["history"]
     first, last = ({key: sum(row[key] for row in part) / 10 for key in rows[0]} for part in (rows[:10], rows[-10:]))
     assert last["loss"] < first["loss"] - 0.1
-    assert -last["dice"] > 0.9 > 0.8 > -first["dice"]
+    assert -last["dice"] > 0.85 > 0.8 > -first["dice"]
     assert rows[0]["lr"] == pytest.approx(2e-2, rel=0.01)
     assert rows[-1]["lr"] == pytest.approx(2e-4, rel=0.1)
     library = discs(6)
