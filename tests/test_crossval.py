@@ -166,6 +166,15 @@ def test_slice_folds_are_scored_in_3d_once_all_are_trained(settings, tmp_path, a
     ).dsc.mean() + 0.05
 
 
+def test_a_case_is_put_together_from_the_slices_of_each_fold():
+    with torch.inference_mode():  # as a segmenter's results are made
+        parts = [torch.full((2, 3, 3, 5), float(fold)) for fold in range(3)]
+    whole = None
+    for part, only in zip(parts, ([0, 3], [1], [2, 4]), strict=True):
+        whole = module._merge(whole, part, torch.tensor(only))
+    assert whole[1, 2, 0].tolist() == [0, 1, 2, 0, 2]
+
+
 def test_a_sweep_over_n_pays_for_training_and_alignment_once(settings, tmp_path, aligned):
     base = {"methods": ["FwoW", "FWAL"], "k": 2}
     crossval(settings(base, {"n": 1}), tmp_path / "a", quiet)
