@@ -199,6 +199,7 @@ class FoldModels:
                 folder,
                 resolve_device(settings.device),
                 same_case=self.split.protocol == "slice",
+                distance=settings.features.distance,
                 augmentation=settings.augmentation,
                 progress=settings.progress,
                 name=f"STM fold {fold.index}",

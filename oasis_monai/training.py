@@ -90,6 +90,7 @@ class Pairs:
 
     Args:
         library: the training atlases.
+        distance: of :func:`oasis_monai.nearest.nearest`.
         nearest_count: partners are the so many nearest by feature distance; 0: all.
         same_case: whether an atlas may meet another one of its own case (slices under slice folds); itself never.
     """
@@ -130,6 +131,7 @@ def train_stm(
     folder: Path | None,
     device: str | torch.device = "cpu",
     same_case: bool = False,
+    distance: str = "l2",
     augmentation: Augmentation | None = None,
     progress: bool = True,
     name: str = "STM",
@@ -140,7 +142,7 @@ def train_stm(
         library: training atlases, with labels; images (N, 1, *S).
         spacing_mm: voxel size of the working grid, for the augmentation's rotations.
         folder: where ``stm.safetensors`` (resumable checkpoint) and ``history.csv`` go; None keeps nothing.
-        same_case: see :class:`Pairs`.
+        same_case, distance: see :class:`Pairs`.
 
     Raises:
         OasisError: the loss is no longer finite; the last good checkpoint stays.
@@ -153,7 +155,7 @@ def train_stm(
     state = _resume(path, model, optimiser)
     if state.done:
         return model.eval()
-    trainer = _Trainer(library, spacing_mm, model, optimiser, loss, settings, seed, same_case, augmentation)
+    trainer = _Trainer(library, spacing_mm, model, optimiser, loss, settings, seed, same_case, distance, augmentation)
     _run(trainer, state, path, progress, name)
     return model.eval()
 
@@ -171,12 +173,13 @@ class _Trainer:
         settings: TrainingSettings,
         seed: int,
         same_case: bool,
+        distance: str,
         augmentation: Augmentation | None,
     ) -> None:
         self.library, self.spacing_mm, self.model, self.optimiser = library, spacing_mm, model, optimiser
         self.loss, self.settings, self.seed = loss, settings, seed
         self.augmentation = (augmentation or Augmentation()) if settings.augment else None
-        self.pairs = Pairs(library, settings.pairs, same_case=same_case)
+        self.pairs = Pairs(library, settings.pairs, distance, same_case)
         self.device = next(model.parameters()).device
 
     def _batch(self, rows: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:

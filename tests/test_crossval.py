@@ -453,3 +453,21 @@ def test_slice_folds_by_multirun_leave_whole_cases(config, tmp_path):
     assert sorted(set(rows.case)) == THREE
     assert len(rows) == 3 * len(REGIONS) * 2
     assert set(rows.fold) == {-1}
+
+
+@pytest.mark.parametrize("distance", ["l2", "zscore", "variance"])
+def test_training_pairs_are_near_by_the_distance_that_is_set(prepared, monkeypatch, distance):
+    from oasis_monai import training
+
+    asked = []
+    whole = training.nearest
+
+    def nearest(queries, library, n, distance, **more):
+        asked.append((n, distance))
+        return whole(queries, library, n, distance, **more)
+
+    monkeypatch.setattr(training, "nearest", nearest)
+    settings, data = prepared({"features": {"distance": distance}, "training": {"pairs": 1}, "methods": ["OASIS"]})
+    split = make_split(dict.fromkeys(data.targets, 1), settings.k, settings.seed)
+    FoldModels(settings, data, split, Path(settings.cache), quiet).segmenter(split.folds[0])
+    assert asked == [(1, distance)]
