@@ -45,20 +45,29 @@ examples
 
 
 def _arguments(argv: list[str]) -> list[str]:
-    """The bare first word is the task; everything else is Hydra's."""
-    following = {i + 1 for i, a in enumerate(argv) if a in VALUED}
-    words = [w for i, w in enumerate(argv) if i not in following and not w.startswith(("-", "~")) and "=" not in w]
-    if not words:
-        return argv
-    task = words[0]
-    if task not in TASKS or len(words) > 1:
-        wrong = task if task not in TASKS else words[1]
+    """The bare first word is the task; everything else is Hydra's, its options first.
+
+    Hydra's parser refuses overrides on both sides of an option (``data=x -m n=1,2``), which is how people type them.
+    """
+    options: list[str] = []
+    overrides: list[str] = []
+    words: list[str] = []
+    rest = iter(argv)
+    for argument in rest:
+        if argument.startswith("-"):
+            options.append(argument)
+            if argument in VALUED:
+                options += [value for value in [next(rest, None)] if value is not None]
+        elif "=" in argument or argument.startswith("~"):
+            overrides.append(argument)
+        else:
+            words.append(argument)
+    if words and (words[0] not in TASKS or len(words) > 1):
+        wrong = words[0] if words[0] not in TASKS else words[1]
         sys.exit(
             f"error: task: expected one of {', '.join(TASKS)}, then KEY=VALUE pairs, found {wrong!r}; see oasis-monai --help"
         )
-    rest = list(argv)
-    rest.remove(task)
-    return [*rest, f"task={task}"]
+    return [*options, *overrides, *(f"task={task}" for task in words)]
 
 
 def _plain(config: Any) -> dict[str, Any]:

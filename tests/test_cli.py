@@ -86,11 +86,18 @@ def test_no_module_but_the_porch_names_hydra():
         (["--cfg", "job", "train"], ["--cfg", "job", "task=train"]),
         (["--config-dir", "train", "train"], ["--config-dir", "train", "task=train"]),
         (["-cn", "other"], ["-cn", "other"]),
+        (["data=x", "-m", "n=1,2"], ["-m", "data=x", "n=1,2"]),
+        (["n=3", "--cfg", "job", "k=2"], ["--cfg", "job", "n=3", "k=2"]),
+        (["n=3", "--config-dir", "train", "train"], ["--config-dir", "train", "n=3", "task=train"]),
         (["+a=1", "~data", "report"], ["+a=1", "~data", "task=report"]),
     ],
 )
 def test_the_bare_word_is_the_task(words, found):
+    from hydra._internal.utils import get_args_parser
+
     assert _arguments(words) == found
+    overrides = get_args_parser().parse_args(found).overrides  # Hydra takes the order we give
+    assert set(overrides) == {w for w in found if "=" in w or w.startswith("~")}
 
 
 def refused(done, *parts, lines=1):
