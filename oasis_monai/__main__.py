@@ -9,7 +9,7 @@ from typing import Any
 
 VALUED = {"--cfg", "-c", "--package", "-p", "--info", "-i", "--experimental-rerun"}  # Hydra's options that take the next word
 VALUED |= {"--config-path", "-cp", "--config-name", "-cn", "--config-dir", "-cd"}
-TASKS = ("crossval", "train", "segment", "check", "report", "phantom")
+TASKS = ("crossval", "study", "train", "segment", "check", "report", "phantom")
 USAGE = """\
 oasis-monai: segment medical images from a few labelled scans (atlases), aligned in one pass and fused by label overlap.
 
@@ -17,6 +17,7 @@ oasis-monai: segment medical images from a few labelled scans (atlases), aligned
 
 tasks
   crossval   cross-validate on a labelled data set (default): scores, summary, pictures, a report page
+  study      several cross-validations on the same folds, compared   experiment=paper
   train      fit on all cases and write a model folder            model=DIR
   segment    segment a scan or a folder of scans                  model=DIR input=PATH output=DIR
   check      list every fault of a data set at once

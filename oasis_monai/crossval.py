@@ -7,238 +7,39 @@ sweep over n pays for training and alignment once.
 
 from __future__ import annotations
 
-import contextlib
-import shutil
-import time
 import zlib
 from collections import defaultdict
-from collections.abc import Callable, Iterator, Mapping
-from dataclasses import asdict, dataclass, replace
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 
-from oasis_monai.align import Aligner, FieldCache, LoaTable
-from oasis_monai.errors import ConfigError, DataError, Fault
-from oasis_monai.files import digest, write_json
-from oasis_monai.folds import Fold, Split, make_split
-from oasis_monai.library import AtlasLibrary, build_library
+from oasis_monai.files import write_json
+from oasis_monai.fold_models import STM, FoldModel, FoldModels
+from oasis_monai.folds import Fold, Split
 from oasis_monai.metrics import score_case
-from oasis_monai.preprocess import PreprocessCache, restore
-from oasis_monai.record import run_record
-from oasis_monai.segment import Segmenter, needs_alignment
+from oasis_monai.prepare import Log, Prepared, find_and_check, prepare, resolve_device, split_of
+from oasis_monai.preprocess import restore
+from oasis_monai.record import Clock, run_record
+from oasis_monai.segment import Result
 from oasis_monai.settings import Settings
-from oasis_monai.tables import read_scores, summarise, write_scores, write_summary
-from oasis_monai.training import TRAINING_VERSION, train_stm
-from oasis_monai.types import Case, Preprocessed, Segmentation
+from oasis_monai.tables import method_name, read_scores, summarise, write_scores, write_summary
+from oasis_monai.types import Case, Segmentation
+from oasis_monai.workers import train_ahead
 
-Log = Callable[[str], None]
-
-
-@dataclass(frozen=True)
-class Prepared:
-    """A data set ready for atlas work.
-
-    Args:
-        cases: all cases, by id.
-        targets: the preprocessed cases **without labels**: what ``segment`` may see.
-        library: every image of every case as an atlas, with labels and features.
-        content: case id -> digest of its files.
-        scans: case id -> digest of its image's files alone.
-    """
-
-    cases: dict[str, Case]
-    targets: dict[str, Preprocessed]
-    library: AtlasLibrary
-    content: dict[str, str]
-    scans: dict[str, str]
-
-    def rows(self, case: str) -> torch.Tensor:
-        """Rows of the library that are this case's, in slice order."""
-        return torch.tensor([i for i, name in enumerate(self.library.cases) if name == case])
-
-
-class Clock:
-    """Seconds spent per stage."""
-
-    def __init__(self) -> None:
-        self.seconds: dict[str, float] = defaultdict(float)
-
-    @contextlib.contextmanager
-    def __call__(self, stage: str) -> Iterator[None]:
-        start = time.perf_counter()
-        try:
-            yield
-        finally:
-            self.seconds[stage] += time.perf_counter() - start
-
-
-def find_and_check(settings: Settings, cache: Path | None, log: Log) -> list[Case]:
-    """The cases of the data set, after all of its faults have been looked for; errors raise together, warnings are logged.
-
-    A data set that was found without error is not read again for it while its files stay the same.
-    """
-    from oasis_monai.cases import find_cases
-    from oasis_monai.checks import check_cases
-
-    data = settings.data
-    cases = find_cases(data.root, data.layout)
-    if data.only:
-        absent = sorted(set(data.only) - {case.id for case in cases})
-        if absent:
-            raise DataError(
-                [Fault(case, "data.only", "an id of the data set", "no such case", "correct the list") for case in absent]
-            )
-        cases = [case for case in cases if case.id in data.only]
-    stamp = digest(
-        [[str(f), f.stat().st_size, f.stat().st_mtime_ns] for case in cases for f in _files(case)] + [list(data.label_values)]
-    )
-    checked = cache / "checked" / f"{stamp}.json" if cache else None
-    if checked is None or not checked.exists():
-        faults = check_cases(cases, data.label_values)
-        errors = [f for f in faults if f.severity == "error"]
-        for fault in faults:
-            if fault.severity != "error":
-                log(f"warning: {fault}")
-        if errors:
-            raise DataError(errors)
-        if checked:
-            write_json(checked, {"faults": [str(f) for f in faults]})
-    return cases
-
-
-def _files(case: Case) -> list[Path]:
-    from oasis_monai.headers import data_files
-
-    files: list[Path] = []
-    for path in (case.image, case.label):
-        if path is not None:
-            try:
-                files += data_files(path)
-            except DataError:  # the check that follows tells it, with all other faults
-                files.append(path)
-    return [file for file in files if file.exists()]
-
-
-def prepare(settings: Settings, cases: list[Case], cache: Path | None, log: Log) -> Prepared:
-    """Preprocess and embed all cases (from the cache where it holds them)."""
-    from oasis_monai.features import embedder
-
-    store = PreprocessCache(cache / "preprocessed" if cache else None, settings.preprocessing, settings.data.label_values)
-    embed = embedder(settings.features.name, settings.features.weights, resolve_device(settings.device))
-    if cache:
-        embed = replace(embed, cache=cache / "features")
-    items = [store.get(case) for case in cases]
-    for fault in store.faults():
-        log(f"warning: {fault}")
-    library = build_library(items, settings.spatial_dims, embed, settings.data.classes)
-    targets = {item.case: replace(item, label=None) for item in items}
-    content = {c.id: digest([store.content(p) for p in (c.image, c.label) if p is not None]) for c in cases}
-    scans = {c.id: store.content(c.image) for c in cases}
-    return Prepared({c.id: c for c in cases}, targets, library, content, scans)
-
-
-def resolve_device(name: str) -> str:
-    """``auto`` is the GPU where there is one. A GPU asked for but absent is an error, not a slow run."""
-    if name == "auto":
-        return "cuda" if torch.cuda.is_available() else "cpu"
-    try:
-        torch.empty(0, device=name)
-    except (RuntimeError, AssertionError) as error:
-        reason = str(error).splitlines()[0][:120]
-        raise ConfigError("device", "cpu, auto, or a GPU this machine has", name, f"set device=auto ({reason})") from error
-    return name
-
-
-class FoldModels:
-    """Trains or loads the STM of a fold and wires the fold's library to it."""
-
-    def __init__(self, settings: Settings, prepared: Prepared, split: Split, cache: Path, log: Log) -> None:
-        self.settings, self.prepared, self.split, self.cache, self.log = settings, prepared, split, cache, log
-
-    def library(self, fold: Fold) -> AtlasLibrary:
-        """The training atlases of a fold: a copy that holds nothing of its test images."""
-        whole = self.prepared.library
-        numbers = (whole.slices.clamp_min(0)).tolist()  # a volume is image 0 of its case
-        keep = [i for i, case in enumerate(whole.cases) if numbers[i] in set(fold.train.get(case, ()))]
-        return whole.subset(torch.tensor(keep))
-
-    def folder(self, fold: Fold) -> Path:
-        """Where the fold's model lives: named by all that decides its weights."""
-        content = {case: self.prepared.content[case] for case in fold.train}
-        identity = {**self.settings.identity(), "split": fold.key(), "content": content, "version": TRAINING_VERSION}
-        identity |= {"labels": list(self.settings.data.label_values), "protocol": self.split.protocol}
-        return self.cache / "models" / digest(identity)
-
-    def trained(self, fold: Fold) -> bool:
-        """Whether the fold's model is finished."""
-        from oasis_monai.files import load_if_whole
-
-        stored = load_if_whole(self.folder(fold) / "stm.safetensors")
-        return stored is not None and bool(stored[1].get("done"))
-
-    def segmenter(self, fold: Fold) -> Segmenter:
-        """The fold's library with its STM, trained if need be."""
-        settings, library = self.settings, self.library(fold)
-        if not needs_alignment(settings.methods):
-            return Segmenter(library, distance=settings.features.distance)
-        folder = self.folder(fold)
-        with locked(folder):  # jobs of one sweep may want the same fold at the same time
-            if not self.trained(fold):  # what was aligned by a model that was lost or damaged is no longer true
-                (folder / "loa.safetensors").unlink(missing_ok=True)
-                shutil.rmtree(folder / "fields", ignore_errors=True)
-            model = train_stm(
-                library,
-                self._spacing_mm(),
-                settings.registration,
-                settings.loss,
-                settings.training,
-                settings.seed + fold.index,
-                folder,
-                resolve_device(settings.device),
-                same_case=self.split.protocol == "slice",
-                distance=settings.features.distance,
-                augmentation=settings.augmentation,
-                progress=settings.progress,
-                name=f"STM fold {fold.index}",
-            )
-        aligner = Aligner(model, resolve_device(settings.device), settings.align_batch)
-        loa = LoaTable(library, aligner, folder / "loa.safetensors")
-        return Segmenter(library, aligner, loa, settings.features.distance, settings.temperature)
-
-    def fields(self, fold: Fold, case: str) -> FieldCache:
-        """Where the fields onto a test case of the fold are kept: the fold's model, the scan, and how atlases are chosen."""
-        features = self.settings.features
-        chosen = digest([features.name, features.weights, features.distance, fold.index, self.prepared.scans[case]])
-        return FieldCache(self.folder(fold) / "fields", chosen)
-
-    def _spacing_mm(self) -> tuple[float, ...]:
-        geometry = next(iter(self.prepared.targets.values())).geometry
-        return geometry.spacing_mm[: self.settings.spatial_dims]
-
-
-@contextlib.contextmanager
-def locked(folder: Path) -> Iterator[None]:
-    """One process at a time in ``folder``; the lock goes with the process, however it ends."""
-    folder.mkdir(parents=True, exist_ok=True)
-    try:
-        import fcntl
-    except ImportError:  # not a POSIX system: parallel jobs there may train a fold twice, with the same result
-        yield
-        return
-    with open(folder / ".lock", "w") as handle:
-        fcntl.flock(handle, fcntl.LOCK_EX)
-        yield
+Key = tuple[str, int]
+"""A method and its number of atlases; 0 for a network that uses none."""
 
 
 def crossval(settings: Settings, run_dir: Path, log: Log = print) -> Path:
-    """Run the folds asked for and write ``scores.csv``, ``summary.csv``, ``split.json``, ``run.json``, pictures and
-    segmentations into ``run_dir``.
+    """Run the folds asked for and write ``scores.csv``, ``summary.csv``, ``split.json``, ``run.json``, pictures, what the page's
+    case browser shows, and segmentations into ``run_dir``.
 
-    Under slice folds a case is scored in 3D once *all* folds that hold its slices have a model; a job that runs one fold of a
-    sweep trains it, and the job that finds the others finished scores every case.
+    Under slice folds a case is scored in 3D once *all* folds that hold its slices have their models; a job that runs one fold of
+    a sweep trains it, and the job that finds the others finished scores every case.
 
     Returns:
         The path of ``scores.csv``.
@@ -249,29 +50,28 @@ def crossval(settings: Settings, run_dir: Path, log: Log = print) -> Path:
     with clock("check and read"):
         cases = find_and_check(settings, cache, log)
         prepared = prepare(settings, cases, cache, log)
-    counts = {case: int((prepared.rows(case)).numel()) for case in prepared.targets}
-    split = make_split(counts, settings.k, settings.seed, settings.folds, settings.spatial_dims)
-    available = min(sum(map(len, fold.train.values())) for fold in split.folds)
-    if max(settings.n) > available:  # said before hours of training, not after
-        raise ConfigError("n", f"1 to {available}, the atlases of the smallest fold", list(settings.n), "lower n or add cases")
+    split = split_of(settings, prepared)
     write_json(run_dir / "split.json", split.to_json())
     models = FoldModels(settings, prepared, split, cache, log)
     wanted = [fold for fold in split.folds if settings.fold in (None, fold.index)]
-    segmenters: dict[int, Segmenter] = {}
-    for fold in wanted:
-        with clock("train"):
-            segmenters[fold.index] = models.segmenter(fold)
-    if split.protocol == "slice" and needs_alignment(settings.methods):
-        missing = [fold.index for fold in split.folds if fold not in wanted and not models.trained(fold)]
-        if missing:
-            log(f"folds {missing} have no model yet: slice folds are scored in 3D by the job that finds all of them trained")
+    made: dict[int, FoldModel] = {}
+    with clock("train"):
+        if settings.workers > 1:
+            jobs = [(settings, fold.index, name) for fold in wanted for name in models.missing(fold)]
+            train_ahead(jobs, settings.workers, log)
+        for fold in wanted:
+            made[fold.index] = models.model(fold)
+    if split.protocol == "slice" and models.needed():
+        others = [fold.index for fold in split.folds if fold not in wanted and models.missing(fold)]
+        if others:
+            log(f"folds {others} have no model yet: slice folds are scored in 3D by the job that finds all of them trained")
             wanted = []
     if split.protocol == "slice" and wanted:
         for fold in split.folds:
-            if fold.index not in segmenters:
-                segmenters[fold.index] = models.segmenter(fold)
+            if fold.index not in made:
+                made[fold.index] = models.model(fold)
         wanted = list(split.folds)
-    rows, shown = _score_folds(settings, prepared, split, wanted, segmenters, models, run_dir, clock, log)
+    rows, shown = _score_folds(settings, prepared, split, wanted, made, models, run_dir, clock, log)
     write_scores(run_dir / "scores.csv", rows)
     if rows:
         write_summary(run_dir / "summary.csv", summarise(read_scores(run_dir / "scores.csv")))
@@ -281,12 +81,36 @@ def crossval(settings: Settings, run_dir: Path, log: Log = print) -> Path:
     return run_dir / "scores.csv"
 
 
+@dataclass
+class _Fused:
+    """What a case's folds have made of it so far. A patient is one fold's; slices of one case may be several folds'.
+
+    probability, weights: per method and n; weights hold one list per image of the case (slices), empty where not yet known.
+    atlases: per image, [case, slice, distance] of the atlases chosen, nearest first.
+    """
+
+    images: int
+    probability: dict[Key, torch.Tensor] = field(default_factory=dict)
+    weights: dict[Key, list[list[float]]] = field(default_factory=dict)
+    atlases: list[list[list[Any]]] = field(default_factory=list)
+
+    def add(self, results: Mapping[Key, Result], only: torch.Tensor | None) -> None:
+        """Take in the images ``only`` (all when None) of a fold's results."""
+        which = range(self.images) if only is None else only.tolist()
+        for key, result in results.items():
+            self.probability[key] = _merge(self.probability.get(key), result.probability, only)
+            if result.weights is not None:
+                mine = self.weights.setdefault(key, [[] for _ in range(self.images)])
+                for image, row in zip(which, result.weights.tolist(), strict=True):
+                    mine[image] = [round(w, 4) for w in row]
+
+
 def _score_folds(
     settings: Settings,
     prepared: Prepared,
     split: Split,
     folds: list[Fold],
-    segmenters: Mapping[int, Segmenter],
+    made: Mapping[int, FoldModel],
     models: FoldModels,
     run_dir: Path,
     clock: Clock,
@@ -299,39 +123,73 @@ def _score_folds(
     kept: dict[tuple[str, str, int], bytes] = {}
     tested = {case for fold in folds for case in fold.test}
     for case in tqdm(sorted(tested), desc="segment", disable=not settings.progress):
-        target = prepared.targets[case]
-        features = prepared.library.features[prepared.rows(case)]
-        fused: dict[tuple[str, int], torch.Tensor] = {}
-        for fold in folds:
-            if case not in fold.test:
-                continue
-            only = torch.tensor(fold.test[case]) if settings.spatial_dims == 2 else None
-            # under patient folds the fold's library has nothing of this case; that it is excluded as well costs nothing
-            exclude = case if split.protocol == "patient" else None
-            with clock("align and fuse"):
-                fields = models.fields(fold, case) if needs_alignment(settings.methods) else None
-                results, _ = segmenters[fold.index](
-                    target,
-                    features,
-                    settings.methods,
-                    settings.n,
-                    fields,
-                    exclude,
-                    only,
-                )
-                for name, result in results.items():
-                    fused[name] = _merge(fused.get(name), result.probability, only)
+        with clock("segment"):
+            fused = _segment(settings, prepared, split, folds, made, models, case)
         with clock("score"):
-            volume = _reference(settings, prepared.cases[case])
-            for (method, n), probability in fused.items():
+            target = prepared.targets[case]
+            image, reference = _native(settings, prepared.cases[case])
+            labels = {}
+            for (method, n), probability in fused.probability.items():
                 back = restore(probability, target.geometry, target.native, settings.save_probability, case)
+                labels[method, n] = back
                 kept[case, method, n] = _keep(settings, run_dir, back, method, n)
                 fold_index = next(f.index for f in folds if case in f.test) if split.protocol == "patient" else -1
-                rows += _rows(settings, split.protocol, fold_index, back, volume, method, n)
-    for segmenter in segmenters.values():
-        if segmenter.loa is not None:
-            segmenter.loa.save()
+                rows += _rows(settings, split.protocol, fold_index, back, reference, method, n)
+        if settings.browser:
+            with clock("pictures"):
+                fold_index = next(f.index for f in folds if case in f.test) if split.protocol == "patient" else -1
+                _browse(settings, run_dir, split.protocol, fold_index, image, reference, labels, fused)
+    for model in made.values():
+        if model.segmenter is not None and model.segmenter.loa is not None:
+            model.segmenter.loa.save()
     return rows, kept
+
+
+def _segment(
+    settings: Settings,
+    prepared: Prepared,
+    split: Split,
+    folds: list[Fold],
+    made: Mapping[int, FoldModel],
+    models: FoldModels,
+    case: str,
+) -> _Fused:
+    """Every method's probability map of a case, by the folds that test it."""
+    target, features = prepared.targets[case], prepared.library.features[prepared.rows(case)]
+    fused = _Fused(len(features), atlases=[[] for _ in range(len(features))])
+    for fold in folds:
+        if case not in fold.test:
+            continue
+        only = torch.tensor(fold.test[case]) if settings.spatial_dims == 2 else None
+        model = made[fold.index]
+        if model.segmenter is not None:
+            # under patient folds the fold's library has nothing of this case; that it is excluded as well costs nothing
+            exclude = case if split.protocol == "patient" else None
+            fields = models.fields(fold, case) if STM in models.needed() else None
+            results, chosen = model.segmenter(target, features, settings.atlas_methods, settings.n, fields, exclude, only)
+            fused.add(results, only)
+            library = model.segmenter.library
+            for image, indices, distances in zip(
+                range(len(features)) if only is None else only.tolist(), chosen.indices, chosen.distances, strict=True
+            ):
+                fused.atlases[image] = [
+                    [library.cases[row], int(library.slices[row]), round(d, 4)]
+                    for row, d in zip(indices.tolist(), distances.tolist(), strict=True)
+                ]
+        for name, predictor in model.predictors.items():
+            images = target.image[None] if settings.spatial_dims == 3 else target.image.movedim(-1, 0)
+            probability = predictor(images if only is None else images[only])
+            fused.add({(name, 0): Result(_stacked(probability, only, len(features)), None)}, only)
+    return fused
+
+
+def _stacked(probability: torch.Tensor, only: torch.Tensor | None, images: int) -> torch.Tensor:
+    """(T, C, *S) of a volume (T = 1) or of the slices ``only`` -> the case's map (C, x, y, z)."""
+    if only is None:
+        return probability[0]
+    whole = probability.new_zeros((*probability.shape[1:], images))
+    whole[..., only] = probability.movedim(0, -1)
+    return whole
 
 
 @torch.inference_mode()  # what a segmenter gives may not be written to otherwise
@@ -343,13 +201,13 @@ def _merge(before: torch.Tensor | None, new: torch.Tensor, only: torch.Tensor | 
     return before
 
 
-def _reference(settings: Settings, case: Case) -> np.ndarray:
-    """The target's reference label on its native grid, read again and only here, after segmentation."""
+def _native(settings: Settings, case: Case) -> tuple[np.ndarray, np.ndarray]:
+    """The target's image and reference label on its native grid, read again and only here, after segmentation."""
     from oasis_monai.volumes import read_volume
 
-    label = read_volume(case, settings.data.label_values).label
-    assert label is not None
-    return label[0].numpy()
+    volume = read_volume(case, settings.data.label_values)
+    assert volume.label is not None
+    return volume.image[0].numpy(), volume.label[0].numpy()
 
 
 def _rows(
@@ -370,12 +228,47 @@ def _keep(settings: Settings, run_dir: Path, result: Segmentation, method: str, 
     """Write label and probability where asked for; -> the label packed small, for the pictures drawn at the end."""
     from oasis_monai.volumes import write_label, write_probability
 
-    path = run_dir / "segmentations" / f"{result.case}__{method}-{n}.nii.gz"
+    name = f"{result.case}__{method_name(method, n)}"
+    path = run_dir / "segmentations" / f"{name}.nii.gz"
     if settings.save_segmentations:
         write_label(path, result.label, result.geometry, settings.data.label_values)
     if settings.save_probability and result.probability is not None:
-        write_probability(path.with_name(f"{result.case}__{method}-{n}_probability.nii.gz"), result.probability, result.geometry)
+        write_probability(path.with_name(f"{name}_probability.nii.gz"), result.probability, result.geometry)
     return zlib.compress(result.label.numpy().tobytes(), 1)
+
+
+def _browse(
+    settings: Settings,
+    run_dir: Path,
+    protocol: str,
+    fold: int,
+    image: np.ndarray,
+    reference: np.ndarray,
+    labels: Mapping[Key, Segmentation],
+    fused: _Fused,
+) -> None:
+    """What the page's case browser shows of a case: every method at one n (6, the paper's, or the largest)."""
+    from oasis_monai.browser import write_browser
+    from oasis_monai.volumes import to_canonical
+
+    n = 6 if 6 in settings.n else max(settings.n)
+    shown = {method_name(*key): result for key, result in labels.items() if key[1] in (0, n)}
+    first = next(iter(shown.values()))
+    affine = first.geometry.affine
+    canonical, spacing_mm = to_canonical(image, affine)
+    write_browser(
+        run_dir / "browser",
+        first.case,
+        protocol,
+        fold,
+        canonical,
+        to_canonical(reference, affine)[0],
+        {name: to_canonical(result.label.numpy(), affine)[0] for name, result in shown.items()},
+        spacing_mm,
+        list(settings.data.labels),
+        [rows[:n] for rows in fused.atlases] if settings.atlas_methods else [],
+        {method_name(*key): rows for key, rows in fused.weights.items() if key[1] == n},
+    )
 
 
 def _overlays(
@@ -398,14 +291,13 @@ def _overlays(
         assert volume.label is not None
         image, spacing_mm = to_canonical(volume.image[0].numpy(), volume.geometry.affine)
         truth, _ = to_canonical(volume.label[0].numpy(), volume.geometry.affine)
-        for method in settings.methods:
-            for n in settings.n:
-                packed = np.frombuffer(zlib.decompress(kept[case, method, n]), np.uint8).reshape(volume.geometry.shape)
-                label, _ = to_canonical(packed, volume.geometry.affine)
-                values = [scores[case, method, n, name] for name in settings.data.labels]
-                title = f"{case}  {method}-{n}  DSC " + ", ".join(f"{100 * v:.1f} %" for v in values)
-                path = run_dir / "overlays" / f"{case}__{method}-{n}.png"
-                overlay(path, image, truth, label, spacing_mm, title, labels=names)
+        for _, method, n in sorted(key for key in kept if key[0] == case):
+            packed = np.frombuffer(zlib.decompress(kept[case, method, n]), np.uint8).reshape(volume.geometry.shape)
+            label, _ = to_canonical(packed, volume.geometry.affine)
+            values = [scores[case, method, n, name] for name in settings.data.labels]
+            name = method_name(method, n)
+            title = f"{case}  {name}  DSC " + ", ".join(f"{100 * v:.1f} %" for v in values)
+            overlay(run_dir / "overlays" / f"{case}__{name}.png", image, truth, label, spacing_mm, title, labels=names)
 
 
 def join_jobs(sweep_dir: Path) -> Path | None:

@@ -20,12 +20,13 @@ import torch.nn.functional as F
 from oasis_monai.errors import ConfigError, DataError, Fault, OasisError
 from oasis_monai.files import digest, file_digest, load_if_whole, save_tensors
 
-NAMES = ("efficientnet-lite0", "densenet121", "intensity")
+NAMES = ("efficientnet-lite0", "densenet121", "intensity", "random")
 DENSENET_URL = "https://download.pytorch.org/models/densenet121-a639ec97.pth"
 DENSENET_SHA256_PREFIX = "a639ec97"  # torchvision puts the first hex digits of the file's sha256 into its name
 
 INPUT = 224  # pixels along either side, the size both networks were trained at
 INTENSITY = 16  # side of the pooled image of "intensity"
+RANDOM = 64  # length of a vector of "random"
 WINDOW = (0.01, 0.99)  # quantiles of a slice that become 0 and 1: a coil's bright rim must not decide the contrast
 PREPARATION = 1  # part of every key: raise it when a slice reaches the network in another form
 MAX_SLICES = 32  # slices of a volume that are looked at
@@ -132,8 +133,9 @@ def embedder(name: str, weights: str | Path | None = None, device: str = "cpu", 
 
     Args:
         name: ``"efficientnet-lite0"`` (1000 ImageNet logits, weights come with the package, no network needed),
-            ``"densenet121"`` (1000 ImageNet logits, MONAI's network with torchvision's weights, as in the paper) or
-            ``"intensity"`` (the windowed slice pooled to 16 x 16, no weights).
+            ``"densenet121"`` (1000 ImageNet logits, MONAI's network with torchvision's weights, as in the paper),
+            ``"intensity"`` (the windowed slice pooled to 16 x 16, no weights) or ``"random"`` (a random vector by the slice's
+            content: atlases chosen at random, the ablation of selection).
         weights: state dict of the network (torchvision's or MONAI's names for densenet121). None: the package's file
             for efficientnet-lite0; for densenet121 torchvision's, from torch's hub folder or downloaded there, its
             sha256 checked.
@@ -152,10 +154,11 @@ def embedder(name: str, weights: str | Path | None = None, device: str = "cpu", 
         network, digest = _efficientnet_lite0(weights)
     elif name == "densenet121":
         network, digest = _densenet121(weights)
-    elif name == "intensity":
+    elif name in ("intensity", "random"):
         if weights is not None:
-            raise ConfigError("features.weights", "null, as intensity features have no weights", str(weights))
-        return Embedder(f"intensity-{INTENSITY}-v{PREPARATION}", _pooled, where, batch)
+            raise ConfigError("features.weights", f"null, as {name} features have no weights", str(weights))
+        size, function = (INTENSITY, _pooled) if name == "intensity" else (RANDOM, _random)
+        return Embedder(f"{name}-{size}-v{PREPARATION}", function, where, batch)
     else:
         raise ConfigError("features.name", f"one of {', '.join(NAMES)}", name)
     return Embedder(f"{name}-{digest[:16]}-v{PREPARATION}", _Photograph(network.eval().to(where)), where, batch)
@@ -177,6 +180,12 @@ class _Photograph:
 
 def _pooled(slices: torch.Tensor) -> torch.Tensor:
     return F.adaptive_avg_pool2d(slices, INTENSITY).flatten(1)
+
+
+def _random(slices: torch.Tensor) -> torch.Tensor:
+    """A direction at random for every slice, the same whenever the slice is."""
+    seeds = [int.from_bytes(hashlib.sha256(s.cpu().contiguous().numpy().tobytes()).digest()[:7], "big") for s in slices]
+    return torch.stack([torch.randn(RANDOM, generator=torch.Generator().manual_seed(seed)) for seed in seeds])
 
 
 def _efficientnet_lite0(weights: str | Path | None) -> tuple[torch.nn.Module, str]:

@@ -101,3 +101,17 @@ def load_if_whole(path: str | Path) -> tuple[dict[str, torch.Tensor], dict[str, 
         return load_tensors(path)
     except (OSError, ValueError, KeyError):
         return None
+
+
+@contextlib.contextmanager
+def locked(folder: Path) -> Iterator[None]:
+    """One process at a time in ``folder``; the lock goes with the process, however it ends."""
+    folder.mkdir(parents=True, exist_ok=True)
+    try:
+        import fcntl
+    except ImportError:  # not a POSIX system: parallel jobs there may train a fold twice, with the same result
+        yield
+        return
+    with open(folder / ".lock", "w") as handle:
+        fcntl.flock(handle, fcntl.LOCK_EX)
+        yield

@@ -97,6 +97,22 @@ def make_split(images: Mapping[str, int], k: int, seed: int, protocol: str = "pa
     return split
 
 
+def limit_training(split: Split, cases: int) -> Split:
+    """The same test sides with at most ``cases`` training patients a fold, drawn by the split's seed: the patients of a
+    smaller number are among those of a larger one.
+
+    Raises:
+        ConfigError: a fold has fewer patients.
+    """
+    folds = []
+    for fold in split.folds:
+        if cases > len(fold.train):
+            raise ConfigError("train_cases", f"1 to {len(fold.train)}, the training patients of fold {fold.index}", cases)
+        order = np.random.default_rng([split.seed, fold.index]).permutation(sorted(fold.train))
+        folds.append(Fold(fold.index, {case: fold.train[case] for case in sorted(order[:cases].tolist())}, fold.test))
+    return Split(split.protocol, split.seed, tuple(folds))
+
+
 def _collect(units: Sequence[tuple[str, tuple[int, ...]]]) -> dict[str, tuple[int, ...]]:
     gathered: dict[str, list[int]] = {}
     for case, numbers in units:

@@ -14,18 +14,19 @@ from typing import Any
 import torch
 
 from oasis_monai.align import Aligner, LoaTable
-from oasis_monai.crossval import Clock, FoldModels, find_and_check, locked, prepare, resolve_device
 from oasis_monai.errors import ConfigError, DataError, Fault, OasisError
 from oasis_monai.features import Embedder, embedder, slice_features, volume_features
-from oasis_monai.files import file_digest, load_tensors, save_tensors, write_json
+from oasis_monai.files import file_digest, load_tensors, locked, save_tensors, write_json
+from oasis_monai.fitting import network_weights
+from oasis_monai.fold_models import FoldModels
 from oasis_monai.folds import Fold, Split
 from oasis_monai.library import AtlasLibrary
 from oasis_monai.networks import SpatialTransformModel
+from oasis_monai.prepare import find_and_check, prepare, resolve_device
 from oasis_monai.preprocess import PreprocessCache, restore
-from oasis_monai.record import run_record
+from oasis_monai.record import Clock, run_record
 from oasis_monai.segment import Segmenter, check_methods
 from oasis_monai.settings import Settings, build
-from oasis_monai.training import stm_weights
 from oasis_monai.types import Case, Preprocessed
 
 FORMAT = 1
@@ -93,7 +94,7 @@ def load_model(folder: Path, device: str = "auto", batch: int = 8) -> tuple[Sett
     settings = build(plain)
     library = AtlasLibrary.load(folder / "library.safetensors")
     network = SpatialTransformModel(library.images.shape[2:], settings.registration)
-    network.load_state_dict(stm_weights(load_tensors(folder / "stm.safetensors")[0]))
+    network.load_state_dict(network_weights(load_tensors(folder / "stm.safetensors")[0]))
     aligner = Aligner(network, resolve_device(device), batch)
     loa = LoaTable(library, aligner, folder / "loa.safetensors")
     return settings, Segmenter(library, aligner, loa, settings.features.distance, settings.temperature)

@@ -79,12 +79,12 @@ def overlay(
     # red lies below and is wider, so that where the two agree both are seen
     outlines = [(a, c, w) for a, c, w in ((truth, TRUTH_COLOUR, 2.0), (result, RESULT_COLOUR, 1.1)) if a is not None]
     for ax, z in zip(axes, numbers, strict=True):
-        grey = _display(image[(*window, z)])
+        grey = display(image[(*window, z)])
         ax.imshow(grey, cmap="gray", vmin=low, vmax=high, extent=(0, width_mm, height_mm, 0), interpolation="bilinear")
         for array, colour, width in outlines:
             for i, c in enumerate(classes):
                 line = {"colors": [colour], "linewidths": width, "linestyles": [_LINE_STYLES[i % 4]]}
-                _contour(ax, _display(array[(*window, z)] == c), spacing_mm, line)
+                contour(ax, display(array[(*window, z)] == c), spacing_mm, line)
         ax.set_axis_off()
         small = {"color": "white", "fontsize": 8, "transform": ax.transAxes, "path_effects": rim}
         ax.text(0.02, 0.02, f"slice {z + 1} of {image.shape[2]}", va="bottom", **small)
@@ -140,7 +140,7 @@ def _check(image: np.ndarray, truth: Any, result: np.ndarray, spacing_mm: tuple[
         raise DataError(Fault(title, "spacing of the overlay", "three positive numbers", f"{spacing_mm}", "check the header"))
 
 
-def _display(plane: np.ndarray) -> np.ndarray:
+def display(plane: np.ndarray) -> np.ndarray:
     """(x, y) in RAS order -> (row, column): first row the most anterior, first column the patient's right."""
     return plane[::-1, ::-1].T
 
@@ -195,7 +195,7 @@ def _figure(panels: int, aspect: float, heading: str) -> Any:
     return figure
 
 
-def _contour(ax: Any, mask: np.ndarray, spacing_mm: tuple[float, ...], line: dict[str, Any]) -> None:
+def contour(ax: Any, mask: np.ndarray, spacing_mm: tuple[float, ...], line: dict[str, Any]) -> None:
     """The mask's boundary; a ring of background outside closes contours of masks that touch the picture's edge."""
     if not mask.any():
         return

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import importlib.metadata
 import platform
 import subprocess
 import sys
-from collections.abc import Mapping
+import time
+from collections import defaultdict
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -45,7 +48,7 @@ def commit() -> str | None:
 
 def run_record(task: str, settings: Settings, split: Split | None, cases: int, seconds: Mapping[str, float]) -> dict[str, Any]:
     """The content of ``run.json``, plain JSON values."""
-    from oasis_monai.crossval import resolve_device
+    from oasis_monai.prepare import resolve_device
 
     data = settings.data
     device = resolve_device(settings.device)
@@ -64,3 +67,18 @@ def run_record(task: str, settings: Settings, split: Split | None, cases: int, s
         "split_hash": split.key() if split else None,
         "timings_s": {stage: round(value, 2) for stage, value in seconds.items()},
     }
+
+
+class Clock:
+    """Seconds spent per stage."""
+
+    def __init__(self) -> None:
+        self.seconds: dict[str, float] = defaultdict(float)
+
+    @contextlib.contextmanager
+    def __call__(self, stage: str) -> Iterator[None]:
+        start = time.perf_counter()
+        try:
+            yield
+        finally:
+            self.seconds[stage] += time.perf_counter() - start

@@ -26,17 +26,17 @@ METHODS = {
 }
 
 
-def check_methods(methods: Sequence[str]) -> tuple[str, ...]:
-    """The methods asked for, in order; a name that is none of :data:`METHODS` is a ConfigError."""
-    unknown = [m for m in methods if m not in METHODS]
+def check_methods(methods: Sequence[str], more: Sequence[str] = ()) -> tuple[str, ...]:
+    """The methods asked for, in order; a name that is none of :data:`METHODS` or ``more`` is a ConfigError."""
+    unknown = [m for m in methods if m not in METHODS and m not in more]
     if unknown or not methods:
-        raise ConfigError("methods", f"one or more of {list(METHODS)}", list(methods))
+        raise ConfigError("methods", f"one or more of {[*METHODS, *more]}", list(methods))
     return tuple(dict.fromkeys(methods))
 
 
 def needs_alignment(methods: Sequence[str]) -> bool:
-    """FwoW alone needs no network and no training."""
-    return any(m != "FwoW" for m in methods)
+    """FwoW and the segmentation networks need no STM."""
+    return any(m != "FwoW" and m in METHODS for m in methods)
 
 
 class Result(NamedTuple):

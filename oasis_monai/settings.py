@@ -17,13 +17,14 @@ from typing import Any, TypeVar
 
 from oasis_monai.augment import Augmentation
 from oasis_monai.errors import ConfigError
+from oasis_monai.fitting import TrainingSettings
 from oasis_monai.folds import PROTOCOLS
 from oasis_monai.losses import RegistrationLoss
 from oasis_monai.metrics import REGIONS
 from oasis_monai.networks import StmSettings
 from oasis_monai.preprocess import Preprocessing
-from oasis_monai.segment import check_methods
-from oasis_monai.training import TrainingSettings
+from oasis_monai.segment import METHODS, check_methods
+from oasis_monai.segnets import NETWORKS, NetworkSettings
 
 T = TypeVar("T")
 
@@ -88,11 +89,14 @@ class Settings:
     Args:
         spatial_dims: 3: an atlas is a volume; 2: an axial slice (the paper).
         n: numbers of atlases to fuse, each scored by itself.
-        methods: fusion rules, names of :data:`oasis_monai.segment.METHODS`.
+        methods: names of :data:`oasis_monai.segment.METHODS` (fusion rules) and :data:`oasis_monai.segnets.NETWORKS`.
         folds: protocol, ``patient`` or ``slice``; k: their number; fold: None for all, or the one to run.
+        train_cases: train with so many of each fold's patients (a learning curve); None for all.
+        workers: processes that train networks side by side, on one CPU core each or on the GPU they share.
         temperature: of the conditioned reading of LOA.
         align_batch: pairs per forward pass, the most that is held at once.
         overlays: how many cases get a picture (those at even distances from worst to best); 0 for none.
+        browser: write what the report's case browser shows.
     """
 
     data: DataSettings
@@ -102,18 +106,22 @@ class Settings:
     loss: RegistrationLoss
     training: TrainingSettings
     augmentation: Augmentation
+    network: NetworkSettings = field(default_factory=NetworkSettings)
     spatial_dims: int = 3
     n: tuple[int, ...] = (6,)
     methods: tuple[str, ...] = ("FwoW", "FWAL", "OASIS")
     folds: str = "patient"
     k: int = 5
     fold: int | None = None
+    train_cases: int | None = None
     seed: int = 0
     device: str = "auto"
     threads: int | None = None
+    workers: int = 1
     temperature: float = 0.1
     align_batch: int = 8
     overlays: int = 6
+    browser: bool = True
     save_segmentations: bool = False
     save_probability: bool = False
     cache: str = "outputs/cache"
@@ -124,7 +132,8 @@ class Settings:
         if not n or not all(isinstance(v, int) and not isinstance(v, bool) and v > 0 for v in n):
             raise ConfigError("n", "a number of atlases of 1 or more, or a list of them", self.n)
         object.__setattr__(self, "n", tuple(sorted(set(n))))
-        object.__setattr__(self, "methods", check_methods([self.methods] if isinstance(self.methods, str) else self.methods))
+        methods = check_methods([self.methods] if isinstance(self.methods, str) else self.methods, tuple(NETWORKS))
+        object.__setattr__(self, "methods", methods)
         if self.folds not in PROTOCOLS:
             raise ConfigError("folds", f"one of {list(PROTOCOLS)}", self.folds)
         if self.k < 2:
@@ -139,7 +148,29 @@ class Settings:
             raise ConfigError("temperature", "a positive number", self.temperature)
         if self.threads is not None and self.threads < 1:
             raise ConfigError("threads", "1 or more, or null for all cores", self.threads)
-        self.preprocessing.check_divisor(self.registration.divisor(self.spatial_dims))
+        if self.workers < 1:
+            raise ConfigError("workers", "1 or more processes", self.workers)
+        if self.train_cases is not None and self.train_cases < 2:
+            raise ConfigError("train_cases", "2 or more patients, or null for all", self.train_cases)
+        if self.train_cases is not None and self.folds != "patient":
+            raise ConfigError("train_cases", "null where folds=slice", self.train_cases, "set folds=patient")
+        if self.atlas_methods:
+            self.preprocessing.check_divisor(self.registration.divisor(self.spatial_dims))
+        for name in self.networks:
+            if NETWORKS[name] != self.spatial_dims:
+                fitting = [*METHODS, *(n for n, dims in NETWORKS.items() if dims == self.spatial_dims)]
+                raise ConfigError("methods", f"methods for spatial_dims={self.spatial_dims}: {fitting}", name)
+            self.network.window(self.preprocessing.size, name)
+
+    @property
+    def atlas_methods(self) -> tuple[str, ...]:
+        """Those of ``methods`` that fuse atlases, at every n."""
+        return tuple(m for m in self.methods if m in METHODS)
+
+    @property
+    def networks(self) -> tuple[str, ...]:
+        """Those of ``methods`` that are segmentation networks, which know no n."""
+        return tuple(m for m in self.methods if m in NETWORKS)
 
     def identity(self) -> dict[str, Any]:
         """What a trained STM depends on beside its training data; never n, methods or anything of inference."""
@@ -152,6 +183,13 @@ class Settings:
             "features": asdict(self.features) if self.training.pairs else None,
             "seed": self.seed,
         }
+
+    def network_identity(self, name: str) -> dict[str, Any]:
+        """What a trained segmentation network depends on beside its training data."""
+        shared = self.identity()
+        training = {k: v for k, v in shared["training"].items() if k != "pairs"}
+        kept = {k: shared[k] for k in ("preprocessing", "augmentation", "seed")}
+        return {**kept, "training": training, "network": self.network.identity(name)}
 
     def to_json(self) -> dict[str, Any]:
         """All settings as plain JSON values."""
@@ -172,7 +210,7 @@ def _plain(value: Any) -> Any:
     return str(value) if isinstance(value, Path) else value
 
 
-def _make(kind: type[T], values: Any, group: str, **more: Any) -> T:
+def make_group(kind: type[T], values: Any, group: str, **more: Any) -> T:
     """``kind(**values)``, with keys of the group checked and lists made tuples."""
     if not isinstance(values, Mapping):
         raise ConfigError(group, "a group of settings", values)
@@ -199,6 +237,8 @@ def _fits(value: Any, hint: Any) -> bool:
     """Whether a value out of a YAML file is of a field's type. A whole number is a number; true and false are neither."""
     arguments = typing.get_args(hint)
     origin = typing.get_origin(hint)
+    if hint is Any:
+        return True
     if origin in (types.UnionType, typing.Union):
         return any(_fits(value, a) for a in arguments)
     if origin is tuple:
@@ -237,8 +277,9 @@ def build(config: Mapping[str, Any]) -> Settings:
         "loss": RegistrationLoss,
         "training": TrainingSettings,
         "augmentation": Augmentation,
+        "network": NetworkSettings,
     }
     dims = top.get("spatial_dims", 3)
-    made: dict[str, Any] = {name: _make(kind, top.pop(name, {}), name) for name, kind in groups.items()}
-    made["preprocessing"] = _make(Preprocessing, top.pop("preprocessing", {}), "preprocessing", spatial_dims=dims)
-    return _make(Settings, {**top, **made}, "")
+    made: dict[str, Any] = {name: make_group(kind, top.pop(name, {}), name) for name, kind in groups.items()}
+    made["preprocessing"] = make_group(Preprocessing, top.pop("preprocessing", {}), "preprocessing", spatial_dims=dims)
+    return make_group(Settings, {**top, **made}, "")

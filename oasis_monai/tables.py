@@ -1,9 +1,10 @@
 """Score rows -> one tidy CSV -> summaries. Plain numbers in, plain tables out: nothing here knows images or networks.
 
-``scores.csv`` holds one row per protocol x method x n x label x region x case. The rule for structures that are not there is
-settled where the rows are made; here it only has to survive averaging: a *miss* (reference there, result empty) and a
-*false positive* (the reverse) enter every mean with the penalty values of their row and are counted beside it; a row that is
-*absent* on both sides has nothing to measure, leaves the means and is counted too. So no mean is silently a nan-mean.
+``scores.csv`` holds one row per protocol x method x n x label x region x case; n is 0 for a network that uses no atlases. The
+rule for structures that are not there is settled where the rows are made; here it only has to survive averaging: a *miss*
+(reference there, result empty) and a *false positive* (the reverse) enter every mean with the penalty values of their row and
+are counted beside it; a row that is *absent* on both sides has nothing to measure, leaves the means and is counted too. So no
+mean is silently a nan-mean.
 """
 
 from __future__ import annotations
@@ -34,7 +35,11 @@ SUMMARY_COLUMNS = (
 PROTOCOLS = ("patient", "slice")
 REGIONS = ("whole", "apex", "mid", "base")
 STATUSES = ("ok", "miss", "false_positive", "absent")
-METHODS = ("FwoW", "FWAL", "OASIS", "OASIS-consensus", "OASIS-conditioned", "majority", "STAPLE")  # shown first, in this order
+# shown in this order, the paper's rows first; a variant ("OASIS 3D", "OASIS, beta = 0") follows the method its name starts with
+METHODS = (
+    *("ConvNet2D", "FwoW", "FWAL", "ConvNet3D", "U-Net3D", "OASIS"),
+    *("OASIS-consensus", "OASIS-conditioned", "majority", "STAPLE"),
+)
 PROTOCOL_TITLES = {
     "patient": "patient folds (honest)",
     "slice": "slice folds (the paper's protocol: slices of one patient on both sides)",
@@ -43,7 +48,7 @@ _CHOICES = {"protocol": PROTOCOLS, "region": REGIONS, "status": STATUSES}
 _TEXTS = ("protocol", "case", "label", "region", "method", "status")
 _INTEGERS = ("fold", "n")
 _NUMBERS = tuple(column for column in SCORE_COLUMNS if column not in _TEXTS)
-_RANGES = {"fold": (-1.0, math.inf), "n": (1.0, math.inf), "dsc": (0.0, 1.0), "rvd_percent": (-100.0, math.inf)}  # else >= 0
+_RANGES = {"fold": (-1.0, math.inf), "n": (0.0, math.inf), "dsc": (0.0, 1.0), "rvd_percent": (-100.0, math.inf)}  # else >= 0
 _REMEDY = "write the file again from the run; do not edit it"
 
 
@@ -251,8 +256,15 @@ def _statistics(values: np.ndarray, lowest: float, highest: float) -> tuple[floa
 
 
 def method_rank(method: str) -> str:
-    """Sort key of a method's name: ours in their fixed order, then any other by name."""
-    return f"{METHODS.index(method) if method in METHODS else len(METHODS)}{method}"
+    """Sort key of a method's name: ours in their fixed order, each followed by its variants, then any other by name."""
+    known = [name for name in METHODS if method == name or method.startswith((f"{name} ", f"{name},"))]
+    return f"{METHODS.index(known[0]) if known else len(METHODS):02d}{method}"
+
+
+def method_name(method: str, n: int) -> str:
+    """``OASIS-6``, ``OASIS-6, beta = 0``: a method with its number of atlases; one that uses none (n = 0) goes by its name."""
+    plain, comma, variant = method.partition(",")
+    return f"{plain}-{n}{comma}{variant}" if n else method
 
 
 def _sorted(frame: pd.DataFrame) -> pd.DataFrame:

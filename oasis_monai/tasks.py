@@ -9,7 +9,7 @@ from typing import Any
 
 from oasis_monai.errors import ConfigError, DataError
 
-JOB_KEYS = ("task", "model", "input", "output", "overwrite")
+JOB_KEYS = ("task", "model", "input", "output", "overwrite", "study")
 
 
 def run_task(config: dict[str, Any], run_dir: Path, sweep_dir: Path | None) -> None:
@@ -23,6 +23,7 @@ def run_task(config: dict[str, Any], run_dir: Path, sweep_dir: Path | None) -> N
     job = {key: config.pop(key, None) for key in JOB_KEYS}
     tasks: dict[str, Callable[..., None]] = {
         "crossval": _crossval,
+        "study": _study,
         "train": _train,
         "segment": _segment,
         "check": _check,
@@ -62,6 +63,18 @@ def _crossval(config: dict[str, Any], job: Mapping[str, Any], run_dir: Path, swe
     if sweep_dir is not None and (joined := join_jobs(sweep_dir)) is not None:
         print(f"sweep so far: {joined}")
         print(f"report: {write_report(sweep_dir)}")
+
+
+def _study(config: dict[str, Any], job: Mapping[str, Any], run_dir: Path, sweep_dir: Path | None) -> None:
+    if job["study"] is None:
+        raise ConfigError("study", "the arms of a study", None, "add experiment=paper, or write an experiment with a study")
+    _settings(config)
+    from oasis_monai.study import check_study, run_study
+    from oasis_monai.study_results import write_results
+
+    study = check_study(job["study"])
+    run_study(study, config, run_dir)
+    print(f"report: {write_results(study, config, run_dir)}")
 
 
 def _train(config: dict[str, Any], job: Mapping[str, Any], run_dir: Path, sweep_dir: Path | None) -> None:

@@ -14,10 +14,12 @@ import pytest
 import torch
 
 from oasis_monai import crossval as module
+from oasis_monai import prepare as prepare_module
 from oasis_monai.align import Aligner
-from oasis_monai.crossval import FoldModels, crossval
+from oasis_monai.crossval import crossval
 from oasis_monai.errors import ConfigError, DataError
 from oasis_monai.files import load_tensors
+from oasis_monai.fold_models import FoldModels
 from oasis_monai.folds import Split, make_split
 from oasis_monai.segment import METHODS
 from tests.command import Command, run
@@ -136,9 +138,9 @@ def test_targets_travel_without_labels_and_libraries_without_targets(prepared):
 
 
 def test_a_patient_on_both_sides_stops_the_run(settings, tmp_path, monkeypatch):
-    collect = module.make_split.__globals__["_collect"]
+    collect = prepare_module.make_split.__globals__["_collect"]
     everything = {"Case00": (0,)}
-    monkeypatch.setitem(module.make_split.__globals__, "_collect", lambda units: everything | collect(units))
+    monkeypatch.setitem(prepare_module.make_split.__globals__, "_collect", lambda units: everything | collect(units))
     with pytest.raises(ValueError, match=r"\['Case00'\] on both sides"):
         crossval(settings({"methods": ["FwoW"]}), tmp_path / "a", quiet)
     assert not (tmp_path / "a" / "scores.csv").exists()
@@ -307,7 +309,7 @@ def test_a_run_explains_itself(settings, phantom, tmp_path):
     assert told["versions"]["torch"] == torch.__version__
     assert told["device"].startswith("cpu")
     assert told["split_hash"] == make_split({f"Case{i:02d}": 1 for i in range(CASES)}, 2, 5).key()
-    assert {"check and read", "train", "align and fuse", "score", "pictures"} <= set(told["timings_s"])
+    assert {"check and read", "train", "segment", "score", "pictures"} <= set(told["timings_s"])
     assert told["timings_s"]["train"] > 0
 
 
@@ -368,11 +370,11 @@ def test_a_data_set_is_checked_again_only_when_a_file_changed(settings, phantom,
     whole = checks.check_cases
     monkeypatch.setattr(checks, "check_cases", lambda *a: looked.append(1) or whole(*a))
     for _ in range(2):
-        module.find_and_check(asked, Path(asked.cache), quiet)
+        prepare_module.find_and_check(asked, Path(asked.cache), quiet)
     assert len(looked) == 1
     (data / "Case03.raw").write_bytes(b"x")
     with pytest.raises(DataError, match=r"^Case03"):
-        module.find_and_check(asked, Path(asked.cache), quiet)
+        prepare_module.find_and_check(asked, Path(asked.cache), quiet)
 
 
 # Kills, by the command line -------------------------------------------------------------------------------------------------

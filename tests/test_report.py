@@ -15,6 +15,7 @@ from PIL import Image
 
 from oasis_monai import report, tables
 from oasis_monai.errors import DataError
+from oasis_monai.report import page as page_module
 
 EVIL = "<img src=x onerror=alert(1)>"
 VOID = {"meta", "img", "br", "path", "use", "input"}
@@ -267,7 +268,7 @@ def test_pictures_lowest_median_highest_then_the_others(tmp_path):
 
 
 def test_pictures_beyond_the_limit_stay_outside_and_no_picture_is_no_data_uri(tmp_path, monkeypatch):
-    monkeypatch.setattr(report, "MAX_PICTURE_BYTES", int(2.5 * len(png())))
+    monkeypatch.setattr(page_module, "MAX_PICTURE_BYTES", int(2.5 * len(png())))
     (tmp_path / "overlays").mkdir()
     (tmp_path / "overlays" / "Case03__OASIS-6.png").write_text("<svg onload=alert(1)>")
     page = make(tmp_path, rows(), pictures=["Case00__OASIS-6.png", "Case02__OASIS-6.png", "Case01__OASIS-6.png"])
@@ -302,10 +303,10 @@ def test_the_curve_is_there_when_n_varies(tmp_path):
 
 
 MAIN = [
-    (rows(ns=(2, 6, 8)), "OASIS, n = 6, whole structure"),
-    (rows(ns=(2, 4)), "OASIS, n = 4, whole structure"),
-    (rows(methods=("STAPLE", "FWAL")), "FWAL, n = 6, whole structure"),
-    (rows(protocol="slice") + rows(methods=("FwoW",), ns=(2,)), "FwoW, n = 2, whole structure"),
+    (rows(ns=(2, 6, 8)), "OASIS-6, whole structure"),
+    (rows(ns=(2, 4)), "OASIS-4, whole structure"),
+    (rows(methods=("STAPLE", "FWAL")), "FWAL-6, whole structure"),
+    (rows(protocol="slice") + rows(methods=("FwoW",), ns=(2,)), "FwoW-2, whole structure"),
 ]
 
 
@@ -338,9 +339,9 @@ def test_no_scores_is_an_error_and_writes_no_page(tmp_path):
     assert not list(tmp_path.iterdir())
 
 
-@pytest.mark.parametrize("module", ["tables", "overlays", "report"])
+@pytest.mark.parametrize("module", ["tables", "overlays", "figures", "report/page", "report/results", "report/markup"])
 def test_neither_torch_nor_pyplot_is_imported_here(module):
-    tree = ast.parse((Path(report.__file__).parent / f"{module}.py").read_text(encoding="utf-8"))
+    tree = ast.parse((Path(report.__file__).parents[1] / f"{module}.py").read_text(encoding="utf-8"))
     names = {alias.name for node in ast.walk(tree) if isinstance(node, ast.Import) for alias in node.names}
     names |= {node.module for node in ast.walk(tree) if isinstance(node, ast.ImportFrom)}
     assert not {n for n in names if n.split(".")[0] in {"torch", "monai", "hydra", "omegaconf"} or "pyplot" in n}

@@ -123,8 +123,8 @@ BAD_ROWS = [
     ({"abd_mm": -1.0}, "abd_mm.*from 0"),
     ({"rvd_percent": -101.0}, "rvd_percent.*from -100"),
     ({"volume_ml": "much"}, "volume_ml.*found 'much'"),
-    ({"n": 2.5}, "n in.*whole number from 1, found 2.5"),
-    ({"n": 0}, "n in.*whole number from 1"),
+    ({"n": 2.5}, "n in.*whole number from 0, found 2.5"),
+    ({"n": -1}, "n in.*whole number from 0"),
     ({"fold": NAN}, "fold.*whole number from -1"),
     ({"colour": "red"}, "columns.*found colour"),
 ]

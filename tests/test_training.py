@@ -5,6 +5,7 @@ from dataclasses import replace
 import pytest
 import torch
 
+from oasis_monai import fitting
 from oasis_monai import training as module
 from oasis_monai.augment import Augmentation
 from oasis_monai.errors import ConfigError, OasisError
@@ -50,14 +51,14 @@ class Killed(BaseException):
 
 
 def die_before(monkeypatch, number):
-    whole = module._Trainer.step
+    whole = module._StmTrainer.step
 
-    def step(self, at, progress):
+    def step(self, at):
         if at == number:
             raise Killed
-        return whole(self, at, progress)
+        return whole(self, at)
 
-    monkeypatch.setattr(module._Trainer, "step", step)
+    monkeypatch.setattr(module._StmTrainer, "step", step)
 
 
 @pytest.mark.parametrize("deaths", [(1,), (7,), (2, 3, 6), tuple(range(8))])
@@ -107,8 +108,8 @@ def test_a_damaged_checkpoint_starts_again(tmp_path, change):
     path.write_bytes({"truncate": raw[:-9], "flip": raw, "empty": b""}[change])
     calls = []
     with pytest.MonkeyPatch.context() as patch:
-        step = module._Trainer.step
-        patch.setattr(module._Trainer, "step", lambda self, at, p: (calls.append(at), step(self, at, p))[1])
+        step = module._StmTrainer.step
+        patch.setattr(module._StmTrainer, "step", lambda self, at: (calls.append(at), step(self, at))[1])
         assert same(train(tmp_path), whole)
     assert calls == list(range(8))
 
@@ -148,15 +149,15 @@ def test_a_loss_that_is_not_finite_ends_training_and_keeps_the_good_checkpoint(t
 @pytest.mark.parametrize(("at", "checkpoint_minutes", "kept"), [(2, 1e-12, 2), (7, 1e-12, 7), (7, 99.0, None)])
 def test_weights_that_are_not_finite_never_become_a_checkpoint(tmp_path, monkeypatch, at, checkpoint_minutes, kept):
     """A finite loss can have a gradient that is not, which only the next loss would tell: after the last step, none."""
-    step = module._Trainer.step
+    step = module._StmTrainer.step
 
-    def spoil(self, number, progress):
-        terms = step(self, number, progress)
+    def spoil(self, number):
+        terms = step(self, number)
         if number == at:
             next(self.model.parameters()).data.view(-1)[0] = torch.nan
         return terms
 
-    monkeypatch.setattr(module._Trainer, "step", spoil)
+    monkeypatch.setattr(module._StmTrainer, "step", spoil)
     with pytest.raises(OasisError, match=rf"training\.lr: .*weights that are not at step {at + 1}"):
         train(tmp_path, replace(SHORT, checkpoint_minutes=checkpoint_minutes))
     if kept is None:
@@ -173,13 +174,13 @@ class Seconds:
     def __init__(self):
         self.now = 1000.0
 
-    def monotonic(self):
+    def thread_time(self):
         self.now += 1.0
         return self.now
 
 
 def test_a_budget_in_minutes_ends_in_time_and_counts_what_went_before(tmp_path, monkeypatch):
-    monkeypatch.setattr(module, "time", Seconds())
+    monkeypatch.setattr(fitting, "time", Seconds())
     settings = replace(SHORT, iterations=None, minutes=0.1, checkpoint_minutes=0.01)
     train(tmp_path / "whole", settings)
     meta = load_tensors(tmp_path / "whole" / "stm.safetensors")[1]
@@ -198,7 +199,7 @@ def test_a_budget_in_minutes_ends_in_time_and_counts_what_went_before(tmp_path, 
 
 
 def test_the_nearer_of_two_limits_ends_training(tmp_path, monkeypatch):
-    monkeypatch.setattr(module, "time", Seconds())
+    monkeypatch.setattr(fitting, "time", Seconds())
     train(tmp_path / "a", replace(SHORT, minutes=0.05))
     assert load_tensors(tmp_path / "a" / "stm.safetensors")[1]["step"] == 3
     train(tmp_path / "b", replace(SHORT, minutes=5.0))

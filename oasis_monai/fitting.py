@@ -1,0 +1,223 @@
+"""Stepping a network through its training budget: learning rate, checkpoints, resuming to the bit on one machine.
+
+What is trained (pairs for the STM, single images for the segmentation networks it is compared with) is the trainer's business;
+budget, schedule and checkpoints are the same for all, so that a comparison at equal budget is one.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from oasis_monai.errors import ConfigError, OasisError
+from oasis_monai.files import load_if_whole, save_tensors, write_text
+
+TRAINING_VERSION = 1  # part of every checkpoint's key; raise it when the same settings would train differently
+SCHEDULES = ("constant", "cosine")
+
+
+@dataclass(frozen=True)
+class TrainingSettings:
+    """How a network is fitted. The fields are the keys of ``conf/training``.
+
+    Args:
+        iterations: stop after so many steps; None for no such limit.
+        minutes: stop after so many minutes of training (checkpoints count what went before); None for no such limit. On a CPU
+            these are minutes of computing, so that a busy machine gives every network its full share.
+            Whichever comes first ends it. Only a run limited by iterations alone is reproducible.
+        lr: Adam's learning rate.
+        schedule: ``cosine`` falls to 1 % of ``lr`` by the end of the budget, ``constant`` stays.
+        batch: pairs per step of the STM, images per step of a segmentation network.
+        pairs: each target's partner is one of its ``pairs`` nearest atlases (feature distance); 0: any other atlas.
+        augment: change both images of a pair at random (:class:`oasis_monai.augment.Augmentation`).
+        amp: bfloat16 autocast of the network's convolutions.
+        checkpoint_minutes: at most so much work is lost by a kill.
+    """
+
+    iterations: int | None = None
+    minutes: float | None = 12.0
+    lr: float = 1e-3
+    schedule: str = "cosine"
+    batch: int = 2
+    pairs: int = 0
+    augment: bool = True
+    amp: bool = False
+    checkpoint_minutes: float = 1.0
+
+    def __post_init__(self) -> None:
+        def require(key: str, fine: bool, expected: str) -> None:
+            if not fine:
+                raise ConfigError(f"training.{key}", expected, getattr(self, key))
+
+        require("iterations", self.iterations is None or self.iterations > 0, "a positive number of steps, or null")
+        require("minutes", self.minutes is None or self.minutes > 0, "a positive number of minutes, or null")
+        require("iterations", (self.iterations or self.minutes) is not None, "a limit here or in training.minutes")
+        require("lr", self.lr > 0, "a positive learning rate")
+        require("schedule", self.schedule in SCHEDULES, f"one of {list(SCHEDULES)}")
+        require("batch", self.batch > 0, "1 or more pairs")
+        require("pairs", self.pairs >= 0, "0 (random) or a number of nearest atlases")
+
+    def identity(self) -> dict[str, Any]:
+        """What decides the weights: everything but how often checkpoints are written."""
+        return {k: v for k, v in asdict(self).items() if k != "checkpoint_minutes"}
+
+
+@dataclass
+class _State:
+    """What a checkpoint holds beside weights and optimiser."""
+
+    step: int = 0
+    seconds: float = 0.0
+    done: bool = False
+    history: list[dict[str, float]] = field(default_factory=list)
+
+
+class Trainer(ABC):
+    """What :func:`fit` steps.
+
+    Every random draw of step ``number`` must come from :func:`generator`, so that a run that was killed and started again sees
+    what one that was not would have seen: the state to keep is weights, optimiser and step number.
+    """
+
+    model: nn.Module
+    optimiser: torch.optim.Optimizer
+    settings: TrainingSettings
+    terms: tuple[str, ...]
+    """Names of what :meth:`step` returns; the first is the loss."""
+
+    @abstractmethod
+    def step(self, number: int) -> torch.Tensor:
+        """Make one step of the optimiser; -> the terms, detached."""
+
+
+def generator(seed: int, step: int) -> torch.Generator:
+    """The random numbers of one step."""
+    return torch.Generator().manual_seed((seed << 32) + step)
+
+
+def network_weights(tensors: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """The network's weights out of a checkpoint's tensors."""
+    return {k.removeprefix("model."): v for k, v in tensors.items() if k.startswith("model.")}
+
+
+def fit(trainer: Trainer, path: Path | None, progress: bool = True, name: str = "network") -> nn.Module:
+    """Step until the budget is used, from the checkpoint where there is one; -> the model, in evaluation mode.
+
+    Args:
+        path: the resumable checkpoint, e.g. ``stm.safetensors``; ``history.csv`` goes beside it. None keeps nothing.
+        progress: show a bar.
+        name: what messages call it.
+
+    Raises:
+        OasisError: the loss or the weights are no longer finite; the last good checkpoint stays.
+    """
+    state = _resume(path, trainer.model, trainer.optimiser)
+    if not state.done:
+        _run(trainer, state, path, progress, name)
+    return trainer.model.eval()
+
+
+def _run(trainer: Trainer, state: _State, path: Path | None, progress: bool, name: str) -> None:
+    from tqdm import tqdm
+
+    settings = trainer.settings
+    # on the CPU the computing time of this thread: what else the machine does takes nothing from the budget
+    clock = time.thread_time if next(trainer.model.parameters()).device.type == "cpu" else time.monotonic
+    started, before = clock(), state.seconds
+    last_saved, recent = started, torch.zeros(len(trainer.terms))
+    counted = 0
+    every = max(1, (settings.iterations or 2000) // 100)
+
+    def share() -> float:
+        """How much of the budget is used, by whichever limit is nearer."""
+        by_step = state.step / settings.iterations if settings.iterations else 0.0
+        by_time = state.seconds / (60 * settings.minutes) if settings.minutes else 0.0
+        return max(by_step, by_time)
+
+    with tqdm(
+        total=100, desc=name, unit="%", disable=not progress, bar_format="{l_bar}{bar}| {elapsed}<{remaining}{postfix}"
+    ) as bar:
+        while share() < 1:
+            _set_rate(trainer, share())
+            terms = trainer.step(state.step).cpu()
+            if not bool(torch.isfinite(terms).all()):
+                raise _diverged(name, f"a loss of {terms.tolist()}", state, settings)
+            state.step += 1
+            now = clock()
+            state.seconds = before + now - started
+            recent, counted = recent + terms, counted + 1
+            if state.step % every == 0:
+                state.history.append(_row(state, trainer, recent / counted))
+                bar.set_postfix_str(f"step {state.step} loss {recent[0] / counted:.3f}")
+                recent, counted = torch.zeros_like(recent), 0
+            bar.update(min(100, int(100 * share())) - bar.n)
+            if path and now - last_saved > 60 * settings.checkpoint_minutes and counted == 0:
+                _check_weights(trainer.model, name, state, settings)
+                _save(path, trainer, state)
+                last_saved = now
+        _check_weights(trainer.model, name, state, settings)
+        state.done = True
+        if path:
+            _save(path, trainer, state)
+
+
+def _set_rate(trainer: Trainer, share: float) -> None:
+    """The learning rate at ``share`` (0..1) of the budget."""
+    settings = trainer.settings
+    falling = 0.5 * (1 + math.cos(math.pi * min(1.0, share)))
+    for group in trainer.optimiser.param_groups:
+        group["lr"] = settings.lr * (0.01 + 0.99 * falling if settings.schedule == "cosine" else 1.0)
+
+
+def _check_weights(model: nn.Module, name: str, state: _State, settings: TrainingSettings) -> None:
+    """A finite loss may have had a gradient that was not; such weights must never become the checkpoint."""
+    if not all(bool(torch.isfinite(p).all()) for p in model.parameters()):
+        raise _diverged(name, "weights that are not", state, settings)
+
+
+def _diverged(name: str, found: str, state: _State, settings: TrainingSettings) -> OasisError:
+    return OasisError(
+        f"{name}: training.lr: expected finite losses and weights, found {found} at step {state.step}; the last good "
+        f"checkpoint is kept: lower training.lr (now {settings.lr})"
+    )
+
+
+def _row(state: _State, trainer: Trainer, terms: torch.Tensor) -> dict[str, float]:
+    now = {"step": state.step, "seconds": round(state.seconds, 1), "lr": trainer.optimiser.param_groups[0]["lr"]}
+    return now | {name: round(float(term), 6) for name, term in zip(trainer.terms, terms, strict=True)}
+
+
+def _save(path: Path, trainer: Trainer, state: _State) -> None:
+    tensors = {f"model.{k}": v for k, v in trainer.model.state_dict().items()}
+    if not state.done:  # a finished model needs no optimiser
+        for number, moments in trainer.optimiser.state_dict()["state"].items():
+            tensors |= {f"optimiser.{number}.{k}": torch.as_tensor(v) for k, v in moments.items()}
+    save_tensors(path, tensors, asdict(state))
+    if state.history:
+        lines = [",".join(state.history[0]), *(",".join(f"{v:g}" for v in row.values()) for row in state.history)]
+        write_text(path.with_name("history.csv"), "\n".join(lines) + "\n")
+
+
+def _resume(path: Path | None, model: nn.Module, optimiser: torch.optim.Optimizer) -> _State:
+    """Load a checkpoint into model and optimiser; a missing or damaged one starts from step 0."""
+    stored = load_if_whole(path) if path else None
+    if stored is None:
+        return _State()
+    tensors, meta = stored
+    model.load_state_dict(network_weights(tensors))
+    moments: dict[int, dict[str, torch.Tensor]] = {}
+    for key, value in tensors.items():
+        if key.startswith("optimiser."):
+            _, number, name = key.split(".", 2)
+            moments.setdefault(int(number), {})[name] = value
+    if moments:
+        optimiser.load_state_dict({**optimiser.state_dict(), "state": moments})
+    return _State(**meta)

@@ -1,0 +1,144 @@
+"""The trained networks of each fold: the STM with its atlas library, and the segmentation networks it is compared with."""
+
+from __future__ import annotations
+
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from oasis_monai.align import Aligner, FieldCache, LoaTable
+from oasis_monai.files import digest, load_if_whole, locked
+from oasis_monai.fitting import TRAINING_VERSION
+from oasis_monai.folds import Fold, Split
+from oasis_monai.library import AtlasLibrary
+from oasis_monai.prepare import Log, Prepared, resolve_device
+from oasis_monai.segment import Segmenter, needs_alignment
+from oasis_monai.settings import Settings
+from oasis_monai.supervised import Predictor, train_network
+from oasis_monai.training import train_stm
+
+STM = "STM"
+
+
+@dataclass(frozen=True)
+class FoldModel:
+    """What segments the test images of one fold.
+
+    Args:
+        segmenter: the fold's atlases with their STM, for the methods that fuse atlases; None without such methods.
+        predictors: the segmentation networks, by method name.
+    """
+
+    segmenter: Segmenter | None
+    predictors: dict[str, Predictor]
+
+
+class FoldModels:
+    """Trains or loads the networks of a fold and wires the fold's library to them.
+
+    Models lie under ``cache/models``, each in a folder named by all that decides its weights (never n, nor anything of
+    inference), so that every run that needs one finds it.
+    """
+
+    def __init__(self, settings: Settings, prepared: Prepared, split: Split, cache: Path, log: Log) -> None:
+        self.settings, self.prepared, self.split, self.cache, self.log = settings, prepared, split, cache, log
+
+    def library(self, fold: Fold) -> AtlasLibrary:
+        """The training atlases of a fold: a copy that holds nothing of its test images."""
+        whole = self.prepared.library
+        numbers = (whole.slices.clamp_min(0)).tolist()  # a volume is image 0 of its case
+        keep = [i for i, case in enumerate(whole.cases) if numbers[i] in set(fold.train.get(case, ()))]
+        return whole.subset(torch.tensor(keep))
+
+    def needed(self) -> list[str]:
+        """The networks that the settings' methods need: :data:`STM` and names of segmentation networks."""
+        return [*([STM] if needs_alignment(self.settings.methods) else []), *self.settings.networks]
+
+    def folder(self, fold: Fold, network: str = STM) -> Path:
+        """Where a network of the fold lives."""
+        content = {case: self.prepared.content[case] for case in fold.train}
+        own = self.settings.identity() if network == STM else self.settings.network_identity(network)
+        identity: dict[str, Any] = {**own, "split": fold.key(), "content": content, "version": TRAINING_VERSION}
+        identity |= {"labels": list(self.settings.data.label_values), "protocol": self.split.protocol}
+        return self.cache / "models" / digest(identity)
+
+    def trained(self, fold: Fold, network: str = STM) -> bool:
+        """Whether a network of the fold is finished."""
+        stored = load_if_whole(self.folder(fold, network) / ("stm.safetensors" if network == STM else "network.safetensors"))
+        return stored is not None and bool(stored[1].get("done"))
+
+    def missing(self, fold: Fold) -> list[str]:
+        """The networks the methods need that are not trained yet."""
+        return [name for name in self.needed() if not self.trained(fold, name)]
+
+    def train(self, fold: Fold, network: str = STM, library: AtlasLibrary | None = None) -> nn.Module:
+        """A network of the fold, trained if need be."""
+        settings, library = self.settings, library or self.library(fold)
+        folder, device = self.folder(fold, network), resolve_device(settings.device)
+        seed, name = settings.seed + fold.index, f"{network} fold {fold.index}"
+        with locked(folder):  # jobs of one sweep may want the same fold at the same time
+            if network != STM:
+                return train_network(
+                    network,
+                    library,
+                    self._spacing_mm(),
+                    settings.network,
+                    settings.training,
+                    seed,
+                    folder,
+                    device,
+                    settings.augmentation,
+                    settings.progress,
+                    name,
+                )
+            if not self.trained(fold):  # what was aligned by a model that was lost or damaged is no longer true
+                (folder / "loa.safetensors").unlink(missing_ok=True)
+                shutil.rmtree(folder / "fields", ignore_errors=True)
+            return train_stm(
+                library,
+                self._spacing_mm(),
+                settings.registration,
+                settings.loss,
+                settings.training,
+                seed,
+                folder,
+                device,
+                same_case=self.split.protocol == "slice",
+                distance=settings.features.distance,
+                augmentation=settings.augmentation,
+                progress=settings.progress,
+                name=name,
+            )
+
+    def segmenter(self, fold: Fold) -> Segmenter:
+        """The fold's library with its STM (where a method aligns)."""
+        settings, library = self.settings, self.library(fold)
+        if not needs_alignment(settings.methods):
+            return Segmenter(library, distance=settings.features.distance)
+        aligner = Aligner(self.train(fold, STM, library), resolve_device(settings.device), settings.align_batch)
+        loa = LoaTable(library, aligner, self.folder(fold) / "loa.safetensors")
+        return Segmenter(library, aligner, loa, settings.features.distance, settings.temperature)
+
+    def model(self, fold: Fold) -> FoldModel:
+        """All that the settings' methods need, trained if need be."""
+        settings = self.settings
+        predictors = {}
+        for name in settings.networks:
+            network = self.train(fold, name)
+            device = resolve_device(settings.device)
+            predictors[name] = Predictor(network, name, settings.network, device, settings.align_batch)
+        return FoldModel(self.segmenter(fold) if settings.atlas_methods else None, predictors)
+
+    def fields(self, fold: Fold, case: str) -> FieldCache:
+        """Where the fields onto a test case of the fold are kept: the fold's model, the scan, and how atlases are chosen."""
+        features = self.settings.features
+        chosen = digest([features.name, features.weights, features.distance, fold.index, self.prepared.scans[case]])
+        return FieldCache(self.folder(fold) / "fields", chosen)
+
+    def _spacing_mm(self) -> tuple[float, ...]:
+        geometry = next(iter(self.prepared.targets.values())).geometry
+        return geometry.spacing_mm[: self.settings.spatial_dims]

@@ -1,0 +1,135 @@
+"""A data set made ready for atlas work: found, checked, preprocessed, embedded, split into folds; each step kept in the cache."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import torch
+
+from oasis_monai.errors import ConfigError, DataError, Fault
+from oasis_monai.files import digest, write_json
+from oasis_monai.folds import Split, limit_training, make_split
+from oasis_monai.library import AtlasLibrary, build_library
+from oasis_monai.preprocess import PreprocessCache
+from oasis_monai.settings import Settings
+from oasis_monai.types import Case, Preprocessed
+
+Log = Callable[[str], None]
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """A data set ready for atlas work.
+
+    Args:
+        cases: all cases, by id.
+        targets: the preprocessed cases **without labels**: what ``segment`` may see.
+        library: every image of every case as an atlas, with labels and features.
+        content: case id -> digest of its files.
+        scans: case id -> digest of its image's files alone.
+    """
+
+    cases: dict[str, Case]
+    targets: dict[str, Preprocessed]
+    library: AtlasLibrary
+    content: dict[str, str]
+    scans: dict[str, str]
+
+    def rows(self, case: str) -> torch.Tensor:
+        """Rows of the library that are this case's, in slice order."""
+        return torch.tensor([i for i, name in enumerate(self.library.cases) if name == case])
+
+
+def find_and_check(settings: Settings, cache: Path | None, log: Log) -> list[Case]:
+    """The cases of the data set, after all of its faults have been looked for; errors raise together, warnings are logged.
+
+    A data set that was found without error is not read again for it while its files stay the same.
+    """
+    from oasis_monai.cases import find_cases
+    from oasis_monai.checks import check_cases
+
+    data = settings.data
+    cases = find_cases(data.root, data.layout)
+    if data.only:
+        absent = sorted(set(data.only) - {case.id for case in cases})
+        if absent:
+            raise DataError(
+                [Fault(case, "data.only", "an id of the data set", "no such case", "correct the list") for case in absent]
+            )
+        cases = [case for case in cases if case.id in data.only]
+    stamp = digest(
+        [[str(f), f.stat().st_size, f.stat().st_mtime_ns] for case in cases for f in _files(case)] + [list(data.label_values)]
+    )
+    checked = cache / "checked" / f"{stamp}.json" if cache else None
+    if checked is None or not checked.exists():
+        faults = check_cases(cases, data.label_values)
+        errors = [f for f in faults if f.severity == "error"]
+        for fault in faults:
+            if fault.severity != "error":
+                log(f"warning: {fault}")
+        if errors:
+            raise DataError(errors)
+        if checked:
+            write_json(checked, {"faults": [str(f) for f in faults]})
+    return cases
+
+
+def _files(case: Case) -> list[Path]:
+    from oasis_monai.headers import data_files
+
+    files: list[Path] = []
+    for path in (case.image, case.label):
+        if path is not None:
+            try:
+                files += data_files(path)
+            except DataError:  # the check that follows tells it, with all other faults
+                files.append(path)
+    return [file for file in files if file.exists()]
+
+
+def prepare(settings: Settings, cases: list[Case], cache: Path | None, log: Log) -> Prepared:
+    """Preprocess and embed all cases (from the cache where it holds them)."""
+    from oasis_monai.features import embedder
+
+    store = PreprocessCache(cache / "preprocessed" if cache else None, settings.preprocessing, settings.data.label_values)
+    embed = embedder(settings.features.name, settings.features.weights, resolve_device(settings.device))
+    if cache:
+        embed = replace(embed, cache=cache / "features")
+    items = [store.get(case) for case in cases]
+    for fault in store.faults():
+        log(f"warning: {fault}")
+    library = build_library(items, settings.spatial_dims, embed, settings.data.classes)
+    targets = {item.case: replace(item, label=None) for item in items}
+    content = {c.id: digest([store.content(p) for p in (c.image, c.label) if p is not None]) for c in cases}
+    scans = {c.id: store.content(c.image) for c in cases}
+    return Prepared({c.id: c for c in cases}, targets, library, content, scans)
+
+
+def resolve_device(name: str) -> str:
+    """``auto`` is the GPU where there is one. A GPU asked for but absent is an error, not a slow run."""
+    if name == "auto":
+        return "cuda" if torch.cuda.is_available() else "cpu"
+    try:
+        torch.empty(0, device=name)
+    except (RuntimeError, AssertionError) as error:
+        reason = str(error).splitlines()[0][:120]
+        raise ConfigError("device", "cpu, auto, or a GPU this machine has", name, f"set device=auto ({reason})") from error
+    return name
+
+
+def split_of(settings: Settings, prepared: Prepared) -> Split:
+    """The folds of a run, their training side cut to ``train_cases`` patients where that is set.
+
+    Raises:
+        ConfigError: there are fewer atlases than n or fewer cases than folds; said before hours of training, not after.
+    """
+    counts = {case: int((prepared.rows(case)).numel()) for case in prepared.targets}
+    split = make_split(counts, settings.k, settings.seed, settings.folds, settings.spatial_dims)
+    if settings.train_cases is not None:
+        split = limit_training(split, settings.train_cases)
+    available = min(sum(map(len, fold.train.values())) for fold in split.folds)
+    if settings.atlas_methods and max(settings.n) > available:
+        raise ConfigError("n", f"1 to {available}, the atlases of the smallest fold", list(settings.n), "lower n or add cases")
+    return split

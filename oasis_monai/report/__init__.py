@@ -1,0 +1,6 @@
+"""The report: one self-contained HTML page about a run or a study."""
+
+from oasis_monai.report.page import write_report
+from oasis_monai.report.run import StudyParts
+
+__all__ = ["StudyParts", "write_report"]

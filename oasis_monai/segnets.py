@@ -1,0 +1,146 @@
+"""The segmentation networks OASIS is measured against, built of MONAI's blocks.
+
+``ConvNet``: the volumetric ConvNet with mixed long and short residual connections and deep supervision of Yu, Yang, Chen, Qin
+and Heng, "Volumetric ConvNets with mixed residual connections for automated prostate segmentation from 3D MR images", AAAI 2017
+(ConvNet3D in arXiv 1912.02417, Table 1; the same layers in 2D are its ConvNet2D). ``U-Net``: MONAI's residual U-Net, what a user
+would train instead.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+from oasis_monai.errors import ConfigError
+
+NETWORKS = {"ConvNet2D": 2, "ConvNet3D": 3, "U-Net2D": 2, "U-Net3D": 3}
+"""Method name -> spatial dimensions."""
+
+
+@dataclass(frozen=True)
+class NetworkSettings:
+    """The networks' size and how they see an image. The fields are the keys of ``conf/network``.
+
+    Args:
+        convnet, unet: feature channels per level, finest first; every level halves the grid.
+        deep_supervision: weights of the ConvNet's auxiliary losses, of its second finest decoder level downwards.
+        patch: voxels a network sees at once, in training and in sliding-window inference; null: the whole working grid.
+        overlap: of neighbouring windows, as a fraction of the patch.
+    """
+
+    convnet: tuple[int, ...] = (8, 16, 32, 64)
+    unet: tuple[int, ...] = (16, 32, 64, 128, 256)
+    deep_supervision: tuple[float, ...] = (0.5, 0.25)
+    patch: tuple[int, ...] | None = None
+    overlap: float = 0.5
+
+    def __post_init__(self) -> None:
+        for key in ("convnet", "unet"):
+            channels = tuple(getattr(self, key))
+            object.__setattr__(self, key, channels)
+            if len(channels) < 2 or min(channels) < 1:
+                raise ConfigError(f"network.{key}", "two or more positive numbers", list(channels))
+        object.__setattr__(self, "deep_supervision", tuple(self.deep_supervision))
+        if any(w < 0 for w in self.deep_supervision):
+            raise ConfigError("network.deep_supervision", "weights of 0 or more", list(self.deep_supervision))
+        if self.patch is not None:
+            object.__setattr__(self, "patch", tuple(self.patch))
+            if not self.patch or min(self.patch) < 1:
+                raise ConfigError("network.patch", "positive numbers of voxels, or null", list(self.patch))
+        if not 0 <= self.overlap < 1:
+            raise ConfigError("network.overlap", "0 or more and below 1", self.overlap)
+
+    def window(self, size: Sequence[int], name: str) -> tuple[int, ...]:
+        """The patch on a working grid of ``size``, checked against what the network ``name`` can take.
+
+        Raises:
+            ConfigError: the patch is larger than the grid, has the wrong number of axes, or cannot be halved often enough.
+        """
+        patch = self.patch or tuple(size)
+        key = "preprocessing.size" if self.patch is None else "network.patch"
+        if len(patch) != len(size) or any(p > s for p, s in zip(patch, size, strict=True)):
+            raise ConfigError(key, f"{len(size)} numbers, none above the working grid {tuple(size)}", list(patch))
+        by = 2 ** (len(self.channels(name)) - 1)
+        if any(p % by for p in patch) or all(p == by for p in patch):
+            expected = f"multiples of {by}, not all of them {by}, for {name}"
+            raise ConfigError(key, expected, list(patch), f"change it or take fewer levels in network.{self.kind(name)}")
+        return patch
+
+    @staticmethod
+    def kind(name: str) -> str:
+        """The key of the network's channels."""
+        return "convnet" if name.startswith("ConvNet") else "unet"
+
+    def channels(self, name: str) -> tuple[int, ...]:
+        """The channels of the network ``name``."""
+        return self.convnet if self.kind(name) == "convnet" else self.unet
+
+    def identity(self, name: str) -> dict[str, object]:
+        """What decides the weights of the network ``name``."""
+        own = {"name": name, "channels": list(self.channels(name)), "patch": self.patch and list(self.patch)}
+        return own | ({"deep_supervision": list(self.deep_supervision)} if self.kind(name) == "convnet" else {})
+
+
+def make_network(name: str, classes: int, settings: NetworkSettings) -> nn.Module:
+    """The network of one of :data:`NETWORKS`: ``(B, 1, *S) -> (B, classes, *S)`` logits; a :class:`ConvNet` in training mode
+    gives a list, its auxiliary outputs behind the main one."""
+    dims = NETWORKS[name]
+    if settings.kind(name) == "convnet":
+        return ConvNet(dims, classes, settings.convnet, len(settings.deep_supervision))
+    from monai.networks.nets import UNet
+
+    levels = settings.unet
+    return UNet(dims, 1, classes, levels, (2,) * (len(levels) - 1), num_res_units=2, norm="instance")
+
+
+class ConvNet(nn.Module):
+    """Residual encoder and decoder; skips are sums ("long" residual connections), as are those within a level ("short" ones).
+
+    Args:
+        spatial_dims: 2 or 3.
+        classes: output channels, background included.
+        channels: per level, finest first.
+        auxiliary: how many decoder levels beside the finest have an output of their own in training; levels that are not
+            there are left out.
+
+    Normalisation is per instance, not per batch as in the paper: our batches are too small for batch statistics.
+    """
+
+    def __init__(self, spatial_dims: int, classes: int, channels: Sequence[int], auxiliary: int = 2) -> None:
+        super().__init__()
+        from monai.networks.blocks import Convolution, ResidualUnit
+
+        def residual(inside: int, outside: int) -> nn.Module:
+            return ResidualUnit(spatial_dims, inside, outside, kernel_size=3, subunits=2, norm="instance")
+
+        def change(inside: int, outside: int, up: bool) -> nn.Module:
+            return Convolution(spatial_dims, inside, outside, strides=2, norm="instance", is_transposed=up)
+
+        pairs = list(itertools.pairwise(channels))
+        self.first = residual(1, channels[0])
+        self.down = nn.ModuleList(nn.Sequential(change(a, b, False), residual(b, b)) for a, b in pairs)
+        self.up = nn.ModuleList(change(b, a, True) for a, b in pairs)
+        self.decode = nn.ModuleList(residual(a, a) for a, _ in pairs)
+        conv = nn.Conv3d if spatial_dims == 3 else nn.Conv2d
+        self.heads = nn.ModuleList(conv(a, classes, 1) for a, _ in pairs[: auxiliary + 1])
+        self.mode = "trilinear" if spatial_dims == 3 else "bilinear"
+
+    def forward(self, image: torch.Tensor) -> torch.Tensor | list[torch.Tensor]:
+        encoded = [self.first(image)]
+        for down in self.down:
+            encoded.append(down(encoded[-1]))
+        features, outputs = encoded[-1], []
+        for level in reversed(range(len(self.up))):
+            features = self.decode[level](self.up[level](features) + encoded[level])
+            if level == 0 or (self.training and level < len(self.heads)):
+                outputs.append(self.heads[level](features))
+        if not self.training:
+            return outputs[-1]
+        size = image.shape[2:]
+        coarse = [F.interpolate(o, size=size, mode=self.mode, align_corners=False) for o in outputs[-2::-1]]
+        return [outputs[-1], *coarse]

@@ -1,0 +1,264 @@
+"""A study: several cross-validations (*arms*) on the same folds, trained side by side, joined into one table.
+
+The paper's evaluation is one (``experiment=paper``): the methods of its Table 1 under both protocols, ablations, a learning
+curve. Each arm is an ordinary :func:`oasis_monai.crossval.crossval` in a folder of its own; here they are only planned, run and
+joined. What a finished arm depends on is kept beside it, so a study that is started again does what is missing.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from oasis_monai import tables
+from oasis_monai.errors import ConfigError
+from oasis_monai.files import digest, write_json, write_text
+from oasis_monai.fitting import TRAINING_VERSION
+from oasis_monai.fold_models import FoldModels
+from oasis_monai.folds import PROTOCOLS, make_split
+from oasis_monai.prepare import Log, Prepared, find_and_check, prepare, split_of
+from oasis_monai.record import Clock, run_record
+from oasis_monai.segnets import NETWORKS
+from oasis_monai.settings import Settings, build, make_group
+from oasis_monai.workers import run_arms, train_ahead
+
+SCORING_VERSION = 1  # part of every finished arm's stamp; raise it when the same models would score differently
+
+
+@dataclass(frozen=True)
+class Arm:
+    """One cross-validation of a study.
+
+    Args:
+        settings: nested settings laid over the study's, or over those of the arm ``base``.
+        base: another arm to start from.
+        protocols: folds to run under.
+        suffix: added to the names of its atlas methods (``OASIS`` -> ``OASIS 3D``); networks go by their own names.
+    """
+
+    settings: Mapping[str, Any] = field(default_factory=dict)
+    base: str | None = None
+    protocols: tuple[str, ...] = ("patient",)
+    suffix: str = ""
+
+
+@dataclass(frozen=True)
+class Learning:
+    """A learning curve: one arm's settings at several numbers of training patients, under patient folds.
+
+    Args:
+        base: the arm.
+        settings: laid over the arm's.
+        train_cases: training patients a fold; the whole fold is added by itself.
+        folds: which folds; all when empty.
+        suffix: as of an arm.
+    """
+
+    base: str
+    settings: Mapping[str, Any] = field(default_factory=dict)
+    train_cases: tuple[int, ...] = (4, 8, 16)
+    folds: tuple[int, ...] = ()
+    suffix: str = ""
+
+
+@dataclass(frozen=True)
+class Study:
+    """What to run (the key ``study`` of a configuration) and what to compare.
+
+    Args:
+        arms: by name, in the order they are told.
+        learning: None for no learning curve.
+        main: the method Table 1 compares with every other.
+        ablation: the methods whose variants the ablation tables compare, each a table; n: their number of atlases.
+        printed: put the paper's printed values beside ours (they are PROMISE12's).
+    """
+
+    arms: Mapping[str, Arm]
+    learning: Learning | None = None
+    main: str = "OASIS"
+    ablation: tuple[str, ...] = ()
+    n: int = 6
+    printed: bool = False
+
+
+@dataclass(frozen=True)
+class Job:
+    """One run of an arm: settings, where it goes, how its methods are renamed, and of how many training patients it tells."""
+
+    name: str
+    settings: Settings
+    suffix: str
+    train_cases: int | None = None
+
+
+def plan(study: Study, config: Mapping[str, Any]) -> list[Job]:
+    """Every cross-validation of the study, each with its settings checked.
+
+    Args:
+        config: the plain configuration the arms are laid over, as :func:`oasis_monai.settings.build` takes it.
+
+    Raises:
+        ConfigError: naming the arm and its key.
+    """
+    jobs = []
+    for name, arm in study.arms.items():
+        for protocol in arm.protocols:
+            settings = _built(f"study.arms.{name}", _merged(_config(study, config, name), {"folds": protocol}))
+            jobs.append(Job(f"{name}-{protocol}" if len(arm.protocols) > 1 else name, settings, arm.suffix))
+    if study.learning is not None:
+        curve, where = study.learning, "study.learning"
+        if curve.base not in study.arms:
+            raise ConfigError(f"{where}.base", f"one of the arms {list(study.arms)}", curve.base)
+        over = _merged(_config(study, config, curve.base), dict(curve.settings) | {"folds": "patient", "browser": False})
+        whole = _built(where, over)
+        for size in (*sorted(set(curve.train_cases)), None):
+            n = whole.n if size is None else tuple(sorted({min(n, size) for n in whole.n}))
+            for fold in curve.folds or (None,):
+                more = {"train_cases": size, "n": list(n), "fold": fold, "overlays": 0}
+                label = f"learning-{'all' if size is None else f'{size:03d}'}" + ("" if fold is None else f"-{fold}")
+                jobs.append(Job(label, _built(where, _merged(over, more)), curve.suffix, size or 0))
+    return jobs
+
+
+def _config(study: Study, config: Mapping[str, Any], name: str, seen: tuple[str, ...] = ()) -> dict[str, Any]:
+    """The plain configuration of an arm."""
+    arm = study.arms[name]
+    if arm.base is None:
+        return _merged(config, arm.settings)
+    if arm.base not in study.arms or arm.base in (*seen, name):
+        raise ConfigError(f"study.arms.{name}.base", f"another of the arms {list(study.arms)}, not in a circle", arm.base)
+    return _merged(_config(study, config, arm.base, (*seen, name)), arm.settings)
+
+
+def _merged(below: Mapping[str, Any], above: Mapping[str, Any]) -> dict[str, Any]:
+    """Nested mappings laid over each other; the labels of a data set are replaced, not mixed."""
+    result = dict(below)
+    for key, value in above.items():
+        both = isinstance(value, Mapping) and isinstance(result.get(key), Mapping) and key != "labels"
+        result[key] = _merged(result[key], value) if both else value
+    return result
+
+
+def _built(where: str, config: Mapping[str, Any]) -> Settings:
+    try:
+        return build(config)
+    except ConfigError as error:
+        raise ConfigError(f"{where}: {error.key}", error.expected, error.found, error.remedy) from None
+
+
+def run_study(study: Study, config: Mapping[str, Any], run_dir: Path, log: Log = print) -> Path:
+    """Run every arm and write ``scores.csv``, ``summary.csv``, ``learning.csv`` and ``run.json`` into ``run_dir``.
+
+    Untrained networks of all arms are trained first, ``workers`` side by side; then the arms are scored, side by side.
+
+    Returns:
+        The path of ``scores.csv``.
+    """
+    settings, jobs, clock = build(config), plan(study, config), Clock()
+    stamps: dict[str, str] = {}
+    waiting: list[Job] = []
+    prepared: dict[str, Prepared] = {}
+    trainings: dict[Path, tuple[Settings, int, str]] = {}
+    with clock("check and read"):
+        for job in jobs:
+            one = _prepared(job.settings, prepared, log)
+            stamps[job.name] = _stamp(job.settings, one)
+            if _read(run_dir / "arms" / job.name / ".stamp") == stamps[job.name]:
+                log(f"{job.name}: finished before")
+                continue
+            waiting.append(job)
+            split = split_of(job.settings, one)
+            models = FoldModels(job.settings, one, split, Path(job.settings.cache), log)
+            for fold in split.folds:
+                if job.settings.fold in (None, fold.index):
+                    for network in models.missing(fold):
+                        trainings.setdefault(models.folder(fold, network), (job.settings, fold.index, network))
+    log(f"{len(trainings)} networks to train, {len(waiting)} of {len(jobs)} cross-validations to score")
+    with clock("train"):
+        train_ahead(list(trainings.values()), settings.workers, log)
+    with clock("segment and score"):
+        arms = [(job.name, job.settings, run_dir / "arms" / job.name) for job in waiting]
+
+        def ended(name: str, minutes: float) -> None:
+            write_text(run_dir / "arms" / name / ".stamp", stamps[name])
+            log(f"scored {name}: {minutes:.1f} min")
+
+        run_arms(arms, settings.workers, ended)
+    rows, learning = _join(jobs, run_dir)
+    tables.write_scores(run_dir / "scores.csv", rows)
+    tables.write_summary(run_dir / "summary.csv", tables.summarise(tables.read_scores(run_dir / "scores.csv")))
+    if learning:
+        from oasis_monai.study_tables import write_learning
+
+        write_learning(run_dir / "learning.csv", learning)
+    cases = len(next(iter(prepared.values())).cases)
+    record = run_record("study", settings, None, cases, clock.seconds)
+    record["arms"] = {job.name: {"suffix": job.suffix, "settings": job.settings.to_json()} for job in jobs}
+    write_json(run_dir / "run.json", record)
+    return run_dir / "scores.csv"
+
+
+def patient_folds(settings: Settings, cases: Sequence[str]) -> dict[str, int]:
+    """Case -> its fold under patient folds of the settings' seed: the groups n is chosen across."""
+    split = make_split(dict.fromkeys(cases, 1), settings.k, settings.seed)
+    return {case: fold.index for fold in split.folds for case in fold.test}
+
+
+def _prepared(settings: Settings, known: dict[str, Prepared], log: Log) -> Prepared:
+    """The data set as the settings need it, made once for all arms that need the same."""
+    plain = settings.to_json()
+    key = digest([plain[k] for k in ("data", "preprocessing", "features", "spatial_dims", "cache")])
+    if key not in known:
+        cache = Path(settings.cache)
+        known[key] = prepare(settings, find_and_check(settings, cache, log), cache, log)
+    return known[key]
+
+
+def _stamp(settings: Settings, prepared: Prepared) -> str:
+    """What a finished arm depends on: its settings, the data, the code."""
+    plain = {k: v for k, v in settings.to_json().items() if k not in ("workers", "threads", "progress", "device", "align_batch")}
+    return digest([plain, prepared.content, TRAINING_VERSION, SCORING_VERSION])
+
+
+def _read(path: Path) -> str | None:
+    try:
+        return path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError):
+        return None
+
+
+def _join(jobs: Sequence[Job], run_dir: Path) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
+    """The rows of all arms and those of the learning curve, methods renamed."""
+    rows: list[dict[str, Any]] = []
+    learning: list[dict[str, Any]] = []
+    for job in jobs:
+        for row in tables.read_scores(run_dir / "arms" / job.name / "scores.csv").to_dict("records"):
+            method = row["method"] if row["method"] in NETWORKS else row["method"] + job.suffix
+            if job.train_cases is None:
+                rows.append({**row, "method": method})
+            else:
+                learning.append({"train_cases": job.train_cases, **row, "method": method})
+    return rows, learning
+
+
+def check_study(plain: Any) -> Study:
+    """A :class:`Study` from the plain value of the key ``study``.
+
+    Raises:
+        ConfigError: naming the key.
+    """
+    if not isinstance(plain, Mapping) or not isinstance(plain.get("arms"), Mapping) or not plain["arms"]:
+        raise ConfigError("study.arms", "one or more named arms", plain)
+    arms = {}
+    for name, values in plain["arms"].items():
+        if not str(name).replace("_", "").replace("-", "").isalnum():
+            raise ConfigError("study.arms", "names of letters, digits, - and _", name)
+        arms[str(name)] = arm = make_group(Arm, values or {}, f"study.arms.{name}")
+        if not arm.protocols or not set(arm.protocols) <= set(PROTOCOLS):
+            raise ConfigError(f"study.arms.{name}.protocols", f"one or more of {list(PROTOCOLS)}", list(arm.protocols))
+    learning = plain.get("learning")
+    curve = None if learning is None else make_group(Learning, learning, "study.learning")
+    rest = {k: v for k, v in plain.items() if k not in ("arms", "learning")}
+    return make_group(Study, rest, "study", arms=arms, learning=curve)

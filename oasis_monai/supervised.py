@@ -1,0 +1,155 @@
+"""Fit and use a segmentation network on the atlases of one library: the same images, augmentation and budget as the STM."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+from torch import nn
+
+from oasis_monai.align import foreground
+from oasis_monai.augment import Augmentation
+from oasis_monai.fitting import Trainer, TrainingSettings, fit, generator
+from oasis_monai.library import AtlasLibrary
+from oasis_monai.segnets import NetworkSettings, make_network
+
+
+def train_network(
+    name: str,
+    library: AtlasLibrary,
+    spacing_mm: tuple[float, ...],
+    network: NetworkSettings,
+    settings: TrainingSettings,
+    seed: int,
+    folder: Path | None,
+    device: str | torch.device = "cpu",
+    augmentation: Augmentation | None = None,
+    progress: bool = True,
+    label: str | None = None,
+) -> nn.Module:
+    """Train the network ``name`` of :data:`oasis_monai.segnets.NETWORKS` on a library, or load it when ``folder`` already
+    holds the finished one.
+
+    A step sees ``settings.batch`` images; the loss is MONAI's Dice + cross-entropy.
+
+    Args:
+        library: training images (N, 1, *S) with labels.
+        spacing_mm: voxel size of the working grid, for the augmentation's rotations.
+        folder: where ``network.safetensors`` (resumable checkpoint) and ``history.csv`` go; None keeps nothing.
+        label: what the progress bar and messages call it.
+
+    Raises:
+        ConfigError: the grid is not one the network can take.
+        OasisError: the loss is no longer finite; the last good checkpoint stays.
+    """
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)  # the initial weights
+        model = make_network(name, library.classes, network).to(device)
+    trainer = _NetworkTrainer(name, library, spacing_mm, model, network, settings, seed, augmentation)
+    return fit(trainer, folder / "network.safetensors" if folder else None, progress, label or name)
+
+
+class _NetworkTrainer(Trainer):
+    """One step of training; see :class:`oasis_monai.fitting.Trainer`."""
+
+    terms = ("loss", "main")
+
+    def __init__(
+        self,
+        name: str,
+        library: AtlasLibrary,
+        spacing_mm: tuple[float, ...],
+        model: nn.Module,
+        network: NetworkSettings,
+        settings: TrainingSettings,
+        seed: int,
+        augmentation: Augmentation | None,
+    ) -> None:
+        from monai.losses import DiceCELoss
+
+        self.library, self.spacing_mm, self.model, self.settings, self.seed = library, spacing_mm, model, settings, seed
+        self.size = tuple(library.images.shape[2:])
+        self.patch = network.window(self.size, name)
+        self.weights = (1.0, *network.deep_supervision)
+        self.optimiser = torch.optim.Adam(model.parameters(), lr=settings.lr)
+        self.augmentation = (augmentation or Augmentation()) if settings.augment else None
+        self.loss = DiceCELoss(softmax=True, include_background=False)
+        self.device = next(model.parameters()).device
+
+    def step(self, number: int) -> torch.Tensor:
+        """(2,) the loss, and its part of the finest output."""
+        random, settings = generator(self.seed, number), self.settings
+        rows = torch.randint(len(self.library.cases), (settings.batch,), generator=random)
+        image = self.library.images[rows].to(self.device, torch.float32)
+        label = foreground(self.library.labels[rows].to(self.device), self.library.classes)
+        if self.augmentation is not None:
+            flip = self.augmentation.flips(len(rows), random)
+            image, label = self.augmentation(image, label, flip, self.spacing_mm, random)
+        image, label = self._cut(image, label, random)
+        target = torch.cat([(1 - label.sum(1, keepdim=True)).clamp(0, 1), label], 1)
+        self.model.train()
+        with torch.autocast(self.device.type, torch.bfloat16, enabled=settings.amp):
+            outputs = self.model(image)
+        outputs = outputs if isinstance(outputs, list) else [outputs]
+        parts = [self.loss(output.float(), target) for output in outputs]
+        total = torch.stack([w * part for w, part in zip(self.weights, parts, strict=False)]).sum()
+        self.optimiser.zero_grad(set_to_none=True)
+        total.backward()
+        self.optimiser.step()
+        return torch.stack([total.detach(), parts[0].detach()])
+
+    def _cut(self, image: torch.Tensor, label: torch.Tensor, random: torch.Generator) -> tuple[torch.Tensor, torch.Tensor]:
+        """A patch of each image at random; every second one holds some of a structure, where there is any."""
+        if self.patch == self.size:
+            return image, label
+        images, labels = [], []
+        for number in range(len(image)):
+            start = torch.tensor(
+                [int(torch.randint(s - p + 1, (1,), generator=random)) for s, p in zip(self.size, self.patch, strict=True)]
+            )
+            inside = label[number].sum(0).cpu().nonzero()
+            if number % 2 == 0 and len(inside):
+                shift = torch.tensor([int(torch.randint(p, (1,), generator=random)) for p in self.patch])
+                chosen = inside[int(torch.randint(len(inside), (1,), generator=random))] - shift
+                start = chosen.clamp_min(0).minimum(torch.tensor(self.size) - torch.tensor(self.patch))
+            where = (slice(None), *(slice(a, a + p) for a, p in zip(start.tolist(), self.patch, strict=True)))
+            images.append(image[number][where])
+            labels.append(label[number][where])
+        return torch.stack(images), torch.stack(labels)
+
+
+class Predictor:
+    """A trained segmentation network: images in, class probabilities out.
+
+    Args:
+        model: ``(B, 1, *S) -> (B, C, *S)`` logits.
+        name: of the network, see :data:`oasis_monai.segnets.NETWORKS`.
+        settings: its patch and overlap.
+        device: where it runs.
+        batch: windows per forward pass.
+    """
+
+    def __init__(
+        self, model: nn.Module, name: str, settings: NetworkSettings, device: str | torch.device = "cpu", batch: int = 8
+    ) -> None:
+        self.model, self.name, self.settings = model.to(device).eval(), name, settings
+        self.device, self.batch = torch.device(device), batch
+
+    @torch.inference_mode()
+    def __call__(self, images: torch.Tensor) -> torch.Tensor:
+        """(T, 1, *S) -> (T, C, *S) float32 probabilities on the CPU, by a sliding window with Gaussian weights where the
+        patch is smaller than the image."""
+        from monai.inferers import sliding_window_inference
+
+        patch = self.settings.window(images.shape[2:], self.name)
+        parts = []
+        for part in images.split(self.batch):
+            part = part.to(self.device, torch.float32)
+            if patch == tuple(part.shape[2:]):
+                logits = self.model(part)
+            else:
+                logits = sliding_window_inference(
+                    part, patch, self.batch, self.model, overlap=self.settings.overlap, mode="gaussian"
+                )
+            parts.append(torch.softmax(logits.float(), 1).cpu())  # type: ignore[union-attr]
+        return torch.cat(parts)

@@ -1,0 +1,106 @@
+"""Trainings and whole cross-validations side by side, each in a process of its own.
+
+Small networks use one CPU core well and two badly, so two trainings at once, one core each, take far less time than one after
+the other on both. Jobs hand over nothing but settings: what they make lies in the cache, under locks.
+"""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import threading
+import time
+from collections.abc import Callable, Sequence
+from concurrent.futures import FIRST_EXCEPTION, Future, ProcessPoolExecutor, wait
+from pathlib import Path
+from typing import Any
+
+from oasis_monai.prepare import Log
+from oasis_monai.settings import Settings
+
+
+def side_by_side(
+    function: Callable[..., Any], jobs: Sequence[tuple[str, tuple[Any, ...]]], workers: int, ended: Callable[[str, float], None]
+) -> None:
+    """Call ``function(*arguments)`` for every (name, arguments), ``workers`` at a time, in new processes of one CPU thread
+    each; ``ended(name, minutes)`` as each has done its work.
+
+    Raises:
+        the first exception of a job (those not started are dropped, those at work end first).
+    """
+    if not jobs:
+        return
+    context = multiprocessing.get_context("spawn")  # a fork would inherit the threads of torch, half dead
+    with ProcessPoolExecutor(min(workers, len(jobs)), context, initializer=_start, initargs=(os.getpid(),)) as pool:
+        futures = {pool.submit(_timed, function, arguments): name for name, arguments in jobs}
+        for future in futures:
+            future.add_done_callback(lambda done: _tell(futures[done], done, ended))
+        done, _ = wait(futures, return_when=FIRST_EXCEPTION)
+        failed = [future for future in done if future.exception() is not None]
+        if failed:
+            pool.shutdown(wait=True, cancel_futures=True)
+            failed[0].result()
+
+
+def _tell(name: str, done: Future[float], ended: Callable[[str, float], None]) -> None:
+    if not done.cancelled() and done.exception() is None:
+        ended(name, done.result() / 60)
+
+
+def _start(parent: int) -> None:
+    """What every process does first: take one core, and see to it that it ends should its parent be killed."""
+    import torch
+
+    torch.set_num_threads(1)
+    torch.set_flush_denormal(True)
+
+    def watch() -> None:
+        while os.getppid() == parent:
+            time.sleep(1)
+        os._exit(1)
+
+    threading.Thread(target=watch, daemon=True).start()
+
+
+def _timed(function: Callable[..., Any], arguments: tuple[Any, ...]) -> float:
+    started = time.monotonic()
+    function(*arguments)
+    return time.monotonic() - started
+
+
+def train_ahead(jobs: Sequence[tuple[Settings, int, str]], workers: int, log: Log) -> None:
+    """Train networks side by side: (settings, fold, network) each; they are found in the cache afterwards."""
+    named = [(f"{network}, fold {fold}", (_quiet(settings), fold, network)) for settings, fold, network in jobs]
+    side_by_side(_train, named, workers, lambda name, minutes: log(f"trained {name}: {minutes:.1f} min"))
+
+
+def _quiet(settings: Settings) -> dict[str, Any]:
+    return settings.to_json() | {"progress": False, "workers": 1}
+
+
+def _train(plain: dict[str, Any], fold: int, network: str) -> None:
+    from oasis_monai.fold_models import FoldModels
+    from oasis_monai.prepare import find_and_check, prepare, split_of
+    from oasis_monai.settings import build
+
+    settings = build(plain)
+    cache = Path(settings.cache)
+    prepared = prepare(settings, find_and_check(settings, cache, _silent), cache, _silent)
+    split = split_of(settings, prepared)
+    FoldModels(settings, prepared, split, cache, _silent).train(split.folds[fold], network)
+
+
+def run_arms(jobs: Sequence[tuple[str, Settings, Path]], workers: int, ended: Callable[[str, float], None]) -> None:
+    """Whole cross-validations side by side: (name, settings, run folder) each; ``ended(name, minutes)`` as each is done."""
+    side_by_side(_crossval, [(name, (_quiet(settings), folder)) for name, settings, folder in jobs], workers, ended)
+
+
+def _crossval(plain: dict[str, Any], folder: Path) -> None:
+    from oasis_monai.crossval import crossval
+    from oasis_monai.settings import build
+
+    crossval(build(plain), folder, _silent)
+
+
+def _silent(_: str) -> None:
+    """The parent logs."""
