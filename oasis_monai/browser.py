@@ -139,7 +139,7 @@ def _add(views: dict[str, CaseView], arrays: Mapping[str, np.ndarray], meta: Map
     view = views.setdefault(meta["case"], fresh)
     if view.image.shape != fresh.image.shape or view.crop != fresh.crop:
         return  # of other data: it cannot be shown on this case's slices
-    for key, array in arrays.items():
+    for key, array in sorted(arrays.items()):  # the file gives them in any order
         if not key.startswith(_RESULT):
             continue
         own = key.removeprefix(_RESULT)

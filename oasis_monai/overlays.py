@@ -1,4 +1,4 @@
-"""Pictures: contours on a few axial slices (the paper's Fig. 4) and the mean DSC over n (its Fig. 3).
+"""Pictures: contours of one result on a few axial slices.
 
 Drawn on matplotlib's Figure objects with the Agg and SVG backends; pyplot and its global state are never touched, so worker
 processes and notebooks may call this at any time.
@@ -6,22 +6,17 @@ processes and notebooks may call this at any time.
 
 from __future__ import annotations
 
-import io
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pandas as pd
 
 from oasis_monai.errors import DataError, Fault
 from oasis_monai.files import atomic_path
 
 TRUTH_COLOUR, RESULT_COLOUR = "#ff2a2a", "#ffe100"  # red and yellow, as in the paper's Fig. 4
 _LINE_STYLES: tuple[Any, ...] = ("solid", "dashed", "dotted", "dashdot")
-# legible on white and on near-black
-_LINE_COLOURS = ("#2f7fd1", "#d9822b", "#2a9d6f", "#b04fc0", "#8a8f98", "#c94f4f", "#8c7a1f")
-_INK = "#010203"  # stands for "the colour of the text around" until the SVG is done
 _PANEL_INCHES, _DPI = 2.5, 110
 
 
@@ -93,40 +88,6 @@ def overlay(
     _legend(figure, classes, truth is not None, labels or {})
     with atomic_path(path) as temporary:
         figure.savefig(temporary, format="png", dpi=_DPI, facecolor=figure.get_facecolor(), metadata={"Software": None})
-
-
-def curve(path: str | Path, summary: pd.DataFrame) -> bool:
-    """Write the mean whole-structure DSC over n, one line per method with its 95 % interval (the paper's Fig. 3), as SVG or
-    PNG by the path's ending. A panel per protocol and label.
-
-    Args:
-        path: ``*.svg`` or ``*.png``.
-        summary: as :func:`oasis_monai.tables.summarise` gives.
-
-    Returns:
-        False, and nothing is written, when no method has more than one n: there is no curve.
-    """
-    figure = _curve_figure(summary, ink="#333333")
-    if figure is None:
-        return False
-    path = Path(path)
-    kind = path.suffix.lstrip(".").lower()
-    with atomic_path(path) as temporary:
-        if kind == "svg":
-            temporary.write_text(_svg(figure), encoding="utf-8")
-        else:
-            figure.savefig(temporary, format=kind, dpi=150, facecolor="white", metadata={"Software": None})
-    return True
-
-
-def curve_svg(summary: pd.DataFrame) -> str | None:
-    """:func:`curve` as an ``<svg>`` element for a page: transparent, its ink the page's text colour (``currentColor``), so
-    that it is legible on a light and on a dark page. None when there is no curve."""
-    figure = _curve_figure(summary, ink=_INK)
-    if figure is None:
-        return None
-    text = _svg(figure)
-    return text[text.index("<svg") :].replace(_INK, "currentColor")
 
 
 def _check(image: np.ndarray, truth: Any, result: np.ndarray, spacing_mm: tuple[float, ...], title: str) -> None:
@@ -215,51 +176,3 @@ def _legend(figure: Any, classes: list[int], reference: bool, labels: Mapping[in
     legend = figure.legend(handles=handles, loc="lower left", ncols=len(handles), frameon=False, fontsize=8, labelcolor="white")
     for text in legend.get_texts():
         text.set_parse_math(False)
-
-
-def _curve_figure(summary: pd.DataFrame, ink: str) -> Any:
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-
-    from oasis_monai.tables import method_rank
-
-    whole = summary[(summary["region"] == "whole") & (summary["cases"] > 0)]
-    panels = [(key, t) for key, t in whole.groupby(["protocol", "label"]) if t.groupby("method")["n"].nunique().max() > 1]
-    if not panels:
-        return None
-    figure = Figure(figsize=(max(6.4, 4.2 * len(panels)), 3.9), layout="constrained", facecolor="none")
-    FigureCanvasAgg(figure)
-    colours = {m: _LINE_COLOURS[i % len(_LINE_COLOURS)] for i, m in enumerate(sorted(set(whole["method"]), key=method_rank))}
-    every = sorted(set(whole["n"]))
-    handles: dict[str, Any] = {}
-    thin: dict[str, Any] = {"markersize": 3.5, "linewidth": 1.6}
-    axes = figure.subplots(1, len(panels), sharey=True, squeeze=False)[0]
-    for ax, ((protocol, label), table) in zip(axes, panels, strict=True):
-        ax.set_facecolor("none")
-        for method in sorted(set(table["method"]), key=method_rank):
-            line = table[table["method"] == method].sort_values("n")
-            n, dashes = line["n"].to_numpy(float), ("solid", "dashed")[list(colours).index(method) >= 3]
-            low, high = (100 * line[f"dsc_ci_{end}"].to_numpy(float) for end in ("low", "high"))
-            ax.fill_between(n, low, high, color=colours[method], alpha=0.1, linewidth=0)
-            (handles[method],) = ax.plot(n, 100 * line["dsc_mean"], marker="o", linestyle=dashes, color=colours[method], **thin)
-        ax.set_title(f"{label}, {protocol} folds", fontsize=10, color=ink, parse_math=False)
-        ax.set_xlabel("n, atlases fused", color=ink)
-        ax.set_xticks(every, [str(n) for n in every])
-        ax.tick_params(colors=ink, labelcolor=ink)
-        ax.grid(axis="y", color=ink, alpha=0.15, linewidth=0.6)
-        ax.spines[["top", "right"]].set_visible(False)
-        ax.spines[["left", "bottom"]].set_color(ink)
-    figure.axes[0].set_ylabel("mean DSC %, 95 % CI", color=ink)
-    legend = figure.legend(list(handles.values()), list(handles), loc="outside right upper", frameon=False, labelcolor=ink)
-    for text in legend.get_texts():
-        text.set_parse_math(False)
-    return figure
-
-
-def _svg(figure: Any) -> str:
-    import matplotlib
-
-    text = io.StringIO()
-    with matplotlib.rc_context({"svg.hashsalt": "oasis-monai", "svg.fonttype": "path"}):  # the same figure, the same bytes
-        figure.savefig(text, format="svg", metadata={"Date": None, "Creator": None})
-    return text.getvalue()

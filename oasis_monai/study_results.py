@@ -115,7 +115,7 @@ def _fig4(scores: pd.DataFrame, browser: Mapping[Path, str], study: Study, run_d
             volumes = " 3D" in reference
             shown = [
                 name
-                for name in dict.fromkeys(sorted(names, key=lambda n: tables.method_rank(n.rpartition("-")[0] or n)))
+                for name in dict.fromkeys(sorted(names, key=lambda n: tables.method_rank(tables.plain_method(n))))
                 if _in_fig4(name, volumes, study.n) and any(name in view.results for view in views.values())
             ]
             ranked = [

@@ -12,6 +12,7 @@ from __future__ import annotations
 import csv
 import io
 import math
+import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -265,6 +266,11 @@ def method_name(method: str, n: int) -> str:
     """``OASIS-6``, ``OASIS-6, beta = 0``: a method with its number of atlases; one that uses none (n = 0) goes by its name."""
     plain, comma, variant = method.partition(",")
     return f"{plain}-{n}{comma}{variant}" if n else method
+
+
+def plain_method(name: str) -> str:
+    """The method of a :func:`method_name`: ``OASIS, beta = 0`` of ``OASIS-6, beta = 0``, ``U-Net3D`` of ``U-Net3D``."""
+    return re.sub(r"-\d+(?=,|$)", "", name)
 
 
 def _sorted(frame: pd.DataFrame) -> pd.DataFrame:

@@ -117,7 +117,7 @@ def words(config):
 
 
 REFUSED = [
-    (["tarin"], "error: task: expected one of crossval, train"),
+    (["tarin"], "error: task: expected one of crossval, study, train"),
     (["train", "segment"], "error: task: expected one of"),
     (["task=foo"], "error: task: expected one of ['crossval'"),
     (["+colour=red"], "error: colour: expected one of"),
@@ -246,9 +246,23 @@ def test_the_defaults_in_yaml_are_the_defaults_of_the_classes():
 
     yaml = settings_of(composed()).to_json()
     plain = build({}).to_json()
-    for group in ("features", "loss", "training", "augmentation", "registration", "preprocessing"):
+    for group in ("features", "loss", "training", "augmentation", "registration", "preprocessing", "network"):
         assert yaml[group] == plain[group], group
-    own = ("k", "folds", "seed", "methods", "spatial_dims", "n", "temperature", "align_batch", "overlays", "device", "cache")
+    own = (
+        "k",
+        "folds",
+        "seed",
+        "methods",
+        "spatial_dims",
+        "n",
+        "temperature",
+        "align_batch",
+        "overlays",
+        "device",
+        "cache",
+        "workers",
+        "browser",
+    )
     assert {key: yaml[key] for key in own} == {key: plain[key] for key in own}
 
 
@@ -282,6 +296,8 @@ def test_every_committed_experiment_composes_and_runs_on_the_phantom(name, phant
         "progress=false",
         f"cache={tmp_path / 'cache'}",
     ]
+    if config["study"] is not None:
+        return runs_as_a_study(name, small, tmp_path)
     settings = settings_of(composed(f"experiment={name}", *small))
     crossval(settings, tmp_path / "r", lambda _: None)
     rows = pd.read_csv(tmp_path / "r" / "scores.csv")
@@ -291,3 +307,34 @@ def test_every_committed_experiment_composes_and_runs_on_the_phantom(name, phant
     # two steps of training leave the fields near the identity: every rule is about as good as no warping
     assert whole.between(0.3, 0.98).all()
     assert np.ptp(whole) < 0.25
+
+
+def runs_as_a_study(name, small, tmp_path):
+    """A study's arms at the smallest sizes: those of three dimensions need sizes of their own."""
+    from oasis_monai.study import check_study
+    from oasis_monai.tasks import run_task
+
+    whole = composed(f"experiment={name}")
+    study = check_study(whole["study"])
+    words = [*small, "registration.field_stride=[1]", "network.convnet=[4,8]", "network.unet=[4,8]", "study.n=2"]
+    words += ["study.learning.train_cases=[2]", "study.learning.settings.n=2"]
+    for arm, values in study.arms.items():
+        at = f"study.arms.{arm}.settings"
+        sizes = {"preprocessing.size": "[16,16,8]", "preprocessing.spacing_mm": "[5,5,8]", "registration.channels": "[4,8]"}
+        if values.settings.get("spatial_dims") == 3:
+            words += [f"{at}.{key}={value}" for key, value in (sizes | {"registration.field_stride": "[1]"}).items()]
+        if isinstance(values.settings.get("n"), int):
+            words.append(f"{at}.n=2")
+        elif "n" in values.settings:
+            words.append(f"{at}.n=[1,2]")
+    run_task(composed(f"experiment={name}", *words), tmp_path / "r", None)
+    rows = pd.read_csv(tmp_path / "r" / "scores.csv")
+    methods = {"ConvNet2D", "ConvNet3D", "U-Net3D", "FwoW", "FWAL", "OASIS", "OASIS 3D", "OASIS 3D, beta = 0", "majority 3D"}
+    assert methods <= set(rows["method"])
+    assert rows[rows["method"] == "OASIS"].groupby(["protocol", "n"])["case"].nunique().tolist() == [4] * 4
+    fused = rows[(rows["region"] == "whole") & rows["method"].str.startswith(("FwoW", "OASIS"))]
+    assert fused.groupby("method")["dsc"].mean().between(0.3, 0.98).all()
+    curve = pd.read_csv(tmp_path / "r" / "learning.csv")
+    assert set(curve["method"]) == {"ConvNet3D", "U-Net3D", "OASIS 3D"}
+    assert (tmp_path / "r" / "results" / "table1_slice.md").exists()
+    assert "Case browser" in (tmp_path / "r" / "report.html").read_text(encoding="utf-8")

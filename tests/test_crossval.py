@@ -16,11 +16,13 @@ import torch
 from oasis_monai import crossval as module
 from oasis_monai import prepare as prepare_module
 from oasis_monai.align import Aligner
+from oasis_monai.browser import load_browser
 from oasis_monai.crossval import crossval
 from oasis_monai.errors import ConfigError, DataError
 from oasis_monai.files import load_tensors
 from oasis_monai.fold_models import FoldModels
 from oasis_monai.folds import Split, make_split
+from oasis_monai.prepare import split_of
 from oasis_monai.segment import METHODS
 from tests.command import Command, run
 from tests.conftest import CASES, overrides
@@ -118,6 +120,79 @@ def test_garbage_in_an_atlas_label_does_change_segmentations(settings, phantom, 
     crossval(settings(base), tmp_path / "b", quiet)
     before, after = pixels(tmp_path / "a"), pixels(tmp_path / "b")
     assert any(not np.array_equal(before[name], after[name]) for name in before)
+
+
+NETS = {"network": {"convnet": [4, 8], "unet": [4, 8]}}
+
+
+def test_networks_are_scored_once_beside_every_n_and_trained_once(settings, tmp_path, monkeypatch):
+    asked = settings(NETS, {"methods": ["U-Net3D", "FwoW", "ConvNet3D"], "n": [1, 2, 3], "k": 2})
+    crossval(asked, tmp_path / "a", quiet)
+    rows = scores_of(tmp_path / "a")
+    counts = rows[rows.region == "whole"].groupby(["method", "n"]).case.count().to_dict()
+    assert counts == {("U-Net3D", 0): 7, ("ConvNet3D", 0): 7, **{("FwoW", n): 7 for n in (1, 2, 3)}}
+    assert len(list((tmp_path / "cache" / "models").iterdir())) == 4
+
+    def never(*_):
+        raise AssertionError("trained again")
+
+    monkeypatch.setattr("oasis_monai.supervised._NetworkTrainer.step", never)
+    crossval(replace(asked, methods=("U-Net3D",), n=(99,)), tmp_path / "b", quiet)  # alone it needs no STM and no n atlases
+    alone = scores_of(tmp_path / "b")
+    merged = alone.merge(rows, on=["case", "region", "method", "n"], suffixes=("", "_before"))
+    assert len(merged) == len(alone) == 7 * len(REGIONS)
+    assert (merged.dsc == merged.dsc_before).all()
+
+
+def test_slice_folds_of_a_network_put_every_case_together(settings, tmp_path):
+    asked = settings(NETS, {"methods": ["ConvNet2D", "FwoW"], "folds": "slice", "k": 2, "n": [1]}, dims=2)
+    crossval(asked, tmp_path / "a", quiet)
+    rows = scores_of(tmp_path / "a")
+    assert rows[rows.region == "whole"].groupby("method").case.nunique().to_dict() == {"ConvNet2D": 7, "FwoW": 7}
+    assert set(rows.fold) == {-1}
+
+
+def test_a_network_never_sees_the_label_of_its_target(settings, phantom, tmp_path):
+    data = copied(phantom, tmp_path)
+    base = NETS | {"data": {"root": str(data)}, "methods": ["U-Net3D"], "fold": 1, "save_segmentations": True}
+    crossval(settings(base, {"cache": str(tmp_path / "one")}), tmp_path / "a", quiet)
+    for case in set(scores_of(tmp_path / "a").case):
+        path = data / f"{case}_segmentation.raw"
+        path.write_bytes(np.roll(np.frombuffer(path.read_bytes(), np.uint8), 40).tobytes())
+    crossval(settings(base, {"cache": str(tmp_path / "two")}), tmp_path / "b", quiet)
+    before, after = pixels(tmp_path / "a"), pixels(tmp_path / "b")
+    assert before.keys() == after.keys()
+    assert all(np.array_equal(before[name], after[name]) for name in before)
+
+
+@pytest.mark.parametrize("folds", ["patient", "slice"])
+def test_the_browser_keeps_what_was_segmented_and_by_which_atlases(settings, tmp_path, folds):
+    methods = ["OASIS", "ConvNet2D"]
+    asked = settings(NETS, {"methods": methods, "folds": folds, "k": 2, "n": [1, 2], "save_segmentations": True}, dims=2)
+    crossval(asked, tmp_path / "a", quiet)
+    views = load_browser({tmp_path / "a" / "browser": ""})
+    assert set(views) == {f"Case{i:02d}" for i in range(CASES)}
+    for case, view in views.items():
+        assert set(view.results) == {"OASIS-2", "ConvNet2D"}
+        x0, x1, y0, y1 = view.crop
+        for name, result in view.results.items():
+            loaded = nibabel.as_closest_canonical(nibabel.load(tmp_path / "a" / "segmentations" / f"{case}__{name}.nii.gz"))
+            assert np.array_equal(np.asarray(loaded.dataobj)[x0:x1, y0:y1], result)
+        depth = view.reference.shape[2]
+        assert [len(rows) for rows in view.atlases["OASIS-2"]] == [2] * depth
+        assert all(sum(row) == pytest.approx(1.0, abs=1e-3) for row in view.weights["OASIS-2"])
+        own = [name == case for rows in view.atlases["OASIS-2"] for name, _, _ in rows]
+        assert any(own) == (folds == "slice")
+        distances = [[d for _, _, d in rows] for rows in view.atlases["OASIS-2"]]
+        assert all(d == sorted(d) for d in distances)
+
+
+def test_fewer_training_patients_are_fewer_atlases(settings, prepared, tmp_path):
+    asked, data = prepared({"train_cases": 3})
+    models = FoldModels(asked, data, split_of(asked, data), Path(asked.cache), quiet)
+    assert {len(models.library(fold)) for fold in models.split.folds} == {3}
+    with pytest.raises(ConfigError, match=r"^n: expected 1 to 3"):
+        split_of(replace(asked, n=(4,)), data)
 
 
 def test_targets_travel_without_labels_and_libraries_without_targets(prepared):

@@ -121,6 +121,18 @@ def test_photograph_is_grey_resized_and_imagenet_normalised():
     torch.testing.assert_close(seen[0][0], (wanted - MEAN) / STD, atol=1e-5, rtol=1e-5)
 
 
+def test_random_vectors_belong_to_the_slice_and_not_to_its_scale_or_its_neighbours():
+    embed = embedder("random")
+    slices = torch.randn(3, 1, 24, 20, generator=torch.Generator().manual_seed(0))
+    vectors = embed(slices)
+    assert torch.equal(vectors, embed(slices))
+    assert torch.equal(vectors[1], embed(slices[1:2])[0])
+    assert torch.equal(vectors, embed(4 * slices))  # a power of two changes no rounding
+    angles = torch.nn.functional.cosine_similarity(vectors[:, None], vectors[None], dim=-1)
+    assert (angles - torch.eye(3)).abs().max() < 0.6
+    assert not torch.equal(embed(slices + 1e-3 * torch.randn_like(slices)), vectors)
+
+
 def test_intensity_is_the_pooled_window():
     slices = noise(3, 1, 32, 48)
     wanted = upright(window(slices)).reshape(3, 16, 3, 16, 2).mean((2, 4)).flatten(1)
@@ -272,7 +284,7 @@ def test_bad_weight_files(tmp_path):
 @pytest.mark.parametrize(
     ("arguments", "match"),
     [
-        ({"name": "resnet"}, "features.name: expected one of efficientnet-lite0, densenet121, intensity, found 'resnet'"),
+        ({"name": "resnet"}, "features.name: expected one of efficientnet-lite0, densenet121, intensity, random, found 'resnet'"),
         ({"name": "intensity", "weights": "x.pth"}, "features.weights: expected null"),
         ({"name": "intensity", "batch": 0}, "features.batch: expected at least 1"),
     ],

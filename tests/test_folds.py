@@ -5,7 +5,7 @@ from dataclasses import replace
 import pytest
 
 from oasis_monai.errors import ConfigError
-from oasis_monai.folds import Fold, Split, check_no_leak, make_split
+from oasis_monai.folds import Fold, Split, check_no_leak, limit_training, make_split
 
 IMAGES = {f"Case{i:02d}": 5 + i % 4 for i in range(11)}
 VOLUMES = dict.fromkeys(IMAGES, 1)
@@ -96,3 +96,19 @@ def test_one_slice_moved_to_the_other_side_is_found():
 def test_what_cannot_work_is_said(arguments, match):
     with pytest.raises(ConfigError, match=match):
         make_split(*arguments)
+
+
+def test_a_smaller_training_set_lies_within_a_larger_one_and_tests_stay():
+    split = make_split(VOLUMES, 3, 4)
+    two, five = limit_training(split, 2), limit_training(split, 5)
+    for fold, small, large in zip(split.folds, two.folds, five.folds, strict=True):
+        assert len(small.train) == 2
+        assert len(large.train) == 5
+        assert set(small.train) < set(large.train) < set(fold.train)
+        assert small.test == large.test == fold.test
+        assert all(small.train[case] == fold.train[case] for case in small.train)
+        assert len({fold.key(), small.key(), large.key()}) == 3
+    assert limit_training(split, 2) == two
+    assert limit_training(make_split(VOLUMES, 3, 5), 2) != two
+    with pytest.raises(ConfigError, match=r"^train_cases: expected 1 to 7, the training patients of fold 0, found 8"):
+        limit_training(split, 8)

@@ -4,11 +4,10 @@ import subprocess
 import sys
 
 import numpy as np
-import pandas as pd
 import pytest
 from PIL import Image
 
-from oasis_monai import overlays, tables
+from oasis_monai import overlays
 from oasis_monai.errors import DataError
 
 SHAPE = (40, 32, 12)
@@ -179,49 +178,6 @@ def test_bad_input(tmp_path, change, match):
     with pytest.raises(DataError, match=match):
         overlays.overlay(tmp_path / "o.png", **(good | change))
     assert not (tmp_path / "o.png").exists()
-
-
-def scores(ns, methods=("FwoW", "OASIS"), labels=("prostate",)):
-    rows = []
-    for method in methods:
-        for n in ns:
-            for label in labels:
-                for i in range(4):
-                    dsc = 0.5 + 0.3 * (method == "OASIS") + 0.01 * n + 0.01 * i
-                    numbers = dict.fromkeys(tables.METRICS[1:], 1.0) | {"dsc": dsc, "reference_ml": 1.0, "volume_ml": 1.0}
-                    place = {"protocol": "patient", "fold": i, "case": f"Case{i}", "label": label, "region": "whole"}
-                    rows.append(place | {"method": method, "n": n, "status": "ok"} | numbers)
-    return pd.DataFrame(rows)
-
-
-def test_curve_draws_each_method_and_its_band(tmp_path):
-    summary = tables.summarise(scores((2, 4, 8)))
-    assert overlays.curve(tmp_path / "c.png", summary)
-    p = pixels(tmp_path / "c.png")
-    blue = (abs(p - (0x2F, 0x7F, 0xD1)) < 12).all(axis=2)
-    orange = (abs(p - (0xD9, 0x82, 0x2B)) < 12).all(axis=2)
-    plot = np.s_[:, : int(0.7 * p.shape[1])]  # the legend stands to the right
-    assert box(blue[plot])[0] > box(orange[plot])[1]  # FwoW wholly below OASIS
-    pale = (abs(p - (0xEA, 0xF2, 0xFA)) < 4).all(axis=2)
-    assert pale.sum() > 500  # the band: the line's blue at a tenth over white
-    assert overlays.curve(tmp_path / "c.svg", summary)
-    assert (tmp_path / "c.svg").read_text() == (overlays.curve(tmp_path / "d.svg", summary) and (tmp_path / "d.svg").read_text())
-
-
-def test_no_curve_without_a_second_n(tmp_path):
-    summary = tables.summarise(scores((6,)))
-    assert overlays.curve(tmp_path / "c.png", summary) is False
-    assert overlays.curve_svg(summary) is None
-    assert not list(tmp_path.iterdir())
-
-
-def test_curve_for_a_page_takes_the_page_s_ink_and_escapes_names():
-    text = overlays.curve_svg(tables.summarise(scores((2, 4), ("<script>alert(1)</script>", "$x_{"), ("<b>", "b"))))
-    assert text.startswith("<svg")
-    assert "currentColor" in text
-    assert overlays._INK not in text
-    assert "<script" not in text
-    assert "<b>" not in text
 
 
 def test_pyplot_is_never_loaded(tmp_path):

@@ -31,7 +31,38 @@ def test_settings_survive_json():
     assert again.identity() == settings.identity()
 
 
+NETS = {"network": {"convnet": [4, 8], "unet": [4, 8]}}
+
+
+def test_methods_are_of_two_kinds():
+    settings = made(NETS, {"methods": ["U-Net3D", "OASIS", "ConvNet3D"]})
+    assert settings.atlas_methods == ("OASIS",)
+    assert settings.networks == ("U-Net3D", "ConvNet3D")
+
+
+def test_what_a_network_s_name_depends_on():
+    plain = made(NETS)
+    for change in ({"n": 5}, {"methods": ["FwoW"]}, {"workers": 3}, {"training": {"pairs": 3}}, {"loss": {"beta": 0}}):
+        assert made(NETS, change).network_identity("U-Net3D") == plain.network_identity("U-Net3D"), change
+    for change in (
+        {"training": {"lr": 1e-3}},
+        {"seed": 1},
+        {"network": {"unet": [4, 9]}},
+        {"augmentation": {"flip": 0.0}},
+        {"preprocessing": {"size": [16, 16, 16]}},
+    ):
+        assert made(NETS, change).network_identity("U-Net3D") != plain.network_identity("U-Net3D"), change
+    assert made(NETS, {"network": {"unet": [4, 9]}}).identity() == plain.identity()
+    assert plain.network_identity("U-Net3D") != plain.network_identity("ConvNet3D")
+
+
 REFUSED = [
+    (NETS | {"methods": ["ConvNet2D"]}, r"^methods: expected methods for spatial_dims=3: .*'U-Net3D'\], found 'ConvNet2D'"),
+    ({"methods": ["U-Net3D"]}, r"^preprocessing\.size: expected multiples of 16, .* for U-Net3D"),
+    ({"workers": 0}, "^workers: expected 1 or more processes, found 0"),
+    ({"train_cases": 1}, "^train_cases: expected 2 or more patients"),
+    ({"train_cases": 3, "folds": "slice"}, r"^train_cases: expected null where folds=slice, found 3"),
+    ({"network": {"depth": 3}}, r"^network\.depth: .*unknown key"),
     ({"n": "many"}, "^n: expected .*whole number.*found 'many'"),
     ({"n": []}, r"^n: expected a number of atlases of 1 or more"),
     ({"n": 0}, "^n: expected a number of atlases of 1 or more"),

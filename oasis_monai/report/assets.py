@@ -83,8 +83,8 @@ nav a,.browser a{color:var(--accent)}
 .browser .bar button[aria-pressed=true]{background:var(--accent);border-color:var(--accent);color:var(--bg)}
 .browser table{white-space:normal}
 .browser td,.browser th{padding:.18rem .35rem}
-.browser .weight{background:linear-gradient(var(--accent),var(--accent)) no-repeat left center;background-size:var(--w) 70%;
- color:inherit}
+.browser .cases button[aria-pressed=true] small{color:inherit}
+.browser .weight{background:linear-gradient(#1f5fa859,#1f5fa859) no-repeat left center;background-size:var(--w) 80%}
 details{margin:1rem 0}
 summary{cursor:pointer;color:var(--accent);font-weight:600;padding:.25rem 0}
 .pairs{display:grid;grid-template-columns:minmax(8rem,max-content) 1fr;gap:.2rem 1.2rem;margin:.4rem 0;font-size:.9rem}

@@ -86,7 +86,7 @@ def _json(value: Any) -> str:
 
 
 def _entry(page: Page, view: CaseView) -> dict[str, Any]:
-    names = sorted(view.results, key=lambda name: (tables.method_rank(name.rpartition("-")[0] or name), name))
+    names = sorted(view.results, key=lambda name: (tables.method_rank(tables.plain_method(name)), name))
     depth, height, width = displayed(view.reference).shape
     return {
         "case": view.case,

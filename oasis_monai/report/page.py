@@ -14,8 +14,8 @@ from pathlib import Path
 import pandas as pd
 
 from oasis_monai import tables
+from oasis_monai.figures import dsc_over_n, svg_element
 from oasis_monai.files import write_text
-from oasis_monai.overlays import curve_svg
 from oasis_monai.report.assets import SCRIPT, STYLE
 from oasis_monai.report.browse import browser_section, browser_views
 from oasis_monai.report.markup import anchor, ci, duration, flat, listed, mapping, number, pairs, picture
@@ -199,9 +199,10 @@ def _study_picture(part: tuple[str, Path, str]) -> str:
 
 
 def _curve(page: Page) -> str:
-    svg = curve_svg(page.summary)
-    if svg is None:
+    figure = dsc_over_n(page.scores)
+    if figure is None:
         return ""
+    svg = svg_element(figure)
     return (
         f"<section><h2>DSC over n</h2><figure class=curve>{svg}</figure><p class=note>Whole structure. A best n read off here is "
         "chosen on the very cases it is scored on; quote it as such.</p></section>"

@@ -1,0 +1,145 @@
+"""A study: arms planned and checked before anything runs, run side by side, resumed, joined, shown."""
+
+import json
+from pathlib import Path
+
+import pandas as pd
+import pytest
+
+from oasis_monai import study as module
+from oasis_monai.errors import ConfigError
+from oasis_monai.study import Arm, Learning, Study, check_study, patient_folds, plan, run_study
+from oasis_monai.study_results import write_results
+from oasis_monai.tables import read_scores
+from tests.conftest import merged
+
+NETS = {"network": {"convnet": [4, 8], "unet": [4, 8]}, "workers": 2, "k": 2}
+PLAIN = {
+    "arms": {
+        "slices": {"protocols": ["slice", "patient"], "settings": {"methods": ["ConvNet2D", "FwoW", "OASIS"]}},
+        "volumes": {
+            "suffix": " 3D",
+            "settings": {
+                "spatial_dims": 3,
+                "preprocessing": {"size": [16, 16, 8], "spacing_mm": [5.0, 5.0, 8.0]},
+                "methods": ["U-Net3D", "FwoW", "OASIS"],
+            },
+        },
+        "no_label_term": {"base": "volumes", "suffix": " 3D, beta = 0", "settings": {"methods": "OASIS", "loss": {"beta": 0.0}}},
+    },
+    "learning": {"base": "volumes", "suffix": " 3D", "train_cases": [2], "settings": {"methods": ["U-Net3D", "OASIS"], "n": 2}},
+    "ablation": ["OASIS", "OASIS 3D"],
+    "n": 2,
+}
+
+
+@pytest.fixture
+def base(config):
+    return config(NETS, {"n": [1, 2]}, dims=2)
+
+
+def names(jobs):
+    return [job.name for job in jobs]
+
+
+def test_the_plan_lays_arms_over_the_base_and_over_each_other(base):
+    jobs = {job.name: job for job in plan(check_study(PLAIN), base)}
+    assert list(jobs) == ["slices-slice", "slices-patient", "volumes", "no_label_term", "learning-002", "learning-all"]
+    assert (jobs["slices-slice"].settings.folds, jobs["slices-patient"].settings.folds) == ("slice", "patient")
+    assert jobs["slices-slice"].settings.spatial_dims == 2
+    volumes, ablated = jobs["volumes"].settings, jobs["no_label_term"].settings
+    assert (volumes.spatial_dims, ablated.spatial_dims) == (3, 3)
+    assert (volumes.loss.beta, ablated.loss.beta) == (1.0, 0.0)
+    assert ablated.methods == ("OASIS",)
+    assert jobs["learning-002"].settings.train_cases == 2
+    assert jobs["learning-all"].settings.train_cases is None
+    assert (jobs["learning-002"].train_cases, jobs["learning-all"].train_cases, jobs["volumes"].train_cases) == (2, 0, None)
+    assert base["spatial_dims"] == 2  # untouched
+
+
+def test_a_learning_curve_fuses_no_more_atlases_than_it_has_and_may_take_some_folds(base):
+    study = Study({"v": Arm({"methods": ["OASIS"]})}, Learning("v", {"n": [1, 6]}, (2, 4), (1,)))
+    jobs = plan(study, base)[1:]
+    assert names(jobs) == ["learning-002-1", "learning-004-1", "learning-all-1"]
+    assert [job.settings.n for job in jobs] == [(1, 2), (1, 4), (1, 6)]
+    assert {job.settings.fold for job in jobs} == {1}
+
+
+@pytest.mark.parametrize(
+    ("change", "match"),
+    [
+        ({"arms": {}}, r"study\.arms: expected one or more named arms"),
+        ({"arms": {"a/b": {}}}, r"study\.arms: expected names of letters"),
+        ({"arms": {"a": {"protocols": ["random"]}}}, r"study\.arms\.a\.protocols"),
+        ({"arms": {"a": {"colour": 1}}}, r"study\.arms\.a\.colour: .*unknown key"),
+        ({"arms": {"a": {"settings": 3}}}, r"study\.arms\.a\.settings"),
+        ({"learning": {"base": "x"}}, r"study\.learning\.base: expected one of the arms"),
+        ({"arms": {"a": {"base": "b"}, "b": {"base": "a"}}, "learning": None}, r"study\.arms\.a\.base: .*not in a circle|circle"),
+        ({"arms": {"a": {"settings": {"methods": ["Oasis"]}}}, "learning": None}, r"study\.arms\.a: methods: expected"),
+        ({"arms": {"a": {"settings": {"training": {"lr": -1}}}}, "learning": None}, r"study\.arms\.a: training\.lr"),
+        ({"n": "six"}, r"study\.n: expected a whole number"),
+        ({"arms": {"a": {"settings": {"methods": ["U-Net3D"]}}}, "learning": None}, r"study\.arms\.a: methods: .*spatial_dims=2"),
+    ],
+)
+def test_what_cannot_work_is_said_before_anything_runs(base, change, match):
+    with pytest.raises(ConfigError, match=match):
+        plan(check_study(PLAIN | change), base)
+
+
+def test_patient_folds_are_those_of_the_cross_validation(settings, prepared):
+    asked, made = prepared()
+    split = module.split_of(asked, made)
+    expected = {case: fold.index for fold in split.folds for case in fold.test}
+    assert patient_folds(asked, sorted(expected)) == expected
+
+
+def test_a_study_runs_is_joined_shown_and_goes_on_where_it_was(base, tmp_path):
+    study, lines = check_study(PLAIN), []
+    run_study(study, base, tmp_path / "run", lines.append)
+    scores = read_scores(tmp_path / "run" / "scores.csv")
+    assert set(scores[scores["protocol"] == "slice"]["method"]) == {"ConvNet2D", "FwoW", "OASIS"}
+    patient = scores[scores["protocol"] == "patient"]
+    assert set(patient["method"]) == {"ConvNet2D", "FwoW", "OASIS", "U-Net3D", "FwoW 3D", "OASIS 3D", "OASIS 3D, beta = 0"}
+    assert patient.groupby(["method", "n", "region"])["case"].nunique().eq(7).all()
+    curve = pd.read_csv(tmp_path / "run" / "learning.csv")
+    assert set(curve["train_cases"]) == {0, 2}
+    # a whole fold is the volumes arm's own model: the same scores, and trained once
+    whole = curve[(curve["train_cases"] == 0) & (curve["method"] == "OASIS 3D") & (curve["region"] == "whole")]
+    arm = scores[(scores["method"] == "OASIS 3D") & (scores["n"] == 2) & (scores["region"] == "whole")]
+    assert whole.sort_values("case")["dsc"].tolist() == pytest.approx(arm.sort_values("case")["dsc"].tolist())
+    trained = sum(line.startswith("trained") for line in lines)
+    assert trained == 2 * (2 + 2 + 2 + 1 + 2)  # folds x (slices twice STM and ConvNet2D, volumes, beta = 0, two patients)
+    told = json.loads((tmp_path / "run" / "run.json").read_text())
+    assert told["arms"]["no_label_term"]["settings"]["loss"]["beta"] == 0.0
+
+    # again: nothing is left to do; an arm that is lost is done again, from the models that are there
+    first = (tmp_path / "run" / "scores.csv").read_bytes()
+    (tmp_path / "run" / "arms" / "volumes" / ".stamp").unlink()
+    lines.clear()
+    run_study(study, base, tmp_path / "run", lines.append)
+    assert "0 networks to train, 1 of 6 cross-validations to score" in lines
+    assert (tmp_path / "run" / "scores.csv").read_bytes() == first
+
+    page = write_results(study, base, tmp_path / "run")
+    results = {p.name for p in (tmp_path / "run" / "results").iterdir()}
+    for name in ("table1_patient", "table1_slice", "ablation_2d_patient", "ablation_3d_patient", "audit", "learning"):
+        assert {f"{name}.csv", f"{name}.md", f"{name}.tex"} <= results
+    for name in ("fig3", "audit", "learning"):
+        assert {f"{name}.svg", f"{name}.png"} <= results
+    text = page.read_text(encoding="utf-8")
+    for piece in ("Table 1, prostate, slice folds", "What the folds do", "Learning curve", "Case browser", "OASIS 3D-2"):
+        assert piece in text
+    assert {p.name for p in (tmp_path / "run").glob("fig4_*.png")} == {
+        *("fig4_2d_patient.png", "fig4_2d_slice.png", "fig4_3d_patient.png")
+    }
+    assert page.read_bytes() == write_results(study, base, tmp_path / "run").read_bytes()
+
+
+def test_another_setting_is_another_stamp(base, tmp_path):
+    one = {"arms": {"a": {"protocols": ["patient"], "settings": {"methods": ["FwoW"]}}}}
+    lines = []
+    run_study(check_study(one), base, tmp_path / "run", lines.append)
+    run_study(check_study(one), merged(base, {"n": [1, 3]}), tmp_path / "run", lines.append)
+    assert lines.count("0 networks to train, 1 of 1 cross-validations to score") == 2
+    assert set(read_scores(tmp_path / "run" / "scores.csv")["n"]) == {1, 3}
+    assert Path(tmp_path / "run" / "arms" / "a" / "browser").is_dir()

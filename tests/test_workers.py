@@ -1,0 +1,94 @@
+"""Work side by side: the same models as one after the other, errors as they were, and no orphans."""
+
+import os
+import signal
+import subprocess
+import sys
+import textwrap
+import time
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+
+from oasis_monai.crossval import crossval
+from oasis_monai.errors import ConfigError
+from oasis_monai.files import load_tensors
+from oasis_monai.workers import side_by_side
+
+
+def quiet(_):
+    """No log."""
+
+
+def weights(cache):
+    return {
+        path.parent.name: load_tensors(path)[0]
+        for path in sorted(Path(cache).glob("models/*/*.safetensors"))
+        if path.name in ("stm.safetensors", "network.safetensors")
+    }
+
+
+def test_side_by_side_gives_the_models_and_scores_of_one_after_the_other(settings, tmp_path):
+    asked = settings({"methods": ["U-Net3D", "OASIS"], "network": {"unet": [4, 8]}, "k": 2, "browser": False})
+    one = crossval(asked, tmp_path / "one", quiet)
+    lines = []
+    two = crossval(replace(asked, workers=2, cache=str(tmp_path / "other")), tmp_path / "two", lines.append)
+    assert one.read_bytes() == two.read_bytes()
+    a, b = weights(asked.cache), weights(tmp_path / "other")
+    assert a.keys() == b.keys()
+    assert len(a) == 4
+    assert all(torch.equal(a[k][name], b[k][name]) for k in a for name in a[k])
+    told = sorted(line.split(":")[0] for line in lines if line.startswith("trained"))
+    assert told == [f"trained {network}, fold {fold}" for network in ("STM", "U-Net3D") for fold in (0, 1)]
+
+
+def fail():
+    raise ConfigError("some.key", "this", "that")
+
+
+def sleep_and_write(path, seconds):
+    time.sleep(seconds)
+    Path(path).write_text(str(os.getpid()))
+
+
+def test_an_error_reaches_the_caller_as_it_was(tmp_path):
+    ended = []
+    with pytest.raises(ConfigError, match=r"some\.key: expected this, found 'that'") as caught:
+        side_by_side(fail, [("a", ())], 1, lambda name, minutes: ended.append(name))
+    assert caught.value.key == "some.key"
+    assert ended == []
+
+
+def test_no_job_needs_no_process():
+    side_by_side(fail, [], 2, lambda name, minutes: None)
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="needs POSIX signals")
+def test_workers_end_when_their_parent_is_killed(tmp_path):
+    script = tmp_path / "main.py"
+    script.write_text(
+        textwrap.dedent(
+            f"""
+            from tests.test_workers import sleep_and_write
+            from oasis_monai.workers import side_by_side
+            if __name__ == "__main__":
+                jobs = [("quick", ({str(tmp_path / "started")!r}, 0)), ("slow", ({str(tmp_path / "slow")!r}, 5))]
+                side_by_side(sleep_and_write, jobs, 1, lambda name, minutes: None)
+            """
+        )
+    )
+    root = str(Path(__file__).resolve().parents[1])
+    process = subprocess.Popen([sys.executable, str(script)], cwd=root, env=os.environ | {"PYTHONPATH": root})
+    deadline = time.monotonic() + 120
+    while not (tmp_path / "started").exists() or not (tmp_path / "started").read_text():
+        assert time.monotonic() < deadline, "the worker never started"
+        time.sleep(0.1)
+    worker = int((tmp_path / "started").read_text())
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    while Path(f"/proc/{worker}").exists() and "zombie" not in Path(f"/proc/{worker}/status").read_text():
+        assert time.monotonic() < deadline, "the worker outlived its parent"
+        time.sleep(0.1)
+    assert not (tmp_path / "slow").exists()
