@@ -22,7 +22,7 @@ from oasis_monai.fold_models import STM, FoldModel, FoldModels
 from oasis_monai.folds import Fold, Split
 from oasis_monai.metrics import score_case
 from oasis_monai.prepare import Log, Prepared, find_and_check, prepare, resolve_device, split_of
-from oasis_monai.preprocess import restore
+from oasis_monai.preprocess import restore_all
 from oasis_monai.record import Clock, run_record
 from oasis_monai.segment import Result
 from oasis_monai.settings import Settings
@@ -128,10 +128,10 @@ def _score_folds(
         with clock("score"):
             target = prepared.targets[case]
             image, reference = _native(settings, prepared.cases[case])
-            labels = {}
-            for (method, n), probability in fused.probability.items():
-                back = restore(probability, target.geometry, target.native, settings.save_probability, case)
-                labels[method, n] = back
+            maps = list(fused.probability.values())
+            restored = restore_all(maps, target.geometry, target.native, settings.save_probability, case)
+            labels = dict(zip(fused.probability, restored, strict=True))
+            for (method, n), back in labels.items():
                 kept[case, method, n] = _keep(settings, run_dir, back, method, n)
                 fold_index = next(f.index for f in folds if case in f.test) if split.protocol == "patient" else -1
                 rows += _rows(settings, split.protocol, fold_index, back, reference, method, n)

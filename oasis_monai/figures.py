@@ -152,7 +152,7 @@ def learning_curve(frame: pd.DataFrame) -> Any | None:
     """Whole DSC over the number of training patients: mean, 95 % interval, and every case as a faint dot; a panel per label.
 
     Args:
-        frame: as :func:`oasis_monai.study_tables.read_learning` gives.
+        frame: as :func:`oasis_monai.learning.read_learning` gives.
     """
     whole = frame[(frame["region"] == "whole") & frame["dsc"].notna()]
     labels = sorted(set(whole["label"]))

@@ -6,6 +6,8 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
+NONE = "\N{EN DASH}"
+
 
 @dataclass(frozen=True)
 class Cell:
@@ -38,6 +40,20 @@ class Grid:
         for row in self.rows:
             if len(row) != len(self.head):
                 raise ValueError(f"{self.name}: expected {len(self.head)} cells in every row, found {len(row)}")
+
+
+def interval_text(statistics: tuple[float, float, float, float], signed: bool = False) -> str:
+    """``81.2 [78.8, 83.5]`` of (mean, sd, low, high), as :func:`oasis_monai.statistics.interval` gives."""
+    mean, _, low, high = statistics
+    text = number_text(mean, signed)
+    return text if math.isnan(low) else f"{text} [{number_text(low, signed)}, {number_text(high, signed)}]"
+
+
+def number_text(value: float, signed: bool = False) -> str:
+    """One decimal; a dash for NaN."""
+    if math.isnan(value):
+        return NONE
+    return (f"{value:+.1f}" if signed else f"{value:.1f}").replace("-", "\N{MINUS SIGN}")
 
 
 def best_bold(columns: Sequence[Sequence[Cell]], highest: Sequence[bool]) -> list[list[Cell]]:

@@ -158,30 +158,40 @@ def restore(
     Raises:
         ValueError: fewer than two classes, or another shape than ``working``'s.
     """
-    _check_shape("probability", probability, working)
-    if len(probability) < 2:
-        raise ValueError(f"probability: expected 2 or more classes, background first, found {len(probability)}")
-    foreground = plain(probability)[1:].float()
-    classes = len(foreground)
-    label = torch.zeros(native.shape, dtype=torch.uint8, device=foreground.device)
-    kept = torch.zeros(classes + 1, *native.shape, device=foreground.device) if keep_probability else None
-    if kept is not None:
-        kept[0] = 1
-    thick = max(1, SLAB_VALUES // max(1, (classes + 3) * native.shape[0] * native.shape[1]))
+    return restore_all([probability], working, native, keep_probability)[0]
+
+
+def restore_all(
+    probabilities: Sequence[torch.Tensor], working: Geometry, native: Geometry, keep_probability: bool = False
+) -> list[tuple[torch.Tensor, torch.Tensor | None]]:
+    """:func:`restore` of several maps of one scan, all of one number of classes: what depends on the grids is worked out once."""
+    for probability in probabilities:
+        _check_shape("probability", probability, working)
+        if len(probability) < 2:
+            raise ValueError(f"probability: expected 2 or more classes, background first, found {len(probability)}")
+    foreground = torch.cat([plain(probability)[1:].float() for probability in probabilities])
+    classes = len(foreground) // len(probabilities)
+    device = foreground.device
+    labels = [torch.zeros(native.shape, dtype=torch.uint8, device=device) for _ in probabilities]
+    kept = [torch.zeros(classes + 1, *native.shape, device=device) for _ in probabilities] if keep_probability else None
+    for background in kept or ():
+        background[0] = 1
+    thick = max(1, SLAB_VALUES // max(1, (len(foreground) + 3) * native.shape[0] * native.shape[1]))
     for first in range(0, native.shape[2], thick):
         last = min(first + thick, native.shape[2])
         slab = _shifted(native, (0, 0, first), (native.shape[0], native.shape[1], last - first))
-        seen = inside(working, slab, foreground.device)
+        seen = inside(working, slab, device)
         if not seen.any():
             continue
         corner, seen = _bounding_box(seen)  # of many scans the field of view is a quarter
-        maps = resample(foreground, working, _shifted(slab, corner, seen.shape), anti_alias=False) * seen
+        every = resample(foreground, working, _shifted(slab, corner, seen.shape), anti_alias=False) * seen
         x, y, z = (slice(c + add, c + add + n) for c, add, n in zip(corner, (0, 0, first), seen.shape, strict=True))
-        label[x, y, z] = decide(enumerate(maps, 1), torch.zeros_like(maps[0]))
-        if kept is not None:
-            kept[1:, x, y, z] = maps
-            kept[0, x, y, z] = (1 - maps.sum(0)).clamp(min=0)
-    return label, kept
+        for number, maps in enumerate(every.split(classes)):
+            labels[number][x, y, z] = decide(enumerate(maps, 1), torch.zeros_like(maps[0]))
+            if kept is not None:
+                kept[number][1:, x, y, z] = maps
+                kept[number][0, x, y, z] = (1 - maps.sum(0)).clamp(min=0)
+    return list(zip(labels, kept or [None] * len(labels), strict=True))
 
 
 def z_score(image: torch.Tensor, where: torch.Tensor, lower: float = 0.0, upper: float = 100.0) -> torch.Tensor:

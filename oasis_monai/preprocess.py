@@ -128,8 +128,15 @@ def restore(
     probability: torch.Tensor, working: Geometry, native: Geometry, keep_probability: bool = False, case: str = ""
 ) -> Segmentation:
     """A probability map (C, \\*working) as a segmentation on the scan's own grid; see :func:`oasis_monai.grids.restore`."""
-    label, kept = grids.restore(probability, working, native, keep_probability)
-    return Segmentation(case, label, kept, native)
+    return restore_all([probability], working, native, keep_probability, case)[0]
+
+
+def restore_all(
+    probabilities: Sequence[torch.Tensor], working: Geometry, native: Geometry, keep_probability: bool = False, case: str = ""
+) -> list[Segmentation]:
+    """:func:`restore` of several maps of one scan at once; see :func:`oasis_monai.grids.restore_all`."""
+    made = grids.restore_all(probabilities, working, native, keep_probability)
+    return [Segmentation(case, label, kept, native) for label, kept in made]
 
 
 def label_lost(volume: Volume, preprocessed: Preprocessed) -> float:

@@ -190,7 +190,7 @@ def run_study(study: Study, config: Mapping[str, Any], run_dir: Path, log: Log =
     tables.write_scores(run_dir / "scores.csv", rows)
     tables.write_summary(run_dir / "summary.csv", tables.summarise(tables.read_scores(run_dir / "scores.csv")))
     if learning:
-        from oasis_monai.study_tables import write_learning
+        from oasis_monai.learning import write_learning
 
         write_learning(run_dir / "learning.csv", learning)
     cases = len(next(iter(prepared.values())).cases)

@@ -16,10 +16,11 @@ from oasis_monai import figures, tables
 from oasis_monai.browser import load_browser
 from oasis_monai.case_grid import case_grid, ranked_cases
 from oasis_monai.files import write_text
+from oasis_monai.learning import learning_table, read_learning
 from oasis_monai.report import StudyParts, write_report
 from oasis_monai.settings import build
 from oasis_monai.study import Study, patient_folds, plan
-from oasis_monai.study_tables import Table, ablation, audit, learning, read_learning, table1, write_table
+from oasis_monai.study_tables import Table, ablation, audit, table1, write_table
 
 FIG3_NOTE = (
     "Mean over cases, band: 95 % t-interval. Level lines: networks without atlases. A best n read off here is chosen on the very "
@@ -69,7 +70,7 @@ def write_results(study: Study, config: Mapping[str, Any], run_dir: Path) -> Pat
         drawings.append(("What the folds do", "audit", drawn, AUDIT_NOTE))
     if study.learning is not None and (run_dir / "learning.csv").exists():
         frame = _sized(read_learning(run_dir / "learning.csv"), len(groups), build(config).k)
-        made["learning"] = learning(frame, f"OASIS{study.learning.suffix}")
+        made["learning"] = learning_table(frame, f"OASIS{study.learning.suffix}")
         drawings.append(("Learning curve", "learning", figures.learning_curve(frame), LEARNING_NOTE))
     for name, table in made.items():
         write_table(out, name, table)

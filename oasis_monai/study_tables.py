@@ -1,4 +1,4 @@
-"""The tables of a study: the paper's Table 1, ablations, the fold audit and the learning curve.
+"""The tables of a study: the paper's Table 1, ablations and the fold audit; the learning curve's stands in ``learning``.
 
 Each is made twice: tidy (one row per value, for a program) and as a :class:`oasis_monai.grid_text.Grid` (for people).
 """
@@ -6,16 +6,15 @@ Each is made twice: tidy (one row per value, for a program) and as a :class:`oas
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import pandas as pd
 
 from oasis_monai import tables
-from oasis_monai.errors import DataError, Fault
 from oasis_monai.files import write_text
-from oasis_monai.grid_text import Cell, Grid, best_bold, latex, markdown
+from oasis_monai.grid_text import NONE, Cell, Grid, best_bold, interval_text, latex, markdown, number_text
 from oasis_monai.statistics import at_best_n, holm, interval, wilcoxon
 from oasis_monai.tables import method_name, method_rank
 
@@ -33,7 +32,6 @@ PRINTED: dict[str, tuple[int, tuple[float, ...]]] = {
 """arXiv 1912.02417, Table 1: n, then aRVD, HD and DSC, each at apex, base and whole."""
 TIDY = ("source", "protocol", "label", "method", "n", "metric", "region", "cases", "misses", "mean", "sd", "ci_low", "ci_high")
 COMPARED = ("difference", "difference_ci_low", "difference_ci_high", "p", "p_holm")
-_NONE = "\N{EN DASH}"
 
 
 class Table(NamedTuple):
@@ -67,11 +65,11 @@ def table1(scores: pd.DataFrame, groups: Mapping[str, int], protocol: str, main:
             if printed and method in PRINTED:
                 n, values = PRINTED[method]
                 names.append((Cell(f"{method_name(method, n)}", math.nan), Cell("printed")))
-                cells.append([*(Cell(f"{v:.2f}", math.nan) for v in values), Cell("50"), *[Cell(_NONE)] * 2])
+                cells.append([*(Cell(f"{v:.2f}", math.nan) for v in values), Cell("50"), *[Cell(NONE)] * 2])
                 tidy += _printed_rows(protocol, label, method, n, values)
             if method not in chosen:
                 names.append((Cell(method, math.nan), Cell("not measured")))
-                cells.append([Cell(_NONE)] * (len(PAPER_METRICS) * len(PAPER_REGIONS) + 3))
+                cells.append([Cell(NONE)] * (len(PAPER_METRICS) * len(PAPER_REGIONS) + 3))
                 continue
             rows, ns = chosen[method]
             numbers = _statistics(rows, PAPER_METRICS, PAPER_REGIONS)
@@ -153,8 +151,8 @@ def ablation(scores: pd.DataFrame, reference: str, n: int, protocol: str) -> Tab
             cells.append(
                 [
                     *(_mean_cell(numbers["dsc", region], "dsc") for region in regions),
-                    Cell(_number(low), low),
-                    Cell(_number(hd95[0]), hd95[0]),
+                    Cell(number_text(low), low),
+                    Cell(number_text(hd95[0]), hd95[0]),
                     Cell(str(_misses(rows, regions))),
                     *_versus_cells(against.get(method)),
                 ]
@@ -219,8 +217,8 @@ def audit(scores: pd.DataFrame, groups: Mapping[str, int]) -> Table:
                 )
                 if text in ("n*", "0"):
                     name = method if text == "0" else f"{method}-n*"
-                    cells = [Cell(_interval_text(means[p]), means[p][0]) for p in ("slice", "patient")]
-                    lines.append((Cell(name), *cells, Cell(_interval_text(gap, signed=True), gap[0]), Cell(str(len(joined)))))
+                    cells = [Cell(interval_text(means[p]), means[p][0]) for p in ("slice", "patient")]
+                    lines.append((Cell(name), *cells, Cell(interval_text(gap, signed=True), gap[0]), Cell(str(len(joined)))))
         if lines:
             head = ("method", "slice folds, DSC %", "patient folds, DSC %", "leakage, points", "cases")
             notes = (
@@ -232,80 +230,11 @@ def audit(scores: pd.DataFrame, groups: Mapping[str, int]) -> Table:
     return Table(pd.DataFrame(tidy), grids)
 
 
-def learning(frame: pd.DataFrame, main: str = "OASIS 3D") -> Table:
-    """The learning curve: whole DSC over the number of training patients, each method compared with ``main`` (paired).
-
-    Args:
-        frame: as :func:`read_learning` gives.
-    """
-    whole = frame[(frame["region"] == "whole") & frame["dsc"].notna()]
-    tidy: list[dict[str, Any]] = []
-    grids = []
-    for label in sorted(set(whole["label"])):
-        of_label = whole[whole["label"] == label]
-        sizes = sorted(set(of_label["train_cases"]))
-        methods = sorted(set(of_label["method"]), key=method_rank)
-        lines = []
-        for method in methods:
-            line: list[Cell] = [Cell(method)]
-            for size in sizes:
-                at = of_label[of_label["train_cases"] == size]
-                rows, other = at[at["method"] == method], at[at["method"] == main]
-                numbers = interval(100 * rows["dsc"].to_numpy())
-                paired = other.merge(rows, on="case", suffixes=("_main", ""))
-                difference = 100 * (paired["dsc_main"] - paired["dsc"]).to_numpy()
-                gap = interval(difference)
-                line.append(Cell(_interval_text(numbers), numbers[0]))
-                tidy.append(
-                    {
-                        **{"label": label, "method": method, "train_cases": size, "cases": len(rows)},
-                        **dict(zip(("mean", "sd", "ci_low", "ci_high"), numbers, strict=True)),
-                        **{"median": float(100 * rows["dsc"].median()), "lowest": float(100 * rows["dsc"].min())},
-                        **{"hd95_mm_median": float(rows["hd95_mm"].median()), "misses": int((rows["status"] == "miss").sum())},
-                        **dict(zip(("main_minus", "main_minus_sd", "main_minus_low", "main_minus_high"), gap, strict=True)),
-                        "p": wilcoxon(difference) if method != main else math.nan,
-                    }
-                )
-            lines.append(line)
-        columns = list(zip(*[line[1:] for line in lines], strict=True))
-        bold = best_bold(columns, [True] * len(columns))
-        body = tuple((lines[i][0], *(column[i] for column in bold)) for i in range(len(lines)))
-        cases = of_label["case"].nunique()
-        note = f"Whole DSC %, mean [95 % interval] over {cases} test cases that no training set holds; patient folds."
-        head = ("method", *(f"{size} patients" for size in sizes))
-        grids.append(Grid("learning", f"Learning curve, {label}", head, body, (note,)))
-    return Table(pd.DataFrame(tidy), grids)
-
-
 def write_table(folder: Path, name: str, table: Table) -> None:
     """``name.csv`` (tidy), ``name.md`` and ``name.tex`` (for people), each whole or not at all."""
     write_text(folder / f"{name}.csv", table.tidy.to_csv(index=False, lineterminator="\n"))
     write_text(folder / f"{name}.md", "\n".join(markdown(grid) for grid in table.grids))
     write_text(folder / f"{name}.tex", "\n".join(latex(grid) for grid in table.grids))
-
-
-def write_learning(path: Path, rows: Iterable[Mapping[str, Any]]) -> None:
-    """Write the learning curve's rows: those of :data:`oasis_monai.tables.SCORE_COLUMNS` behind ``train_cases``."""
-    frame = pd.DataFrame(list(rows), columns=["train_cases", *tables.SCORE_COLUMNS])
-    frame = frame.sort_values(["train_cases", *tables.KEY_COLUMNS], ignore_index=True)
-    write_text(path, frame.to_csv(index=False, lineterminator="\n"))
-
-
-def read_learning(path: Path) -> pd.DataFrame:
-    """Read what :func:`write_learning` wrote.
-
-    Raises:
-        DataError: it is absent or not such a file.
-    """
-    remedy = "run the study again"
-    try:
-        frame = pd.read_csv(path, dtype={"case": str, "label": str}, keep_default_na=False, na_values=[""])
-    except (OSError, ValueError) as error:
-        raise DataError(Fault("", str(path), "the learning curve's scores", str(error), remedy)) from error
-    missing = [c for c in ("train_cases", *tables.SCORE_COLUMNS) if c not in frame]
-    if missing:
-        raise DataError(Fault("", str(path), "the columns of a learning curve", f"no {', '.join(missing)}", remedy))
-    return frame
 
 
 def _in_table1(method: str) -> bool:
@@ -379,28 +308,16 @@ def _printed_rows(protocol: str, label: str, method: str, n: int, values: Sequen
 
 
 def _mean_cell(statistics: tuple[float, float, float, float], metric: str) -> Cell:
-    return Cell(_interval_text(statistics), statistics[0])
-
-
-def _interval_text(statistics: tuple[float, float, float, float], signed: bool = False) -> str:
-    mean, _, low, high = statistics
-    text = _number(mean, signed)
-    return text if math.isnan(low) else f"{text} [{_number(low, signed)}, {_number(high, signed)}]"
-
-
-def _number(value: float, signed: bool = False) -> str:
-    if math.isnan(value):
-        return _NONE
-    return (f"{value:+.1f}" if signed else f"{value:.1f}").replace("-", "\N{MINUS SIGN}")
+    return Cell(interval_text(statistics), statistics[0])
 
 
 def _versus_cells(versus: Mapping[str, float] | None) -> list[Cell]:
     if versus is None:
-        return [Cell(_NONE), Cell(_NONE)]
+        return [Cell(NONE), Cell(NONE)]
     gap = (versus["difference"], math.nan, versus["difference_ci_low"], versus["difference_ci_high"])
     p = versus["p_holm"]
-    text = _NONE if math.isnan(p) else ("< 0.001" if p < 0.001 else f"{p:.3f}")
-    return [Cell(_interval_text(gap, signed=True), gap[0]), Cell(text, p)]
+    text = NONE if math.isnan(p) else ("< 0.001" if p < 0.001 else f"{p:.3f}")
+    return [Cell(interval_text(gap, signed=True), gap[0]), Cell(text, p)]
 
 
 def _n_text(ns: Mapping[int, int]) -> str:

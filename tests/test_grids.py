@@ -333,3 +333,19 @@ def test_a_voxel_that_is_no_number_is_refused_unless_it_is_padding(value):
     got = grids.z_score(image, torch.isfinite(image))
     assert torch.isfinite(got).all()
     assert got[0, 1, 2, 3] == 0
+
+
+@pytest.mark.parametrize("keep", [False, True])
+def test_several_maps_at_once_are_each_alone(keep, monkeypatch):
+    random = torch.Generator().manual_seed(0)
+    native = Geometry((30, 26, 11), np.diag([0.7, 0.7, 3.0, 1.0]))
+    working = grids.centred(native, (1.0, 1.0, None), (16, 12, None))
+    maps = [torch.softmax(3 * torch.randn(3, *working.shape, generator=random), 0) for _ in range(4)]
+    monkeypatch.setattr(grids, "SLAB_VALUES", 30 * 26 * 14 * 2)  # two slices a slab
+    together = grids.restore_all(maps, working, native, keep)
+    monkeypatch.undo()
+    for one, (label, probability) in zip(maps, together, strict=True):
+        alone = grids.restore(one, working, native, keep)
+        assert torch.equal(label, alone[0])
+        assert (probability is None) == (not keep)
+        assert not keep or torch.allclose(probability, alone[1], atol=1e-6)

@@ -7,14 +7,12 @@ import pytest
 
 from oasis_monai.errors import DataError
 from oasis_monai.grid_text import Cell, Grid, best_bold, latex, markdown
+from oasis_monai.learning import learning_table, read_learning, write_learning
 from oasis_monai.study_tables import (
     PRINTED,
     ablation,
     audit,
-    learning,
-    read_learning,
     table1,
-    write_learning,
     write_table,
 )
 from tests import study_rows
@@ -112,7 +110,7 @@ def test_the_audit_s_leakage_is_the_paired_difference():
 def test_the_learning_curve_survives_its_file_and_pairs_cases(tmp_path):
     write_learning(tmp_path / "l.csv", study_rows.learning().to_dict("records"))
     frame = read_learning(tmp_path / "l.csv")
-    made = learning(frame)
+    made = learning_table(frame)
     at = made.tidy.set_index(["method", "train_cases"])
     assert at.loc[("OASIS 3D", 4), "mean"] == pytest.approx(66.45)
     assert at.loc[("U-Net3D", 8), "main_minus"] == pytest.approx(2.0)
