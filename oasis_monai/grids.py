@@ -191,7 +191,7 @@ def restore_all(
             if kept is not None:
                 kept[number][1:, x, y, z] = maps
                 kept[number][0, x, y, z] = (1 - maps.sum(0)).clamp(min=0)
-    return list(zip(labels, kept or [None] * len(labels), strict=True))
+    return [(label, None if kept is None else kept[number]) for number, label in enumerate(labels)]
 
 
 def z_score(image: torch.Tensor, where: torch.Tensor, lower: float = 0.0, upper: float = 100.0) -> torch.Tensor:
