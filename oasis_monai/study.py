@@ -7,8 +7,9 @@ joined. What a finished arm depends on is kept beside it, so a study that is sta
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -195,9 +196,16 @@ def run_study(study: Study, config: Mapping[str, Any], run_dir: Path, log: Log =
         write_learning(run_dir / "learning.csv", learning)
     cases = len(next(iter(prepared.values())).cases)
     record = run_record("study", settings, None, cases, clock.seconds)
+    record["study"] = plain(study)
     record["arms"] = {job.name: {"suffix": job.suffix, "settings": job.settings.to_json()} for job in jobs}
     write_json(run_dir / "run.json", record)
     return run_dir / "scores.csv"
+
+
+def plain(study: Study) -> dict[str, Any]:
+    """A study as plain JSON values, which :func:`check_study` takes back."""
+    told: dict[str, Any] = json.loads(json.dumps(asdict(study)))
+    return told
 
 
 def patient_folds(settings: Settings, cases: Sequence[str]) -> dict[str, int]:
@@ -208,8 +216,8 @@ def patient_folds(settings: Settings, cases: Sequence[str]) -> dict[str, int]:
 
 def _prepared(settings: Settings, known: dict[str, Prepared], log: Log) -> Prepared:
     """The data set as the settings need it, made once for all arms that need the same."""
-    plain = settings.to_json()
-    key = digest([plain[k] for k in ("data", "preprocessing", "features", "spatial_dims", "cache")])
+    told = settings.to_json()
+    key = digest([told[k] for k in ("data", "preprocessing", "features", "spatial_dims", "cache")])
     if key not in known:
         cache = Path(settings.cache)
         known[key] = prepare(settings, find_and_check(settings, cache, log), cache, log)
@@ -218,8 +226,8 @@ def _prepared(settings: Settings, known: dict[str, Prepared], log: Log) -> Prepa
 
 def _stamp(settings: Settings, prepared: Prepared) -> str:
     """What a finished arm depends on: its settings, the data, the code."""
-    plain = {k: v for k, v in settings.to_json().items() if k not in ("workers", "threads", "progress", "device", "align_batch")}
-    return digest([plain, prepared.content, TRAINING_VERSION, SCORING_VERSION])
+    kept = {k: v for k, v in settings.to_json().items() if k not in ("workers", "threads", "progress", "device", "align_batch")}
+    return digest([kept, prepared.content, TRAINING_VERSION, SCORING_VERSION])
 
 
 def _read(path: Path) -> str | None:
@@ -243,22 +251,22 @@ def _join(jobs: Sequence[Job], run_dir: Path) -> tuple[list[dict[str, Any]], lis
     return rows, learning
 
 
-def check_study(plain: Any) -> Study:
+def check_study(given: Any) -> Study:
     """A :class:`Study` from the plain value of the key ``study``.
 
     Raises:
         ConfigError: naming the key.
     """
-    if not isinstance(plain, Mapping) or not isinstance(plain.get("arms"), Mapping) or not plain["arms"]:
-        raise ConfigError("study.arms", "one or more named arms", plain)
+    if not isinstance(given, Mapping) or not isinstance(given.get("arms"), Mapping) or not given["arms"]:
+        raise ConfigError("study.arms", "one or more named arms", given)
     arms = {}
-    for name, values in plain["arms"].items():
+    for name, values in given["arms"].items():
         if not str(name).replace("_", "").replace("-", "").isalnum():
             raise ConfigError("study.arms", "names of letters, digits, - and _", name)
         arms[str(name)] = arm = make_group(Arm, values or {}, f"study.arms.{name}")
         if not arm.protocols or not set(arm.protocols) <= set(PROTOCOLS):
             raise ConfigError(f"study.arms.{name}.protocols", f"one or more of {list(PROTOCOLS)}", list(arm.protocols))
-    learning = plain.get("learning")
+    learning = given.get("learning")
     curve = None if learning is None else make_group(Learning, learning, "study.learning")
-    rest = {k: v for k, v in plain.items() if k not in ("arms", "learning")}
+    rest = {k: v for k, v in given.items() if k not in ("arms", "learning")}
     return make_group(Study, rest, "study", arms=arms, learning=curve)

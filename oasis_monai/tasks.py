@@ -129,11 +129,19 @@ def _check(config: dict[str, Any], job: Mapping[str, Any], run_dir: Path, sweep_
 
 
 def _report(config: dict[str, Any], job: Mapping[str, Any], run_dir: Path, sweep_dir: Path | None) -> None:
-    from oasis_monai.report import write_report
+    from oasis_monai.report import read_run, write_report
 
     if not job["output"]:
         raise ConfigError("output", "the folder of a finished run, with its scores.csv", None, "add output=RUN_DIR")
-    print(f"report: {write_report(Path(job['output']))}")
+    folder = Path(job["output"])
+    run = read_run(folder / "run.json") or {}
+    if run.get("task") == "study":
+        from oasis_monai.study import check_study
+        from oasis_monai.study_results import write_results
+
+        print(f"report: {write_results(check_study(run.get('study')), run.get('settings') or {}, folder)}")
+    else:
+        print(f"report: {write_report(folder)}")
 
 
 def _phantom(config: dict[str, Any], job: Mapping[str, Any], run_dir: Path, sweep_dir: Path | None) -> None:

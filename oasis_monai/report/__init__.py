@@ -1,6 +1,6 @@
 """The report: one self-contained HTML page about a run or a study."""
 
 from oasis_monai.report.page import write_report
-from oasis_monai.report.run import StudyParts
+from oasis_monai.report.run import StudyParts, read_run
 
-__all__ = ["StudyParts", "write_report"]
+__all__ = ["StudyParts", "read_run", "write_report"]

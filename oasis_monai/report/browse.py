@@ -97,9 +97,9 @@ def _entry(page: Page, view: CaseView) -> dict[str, Any]:
         "image": _picture(view.image),
         "reference": run_lengths(view.reference),
         "results": {name: run_lengths(view.results[name]) for name in names},
-        "outside": view.outside,
-        "atlases": view.atlases,
-        "weights": view.weights,
+        "outside": dict(sorted(view.outside.items())),
+        "atlases": dict(sorted(view.atlases.items())),
+        "weights": dict(sorted(view.weights.items())),
         "main": tables.method_name(*page.main),
         "scores": _scores(page, view),
     }
