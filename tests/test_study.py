@@ -1,6 +1,7 @@
 """A study: arms planned and checked before anything runs, run side by side, resumed, joined, shown."""
 
 import json
+import shutil
 from pathlib import Path
 
 import pandas as pd
@@ -148,3 +149,8 @@ def test_another_setting_is_another_stamp(base, tmp_path):
     assert lines.count("0 networks to train, 1 of 1 cross-validations to score") == 2
     assert set(read_scores(tmp_path / "run" / "scores.csv")["n"]) == {1, 3}
     assert Path(tmp_path / "run" / "arms" / "a" / "browser").is_dir()
+    # the same scans in another place are the same
+    moved = shutil.copytree(base["data"]["root"], tmp_path / "moved")
+    again = merged(base, {"n": [1, 3], "data": {"root": str(moved)}, "cache": str(tmp_path / "other"), "workers": 1})
+    run_study(check_study(one), again, tmp_path / "run", lines.append)
+    assert lines[-1] == "0 networks to train, 0 of 1 cross-validations to score"
