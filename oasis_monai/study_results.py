@@ -81,7 +81,7 @@ def write_results(study: Study, config: Mapping[str, Any], run_dir: Path) -> Pat
             figures.write_figure(out / f"{name}.png", figure)
             parts.append((title, figures.svg_element(figure), note))
     browser = {run_dir / "arms" / job.name / "browser": job.suffix for job in plan(study, config) if job.train_cases is None}
-    for name, source in (("scores.csv", "scores.csv"), ("learning_scores.csv", "learning.csv")):
+    for name, source in (("summary.csv", "summary.csv"), ("learning_scores.csv", "learning.csv")):
         if (run_dir / source).exists():
             write_text(out / name, (run_dir / source).read_text(encoding="utf-8"))
     grids = tuple(grid for table in made.values() for grid in table.grids)
