@@ -143,6 +143,16 @@ def test_a_study_s_parts_stand_on_the_page(tmp_path):
     assert cell["text"] == "81.0[80.0, 82.0]"
 
 
+def test_what_differs_in_each_arm_is_told(tmp_path):
+    run_folder(tmp_path)
+    arms = {EVIL: {"settings": {"loss": {"beta": 0.0, "alpha": 1.0}, "new": 3}}, "same": {"settings": {"loss": {"alpha": 1.0}}}}
+    run = {"task": "study", "settings": {"loss": {"beta": 1.0, "alpha": 1.0}}, "arms": arms}
+    (tmp_path / "run.json").write_text(json.dumps(run))
+    page = Page(report.write_report(tmp_path).read_text(encoding="utf-8"))
+    told = [e["text"] for e in page.all("details") if e["text"].startswith("What differs")]
+    assert told == [f"What differs in {EVIL} (2)loss.beta0.0new3"]
+
+
 @pytest.fixture(scope="module")
 def chromium():
     found = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")

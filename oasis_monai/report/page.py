@@ -265,4 +265,9 @@ def _facts(page: Page) -> str:
         rows = list(flat(mapping(run, key)))
         if rows:
             out.append(f"<details><summary>{title} ({len(rows)})</summary>{pairs(rows)}</details>")
+    base = dict(flat(mapping(run, "settings")))
+    for name, arm in mapping(run, "arms").items():
+        own = [(k, v) for k, v in flat(mapping(arm, "settings")) if base.get(k, arm) != v] if isinstance(arm, dict) else []
+        if own:
+            out.append(f"<details><summary>What differs in {escape(name)} ({len(own)})</summary>{pairs(own)}</details>")
     return f"<section>{''.join(out)}</section>" if out else ""
