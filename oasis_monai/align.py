@@ -25,21 +25,32 @@ def one_hot(label: torch.Tensor, classes: int) -> torch.Tensor:
     return torch.cat([label == c for c in range(classes)], 1).float()
 
 
+def with_structures(images: torch.Tensor, structures: torch.Tensor | None) -> torch.Tensor:
+    """What an STM sees of an image: (B, 1, *S), or with the (B, C-1, *S) structures behind it where the STM is a joint one."""
+    return images.float() if structures is None else torch.cat([images.float(), structures.float()], 1)
+
+
 class Aligner:
     """A trained STM with the batch it may hold at once.
 
     Args:
-        model: the network, (B, 1, *S) atlas and target -> coarse field by ``model.field``.
+        model: the network, (B, c, *S) atlas and target -> coarse field by ``model.field``; c is 1, and 1 + the number of
+            structures for a joint STM.
         device: where it runs.
         batch: pairs per forward pass, and the most warped atlases held in memory at once.
     """
 
     def __init__(self, model: nn.Module, device: str | torch.device = "cpu", batch: int = 8) -> None:
         self.model, self.device, self.batch = model.to(device).eval(), torch.device(device), batch
+        self.joint = bool(getattr(getattr(model, "settings", None), "joint", False))
+
+    def seen(self, library: AtlasLibrary, rows: torch.Tensor) -> torch.Tensor:
+        """The atlases ``rows`` as the STM sees an atlas: (P, c, *S) image, and labels for a joint STM."""
+        return with_structures(library.images[rows], foreground(library.labels[rows], library.classes) if self.joint else None)
 
     @torch.inference_mode()
     def fields(self, atlases: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
-        """(P, 1, *S) atlases and their (P, 1, *S) targets -> (P, D, *s) coarse fields, float16 on the CPU.
+        """(P, c, *S) atlases and their (P, c, *S) targets, as the STM sees them -> (P, D, *s) coarse fields, float16 on the CPU.
 
         Half precision is a resolution of 0.01 voxel at 16 voxels; every use, fresh or read back from disk, sees the same numbers.
         """
@@ -77,9 +88,9 @@ class FieldCache:
     key: str
 
     def get(self, target: str, images: torch.Tensor, rows: torch.Tensor, library: AtlasLibrary, aligner: Aligner) -> torch.Tensor:
-        """Fields of the atlases ``rows`` (T, n) for the T images (T, 1, *S) of one target -> (T, n, D, *s) float16.
+        """Fields of the atlases ``rows`` (T, n) for the T images (T, c, *S) of one target -> (T, n, D, *s) float16.
 
-        T is 1 for a volume and the number of slices for a stack of slices.
+        T is 1 for a volume and the number of slices for a stack of slices; a joint STM's images carry the target's estimate.
         """
         path = None if self.folder is None else self.folder / f"{self.key}-{_safe(target)}.safetensors"
         stored = load_if_whole(path) if path else None
@@ -97,7 +108,7 @@ class FieldCache:
         new = rows[:, known.shape[1] :]
         pairs = torch.stack([new.flatten(), torch.arange(len(rows)).repeat_interleave(new.shape[1])])
         made = [
-            aligner.fields(library.images[part[0]].float(), images[part[1]].float())  # gathers a batch, not the case
+            aligner.fields(aligner.seen(library, part[0]), images[part[1]].float())  # gathers a batch, not the case
             for part in pairs.split(aligner.batch, dim=1)
         ]
         fields.append(torch.cat(made).unflatten(0, tuple(new.shape)))
@@ -149,9 +160,16 @@ class LoaTable:
     def _overlaps(self, pairs: torch.Tensor) -> torch.Tensor:
         onto, atlas = pairs[:, 0], pairs[:, 1]
         library = self.library
-        fields = self.aligner.fields(library.images[atlas].float(), library.images[onto].float())
+        onto_seen = with_structures(library.images[onto], self._estimates(onto) if self.aligner.joint else None)
+        fields = self.aligner.fields(self.aligner.seen(library, atlas), onto_seen)
         (_, _, moved), *_ = self.aligner.warped(library, atlas, fields)
         return overlap(moved, one_hot(library.labels[onto].to(moved.device), library.classes)).cpu()
+
+    def _estimates(self, rows: torch.Tensor) -> torch.Tensor:
+        """An atlas that plays the target is seen as a target is: with what the model makes of it, not with its label."""
+        if self.library.estimates is None:
+            raise ValueError("the LOA table of a joint STM needs a library with estimates")
+        return self.library.estimates[rows]
 
     def matrix(self, rows: torch.Tensor) -> torch.Tensor:
         """(n, n) matrix o[j, k] of the atlases ``rows``; ones on the diagonal."""

@@ -164,6 +164,19 @@ def embedder(name: str, weights: str | Path | None = None, device: str = "cpu", 
     return Embedder(f"{name}-{digest[:16]}-v{PREPARATION}", _Photograph(network.eval().to(where)), where, batch)
 
 
+def imagenet_network(name: str, weights: str | Path | None = None) -> torch.nn.Module:
+    """The ImageNet network ``efficientnet-lite0`` or ``densenet121`` with its weights, see :func:`embedder`.
+
+    Raises:
+        ConfigError: unknown name.
+        DataError, OasisError: as :func:`embedder`.
+    """
+    makers = {"efficientnet-lite0": _efficientnet_lite0, "densenet121": _densenet121}
+    if name not in makers:
+        raise ConfigError("features.name", f"one of {list(makers)}", name)
+    return makers[name](weights)[0]
+
+
 class _Photograph:
     """Grey 0..1 slices through an ImageNet network."""
 

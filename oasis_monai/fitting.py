@@ -10,7 +10,7 @@ import math
 import time
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +21,8 @@ from oasis_monai.errors import ConfigError, OasisError
 from oasis_monai.files import load_if_whole, save_tensors, write_text
 
 TRAINING_VERSION = 1  # part of every checkpoint's key; raise it when the same settings would train differently
-SCHEDULES = ("constant", "cosine")
+SCHEDULES = ("constant", "cosine", "warm_cosine")
+WARM_UP = 0.02  # of the budget
 
 
 @dataclass(frozen=True)
@@ -34,7 +35,8 @@ class TrainingSettings:
             these are minutes of computing, so that a busy machine gives every network its full share.
             Whichever comes first ends it. Only a run limited by iterations alone is reproducible.
         lr: Adam's learning rate.
-        schedule: ``cosine`` falls to 1 % of ``lr`` by the end of the budget, ``constant`` stays.
+        schedule: ``cosine`` falls to 1 % of ``lr`` by the end of the budget, ``warm_cosine`` rises to it first (2 % of the
+            budget: weights that were trained before survive the first steps), ``constant`` stays.
         batch: pairs per step of the STM, images per step of a segmentation network.
         pairs: each target's partner is one of its ``pairs`` nearest atlases (feature distance); 0: any other atlas.
         augment: change both images of a pair at random (:class:`oasis_monai.augment.Augmentation`).
@@ -64,6 +66,11 @@ class TrainingSettings:
         require("schedule", self.schedule in SCHEDULES, f"one of {list(SCHEDULES)}")
         require("batch", self.batch > 0, "1 or more pairs")
         require("pairs", self.pairs >= 0, "0 (random) or a number of nearest atlases")
+
+    def part(self, share: float) -> TrainingSettings:
+        """These settings with ``share`` (0..1) of the budget."""
+        iterations = None if self.iterations is None else max(1, round(share * self.iterations))
+        return replace(self, iterations=iterations, minutes=None if self.minutes is None else share * self.minutes)
 
     def identity(self) -> dict[str, Any]:
         """What decides the weights: everything but how often checkpoints are written."""
@@ -172,9 +179,13 @@ def _run(trainer: Trainer, state: _State, path: Path | None, progress: bool, nam
 def _set_rate(trainer: Trainer, share: float) -> None:
     """The learning rate at ``share`` (0..1) of the budget."""
     settings = trainer.settings
-    falling = 0.5 * (1 + math.cos(math.pi * min(1.0, share)))
+    rate = settings.lr
+    if settings.schedule != "constant":
+        rate *= 0.01 + 0.99 * 0.5 * (1 + math.cos(math.pi * min(1.0, share)))
+    if settings.schedule == "warm_cosine":
+        rate *= max(0.01, min(1.0, share / WARM_UP))
     for group in trainer.optimiser.param_groups:
-        group["lr"] = settings.lr * (0.01 + 0.99 * falling if settings.schedule == "cosine" else 1.0)
+        group["lr"] = rate * group.get("scale", 1.0)
 
 
 def _check_weights(model: nn.Module, name: str, state: _State, settings: TrainingSettings) -> None:

@@ -11,7 +11,9 @@ import torch
 from torch import nn
 
 from oasis_monai.align import Aligner, FieldCache, LoaTable
-from oasis_monai.files import digest, load_if_whole, locked
+from oasis_monai.estimation import estimate_library, make_whole, train_estimator, train_volume_network
+from oasis_monai.estimator import Estimator, EstimatorSettings, SliceNet
+from oasis_monai.files import digest, file_digest, load_if_whole, locked, save_tensors
 from oasis_monai.fitting import TRAINING_VERSION
 from oasis_monai.folds import Fold, Split
 from oasis_monai.library import AtlasLibrary
@@ -22,6 +24,9 @@ from oasis_monai.supervised import Predictor, train_network
 from oasis_monai.training import train_stm
 
 STM = "STM"
+ESTIMATOR = "estimator"
+VOLUME = "volume network"
+_FILES = {STM: "stm.safetensors", ESTIMATOR: "estimator.safetensors"}
 
 
 @dataclass(frozen=True)
@@ -35,6 +40,11 @@ class FoldModel:
 
     segmenter: Segmenter | None
     predictors: dict[str, Predictor]
+
+
+def voice(settings: EstimatorSettings) -> dict[str, Any]:
+    """What a :class:`oasis_monai.segment.Segmenter` has to know of its estimator."""
+    return {"estimator_atlases": settings.atlases, "vote": settings.vote}
 
 
 class FoldModels:
@@ -55,20 +65,27 @@ class FoldModels:
         return whole.subset(torch.tensor(keep))
 
     def needed(self) -> list[str]:
-        """The networks that the settings' methods need: :data:`STM` and names of segmentation networks."""
-        return [*([STM] if needs_alignment(self.settings.methods) else []), *self.settings.networks]
+        """The networks that the settings' methods need: :data:`STM` (a joint one brings those of its estimator along),
+        those of the estimator alone, and names of segmentation networks."""
+        own = [STM] if needs_alignment(self.settings.methods) else self._of_the_estimator() if self.settings.joint else []
+        return [*own, *self.settings.networks]
+
+    def _of_the_estimator(self) -> list[str]:
+        return [ESTIMATOR, *([VOLUME] if self.settings.estimator.shares(self.settings.spatial_dims)[1] else [])]
 
     def folder(self, fold: Fold, network: str = STM) -> Path:
         """Where a network of the fold lives."""
         content = {case: self.prepared.content[case] for case in fold.train}
-        own = self.settings.identity() if network == STM else self.settings.network_identity(network)
+        identities = {STM: self.settings.identity, ESTIMATOR: self.settings.estimator_identity}
+        identities[VOLUME] = self.settings.volume_identity
+        own = identities[network]() if network in identities else self.settings.network_identity(network)
         identity: dict[str, Any] = {**own, "split": fold.key(), "content": content, "version": TRAINING_VERSION}
         identity |= {"labels": list(self.settings.data.label_values), "protocol": self.split.protocol}
         return self.cache / "models" / digest(identity)
 
     def trained(self, fold: Fold, network: str = STM) -> bool:
         """Whether a network of the fold is finished."""
-        stored = load_if_whole(self.folder(fold, network) / ("stm.safetensors" if network == STM else "network.safetensors"))
+        stored = load_if_whole(self.folder(fold, network) / _FILES.get(network, "network.safetensors"))
         return stored is not None and bool(stored[1].get("done"))
 
     def missing(self, fold: Fold) -> list[str]:
@@ -80,7 +97,40 @@ class FoldModels:
         settings, library = self.settings, library or self.library(fold)
         folder, device = self.folder(fold, network), resolve_device(settings.device)
         seed, name = settings.seed + fold.index, f"{network} fold {fold.index}"
+        training = settings.training
+        if network == STM and settings.registration.joint:  # before the lock: a lock held in wait for another's may never open
+            library = self.with_estimates(fold, library)
+            training = training.part(settings.estimator.shares(settings.spatial_dims)[2])
         with locked(folder):  # jobs of one sweep may want the same fold at the same time
+            if network == ESTIMATOR:
+                return train_estimator(
+                    library,
+                    settings.estimator,
+                    settings.training,
+                    seed,
+                    folder,
+                    device,
+                    settings.augmentation,
+                    self._spacing_mm(),
+                    self._same_case,
+                    settings.features.distance,
+                    settings.progress,
+                    name,
+                )
+            if network == VOLUME:
+                return train_volume_network(
+                    library,
+                    self._spacing_mm(),
+                    settings.estimator,
+                    settings.network,
+                    settings.training,
+                    seed,
+                    folder,
+                    device,
+                    settings.augmentation,
+                    settings.progress,
+                    name,
+                )
             if network != STM:
                 return train_network(
                     network,
@@ -103,11 +153,11 @@ class FoldModels:
                 self._spacing_mm(),
                 settings.registration,
                 settings.loss,
-                settings.training,
+                training,
                 seed,
                 folder,
                 device,
-                same_case=self.split.protocol == "slice",
+                same_case=self._same_case,
                 distance=settings.features.distance,
                 augmentation=settings.augmentation,
                 progress=settings.progress,
@@ -117,11 +167,49 @@ class FoldModels:
     def segmenter(self, fold: Fold) -> Segmenter:
         """The fold's library with its STM (where a method aligns)."""
         settings, library = self.settings, self.library(fold)
+        more: dict[str, Any] = {"distance": settings.features.distance, "temperature": settings.temperature}
+        if settings.joint:
+            more |= {"estimator": self.estimator(fold, library)} | voice(settings.estimator)
         if not needs_alignment(settings.methods):
-            return Segmenter(library, distance=settings.features.distance)
+            return Segmenter(library, **more)
+        if settings.joint:
+            library = self.with_estimates(fold, library)
         aligner = Aligner(self.train(fold, STM, library), resolve_device(settings.device), settings.align_batch)
         loa = LoaTable(library, aligner, self.folder(fold) / "loa.safetensors")
-        return Segmenter(library, aligner, loa, settings.features.distance, settings.temperature)
+        return Segmenter(library, aligner, loa, **more)
+
+    def estimator(self, fold: Fold, library: AtlasLibrary) -> Estimator:
+        """The joint model's segmentation network of the fold, trained if need be."""
+        network = self.train(fold, ESTIMATOR, library)
+        assert isinstance(network, SliceNet)
+        settings, device = self.settings, resolve_device(self.settings.device)
+        whole = None
+        if VOLUME in self._of_the_estimator():
+            whole = make_whole(self.train(fold, VOLUME, library), settings.network, device)
+        return Estimator(network, settings.estimator.mirror, device, whole=whole, stride=settings.estimator.volume_stride)
+
+    def _estimator_files(self, fold: Fold) -> list[Path]:
+        return [self.folder(fold, name) / _FILES.get(name, "network.safetensors") for name in self._of_the_estimator()]
+
+    def with_estimates(self, fold: Fold, library: AtlasLibrary) -> AtlasLibrary:
+        """The fold's library with what the joint model's segmentation network makes of its atlases, computed once."""
+        if library.estimates is not None:
+            return library
+        settings = self.settings
+        network = self.estimator(fold, library)
+        path = self.folder(fold, ESTIMATOR) / f"estimates-{digest([settings.estimator.mirror])}.safetensors"
+        stored = load_if_whole(path)
+        of = file_digest(*self._estimator_files(fold))
+        if stored is None or stored[1].get("networks") != of:
+            made = estimate_library(network, library, settings.estimator.atlases, self._same_case, settings.features.distance)
+            save_tensors(path, {"estimates": made}, {"networks": of})
+            return library.with_estimates(made)
+        return library.with_estimates(stored[0]["estimates"])
+
+    @property
+    def _same_case(self) -> bool:
+        """Under slice folds an atlas may meet another slice of its own case."""
+        return self.split.protocol == "slice"
 
     def model(self, fold: Fold) -> FoldModel:
         """All that the settings' methods need, trained if need be."""
@@ -136,7 +224,10 @@ class FoldModels:
     def fields(self, fold: Fold, case: str) -> FieldCache:
         """Where the fields onto a test case of the fold are kept: the fold's model, the scan, and how atlases are chosen."""
         features = self.settings.features
-        chosen = digest([features.name, features.weights, features.distance, fold.index, self.prepared.scans[case]])
+        parts: list[Any] = [features.name, features.weights, features.distance, fold.index, self.prepared.scans[case]]
+        if self.settings.joint:  # its fields depend on the estimate
+            parts += [file_digest(*self._estimator_files(fold)), self.settings.estimator.mirror]
+        chosen = digest(parts)
         return FieldCache(self.folder(fold) / "fields", chosen)
 
     def _spacing_mm(self) -> tuple[float, ...]:

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import torch
 
 from oasis_monai.errors import ConfigError, DataError, Fault
+from oasis_monai.estimator import with_neighbours
 from oasis_monai.features import Embedder, slice_features, volume_features
 from oasis_monai.files import load_tensors, save_tensors
 from oasis_monai.nearest import nearest
@@ -26,6 +28,8 @@ class AtlasLibrary:
         cases: (N) ids of the cases the atlases come from.
         slices: (N,) int64 index of the slice along z, -1 for a volume.
         classes: number of classes with the background.
+        context: slices only: (N, 2, *S) float32 images (no labels) of the slices below and above in the same scan.
+        estimates: (N, C-1, *S) float16 what a joint model's segmentation network makes of each atlas; see :meth:`with_estimates`.
     """
 
     images: torch.Tensor
@@ -34,11 +38,12 @@ class AtlasLibrary:
     cases: tuple[str, ...]
     slices: torch.Tensor
     classes: int
+    context: torch.Tensor | None = None
+    estimates: torch.Tensor | None = None
 
     def __post_init__(self) -> None:
         n = len(self.cases)
-        sizes = {"images": self.images, "labels": self.labels, "features": self.features, "slices": self.slices}
-        for name, value in sizes.items():
+        for name, value in self._tensors().items():
             if len(value) != n:
                 raise DataError(
                     Fault("", f"atlas library, {name}", f"{n} rows, as there are cases", str(len(value)), "build it anew")
@@ -46,6 +51,11 @@ class AtlasLibrary:
         if self.images.shape != self.labels.shape:
             found = f"{tuple(self.images.shape)} and {tuple(self.labels.shape)}"
             raise DataError(Fault("", "atlas library", "images and labels of one shape", found, "build it anew"))
+
+    def _tensors(self) -> dict[str, torch.Tensor]:
+        """What there is a row of for every atlas."""
+        found = {k: getattr(self, k) for k in ("images", "labels", "features", "slices", "context", "estimates")}
+        return {k: v for k, v in found.items() if v is not None}
 
     def __len__(self) -> int:
         return len(self.cases)
@@ -59,7 +69,12 @@ class AtlasLibrary:
         index = torch.as_tensor(rows)
         index = index.nonzero()[:, 0] if index.dtype == torch.bool else index.long()
         cases = tuple(self.cases[i] for i in index.tolist())
-        return AtlasLibrary(self.images[index], self.labels[index], self.features[index], cases, self.slices[index], self.classes)
+        chosen: dict[str, Any] = {k: v[index] for k, v in self._tensors().items()}
+        return replace(self, cases=cases, **chosen)
+
+    def with_estimates(self, estimates: torch.Tensor) -> AtlasLibrary:
+        """The library with what a joint model's segmentation network makes of its images, (N, C-1, \\*S)."""
+        return replace(self, estimates=estimates.half())
 
     def without_case(self, case: str) -> AtlasLibrary:
         """The library without the atlases of one case."""
@@ -82,13 +97,14 @@ class AtlasLibrary:
         if twice:
             case, row = twice[0]
             raise DataError(Fault(case, f"slice {row}", "each atlas once", f"{len(twice)} in both libraries", "leave one out"))
-        both = [torch.cat([getattr(self, k), getattr(other, k)]) for k in ("images", "labels", "features", "slices")]
-        return AtlasLibrary(both[0], both[1], both[2], self.cases + other.cases, both[3], self.classes)
+        more = other._tensors()
+        both: dict[str, Any] = {k: torch.cat([v, more[k]]) for k, v in self._tensors().items() if k in more}
+        without = replace(self, context=None, estimates=None)  # where only one of the two has them
+        return replace(without, cases=self.cases + other.cases, **both)
 
     def save(self, path: str | Path) -> None:
         """Write the library with a checksum, whole or not at all."""
-        tensors = {k: getattr(self, k) for k in ("images", "labels", "features", "slices")}
-        save_tensors(path, tensors, {"cases": list(self.cases), "classes": self.classes})
+        save_tensors(path, self._tensors(), {"cases": list(self.cases), "classes": self.classes})
 
     @classmethod
     def load(cls, path: str | Path) -> AtlasLibrary:
@@ -100,7 +116,8 @@ class AtlasLibrary:
         try:
             tensors, meta = load_tensors(path)
             parts = [tensors[k] for k in ("images", "labels", "features", "slices")]
-            return cls(parts[0], parts[1], parts[2], tuple(meta["cases"]), parts[3], int(meta["classes"]))
+            more = tensors.get("context"), tensors.get("estimates")
+            return cls(parts[0], parts[1], parts[2], tuple(meta["cases"]), parts[3], int(meta["classes"]), *more)
         except (OSError, ValueError, KeyError) as error:
             raise DataError(Fault("", str(path), "a whole atlas library", str(error), "build the library again")) from error
 
@@ -121,12 +138,13 @@ def build_library(items: Sequence[Preprocessed], spatial_dims: int, embed: Embed
     faults = [fault for item in items for fault in _faults(item, items[0], spatial_dims, classes)]
     if faults:
         raise DataError(faults)
-    images, labels, features, cases, rows = [], [], [], [], []
+    images, labels, features, cases, rows, context = [], [], [], [], [], []
     for item in items:
         assert item.label is not None
         if spatial_dims == 2:
             images.append(item.image.permute(3, 0, 1, 2))
             labels.append(item.label.permute(3, 0, 1, 2))
+            context.append(with_neighbours(item.image)[:, [0, 2]])
             features.append(slice_features(item.image, embed))
             rows += list(range(item.image.shape[3]))
             cases += [item.case] * item.image.shape[3]
@@ -143,6 +161,7 @@ def build_library(items: Sequence[Preprocessed], spatial_dims: int, embed: Embed
         tuple(cases),
         torch.tensor(rows),
         classes,
+        torch.cat(context).float() if context else None,
     )
 
 

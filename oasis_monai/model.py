@@ -15,22 +15,27 @@ import torch
 
 from oasis_monai.align import Aligner, LoaTable
 from oasis_monai.errors import ConfigError, DataError, Fault, OasisError
+from oasis_monai.estimation import VOLUME_NETWORK, make_estimator, make_whole
+from oasis_monai.estimator import Estimator
 from oasis_monai.features import Embedder, embedder, slice_features, volume_features
 from oasis_monai.files import file_digest, load_tensors, locked, save_tensors, write_json
 from oasis_monai.fitting import network_weights
-from oasis_monai.fold_models import FoldModels
+from oasis_monai.fold_models import FoldModels, voice
 from oasis_monai.folds import Fold, Split
 from oasis_monai.library import AtlasLibrary
-from oasis_monai.networks import SpatialTransformModel
 from oasis_monai.prepare import find_and_check, prepare, resolve_device
 from oasis_monai.preprocess import PreprocessCache, restore
 from oasis_monai.record import Clock, run_record
 from oasis_monai.segment import Segmenter, check_methods
+from oasis_monai.segnets import make_network
 from oasis_monai.settings import Settings, build
+from oasis_monai.supervised import Predictor
+from oasis_monai.training import make_stm
 from oasis_monai.types import Case, Preprocessed
 
 FORMAT = 1
 PARTS = ("stm.safetensors", "library.safetensors")
+ESTIMATOR_PART, VOLUME_PART = "estimator.safetensors", "volume.safetensors"  # of a joint model
 ALL_PAIRS = 2500  # LOA of every pair is computed with the model up to so many; a library of slices computes what it uses
 Log = Callable[[str], None]
 
@@ -41,7 +46,7 @@ def train_model(settings: Settings, folder: Path, log: Log = print) -> Path:
     Training goes on from its checkpoint in ``settings.cache`` when it was interrupted.
     """
     cache, clock = Path(settings.cache), Clock()
-    settings = replace(settings, methods=("OASIS",))
+    settings = replace(settings, methods=("OASIS-joint",) if settings.registration.joint else ("OASIS",))
     with clock("check and read"):
         cases = find_and_check(settings, cache, log)
         prepared = prepare(settings, cases, cache, log)
@@ -57,13 +62,22 @@ def train_model(settings: Settings, folder: Path, log: Log = print) -> Path:
         (folder / "loa.safetensors").unlink(missing_ok=True)  # pairs of the model that was here before
         weights = {f"model.{k}": v for k, v in segmenter.aligner.model.state_dict().items()}
         save_tensors(folder / "stm.safetensors", weights)
+        parts = [*PARTS]
+        if segmenter.estimator is not None:
+            own = {f"model.{k}": v.contiguous() for k, v in segmenter.estimator.model.state_dict().items()}
+            save_tensors(folder / ESTIMATOR_PART, own)
+            parts.append(ESTIMATOR_PART)
+            if isinstance(segmenter.estimator.whole, Predictor):
+                own = {f"model.{k}": v for k, v in segmenter.estimator.whole.model.state_dict().items()}
+                save_tensors(folder / VOLUME_PART, own)
+                parts.append(VOLUME_PART)
         segmenter.library.save(folder / "library.safetensors")
         loa = LoaTable(segmenter.library, segmenter.aligner, folder / "loa.safetensors")
         if len(segmenter.library) ** 2 <= ALL_PAIRS:
             loa.require([torch.arange(len(segmenter.library))])
         loa.save()
         record = run_record("train", settings, None, len(cases), clock.seconds)
-        checksums = {name: file_digest(folder / name) for name in PARTS}
+        checksums = {name: file_digest(folder / name) for name in parts}
         write_json(folder / "model.json", {**record, "format": FORMAT, "checksums": checksums, "cases": list(prepared.cases)})
     return folder
 
@@ -86,18 +100,31 @@ def load_model(folder: Path, device: str = "auto", batch: int = 8) -> tuple[Sett
         ) from error
     if found != FORMAT:
         raise OasisError(f"model: expected format {FORMAT}, found {found} in {folder}; train it again with this version")
-    for name in PARTS:
+    settings = build(plain)
+    with_volume = settings.registration.joint and settings.estimator.shares(settings.spatial_dims)[1] > 0
+    for name in (*PARTS, *([ESTIMATOR_PART] if settings.registration.joint else []), *([VOLUME_PART] if with_volume else [])):
         if not (folder / name).is_file() or file_digest(folder / name) != checksums.get(name):
             raise OasisError(
                 f"model: expected {name} as it was written, found it absent or changed in {folder}; copy the model again"
             )
-    settings = build(plain)
     library = AtlasLibrary.load(folder / "library.safetensors")
-    network = SpatialTransformModel(library.images.shape[2:], settings.registration)
+    network = make_stm(library, settings.registration)
     network.load_state_dict(network_weights(load_tensors(folder / "stm.safetensors")[0]))
     aligner = Aligner(network, resolve_device(device), batch)
     loa = LoaTable(library, aligner, folder / "loa.safetensors")
-    return settings, Segmenter(library, aligner, loa, settings.features.distance, settings.temperature)
+    more: dict[str, Any] = {}
+    if settings.registration.joint:
+        net = make_estimator(library.classes, settings.estimator, pretrained=False)
+        net.load_state_dict(network_weights(load_tensors(folder / ESTIMATOR_PART)[0]))
+        whole = None
+        if with_volume:
+            volume = make_network(VOLUME_NETWORK, library.classes, settings.network)
+            volume.load_state_dict(network_weights(load_tensors(folder / VOLUME_PART)[0]))
+            whole = make_whole(volume, settings.network, resolve_device(device))
+        where, stride = resolve_device(device), settings.estimator.volume_stride
+        estimator = Estimator(net, settings.estimator.mirror, where, whole=whole, stride=stride)
+        more = {"estimator": estimator, **voice(settings.estimator)}
+    return settings, Segmenter(library, aligner, loa, settings.features.distance, settings.temperature, **more)
 
 
 def target_features(target: Preprocessed, spatial_dims: int, embed: Embedder) -> torch.Tensor:

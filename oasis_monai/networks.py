@@ -34,6 +34,8 @@ class StmSettings:
         affine: put an affine network before the local one.
         diffeomorphic: take the predicted field as a stationary velocity field and integrate it.
         squarings: number of squarings of that integration.
+        joint: the STM sees labels as well: an atlas's own, and for the target what the joint model's segmentation network
+            makes of it (:mod:`oasis_monai.estimator`).
     """
 
     body: str = "unet"
@@ -42,6 +44,7 @@ class StmSettings:
     affine: bool = False
     diffeomorphic: bool = False
     squarings: int = 5
+    joint: bool = False
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "channels", tuple(self.channels))
@@ -129,11 +132,13 @@ class SpatialTransformModel(nn.Module):
     Args:
         size: working grid *S*; checked against :meth:`StmSettings.divisor`.
         settings: see :class:`StmSettings`.
+        structures: label channels behind each image, for a joint STM: the number of foreground classes.
 
-    Shapes: ``forward((B, 1, *S) atlas, (B, 1, *S) target) -> (B, D, *S)`` field in voxels (see :mod:`oasis_monai.warp`).
+    Shapes: ``forward((B, 1 + structures, *S) atlas, (B, 1 + structures, *S) target) -> (B, D, *S)`` field in voxels (see
+    :mod:`oasis_monai.warp`).
     """
 
-    def __init__(self, size: Sequence[int], settings: StmSettings | None = None) -> None:
+    def __init__(self, size: Sequence[int], settings: StmSettings | None = None, structures: int = 0) -> None:
         super().__init__()
         from monai.networks.blocks import Convolution
 
@@ -159,7 +164,8 @@ class SpatialTransformModel(nn.Module):
         width = settings.channels[0]
         # kernel covers the stride with one voxel of overlap on each side
         kernel = tuple(s + 2 if s % 2 else s + 1 for s in stride)
-        self.stem = Convolution(dims, 2, width, strides=stride, kernel_size=kernel, norm="instance", act="leakyrelu")
+        seen = 2 * (1 + structures)
+        self.stem = Convolution(dims, seen, width, strides=stride, kernel_size=kernel, norm="instance", act="leakyrelu")
         self.body = _make_body(settings, dims, width)
         self.affine = _AffineNet(self.size, width, len(settings.channels) - 1) if settings.affine else None
 
@@ -167,7 +173,7 @@ class SpatialTransformModel(nn.Module):
         """The coarse field (B, D, *field_size), in voxels of the coarse grid: all there is to keep of an alignment."""
         moved, start = atlas, None
         if self.affine is not None:
-            start = self.affine(atlas, target)
+            start = self.affine(atlas[:, :1], target[:, :1])
             moved = warping.warp(atlas, start)
         field = self.body(self.stem(torch.cat([moved, target], 1))).float()
         if self.settings.diffeomorphic:

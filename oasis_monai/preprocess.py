@@ -21,6 +21,7 @@ import torch
 from oasis_monai import grids, headers, volumes
 from oasis_monai.errors import ConfigError, Fault
 from oasis_monai.files import digest, file_digest, load_if_whole, save_tensors
+from oasis_monai.intensity import LOCAL_MM, local_z_score
 from oasis_monai.types import Case, Geometry, Preprocessed, Segmentation, Volume
 
 PREPROCESS_VERSION = 1
@@ -29,6 +30,7 @@ PREPROCESS_VERSION = 1
 PERCENTILES = (0.5, 99.5)
 """Clipping of the physical setting's robust z-score."""
 
+INTENSITIES = ("zscore", "local")
 _SIZES = {("paper", 2): (320, 320), ("physical", 2): (160, 160), ("physical", 3): (48, 48, 32)}
 _SPACINGS_MM = {("physical", 2): (0.625, 0.625), ("physical", 3): (2.0, 2.0, 3.0)}
 
@@ -43,6 +45,9 @@ class Preprocessing:
             volumes keep their own number of slices).
         size: voxels along x, y (, z). Default 320 x 320 (paper), 160 x 160 or 48 x 48 x 32 (physical).
         spacing_mm: voxel size along x, y (, z); only for ``physical``. Default 0.625 x 0.625 or 2 x 2 x 3 mm.
+        intensity: ``zscore`` (mean 0, deviation 1 over the volume) or ``local``
+            (:func:`oasis_monai.intensity.local_z_score`, for MR with strong coil fields).
+        local_mm: standard deviation of the Gaussian neighbourhood of ``local``.
 
     Raises:
         ConfigError: naming ``preprocessing.<key>``.
@@ -52,6 +57,8 @@ class Preprocessing:
     spatial_dims: int = 3
     size: tuple[int, ...] = ()
     spacing_mm: tuple[float, ...] | None = None
+    intensity: str = "zscore"
+    local_mm: float = LOCAL_MM
 
     def __post_init__(self) -> None:
         if self.name not in ("paper", "physical"):
@@ -64,6 +71,10 @@ class Preprocessing:
             raise ConfigError("preprocessing.name", "'physical' where spatial_dims is 3", self.name, remedy)
         if self.name == "paper" and self.spacing_mm is not None:
             raise ConfigError("preprocessing.spacing_mm", "nothing: 'paper' only resizes", self.spacing_mm, "leave it out (null)")
+        if self.intensity not in INTENSITIES:
+            raise ConfigError("preprocessing.intensity", f"one of {list(INTENSITIES)}", self.intensity)
+        if not 0 < self.local_mm < float("inf"):
+            raise ConfigError("preprocessing.local_mm", "a number of mm above 0", self.local_mm)
         size = self._checked("size", self.size or _SIZES[kind], (int,), "whole number")
         object.__setattr__(self, "size", tuple(int(n) for n in size))
         if self.name == "physical":
@@ -119,7 +130,11 @@ class Preprocessing:
         working = self.working_geometry(volume.geometry)
         image = grids.resample(volume.image, volume.geometry, working)
         lower, upper = PERCENTILES if self.name == "physical" else (0.0, 100.0)
-        image = grids.z_score(image, grids.inside(volume.geometry, working, image.device), lower, upper)
+        inside = grids.inside(volume.geometry, working, image.device)
+        if self.intensity == "local":
+            image = local_z_score(image, inside, [self.local_mm / mm for mm in working.spacing_mm], lower, upper)
+        else:
+            image = grids.z_score(image, inside, lower, upper)
         label = None if volume.label is None else grids.resample_label(volume.label, volume.geometry, working)
         return Preprocessed(volume.case, image, label, working, volume.geometry)
 

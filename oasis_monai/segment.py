@@ -8,8 +8,10 @@ from typing import NamedTuple
 import torch
 
 from oasis_monai import fusion
-from oasis_monai.align import Aligner, FieldCache, LoaTable, one_hot
+from oasis_monai.align import Aligner, FieldCache, LoaTable, one_hot, with_structures
 from oasis_monai.errors import ConfigError
+from oasis_monai.estimation import beside_atlases
+from oasis_monai.estimator import Estimator, with_neighbours
 from oasis_monai.library import AtlasLibrary
 from oasis_monai.losses import ncc
 from oasis_monai.nearest import nearest
@@ -21,6 +23,8 @@ METHODS = {
     "OASIS": "fuse warped labels, weights by LOA among the atlases (R1)",
     "OASIS-consensus": "fuse warped labels, weights by LOA in the target's space (R2)",
     "OASIS-conditioned": "fuse warped labels, weights by LOA, nearer atlases count more (R3)",
+    "OASIS-joint": "fuse warped labels and the joint model's estimate, weights by LOA with the estimate (R4)",
+    "estimate": "the joint model's own estimate, no atlas",
     "majority": "fuse warped labels, equal weights",
     "STAPLE": "STAPLE on the warped labels",
 }
@@ -34,9 +38,13 @@ def check_methods(methods: Sequence[str], more: Sequence[str] = ()) -> tuple[str
     return tuple(dict.fromkeys(methods))
 
 
+JOINT_METHODS = ("OASIS-joint", "estimate")
+"""Methods that only a joint model has."""
+
+
 def needs_alignment(methods: Sequence[str]) -> bool:
-    """FwoW and the segmentation networks need no STM."""
-    return any(m != "FwoW" and m in METHODS for m in methods)
+    """FwoW, the joint model's estimate and the segmentation networks need no STM."""
+    return any(m not in ("FwoW", "estimate") and m in METHODS for m in methods)
 
 
 class Result(NamedTuple):
@@ -58,6 +66,8 @@ class Segmenter:
         loa: the table of R1; made anew when None.
         distance: see :func:`oasis_monai.nearest.nearest`.
         temperature: of R3, see :func:`oasis_monai.fusion.conditioned_weights`.
+        estimator: the segmentation network of a joint model.
+        estimator_atlases, vote: see :class:`oasis_monai.estimator.EstimatorSettings`.
     """
 
     def __init__(
@@ -67,8 +77,12 @@ class Segmenter:
         loa: LoaTable | None = None,
         distance: str = "l2",
         temperature: float = 0.1,
+        estimator: Estimator | None = None,
+        estimator_atlases: int = 0,
+        vote: float = 0.5,
     ) -> None:
         self.library, self.aligner, self.distance, self.temperature = library, aligner, distance, temperature
+        self.estimator, self.estimator_atlases, self.vote = estimator, estimator_atlases, vote
         self.spatial_dims = library.images.ndim - 2
         # not "loa or ...": a table without pairs yet is one as well
         self.loa = loa if loa is not None or aligner is None else LoaTable(library, aligner)
@@ -76,6 +90,15 @@ class Segmenter:
     def images(self, target: Preprocessed) -> torch.Tensor:
         """The target as what an atlas is: (1, 1, x, y, z), or its slices (z, 1, x, y)."""
         return target.image[None] if self.spatial_dims == 3 else target.image.movedim(-1, 0)
+
+    def estimates(self, target: Preprocessed, which: torch.Tensor, rows: torch.Tensor) -> torch.Tensor:
+        """The joint model's estimate of a target's images ``which``, (T, C, *S), beside their nearest atlases ``rows`` (T, n)."""
+        if self.estimator is None:
+            raise ValueError("this needs the segmentation network of a joint model")
+        if self.spatial_dims == 3:
+            return self.estimator.volume(target.image)[None]
+        slices = with_neighbours(target.image)[which]
+        return self.estimator(beside_atlases(slices, self.library, rows[:, : self.estimator_atlases]))
 
     def choose(self, features: torch.Tensor, n: int, exclude_case: str | None = None) -> Selection:
         """The n nearest atlases of every image of a target, by its (T, F) features; never from ``exclude_case``."""
@@ -110,18 +133,29 @@ class Segmenter:
         images = self.images(target)
         which = torch.arange(len(images)) if only is None else only
         images = images[which]
-        chosen = self.choose(features[which], max(ns), exclude_case)
+        needed = max(max(ns), self.estimator_atlases if self.estimator is not None else 0)
+        chosen = self.choose(features[which], needed, exclude_case)
+        joint = self.estimator is not None and any(m != "FwoW" for m in methods)
+        estimates = self.estimates(target, which, chosen.indices) if joint else None
+        chosen = Selection(chosen.indices[:, : max(ns)], chosen.distances[:, : max(ns)])
         made = None
         if needs_alignment(methods):
             if self.aligner is None or self.loa is None:
                 raise ValueError("these methods need an aligner")
-            made = (fields or FieldCache(None, "")).get(target.case, images, chosen.indices, self.library, self.aligner)
+            seen = with_structures(images, estimates[:, 1:] if estimates is not None and self.aligner.joint else None)
+            made = (fields or FieldCache(None, "")).get(target.case, seen, chosen.indices, self.library, self.aligner)
             if {"OASIS", "OASIS-conditioned"} & set(methods):
                 self.loa.require(list(chosen.indices))
         results: dict[tuple[str, int], list[Result]] = {(m, n): [] for m in methods for n in ns}
         for i in range(len(images)):
             for key, result in self._fuse(
-                images[i], chosen.indices[i], chosen.distances[i], None if made is None else made[i], methods, ns
+                images[i],
+                chosen.indices[i],
+                chosen.distances[i],
+                None if made is None else made[i],
+                None if estimates is None else estimates[i],
+                methods,
+                ns,
             ).items():
                 results[key].append(result)
         stacked = {key: self._stack(parts, which, features.shape[0]) for key, parts in results.items()}
@@ -142,6 +176,7 @@ class Segmenter:
         rows: torch.Tensor,
         distances: torch.Tensor,
         fields: torch.Tensor | None,
+        estimate: torch.Tensor | None,
         methods: Sequence[str],
         ns: Sequence[int],
     ) -> dict[tuple[str, int], Result]:
@@ -160,6 +195,10 @@ class Segmenter:
                 w = weights["FwoW", n]
                 results["FwoW", n] = Result(fusion.fuse(labels[:n], w), w)
             del labels
+        if "estimate" in methods:
+            if estimate is None:
+                raise ValueError("the method 'estimate' needs a joint model")
+            results |= {("estimate", n): Result(estimate, None) for n in ns}
         if fields is None or self.aligner is None or self.loa is None:
             return results
         device = self.aligner.device
@@ -177,7 +216,15 @@ class Segmenter:
         if "OASIS-consensus" in methods:
             agreement = self._consensus(rows, fields)
             weights |= {("OASIS-consensus", n): fusion.loa_weights(agreement[:n, :n]) for n in ns}
-        summed = [key for key in keys if key[0] not in ("FwoW", "STAPLE")]
+        if "OASIS-joint" in methods:
+            if estimate is None:
+                raise ValueError("the method 'OASIS-joint' needs a joint model")
+            reference = estimate.to(device)[None]
+            agreement = torch.cat(
+                [fusion.overlap(w, reference.expand_as(w)).cpu() for _, _, w in self.aligner.warped(library, rows, fields)]
+            )
+            weights |= {("OASIS-joint", n): fusion.normalise(agreement[:n]) for n in ns}
+        summed = [key for key in keys if key[0] not in ("FwoW", "STAPLE", "estimate")]
         sums: dict[tuple[str, int], torch.Tensor] = {}
         votes: list[torch.Tensor] = []
         for part, _, labels in self.aligner.warped(library, rows, fields):
@@ -188,7 +235,11 @@ class Segmenter:
                     sums[key] = sums[key] + share if key in sums else share
             if "STAPLE" in methods:
                 votes += [fusion.decide(label).cpu() for label in labels]
-        results |= {key: Result(sums[key].cpu(), weights[key]) for key in summed}
+        for key in summed:
+            fused = sums[key].cpu()
+            if key[0] == "OASIS-joint" and estimate is not None:
+                fused = (1 - self.vote) * fused + self.vote * estimate
+            results[key] = Result(fused, weights[key])
         if "STAPLE" in methods:
             results |= {("STAPLE", n): Result(fusion.staple(torch.stack(votes[:n]), library.classes), None) for n in ns}
         return {key: results[key] for key in keys}

@@ -11,19 +11,21 @@ import math
 import types
 import typing
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, TypeVar
 
 from oasis_monai.augment import Augmentation
 from oasis_monai.errors import ConfigError
+from oasis_monai.estimation import VOLUME_NETWORK
+from oasis_monai.estimator import EstimatorSettings, check_size
 from oasis_monai.fitting import TrainingSettings
 from oasis_monai.folds import PROTOCOLS
 from oasis_monai.losses import RegistrationLoss
 from oasis_monai.metrics import REGIONS
 from oasis_monai.networks import StmSettings
 from oasis_monai.preprocess import Preprocessing
-from oasis_monai.segment import METHODS, check_methods
+from oasis_monai.segment import JOINT_METHODS, METHODS, check_methods
 from oasis_monai.segnets import NETWORKS, NetworkSettings
 
 T = TypeVar("T")
@@ -107,6 +109,7 @@ class Settings:
     training: TrainingSettings
     augmentation: Augmentation
     network: NetworkSettings = field(default_factory=NetworkSettings)
+    estimator: EstimatorSettings = field(default_factory=EstimatorSettings)
     spatial_dims: int = 3
     n: tuple[int, ...] = (6,)
     methods: tuple[str, ...] = ("FwoW", "FWAL", "OASIS")
@@ -156,16 +159,41 @@ class Settings:
             raise ConfigError("train_cases", "null where folds=slice", self.train_cases, "set folds=patient")
         if self.atlas_methods:
             self.preprocessing.check_divisor(self.registration.divisor(self.spatial_dims))
+        joint = [m for m in self.methods if m in JOINT_METHODS]
+        if joint and not self.registration.joint:
+            raise ConfigError("methods", "methods of a model that is not a joint one", joint[0], "set registration.joint=true")
+        if self.joint:
+            check_size(self.preprocessing.size)
+            if self.spatial_dims == 3 and self.estimator.atlases:
+                raise ConfigError("estimator.atlases", "0 where spatial_dims is 3", self.estimator.atlases)
+            if self.estimator.shares(self.spatial_dims)[1]:
+                self._check_volume_network()
         for name in self.networks:
             if NETWORKS[name] != self.spatial_dims:
                 fitting = [*METHODS, *(n for n, dims in NETWORKS.items() if dims == self.spatial_dims)]
                 raise ConfigError("methods", f"methods for spatial_dims={self.spatial_dims}: {fitting}", name)
             self.network.window(self.preprocessing.size, name)
 
+    def _check_volume_network(self) -> None:
+        """The volume network's grid must be one it can halve often enough."""
+        size, stride = self.preprocessing.size, self.estimator.volume_stride
+        if any(n % s for n, s in zip(size, stride, strict=True)):
+            raise ConfigError("estimator.volume_stride", f"divisors of preprocessing.size {size}", stride)
+        try:
+            replace(self.network, patch=None).window([n // s for n, s in zip(size, stride, strict=True)], VOLUME_NETWORK)
+        except ConfigError as error:
+            remedy = "change estimator.volume_stride or preprocessing.size, take fewer levels in network.unet, or volume_share=0"
+            raise ConfigError("estimator.volume_stride", f"a grid of {error.expected}", error.found, remedy) from None
+
     @property
     def atlas_methods(self) -> tuple[str, ...]:
         """Those of ``methods`` that fuse atlases, at every n."""
         return tuple(m for m in self.methods if m in METHODS)
+
+    @property
+    def joint(self) -> bool:
+        """Whether the methods need the segmentation network of a joint model."""
+        return self.registration.joint and any(m != "FwoW" for m in self.atlas_methods)
 
     @property
     def networks(self) -> tuple[str, ...]:
@@ -180,9 +208,22 @@ class Settings:
             "loss": {k: getattr(self.loss, k) for k in ("alpha", "beta", "gamma", "similarity", "smooth")},
             "training": self.training.identity(),
             "augmentation": asdict(self.augmentation) if self.training.augment else None,
-            "features": asdict(self.features) if self.training.pairs else None,
+            "features": asdict(self.features) if self.training.pairs or self.registration.joint else None,
+            "estimator": self.estimator.identity() if self.registration.joint else None,
             "seed": self.seed,
         }
+
+    def estimator_identity(self) -> dict[str, Any]:
+        """What a joint model's segmentation network depends on beside its training data."""
+        shared = self.identity()
+        training = {k: v for k, v in shared["training"].items() if k in ("iterations", "minutes", "augment", "amp")}
+        kept = {k: shared[k] for k in ("preprocessing", "augmentation", "features", "estimator", "seed")}
+        return {**kept, "training": training}
+
+    def volume_identity(self) -> dict[str, Any]:
+        """What a joint model's volume network depends on beside its training data."""
+        estimator = {k: getattr(self.estimator, k) for k in ("share", "volume_share", "volume_stride")}
+        return {**self.network_identity(VOLUME_NETWORK), "estimator": estimator}
 
     def network_identity(self, name: str) -> dict[str, Any]:
         """What a trained segmentation network depends on beside its training data."""
@@ -278,6 +319,7 @@ def build(config: Mapping[str, Any]) -> Settings:
         "training": TrainingSettings,
         "augmentation": Augmentation,
         "network": NetworkSettings,
+        "estimator": EstimatorSettings,
     }
     dims = top.get("spatial_dims", 3)
     made: dict[str, Any] = {name: make_group(kind, top.pop(name, {}), name) for name, kind in groups.items()}

@@ -7,7 +7,7 @@ from pathlib import Path
 import torch
 
 from oasis_monai import warp as warping
-from oasis_monai.align import foreground
+from oasis_monai.align import foreground, with_structures
 from oasis_monai.augment import Augmentation
 from oasis_monai.errors import ConfigError
 from oasis_monai.fitting import Trainer, TrainingSettings, fit, generator
@@ -73,6 +73,7 @@ def train_stm(
     Args:
         library: training atlases, with labels; images (N, 1, *S).
         spacing_mm: voxel size of the working grid, for the augmentation's rotations.
+        stm: a joint STM needs a library with estimates.
         folder: where ``stm.safetensors`` (resumable checkpoint) and ``history.csv`` go; None keeps nothing.
         same_case, distance: see :class:`Pairs`.
 
@@ -81,10 +82,27 @@ def train_stm(
     """
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)  # the initial weights
-        model = SpatialTransformModel(library.images.shape[2:], stm).to(device)
+        model = make_stm(library, stm).to(device)
     trainer = _StmTrainer(library, spacing_mm, model, loss, settings, seed, same_case, distance, augmentation)
     fit(trainer, folder / "stm.safetensors" if folder else None, progress, name)
     return model
+
+
+def make_stm(library: AtlasLibrary, stm: StmSettings) -> SpatialTransformModel:
+    """An STM for the grid and, where it is a joint one, the structures of a library."""
+    return SpatialTransformModel(library.images.shape[2:], stm, library.classes - 1 if stm.joint else 0)
+
+
+def doubted(estimate: torch.Tensor, random: torch.Generator, strength: float = 2.0) -> torch.Tensor:
+    """Estimates (B, C-1, \\*S) as a network would make them of scans it was not trained on: their logits moved up and down by
+    a smooth random field of up to ``strength``. A joint STM trained on the estimates of training scans as they are, which are
+    better than any it will meet, would learn to believe them."""
+    shape = (*estimate.shape[:2], *[4] * (estimate.ndim - 2))
+    size = strength * torch.rand(len(estimate), *[1] * (estimate.ndim - 1), generator=random)
+    coarse = size * (2 * torch.rand(shape, generator=random) - 1)
+    mode = "trilinear" if estimate.ndim == 5 else "bilinear"
+    field = torch.nn.functional.interpolate(coarse, size=estimate.shape[2:], mode=mode, align_corners=True)
+    return torch.sigmoid(torch.logit(estimate.float(), eps=1e-3) + field.to(estimate.device))
 
 
 class _StmTrainer(Trainer):
@@ -105,28 +123,41 @@ class _StmTrainer(Trainer):
         augmentation: Augmentation | None,
     ) -> None:
         self.library, self.spacing_mm, self.model = library, spacing_mm, model
+        self.joint = model.settings.joint
+        if self.joint and library.estimates is None:
+            raise ValueError("a joint STM needs a library with estimates")
         self.optimiser = torch.optim.Adam(model.parameters(), lr=settings.lr)
         self.loss, self.settings, self.seed = loss, settings, seed
         self.augmentation = (augmentation or Augmentation()) if settings.augment else None
         self.pairs = Pairs(library, settings.pairs, distance, same_case)
         self.device = next(model.parameters()).device
 
-    def _batch(self, rows: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    def _batch(self, rows: torch.Tensor, estimated: bool = False) -> tuple[torch.Tensor, torch.Tensor]:
+        """(B, 1, *S) images with (B, m, *S) label channels: the structures, and their estimates where ``estimated``."""
         image = self.library.images[rows].to(self.device, torch.float32)
-        return image, foreground(self.library.labels[rows].to(self.device), self.library.classes)
+        label = foreground(self.library.labels[rows].to(self.device), self.library.classes)
+        if not estimated:
+            return image, label
+        assert self.library.estimates is not None
+        return image, torch.cat([label, self.library.estimates[rows].to(self.device, torch.float32)], 1)
 
     def step(self, number: int) -> torch.Tensor:
         """(4,) the terms of eq. 1: total, similarity, Dice, smoothness."""
         settings, random = self.settings, generator(self.seed, number)
         atlases, targets = self.pairs.draw(settings.batch, random)
-        (atlas, atlas_label), (target, target_label) = self._batch(atlases), self._batch(targets)
+        joint = self.joint
+        (atlas, atlas_label), (target, target_label) = self._batch(atlases), self._batch(targets, joint)
         if self.augmentation is not None:
             flip = self.augmentation.flips(settings.batch, random)
             atlas, atlas_label = self.augmentation(atlas, atlas_label, flip, self.spacing_mm, random)
             target, target_label = self.augmentation(target, target_label, flip, self.spacing_mm, random)
+        seen, onto = atlas, target
+        if joint:
+            target_label, estimate = target_label.split(self.library.classes - 1, 1)
+            seen, onto = with_structures(atlas, atlas_label), with_structures(target, doubted(estimate, random))
         self.model.train()
         with torch.autocast(self.device.type, torch.bfloat16, enabled=settings.amp):
-            ddf = self.model(atlas, target)
+            ddf = self.model(seen, onto)
         moved, moved_label = warping.warp_pair(atlas, atlas_label, ddf)
         terms = self.loss(moved, target, moved_label, target_label, ddf)
         self.optimiser.zero_grad(set_to_none=True)

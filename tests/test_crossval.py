@@ -23,9 +23,9 @@ from oasis_monai.files import load_tensors
 from oasis_monai.fold_models import FoldModels
 from oasis_monai.folds import Split, make_split
 from oasis_monai.prepare import split_of
-from oasis_monai.segment import METHODS
+from oasis_monai.segment import JOINT_METHODS, METHODS
 from tests.command import Command, run
-from tests.conftest import CASES, overrides
+from tests.conftest import CASES, JOINT, JOINT_2D, merged, overrides
 
 REGIONS = ("whole", "apex", "mid", "base")
 THREE = [f"Case{i:02d}" for i in range(3)]
@@ -85,10 +85,14 @@ def test_five_folds_give_one_row_per_case_region_method_and_n_and_again_the_same
     assert told.cases.item() == CASES
 
 
-def test_garbage_in_the_targets_labels_changes_no_segmentation(settings, phantom, tmp_path):
+PLAIN = [m for m in METHODS if m not in JOINT_METHODS]
+
+
+@pytest.mark.parametrize(("model", "methods"), [({}, PLAIN), (JOINT, ["OASIS", "estimate", "OASIS-joint"])], ids=["plain", "joint"])
+def test_garbage_in_the_targets_labels_changes_no_segmentation(settings, phantom, tmp_path, model, methods):
     """The label of a test case reaches nothing but the score: not selection, not training, not fusion."""
     data = copied(phantom, tmp_path)
-    base = {"data": {"root": str(data)}, "methods": list(METHODS), "n": [2], "fold": 1, "save_segmentations": True}
+    base = merged(model, {"data": {"root": str(data)}, "methods": methods, "n": [2], "fold": 1, "save_segmentations": True})
     crossval(settings(base, {"cache": str(tmp_path / "one")}), tmp_path / "a", quiet)
     tested = set(scores_of(tmp_path / "a").case)
     assert 0 < len(tested) < CASES
@@ -99,7 +103,7 @@ def test_garbage_in_the_targets_labels_changes_no_segmentation(settings, phantom
     crossval(settings(base, {"cache": str(tmp_path / "two")}), tmp_path / "b", quiet)
     before, after = pixels(tmp_path / "a"), pixels(tmp_path / "b")
     assert set(before) == set(after)
-    assert len(before) == len(tested) * len(METHODS)
+    assert len(before) == len(tested) * len(methods)
     assert all(np.array_equal(before[name], after[name]) for name in before)
     assert scores_of(tmp_path / "b").dsc.max() < scores_of(tmp_path / "a").dsc.max()
     # and no model: what a fold is trained on has not changed
@@ -391,7 +395,7 @@ def test_a_run_explains_itself(settings, phantom, tmp_path):
 def test_two_structures_from_the_files_to_the_scores(settings, phantom_two_labels, tmp_path):
     labels = {"peripheral zone": 2, "central gland": 1}  # the order of the file's values is not the order of the classes
     data = {"root": str(phantom_two_labels), "labels": labels, "regions": ["whole"]}
-    asked = settings({"data": data, "methods": list(METHODS), "n": [2], "k": 2, "save_segmentations": True})
+    asked = settings({"data": data, "methods": [*PLAIN, *JOINT_METHODS], "n": [2], "k": 2, "save_segmentations": True}, JOINT)
     crossval(asked, tmp_path / "a", quiet)
     rows = scores_of(tmp_path / "a")
     assert len(rows) == CASES * 2 * len(METHODS)
@@ -548,3 +552,25 @@ def test_training_pairs_are_near_by_the_distance_that_is_set(prepared, monkeypat
     split = make_split(dict.fromkeys(data.targets, 1), settings.k, settings.seed)
     FoldModels(settings, data, split, Path(settings.cache), quiet).segmenter(split.folds[0])
     assert asked == [(1, distance)]
+
+
+@pytest.mark.parametrize("dims", [2, 3])
+def test_a_joint_model_repeats_itself_and_its_networks_are_kept(settings, tmp_path, dims):
+    """Slices under slice folds, whose atlases may be of the target's own scan; volumes under patient folds."""
+    more = [JOINT_2D, {"folds": "slice"}] if dims == 2 else []
+    given = {"methods": ["FwoW", "majority", "OASIS", "estimate", "OASIS-joint"], "n": [1, 2], "k": 2}
+    asked = settings(JOINT, *more, given, dims=dims)
+    first = crossval(asked, tmp_path / "a", quiet)
+    models = tmp_path / "cache" / "models"
+    assert len(list(models.iterdir())) == 2 * (3 if dims == 3 else 2)  # a fold: STM, slice network, and in 3D the volume network
+    before = {p: p.stat().st_mtime_ns for p in models.glob("*/*.safetensors") if p.stem != "loa"}
+    assert crossval(asked, tmp_path / "b", quiet).read_bytes() == first.read_bytes()
+    assert before == {p: p.stat().st_mtime_ns for p in models.glob("*/*.safetensors") if p.stem != "loa"}
+    fresh = replace(asked, cache=str(tmp_path / "fresh"))
+    assert crossval(fresh, tmp_path / "c", quiet).read_bytes() == first.read_bytes()
+
+
+def test_the_estimate_alone_trains_no_stm(settings, tmp_path):
+    crossval(settings(JOINT, {"methods": "estimate", "fold": 0}), tmp_path / "a", quiet)
+    assert not list((tmp_path / "cache" / "models").glob("*/stm.safetensors"))
+    assert set(scores_of(tmp_path / "a").method) == {"estimate"}

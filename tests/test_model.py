@@ -10,11 +10,13 @@ import pytest
 import torch
 
 from oasis_monai.errors import ConfigError, OasisError
+from oasis_monai.files import load_tensors
 from oasis_monai.model import load_model, segment_scans, train_model
 from oasis_monai.settings import build
-from oasis_monai.volumes import read_image
+from oasis_monai.types import Case
+from oasis_monai.volumes import read_image, read_volume
 from tests.command import run
-from tests.conftest import CASES, TINY, TINY_2D, merged, overrides
+from tests.conftest import CASES, JOINT, JOINT_2D, TINY, TINY_2D, merged, overrides
 
 
 def quiet(_):
@@ -264,3 +266,28 @@ def test_a_model_of_slices(phantom, scans, tmp_path, no_pictures):
     assert len(told["atlases"]) == len(told["weights"]) == geometry.shape[2]
     assert all(len(slices) == 2 and all(a["slice"] >= 0 for a in slices) for slices in told["atlases"])
     assert 0 < label.sum() < label.size / 4
+
+
+@pytest.mark.parametrize("dims", [2, 3])
+def test_a_joint_model(phantom, scans, tmp_path, no_pictures, dims):
+    """All of its networks travel in the folder; it segments as the model that was just trained does, and none may be missing."""
+    more = {"cache": str(tmp_path / "c"), "data": {"root": str(phantom), "only": ["Case00", "Case01", "Case02"]}}
+    settings = build(merged(TINY, JOINT, *([TINY_2D, JOINT_2D] if dims == 2 else []), more))
+    model = train_model(settings, tmp_path / "m", quiet)
+    _, segmenter = load_model(model)
+    scan = Case("second", scans / "second.nii.gz")
+    target = settings.preprocessing.apply(read_volume(scan, (0, 1)))
+    features = torch.randn(target.image.shape[-1] if dims == 2 else 1, segmenter.library.features.shape[1])
+    first = segmenter(target, features, ("OASIS", "estimate", "OASIS-joint"), (2,))[0]
+    again = load_model(model)[1](target, features, ("OASIS", "estimate", "OASIS-joint"), (2,))[0]
+    assert all(torch.equal(result.probability, again[key].probability) for key, result in first.items())
+    kept = load_tensors(next((tmp_path / "c" / "models").glob("*/estimator.safetensors")))[0]
+    weights = segmenter.estimator.model.state_dict()
+    assert all(torch.equal(v, weights[k.removeprefix("model.")]) for k, v in kept.items())
+    assert segment_scans(model, scans / "second.nii.gz", tmp_path / "o", n=2, method="OASIS-joint", log=quiet) == []
+    assert label_on(tmp_path / "o" / "second_segmentation.nii.gz")[0].size
+    for part in ("estimator", *(["volume"] if dims == 3 else [])):
+        spoilt = Path(shutil.copytree(model, tmp_path / part))
+        (spoilt / f"{part}.safetensors").unlink()
+        with pytest.raises(OasisError, match=rf"{part}\.safetensors as it was written"):
+            load_model(spoilt)

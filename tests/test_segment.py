@@ -8,10 +8,10 @@ from oasis_monai import fusion, warp
 from oasis_monai.align import Aligner, FieldCache, LoaTable
 from oasis_monai.errors import ConfigError
 from oasis_monai.library import AtlasLibrary
-from oasis_monai.segment import METHODS, Segmenter, check_methods, needs_alignment
+from oasis_monai.segment import JOINT_METHODS, METHODS, Segmenter, check_methods, needs_alignment
 from oasis_monai.types import Geometry, Preprocessed
 
-ALL = tuple(METHODS)
+ALL = tuple(m for m in METHODS if m not in JOINT_METHODS)
 CLASSES = 3
 
 
@@ -277,5 +277,5 @@ def test_unknown_methods(methods, match):
 
 def test_known_methods():
     assert check_methods(["OASIS", "FwoW", "OASIS"]) == ("OASIS", "FwoW")
-    assert [m for m in METHODS if not needs_alignment([m])] == ["FwoW"]
+    assert [m for m in METHODS if not needs_alignment([m])] == ["FwoW", "estimate"]
     assert needs_alignment(["FwoW", "STAPLE"])

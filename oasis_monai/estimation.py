@@ -1,0 +1,210 @@
+"""Fit the joint model's segmentation network on one library: single slices, the same augmentation and loss as its opponents."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from pathlib import Path
+
+import torch
+from torch import nn
+
+from oasis_monai.align import foreground, one_hot
+from oasis_monai.augment import Augmentation
+from oasis_monai.estimator import Estimator, EstimatorSettings, SliceNet, check_size, pool
+from oasis_monai.fitting import Trainer, TrainingSettings, fit, generator
+from oasis_monai.library import AtlasLibrary
+from oasis_monai.nearest import nearest
+from oasis_monai.segnets import NetworkSettings
+from oasis_monai.supervised import Predictor, train_network
+
+VOLUME_NETWORK = "U-Net3D"
+
+
+def beside_atlases(slices: torch.Tensor, library: AtlasLibrary, rows: torch.Tensor) -> torch.Tensor:
+    """Put atlases beside slices: (B, 3, x, y) and the (B, k) rows of their atlases -> (B, 3 + k * C, x, y): per atlas its
+    image, then its structures, unaligned."""
+    parts = [slices]
+    for column in rows.unbind(1):
+        parts += [library.images[column].float(), foreground(library.labels[column], library.classes)]
+    return torch.cat(parts, 1)
+
+
+def make_estimator(classes: int, settings: EstimatorSettings, pretrained: bool | None = None) -> SliceNet:
+    """The network of the settings; ``pretrained=False`` where weights are loaded over it anyway."""
+    start = settings.pretrained if pretrained is None else pretrained
+    return SliceNet(classes, settings.atlases * classes, settings.decoder, start)
+
+
+def train_estimator(
+    library: AtlasLibrary,
+    settings: EstimatorSettings,
+    training: TrainingSettings,
+    seed: int,
+    folder: Path | None,
+    device: str | torch.device = "cpu",
+    augmentation: Augmentation | None = None,
+    spacing_mm: tuple[float, ...] = (1.0, 1.0),
+    same_case: bool = False,
+    distance: str = "l2",
+    progress: bool = True,
+    name: str = "estimator",
+) -> SliceNet:
+    """Train the network on its share of the budget, or load it when ``folder`` already holds the finished one.
+
+    Args:
+        library: training atlases, slices or volumes, with labels.
+        folder: where ``estimator.safetensors`` (resumable checkpoint) and ``history.csv`` go; None keeps nothing.
+        spacing_mm: voxel size of the working grid, for the augmentation's rotations.
+        same_case: whether a slice's neighbours may be of its own case (slice folds).
+
+    Raises:
+        ConfigError: the grid is too small.
+        OasisError: the loss is no longer finite; the last good checkpoint stays.
+    """
+    check_size(tuple(library.images.shape[2:]))
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)  # the decoder's initial weights
+        model = make_estimator(library.classes, settings).to(device)
+    budget = replace(training.part(settings.shares(library.spatial_dims)[0]), lr=settings.lr, schedule="warm_cosine")
+    trainer = _EstimatorTrainer(library, model, settings, budget, seed, augmentation, spacing_mm, same_case, distance)
+    fit(trainer, folder / "estimator.safetensors" if folder else None, progress, name)
+    return model
+
+
+def coarser(library: AtlasLibrary, stride: Sequence[int]) -> AtlasLibrary:
+    """A library of volumes on the volume network's grid: images averaged over blocks of ``stride`` voxels, labels by majority."""
+    hot = torch.stack([pool(one_hot(label[None], library.classes), stride)[0] for label in library.labels])
+    labels = hot.argmax(1, keepdim=True).to(torch.uint8)
+    return replace(library, images=pool(library.images.float(), stride), labels=labels, estimates=None)
+
+
+def train_volume_network(
+    library: AtlasLibrary,
+    spacing_mm: tuple[float, ...],
+    settings: EstimatorSettings,
+    network: NetworkSettings,
+    training: TrainingSettings,
+    seed: int,
+    folder: Path | None,
+    device: str | torch.device = "cpu",
+    augmentation: Augmentation | None = None,
+    progress: bool = True,
+    name: str = "volume network",
+) -> nn.Module:
+    """Train the U-Net on whole volumes on its share of the budget, as :func:`oasis_monai.supervised.train_network`."""
+    coarse_mm = tuple(mm * s for mm, s in zip(spacing_mm, settings.volume_stride, strict=True))
+    budget = training.part(settings.shares(3)[1])
+    library, network = coarser(library, settings.volume_stride), replace(network, patch=None)
+    return train_network(VOLUME_NETWORK, library, coarse_mm, network, budget, seed, folder, device, augmentation, progress, name)
+
+
+def make_whole(
+    network: nn.Module, settings: NetworkSettings, device: str | torch.device = "cpu"
+) -> Callable[[torch.Tensor], torch.Tensor]:
+    """The trained volume network as :class:`oasis_monai.estimator.Estimator` wants it."""
+    return Predictor(network, VOLUME_NETWORK, replace(settings, patch=None), device)
+
+
+def estimate_library(
+    estimator: Estimator, library: AtlasLibrary, atlases: int = 0, same_case: bool = False, distance: str = "l2"
+) -> torch.Tensor:
+    """What the network makes of every atlas of its own library: (N, C-1, \\*S) float16. A slice never sees itself as an atlas."""
+    if library.spatial_dims == 3:
+        return torch.stack([estimator.volume(image)[1:].half() for image in library.images])
+    near = _near(library, atlases, same_case, distance)
+    parts = [estimator(beside_atlases(_slices(library, rows), library, near[rows]))[:, 1:].half() for rows in _blocks(library)]
+    return torch.cat(parts)
+
+
+def _blocks(library: AtlasLibrary, size: int = 64) -> tuple[torch.Tensor, ...]:
+    return torch.arange(len(library)).split(size)
+
+
+def _slices(library: AtlasLibrary, rows: torch.Tensor) -> torch.Tensor:
+    """(B, 3, x, y) atlases of a library of slices between their neighbours."""
+    if library.context is None:
+        raise ValueError("a library of slices without their neighbours; build it again")
+    below, above = library.context[rows].split(1, 1)
+    return torch.cat([below, library.images[rows], above], 1).float()
+
+
+def _near(library: AtlasLibrary, count: int, same_case: bool, distance: str = "l2") -> torch.Tensor:
+    """(N, count) the nearest atlases of every atlas."""
+    if not count:
+        return torch.empty((len(library), 0), dtype=torch.int64)
+    names = {case: number for number, case in enumerate(dict.fromkeys(library.cases))}
+    own = torch.arange(len(library)) if same_case else torch.tensor([names[case] for case in library.cases])
+    return nearest(library.features, library.features, count, distance, exclude=(own, own))[0]
+
+
+class _EstimatorTrainer(Trainer):
+    """One step of training on slices drawn from the whole library; see :class:`oasis_monai.fitting.Trainer`."""
+
+    terms = ("loss",)
+
+    def __init__(
+        self,
+        library: AtlasLibrary,
+        model: SliceNet,
+        estimator: EstimatorSettings,
+        settings: TrainingSettings,
+        seed: int,
+        augmentation: Augmentation | None,
+        spacing_mm: tuple[float, ...],
+        same_case: bool,
+        distance: str,
+    ) -> None:
+        from monai.losses import DiceCELoss
+
+        self.library, self.model, self.settings, self.seed, self.count = library, model, settings, seed, estimator.slices
+        self.device = next(model.parameters()).device
+        self.model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        own = {id(p) for p in model.encoder.parameters()}
+        groups = [
+            {"params": list(model.encoder.parameters()), "scale": estimator.encoder_lr},
+            {"params": [p for p in model.parameters() if id(p) not in own], "scale": 1.0},
+        ]
+        self.optimiser = torch.optim.AdamW(groups, lr=settings.lr, weight_decay=1e-4)
+        self.augmentation = (augmentation or Augmentation()) if settings.augment else None
+        self.spacing_mm = spacing_mm[:2]
+        # over the batch, not per slice: a slice without the structure has no Dice of its own
+        self.loss = DiceCELoss(softmax=True, include_background=False, batch=True)
+        self.near = _near(library, estimator.atlases, same_case, distance)
+        # volumes: (row, z) of every slice that shows something; padding beyond the scan teaches nothing
+        self.places: torch.Tensor | None = None
+        if library.spatial_dims == 3:
+            images = library.images
+            self.places = (images.amax((1, 2, 3)) > images.amin((1, 2, 3))).nonzero()
+
+    def _draw(self, random: torch.Generator) -> tuple[torch.Tensor, torch.Tensor]:
+        """(B, 3 + extra, x, y) slices and their (B, C-1, x, y) structures."""
+        library = self.library
+        if self.places is None:
+            rows = torch.randint(len(library), (self.count,), generator=random)
+            image = beside_atlases(_slices(library, rows), library, self.near[rows])
+            return image, foreground(library.labels[rows], library.classes)
+        chosen = self.places[torch.randint(len(self.places), (self.count,), generator=random)].tolist()
+        last = library.images.shape[-1] - 1
+        around = [[max(z - 1, 0), z, min(z + 1, last)] for _, z in chosen]
+        image = torch.stack([library.images[row, 0][..., zs].movedim(-1, 0) for (row, _), zs in zip(chosen, around, strict=True)])
+        label = torch.stack([library.labels[row, :, :, :, z] for row, z in chosen])
+        return image.float(), foreground(label, library.classes)
+
+    def step(self, number: int) -> torch.Tensor:
+        """(1,) the loss."""
+        random = generator(self.seed, number)
+        image, label = (part.to(self.device) for part in self._draw(random))
+        if self.augmentation is not None:
+            flip = self.augmentation.flips(self.count, random)
+            first, rest = self.augmentation(image[:, :1], torch.cat([image[:, 1:], label], 1), flip, self.spacing_mm, random)
+            image, label = torch.cat([first, rest[:, : image.shape[1] - 1]], 1), rest[:, image.shape[1] - 1 :]
+        self.model.train()
+        with torch.autocast(self.device.type, torch.bfloat16, enabled=self.settings.amp and self.device.type != "cpu"):
+            output = self.model(image.contiguous(memory_format=torch.channels_last))
+        target = torch.cat([(1 - label.sum(1, keepdim=True)).clamp(0, 1), label], 1)
+        loss = self.loss(output.float(), target)
+        self.optimiser.zero_grad(set_to_none=True)
+        loss.backward()
+        self.optimiser.step()
+        return loss.detach()[None]

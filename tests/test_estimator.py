@@ -1,0 +1,314 @@
+"""The joint model: its segmentation network, the STM that sees labels, and the vote of both."""
+
+from dataclasses import replace
+
+import pytest
+import torch
+
+from oasis_monai import fusion, training, warp
+from oasis_monai.align import Aligner, LoaTable, foreground, one_hot
+from oasis_monai.errors import ConfigError
+from oasis_monai.estimation import beside_atlases, estimate_library, make_estimator, train_estimator
+from oasis_monai.estimator import Estimator, EstimatorSettings, SliceNet, with_neighbours
+from oasis_monai.features import imagenet_network
+from oasis_monai.fitting import TrainingSettings
+from oasis_monai.library import AtlasLibrary
+from oasis_monai.losses import RegistrationLoss
+from oasis_monai.networks import StmSettings
+from oasis_monai.segment import Segmenter
+from oasis_monai.training import doubted, make_stm, train_stm
+from oasis_monai.types import Geometry, Preprocessed
+
+SMALL = EstimatorSettings(decoder=(8, 8, 8, 8, 8), slices=2, pretrained=False, share=0.5, volume_share=0.0)
+SHORT = TrainingSettings(iterations=4, minutes=None, checkpoint_minutes=1e-12)
+JOINT = StmSettings(channels=(4, 8), field_stride=(2,), joint=True)
+
+
+def discs(dims, cases=4, per_case=2, size=32, classes=2):
+    """A library of discs (2D) or rods (3D), each at a place of its own, with a second structure inside when asked for."""
+    grid = torch.stack(torch.meshgrid(torch.arange(size), torch.arange(size), indexing="ij")).float()
+    images, labels = [], []
+    for number in range(cases * (per_case if dims == 2 else 1)):
+        turn = torch.tensor(2.4 * number)
+        centre = size / 2 + 4 * torch.stack([turn.cos(), turn.sin()])
+        distance = (grid - centre[:, None, None]).square().sum(0).sqrt()
+        image, label = torch.sigmoid(8 - distance), (distance < 8).to(torch.uint8)
+        if classes == 3:
+            label += (distance < 4).to(torch.uint8)
+            image = image + torch.sigmoid(4 - distance)
+        if dims == 3:
+            image, label = (x[..., None].repeat(1, 1, 4) for x in (image, label))
+        images.append(image[None])
+        labels.append(label[None])
+    count = len(images)
+    images, labels = torch.stack(images), torch.stack(labels)
+    names = tuple(f"c{n // (per_case if dims == 2 else 1)}" for n in range(count))
+    slices = torch.arange(count) % per_case if dims == 2 else torch.full((count,), -1)
+    features = torch.randn(count, 5, generator=torch.Generator().manual_seed(0))
+    context = torch.cat([images, images], 1) if dims == 2 else None
+    return AtlasLibrary(images, labels, features, names, slices, classes, context)
+
+
+def net(seed=0, **more):
+    torch.manual_seed(seed)
+    return SliceNet(2, decoder=(8, 8, 8, 8, 8), **more).eval()
+
+
+def test_neighbours_stand_beside_every_slice():
+    volume = torch.arange(5.0).expand(1, 2, 3, 5)
+    got = with_neighbours(volume)
+    assert got.shape == (5, 3, 2, 3)
+    assert got[:, :, 0, 0].tolist() == [[0, 0, 1], [0, 1, 2], [1, 2, 3], [2, 3, 4], [3, 4, 4]]
+    assert with_neighbours(volume[..., :1])[:, :, 0, 0].tolist() == [[0, 0, 0]]
+
+
+def test_the_encoder_is_the_network_that_selects_atlases():
+    """Pre-trained stages give, at every stride, what the ImageNet network itself computes."""
+    model, whole = net(), imagenet_network("efficientnet-lite0").eval()
+    image = torch.randn(1, 3, 64, 64, generator=torch.Generator().manual_seed(1))
+    seen = {}
+    model.up[0].register_forward_hook(lambda _, given, __: seen.update(given=given[0]))
+    x = whole._swish(whole._bn0(whole._conv_stem(image)))
+    stages = []
+    for block in whole._blocks:
+        if block._depthwise_conv.stride[0] == 2:
+            stages.append(x)
+        x = block(x)
+    with torch.no_grad():
+        model(image)
+    lowest = torch.nn.functional.interpolate(x, size=stages[-1].shape[2:])
+    torch.testing.assert_close(seen["given"], torch.cat([lowest, stages[-1]], 1))
+
+
+def test_statistics_of_imagenet_stay():
+    model = net().train()
+    before = {k: v.clone() for k, v in model.encoder.state_dict().items() if "running" in k}
+    model(torch.randn(2, 3, 32, 32))
+    assert before
+    assert all(torch.equal(v, model.encoder.state_dict()[k]) for k, v in before.items())
+    assert model.last.training
+
+
+def test_atlases_start_without_a_say_in_the_encoder():
+    model = net(extra=4)
+    assert model.extra is not None
+    assert not model.extra.weight.any()
+    assert model(torch.randn(1, 7, 32, 32)).shape == (1, 2, 32, 32)
+
+
+@pytest.mark.parametrize("size", [(32, 32), (40, 56), (33, 50)])
+def test_every_size_from_32_up(size):
+    logits = net(pretrained=False)(torch.randn(1, 3, *size))
+    assert logits.shape == (1, 2, *size)
+    assert bool(torch.isfinite(logits).all())
+
+
+def test_mirrored_scans_get_mirrored_estimates():
+    model = net(pretrained=False)
+    image = torch.rand(1, 32, 32, 5, generator=torch.Generator().manual_seed(2))
+    both, alone = Estimator(model, mirror=True, batch=2), Estimator(model, mirror=False)
+    torch.testing.assert_close(both.volume(image.flip(1)), both.volume(image).flip(1), atol=1e-5, rtol=1e-4)
+    assert not torch.allclose(alone.volume(image.flip(1)), alone.volume(image).flip(1), atol=1e-3)
+    torch.testing.assert_close(
+        both.volume(image), (alone.volume(image) + alone.volume(image.flip(1)).flip(1)) / 2, atol=1e-5, rtol=1e-4
+    )
+
+
+@pytest.mark.parametrize("dims", [2, 3])
+def test_it_learns_a_disc(dims):
+    library = discs(dims)
+    short = replace(SMALL, lr=5e-3, share=0.5, slices=4)
+    model = train_estimator(library, short, replace(SHORT, iterations=120), 0, None, progress=False)
+    images = library.images if dims == 3 else [image[..., None] for image in library.images]
+    estimator = Estimator(model, mirror=False)
+    for image, label in zip(images, library.labels, strict=True):
+        got = estimator.volume(image)[1] >= 0.5
+        truth = label[0] == 1 if dims == 3 else (label[0] == 1)[..., None]
+        assert 2 * float((got & truth).sum()) / float(got.sum() + truth.sum()) > 0.9
+
+
+def test_a_killed_training_ends_with_the_same_weights(tmp_path, monkeypatch):
+    from oasis_monai import estimation
+
+    library, settings = discs(2), replace(SMALL, atlases=1)
+    whole = train_estimator(library, settings, SHORT, 1, tmp_path / "a", progress=False)
+    step = estimation._EstimatorTrainer.step
+
+    class Killed(BaseException):
+        pass
+
+    def dying(self, number):
+        if number == 1:
+            raise Killed
+        return step(self, number)
+
+    monkeypatch.setattr(estimation._EstimatorTrainer, "step", dying)
+    with pytest.raises(Killed):
+        train_estimator(library, settings, SHORT, 1, tmp_path / "b", progress=False)
+    monkeypatch.setattr(estimation._EstimatorTrainer, "step", step)
+    again = train_estimator(library, settings, SHORT, 1, tmp_path / "b", progress=False)
+    assert all(torch.equal(v, again.state_dict()[k]) for k, v in whole.state_dict().items())
+
+
+def test_the_budget_is_shared():
+    half = TrainingSettings(iterations=100, minutes=8.0).part(0.75)
+    assert (half.iterations, half.minutes) == (75, 6.0)
+    assert TrainingSettings(iterations=1, minutes=None).part(0.1).iterations == 1
+
+
+def test_atlases_beside_a_slice_are_image_then_structures():
+    library = discs(2, classes=3)
+    slices = torch.rand(2, 3, 32, 32)
+    rows = torch.tensor([[3, 1], [0, 5]])
+    got = beside_atlases(slices, library, rows)
+    assert got.shape == (2, 3 + 2 * 3, 32, 32)
+    assert torch.equal(got[:, :3], slices)
+    assert torch.equal(got[1, 6], library.images[5, 0])
+    assert torch.equal(got[0, 4], (library.labels[3, 0] == 1).float())
+    assert torch.equal(got[0, 8], (library.labels[1, 0] == 2).float())
+
+
+def test_no_slice_is_its_own_atlas():
+    library = discs(2)
+    for same_case, barred in ((True, lambda i, j: i == j), (False, lambda i, j: library.cases[i] == library.cases[j])):
+        trainer_rows = []
+
+        class Watched(Estimator):
+            def __call__(self, slices, rows=trainer_rows):
+                for given in slices[:, 3]:
+                    rows.append([j for j, image in enumerate(library.images) if torch.equal(image[0], given)])
+                return super().__call__(slices)
+
+        model = make_estimator(2, replace(SMALL, atlases=1))
+        estimate_library(Watched(model, mirror=False), library, 1, same_case)
+        assert len(trainer_rows) == len(library)
+        assert not any(barred(i, j) for i, js in enumerate(trainer_rows) for j in js)
+
+
+def test_doubt_keeps_the_sure_and_moves_the_edge():
+    estimate = torch.tensor([0.0, 0.5, 1.0]).view(1, 1, 3, 1).repeat(4, 1, 8, 24)
+    got = doubted(estimate, torch.Generator().manual_seed(0))
+    assert torch.equal((got > 0.5)[estimate == 1], torch.ones_like(got, dtype=torch.bool)[estimate == 1])
+    assert not (got > 0.5)[estimate == 0].any()
+    assert float(got[estimate == 0.5].std()) > 0.05
+
+
+@pytest.mark.parametrize("dims", [2, 3])
+def test_the_joint_stm_learns_to_move_labels_onto_estimates(dims):
+    """Images without any content: only the estimate tells where the target's structure is."""
+    library = discs(dims, cases=6, per_case=1)
+    blank = replace(library, images=torch.zeros_like(library.images), context=None)
+    told = blank.with_estimates(foreground(library.labels, 2))
+    settings = replace(SHORT, iterations=150, lr=1e-2, batch=4, augment=False)
+    loss = RegistrationLoss(alpha=0, gamma=0.001)
+    model = train_stm(told, (1.0,) * dims, JOINT, loss, settings, 0, None, progress=False).eval()
+    aligner = Aligner(model)
+    assert aligner.joint
+    pairs = torch.tensor([(j, k) for j in range(6) for k in range(6) if j != k])
+    table = LoaTable(told, aligner)
+    after = torch.stack([table.matrix(torch.arange(6))[j, k] for j, k in pairs.tolist()]).mean()
+    hot = one_hot(told.labels, 2)
+    before = fusion.overlap(hot[pairs[:, 1]], hot[pairs[:, 0]]).mean()
+    assert after > before + 0.15
+
+
+def test_a_joint_stm_wants_estimates():
+    with pytest.raises(ValueError, match="estimates"):
+        train_stm(discs(3), (1.0,) * 3, JOINT, RegistrationLoss(), SHORT, 0, None, progress=False)
+    library = discs(3)
+    with pytest.raises(ValueError, match="estimates"):
+        LoaTable(library, Aligner(make_stm(library, JOINT))).require([torch.arange(2)])
+
+
+class Shifted(torch.nn.Module):
+    """A joint STM that moves an atlas's label by what the target's estimate lacks of it: only tells that it sees both."""
+
+    def __init__(self):
+        super().__init__()
+        self.settings, self.unused = JOINT, torch.nn.Parameter(torch.zeros(1))
+
+    def field(self, atlas, target):
+        assert atlas.shape[1] == target.shape[1] == 2
+        size = tuple(s // 2 for s in atlas.shape[2:])
+        strength = 8 * (atlas[:, 1] - target[:, 1]).flatten(1).mean(1).view(-1, *[1] * (atlas.ndim - 1))
+        return strength.expand(-1, atlas.ndim - 2, *size)
+
+
+@pytest.mark.parametrize("dims", [2, 3])
+@pytest.mark.parametrize("vote", [0.0, 0.3, 1.0])
+def test_the_joint_vote_formula_by_formula(dims, vote):
+    library = discs(dims)
+    estimator = Estimator(net(pretrained=False), mirror=True)
+    image = torch.rand(1, 32, 32, 4, generator=torch.Generator().manual_seed(3))
+    grid = Geometry((32, 32, 4), torch.eye(4).double().numpy())
+    target = Preprocessed("t", image, None, grid, grid)
+    features = torch.randn(4 if dims == 2 else 1, 5, generator=torch.Generator().manual_seed(4))
+    segmenter = Segmenter(library, Aligner(Shifted(), batch=2), estimator=estimator, vote=vote)
+    results, chosen = segmenter(target, features, ("estimate", "OASIS-joint"), (3,))
+    estimate = estimator.volume(image)
+    torch.testing.assert_close(results["estimate", 3].probability, estimate, atol=1e-5, rtol=1e-4)
+    assert results["estimate", 3].weights is None
+    got, weights = results["OASIS-joint", 3]
+    for number, rows in enumerate(chosen.indices):
+        here = estimate if dims == 3 else estimate[..., number]
+        moved = []
+        for row in rows:
+            atlas = torch.cat([library.images[row], foreground(library.labels[row][None], 2)[0]])[None]
+            onto = torch.cat([image if dims == 3 else image[..., number], here[1:]])[None]
+            ddf = warp.resize_ddf(Shifted().field(atlas, onto).half().float(), onto.shape[2:])
+            moved.append(warp.warp(one_hot(library.labels[row][None], 2), ddf)[0])
+        overlaps = [2 * float((m[1] * here[1]).sum()) / float(m[1].sum() + here[1].sum()) for m in moved]
+        want = [o / sum(overlaps) for o in overlaps]
+        torch.testing.assert_close(weights[number], torch.tensor(want), atol=1e-4, rtol=1e-4)
+        fused = vote * here + (1 - vote) * sum(w * m for w, m in zip(want, moved, strict=True))
+        torch.testing.assert_close(got if dims == 3 else got[..., number], fused, atol=1e-4, rtol=1e-4)
+
+
+def test_methods_of_a_joint_model_need_one():
+    library = discs(3)
+    image = torch.rand(1, 32, 32, 4)
+    grid = Geometry((32, 32, 4), torch.eye(4).double().numpy())
+    plain = Segmenter(library, Aligner(make_stm(library, replace(JOINT, joint=False))))
+    for method in ("estimate", "OASIS-joint"):
+        with pytest.raises(ValueError, match="joint model"):
+            plain(Preprocessed("t", image, None, grid, grid), torch.zeros(1, 5), (method,), (2,))
+
+
+@pytest.mark.parametrize(
+    ("given", "key"),
+    [
+        ({"decoder": (8, 8)}, "decoder"),
+        ({"atlases": -1}, "atlases"),
+        ({"share": 1.0}, "share"),
+        ({"slices": 0}, "slices"),
+        ({"lr": 0.0}, "lr"),
+        ({"encoder_lr": -0.1}, "encoder_lr"),
+        ({"vote": 1.2}, "vote"),
+    ],
+)
+def test_settings_out_of_range(given, key):
+    with pytest.raises(ConfigError, match=rf"estimator\.{key}"):
+        EstimatorSettings(**given)
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        ({"methods": ["OASIS-joint"]}, r"registration\.joint=true"),
+        ({"registration": {"joint": True}}, "at least 32 voxels"),
+        (
+            {"registration": {"joint": True}, "preprocessing": {"size": [32, 32, 8]}, "estimator": {"atlases": 2}},
+            r"estimator\.atlases",
+        ),
+    ],
+)
+def test_configurations_that_cannot_be(settings, given, message):
+    with pytest.raises(ConfigError, match=message):
+        settings(given)
+
+
+def test_nothing_but_the_seed_decides_the_stms_start():
+    library = discs(3).with_estimates(foreground(discs(3).labels, 2))
+    a, b = (train_stm(library, (1.0,) * 3, JOINT, RegistrationLoss(), SHORT, 5, None, progress=False) for _ in range(2))
+    assert all(torch.equal(v, b.state_dict()[k]) for k, v in a.state_dict().items())
+    assert training.make_stm(library, JOINT).stem is not None
