@@ -29,7 +29,7 @@ the knobs people turn
   spatial_dims=3|2                     an atlas is a volume (3) or an axial slice (2, the paper)
   n=6                                  atlases to fuse; also n=[1,2,4,6]
   folds=patient|slice  k=5  fold=null  honest folds or the paper's; all folds or one
-  methods=[FwoW,FWAL,OASIS]            also OASIS-consensus, OASIS-conditioned, majority, STAPLE
+  methods=[FwoW,FWAL,OASIS,OASIS-joint]  also OASIS-consensus, OASIS-conditioned, majority, STAPLE, estimate
   training.minutes=12                  per fold; or training.iterations=N training.minutes=null (repeatable)
   device=auto  seed=0
 

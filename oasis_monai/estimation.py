@@ -38,17 +38,17 @@ def make_estimator(classes: int, settings: EstimatorSettings, pretrained: bool |
 
 def train_estimator(
     library: AtlasLibrary,
+    spacing_mm: tuple[float, ...],
     settings: EstimatorSettings,
     training: TrainingSettings,
     seed: int,
     folder: Path | None,
     device: str | torch.device = "cpu",
     augmentation: Augmentation | None = None,
-    spacing_mm: tuple[float, ...] = (1.0, 1.0),
+    progress: bool = True,
+    name: str = "slice network",
     same_case: bool = False,
     distance: str = "l2",
-    progress: bool = True,
-    name: str = "estimator",
 ) -> SliceNet:
     """Train the network on its share of the budget, or load it when ``folder`` already holds the finished one.
 
@@ -133,8 +133,7 @@ def _near(library: AtlasLibrary, count: int, same_case: bool, distance: str = "l
     """(N, count) the nearest atlases of every atlas."""
     if not count:
         return torch.empty((len(library), 0), dtype=torch.int64)
-    names = {case: number for number, case in enumerate(dict.fromkeys(library.cases))}
-    own = torch.arange(len(library)) if same_case else torch.tensor([names[case] for case in library.cases])
+    own = library.groups(same_case)
     return nearest(library.features, library.features, count, distance, exclude=(own, own))[0]
 
 

@@ -46,7 +46,7 @@ class TrainingSettings:
 
     iterations: int | None = None
     minutes: float | None = 12.0
-    lr: float = 1e-3
+    lr: float = 2e-3
     schedule: str = "cosine"
     batch: int = 2
     pairs: int = 0

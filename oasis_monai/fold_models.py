@@ -58,7 +58,8 @@ class FoldModels:
         self.settings, self.prepared, self.split, self.cache, self.log = settings, prepared, split, cache, log
 
     def library(self, fold: Fold) -> AtlasLibrary:
-        """The training atlases of a fold: a copy that holds nothing of its test images."""
+        """The training atlases of a fold: a copy that holds nothing of its test images (but that a slice knows the images, never
+        the labels, of the slices beside it: a scan is always whole)."""
         whole = self.prepared.library
         numbers = (whole.slices.clamp_min(0)).tolist()  # a volume is image 0 of its case
         keep = [i for i, case in enumerate(whole.cases) if numbers[i] in set(fold.train.get(case, ()))]
@@ -102,49 +103,14 @@ class FoldModels:
             library = self.with_estimates(fold, library)
             training = training.part(settings.estimator.shares(settings.spatial_dims)[2])
         with locked(folder):  # jobs of one sweep may want the same fold at the same time
+            how = (settings.training, seed, folder, device, settings.augmentation, settings.progress, name)
             if network == ESTIMATOR:
-                return train_estimator(
-                    library,
-                    settings.estimator,
-                    settings.training,
-                    seed,
-                    folder,
-                    device,
-                    settings.augmentation,
-                    self._spacing_mm(),
-                    self._same_case,
-                    settings.features.distance,
-                    settings.progress,
-                    name,
-                )
+                kin: dict[str, Any] = {"same_case": self._same_case, "distance": settings.features.distance}
+                return train_estimator(library, self._spacing_mm(), settings.estimator, *how, **kin)
             if network == VOLUME:
-                return train_volume_network(
-                    library,
-                    self._spacing_mm(),
-                    settings.estimator,
-                    settings.network,
-                    settings.training,
-                    seed,
-                    folder,
-                    device,
-                    settings.augmentation,
-                    settings.progress,
-                    name,
-                )
+                return train_volume_network(library, self._spacing_mm(), settings.estimator, settings.network, *how)
             if network != STM:
-                return train_network(
-                    network,
-                    library,
-                    self._spacing_mm(),
-                    settings.network,
-                    settings.training,
-                    seed,
-                    folder,
-                    device,
-                    settings.augmentation,
-                    settings.progress,
-                    name,
-                )
+                return train_network(network, library, self._spacing_mm(), settings.network, *how)
             if not self.trained(fold):  # what was aligned by a model that was lost or damaged is no longer true
                 (folder / "loa.safetensors").unlink(missing_ok=True)
                 shutil.rmtree(folder / "fields", ignore_errors=True)

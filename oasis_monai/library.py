@@ -76,6 +76,13 @@ class AtlasLibrary:
         """The library with what a joint model's segmentation network makes of its images, (N, C-1, \\*S)."""
         return replace(self, estimates=estimates.half())
 
+    def groups(self, same_case: bool = False) -> torch.Tensor:
+        """(N,) int64: atlases of one group may not meet, by case; with ``same_case`` only an atlas itself is barred."""
+        if same_case:
+            return torch.arange(len(self))
+        names = {case: number for number, case in enumerate(dict.fromkeys(self.cases))}
+        return torch.tensor([names[case] for case in self.cases])
+
     def without_case(self, case: str) -> AtlasLibrary:
         """The library without the atlases of one case."""
         return self.subset([i for i, other in enumerate(self.cases) if other != case])

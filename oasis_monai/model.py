@@ -26,7 +26,7 @@ from oasis_monai.library import AtlasLibrary
 from oasis_monai.prepare import find_and_check, prepare, resolve_device
 from oasis_monai.preprocess import PreprocessCache, restore
 from oasis_monai.record import Clock, run_record
-from oasis_monai.segment import Segmenter, check_methods
+from oasis_monai.segment import JOINT_METHODS, Segmenter, check_methods
 from oasis_monai.segnets import make_network
 from oasis_monai.settings import Settings, build
 from oasis_monai.supervised import Predictor
@@ -73,7 +73,7 @@ def train_model(settings: Settings, folder: Path, log: Log = print) -> Path:
                 parts.append(VOLUME_PART)
         segmenter.library.save(folder / "library.safetensors")
         loa = LoaTable(segmenter.library, segmenter.aligner, folder / "loa.safetensors")
-        if len(segmenter.library) ** 2 <= ALL_PAIRS:
+        if segmenter.estimator is None and len(segmenter.library) ** 2 <= ALL_PAIRS:  # OASIS-joint asks no pairs
             loa.require([torch.arange(len(segmenter.library))])
         loa.save()
         record = run_record("train", settings, None, len(cases), clock.seconds)
@@ -137,7 +137,7 @@ def segment_scans(
     scans: Path,
     output: Path,
     n: int = 6,
-    method: str = "OASIS",
+    method: str | None = None,
     device: str = "auto",
     batch: int = 8,
     save_probability: bool = False,
@@ -147,16 +147,24 @@ def segment_scans(
     """Segment one scan or every scan of a folder. Each gets its label on its own grid in its own file format, a picture, and a
     JSON file (written last) that tells how it came about. Scans already finished are skipped unless ``overwrite``.
 
+    Args:
+        method: how to fuse; None: as suits the model, ``OASIS-joint`` for a joint one and ``OASIS`` for another.
+
     Returns:
         A fault per scan that could not be segmented; the others are done all the same.
     """
     from oasis_monai.cases import find_cases
 
-    check_methods([method])
+    if method is not None:
+        check_methods([method])
     cases = find_cases(scans, "folder")
     if output.resolve() in {case.image.resolve().parent for case in cases}:  # X_segmentation there may be X's reference
         raise ConfigError("output", "a folder other than the scans' own", str(output), "give another output=DIR")
     settings, segmenter = load_model(model, device, batch)
+    if method is None:
+        method = "OASIS" if segmenter.estimator is None else "OASIS-joint"
+    if method in JOINT_METHODS and segmenter.estimator is None:
+        raise ConfigError("methods", "a method of this model, which is not a joint one", method, "add methods=OASIS")
     if not 1 <= n <= len(segmenter.library):
         raise ConfigError("n", f"1 to {len(segmenter.library)}, the model's atlases", n)
     embed = embedder(settings.features.name, settings.features.weights, resolve_device(device))

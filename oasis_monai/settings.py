@@ -305,7 +305,8 @@ def _words(hint: Any) -> str:
 
 
 def build(config: Mapping[str, Any]) -> Settings:
-    """Settings from the plain dict of a composed configuration.
+    """Settings from the plain dict of a composed configuration. ``methods`` may be null: what the paper compares, and
+    ``OASIS-joint`` where the model is a joint one.
 
     Raises:
         ConfigError: an unknown key, a value out of range, or sizes the network cannot take.
@@ -324,4 +325,6 @@ def build(config: Mapping[str, Any]) -> Settings:
     dims = top.get("spatial_dims", 3)
     made: dict[str, Any] = {name: make_group(kind, top.pop(name, {}), name) for name, kind in groups.items()}
     made["preprocessing"] = make_group(Preprocessing, top.pop("preprocessing", {}), "preprocessing", spatial_dims=dims)
+    if top.get("methods", ()) is None:
+        top["methods"] = ["FwoW", "FWAL", "OASIS", *(["OASIS-joint"] if made["registration"].joint else [])]
     return make_group(Settings, {**top, **made}, "")

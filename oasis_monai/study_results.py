@@ -49,7 +49,9 @@ def write_results(study: Study, config: Mapping[str, Any], run_dir: Path) -> Pat
     made: dict[str, Table] = {}
     protocols = [p for p in tables.PROTOCOLS if p in set(scores["protocol"])]
     for protocol in protocols:
-        made[f"table1_{protocol}"] = table1(scores, groups, protocol, study.main, study.printed)
+        there = set(scores.loc[scores["protocol"] == protocol, "method"])
+        main = study.main if study.main in there else f"{study.main} 3D"  # a protocol may have its volume form alone
+        made[f"table1_{protocol}"] = table1(scores, groups, protocol, main, study.printed)
     for reference in study.ablation:
         for protocol in protocols:
             table = ablation(scores, reference, study.n, protocol)
@@ -137,4 +139,4 @@ def _in_fig4(name: str, volumes: bool, n: int) -> bool:
     if name.startswith(("ConvNet", "U-Net")):
         return name.endswith("3D") == volumes
     suffix = " 3D" if volumes else ""
-    return name in {f"{method}{suffix}-{n}" for method in ("FwoW", "FWAL", "OASIS")}
+    return name in {f"{method}{suffix}-{n}" for method in ("FwoW", "FWAL", "OASIS", "OASIS-joint")}

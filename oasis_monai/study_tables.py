@@ -240,7 +240,7 @@ def write_table(folder: Path, name: str, table: Table) -> None:
 def _in_table1(method: str) -> bool:
     """The paper's rows, and ours beside them; fusion rules and ablations have a table of their own."""
     plain = method.removesuffix(" 3D")
-    return plain in PAPER_ROWS or method.startswith("U-Net")
+    return plain in (*PAPER_ROWS, "OASIS-joint") or method.startswith("U-Net")
 
 
 def _same_kind(method: str, kind: str) -> bool:

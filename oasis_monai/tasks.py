@@ -97,13 +97,14 @@ def _segment(config: dict[str, Any], job: Mapping[str, Any], run_dir: Path, swee
         raise ConfigError("overwrite", "true or false", job["overwrite"])
     from oasis_monai.model import segment_scans
 
+    own = config.get("methods") is None
     settings = _settings(config)  # what made the model travels with it; of these only the values below count
     failed = segment_scans(
         Path(job["model"]),
         Path(job["input"]),
         Path(job["output"]),
         max(settings.n),  # a scan gets one result
-        settings.methods[-1],
+        None if own else settings.methods[-1],
         settings.device,
         settings.align_batch,
         settings.save_probability,

@@ -28,13 +28,12 @@ class Pairs:
     """
 
     def __init__(self, library: AtlasLibrary, nearest_count: int, distance: str = "l2", same_case: bool = False) -> None:
-        count = len(library.cases)
-        names = {case: number for number, case in enumerate(dict.fromkeys(library.cases))}
-        own = torch.arange(count) if same_case else torch.tensor([names[case] for case in library.cases])
+        count, own = len(library), library.groups(same_case)
         self.count, self._own = count, own
+        cases = len(set(library.cases))
         partners = count - int(torch.bincount(own).max())
         if partners < 1:
-            raise ConfigError("data", "at least two training cases to make pairs of", f"{len(names)} case(s)", "add cases")
+            raise ConfigError("data", "at least two training cases to make pairs of", f"{cases} case(s)", "add cases")
         self._near: torch.Tensor | None = None
         if nearest_count:
             self._near, _ = nearest(

@@ -15,9 +15,9 @@ torch.set_num_threads(1)
 CASES = 7
 TINY = {
     "data": {"name": "phantom", "layout": "promise12"},
-    "preprocessing": {"size": [16, 16, 8], "spacing_mm": [5.0, 5.0, 8.0]},
+    "preprocessing": {"size": [16, 16, 8], "spacing_mm": [5.0, 5.0, 8.0], "intensity": "zscore"},
     "features": {"name": "intensity"},
-    "registration": {"channels": [4, 8], "field_stride": [1]},
+    "registration": {"channels": [4, 8], "field_stride": [1], "joint": False},
     "training": {"iterations": 4, "minutes": None, "batch": 2, "lr": 5e-3},
     "n": [1, 2],
     "methods": ["FwoW", "FWAL", "OASIS"],

@@ -88,7 +88,9 @@ def test_five_folds_give_one_row_per_case_region_method_and_n_and_again_the_same
 PLAIN = [m for m in METHODS if m not in JOINT_METHODS]
 
 
-@pytest.mark.parametrize(("model", "methods"), [({}, PLAIN), (JOINT, ["OASIS", "estimate", "OASIS-joint"])], ids=["plain", "joint"])
+@pytest.mark.parametrize(
+    ("model", "methods"), [({}, PLAIN), (JOINT, ["OASIS", "estimate", "OASIS-joint"])], ids=["plain", "joint"]
+)
 def test_garbage_in_the_targets_labels_changes_no_segmentation(settings, phantom, tmp_path, model, methods):
     """The label of a test case reaches nothing but the score: not selection, not training, not fusion."""
     data = copied(phantom, tmp_path)

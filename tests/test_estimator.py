@@ -118,7 +118,7 @@ def test_mirrored_scans_get_mirrored_estimates():
 def test_it_learns_a_disc(dims):
     library = discs(dims)
     short = replace(SMALL, lr=5e-3, share=0.5, slices=4)
-    model = train_estimator(library, short, replace(SHORT, iterations=120), 0, None, progress=False)
+    model = train_estimator(library, (1.0, 1.0), short, replace(SHORT, iterations=120), 0, None, progress=False)
     images = library.images if dims == 3 else [image[..., None] for image in library.images]
     estimator = Estimator(model, mirror=False)
     for image, label in zip(images, library.labels, strict=True):
@@ -131,7 +131,7 @@ def test_a_killed_training_ends_with_the_same_weights(tmp_path, monkeypatch):
     from oasis_monai import estimation
 
     library, settings = discs(2), replace(SMALL, atlases=1)
-    whole = train_estimator(library, settings, SHORT, 1, tmp_path / "a", progress=False)
+    whole = train_estimator(library, (1.0, 1.0), settings, SHORT, 1, tmp_path / "a", progress=False)
     step = estimation._EstimatorTrainer.step
 
     class Killed(BaseException):
@@ -144,9 +144,9 @@ def test_a_killed_training_ends_with_the_same_weights(tmp_path, monkeypatch):
 
     monkeypatch.setattr(estimation._EstimatorTrainer, "step", dying)
     with pytest.raises(Killed):
-        train_estimator(library, settings, SHORT, 1, tmp_path / "b", progress=False)
+        train_estimator(library, (1.0, 1.0), settings, SHORT, 1, tmp_path / "b", progress=False)
     monkeypatch.setattr(estimation._EstimatorTrainer, "step", step)
-    again = train_estimator(library, settings, SHORT, 1, tmp_path / "b", progress=False)
+    again = train_estimator(library, (1.0, 1.0), settings, SHORT, 1, tmp_path / "b", progress=False)
     assert all(torch.equal(v, again.state_dict()[k]) for k, v in whole.state_dict().items())
 
 

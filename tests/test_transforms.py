@@ -19,6 +19,8 @@ from oasis_monai.transforms import (
     InPlaneResized,
     LoadVolume,
     LoadVolumed,
+    LocalZScore,
+    LocalZScored,
     OneHotLabels,
     OneHotLabelsd,
     PhysicalFieldOfView,
@@ -58,6 +60,7 @@ def probability():
 FAMILY = {
     "z-score": (RobustZScore(1, 98), RobustZScored("x", 1, 98), scan),
     "z-score padding": (RobustZScore(padding=0), RobustZScored("x", padding=0), scan),
+    "local z-score": (LocalZScore(3.0), LocalZScored("x", 3.0), lambda: scan(2)),
     "field of view": (PhysicalFieldOfView(SPACING, SIZE), PhysicalFieldOfViewd("x", SPACING, SIZE), lambda: scan(2)),
     "field of view in plane": (
         PhysicalFieldOfView(SPACING[:2], SIZE[:2], padding=-7, anti_alias=False),
@@ -119,7 +122,7 @@ def test_missing_keys_are_an_error_or_left_alone(array, dictionary, make):
 
 
 def test_every_transform_is_exported_and_importable_by_name():
-    assert len(transforms.__all__) == 24
+    assert len(transforms.__all__) == 28
     for name in transforms.__all__:
         assert callable(getattr(transforms, name))
 
@@ -134,9 +137,14 @@ def test_a_pipeline_of_transforms_is_the_preprocessing():
             Preprocessing("physical", 2, SIZE[:2], SPACING[:2]),
             PhysicalFieldOfViewd(["i", "l"], SPACING[:2], SIZE[:2], (False, True), NAN),
         ),
+        (
+            Preprocessing("physical", 3, SIZE, SPACING, "local", 4.0),
+            PhysicalFieldOfViewd(["i", "l"], SPACING, SIZE, (False, True), NAN),
+        ),
         (Preprocessing("paper", 2, (40, 24)), InPlaneResized(["i", "l"], (40, 24), (False, True))),
     ):
         z_score = RobustZScored("i", 0, 100) if setting.name == "paper" else RobustZScored("i", padding=NAN)
+        z_score = LocalZScored("i", 4.0, padding=NAN) if setting.intensity == "local" else z_score
         got, want = Compose([first, z_score])({"i": image, "l": truth}), setting.apply(volume)
         assert torch.equal(got["i"].as_tensor(), want.image)
         assert torch.equal(got["l"].as_tensor(), want.label)

@@ -23,6 +23,7 @@ from monai.utils.enums import TransformBackends
 from monai.utils.type_conversion import convert_to_dst_type, convert_to_tensor
 
 from oasis_monai import grids
+from oasis_monai.intensity import LOCAL_MM, local_z_score
 from oasis_monai.types import Geometry
 
 
@@ -78,12 +79,41 @@ class RobustZScore(Transform):
     def __call__(self, img: np.ndarray | torch.Tensor) -> torch.Tensor:
         tensor = _tensor(img)
         values = grids.plain(tensor)
-        if self.padding is None:
-            where = torch.ones_like(values, dtype=torch.bool)
-        else:
-            where = ~torch.isnan(values) if math.isnan(self.padding) else values != self.padding
-        scored = grids.z_score(values, where, self.lower, self.upper)
+        scored = grids.z_score(values, _not_padding(values, self.padding), self.lower, self.upper)
         out: Any = convert_to_dst_type(scored, tensor, dtype=torch.float32)[0]
+        return _own(out)
+
+
+class LocalZScore(Transform):
+    """Take the field of a receive coil out of an MR image: subtract the local mean of its logarithm, divide by the local
+    deviation (:func:`oasis_monai.intensity.local_z_score`); padding becomes 0.
+
+    Args:
+        sigma_mm: standard deviation of the Gaussian neighbourhood.
+        lower, upper: percentiles to clip to, 0 <= lower < upper <= 100.
+        padding: as of :class:`RobustZScore`.
+
+    Call: ``MetaTensor`` (C, x, y, z) with its affine -> the same in float32; each channel by itself.
+
+    Raises:
+        ValueError: sigma not positive; percentiles out of order; NaN or infinite voxels that are not padding; the input is no
+            ``MetaTensor`` with three spatial dimensions.
+    """
+
+    backend = [TransformBackends.TORCH]  # noqa: RUF012
+
+    def __init__(self, sigma_mm: float = LOCAL_MM, lower: float = 0.5, upper: float = 99.5, padding: float | None = None) -> None:
+        if not 0 <= lower < upper <= 100:
+            raise ValueError(f"percentiles: expected 0 <= lower < upper <= 100, found lower={lower}, upper={upper}")
+        if not 0 < sigma_mm < math.inf:
+            raise ValueError(f"sigma_mm: expected a number of mm above 0, found {sigma_mm}")
+        self.sigma_mm, self.lower, self.upper, self.padding = sigma_mm, lower, upper, padding
+
+    def __call__(self, img: torch.Tensor) -> torch.Tensor:
+        grid, values = _grid(img), grids.plain(img)
+        sigma = [self.sigma_mm / mm for mm in grid.spacing_mm]
+        scored = local_z_score(values, _not_padding(values, self.padding), sigma, self.lower, self.upper)
+        out: Any = convert_to_dst_type(scored, img, dtype=torch.float32)[0]
         return _own(out)
 
 
@@ -217,6 +247,12 @@ class OneHotLabels(Transform):
         classes = len(self.label_values)
         indices: Any = MapLabelValue(self.label_values, list(range(classes)), dtype=torch.uint8)(tensor)  # type: ignore[arg-type]
         return _own(AsDiscrete(to_onehot=classes)(indices) if self.one_hot else indices)
+
+
+def _not_padding(values: torch.Tensor, padding: float | None) -> torch.Tensor:
+    if padding is None:
+        return torch.ones_like(values, dtype=torch.bool)
+    return ~torch.isnan(values) if math.isnan(padding) else values != padding
 
 
 def _tensor(img: Any) -> torch.Tensor:

@@ -9,9 +9,11 @@ from monai.config.type_definitions import KeysCollection
 from monai.transforms.transform import MapTransform
 from monai.utils.misc import ensure_tuple_rep
 
+from oasis_monai.intensity import LOCAL_MM
 from oasis_monai.transforms.array import (
     InPlaneResize,
     LoadVolume,
+    LocalZScore,
     OneHotLabels,
     PhysicalFieldOfView,
     RestoreToGrid,
@@ -56,6 +58,23 @@ class RobustZScored(_EachKey):
         allow_missing_keys: bool = False,
     ) -> None:
         super().__init__(keys, RobustZScore(lower, upper, padding), allow_missing_keys)
+
+
+class LocalZScored(_EachKey):
+    """Dictionary form of :class:`~oasis_monai.transforms.LocalZScore`."""
+
+    backend = LocalZScore.backend
+
+    def __init__(
+        self,
+        keys: KeysCollection,
+        sigma_mm: float = LOCAL_MM,
+        lower: float = 0.5,
+        upper: float = 99.5,
+        padding: float | None = None,
+        allow_missing_keys: bool = False,
+    ) -> None:
+        super().__init__(keys, LocalZScore(sigma_mm, lower, upper, padding), allow_missing_keys)
 
 
 class PhysicalFieldOfViewd(_EachKey):
@@ -141,6 +160,7 @@ def _per_key(keys: KeysCollection, values: Any) -> tuple[Any, ...]:
 
 LoadVolumeD = LoadVolumeDict = LoadVolumed
 RobustZScoreD = RobustZScoreDict = RobustZScored
+LocalZScoreD = LocalZScoreDict = LocalZScored
 PhysicalFieldOfViewD = PhysicalFieldOfViewDict = PhysicalFieldOfViewd
 InPlaneResizeD = InPlaneResizeDict = InPlaneResized
 RestoreToGridD = RestoreToGridDict = RestoreToGridd
