@@ -143,16 +143,16 @@ def _add(views: dict[str, CaseView], arrays: Mapping[str, np.ndarray], meta: Map
         if not key.startswith(_RESULT):
             continue
         own = key.removeprefix(_RESULT)
-        network = own in NETWORKS
         method, _, n = own.rpartition("-")
-        name = own if network else method_name(method + suffix, int(n))
+        fuses = n.isdecimal()  # the others use no atlases, and have no n: networks, and a joint model's estimate
+        name = method_name(method + suffix, int(n)) if fuses else own if own in NETWORKS else own + suffix
         if name in view.results:
             continue
         view.results[name] = array
         view.outside[name] = meta["outside"].get(own, 0)
         if own in meta["weights"]:
             view.weights[name] = meta["weights"][own]
-        if not network:
+        if fuses:
             view.atlases[name] = meta["atlases"]
 
 

@@ -26,7 +26,7 @@ from oasis_monai.library import AtlasLibrary
 from oasis_monai.prepare import find_and_check, prepare, resolve_device
 from oasis_monai.preprocess import PreprocessCache, restore
 from oasis_monai.record import Clock, run_record
-from oasis_monai.segment import JOINT_METHODS, Segmenter, check_methods
+from oasis_monai.segment import JOINT_METHODS, Segmenter, check_methods, result_keys
 from oasis_monai.segnets import make_network
 from oasis_monai.settings import Settings, build
 from oasis_monai.supervised import Predictor
@@ -223,7 +223,7 @@ def _segment_one(
     target = store.get(case.without_label())
     features = target_features(target, settings.spatial_dims, embed)
     results, chosen = segmenter(target, features, (method,), (n,))
-    result = results[method, n]
+    result = results[result_keys((method,), (n,))[0]]
     back = restore(result.probability, target.geometry, target.native, save_probability, case.id)
     ending = _ending(case.image)
     label_file = output / f"{case.id}_segmentation{ending}"

@@ -42,6 +42,11 @@ JOINT_METHODS = ("OASIS-joint", "estimate")
 """Methods that only a joint model has."""
 
 
+def result_keys(methods: Sequence[str], ns: Sequence[int]) -> list[tuple[str, int]]:
+    """What a segmenter gives: every method at every n, and once, as n = 0, the estimate, which fuses no atlas."""
+    return [(m, n) for m in methods for n in ((0,) if m == "estimate" else ns)]
+
+
 def needs_alignment(methods: Sequence[str]) -> bool:
     """FwoW, the joint model's estimate and the segmentation networks need no STM."""
     return any(m not in ("FwoW", "estimate") and m in METHODS for m in methods)
@@ -146,7 +151,7 @@ class Segmenter:
             made = (fields or FieldCache(None, "")).get(target.case, seen, chosen.indices, self.library, self.aligner)
             if {"OASIS", "OASIS-conditioned"} & set(methods):
                 self.loa.require(list(chosen.indices))
-        results: dict[tuple[str, int], list[Result]] = {(m, n): [] for m in methods for n in ns}
+        results: dict[tuple[str, int], list[Result]] = {key: [] for key in result_keys(methods, ns)}
         for i in range(len(images)):
             for key, result in self._fuse(
                 images[i],
@@ -181,7 +186,7 @@ class Segmenter:
         ns: Sequence[int],
     ) -> dict[tuple[str, int], Result]:
         """Every (method, n) of one target image (1, *S). Warped labels exist one batch at a time; only their sums stay."""
-        library, keys = self.library, [(m, n) for m in methods for n in ns]
+        library, keys = self.library, result_keys(methods, ns)
         weights: dict[tuple[str, int], torch.Tensor] = {}
         for n in ns:
             if "FwoW" in methods:
@@ -198,7 +203,7 @@ class Segmenter:
         if "estimate" in methods:
             if estimate is None:
                 raise ValueError("the method 'estimate' needs a joint model")
-            results |= {("estimate", n): Result(estimate, None) for n in ns}
+            results["estimate", 0] = Result(estimate, None)
         if fields is None or self.aligner is None or self.loa is None:
             return results
         device = self.aligner.device

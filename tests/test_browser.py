@@ -102,6 +102,13 @@ def test_a_damaged_file_is_left_out_and_another_grid_not_mixed_in(tmp_path):
     assert "FWAL-6" not in views["Case00"].results
 
 
+def test_what_fuses_no_atlas_has_a_name_without_n_and_no_atlases(tmp_path):
+    write(tmp_path / "a", results={"OASIS-joint-6": block(), "estimate": block(), "U-Net3D": block()})
+    (view,) = load_browser({tmp_path / "a": " 3D"}).values()
+    assert set(view.results) == {"OASIS-joint 3D-6", "estimate 3D", "U-Net3D"}
+    assert set(view.atlases) == {"OASIS-joint 3D-6"}
+
+
 def test_shapes_that_differ_are_refused(tmp_path):
     with pytest.raises(ValueError, match=r"Case00: expected image, reference and results of one shape"):
         write(tmp_path, results={"OASIS-6": block()[1:]})
