@@ -5,7 +5,7 @@ from dataclasses import replace
 import pytest
 import torch
 
-from oasis_monai import fusion, training, warp
+from oasis_monai import fusion, warp
 from oasis_monai.align import Aligner, LoaTable, foreground, one_hot
 from oasis_monai.errors import ConfigError
 from oasis_monai.estimation import beside_atlases, estimate_library, make_estimator, train_estimator
@@ -311,4 +311,3 @@ def test_nothing_but_the_seed_decides_the_stms_start():
     library = discs(3).with_estimates(foreground(discs(3).labels, 2))
     a, b = (train_stm(library, (1.0,) * 3, JOINT, RegistrationLoss(), SHORT, 5, None, progress=False) for _ in range(2))
     assert all(torch.equal(v, b.state_dict()[k]) for k, v in a.state_dict().items())
-    assert training.make_stm(library, JOINT).stem is not None
