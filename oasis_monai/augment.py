@@ -50,13 +50,15 @@ class Augmentation:
         spacing_mm: Sequence[float],
         random: torch.Generator,
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        """Change image (B, 1, *S) and structures (B, C-1, *S) alike in space; the image alone in intensity.
+        """Change image (B, c, *S) and structures (B, C-1, *S) alike in space; the image alone in intensity, its channels (a
+        slice and its neighbours) by one curve and one coil field.
 
         ``random`` lives on the CPU whatever the device of the batch, so that a seed means the same everywhere.
         """
         grid = F.affine_grid(self._transforms(image, flip, spacing_mm, random), list(image.shape), align_corners=False)
         both = F.grid_sample(torch.cat([image, label], 1).float(), grid, padding_mode="zeros", align_corners=False)
-        return self._intensity(both[:, :1], random), both[:, 1:]
+        channels = image.shape[1]
+        return self._intensity(both[:, :channels], random), both[:, channels:]
 
     def _transforms(
         self, image: torch.Tensor, flip: torch.Tensor, spacing_mm: Sequence[float], random: torch.Generator

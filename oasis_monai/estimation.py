@@ -196,9 +196,11 @@ class _EstimatorTrainer(Trainer):
         image, label = (part.to(self.device) for part in self._draw(random))
         if self.augmentation is not None:
             flip = self.augmentation.flips(self.count, random)
-            first, rest = self.augmentation(image[:, :1], torch.cat([image[:, 1:], label], 1), flip, self.spacing_mm, random)
-            image, label = torch.cat([first, rest[:, : image.shape[1] - 1]], 1), rest[:, image.shape[1] - 1 :]
+            slices, rest = self.augmentation(image[:, :3], torch.cat([image[:, 3:], label], 1), flip, self.spacing_mm, random)
+            atlases, label = rest.split([image.shape[1] - 3, label.shape[1]], 1)
+            image = torch.cat([slices, atlases], 1)
         self.model.train()
+        # on a CPU the encoder's depthwise convolutions are slower in bfloat16 than in float32
         with torch.autocast(self.device.type, torch.bfloat16, enabled=self.settings.amp and self.device.type != "cpu"):
             output = self.model(image.contiguous(memory_format=torch.channels_last))
         target = torch.cat([(1 - label.sum(1, keepdim=True)).clamp(0, 1), label], 1)

@@ -176,3 +176,14 @@ def test_the_generator_decides_all_and_nothing_else_does(size):
         assert (a - c).abs().mean() > 0.02
     assert torch.equal(image, kept[0])
     assert torch.equal(label, kept[1])
+
+
+def test_a_slice_and_its_neighbours_change_by_one_curve_and_one_field():
+    """Three equal slices stay equal, and are not what they were."""
+    image = torch.rand(2, 1, 16, 16, generator=torch.Generator().manual_seed(0)).repeat(1, 3, 1, 1)
+    still = Augmentation(rotation_deg=0, scale=0, shear=0, shift=0, flip=0, gamma=0.5, contrast=0.5, bias=0.5)
+    got, label = still(image, image[:, :1], torch.zeros(2, dtype=torch.bool), (1.0, 1.0), torch.Generator().manual_seed(1))
+    assert got.shape == image.shape
+    torch.testing.assert_close(got, got[:, :1].expand_as(got))
+    assert float((got - image).abs().mean()) > 0.05
+    torch.testing.assert_close(label, image[:, :1])

@@ -576,3 +576,11 @@ def test_the_estimate_alone_trains_no_stm(settings, tmp_path):
     crossval(settings(JOINT, {"methods": "estimate", "fold": 0}), tmp_path / "a", quiet)
     assert not list((tmp_path / "cache" / "models").glob("*/stm.safetensors"))
     assert set(scores_of(tmp_path / "a").method) == {"estimate"}
+
+
+def test_more_atlases_beside_a_slice_than_there_are(settings, tmp_path):
+    given = settings(JOINT, JOINT_2D, {"methods": "estimate", "estimator": {"atlases": 10_000}}, dims=2)
+    with pytest.raises(
+        ConfigError, match=r"^estimator\.atlases: expected 0 to \d+, the atlases of the smallest fold, found 10000"
+    ):
+        crossval(given, tmp_path / "a", quiet)
