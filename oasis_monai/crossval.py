@@ -18,11 +18,12 @@ import numpy as np
 import torch
 
 from oasis_monai.files import write_json
-from oasis_monai.fold_models import STM, FoldModel, FoldModels
-from oasis_monai.folds import Fold, Split
+from oasis_monai.fold_models import STM, FoldModel, FoldModels, calibration_path
+from oasis_monai.folds import Fold, Split, make_split
 from oasis_monai.metrics import score_case
 from oasis_monai.prepare import Log, Prepared, find_and_check, prepare, resolve_device, split_of
 from oasis_monai.preprocess import restore_all
+from oasis_monai.quality_tables import quality_rows, quality_text, read_quality, write_calibrations, write_quality
 from oasis_monai.record import Clock, run_record
 from oasis_monai.segment import Result
 from oasis_monai.settings import Settings
@@ -71,10 +72,11 @@ def crossval(settings: Settings, run_dir: Path, log: Log = print) -> Path:
             if fold.index not in made:
                 made[fold.index] = models.model(fold)
         wanted = list(split.folds)
-    rows, shown = _score_folds(settings, prepared, split, wanted, made, models, run_dir, clock, log)
+    rows, shown, agreements = _score_folds(settings, prepared, split, wanted, made, models, run_dir, clock, log)
     write_scores(run_dir / "scores.csv", rows)
     if rows:
         write_summary(run_dir / "summary.csv", summarise(read_scores(run_dir / "scores.csv")))
+        _predict_quality(settings, prepared, split, rows, agreements, run_dir, log)
         with clock("pictures"):
             _overlays(settings, prepared, rows, shown, run_dir)
     write_json(run_dir / "run.json", run_record("crossval", settings, split, len(cases), clock.seconds))
@@ -86,12 +88,14 @@ class _Fused:
     """What a case's folds have made of it so far. A patient is one fold's; slices of one case may be several folds'.
 
     probability, weights: per method and n; weights hold one list per image of the case (slices), empty where not yet known.
+    agreement: overlap counts of the parts of each result, summed over its images (:func:`oasis_monai.quality.agreement`).
     atlases: per image, [case, slice, distance] of the atlases chosen, nearest first.
     """
 
     images: int
     probability: dict[Key, torch.Tensor] = field(default_factory=dict)
     weights: dict[Key, list[list[float]]] = field(default_factory=dict)
+    agreement: dict[Key, torch.Tensor] = field(default_factory=dict)
     atlases: list[list[list[Any]]] = field(default_factory=list)
 
     def add(self, results: Mapping[Key, Result], only: torch.Tensor | None) -> None:
@@ -99,6 +103,9 @@ class _Fused:
         which = range(self.images) if only is None else only.tolist()
         for key, result in results.items():
             self.probability[key] = _merge(self.probability.get(key), result.probability, only)
+            if result.agreement is not None:
+                before = self.agreement.get(key)
+                self.agreement[key] = result.agreement if before is None else before + result.agreement
             if result.weights is not None:
                 mine = self.weights.setdefault(key, [[] for _ in range(self.images)])
                 for image, row in zip(which, result.weights.tolist(), strict=True):
@@ -115,16 +122,19 @@ def _score_folds(
     run_dir: Path,
     clock: Clock,
     log: Log,
-) -> tuple[list[dict[str, Any]], dict[tuple[str, str, int], bytes]]:
-    """Segment and score every case of ``folds``; -> rows, and where the label of each (case, method, n) is kept."""
+) -> tuple[list[dict[str, Any]], dict[tuple[str, str, int], bytes], dict[tuple[str, str, int], torch.Tensor]]:
+    """Segment and score every case of ``folds``; -> rows, and of each (case, method, n) the label and what its parts think of
+    each other."""
     from tqdm import tqdm
 
     rows: list[dict[str, Any]] = []
     kept: dict[tuple[str, str, int], bytes] = {}
+    agreements: dict[tuple[str, str, int], torch.Tensor] = {}
     tested = {case for fold in folds for case in fold.test}
     for case in tqdm(sorted(tested), desc="segment", disable=not settings.progress):
         with clock("segment"):
             fused = _segment(settings, prepared, split, folds, made, models, case)
+        agreements |= {(case, *key): counts for key, counts in fused.agreement.items()}
         with clock("score"):
             target = prepared.targets[case]
             image, reference = _native(settings, prepared.cases[case])
@@ -142,7 +152,28 @@ def _score_folds(
     for model in made.values():
         if model.segmenter is not None and model.segmenter.loa is not None:
             model.segmenter.loa.save()
-    return rows, kept
+    return rows, kept, agreements
+
+
+def _predict_quality(
+    settings: Settings,
+    prepared: Prepared,
+    split: Split,
+    rows: list[dict[str, Any]],
+    agreements: Mapping[tuple[str, str, int], torch.Tensor],
+    run_dir: Path,
+    log: Log,
+) -> None:
+    """Write ``quality.csv`` and, of all honest folds, the calibrations for a model trained with the same settings."""
+    by_patient = make_split(dict.fromkeys(prepared.targets, 1), settings.k, settings.seed)  # a slice fold has no cases of its own
+    groups = {case: fold.index for fold in by_patient.folds for case in fold.test}
+    table, models = quality_rows(rows, agreements, list(settings.data.labels), groups)
+    write_quality(run_dir / "quality.csv", table)
+    if text := quality_text(read_quality(run_dir / "quality.csv")):
+        log(text)
+    if split.protocol == "patient" and settings.fold is None and settings.train_cases is None:
+        write_calibrations(run_dir / "calibration.json", models)
+        write_calibrations(calibration_path(settings, prepared.content), models)
 
 
 def _segment(

@@ -218,15 +218,20 @@ class Estimator:
 
     def volume(self, image: torch.Tensor) -> torch.Tensor:
         """(1, x, y, z) -> (C, x, y, z) float32: the mean of what the networks say."""
+        return self.voices(image).mean(0)
+
+    @torch.inference_mode()
+    def voices(self, image: torch.Tensor) -> torch.Tensor:
+        """(1, x, y, z) -> (V, C, x, y, z) float32: what each network says, the slice network first."""
         by_slices = self(with_neighbours(image)).permute(1, 2, 3, 0).contiguous()
         if self.whole is None:
-            return by_slices
+            return by_slices[None]
         pooled = pool(image[None].float(), self.stride)
         coarse = self.whole(pooled)
         if self.mirror:
             coarse = (coarse + self.whole(pooled.flip(2)).flip(2)) / 2
         fine = F.interpolate(coarse, size=image.shape[1:], mode="trilinear", align_corners=False)[0]
-        return (by_slices + fine) / 2
+        return torch.stack([by_slices, fine])
 
 
 def pool(volumes: torch.Tensor, stride: Sequence[int]) -> torch.Tensor:

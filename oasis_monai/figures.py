@@ -9,7 +9,7 @@ from __future__ import annotations
 import io
 import math
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +17,7 @@ import numpy as np
 import pandas as pd
 
 from oasis_monai.files import atomic_path
+from oasis_monai.quality_tables import QualityGroup
 from oasis_monai.statistics import interval
 from oasis_monai.study_tables import PRINTED
 from oasis_monai.tables import PROTOCOLS, method_rank
@@ -178,6 +179,27 @@ def learning_curve(frame: pd.DataFrame) -> Any | None:
         ax.set_xticks(np.log2(sizes), [str(s) for s in sizes])
     figure.axes[0].set_ylabel("whole DSC %, mean and 95 % interval", color=_INK)
     _legend(figure, handles)
+    return figure
+
+
+def predicted_dsc(groups: Sequence[QualityGroup]) -> Any | None:
+    """Predicted against true DSC, a panel per label, a dot per case; filled where the case was flagged. None without cases."""
+    groups = [g for g in groups if len(g.rows)]
+    if not groups:
+        return None
+    figure = _figure(0.4 + 4.0 * len(groups), 4.0)
+    lowest = 100 * min(min(g.rows["predicted_dsc"].min(), g.rows["dsc"].min()) for g in groups)
+    low = max(0.0, 10 * math.floor(lowest / 10))
+    for ax, group in zip(figure.subplots(1, len(groups), sharey=True, squeeze=False)[0], groups, strict=True):
+        x, y, flag = (group.rows[name].to_numpy() for name in ("predicted_dsc", "dsc", "flag"))
+        ax.plot([low, 100], [low, 100], color=_INK, linewidth=0.8, alpha=0.5)
+        ax.plot(100 * x[~flag], 100 * y[~flag], "o", color=COLOURS[0], markerfacecolor="none", markersize=4.5)
+        ax.plot(100 * x[flag], 100 * y[flag], "o", color=COLOURS[3], markersize=5)
+        _dress(ax, group.label, "predicted DSC %")
+        ax.set_xlim(low, 100)
+        ax.set_ylim(low, 100)
+        ax.set_aspect("equal")
+    figure.axes[0].set_ylabel("true DSC %", color=_INK)
     return figure
 
 

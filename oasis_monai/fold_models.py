@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -45,6 +46,19 @@ class FoldModel:
 def voice(settings: EstimatorSettings) -> dict[str, Any]:
     """What a :class:`oasis_monai.segment.Segmenter` has to know of its estimator."""
     return {"estimator_atlases": settings.atlases, "vote": settings.vote}
+
+
+def calibration_path(settings: Settings, content: Mapping[str, str]) -> Path:
+    """Where a cross-validation leaves what predicts the DSC of scans, for the model that ``train`` fits with the same settings
+    on the same cases."""
+    identity = {
+        **settings.identity(),
+        "content": dict(content),
+        "labels": list(settings.data.label_values),
+        "version": TRAINING_VERSION,
+    }
+    identity["vote"] = settings.estimator.vote
+    return Path(settings.cache) / "calibrations" / f"{digest(identity)}.json"
 
 
 class FoldModels:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+import numpy as np
 import torch
 
 from oasis_monai import grids
@@ -103,6 +104,34 @@ def decide(probability: torch.Tensor) -> torch.Tensor:
     lower class, so no tie depends on the number of atlases being even, and no extra label appears.
     """
     return grids.decide(enumerate(probability[1:], 1), torch.zeros_like(probability[0]))
+
+
+def without_islands(probability: torch.Tensor, atlases: torch.Tensor) -> torch.Tensor:
+    """Give pieces of a result that no aligned atlas supports back to the background.
+
+    A network that labels voxels can find a structure twice; aligned atlases can not: each brings one anatomy. So a connected
+    piece of the foreground (all structures together) without a single voxel that the atlases' vote calls a structure is no
+    part of it.
+
+    Args:
+        probability: (C, x, y, z), what was decided with the atlases' vote among others.
+        atlases: (C, x, y, z), the atlases' vote alone.
+
+    Returns:
+        ``probability``, with background 1 in the pieces that go; itself where none does.
+    """
+    from scipy import ndimage
+
+    pieces, count = ndimage.label((decide(probability) > 0).cpu().numpy(), structure=np.ones((3, 3, 3)))
+    kept = np.unique(pieces[(decide(atlases) > 0).cpu().numpy()])
+    alone = np.setdiff1d(np.arange(1, count + 1), kept)
+    if not len(alone) or len(alone) == count:  # atlases that meet nothing at all say nothing about where it is
+        return probability
+    result = probability.clone()
+    gone = torch.from_numpy(np.isin(pieces, alone)).to(result.device)
+    result[:, gone] = 0
+    result[0, gone] = 1
+    return result
 
 
 def staple(votes: torch.Tensor, classes: int, iterations: int = 50) -> torch.Tensor:

@@ -15,6 +15,7 @@ from oasis_monai.estimator import Estimator, with_neighbours
 from oasis_monai.library import AtlasLibrary
 from oasis_monai.losses import ncc
 from oasis_monai.nearest import nearest
+from oasis_monai.quality import agreement, consensus
 from oasis_monai.types import Preprocessed, Selection
 
 METHODS = {
@@ -56,10 +57,13 @@ class Result(NamedTuple):
     """One fused target on the working grid.
 
     probability: (C, x, y, z) float32. weights: (T, n) per target image (T = 1, or the slices), None for STAPLE.
+    agreement: (2, C-1, 2) overlap counts of what the result is made of, see :func:`oasis_monai.quality.agreement`; None
+    where nothing is compared.
     """
 
     probability: torch.Tensor
     weights: torch.Tensor | None
+    agreement: torch.Tensor | None = None
 
 
 class Segmenter:
@@ -96,14 +100,15 @@ class Segmenter:
         """The target as what an atlas is: (1, 1, x, y, z), or its slices (z, 1, x, y)."""
         return target.image[None] if self.spatial_dims == 3 else target.image.movedim(-1, 0)
 
-    def estimates(self, target: Preprocessed, which: torch.Tensor, rows: torch.Tensor) -> torch.Tensor:
-        """The joint model's estimate of a target's images ``which``, (T, C, *S), beside their nearest atlases ``rows`` (T, n)."""
+    def voices(self, target: Preprocessed, which: torch.Tensor, rows: torch.Tensor) -> torch.Tensor:
+        """What each network of a joint model makes of a target's images ``which``, (T, V, C, *S), beside their nearest atlases
+        ``rows`` (T, n). Their mean over V is the estimate."""
         if self.estimator is None:
             raise ValueError("this needs the segmentation network of a joint model")
         if self.spatial_dims == 3:
-            return self.estimator.volume(target.image)[None]
+            return self.estimator.voices(target.image)[None]
         slices = with_neighbours(target.image)[which]
-        return self.estimator(beside_atlases(slices, self.library, rows[:, : self.estimator_atlases]))
+        return self.estimator(beside_atlases(slices, self.library, rows[:, : self.estimator_atlases]))[:, None]
 
     def choose(self, features: torch.Tensor, n: int, exclude_case: str | None = None) -> Selection:
         """The n nearest atlases of every image of a target, by its (T, F) features; never from ``exclude_case``."""
@@ -141,7 +146,8 @@ class Segmenter:
         needed = max(max(ns), self.estimator_atlases if self.estimator is not None else 0)
         chosen = self.choose(features[which], needed, exclude_case)
         joint = self.estimator is not None and any(m != "FwoW" for m in methods)
-        estimates = self.estimates(target, which, chosen.indices) if joint else None
+        voices = self.voices(target, which, chosen.indices) if joint else None
+        estimates = None if voices is None else voices.mean(1)
         chosen = Selection(chosen.indices[:, : max(ns)], chosen.distances[:, : max(ns)])
         made = None
         if needs_alignment(methods):
@@ -158,7 +164,7 @@ class Segmenter:
                 chosen.indices[i],
                 chosen.distances[i],
                 None if made is None else made[i],
-                None if estimates is None else estimates[i],
+                None if voices is None else voices[i],
                 methods,
                 ns,
             ).items():
@@ -168,12 +174,14 @@ class Segmenter:
 
     def _stack(self, parts: list[Result], which: torch.Tensor, total: int) -> Result:
         weights = None if parts[0].weights is None else torch.stack([p.weights for p in parts if p.weights is not None])
+        counts = [p.agreement for p in parts if p.agreement is not None]
+        agreement = torch.stack(counts).sum(0) if counts else None
         if self.spatial_dims == 3:
-            return Result(parts[0].probability, weights)
+            return Result(parts[0].probability, weights, agreement)
         probability = parts[0].probability.new_zeros((*parts[0].probability.shape, total))
         probability[0] = 1
         probability[..., which] = torch.stack([p.probability for p in parts], -1)
-        return Result(probability, weights)
+        return Result(probability, weights, agreement)
 
     def _fuse(
         self,
@@ -181,11 +189,12 @@ class Segmenter:
         rows: torch.Tensor,
         distances: torch.Tensor,
         fields: torch.Tensor | None,
-        estimate: torch.Tensor | None,
+        voices: torch.Tensor | None,
         methods: Sequence[str],
         ns: Sequence[int],
     ) -> dict[tuple[str, int], Result]:
         """Every (method, n) of one target image (1, *S). Warped labels exist one batch at a time; only their sums stay."""
+        estimate = None if voices is None else voices.mean(0)
         library, keys = self.library, result_keys(methods, ns)
         weights: dict[tuple[str, int], torch.Tensor] = {}
         for n in ns:
@@ -203,7 +212,8 @@ class Segmenter:
         if "estimate" in methods:
             if estimate is None:
                 raise ValueError("the method 'estimate' needs a joint model")
-            results["estimate", 0] = Result(estimate, None)
+            assert voices is not None
+            results["estimate", 0] = Result(estimate, None, agreement(voices, None))
         if fields is None or self.aligner is None or self.loa is None:
             return results
         device = self.aligner.device
@@ -219,32 +229,36 @@ class Segmenter:
                 weights["OASIS", n] = fusion.loa_weights(matrix[:n, :n])
                 weights["OASIS-conditioned", n] = fusion.conditioned_weights(matrix[:n, :n], distances[:n], self.temperature)
         if "OASIS-consensus" in methods:
-            agreement = self._consensus(rows, fields)
-            weights |= {("OASIS-consensus", n): fusion.loa_weights(agreement[:n, :n]) for n in ns}
+            overlaps = self._consensus(rows, fields)
+            weights |= {("OASIS-consensus", n): fusion.loa_weights(overlaps[:n, :n]) for n in ns}
         if "OASIS-joint" in methods:
             if estimate is None:
                 raise ValueError("the method 'OASIS-joint' needs a joint model")
             reference = estimate.to(device)[None]
-            agreement = torch.cat(
+            likeness = torch.cat(
                 [fusion.overlap(w, reference.expand_as(w)).cpu() for _, _, w in self.aligner.warped(library, rows, fields)]
             )
-            weights |= {("OASIS-joint", n): fusion.normalise(agreement[:n]) for n in ns}
+            weights |= {("OASIS-joint", n): fusion.normalise(likeness[:n]) for n in ns}
         summed = [key for key in keys if key[0] not in ("FwoW", "STAPLE", "estimate")]
         sums: dict[tuple[str, int], torch.Tensor] = {}
-        votes: list[torch.Tensor] = []
+        votes: list[torch.Tensor] = []  # hard labels, for the rules that want raters and for what the atlases think of each other
         for part, _, labels in self.aligner.warped(library, rows, fields):
             for key in summed:
                 w = weights[key][part.start : min(part.stop, key[1])]
                 if len(w):
                     share = fusion.fuse(labels[: len(w)], w)
                     sums[key] = sums[key] + share if key in sums else share
-            if "STAPLE" in methods:
+            if "STAPLE" in methods or voices is None:
                 votes += [fusion.decide(label).cpu() for label in labels]
         for key in summed:
             fused = sums[key].cpu()
+            # between networks and atlases where there are networks, else among the atlases
+            told = agreement(voices, fused) if voices is not None else consensus(torch.stack(votes[: key[1]]), fused)
             if key[0] == "OASIS-joint" and estimate is not None:
-                fused = (1 - self.vote) * fused + self.vote * estimate
-            results[key] = Result(fused, weights[key])
+                vote = (1 - self.vote) * fused + self.vote * estimate
+                # of a slice at the end of a structure all atlases may be empty with good reason; of a volume none is
+                fused = fusion.without_islands(vote, fused) if self.spatial_dims == 3 else vote
+            results[key] = Result(fused, weights[key], told)
         if "STAPLE" in methods:
             results |= {("STAPLE", n): Result(fusion.staple(torch.stack(votes[:n]), library.classes), None) for n in ns}
         return {key: results[key] for key in keys}

@@ -23,6 +23,8 @@ from oasis_monai.files import load_tensors
 from oasis_monai.fold_models import FoldModels
 from oasis_monai.folds import Split, make_split
 from oasis_monai.prepare import split_of
+from oasis_monai.quality import cross_fitted
+from oasis_monai.report import write_report
 from oasis_monai.segment import JOINT_METHODS, METHODS
 from tests.command import Command, run
 from tests.conftest import CASES, JOINT, JOINT_2D, merged, overrides
@@ -584,3 +586,31 @@ def test_more_atlases_beside_a_slice_than_there_are(settings, tmp_path):
         ConfigError, match=r"^estimator\.atlases: expected 0 to \d+, the atlases of the smallest fold, found 10000"
     ):
         crossval(given, tmp_path / "a", quiet)
+
+
+def test_predicted_dsc_never_sees_its_own_fold_and_is_kept_for_training(settings, tmp_path):
+    asked = settings(merged(JOINT, {"methods": ["FwoW", "majority", "OASIS-joint"], "n": [1, 3]}))
+    said = []
+    crossval(asked, tmp_path / "a", said.append)
+    table, scores = pd.read_csv(tmp_path / "a" / "quality.csv"), scores_of(tmp_path / "a")
+    whole = scores[(scores.region == "whole") & scores.method.isin(["majority", "OASIS-joint"])]
+    keys = ["case", "method", "n", "label"]
+    joined = table.merge(whole, on=keys, suffixes=("", "_scored"))
+    assert len(joined) == len(table) == CASES * 2 * 2  # FwoW warps nothing that could agree
+    assert joined.dsc.to_numpy() == pytest.approx(joined.dsc_scored.to_numpy(), abs=1e-6)
+    part = table[(table.method == "OASIS-joint") & (table.n == 3)].reset_index(drop=True)
+    values = part[["networks", "atlases"]].to_numpy()
+    predicted, flags = cross_fitted(values, part.dsc.to_numpy(), part.fold.tolist())
+    assert part.predicted_dsc.to_numpy() == pytest.approx(predicted, abs=1e-4)
+    assert part.flag.tolist() == flags.tolist()
+    kept = list((Path(asked.cache) / "calibrations").glob("*.json"))
+    assert any(path.read_bytes() == (tmp_path / "a" / "calibration.json").read_bytes() for path in kept)
+    assert any("predicted DSC, OASIS-joint-3, prostate: r " in line for line in said)
+    assert "Quality without ground truth" in write_report(tmp_path / "a").read_text()
+
+
+def test_part_of_the_folds_calibrates_nothing(settings, tmp_path):
+    asked = settings({"methods": ["OASIS"], "fold": 0, "seed": 7})
+    crossval(asked, tmp_path / "a", quiet)
+    assert (tmp_path / "a" / "quality.csv").is_file()
+    assert not (tmp_path / "a" / "calibration.json").exists()

@@ -332,3 +332,36 @@ def test_raters_who_share_nothing_still_give_probabilities():
         assert found.min() >= 0
         assert found.max() <= 1
         torch.testing.assert_close(found.sum(0), torch.ones(10, 10))
+
+
+def volume_with(*boxes: tuple[slice, ...], classes: int = 2) -> torch.Tensor:
+    """(C, 12, 12, 6) one-hot probability with structure i + 1 in box i."""
+    label = torch.zeros(12, 12, 6)
+    for i, box in enumerate(boxes):
+        label[box] = min(i + 1, classes - 1)
+    return torch.nn.functional.one_hot(label.long(), classes).movedim(-1, 0).float()
+
+
+NEAR, FAR = np.s_[2:6, 2:6, 1:4], np.s_[9:12, 9:12, 4:6]
+
+
+def test_a_piece_without_any_atlas_is_background():
+    result = fusion.without_islands(0.9 * volume_with(NEAR, FAR) + 0.05, volume_with(NEAR))
+    assert torch.equal(fusion.decide(result), fusion.decide(volume_with(NEAR)))
+    assert torch.equal(result.sum(0), torch.ones(12, 12, 6))
+
+
+def test_a_piece_one_voxel_of_which_an_atlas_supports_stays():
+    result = volume_with(NEAR, FAR)
+    assert fusion.without_islands(result, volume_with(NEAR, np.s_[9:10, 9:10, 4:5])) is result
+
+
+def test_structures_that_touch_are_one_piece():
+    result = volume_with(NEAR, np.s_[6:8, 2:6, 1:4], classes=3)
+    assert fusion.without_islands(result, volume_with(NEAR, classes=3)) is result
+
+
+def test_atlases_that_meet_nothing_remove_nothing():
+    result = volume_with(NEAR)
+    assert fusion.without_islands(result, volume_with(FAR)) is result
+    assert fusion.without_islands(result, volume_with()) is result

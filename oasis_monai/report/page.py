@@ -14,8 +14,9 @@ from pathlib import Path
 import pandas as pd
 
 from oasis_monai import tables
-from oasis_monai.figures import dsc_over_n, svg_element
+from oasis_monai.figures import dsc_over_n, predicted_dsc, svg_element
 from oasis_monai.files import write_text
+from oasis_monai.quality_tables import quality_text, read_quality
 from oasis_monai.report.assets import SCRIPT, STYLE
 from oasis_monai.report.browse import browser_section, browser_views
 from oasis_monai.report.markup import anchor, ci, duration, flat, listed, mapping, number, pairs, picture
@@ -46,7 +47,9 @@ def write_report(run_dir: str | Path, parts: StudyParts | None = None) -> Path:
     scores = tables.read_scores(folder / "scores.csv")
     run = read_run(folder / "run.json")
     parts = parts or StudyParts(browser={folder / "browser": ""})
-    page = Page(scores, tables.summarise(scores), run or {}, run is not None, find_pictures(folder / "overlays"), parts)
+    quality = tuple(read_quality(folder / "quality.csv"))
+    pictures = find_pictures(folder / "overlays")
+    page = Page(scores, tables.summarise(scores), run or {}, run is not None, pictures, parts, quality)
     write_text(folder / "report.html", _html(page))
     return folder / "report.html"
 
@@ -64,7 +67,7 @@ def _html(page: Page) -> str:
         ]
         own = [] if page.parts.drawings else [_curve(page)]
         parts += [_tiles(page), _contents(page, bool(views)), *study, browser_section(views, left_out)]
-        parts += [results(page), *own, cases(page), _overlays(page)]
+        parts += [results(page), *own, cases(page), _quality(page), _overlays(page)]
     parts += [_facts(page)]
     digest = base64.b64encode(hashlib.sha256(SCRIPT.encode()).digest()).decode()
     policy = f"default-src 'none'; img-src data:; style-src 'unsafe-inline'; script-src 'sha256-{digest}'"
@@ -206,6 +209,21 @@ def _curve(page: Page) -> str:
     return (
         f"<section><h2>DSC over n</h2><figure class=curve>{svg}</figure><p class=note>Whole structure. A best n read off here is "
         "chosen on the very cases it is scored on; quote it as such.</p></section>"
+    )
+
+
+def _quality(page: Page) -> str:
+    """Predicted against true DSC of the main method."""
+    mine = [g for g in page.quality if (g.protocol, g.method, g.n) == (page.protocol, *page.main)]
+    figure = predicted_dsc(mine)
+    if figure is None:
+        return ""
+    text = "".join(f"<p>{escape(line)}.</p>" for line in quality_text(mine).splitlines())
+    return (
+        f"<section><h2>Quality without ground truth</h2>{text}<figure class=curve>{svg_element(figure)}</figure><p class=note>"
+        "The DSC of each case predicted from how well the parts of its result agree (networks with each other, atlases with "
+        "networks), fitted on the cases of the other folds only. Filled: flagged as a likely failure. On the line both are equal."
+        "</p></section>"
     )
 
 

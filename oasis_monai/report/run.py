@@ -13,6 +13,7 @@ import pandas as pd
 from oasis_monai import tables
 from oasis_monai.errors import DataError, Fault
 from oasis_monai.grid_text import Grid
+from oasis_monai.quality_tables import QualityGroup
 
 _PNG = b"\x89PNG\r\n\x1a\n"
 
@@ -42,6 +43,7 @@ class Page:
     has_run: bool
     pictures: dict[tuple[str, str], Path]
     parts: StudyParts
+    quality: tuple[QualityGroup, ...] = ()
 
     @property
     def protocol(self) -> str:
@@ -51,11 +53,11 @@ class Page:
 
     @property
     def main(self) -> tuple[str, int]:
-        """The method and n the page shows in detail. Fixed in advance, never the best scorer: OASIS, and the paper's n = 6
-        (else the largest n)."""
+        """The method and n the page shows in detail. Fixed in advance, never the best scorer: OASIS (of a joint model
+        OASIS-joint), and the paper's n = 6 (else the largest n)."""
         rows = self.scores[self.scores["protocol"] == self.protocol]
         methods = sorted(set(rows["method"]), key=tables.method_rank)
-        method = "OASIS" if "OASIS" in methods else methods[0]
+        method = next((m for m in ("OASIS-joint", "OASIS") if m in methods), methods[0])
         every = set(rows.loc[rows["method"] == method, "n"])
         return method, int(6 if 6 in every else max(every))
 

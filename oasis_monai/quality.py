@@ -1,0 +1,174 @@
+"""Quality without ground truth: what the parts of a result think of each other, and the DSC to expect from that.
+
+Methods that fail differently know when they fail: where the slice network, the volume network and the aligned atlases of a
+joint model disagree, at least one of them is wrong. Two overlaps are taken, per structure and on hard labels: *networks*, the
+slice network with the volume network, and *atlases*, the fused atlases with the networks' estimate (of a model without networks:
+every warped atlas with the fused result). A ridge regression, fitted on cases whose truth is known and that took no part in
+training, turns them into a predicted DSC; its prior is that the DSC *is* the mean overlap, which is also what is told of a case
+where nothing was fitted, and what keeps a case far outside the fitted range from being predicted average.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+
+from oasis_monai import grids
+
+SOURCES = ("networks", "atlases")
+FAILURE = 0.70  # DSC of a whole structure below which a result is a failure
+PRIOR_CASES = 10.0  # the prior weighs as much as so many cases
+FEWEST = 6  # cases below which nothing is fitted
+
+
+def agreement(voices: torch.Tensor, fused: torch.Tensor | None) -> torch.Tensor:
+    """Overlap counts of the parts of a joint model's result: networks with each other, atlases with networks.
+
+    Args:
+        voices: (V, C, *S) probabilities, one per network (V is 1 or 2).
+        fused: (C, *S) the atlases' vote, or None.
+
+    Returns:
+        (2, C-1, 2) float64 in the order of :data:`SOURCES`: twice the common voxels, and the voxels of both. They add up over
+        slices. (0, 0) where there is nothing to compare.
+    """
+    counts = torch.zeros(2, voices.shape[1] - 1, 2, dtype=torch.float64)
+    if len(voices) > 1:
+        counts[0] = _counts(_decided(voices[0]), _decided(voices[1]), voices.shape[1])
+    if fused is not None:
+        counts[1] = _counts(_decided(fused), _decided(voices.mean(0)), voices.shape[1])
+    return counts
+
+
+def consensus(labels: torch.Tensor, fused: torch.Tensor) -> torch.Tensor:
+    """The same (2, C-1, 2) counts where no network is beside the atlases: (n, *S) warped labels, each with (C, *S) ``fused``."""
+    counts = torch.zeros(2, fused.shape[0] - 1, 2, dtype=torch.float64)
+    whole = _decided(fused)
+    for label in labels:
+        counts[1] += _counts(label, whole, fused.shape[0])
+    return counts
+
+
+def _decided(probability: torch.Tensor) -> torch.Tensor:
+    return grids.decide(enumerate(probability[1:], 1), torch.zeros_like(probability[0])).cpu()
+
+
+def _counts(a: torch.Tensor, b: torch.Tensor, classes: int) -> torch.Tensor:
+    """(C-1, 2): twice the common voxels and the voxels of both, per structure."""
+    both = a.long().flatten()[a.flatten() == b.flatten()]
+    sizes = [torch.bincount(x.long().flatten(), minlength=classes)[1:classes] for x in (a, b)]
+    return torch.stack([2 * torch.bincount(both, minlength=classes)[1:classes], sizes[0] + sizes[1]], 1).double()
+
+
+def overlaps(counts: torch.Tensor) -> np.ndarray:
+    """(2, C-1, 2) counts -> (C-1, 2) Dice per structure and source. A structure that neither part has found is no agreement to
+    rely on: 0. A source that compares nothing at all is NaN."""
+    common, both = counts[..., 0].numpy(), counts[..., 1].numpy()
+    dice = np.where(both > 0, common / np.maximum(both, 1), 0.0)
+    dice[both.sum(1) == 0] = math.nan
+    return np.asarray(dice.T)
+
+
+@dataclass(frozen=True)
+class Calibration:
+    """Predicts the DSC of one structure from the overlaps: ``offset + sum_i weights_i x_i``, within 0 and 1.
+
+    Args:
+        sources: which of :data:`SOURCES` it uses; weights: one each.
+        spread: standard deviation of truth minus prediction on the fitted cases; None where nothing was fitted.
+        cases: how many they were.
+    """
+
+    sources: tuple[str, ...]
+    weights: tuple[float, ...]
+    offset: float = 0.0
+    spread: float | None = None
+    cases: int = 0
+
+    def predict(self, values: Sequence[float]) -> float:
+        """DSC to expect; ``values`` in the order of :data:`SOURCES`, NaN for a source that is not there."""
+        known = dict(zip(SOURCES, values, strict=True))
+        used = [known[name] for name in self.sources]
+        if not used or any(math.isnan(v) for v in used):
+            return math.nan
+        return float(np.clip(self.offset + np.dot(self.weights, used), 0.0, 1.0))
+
+    def flag(self, predicted: float) -> bool:
+        """Whether a failure (DSC below :data:`FAILURE`) is within one spread of what is predicted, or nothing can be."""
+        return math.isnan(predicted) or predicted < FAILURE + (self.spread or 0.0)
+
+    def to_json(self) -> dict[str, Any]:
+        return {
+            "sources": list(self.sources),
+            "weights": [round(w, 6) for w in self.weights],
+            "offset": round(self.offset, 6),
+            "spread": None if self.spread is None else round(self.spread, 6),
+            "cases": self.cases,
+        }
+
+    @classmethod
+    def from_json(cls, told: Mapping[str, Any]) -> Calibration:
+        """Raises KeyError, TypeError or ValueError where ``told`` is not what :meth:`to_json` gives."""
+        sources, weights = tuple(map(str, told["sources"])), tuple(map(float, told["weights"]))
+        if not set(sources) <= set(SOURCES) or len(weights) != len(sources):
+            raise ValueError(f"expected a weight per source of {SOURCES}, found {told!r}")
+        spread = told["spread"]
+        return cls(sources, weights, float(told["offset"]), None if spread is None else float(spread), int(told["cases"]))
+
+
+def uncalibrated(values: Sequence[float]) -> Calibration:
+    """The prior alone, for the sources that have a value: the DSC is the mean overlap."""
+    sources = tuple(name for name, v in zip(SOURCES, values, strict=True) if not math.isnan(v))
+    return Calibration(sources, tuple(1 / len(sources) for _ in sources))
+
+
+def fit(values: np.ndarray, dsc: Sequence[float] | np.ndarray) -> Calibration:
+    """Ridge regression towards the prior of :func:`uncalibrated`.
+
+    Args:
+        values: (N, 2) overlaps of N cases; a source that is NaN in any case is left out.
+        dsc: (N,) true DSC, 0 to 1.
+
+    Returns:
+        The prior itself (``spread`` None) with fewer than :data:`FEWEST` cases.
+    """
+    y = np.asarray(dsc, dtype=float)
+    there = ~np.isnan(values).any(0) if len(values) else np.ones(len(SOURCES), bool)
+    prior = uncalibrated(np.where(there, 0.0, math.nan).tolist())
+    if len(y) < FEWEST or not prior.sources:
+        return prior
+    x = values[:, there]
+    start = np.array(prior.weights)
+    centre, middle = x.mean(0), float(y.mean())
+    z, rest = x - centre, (y - middle) - (x - centre) @ start
+    # in units of the sources' common spread, so that the prior weighs PRIOR_CASES cases whatever that is
+    scale = max(float(z.std()), 1e-3)
+    weights = start + np.linalg.solve(z.T @ z + PRIOR_CASES * scale**2 * np.eye(x.shape[1]), z.T @ rest)
+    offset = middle - float(centre @ weights)
+    residual = y - np.clip(offset + x @ weights, 0, 1)
+    return Calibration(prior.sources, tuple(map(float, weights)), offset, float(np.sqrt(np.mean(residual**2))), len(y))
+
+
+def cross_fitted(values: np.ndarray, dsc: np.ndarray, groups: Sequence[int]) -> tuple[np.ndarray, np.ndarray]:
+    """Predicted DSC and flag of every case, each from the cases of the *other* groups (folds): (N,) float and (N,) bool."""
+    predicted, flags = np.full(len(dsc), math.nan), np.ones(len(dsc), bool)
+    for group in sorted(set(groups)):
+        mine = np.array([g == group for g in groups])
+        model = fit(values[~mine], dsc[~mine])
+        for i in np.flatnonzero(mine):
+            predicted[i] = model.predict(values[i])
+            flags[i] = model.flag(predicted[i])
+    return predicted, flags
+
+
+def correlation(predicted: Iterable[float], true: Iterable[float]) -> float:
+    """Pearson's r over the cases where both are known; NaN for fewer than three or where one of them does not vary."""
+    pairs = np.array([(a, b) for a, b in zip(predicted, true, strict=True) if not (math.isnan(a) or math.isnan(b))])
+    if len(pairs) < 3 or not (pairs.std(0) > 0).all():
+        return math.nan
+    return float(np.corrcoef(pairs.T)[0, 1])

@@ -1,0 +1,146 @@
+"""Predicted against true DSC of a cross-validation: ``quality.csv``, and the calibrations a model trained like it can use."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections import defaultdict
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import torch
+
+from oasis_monai.errors import DataError, Fault
+from oasis_monai.files import write_json, write_text
+from oasis_monai.quality import FAILURE, SOURCES, Calibration, correlation, cross_fitted, fit, overlaps
+from oasis_monai.tables import method_name
+
+COLUMNS = ("protocol", "fold", "case", "method", "n", "label", *SOURCES, "predicted_dsc", "flag", "dsc")
+Key = tuple[str, str, int]  # case, method, n
+
+
+@dataclass(frozen=True)
+class QualityGroup:
+    """One method, n and label of a run: what there is to say of its predictions."""
+
+    protocol: str
+    method: str
+    n: int
+    label: str
+    rows: pd.DataFrame
+    """Of :data:`COLUMNS`, the cases where truth and prediction are known."""
+
+    @property
+    def correlation(self) -> float:
+        """Pearson's r of predicted and true DSC."""
+        return correlation(self.rows["predicted_dsc"], self.rows["dsc"])
+
+    @property
+    def mean_error(self) -> float:
+        """Mean absolute difference of predicted and true DSC."""
+        return float((self.rows["predicted_dsc"] - self.rows["dsc"]).abs().mean())
+
+    @property
+    def failures(self) -> tuple[int, int, int, int]:
+        """Cases whose DSC is below :data:`oasis_monai.quality.FAILURE`; those of them flagged; all others; those flagged."""
+        bad = self.rows["dsc"] < FAILURE
+        flag = self.rows["flag"]
+        return int(bad.sum()), int((bad & flag).sum()), int((~bad).sum()), int((~bad & flag).sum())
+
+
+def quality_rows(
+    scores: Iterable[Mapping[str, Any]], agreements: Mapping[Key, torch.Tensor], labels: list[str], groups: Mapping[str, int]
+) -> tuple[pd.DataFrame, dict[str, dict[str, Calibration]]]:
+    """Predict every case from the cases of the other folds, and fit what a new scan is predicted with on all.
+
+    Args:
+        scores: score rows of the run; only whole structures are used. A row absent on both sides has no DSC to predict.
+        agreements: (2, C-1, 2) counts, see :func:`oasis_monai.quality.agreement`.
+        labels: structure names in the order of the classes.
+        groups: case -> fold; no case is predicted from its own fold.
+
+    Returns:
+        Rows of :data:`COLUMNS`; and "method-n" -> label -> calibration.
+    """
+    parts: dict[tuple[str, int, str], list[dict[str, Any]]] = defaultdict(list)
+    for row in scores:
+        counts = agreements.get((row["case"], row["method"], row["n"]))
+        if row["region"] != "whole" or counts is None or math.isnan(row["dsc"]):
+            continue
+        told = overlaps(counts)[labels.index(row["label"])]
+        kept = {k: row[k] for k in ("protocol", "fold", "case", "method", "n", "label", "dsc")}
+        parts[row["method"], row["n"], row["label"]].append(kept | dict(zip(SOURCES, map(float, told), strict=True)))
+    made: list[dict[str, Any]] = []
+    models: dict[str, dict[str, Calibration]] = defaultdict(dict)
+    for (method, n, label), rows in sorted(parts.items()):
+        values, dsc = np.array([[r[s] for s in SOURCES] for r in rows]), np.array([r["dsc"] for r in rows])
+        predicted, flags = cross_fitted(values, dsc, [groups[r["case"]] for r in rows])
+        models[method_name(method, n)][label] = fit(values, dsc)
+        made += [r | {"predicted_dsc": float(p), "flag": bool(f)} for r, p, f in zip(rows, predicted, flags, strict=True)]
+    return pd.DataFrame(made, columns=list(COLUMNS)), dict(models)
+
+
+def write_quality(path: Path, rows: pd.DataFrame) -> None:
+    """Write ``quality.csv``, whole or not at all."""
+    write_text(path, rows.to_csv(index=False, float_format="%.6f", lineterminator="\n"))
+
+
+def read_quality(path: Path) -> list[QualityGroup]:
+    """The groups of a run's ``quality.csv``; empty where there is none.
+
+    Raises:
+        DataError: it is not what :func:`write_quality` writes.
+    """
+    if not path.is_file():
+        return []
+    try:
+        rows = pd.read_csv(path, dtype={"case": str, "label": str, "method": str, "protocol": str}, keep_default_na=True)
+        rows = rows[list(COLUMNS)].astype({c: float for c in (*SOURCES, "predicted_dsc", "dsc")} | {"flag": bool, "n": int})
+    except (OSError, ValueError, KeyError) as error:
+        remedy = "delete it, or write it again from the run"
+        raise DataError(Fault("", str(path), f"a CSV with the columns {', '.join(COLUMNS)}", str(error), remedy)) from error
+    known = rows.dropna(subset=["predicted_dsc", "dsc"])
+    by = ["protocol", "method", "n", "label"]
+    return [QualityGroup(str(p), str(m), int(n), str(label), part) for (p, m, n, label), part in known.groupby(by, sort=True)]
+
+
+def quality_text(groups: Iterable[QualityGroup]) -> str:
+    """Lines for a terminal: correlation, mean error, failures and false alarms of every method, n and label."""
+    lines = []
+    for g in groups:
+        bad, caught, good, alarms = g.failures
+        r = "undefined" if math.isnan(g.correlation) else f"{g.correlation:.2f}"
+        lines.append(
+            f"predicted DSC, {method_name(g.method, g.n)}, {g.label}: r {r}, mean error {100 * g.mean_error:.1f} points; "
+            f"{caught} of {bad} failures (DSC under {100 * FAILURE:.0f} %) flagged, {alarms} false alarms in {good}"
+        )
+    return "\n".join(lines)
+
+
+def write_calibrations(path: Path, models: Mapping[str, Mapping[str, Calibration]]) -> None:
+    """Write "method-n" -> label -> calibration as JSON."""
+    write_json(path, {name: {label: c.to_json() for label, c in by_label.items()} for name, by_label in models.items()})
+
+
+def read_calibrations(path: Path) -> dict[str, dict[str, Calibration]] | None:
+    """What :func:`write_calibrations` wrote; None where there is none or it is damaged (it can always be made again)."""
+    try:
+        return calibrations_of(json.loads(path.read_text(encoding="utf-8")))
+    except (OSError, ValueError):
+        return None
+
+
+def calibrations_of(told: Any) -> dict[str, dict[str, Calibration]]:
+    """Calibrations from their plain JSON value.
+
+    Raises:
+        ValueError: it is none.
+    """
+    try:
+        return {str(name): {str(k): Calibration.from_json(v) for k, v in by.items()} for name, by in told.items()}
+    except (AttributeError, KeyError, TypeError) as error:
+        raise ValueError(f"calibration: expected method -> label -> weights, found {told!r}") from error

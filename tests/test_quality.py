@@ -1,0 +1,200 @@
+"""Quality without ground truth: overlap counts, the regression and its prior, flags, the files of a run."""
+
+import math
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+
+from oasis_monai.errors import DataError
+from oasis_monai.quality import (
+    FAILURE,
+    PRIOR_CASES,
+    Calibration,
+    agreement,
+    consensus,
+    correlation,
+    cross_fitted,
+    fit,
+    overlaps,
+    uncalibrated,
+)
+from oasis_monai.quality_tables import (
+    quality_rows,
+    quality_text,
+    read_calibrations,
+    read_quality,
+    write_calibrations,
+    write_quality,
+)
+
+
+def hot(labels: torch.Tensor, classes: int) -> torch.Tensor:
+    return torch.nn.functional.one_hot(labels.long(), classes).movedim(-1, 0).float()
+
+
+def dice(a: torch.Tensor, b: torch.Tensor, c: int) -> float:
+    """A loop over voxels."""
+    common = both = 0
+    for x, y in zip(a.flatten().tolist(), b.flatten().tolist(), strict=True):
+        common += 2 * (x == c and y == c)
+        both += (x == c) + (y == c)
+    return common / both
+
+
+def test_counts_are_dice_of_the_parts():
+    random = torch.Generator().manual_seed(1)
+    one, two, fused = (torch.randint(0, 3, (5, 6, 4), generator=random) for _ in range(3))
+    voices = torch.stack([hot(one, 3), 0.9 * hot(two, 3) + 0.1 / 3])  # the mean of both decides for the first
+    told = overlaps(agreement(voices, hot(fused, 3)))
+    for c in (1, 2):
+        assert told[c - 1] == pytest.approx([dice(one, two, c), dice(fused, one, c)])
+
+
+def test_counts_of_slices_add_up_to_those_of_the_volume():
+    random = torch.Generator().manual_seed(2)
+    voices = torch.rand(2, 3, 6, 5, 7, generator=random)
+    fused = torch.rand(3, 6, 5, 7, generator=random)
+    slices = sum(agreement(voices[..., z], fused[..., z]) for z in range(7))
+    assert torch.equal(slices, agreement(voices, fused))
+
+
+def test_one_network_alone_compares_nothing():
+    voices = hot(torch.ones(3, 3, 2), 2)[None]
+    assert np.isnan(overlaps(agreement(voices, None))).all()
+
+
+def test_a_structure_nobody_finds_is_no_agreement():
+    nothing = hot(torch.zeros(3, 3, 2), 3)
+    one = hot(torch.ones(3, 3, 2), 3)
+    assert overlaps(agreement(torch.stack([one, one]), one)).tolist() == [[1.0, 1.0], [0.0, 0.0]]
+    assert np.isnan(overlaps(agreement(torch.stack([nothing, nothing]), nothing))).all()
+
+
+def test_consensus_is_the_overlap_of_each_atlas_with_the_result():
+    random = torch.Generator().manual_seed(3)
+    atlases = torch.randint(0, 2, (4, 6, 6), generator=random)
+    fused = hot(atlases[0], 2)
+    counts = consensus(atlases, fused)
+    common = sum(2 * ((a == 1) & (atlases[0] == 1)).sum().item() for a in atlases)
+    both = sum((a == 1).sum().item() + (atlases[0] == 1).sum().item() for a in atlases)
+    assert counts[0].sum() == 0
+    assert overlaps(counts)[0, 1] == pytest.approx(common / both)
+
+
+def test_without_cases_the_dsc_is_the_mean_overlap():
+    model = fit(np.empty((0, 2)), [])
+    assert model == Calibration(("networks", "atlases"), (0.5, 0.5))
+    assert model.predict([0.6, 0.8]) == pytest.approx(0.7)
+    assert uncalibrated([math.nan, 0.5]).predict([math.nan, 0.4]) == pytest.approx(0.4)
+
+
+def test_a_source_that_is_missing_in_a_case_is_left_out():
+    values = np.array([[0.9, 0.8], [math.nan, 0.7], [0.8, 0.6], [0.7, 0.9], [0.6, 0.5], [0.5, 0.4]])
+    assert fit(values, np.full(6, 0.8)).sources == ("atlases",)
+
+
+def test_many_cases_find_the_truth_whatever_the_prior():
+    random = np.random.default_rng(0)
+    values = random.uniform(0.3, 1, (4000, 2))
+    model = fit(values, 0.1 + 0.7 * values[:, 0] + 0.05 * values[:, 1])
+    assert model.weights == pytest.approx((0.7, 0.05), abs=0.01)
+    assert model.offset == pytest.approx(0.1, abs=0.01)
+    assert model.spread == pytest.approx(0, abs=2e-3)
+
+
+def test_the_prior_weighs_as_its_number_of_cases():
+    """One source that varies: N cases at plus and minus one unit pull the slope N / (N + PRIOR_CASES) of the way."""
+    n = 20
+    x = np.array([0.5, 0.7] * (n // 2))
+    values = np.stack([np.full(n, math.nan), x], 1)
+    assert fit(values, np.full(n, 0.8)).weights == pytest.approx([1 - n / (n + PRIOR_CASES)])
+
+
+def test_a_scan_far_outside_the_fitted_range_is_not_predicted_average():
+    random = np.random.default_rng(1)
+    values = random.uniform(0.85, 0.95, (30, 2))
+    dsc = 0.87 + random.normal(0, 0.03, 30)
+    model = fit(values, dsc)
+    good, bad = model.predict([0.9, 0.9]), model.predict([0.2, 0.3])
+    assert not model.flag(good)
+    assert model.flag(bad)
+    assert bad < FAILURE
+
+
+def test_predictions_stay_within_0_and_1_and_nothing_known_is_flagged():
+    model = Calibration(("networks", "atlases"), (2.0, 2.0), -0.5, 0.02, 10)
+    assert model.predict([1, 1]) == 1
+    assert model.predict([0, 0]) == 0
+    assert model.flag(model.predict([math.nan, 0.9]))
+
+
+def test_no_case_is_predicted_from_its_own_fold():
+    random = np.random.default_rng(2)
+    values, dsc = random.uniform(0.5, 1, (20, 2)), random.uniform(0.6, 0.9, 20)
+    groups = [i % 4 for i in range(20)]
+    before, _ = cross_fitted(values, dsc, groups)
+    changed = dsc.copy()
+    changed[[i for i in range(20) if groups[i] == 1]] = 0.1
+    after, _ = cross_fitted(values, changed, groups)
+    mine = np.array([g == 1 for g in groups])
+    assert np.array_equal(before[mine], after[mine])
+    assert not np.array_equal(before[~mine], after[~mine])
+
+
+def test_calibrations_survive_json(tmp_path):
+    models = {"OASIS-joint-6": {"prostate": fit(np.random.default_rng(0).uniform(0, 1, (9, 2)), np.linspace(0.5, 0.9, 9))}}
+    write_calibrations(tmp_path / "c.json", models)
+    again = read_calibrations(tmp_path / "c.json")
+    assert again is not None
+    assert again["OASIS-joint-6"]["prostate"].predict([0.8, 0.9]) == pytest.approx(
+        models["OASIS-joint-6"]["prostate"].predict([0.8, 0.9]), abs=1e-5
+    )
+    (tmp_path / "c.json").write_text('{"x": {"y": {"sources": ["networks"], "weights": []}}}')
+    assert read_calibrations(tmp_path / "c.json") is None
+
+
+def rows_of(dsc: dict[str, float]) -> list[dict]:
+    common = {"protocol": "patient", "fold": 0, "method": "OASIS-joint", "n": 6, "label": "prostate"}
+    return [{**common, "case": case, "region": region, "dsc": v} for case, v in dsc.items() for region in ("whole", "apex")]
+
+
+def counts_of(value: float) -> torch.Tensor:
+    return torch.tensor([[[2 * value, 2.0]], [[2 * value, 2.0]]], dtype=torch.float64)
+
+
+def test_a_run_keeps_predictions_of_whole_structures(tmp_path):
+    truth = {f"case{i}": 0.5 + 0.04 * i for i in range(10)} | {"gone": math.nan}
+    agreements = {(case, "OASIS-joint", 6): counts_of(0 if math.isnan(v) else v) for case, v in truth.items()}
+    groups = {case: i % 5 for i, case in enumerate(truth)}
+    table, models = quality_rows(rows_of(truth), agreements, ["prostate"], groups)
+    write_quality(tmp_path / "quality.csv", table)
+    (group,) = read_quality(tmp_path / "quality.csv")
+    assert sorted(group.rows["case"]) == sorted(set(truth) - {"gone"})
+    assert group.correlation > 0.99
+    assert group.mean_error < 0.01
+    assert group.failures == (5, 5, 5, int((group.rows["flag"] & (group.rows["dsc"] >= FAILURE)).sum()))
+    assert "5 of 5 failures" in quality_text([group])
+    assert set(models) == {"OASIS-joint-6"}
+
+
+def test_a_damaged_file_is_told(tmp_path):
+    (tmp_path / "quality.csv").write_text("case,dsc\na,0.5\n")
+    with pytest.raises(DataError, match=r"quality\.csv.*predicted_dsc"):
+        read_quality(tmp_path / "quality.csv")
+    assert read_quality(tmp_path / "none.csv") == []
+
+
+def test_correlation_of_what_does_not_vary_is_undefined():
+    assert math.isnan(correlation([0.5, 0.5, 0.5], [0.1, 0.2, 0.3]))
+    assert math.isnan(correlation([0.5, 0.6], [0.1, 0.2]))
+    assert correlation([0.1, 0.2, 0.3, math.nan], [0.2, 0.4, 0.6, 0.1]) == pytest.approx(1)
+
+
+def test_no_rows_at_all(tmp_path):
+    table, models = quality_rows([], {}, ["prostate"], {})
+    write_quality(tmp_path / "quality.csv", table)
+    assert read_quality(tmp_path / "quality.csv") == []
+    assert models == {}
+    assert isinstance(table, pd.DataFrame)
