@@ -8,6 +8,7 @@ from pathlib import Path
 
 import torch
 from torch import nn
+from torch.nn import functional as F
 
 from oasis_monai.align import foreground, one_hot
 from oasis_monai.augment import Augmentation
@@ -110,6 +111,7 @@ def estimate_library(
     estimator: Estimator, library: AtlasLibrary, atlases: int = 0, same_case: bool = False, distance: str = "l2"
 ) -> torch.Tensor:
     """What the network makes of every atlas of its own library: (N, C-1, \\*S) float16. A slice never sees itself as an atlas."""
+    estimator = estimator.plain()  # the STM is trained to doubt it anyway
     if library.spatial_dims == 3:
         return torch.stack([estimator.volume(image)[1:].half() for image in library.images])
     near = _near(library, atlases, same_case, distance)
@@ -135,6 +137,19 @@ def _near(library: AtlasLibrary, count: int, same_case: bool, distance: str = "l
         return torch.empty((len(library), 0), dtype=torch.int64)
     own = library.groups(same_case)
     return nearest(library.features, library.features, count, distance, exclude=(own, own))[0]
+
+
+def near_structure(library: AtlasLibrary, reach: int = 2) -> torch.Tensor:
+    """Whether a structure is within ``reach`` slices: (N, z) bool of volumes, (N,) of slices, whose neighbours are those of their
+    case that are in the library."""
+    there = (library.labels > 0).flatten(1, 3).any(1) if library.spatial_dims == 3 else (library.labels > 0).flatten(1).any(1)
+    if library.spatial_dims == 3:
+        spread = F.max_pool1d(there[:, None].float(), 2 * reach + 1, stride=1, padding=reach)
+        return spread[:, 0] > 0
+    known = {(case, int(z)) for case, z, fg in zip(library.cases, library.slices, there.tolist(), strict=True) if fg}
+    around = range(-reach, reach + 1)
+    near = [any((case, int(z) + d) in known for d in around) for case, z in zip(library.cases, library.slices, strict=True)]
+    return torch.tensor(near)
 
 
 class _EstimatorTrainer(Trainer):
@@ -172,18 +187,21 @@ class _EstimatorTrainer(Trainer):
         self.near = _near(library, estimator.atlases, same_case, distance)
         # volumes: (row, z) of every slice that shows something; padding beyond the scan teaches nothing
         self.places: torch.Tensor | None = None
+        near = near_structure(library)
         if library.spatial_dims == 3:
             images = library.images
             self.places = (images.amax((1, 2, 3)) > images.amin((1, 2, 3))).nonzero()
+            near = near[self.places[:, 0], self.places[:, 1]]
+        self.chances = torch.where(near, 1.0, estimator.empty)
 
     def _draw(self, random: torch.Generator) -> tuple[torch.Tensor, torch.Tensor]:
         """(B, 3 + extra, x, y) slices and their (B, C-1, x, y) structures."""
         library = self.library
         if self.places is None:
-            rows = torch.randint(len(library), (self.count,), generator=random)
+            rows = torch.multinomial(self.chances, self.count, replacement=True, generator=random)
             image = beside_atlases(_slices(library, rows), library, self.near[rows])
             return image, foreground(library.labels[rows], library.classes)
-        chosen = self.places[torch.randint(len(self.places), (self.count,), generator=random)].tolist()
+        chosen = self.places[torch.multinomial(self.chances, self.count, replacement=True, generator=random)].tolist()
         last = library.images.shape[-1] - 1
         around = [[max(z - 1, 0), z, min(z + 1, last)] for _, z in chosen]
         image = torch.stack([library.images[row, 0][..., zs].movedim(-1, 0) for (row, _), zs in zip(chosen, around, strict=True)])
@@ -200,9 +218,9 @@ class _EstimatorTrainer(Trainer):
             atlases, label = rest.split([image.shape[1] - 3, label.shape[1]], 1)
             image = torch.cat([slices, atlases], 1)
         self.model.train()
-        # on a CPU the encoder's depthwise convolutions are slower in bfloat16 than in float32
-        with torch.autocast(self.device.type, torch.bfloat16, enabled=self.settings.amp and self.device.type != "cpu"):
-            output = self.model(image.contiguous(memory_format=torch.channels_last))
+        amp, on_cpu = self.settings.amp, self.device.type == "cpu"
+        with torch.autocast(self.device.type, torch.bfloat16, enabled=amp and not on_cpu):
+            output = self.model(image.contiguous(memory_format=torch.channels_last), half=amp and on_cpu)
         target = torch.cat([(1 - label.sum(1, keepdim=True)).clamp(0, 1), label], 1)
         loss = self.loss(output.float(), target)
         self.optimiser.zero_grad(set_to_none=True)

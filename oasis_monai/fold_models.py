@@ -57,7 +57,7 @@ def calibration_path(settings: Settings, content: Mapping[str, str]) -> Path:
         "labels": list(settings.data.label_values),
         "version": TRAINING_VERSION,
     }
-    identity["vote"] = settings.estimator.vote
+    identity |= {k: getattr(settings.estimator, k) for k in ("vote", "mirror", "views")}
     return Path(settings.cache) / "calibrations" / f"{digest(identity)}.json"
 
 
@@ -166,7 +166,8 @@ class FoldModels:
         whole = None
         if VOLUME in self._of_the_estimator():
             whole = make_whole(self.train(fold, VOLUME, library), settings.network, device)
-        return Estimator(network, settings.estimator.mirror, device, whole=whole, stride=settings.estimator.volume_stride)
+        how = settings.estimator
+        return Estimator(network, how.mirror, device, whole=whole, stride=how.volume_stride, views=how.views)
 
     def _estimator_files(self, fold: Fold) -> list[Path]:
         return [self.folder(fold, name) / _FILES.get(name, "network.safetensors") for name in self._of_the_estimator()]
@@ -206,7 +207,7 @@ class FoldModels:
         features = self.settings.features
         parts: list[Any] = [features.name, features.weights, features.distance, fold.index, self.prepared.scans[case]]
         if self.settings.joint:  # its fields depend on the estimate
-            parts += [file_digest(*self._estimator_files(fold)), self.settings.estimator.mirror]
+            parts += [file_digest(*self._estimator_files(fold)), self.settings.estimator.mirror, self.settings.estimator.views]
         chosen = digest(parts)
         return FieldCache(self.folder(fold) / "fields", chosen)
 

@@ -122,7 +122,7 @@ def load_model(folder: Path, device: str = "auto", batch: int = 8) -> tuple[Sett
             volume.load_state_dict(network_weights(load_tensors(folder / VOLUME_PART)[0]))
             whole = make_whole(volume, settings.network, resolve_device(device))
         where, stride = resolve_device(device), settings.estimator.volume_stride
-        estimator = Estimator(net, settings.estimator.mirror, where, whole=whole, stride=stride)
+        estimator = Estimator(net, settings.estimator.mirror, where, whole=whole, stride=stride, views=settings.estimator.views)
         more = {"estimator": estimator, **voice(settings.estimator)}
     return settings, Segmenter(library, aligner, loa, settings.features.distance, settings.temperature, **more)
 

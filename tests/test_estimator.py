@@ -1,5 +1,6 @@
 """The joint model: its segmentation network, the STM that sees labels, and the vote of both."""
 
+import math
 from dataclasses import replace
 
 import pytest
@@ -8,8 +9,15 @@ import torch
 from oasis_monai import fusion, warp
 from oasis_monai.align import Aligner, LoaTable, foreground, one_hot
 from oasis_monai.errors import ConfigError
-from oasis_monai.estimation import beside_atlases, estimate_library, make_estimator, train_estimator
-from oasis_monai.estimator import Estimator, EstimatorSettings, SliceNet, with_neighbours
+from oasis_monai.estimation import (
+    _EstimatorTrainer,
+    beside_atlases,
+    estimate_library,
+    make_estimator,
+    near_structure,
+    train_estimator,
+)
+from oasis_monai.estimator import VIEWS, Estimator, EstimatorSettings, SliceNet, turned, with_neighbours
 from oasis_monai.features import imagenet_network
 from oasis_monai.fitting import TrainingSettings
 from oasis_monai.fusion import without_islands
@@ -21,7 +29,7 @@ from oasis_monai.segment import Segmenter
 from oasis_monai.training import doubted, make_stm, train_stm
 from oasis_monai.types import Geometry, Preprocessed
 
-SMALL = EstimatorSettings(decoder=(8, 8, 8, 8, 8), slices=2, pretrained=False, share=0.5, volume_share=0.0)
+SMALL = EstimatorSettings(decoder=(8, 8, 8, 8), slices=2, pretrained=False, share=0.5, volume_share=0.0)
 SHORT = TrainingSettings(iterations=4, minutes=None, checkpoint_minutes=1e-12)
 JOINT = StmSettings(channels=(4, 8), field_stride=(2,), joint=True)
 
@@ -53,7 +61,7 @@ def discs(dims, cases=4, per_case=2, size=32, classes=2):
 
 def net(seed=0, **more):
     torch.manual_seed(seed)
-    return SliceNet(2, decoder=(8, 8, 8, 8, 8), **more).eval()
+    return SliceNet(2, decoder=(8, 8, 8, 8), **more).eval()
 
 
 def test_neighbours_stand_beside_every_slice():
@@ -318,3 +326,89 @@ def test_nothing_but_the_seed_decides_the_stms_start():
     library = discs(3).with_estimates(foreground(discs(3).labels, 2))
     a, b = (train_stm(library, (1.0,) * 3, JOINT, RegistrationLoss(), SHORT, 5, None, progress=False) for _ in range(2))
     assert all(torch.equal(v, b.state_dict()[k]) for k, v in a.state_dict().items())
+
+
+@pytest.mark.parametrize("size", [(48, 48), (40, 64)])
+def test_a_turned_slice_turns_back(size):
+    """A smooth blob well inside comes back; on the way it is where the transform says, in voxels, also on oblong slices."""
+    x, y = torch.meshgrid(*(torch.arange(n) - (n - 1) / 2 for n in size), indexing="ij")
+    blob = torch.exp(-((x - 6) ** 2 + (y + 4) ** 2) / 18)[None, None]
+    for angle, scale in VIEWS:
+        there = turned(blob, angle, scale)
+        torch.testing.assert_close(turned(there, angle, scale, back=True), blob, atol=0.04, rtol=0)
+        total = there.sum()
+        centre = float((there * x).sum() / total), float((there * y).sum() / total)
+        # what is at p in the turned slice was at scale * R p; torch's grid counts the last axis first
+        cos, sin = math.cos(angle), math.sin(angle)
+        back = (scale * (sin * centre[1] + cos * centre[0]), scale * (cos * centre[1] - sin * centre[0]))
+        assert back == pytest.approx((6, -4), abs=0.05)
+
+
+def test_views_are_a_mean_over_turned_copies_where_there_is_something_to_see():
+    model = net(pretrained=False)
+    slices = torch.rand(3, 3, 32, 32, generator=torch.Generator().manual_seed(5))
+    one, more = Estimator(model, mirror=False), Estimator(model, mirror=False, views=2)
+    copies = [one(slices)]
+    for angle, scale in VIEWS[:2]:
+        seen = turned(one(turned(slices, angle, scale))[:, 1:], angle, scale, back=True)
+        copies.append(torch.cat([1 - seen.sum(1, keepdim=True), seen], 1))
+    torch.testing.assert_close(more(slices), torch.stack(copies).mean(0), atol=1e-5, rtol=1e-4)
+    assert torch.equal(more.plain()(slices), one(slices))
+
+    class Blank(torch.nn.Module):
+        calls = 0
+
+        def forward(self, image):
+            Blank.calls += 1
+            return torch.stack([torch.full(image.shape[2:], 9.0), torch.zeros(image.shape[2:])]).expand(len(image), -1, -1, -1)
+
+    assert float(Estimator(Blank(), mirror=False, views=4)(slices)[:, 1].max()) < 1e-3
+    assert Blank.calls == 1
+
+
+@pytest.mark.parametrize("dims", [2, 3])
+def test_slices_near_a_structure(dims):
+    library = discs(dims)
+    labels = torch.zeros_like(library.labels)
+    if dims == 3:
+        labels = labels.new_zeros(len(labels), 1, 32, 32, 9)
+        labels[1, 0, 16, 16, 6] = 1
+        library = replace(library, images=torch.zeros(labels.shape), labels=labels)
+        near = near_structure(library)
+        assert near[1].tolist() == [False] * 4 + [True] * 5
+        assert near.sum() == 5
+        return
+    row = 1
+    labels[row, 0, 16, 16] = 1
+    near = near_structure(replace(library, labels=labels))
+    here = (library.cases[row], int(library.slices[row]))
+    assert near.tolist() == [
+        case == here[0] and abs(int(z) - here[1]) <= 2 for case, z in zip(library.cases, library.slices, strict=True)
+    ]
+    assert near[row]
+
+
+def test_slices_far_from_structures_are_drawn_less_often():
+    library = discs(2)
+    labels = torch.zeros_like(library.labels)
+    labels[0, 0, 16, 16] = 1
+    library = replace(library, labels=labels)
+    near = near_structure(library)
+    trainer = _EstimatorTrainer(
+        library,
+        net(pretrained=False),
+        replace(SMALL, slices=4000, empty=0.25),
+        TrainingSettings(),
+        0,
+        None,
+        (1.0, 1.0),
+        True,
+        "l2",
+    )
+    library_rows = []
+    trainer.library = replace(library, images=torch.arange(len(library)).view(-1, 1, 1, 1).expand_as(library.images).float())
+    image, _ = trainer._draw(torch.Generator().manual_seed(0))
+    library_rows = image[:, 1, 0, 0].long()
+    share = float(near[library_rows].float().mean())
+    want = float(near.sum()) / float(near.sum() + 0.25 * (~near).sum())
+    assert share == pytest.approx(want, abs=0.03)
