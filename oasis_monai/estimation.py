@@ -15,6 +15,7 @@ from oasis_monai.augment import Augmentation
 from oasis_monai.estimator import Estimator, EstimatorSettings, SliceNet, check_size, pool
 from oasis_monai.fitting import Trainer, TrainingSettings, fit, generator
 from oasis_monai.library import AtlasLibrary
+from oasis_monai.losses import ncc
 from oasis_monai.nearest import nearest
 from oasis_monai.segnets import NetworkSettings
 from oasis_monai.supervised import Predictor, train_network
@@ -24,8 +25,13 @@ VOLUME_NETWORK = "U-Net3D"
 
 def beside_atlases(slices: torch.Tensor, library: AtlasLibrary, rows: torch.Tensor) -> torch.Tensor:
     """Put atlases beside slices: (B, 3, x, y) and the (B, k) rows of their atlases -> (B, 3 + k * C, x, y): per atlas its
-    image, then its structures, unaligned."""
+    image, then its structures, unaligned. The atlas most like the slice below comes first, that most like the one above last,
+    so that a channel means a direction."""
     parts = [slices]
+    if rows.shape[1] > 1:
+        images = [library.images[column].float() for column in rows.unbind(1)]
+        upwards = torch.stack([(ncc(image, slices[:, 2:]) - ncc(image, slices[:, :1])) for image in images], 1)
+        rows = rows.gather(1, upwards.flatten(1).argsort(dim=1, stable=True))
     for column in rows.unbind(1):
         parts += [library.images[column].float(), foreground(library.labels[column], library.classes)]
     return torch.cat(parts, 1)
@@ -34,7 +40,7 @@ def beside_atlases(slices: torch.Tensor, library: AtlasLibrary, rows: torch.Tens
 def make_estimator(classes: int, settings: EstimatorSettings, pretrained: bool | None = None) -> SliceNet:
     """The network of the settings; ``pretrained=False`` where weights are loaded over it anyway."""
     start = settings.pretrained if pretrained is None else pretrained
-    return SliceNet(classes, settings.atlases * classes, settings.decoder, start)
+    return SliceNet(classes, settings.atlases, settings.decoder, start)
 
 
 def train_estimator(

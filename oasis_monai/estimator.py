@@ -123,25 +123,30 @@ class SliceNet(nn.Module):
 
     Args:
         classes: output channels, background included.
-        extra: channels behind the three slices (atlases); they enter by a convolution that starts at zero, so that the
-            pre-trained network first sees what it knows.
+        atlases: atlases behind the three slices, ``classes`` channels each: image, structures. They enter the encoder by a
+            convolution that starts at zero, so that the pre-trained network first sees what it knows; and the mean of their
+            labels is added to the logits, so that what is learnt is where the slice differs from its atlases.
         decoder: see :class:`EstimatorSettings`.
         pretrained: load the ImageNet weights of the installed package.
 
-    Shapes: ``forward((B, 3 + extra, x, y)) -> (B, classes, x, y)`` logits; ``half`` runs the decoder in bfloat16.
+    Shapes: ``forward((B, 3 + atlases * classes, x, y)) -> (B, classes, x, y)`` logits; ``half`` runs the decoder in bfloat16.
 
     The encoder's batch norms keep the statistics of ImageNet in training as well: a batch of neighbouring slices has no
     statistics worth learning.
     """
 
-    def __init__(self, classes: int, extra: int = 0, decoder: Sequence[int] = (96, 48, 32, 16), pretrained: bool = True) -> None:
+    def __init__(
+        self, classes: int, atlases: int = 0, decoder: Sequence[int] = (96, 48, 32, 16), pretrained: bool = True
+    ) -> None:
         super().__init__()
         from oasis_monai.features import imagenet_network
 
         self.encoder: Any = imagenet_network("efficientnet-lite0") if pretrained else _untrained()
         for unused in ("_conv_head", "_bn1", "_fc"):
             setattr(self.encoder, unused, nn.Identity())
-        self.extra = nn.Conv2d(extra, 32, 3, 2, 1) if extra else None
+        self.classes = classes
+        self.extra = nn.Conv2d(atlases * classes, 32, 3, 2, 1) if atlases else None
+        self.trust = nn.Parameter(torch.ones(())) if atlases else None
         if self.extra is not None:
             nn.init.zeros_(self.extra.weight)
             nn.init.zeros_(self.extra.bias)  # type: ignore[arg-type]
@@ -174,6 +179,10 @@ class SliceNet(nn.Module):
             for up, skip in zip(self.up, reversed(skips), strict=True):
                 h = up(torch.cat([F.interpolate(h, size=skip.shape[2:]), skip], 1))
             logits: torch.Tensor = self.last(h)
+        if self.trust is not None:
+            labels = image[:, 3:].unflatten(1, (-1, self.classes))[:, :, 1:].mean(1)
+            labels = torch.cat([1 - labels.sum(1, keepdim=True), labels], 1)
+            logits = logits.float() + self.trust * (2 * labels - 1)
         return logits[..., :height, :width]
 
 

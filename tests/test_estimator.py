@@ -100,7 +100,7 @@ def test_statistics_of_imagenet_stay():
 
 
 def test_atlases_start_without_a_say_in_the_encoder():
-    model = net(extra=4)
+    model = net(atlases=2)
     assert model.extra is not None
     assert not model.extra.weight.any()
     assert model(torch.randn(1, 7, 32, 32)).shape == (1, 2, 32, 32)
@@ -168,14 +168,29 @@ def test_the_budget_is_shared():
 
 def test_atlases_beside_a_slice_are_image_then_structures():
     library = discs(2, classes=3)
-    slices = torch.rand(2, 3, 32, 32)
-    rows = torch.tensor([[3, 1], [0, 5]])
-    got = beside_atlases(slices, library, rows)
-    assert got.shape == (2, 3 + 2 * 3, 32, 32)
-    assert torch.equal(got[:, :3], slices)
-    assert torch.equal(got[1, 6], library.images[5, 0])
-    assert torch.equal(got[0, 4], (library.labels[3, 0] == 1).float())
-    assert torch.equal(got[0, 8], (library.labels[1, 0] == 2).float())
+    here = torch.rand(2, 1, 32, 32)
+    # below the first slice lies what looks like atlas 1 and above it atlas 3; below the second atlas 0, above it atlas 5
+    below, above = library.images[[1, 0]].float(), library.images[[3, 5]].float()
+    slices = torch.cat([below, here, above], 1)
+    for rows in (torch.tensor([[3, 1], [0, 5]]), torch.tensor([[1, 3], [5, 0]])):  # whichever is nearer
+        got = beside_atlases(slices, library, rows)
+        assert got.shape == (2, 3 + 2 * 3, 32, 32)
+        assert torch.equal(got[:, :3], slices)
+        assert torch.equal(got[:, 3], library.images[[1, 0], 0])
+        assert torch.equal(got[:, 6], library.images[[3, 5], 0])
+        assert torch.equal(got[0, 4], (library.labels[1, 0] == 1).float())
+        assert torch.equal(got[0, 8], (library.labels[3, 0] == 2).float())
+
+
+def test_what_the_atlases_say_is_where_the_slice_network_starts_from():
+    """Without a decoder's say the result is the mean of the atlases' labels, whatever the number of classes."""
+    model = SliceNet(3, atlases=2, decoder=(8, 8, 8, 8), pretrained=False).eval()
+    for weights in model.last.parameters():
+        torch.nn.init.zeros_(weights)
+    labels = torch.nn.functional.one_hot(torch.randint(0, 3, (1, 2, 33, 40)), 3).movedim(-1, 2).float()
+    atlases = torch.cat([torch.rand(1, 2, 1, 33, 40), labels[:, :, 1:]], 2).flatten(1, 2)
+    logits = model(torch.cat([torch.rand(1, 3, 33, 40), atlases], 1))
+    torch.testing.assert_close(logits, 2 * labels.mean(1) - 1)
 
 
 def test_no_slice_is_its_own_atlas():
