@@ -1,8 +1,8 @@
 """DICOM series: found among files, checked, put in order by position, before any pixel is used.
 
-A series is named by one of its files; the others are the files beside it with the same SeriesInstanceUID. GDCM (in ITK) reads the
-headers. What it takes in silence is a fault here: a missing slice (the spacing becomes the mean), uneven spacing, two images at one
-place (a time series, a diffusion series), a sheared stack, a screen shot (it would lie at the origin with voxels of 1 mm).
+A series is named by one of its files; the others are the files beside it with the same SeriesInstanceUID. GDCM (in ITK) reads
+the headers. What it takes in silence is a fault here: a missing slice (the spacing becomes the mean), uneven spacing, two images
+at one place (a time series, a diffusion series), a sheared stack, a screen shot (at the origin, with voxels of 1 mm).
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ NO_IMAGES = ("4.2", "9.", "11.", "66", "67", "68.", "88.", "104.", "481.2", "481
 reports, documents, radiotherapy plans. They travel in the folders of a scan and are passed over."""
 SECONDARY_CAPTURE = "7"
 UNEVEN = 0.05
-"""Largest distance of a slice from its place on an even grid, in slice distances: headers round, a missing slice is half of one."""
+"""Largest distance of a slice from its place on an even grid, in slice distances: headers round, and no more than that."""
 POSITION, ORIENTATION, PIXELS, SERIES, CLASS, FRAMES = (
     *("0020|0032", "0020|0037", "0028|0030", "0020|000e", "0008|0016", "0028|0008"),
 )
@@ -87,7 +87,7 @@ def _storage_class(block: bytes) -> str | None:
 
 
 def series_among(paths: Iterable[Path]) -> dict[str, list[Path]]:
-    """DICOM files by SeriesInstanceUID, both in order. Files whose header cannot be read (or names no series) are under ``""``."""
+    """DICOM files by SeriesInstanceUID, both in order. Files without a readable header, or without a series, are under ``""``."""
     found: dict[str, list[Path]] = defaultdict(list)
     for path in sorted(paths):
         try:

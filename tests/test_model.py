@@ -11,7 +11,8 @@ import torch
 
 from oasis_monai.errors import ConfigError, OasisError
 from oasis_monai.files import load_tensors
-from oasis_monai.model import load_model, segment_scans, train_model
+from oasis_monai.model import load_model, train_model
+from oasis_monai.scans import segment_scans
 from oasis_monai.settings import build
 from oasis_monai.types import Case
 from oasis_monai.volumes import read_image, read_volume
@@ -166,7 +167,9 @@ def test_by_the_command_line_from_training_to_a_single_scan(settings, scans, pha
     assert (done.code, done.err) == (0, "")
     done = run("segment", "model=m", f"input={scans / 'second.nii.gz'}", "output=o", "n=2", cwd=tmp_path)
     assert (done.code, done.err) == (0, "")
-    assert sorted(p.name for p in (tmp_path / "o").iterdir()) == ["second.json", "second.png", "second_segmentation.nii.gz"]
+    assert sorted(p.name for p in (tmp_path / "o").iterdir()) == [
+        *("second.json", "second.png", "second_segmentation.nii.gz", "segment.csv")
+    ]
     done = run("segment", "model=m", f"input={scans}", "output=o", f"n={CASES + 1}", cwd=tmp_path)
     assert done.code == 2
     assert done.err.startswith(f"error: n: expected 1 to {CASES}, the model's atlases, found {CASES + 1}")
