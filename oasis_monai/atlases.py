@@ -41,8 +41,7 @@ def list_atlases(model: Path) -> str:
     Raises:
         OasisError: it is no model folder, or its library has changed.
     """
-    record = folders.read_record(model)
-    library = AtlasLibrary.load(folders.part(model, record, folders.LIBRARY_PART))
+    record, library = folders.steady(lambda: folders.read_library(model))
     labels, features = record["settings"]["data"]["labels"], record["settings"]["features"]
     lines = [["case", "images", *(f"{name} ml" for name in labels), "trained on"]]
     for case in _cases(library):

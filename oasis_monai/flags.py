@@ -12,7 +12,12 @@ from oasis_monai.nearest import nearest
 
 UNLIKE_ATLASES, EMPTY, CUT, FOLDING = "unlike_atlases", "empty", "cut", "folding"
 MARGIN = 1.25
-"""A scan is unlike the atlases when it is farther from its nearest one than the loneliest atlas is from its own, times this."""
+"""A scan is unlike the atlases when it is farther from its nearest one than the loneliest case is from its own, times this.
+
+Measured with EfficientNet features on random libraries of 34 prostates (MR of five centres): with 6, 10, 20 atlases 1.7 %, 0.3 %
+and none of the held-out prostates are flagged, and 99.4 %, 100 % and 100 % of 12 hippocampi. It sees another part of the body,
+noise and mostly an inverted contrast; not a scan turned by 90 degrees or upside down.
+"""
 FOLDED = 0.01  # of the voxels of all fields
 IMAGES = 4096  # atlases whose own distances are looked at, in whole cases
 

@@ -11,7 +11,7 @@ import json
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 
@@ -39,6 +39,7 @@ NEXT_LIBRARY = "library.next.safetensors"
 """An edited library until it takes the place of :data:`LIBRARY_PART`: whichever has the checksum of ``model.json`` counts."""
 ALL_PAIRS = 2500  # LOA of every pair is computed with the model up to so many; a library of slices computes what it uses
 Log = Callable[[str], None]
+T = TypeVar("T")
 
 
 def train_model(settings: Settings, folder: Path, log: Log = print) -> Path:
@@ -150,19 +151,34 @@ def load_model(folder: Path, device: str = "auto", batch: int = 8) -> tuple[Sett
     Raises:
         OasisError: it is no model folder, of another format, or a file of it has changed.
     """
+    return steady(lambda: _load(folder, device, batch))
+
+
+def steady(read: Callable[[], T]) -> T:
+    """Read from a model folder that someone may be editing: what was not there as told may just have been replaced."""
     try:
-        return _load(folder, device, batch)
+        return read()
     except OasisError:
-        return _load(folder, device, batch)  # an edit of its library may have moved the file meanwhile
+        return read()
+
+
+def read_library(folder: Path) -> tuple[dict[str, Any], AtlasLibrary]:
+    """What ``model.json`` tells, and the library it tells of.
+
+    Raises:
+        OasisError: as :func:`load_model`.
+    """
+    record = read_record(folder)
+    return record, AtlasLibrary.load(part(folder, record, LIBRARY_PART))
 
 
 def _load(folder: Path, device: str, batch: int) -> tuple[Settings, Segmenter]:
     record = read_record(folder)
-    settings, where = build(record["settings"]), resolve_device(device)
+    settings, where = build(record["settings"]), resolve_device(device)  # before the library is read: it may be large
     with_volume = settings.registration.joint and settings.estimator.shares(settings.spatial_dims)[1] > 0
     needed = [STM_PART, *([ESTIMATOR_PART] if settings.registration.joint else []), *([VOLUME_PART] if with_volume else [])]
     files = {name: part(folder, record, name) for name in needed}
-    library = AtlasLibrary.load(part(folder, record, LIBRARY_PART))
+    record, library = read_library(folder)
     network = _loaded(make_stm(library, settings.registration), files[STM_PART])
     aligner = Aligner(network, where, batch)
     loa = LoaTable(library, aligner, folder / LOA_FILE, record["checksums"][LIBRARY_PART])
