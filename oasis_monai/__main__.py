@@ -9,7 +9,7 @@ from typing import Any
 
 VALUED = {"--cfg", "-c", "--package", "-p", "--info", "-i", "--experimental-rerun"}  # Hydra's options that take the next word
 VALUED |= {"--config-path", "-cp", "--config-name", "-cn", "--config-dir", "-cd"}
-TASKS = ("crossval", "study", "train", "segment", "check", "report", "phantom")
+TASKS = ("crossval", "study", "train", "segment", "library", "check", "report", "phantom")
 USAGE = """\
 oasis-monai: segment medical images from a few labelled scans (atlases), aligned in one pass and fused by label overlap.
 
@@ -19,7 +19,8 @@ tasks
   crossval   cross-validate on a labelled data set (default): scores, summary, pictures, a report page
   study      several cross-validations on the same folds, compared   experiment=paper
   train      fit on all cases and write a model folder            model=DIR
-  segment    segment a scan or a folder of scans                  model=DIR input=PATH output=DIR
+  segment    segment a scan or a folder of scans                  model=DIR input=PATH output=DIR [format=nii.gz|mha|mhd]
+  library    list a model's atlases, or edit them                 model=DIR [add=IMAGE label=LABEL [case=ID] | remove=CASE]
   check      list every fault of a data set at once
   report     write report.html for a finished run                 output=RUN_DIR
   phantom    write the synthetic data set                         data.root=DIR
@@ -115,7 +116,11 @@ def main() -> None:
     sys.argv = [sys.argv[0], *_arguments(argv)]
     # the message of a wrong override is Hydra's one line, not its stack
     os.environ.setdefault("HYDRA_FULL_ERROR", "0")
-    hydra.main(version_base="1.3", config_path="pkg://oasis_monai.conf", config_name="config")(run)()
+    try:
+        hydra.main(version_base="1.3", config_path="pkg://oasis_monai.conf", config_name="config")(run)()
+    except KeyboardInterrupt:
+        print("interrupted: start the same command again, it goes on where it stopped", file=sys.stderr)
+        sys.exit(130)
 
 
 if __name__ == "__main__":

@@ -118,6 +118,18 @@ class FieldCache:
         return result
 
 
+@dataclass
+class KeptFields(FieldCache):
+    """The fields of one target in memory, for who wants to look at them after they were used."""
+
+    last: torch.Tensor | None = None
+
+    def get(self, target: str, images: torch.Tensor, rows: torch.Tensor, library: AtlasLibrary, aligner: Aligner) -> torch.Tensor:
+        """As :meth:`FieldCache.get`; ``last`` is what it gave."""
+        self.last = super().get(target, images, rows, library, aligner)
+        return self.last
+
+
 def _safe(name: str) -> str:
     """A file name made of a case id: two ids never share one, and none leaves the folder."""
     from hashlib import sha256
@@ -134,20 +146,28 @@ class LoaTable:
     Args:
         library, aligner: what to align, and with what.
         path: file the pairs are kept in; None keeps them in memory.
+        of: what the library is known by. Pairs are kept by row, so a file that names another library is not read; a file beside
+            a library that never changes needs no name.
     """
 
-    def __init__(self, library: AtlasLibrary, aligner: Aligner, path: Path | None = None) -> None:
-        self.library, self.aligner, self.path = library, aligner, path
+    def __init__(self, library: AtlasLibrary, aligner: Aligner, path: Path | None = None, of: str = "") -> None:
+        self.library, self.aligner, self.path, self.of = library, aligner, path, of
         self._known: dict[tuple[int, int], float] = {}
         self._saved = 0
         stored = load_if_whole(path) if path else None
-        if stored is not None:
+        if stored is not None and stored[1].get("of", "") == of:
             pairs, values = stored[0]["pairs"].tolist(), stored[0]["values"].tolist()
             self._known = {(j, k): v for (j, k), v in zip(pairs, values, strict=True)}
             self._saved = len(self._known)
 
     def __len__(self) -> int:
         return len(self._known)
+
+    def carry(self, other: LoaTable, rows: torch.Tensor) -> None:
+        """Take over what another table knows of its atlases ``rows``, which are the first ones of this library, in that order."""
+        place = {row: i for i, row in enumerate(rows.tolist())}
+        pairs = other._known.items()
+        self._known.update({(place[j], place[k]): value for (j, k), value in pairs if j in place and k in place})
 
     def require(self, groups: Sequence[torch.Tensor]) -> None:
         """Compute every missing ordered pair within each group of atlas rows, in full batches."""
@@ -183,5 +203,6 @@ class LoaTable:
             return
         pairs = sorted(self._known)
         values = torch.tensor([self._known[p] for p in pairs], dtype=torch.float64)
-        save_tensors(self.path, {"pairs": torch.tensor(pairs, dtype=torch.int64), "values": values})
+        meta = {"of": self.of} if self.of else {}
+        save_tensors(self.path, {"pairs": torch.tensor(pairs, dtype=torch.int64), "values": values}, meta)
         self._saved = len(self._known)

@@ -1,14 +1,15 @@
-"""Find the cases of a data set by its layout: paths only, nothing is read."""
+"""Find the cases of a data set by its layout: paths only, nothing is read but the headers of DICOM files."""
 
 from __future__ import annotations
 
 import os
 import re
 from collections import defaultdict
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import TypeVar
 
+from oasis_monai.dicom import is_dicom, series_among
 from oasis_monai.errors import ConfigError, DataError, Fault
 from oasis_monai.headers import METAIMAGE, NIFTI, ending
 from oasis_monai.types import Case
@@ -30,7 +31,9 @@ def find_cases(root: str | Path, layout: str) -> list[Case]:
             ``msd``: ``imagesTr`` and ``labelsTr`` (Medical Segmentation Decathlon), .nii.gz or .nii, in ``root`` or in its only
             subfolder that has them; a modality suffix ``_0000`` of an image is accepted, several modalities are not.
             ``folder``: every scan directly in ``root`` (or the one file ``root``), without labels, for segmentation;
-            ``X_segmentation`` beside ``X`` is left out.
+            ``X_segmentation`` beside ``X`` is left out. Also every DICOM series in ``root`` or in any folder below it: its id is
+            its folder's name (with the folders above it where two share a name, with the end of the SeriesInstanceUID where a
+            folder holds several), its image the first of its files.
 
     Hidden files (``._x`` of macOS too) and ``__MACOSX`` are ignored in all layouts.
 
@@ -51,7 +54,11 @@ def find_cases(root: str | Path, layout: str) -> list[Case]:
         found = f"{error.strerror} ({error.filename})"
         raise DataError(Fault("", "root", "a readable folder", found, "correct the permissions")) from error
     if not cases and not faults:
-        expected = {"promise12": "CaseNN.mhd files", "msd": "imagesTr/*.nii.gz", "folder": "scans"}[layout]
+        expected = {
+            "promise12": "CaseNN.mhd files",
+            "msd": "imagesTr/*.nii.gz",
+            "folder": "scans (.mhd, .mha, .nii, .nii.gz or DICOM)",
+        }[layout]
         faults.append(Fault("", "root", f"{expected} (layout {layout})", f"none in {root}", "correct root or layout"))
     if faults:
         raise DataError(faults)
@@ -96,12 +103,41 @@ def _msd(root: Path, faults: list[Fault]) -> list[Case]:
 
 def _folder(root: Path, faults: list[Fault]) -> list[Case]:
     if root.is_file():
-        return [Case(_stem(root), root)]
+        return [Case(root.resolve().parent.name if not ending(root) and is_dicom(root) else _stem(root), root)]
     paths = list(_scans(root, METAIMAGE + NIFTI))
     stems = {_stem(path) for path in paths}
     cases = [Case(_stem(p), p) for p in paths if not (_stem(p).endswith("_segmentation") and _stem(p)[:-13] in stems)]
+    cases += _dicom(root)
     _note_repeated(cases, faults)
     return cases
+
+
+def _dicom(root: Path) -> list[Case]:
+    """A case for every DICOM series below ``root``, named as short as keeps the names apart."""
+    folders: dict[Path, list[Path]] = defaultdict(list)
+    for path in _walk(root):
+        if not ending(path) and is_dicom(path):
+            folders[path.parent].append(path)
+    names = [folder.resolve().name for folder in folders]
+    cases = []
+    for folder, files in folders.items():
+        name = folder.resolve().name
+        if names.count(name) > 1:
+            name = "_".join(folder.relative_to(root).parts) or name
+        series = series_among(files)
+        if len(series) > 1:
+            series.pop("", None)  # unreadable files: the series beside them, whose slices they may be, tell it
+        for uid, own in series.items():
+            cases.append(Case(f"{name}_{_tail(uid, series)}" if len(series) > 1 else name, own[0]))
+    return cases
+
+
+def _tail(uid: str, others: Iterable[str]) -> str:
+    """The last parts of a SeriesInstanceUID, as many as tell it from the others; fit for a file name, whatever the file holds."""
+    parts = uid.split(".")
+    tails = (".".join(parts[-count:]) for count in range(1, len(parts) + 1))
+    tail = next((t for t in tails if sum(f".{o}".endswith(f".{t}") for o in others) == 1), uid)
+    return re.sub(r"[^0-9A-Za-z.-]", "_", tail)
 
 
 LAYOUTS: dict[str, Callable[[Path, list[Fault]], list[Case]]] = {"promise12": _promise12, "msd": _msd, "folder": _folder}

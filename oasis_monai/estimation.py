@@ -114,19 +114,22 @@ def make_whole(
 
 
 def estimate_library(
-    estimator: Estimator, library: AtlasLibrary, atlases: int = 0, same_case: bool = False, distance: str = "l2"
+    estimator: Estimator,
+    library: AtlasLibrary,
+    atlases: int = 0,
+    same_case: bool = False,
+    distance: str = "l2",
+    rows: torch.Tensor | None = None,
 ) -> torch.Tensor:
-    """What the network makes of every atlas of its own library: (N, C-1, \\*S) float16. A slice never sees itself as an atlas."""
+    """What the network makes of the atlases ``rows`` (default all) of its own library: (R, C-1, \\*S) float16. A slice never sees
+    itself as an atlas."""
+    rows = torch.arange(len(library)) if rows is None else rows
     estimator = estimator.plain()  # the STM is trained to doubt it anyway
     if library.spatial_dims == 3:
-        return torch.stack([estimator.volume(image)[1:].half() for image in library.images])
-    near = _near(library, atlases, same_case, distance)
-    parts = [estimator(beside_atlases(_slices(library, rows), library, near[rows]))[:, 1:].half() for rows in _blocks(library)]
-    return torch.cat(parts)
-
-
-def _blocks(library: AtlasLibrary, size: int = 64) -> tuple[torch.Tensor, ...]:
-    return torch.arange(len(library)).split(size)
+        return torch.stack([estimator.volume(library.images[row])[1:].half() for row in rows.tolist()])
+    near = _near(library, atlases, same_case, distance, rows)
+    pairs = zip(rows.split(64), near.split(64), strict=True)
+    return torch.cat([estimator(beside_atlases(_slices(library, part), library, of))[:, 1:].half() for part, of in pairs])
 
 
 def _slices(library: AtlasLibrary, rows: torch.Tensor) -> torch.Tensor:
@@ -137,12 +140,12 @@ def _slices(library: AtlasLibrary, rows: torch.Tensor) -> torch.Tensor:
     return torch.cat([below, library.images[rows], above], 1).float()
 
 
-def _near(library: AtlasLibrary, count: int, same_case: bool, distance: str = "l2") -> torch.Tensor:
-    """(N, count) the nearest atlases of every atlas."""
+def _near(library: AtlasLibrary, count: int, same_case: bool, distance: str, rows: torch.Tensor) -> torch.Tensor:
+    """(R, count) the nearest atlases of the atlases ``rows``."""
     if not count:
-        return torch.empty((len(library), 0), dtype=torch.int64)
+        return torch.empty((len(rows), 0), dtype=torch.int64)
     own = library.groups(same_case)
-    return nearest(library.features, library.features, count, distance, exclude=(own, own))[0]
+    return nearest(library.features[rows], library.features, count, distance, exclude=(own[rows], own))[0]
 
 
 def near_structure(library: AtlasLibrary, reach: int = 2) -> torch.Tensor:
@@ -190,7 +193,7 @@ class _EstimatorTrainer(Trainer):
         self.spacing_mm = spacing_mm[:2]
         # over the batch, not per slice: a slice without the structure has no Dice of its own
         self.loss = DiceCELoss(softmax=True, include_background=False, batch=True)
-        self.near = _near(library, estimator.atlases, same_case, distance)
+        self.near = _near(library, estimator.atlases, same_case, distance, torch.arange(len(library)))
         # volumes: (row, z) of every slice that shows something; padding beyond the scan teaches nothing
         self.places: torch.Tensor | None = None
         near = near_structure(library)

@@ -1,4 +1,5 @@
-"""A small table with a head, bold best values and footnotes, as Markdown and as LaTeX; the report renders it as HTML."""
+"""A small table with a head, bold best values and footnotes, as Markdown and as LaTeX; the report renders it as HTML. And plain
+columns for the command line."""
 
 from __future__ import annotations
 
@@ -40,6 +41,15 @@ class Grid:
         for row in self.rows:
             if len(row) != len(self.head):
                 raise ValueError(f"{self.name}: expected {len(self.head)} cells in every row, found {len(row)}")
+
+
+def aligned_text(lines: Sequence[Sequence[str]], left: Sequence[int]) -> str:
+    """Rows of cells as lines of plain text, a head being the first; columns ``left`` are set to the left, others to the right."""
+    columns = [
+        [c.ljust(max(map(len, cells))) if i in left else c.rjust(max(map(len, cells))) for c in cells]
+        for i, cells in enumerate(zip(*lines, strict=True))
+    ]
+    return "".join("  ".join(line).rstrip() + "\n" for line in zip(*columns, strict=True))
 
 
 def interval_text(statistics: tuple[float, float, float, float], signed: bool = False) -> str:

@@ -1,4 +1,7 @@
-"""Our own look at a scan's header, before ITK or nibabel opens the file: all faults at once, little memory, no hanging."""
+"""Our own look at a scan's header, before ITK or nibabel opens the file: all faults at once, little memory, no hanging.
+
+A DICOM series is named by one of its files, see :mod:`oasis_monai.dicom`.
+"""
 
 from __future__ import annotations
 
@@ -6,6 +9,7 @@ import os
 import stat
 from pathlib import Path
 
+from oasis_monai.dicom import is_dicom, read_series
 from oasis_monai.header_rules import Faults, Header
 from oasis_monai.metaimage import read_metaimage
 from oasis_monai.nifti import read_nifti
@@ -31,10 +35,10 @@ def read_header(path: str | Path) -> Header:
     passes can be read.
 
     Args:
-        path: a .mhd, .mha, .nii or .nii.gz file.
+        path: a .mhd, .mha, .nii or .nii.gz file, or one DICOM file of a series.
 
     Returns:
-        Shape, RAS+ affine, element type and files.
+        Shape, RAS+ affine, element type and files (of a series: all of them, in the order of the slices).
 
     Raises:
         DataError: with every fault of the header: absent or unreadable file, unknown ending, data file outside the folder,
@@ -47,8 +51,10 @@ def read_header(path: str | Path) -> Header:
     header: Header | None = None
     try:
         mode = os.stat(path).st_mode
-        if not kind:
-            faults.add("file", "a name ending in " + ", ".join(ENDINGS), path.name, "convert the scan")
+        if not kind and is_dicom(path):
+            header = read_series(path, faults)
+        elif not kind:
+            faults.add("file", "a name ending in " + ", ".join(ENDINGS) + ", or DICOM", path.name, "convert the scan")
         elif not stat.S_ISREG(mode):  # opening a pipe would wait for ever
             faults.add("file", "a regular file", "a folder, pipe or device", "give the header's file")
         else:
@@ -63,7 +69,8 @@ def read_header(path: str | Path) -> Header:
 
 
 def data_files(path: str | Path) -> tuple[Path, ...]:
-    """The files that make up a scan, for content hashes: the header's file, then the data file it names, if any.
+    """The files that make up a scan, for content hashes: the header's file, then the data file it names, if any; or all files of
+    a DICOM series.
 
     Raises:
         DataError: as :func:`read_header`.

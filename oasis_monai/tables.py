@@ -22,6 +22,7 @@ import pandas as pd
 
 from oasis_monai.errors import DataError, Fault
 from oasis_monai.files import write_text
+from oasis_monai.grid_text import aligned_text
 
 KEY_COLUMNS = ("protocol", "method", "n", "label", "region", "case")
 METRICS = ("dsc", "rvd_percent", "arvd_percent", "hd_mm", "hd95_mm", "abd_mm")
@@ -230,11 +231,7 @@ def _console(table: pd.DataFrame) -> str:
         line += [_number(row["hd95_mm_mean"]), _number(row["arvd_percent_mean"])]
         line.append("/".join(str(same["misses"].get(region, "-")) for region in ("whole", *thirds)))
         lines.append([*line, str(row["cases"]), *(str(row[name]) for name in extras)])
-    columns = [
-        [c.ljust(max(map(len, cells))) if i in (0, 2, 3) else c.rjust(max(map(len, cells))) for c in cells]
-        for i, cells in enumerate(zip(*lines, strict=True))
-    ]
-    return "".join("  ".join(line).rstrip() + "\n" for line in zip(*columns, strict=True))
+    return aligned_text(lines, left=(0, 2, 3))
 
 
 def _number(value: float) -> str:

@@ -9,7 +9,7 @@ from typing import Any
 
 from oasis_monai.errors import ConfigError, DataError
 
-JOB_KEYS = ("task", "model", "input", "output", "overwrite", "study")
+JOB_KEYS = ("task", "model", "input", "output", "overwrite", "study", "format", "add", "label", "case", "remove")
 
 
 def run_task(config: dict[str, Any], run_dir: Path, sweep_dir: Path | None) -> None:
@@ -26,6 +26,7 @@ def run_task(config: dict[str, Any], run_dir: Path, sweep_dir: Path | None) -> N
         "study": _study,
         "train": _train,
         "segment": _segment,
+        "library": _library,
         "check": _check,
         "report": _report,
         "phantom": _phantom,
@@ -95,7 +96,9 @@ def _segment(config: dict[str, Any], job: Mapping[str, Any], run_dir: Path, swee
             raise ConfigError(key, what, None, f"add {key}=PATH")
     if not isinstance(job["overwrite"], bool):
         raise ConfigError("overwrite", "true or false", job["overwrite"])
-    from oasis_monai.model import segment_scans
+    if job["format"] is not None and not isinstance(job["format"], str):
+        raise ConfigError("format", "null or the ending of a file", job["format"])
+    from oasis_monai.scans import segment_scans
 
     own = config.get("methods") is None
     settings = _settings(config)  # what made the model travels with it; of these only the values below count
@@ -109,9 +112,35 @@ def _segment(config: dict[str, Any], job: Mapping[str, Any], run_dir: Path, swee
         settings.align_batch,
         settings.save_probability,
         job["overwrite"],
+        file_format=job["format"],
     )
     if failed:
         raise DataError(failed)
+
+
+def _library(config: dict[str, Any], job: Mapping[str, Any], run_dir: Path, sweep_dir: Path | None) -> None:
+    if not job["model"]:
+        raise ConfigError("model", "the folder of a trained model", None, "add model=DIR")
+    if job["add"] is not None and job["remove"] is not None:
+        raise ConfigError("remove", "one edit at a time", job["remove"], "give add=IMAGE or remove=CASE")
+    if (job["add"] is None) != (job["label"] is None):
+        missing, there = ("label", "add") if job["label"] is None else ("add", "label")
+        raise ConfigError(missing, f"a file beside {there}={job[there]}", None, "give add=IMAGE label=LABEL")
+    if job["case"] is not None and job["add"] is None:
+        raise ConfigError("case", "the id of a case to add", job["case"], "give add=IMAGE label=LABEL case=ID, or remove=CASE")
+    from oasis_monai.atlases import add_atlas, list_atlases, remove_atlas
+
+    model = Path(job["model"])
+    if job["add"] is not None:
+        settings = _settings(config)
+        case = None if job["case"] is None else str(job["case"])
+        image, label = Path(str(job["add"])), Path(str(job["label"]))
+        print(f"added: {add_atlas(model, image, label, case, settings.device, settings.align_batch)}")
+    elif job["remove"] is not None:
+        settings = _settings(config)
+        remove_atlas(model, str(job["remove"]), settings.device, settings.align_batch)
+        print(f"removed: {job['remove']}")
+    print(list_atlases(model), end="")
 
 
 def _check(config: dict[str, Any], job: Mapping[str, Any], run_dir: Path, sweep_dir: Path | None) -> None:

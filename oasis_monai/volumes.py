@@ -1,7 +1,7 @@
 """The only place where a file becomes a tensor, and a tensor a file.
 
-Reading goes through MONAI's ``LoadImage`` with one named reader (ITK for MetaImage, nibabel for NIfTI) after our own check of
-the header; what the reader reports is compared with that header.
+Reading goes through MONAI's ``LoadImage`` with one named reader (ITK for MetaImage, nibabel for NIfTI), a DICOM series through
+ITK, after our own check of the header; what the reader reports is compared with that header.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from oasis_monai.dicom import read_pixels
 from oasis_monai.errors import ConfigError, DataError, Fault
 from oasis_monai.header_rules import Header, geometry_difference, split_affine
 from oasis_monai.headers import METAIMAGE, ending, read_header
@@ -186,39 +187,47 @@ def _loader(dtype: type) -> Any:
 def _load(path: Path, dtype: type) -> tuple[np.ndarray, Header]:
     """(x, y, z) array of ``dtype`` and the header, which the reader's own idea of the grid must confirm."""
     header = read_header(path)
+    series = not ending(path)
+    name = "ITK's GDCM" if series else "MONAI's ITKReader" if ending(path) in METAIMAGE else "MONAI's NibabelReader"
+    try:
+        with np.errstate(over="ignore"):  # beyond float32 becomes infinite, which read_image refuses
+            array, affine = read_pixels(header.files, dtype) if series else _by_monai(path, dtype)
+    except Exception as error:  # whatever ITK or nibabel dislikes is the file's fault: its header passed our check
+        text = " ".join(str(error).split())[:200]
+        raise DataError(
+            Fault(path.name, "file", f"one that {name} reads", f"{type(error).__name__}: {text}", "export the scan again")
+        ) from error
+    if array.shape[3:] == (1,) * (array.ndim - 3) and array.ndim > 3:
+        array = array.reshape(array.shape[:3])
+    seen = Geometry(tuple(array.shape), affine)
+    difference = geometry_difference(header.geometry, seen) if array.ndim == 3 else f"{array.ndim} dimensions"
+    if difference:
+        _fail(
+            path,
+            "geometry",
+            f"what the header says from {name}",
+            difference,
+            "export the scan again: two readers disagree",
+        )
+    return array, header
+
+
+def _by_monai(path: Path, dtype: type) -> tuple[np.ndarray, np.ndarray]:
+    """(x, y, z) array and RAS+ affine of a MetaImage or NIfTI file.
+
+    A reader given with the call is the only one tried; one given to LoadImage() is a mere preference, and the last message of the
+    readers after it would be about DICOM.
+    """
     from monai.data.image_reader import ITKReader, NibabelReader
 
-    # A reader given with the call is the only one tried; one given to LoadImage() is a mere preference, and the last
-    # message of the readers after it would be about DICOM.
     reader: Any = NibabelReader()
     if ending(path) in METAIMAGE:
         import itk
 
         # named pixel type: ITK's Python package has no image of int8 (PROMISE12's masks) or int64
         reader = ITKReader(pixel_type=itk.F if dtype is np.float32 else itk.D)
-    name = type(reader).__name__
-    try:
-        with np.errstate(over="ignore"):  # beyond float32 becomes infinite, which read_image refuses
-            loaded = _loader(dtype)(str(path), reader=reader)
-    except Exception as error:  # whatever ITK or nibabel dislikes is the file's fault: its header passed our check
-        text = " ".join(str(error).split())[:200]
-        raise DataError(
-            Fault(path.name, "file", f"one that MONAI's {name} reads", f"{type(error).__name__}: {text}", "export the scan again")
-        ) from error
-    array = np.ascontiguousarray(loaded.as_tensor().numpy())
-    if array.shape[3:] == (1,) * (array.ndim - 3) and array.ndim > 3:
-        array = array.reshape(array.shape[:3])
-    seen = Geometry(tuple(array.shape), np.asarray(loaded.affine, float))
-    difference = geometry_difference(header.geometry, seen) if array.ndim == 3 else f"{array.ndim} dimensions"
-    if difference:
-        _fail(
-            path,
-            "geometry",
-            f"what the header says from MONAI's {name}",
-            difference,
-            "export the scan again: two readers disagree",
-        )
-    return array, header
+    loaded = _loader(dtype)(str(path), reader=reader)
+    return np.ascontiguousarray(loaded.as_tensor().numpy()), np.asarray(loaded.affine, float)
 
 
 def _whole(path: Path) -> tuple[np.ndarray, Header]:

@@ -89,3 +89,9 @@ def jacobian_determinant(ddf: torch.Tensor) -> torch.Tensor:
     gradients = [torch.gradient(ddf.float(), dim=2 + axis)[0] for axis in range(dims)]
     jacobian = torch.stack(gradients, dim=-1).movedim(1, -2)  # (B, *S, component, axis)
     return torch.linalg.det(jacobian + torch.eye(dims, device=ddf.device))
+
+
+def folding_voxels(fields: torch.Tensor, size: Sequence[int]) -> torch.Tensor:
+    """How often each of the coarse fields (P, D, *s) folds on the grid of ``size``: (P,) int64 voxels with |J| <= 0."""
+    one_by_one = (resize_ddf(field.float(), size) for field in fields.split(1))
+    return torch.tensor([int((jacobian_determinant(ddf) <= 0).sum()) for ddf in one_by_one], dtype=torch.int64)

@@ -10,8 +10,9 @@ import pytest
 import torch
 
 from oasis_monai.errors import ConfigError, OasisError
-from oasis_monai.files import load_tensors
-from oasis_monai.model import load_model, segment_scans, train_model
+from oasis_monai.files import file_digest, load_tensors
+from oasis_monai.model import load_model, train_model
+from oasis_monai.scans import segment_scans
 from oasis_monai.settings import build
 from oasis_monai.types import Case
 from oasis_monai.volumes import read_image, read_volume
@@ -166,7 +167,9 @@ def test_by_the_command_line_from_training_to_a_single_scan(settings, scans, pha
     assert (done.code, done.err) == (0, "")
     done = run("segment", "model=m", f"input={scans / 'second.nii.gz'}", "output=o", "n=2", cwd=tmp_path)
     assert (done.code, done.err) == (0, "")
-    assert sorted(p.name for p in (tmp_path / "o").iterdir()) == ["second.json", "second.png", "second_segmentation.nii.gz"]
+    assert sorted(p.name for p in (tmp_path / "o").iterdir()) == [
+        *("second.json", "second.png", "second_segmentation.nii.gz", "segment.csv")
+    ]
     done = run("segment", "model=m", f"input={scans}", "output=o", f"n={CASES + 1}", cwd=tmp_path)
     assert done.code == 2
     assert done.err.startswith(f"error: n: expected 1 to {CASES}, the model's atlases, found {CASES + 1}")
@@ -211,6 +214,19 @@ def test_a_folder_that_is_not_the_model_it_was_is_refused(model, scans, tmp_path
         segment_scans(model, scans, tmp_path / "out", n=1, log=quiet)
     assert "\n" not in str(error.value)
     assert not (tmp_path / "out").exists()
+
+
+def test_the_folder_tells_how_it_was_made(trained, settings):
+    told = json.loads((trained / "model.json").read_text())
+    assert build(told["settings"]).preprocessing == settings.preprocessing
+    assert told["settings"]["data"]["labels"] == {"prostate": 1}
+    assert told["settings"]["features"] == {"name": "intensity", "weights": None, "distance": "l2"}
+    assert {"oasis-monai", "python", "torch", "monai", "numpy", "itk", "nibabel"} <= told["versions"].keys()
+    parts = {p.name for p in trained.glob("*.safetensors")} - {"loa.safetensors"}  # which is made anew when it is damaged
+    assert told["checksums"].keys() == parts == {"stm.safetensors", "library.safetensors"}
+    assert all(told["checksums"][name] == file_digest(trained / name) for name in parts)
+    assert told["cases"] == told["trained_on"] == list(told["atlases"]) == [f"Case{i:02d}" for i in range(CASES)]
+    assert load_tensors(trained / "loa.safetensors")[1] == {"of": told["checksums"]["library.safetensors"]}
 
 
 def test_a_damaged_table_of_overlaps_is_made_anew(model, trained):

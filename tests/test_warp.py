@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from oasis_monai.warp import compose, integrate, jacobian_determinant, resize_ddf, warp, warp_pair
+from oasis_monai.warp import compose, folding_voxels, integrate, jacobian_determinant, resize_ddf, warp, warp_pair
 
 GRIDS = [(13, 9), (9, 7, 6)]
 grid = pytest.mark.parametrize("size", GRIDS, ids=["2D", "3D"])
@@ -227,3 +227,21 @@ def test_a_fold_is_seen_where_it_is():
     assert folded[5].all()  # between 4 and 6 the order turns
     assert not folded[[0, 1, 2, 3, 4, 6, 8, 9, 10, 11]].any()
     assert not (jacobian_determinant(torch.zeros(1, 2, 12, 10)) <= 0).any()
+
+
+@grid
+def test_folding_voxels_are_counted_for_each_field_on_the_fine_grid(size):
+    flat = torch.zeros(1, len(size), *size)
+    mirror = affine_field(-2 * torch.diag(torch.eye(len(size))[0]), size)  # p -> middle - (p - middle) along the first axis
+    half = flat.clone()
+    half[:, 0, :4] = mirror[:, 0, :4]
+    fields = torch.cat([flat, mirror, half])
+    fine = [2 * s for s in size]
+    ddf = torch.cat([resize_ddf(field[None], fine) for field in fields])
+    wanted = [int((jacobian <= 0).sum()) for jacobian in jacobian_determinant(ddf)]
+    assert folding_voxels(fields, fine).tolist() == wanted
+    assert wanted[0] == 0
+    inner = mirror.new_ones(fine).numel() - 4 * mirror.new_ones(fine[1:]).numel()  # a resized field levels off at its ends
+    assert wanted[1] >= inner
+    assert 0 < wanted[2] < wanted[1]
+    assert folding_voxels(fields, size)[1] == mirror[0, 0].numel()

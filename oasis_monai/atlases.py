@@ -1,0 +1,196 @@
+"""The atlas library of a model folder: listed, extended by a case, reduced by a case, without training again.
+
+The networks stay as they are: they have not learned from a case that is added, and do not forget one that is removed. An edit is
+made whole or not at all: the new library is written beside the old one, counts from the moment ``model.json`` names its checksum
+(a single rename) and then takes the old one's place. LOA pairs name the library they are of, so that those of another are never
+used.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from oasis_monai import model as folders
+from oasis_monai.errors import ConfigError, DataError, Fault
+from oasis_monai.estimation import estimate_library
+from oasis_monai.features import embedder
+from oasis_monai.files import file_digest, locked, write_json
+from oasis_monai.grid_text import aligned_text
+from oasis_monai.library import AtlasLibrary, build_library
+from oasis_monai.prepare import resolve_device
+from oasis_monai.preprocess import PreprocessCache
+from oasis_monai.segment import Segmenter
+from oasis_monai.settings import Settings
+from oasis_monai.types import Case, Preprocessed
+
+SAME = 1e-3
+"""Two normalised images that differ by no more (in standard deviations) are one scan; a file format rounds its affine."""
+Log = Callable[[str], None]
+
+
+def list_atlases(model: Path) -> str:
+    """A table of the library's cases: id, images (1, or slices), volume in ml of every label on the working grid, and whether the
+    networks were trained on it; below it the total and the features that select.
+
+    Raises:
+        OasisError: it is no model folder, or its library has changed.
+    """
+    record, library = folders.steady(lambda: folders.read_library(model))
+    labels, features = record["settings"]["data"]["labels"], record["settings"]["features"]
+    lines = [["case", "images", *(f"{name} ml" for name in labels), "trained on"]]
+    for case in _cases(library):
+        told = record.get("atlases", {}).get(case, {})
+        volumes = [f"{told['volume_ml'][name]:.1f}" if told else "-" for name in labels]
+        trained = "yes" if case in record.get("trained_on", record.get("cases", ())) else "no"
+        lines.append([case, str(library.cases.count(case)), *volumes, trained])
+    total = f"{len(lines) - 1} cases, {len(library)} images, selected by {features['name']} ({features['distance']})\n"
+    return aligned_text(lines, left=(0,)) + total
+
+
+def add_atlas(
+    model: Path, image: Path, label: Path, case: str | None = None, device: str = "auto", batch: int = 8, log: Log = print
+) -> str:
+    """Make a labelled scan an atlas of the model.
+
+    Args:
+        image, label: files on one grid; the image may be a DICOM series (a file of it, or its folder).
+        case: the case's id; None: the image's name.
+
+    Returns:
+        The id.
+
+    Raises:
+        ConfigError: the id is in the library, or cannot be one.
+        DataError: the files cannot be an atlas: see :func:`oasis_monai.checks.check_cases`, a label outside the working field of
+            view, or a scan that is in the library under another id.
+        OasisError: it is no model folder, or a file of it has changed.
+    """
+    from oasis_monai.cases import find_cases
+
+    scans = find_cases(image, "folder")
+    if len(scans) != 1:
+        raise ConfigError("add", "one scan", f"{len(scans)} scans in {image}", "give one image file or one series")
+    name = scans[0].id if case is None else case
+    if not name.strip() or name != Path(name).name or not name.isprintable():
+        raise ConfigError("case", "a name without / and control characters", name, "give case=ID")
+    folders.read_record(model)  # a lock would make a folder
+    with locked(model):
+        record = _settled(model)
+        settings, segmenter = folders.load_model(model, device, batch)
+        library = segmenter.library
+        if name in library.cases:
+            raise ConfigError("case", "an id that is not in the library", name, f"give case=ID, or remove={name} first")
+        item = _preprocessed(Case(name, scans[0].image, label), settings, log)
+        twin = _twin(item, library)
+        if twin is not None:
+            raise DataError(Fault(name, "image", "a scan of its own", f"the voxels of {twin}, an atlas", f"remove={twin} first"))
+        made = _atlases(item, settings, segmenter, device)
+        longer = library.merge(made)
+        told = folders.describe(made, name, settings.data.labels, folders.voxel_volume_ml(item.geometry.spacing_mm))
+        _replace(model, record, segmenter, longer, {**record.get("atlases", {}), name: told}, torch.arange(len(library)))
+    return name
+
+
+def remove_atlas(model: Path, case: str, device: str = "auto", batch: int = 8, log: Log = print) -> None:
+    """Take a case out of the model's library. Its networks may have been trained on it and keep what they learned.
+
+    Raises:
+        ConfigError: no such case, or too few atlases would stay.
+        OasisError: it is no model folder, or a file of it has changed.
+    """
+    folders.read_record(model)
+    with locked(model):
+        record = _settled(model)
+        settings, segmenter = folders.load_model(model, device, batch)
+        library = segmenter.library
+        if case not in library.cases:
+            raise ConfigError("remove", f"a case of the library: {', '.join(_cases(library))}", case, "choose one of these")
+        rows = torch.tensor([i for i, other in enumerate(library.cases) if other != case], dtype=torch.int64)
+        least = max(1, settings.estimator.atlases if settings.registration.joint else 0)
+        if len(rows) < least:
+            raise ConfigError("remove", f"a library that keeps {least} atlases or more", case, "add another case first")
+        shorter = library.subset(rows)
+        told = {name: value for name, value in record.get("atlases", {}).items() if name != case}
+        _replace(model, record, segmenter, shorter, told, rows)
+    if len(rows) < max(settings.n):
+        log(f"note: {len(rows)} atlases are left: segment with n={len(rows)} or less")
+
+
+def _cases(library: AtlasLibrary) -> list[str]:
+    return list(dict.fromkeys(library.cases))
+
+
+def _preprocessed(case: Case, settings: Settings, log: Log) -> Preprocessed:
+    """A labelled case on the working grid, after the checks a data set has to pass."""
+    from oasis_monai.checks import check_cases
+
+    faults = check_cases([case], settings.data.label_values)
+    store = PreprocessCache(None, settings.preprocessing, settings.data.label_values)
+    item = None
+    if all(fault.severity != "error" for fault in faults):
+        item = store.get(case)
+        faults += store.faults()
+    for fault in faults:
+        if fault.severity != "error":
+            log(f"warning: {fault}")
+    errors = [fault for fault in faults if fault.severity == "error"]
+    if errors or item is None:
+        raise DataError(errors)
+    assert item.label is not None
+    if not item.label.any():
+        remedy = "give a scan whose structure lies in the field of view that the model was trained with"
+        raise DataError(Fault(case.id, "label", "some of it in the working field of view", "nothing", remedy))
+    return item
+
+
+def _twin(item: Preprocessed, library: AtlasLibrary) -> str | None:
+    """The case of the library that has the voxels of ``item``."""
+    own = item.image[None] if library.spatial_dims == 3 else item.image.movedim(-1, 0)
+    for case in _cases(library):
+        theirs = library.images[[i for i, other in enumerate(library.cases) if other == case]]
+        if theirs.shape == own.shape and bool(((theirs - own).abs() <= SAME).all()):
+            return case
+    return None
+
+
+def _atlases(item: Preprocessed, settings: Settings, segmenter: Segmenter, device: str) -> AtlasLibrary:
+    """The case as atlases like those of the model's library. What its estimator made of the others stays: beside which atlases
+    a slice was seen is a matter of the library at that time."""
+    library = segmenter.library
+    embed = embedder(settings.features.name, settings.features.weights, resolve_device(device))
+    made = build_library([item], settings.spatial_dims, embed, library.classes)
+    if segmenter.estimator is None:
+        return made
+    both = replace(library, estimates=None).merge(made)
+    rows = torch.arange(len(library), len(both))
+    how = settings.estimator.atlases, False, settings.features.distance
+    return made.with_estimates(estimate_library(segmenter.estimator, both, *how, rows))
+
+
+def _settled(model: Path) -> dict[str, Any]:
+    """The model's record, after an edit that was killed late has been finished and what one left behind has been removed."""
+    record = folders.read_record(model)
+    current = folders.part(model, record, folders.LIBRARY_PART)
+    if current.name != folders.LIBRARY_PART:
+        os.replace(current, model / folders.LIBRARY_PART)
+    for left in (model / folders.NEXT_LIBRARY, *model.glob(f".{folders.NEXT_LIBRARY}.*")):
+        left.unlink(missing_ok=True)
+    return record
+
+
+def _replace(
+    model: Path, record: dict[str, Any], old: Segmenter, library: AtlasLibrary, told: dict[str, Any], kept: torch.Tensor
+) -> None:
+    """Put an edited library in the place of the model's."""
+    library.save(model / folders.NEXT_LIBRARY)
+    checksum = file_digest(model / folders.NEXT_LIBRARY)
+    checksums = {**record["checksums"], folders.LIBRARY_PART: checksum}
+    write_json(model / "model.json", {**record, "checksums": checksums, "cases": _cases(library), "atlases": told})
+    os.replace(model / folders.NEXT_LIBRARY, model / folders.LIBRARY_PART)
+    folders.keep_pairs(old, library, model, checksum, kept)

@@ -1,0 +1,103 @@
+"""What makes a segmentation doubtful, found without its reference: short names for machines, a sentence for people."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+
+import torch
+
+from oasis_monai.library import AtlasLibrary
+from oasis_monai.nearest import nearest
+
+UNLIKE_ATLASES, EMPTY, CUT, FOLDING = "unlike_atlases", "empty", "cut", "folding"
+MARGIN = 1.25
+"""A scan is unlike the atlases when it is farther from its nearest one than the loneliest case is from its own, times this.
+
+Measured with EfficientNet features on random libraries of 34 prostates (MR of five centres): with 6, 10, 20 atlases 1.7 %, 0.3 %
+and none of the held-out prostates are flagged, and 99.4 %, 100 % and 100 % of 12 hippocampi. It sees another part of the body,
+noise and mostly an inverted contrast; not a scan turned by 90 degrees or upside down.
+"""
+FOLDED = 0.01  # of the voxels of all fields
+IMAGES = 4096  # atlases whose own distances are looked at, in whole cases
+
+
+@dataclass(frozen=True)
+class Flag:
+    """One doubt: ``name`` is one of this module's constants, ``text`` says what was found."""
+
+    name: str
+    text: str
+
+    def to_json(self) -> dict[str, str]:
+        """Plain values."""
+        return asdict(self)
+
+
+def reach(library: AtlasLibrary, distance: str) -> float | None:
+    """How far apart scans of the library's kind lie: the largest of its cases' distances to their nearest atlas of another case.
+
+    Of a case of several slices the median over the slices counts, as for a scan in :func:`unlike_atlases`. With more than
+    :data:`IMAGES` atlases the cases are a sample, evenly taken.
+
+    Returns:
+        None when there is only one case to measure.
+    """
+    cases = list(dict.fromkeys(library.cases))
+    if len(cases) < 2:
+        return None
+    step = -(-len(library) // IMAGES)
+    sample = {case: i for i, case in enumerate(cases[::step])}
+    rows = torch.tensor([i for i, case in enumerate(library.cases) if case in sample], dtype=torch.int64)
+    groups = library.groups()
+    _, distances = nearest(library.features[rows], library.features, 1, distance, exclude=(groups[rows], groups))
+    owner = torch.tensor([sample[library.cases[i]] for i in rows.tolist()])
+    return max(float(distances[owner == i, 0].median()) for i in range(len(sample)))
+
+
+def unlike_atlases(distances: torch.Tensor, limit: float | None) -> Flag | None:
+    """Whether a scan is of another kind than the atlases (another part of the body, another modality).
+
+    Args:
+        distances: (T,) of the scan's images to their nearest atlas.
+        limit: :func:`reach` of the library; None: nothing is known, nothing is flagged.
+    """
+    own = float(distances.median())
+    if limit is None or own <= MARGIN * limit:
+        return None
+    found = f"its nearest atlas is at {own:.3g}, atlases of other cases lie within {limit:.3g} of each other"
+    return Flag(UNLIKE_ATLASES, f"the scan is unlike all atlases ({found}): is it of the part of the body the model knows?")
+
+
+def empty(label: torch.Tensor, names: Sequence[str]) -> Flag | None:
+    """Whether a structure was not found: ``label`` holds class indices, ``names[i]`` is class i + 1."""
+    absent = [name for i, name in enumerate(names, 1) if not bool((label == i).any())]
+    return Flag(EMPTY, f"no voxel of {', '.join(absent)}") if absent else None
+
+
+def cut(label: torch.Tensor, seen: torch.Tensor, names: Sequence[str]) -> Flag | None:
+    """Whether a structure touches the border of what was looked at.
+
+    Args:
+        label: (x, y, z) class indices on the working grid.
+        seen: (x, y, z) bool, the part of that grid that lies in the scan (a box).
+        names: ``names[i]`` is class i + 1.
+    """
+    touching: set[int] = set()
+    for axis in range(3):
+        others = [a for a in range(3) if a != axis]
+        along = seen.any(others[1]).any(others[0]).nonzero()[:, 0]
+        if len(along):
+            for end in (int(along[0]), int(along[-1])):
+                touching |= set(label.select(axis, end).unique().tolist())
+    cut_off = [name for i, name in enumerate(names, 1) if i in touching]
+    if not cut_off:
+        return None
+    return Flag(CUT, f"{', '.join(cut_off)} at the border of the field of view that the model works in: part may lie outside")
+
+
+def folding(voxels: int, total: int) -> Flag | None:
+    """Whether more than :data:`FOLDED` of the ``total`` voxels of all fields have |J| <= 0."""
+    if not total or voxels <= FOLDED * total:
+        return None
+    return Flag(FOLDING, f"{voxels / total:.1%} of the atlases' fields fold (up to {FOLDED:.0%} is usual): they may not fit")

@@ -1,0 +1,90 @@
+"""The table at the end of a ``segment`` run: one line per scan, for people and as ``segment.csv``."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from oasis_monai.files import write_text
+from oasis_monai.grid_text import aligned_text
+
+DONE, FLAGGED, SKIPPED, FAILED = "done", "flagged", "skipped", "failed"
+FILE = "segment.csv"
+
+
+@dataclass(frozen=True)
+class Row:
+    """One scan.
+
+    Args:
+        case: its id.
+        status: :data:`DONE`, :data:`FLAGGED` (done, with doubts), :data:`SKIPPED` (finished before) or :data:`FAILED`.
+        volume_ml: per label; empty when it failed.
+        flags: names, see :mod:`oasis_monai.flags`.
+        reason: why it failed, one line.
+    """
+
+    case: str
+    status: str
+    volume_ml: Mapping[str, float] = field(default_factory=dict)
+    flags: tuple[str, ...] = ()
+    reason: str = ""
+
+
+def row_of(told: Mapping[str, Any], skipped: bool = False) -> Row:
+    """The row of a scan by its JSON file's content."""
+    flags = tuple(str(flag["name"]) for flag in told["flags"])
+    volumes = {str(name): float(ml) for name, ml in told["volume_ml"].items()}
+    return Row(str(told["case"]), SKIPPED if skipped else FLAGGED if flags else DONE, volumes, flags)
+
+
+def read_told(path: Path) -> dict[str, Any] | None:
+    """The JSON file of a finished scan; None if it is none, is damaged or its label is gone."""
+    try:
+        told = json.loads(path.read_text(encoding="utf-8"))
+        row_of(told)
+        return told if isinstance(told["asked"], dict) and path.with_name(told["label"]).is_file() else None
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        return None
+
+
+def with_earlier(rows: Sequence[Row], output: Path) -> list[Row]:
+    """``rows`` and those of scans that an earlier run finished in the folder ``output``, by case."""
+    known = {row.case: row for row in rows}
+    for path in sorted(output.glob("*.json")):
+        told = read_told(path)
+        if told is not None and told["case"] not in known:
+            known[told["case"]] = row_of(told, skipped=True)
+    return [known[case] for case in sorted(known)]
+
+
+def _labels(rows: Sequence[Row]) -> list[str]:
+    return list(dict.fromkeys(name for row in rows for name in row.volume_ml))
+
+
+def table_text(rows: Sequence[Row]) -> str:
+    """Aligned columns with a head; flags and reasons last."""
+    labels = _labels(rows)
+    lines = [["case", "status", *(f"{name} ml" for name in labels), "flags and faults"]]
+    for row in rows:
+        volumes = [f"{row.volume_ml[name]:.1f}" if name in row.volume_ml else "-" for name in labels]
+        lines.append([row.case, row.status, *volumes, row.reason or ", ".join(row.flags)])
+    return aligned_text(lines, left=(0, 1, len(lines[0]) - 1))
+
+
+def write_table(output: Path, rows: Sequence[Row]) -> Path:
+    """Write ``segment.csv``, whole or not at all: case, status, ``LABEL_ml`` for each label, flags (with ; between), reason."""
+    labels = _labels(rows)
+    out = io.StringIO()
+    writer = csv.writer(out, lineterminator="\n")
+    writer.writerow(["case", "status", *(f"{name}_ml" for name in labels), "flags", "reason"])
+    for row in rows:
+        volumes = [row.volume_ml.get(name, "") for name in labels]
+        writer.writerow([row.case, row.status, *volumes, ";".join(row.flags), row.reason])
+    write_text(output / FILE, out.getvalue())
+    return output / FILE

@@ -1,0 +1,243 @@
+"""A trained model on new scans: each gets its label on its own grid, a picture, and a JSON file that tells how it came about."""
+
+from __future__ import annotations
+
+import errno
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from oasis_monai import flags
+from oasis_monai.align import KeptFields
+from oasis_monai.errors import ConfigError, DataError, Fault
+from oasis_monai.features import Embedder, embedder, slice_features, volume_features
+from oasis_monai.files import file_digest, write_json
+from oasis_monai.fusion import decide
+from oasis_monai.grids import inside
+from oasis_monai.headers import ENDINGS, ending
+from oasis_monai.model import load_model, voxel_volume_ml
+from oasis_monai.prepare import resolve_device
+from oasis_monai.preprocess import PreprocessCache, restore
+from oasis_monai.scan_table import FAILED, Row, read_told, row_of, table_text, with_earlier, write_table
+from oasis_monai.segment import JOINT_METHODS, Result, Segmenter, check_methods, result_keys
+from oasis_monai.settings import Settings
+from oasis_monai.types import Case, Preprocessed, Segmentation, Selection
+from oasis_monai.volumes import named
+from oasis_monai.warp import folding_voxels
+
+FORMATS = tuple(e.removeprefix(".") for e in ENDINGS)
+DICOM_RESULT = ".nii.gz"  # what a DICOM series gets where nothing else is asked for
+HOPELESS = (errno.ENOSPC, errno.EROFS, errno.EDQUOT)  # the next scan would fail as well
+Log = Callable[[str], None]
+
+
+def segment_scans(
+    model: Path,
+    scans: Path,
+    output: Path,
+    n: int = 6,
+    method: str | None = None,
+    device: str = "auto",
+    batch: int = 8,
+    save_probability: bool = False,
+    overwrite: bool = False,
+    log: Log = print,
+    file_format: str | None = None,
+) -> list[Fault]:
+    """Segment one scan or every scan of a folder (see :func:`oasis_monai.cases.find_cases`, layout ``folder``).
+
+    A scan is finished when its JSON file is there, which is written last; finished scans are skipped unless ``overwrite``. At the
+    end, also when it is interrupted, ``segment.csv`` tells of all scans of the output folder.
+
+    Args:
+        method: how to fuse; None: as suits the model, ``OASIS-joint`` for a joint one and ``OASIS`` for another.
+        file_format: of the labels, one of :data:`FORMATS`; None: each scan's own, :data:`DICOM_RESULT` for DICOM.
+
+    Returns:
+        A fault per scan that could not be segmented, whatever the reason; the others are done all the same.
+
+    Raises:
+        ConfigError: a setting that cannot work with this model.
+        OasisError: no model, or no scans.
+        OSError: the disk is full or cannot be written.
+    """
+    from oasis_monai.cases import find_cases
+
+    if method is not None:
+        check_methods([method])
+    if file_format is not None and file_format not in FORMATS:
+        raise ConfigError("format", f"null (as the scan) or one of {', '.join(FORMATS)}", file_format)
+    cases = find_cases(scans, "folder")
+    if output.resolve() in {case.image.resolve().parent for case in cases}:  # X_segmentation there may be X's reference
+        raise ConfigError("output", "a folder other than the scans' own", str(output), "give another output=DIR")
+    settings, segmenter = load_model(model, device, batch)
+    if method is None:
+        method = "OASIS" if segmenter.estimator is None else "OASIS-joint"
+    if method in JOINT_METHODS and segmenter.estimator is None:
+        raise ConfigError("methods", "a method of this model, which is not a joint one", method, "add methods=OASIS")
+    if not 1 <= n <= len(segmenter.library):
+        raise ConfigError("n", f"1 to {len(segmenter.library)}, the model's atlases", n)
+    run = _Run(
+        settings,
+        segmenter,
+        PreprocessCache(None, settings.preprocessing, settings.data.label_values),
+        embedder(settings.features.name, settings.features.weights, resolve_device(device)),
+        output,
+        (method, n),
+        save_probability,
+        file_format,
+        flags.reach(segmenter.library, settings.features.distance),
+        file_digest(model / "model.json"),
+    )
+    faults: list[Fault] = []
+    rows: list[Row] = []
+    try:
+        for case in cases:
+            try:
+                told, made = run.result(case, overwrite)
+            except Exception as error:
+                if isinstance(error, OSError) and error.errno in HOPELESS:
+                    raise
+                own = _faults(case, error)
+                faults += own
+                rows.append(Row(case.id, FAILED, reason=str(own[0]).removeprefix(f"{case.id}: ")))
+                log(f"{case.id}: failed")
+            else:
+                rows.append(row_of(told, skipped=not made))
+                if made:  # the others are in the table
+                    log(_line(told))
+    finally:
+        if output.is_dir() or rows:
+            write_table(output, with_earlier(rows, output))
+    _keep_pairs(segmenter, model, log)
+    for line in table_text(rows).splitlines():
+        log(line)
+    log(f"{sum(row.status != FAILED for row in rows)} of {len(cases)} scans segmented into {output}")
+    return faults
+
+
+def target_features(target: Preprocessed, spatial_dims: int, embed: Embedder) -> torch.Tensor:
+    """(T, F) features of a target: one row for a volume, one per slice."""
+    return slice_features(target.image, embed) if spatial_dims == 2 else volume_features(target.image, embed)[None]
+
+
+def _faults(case: Case, error: Exception) -> list[Fault]:
+    """What stopped one scan, as faults of that scan."""
+    if isinstance(error, DataError):
+        return [replace(f, case=case.id) if f.case in ("", case.id) else named(case.id, [f])[0] for f in error.faults]
+    text = " ".join(str(error).split())[:300]
+    remedy = "look at this scan; if nothing is wrong with it, report this"
+    return [Fault(case.id, "segment", "a scan that this model can segment", f"{type(error).__name__}: {text}", remedy)]
+
+
+def _line(told: dict[str, Any]) -> str:
+    volumes = ", ".join(f"{name} {ml:.1f} ml" for name, ml in told["volume_ml"].items())
+    doubts = "".join(f"; {flag['name']}: {flag['text']}" for flag in told["flags"])
+    return f"{told['case']}: {volumes}{doubts}"
+
+
+def _keep_pairs(segmenter: Segmenter, model: Path, log: Log) -> None:
+    if segmenter.loa is not None:
+        try:
+            segmenter.loa.save()
+        except OSError:  # a model folder that is read-only serves as well, it only learns nothing
+            log(f"warning: {model} cannot be written; new LOA pairs are not kept")
+
+
+@dataclass(frozen=True)
+class _Run:
+    """What is the same for all scans. ``method`` with its n; ``reach``: see :func:`oasis_monai.flags.reach`."""
+
+    settings: Settings
+    segmenter: Segmenter
+    store: PreprocessCache
+    embed: Embedder
+    output: Path
+    method: tuple[str, int]
+    save_probability: bool
+    file_format: str | None
+    reach: float | None
+    model: str
+
+    def result(self, case: Case, overwrite: bool) -> tuple[dict[str, Any], bool]:
+        """What the JSON file of a scan tells, and whether the scan was segmented for it now."""
+        kind = f".{self.file_format}" if self.file_format else ending(case.image) or DICOM_RESULT
+        asked = {"model": self.model, "method": self.method[0], "n": self.method[1], "format": kind}
+        asked["image"] = self.store.content(case.image)
+        json_file = self.output / f"{case.id}.json"
+        probability_file = self.output / f"{case.id}_probability{kind}"
+        told = None if overwrite else read_told(json_file)
+        if told is not None and told["asked"] == asked and (probability_file.is_file() or not self.save_probability):
+            return told, False
+        target = self.store.get(case.without_label())
+        features = target_features(target, self.settings.spatial_dims, self.embed)
+        fields = KeptFields(None, "")
+        results, chosen = self.segmenter(target, features, self.method[:1], self.method[1:], fields)
+        result = results[result_keys(self.method[:1], self.method[1:])[0]]
+        found = restore(result.probability, target.geometry, target.native, self.save_probability, case.id)
+        told = {"asked": asked, "case": case.id, "label": f"{case.id}_segmentation{kind}"}
+        told |= self._numbers(target, result, found, chosen, fields.last)
+        self._write(case, told, found, probability_file)
+        write_json(json_file, told)
+        return told, True
+
+    def _numbers(
+        self, target: Preprocessed, result: Result, found: Segmentation, chosen: Selection, fields: torch.Tensor | None
+    ) -> dict[str, Any]:
+        """How the result came about, as plain values."""
+        library, names = self.segmenter.library, list(self.settings.data.labels)
+        voxel_ml = voxel_volume_ml(target.native.spacing_mm)
+        folds: list[list[int | None]] = [[None] * row.numel() for row in chosen.indices]
+        total = 0
+        if fields is not None:  # (T, n, D, *s)
+            size = library.images.shape[2:]
+            folds = [folding_voxels(own, size).tolist() for own in fields]
+            total = chosen.indices.numel() * size.numel()
+        folded = sum(count or 0 for row in folds for count in row)
+        atlases = [
+            [
+                {
+                    "case": library.cases[row],
+                    "slice": int(library.slices[row]),
+                    "distance": round(float(d), 6),
+                    "folding_voxels": count,
+                }
+                for row, d, count in zip(rows.tolist(), distances.tolist(), counts, strict=True)
+            ]
+            for rows, distances, counts in zip(chosen.indices, chosen.distances, folds, strict=True)
+        ]
+        doubts = (
+            flags.unlike_atlases(chosen.distances[:, 0], self.reach),
+            flags.empty(found.label, names),
+            flags.cut(decide(result.probability), inside(target.native, target.geometry), names),
+            flags.folding(folded, total),
+        )
+        return {
+            "volume_ml": {name: round(float((found.label == i).sum()) * voxel_ml, 3) for i, name in enumerate(names, 1)},
+            "atlases": atlases,
+            "weights": None if result.weights is None else [[round(float(w), 6) for w in row] for row in result.weights],
+            "folding_voxels": folded if total else None,
+            "field_voxels": total or None,
+            "usual_distance": None if self.reach is None else round(self.reach, 6),
+            "flags": [doubt.to_json() for doubt in doubts if doubt is not None],
+        }
+
+    def _write(self, case: Case, told: dict[str, Any], found: Segmentation, probability_file: Path) -> None:
+        """Label, probability and picture of one scan."""
+        from oasis_monai.overlays import overlay
+        from oasis_monai.volumes import read_image, to_canonical, write_label, write_probability
+
+        (self.output / f"{case.id}.json").unlink(missing_ok=True)  # it would tell of a label that is being replaced
+        write_label(self.output / told["label"], found.label, found.geometry, self.settings.data.label_values)
+        if found.probability is not None:
+            write_probability(probability_file, found.probability, found.geometry)
+        image, geometry = read_image(case.image)
+        shown, spacing_mm = to_canonical(image[0].numpy(), geometry.affine)
+        label, _ = to_canonical(found.label.numpy(), geometry.affine)
+        doubts = ", ".join(flag["name"] for flag in told["flags"])
+        title = f"{case.id}  {self.method[0]}-{self.method[1]}" + (f"  [{doubts}]" if doubts else "")
+        labels = dict(enumerate(self.settings.data.labels, 1))
+        overlay(self.output / f"{case.id}.png", shown, None, label, spacing_mm, title, labels=labels)
