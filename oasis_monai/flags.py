@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 
 import torch
@@ -10,7 +10,7 @@ import torch
 from oasis_monai.library import AtlasLibrary
 from oasis_monai.nearest import nearest
 
-UNLIKE_ATLASES, EMPTY, CUT, FOLDING = "unlike_atlases", "empty", "cut", "folding"
+UNLIKE_ATLASES, EMPTY, CUT, FOLDING, UNSURE = "unlike_atlases", "empty", "cut", "folding", "unsure"
 MARGIN = 1.25
 """A scan is unlike the atlases when it is farther from its nearest one than the loneliest case is from its own, times this.
 
@@ -101,3 +101,12 @@ def folding(voxels: int, total: int) -> Flag | None:
     if not total or voxels <= FOLDED * total:
         return None
     return Flag(FOLDING, f"{voxels / total:.1%} of the atlases' fields fold (up to {FOLDED:.0%} is usual): they may not fit")
+
+
+def unsure(predicted: Mapping[str, float], names: Sequence[str], calibrated: bool) -> Flag | None:
+    """Whether a failure is likely: ``names`` are the structures whose ``predicted`` DSC says so."""
+    if not names:
+        return None
+    told = ", ".join(f"{name} {100 * predicted[name]:.0f} %" for name in names)
+    how = "predicted DSC" if calibrated else "the parts of the result overlap by"
+    return Flag(UNSURE, f"{how} {told}: look at it before it is used")

@@ -21,10 +21,12 @@ from oasis_monai.estimation import VOLUME_NETWORK, make_estimator, make_whole
 from oasis_monai.estimator import Estimator
 from oasis_monai.files import file_digest, load_tensors, locked, save_tensors, write_json
 from oasis_monai.fitting import network_weights
-from oasis_monai.fold_models import FoldModels, voice
+from oasis_monai.fold_models import FoldModels, calibration_path, voice
 from oasis_monai.folds import Fold, Split
 from oasis_monai.library import AtlasLibrary
 from oasis_monai.prepare import find_and_check, prepare, resolve_device
+from oasis_monai.quality import Calibration
+from oasis_monai.quality_tables import calibrations_of, plain_calibrations, read_calibrations
 from oasis_monai.record import Clock, run_record
 from oasis_monai.segment import Segmenter
 from oasis_monai.segnets import make_network
@@ -76,6 +78,13 @@ def train_model(settings: Settings, folder: Path, log: Log = print) -> Path:
             voxel_ml = voxel_volume_ml(target.geometry.spacing_mm)
             atlases[case] = describe(segmenter.library, case, settings.data.labels, voxel_ml)
         record = run_record("train", settings, None, len(cases), clock.seconds)
+        calibrations = read_calibrations(calibration_path(settings, prepared.content))
+        if calibrations is None:
+            log(
+                "no calibration of the predicted DSC: cross-validate with the same settings and cache before training to have one"
+            )
+        told = None if calibrations is None else plain_calibrations(calibrations)
+        record["calibration"] = told
         more = {"format": FORMAT, "checksums": checksums, "trained_on": list(prepared.cases), "atlases": atlases}
         write_json(folder / "model.json", {**record, **more, "cases": list(prepared.cases)})
     return folder
@@ -131,6 +140,19 @@ def read_record(folder: Path) -> dict[str, Any]:
     if found != FORMAT:
         raise OasisError(f"model: expected format {FORMAT}, found {found} in {folder}; train it again with this version")
     return dict(record)
+
+
+def calibrations(folder: Path) -> dict[str, dict[str, Calibration]]:
+    """The model's calibrations of the predicted DSC by "method-n" and label; empty where it was trained without any.
+
+    Raises:
+        OasisError: ``model.json`` holds something else.
+    """
+    told = read_record(folder).get("calibration")
+    try:
+        return {} if told is None else calibrations_of(told)
+    except ValueError as error:
+        raise OasisError(f"model: {error} in {folder}/model.json; copy the model again") from error
 
 
 def part(folder: Path, record: Mapping[str, Any], name: str) -> Path:

@@ -124,7 +124,7 @@ class Calibration:
 def uncalibrated(values: Sequence[float]) -> Calibration:
     """The prior alone, for the sources that have a value: the DSC is the mean overlap."""
     sources = tuple(name for name, v in zip(SOURCES, values, strict=True) if not math.isnan(v))
-    return Calibration(sources, tuple(1 / len(sources) for _ in sources))
+    return Calibration(sources, tuple(1 / len(sources) for _ in sources) if sources else ())
 
 
 def fit(values: np.ndarray, dsc: Sequence[float] | np.ndarray) -> Calibration:

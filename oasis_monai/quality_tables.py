@@ -16,7 +16,7 @@ import torch
 
 from oasis_monai.errors import DataError, Fault
 from oasis_monai.files import write_json, write_text
-from oasis_monai.quality import FAILURE, SOURCES, Calibration, correlation, cross_fitted, fit, overlaps
+from oasis_monai.quality import FAILURE, SOURCES, Calibration, correlation, cross_fitted, fit, overlaps, uncalibrated
 from oasis_monai.tables import method_name
 
 COLUMNS = ("protocol", "fold", "case", "method", "n", "label", *SOURCES, "predicted_dsc", "flag", "dsc")
@@ -123,7 +123,12 @@ def quality_text(groups: Iterable[QualityGroup]) -> str:
 
 def write_calibrations(path: Path, models: Mapping[str, Mapping[str, Calibration]]) -> None:
     """Write "method-n" -> label -> calibration as JSON."""
-    write_json(path, {name: {label: c.to_json() for label, c in by_label.items()} for name, by_label in models.items()})
+    write_json(path, plain_calibrations(models))
+
+
+def plain_calibrations(models: Mapping[str, Mapping[str, Calibration]]) -> dict[str, Any]:
+    """Calibrations as plain JSON values, which :func:`calibrations_of` takes back."""
+    return {name: {label: c.to_json() for label, c in by_label.items()} for name, by_label in models.items()}
 
 
 def read_calibrations(path: Path) -> dict[str, dict[str, Calibration]] | None:
@@ -144,3 +149,18 @@ def calibrations_of(told: Any) -> dict[str, dict[str, Calibration]]:
         return {str(name): {str(k): Calibration.from_json(v) for k, v in by.items()} for name, by in told.items()}
     except (AttributeError, KeyError, TypeError) as error:
         raise ValueError(f"calibration: expected method -> label -> weights, found {told!r}") from error
+
+
+def calibration_for(
+    models: Mapping[str, Mapping[str, Calibration]], method: str, n: int, label: str, values: Iterable[float]
+) -> Calibration:
+    """What predicts a new scan's DSC: fitted for this method at this n, else at the nearest n; else nothing is fitted
+    (:func:`oasis_monai.quality.uncalibrated`, for the sources that have ``values``)."""
+    others = {name: by for name, by in models.items() if name.rpartition("-")[0] == method and label in by}
+    exact = models.get(method_name(method, n), {}).get(label)
+    if exact is not None:
+        return exact
+    if others:
+        nearest = min(others, key=lambda name: (abs(int(name.rpartition("-")[2]) - n), name))
+        return others[nearest][label]
+    return uncalibrated(list(values))

@@ -25,6 +25,7 @@ class Row:
         case: its id.
         status: :data:`DONE`, :data:`FLAGGED` (done, with doubts), :data:`SKIPPED` (finished before) or :data:`FAILED`.
         volume_ml: per label; empty when it failed.
+        predicted_dsc: per label, 0 to 1; without those for which there is no prediction.
         flags: names, see :mod:`oasis_monai.flags`.
         reason: why it failed, one line.
     """
@@ -34,13 +35,15 @@ class Row:
     volume_ml: Mapping[str, float] = field(default_factory=dict)
     flags: tuple[str, ...] = ()
     reason: str = ""
+    predicted_dsc: Mapping[str, float] = field(default_factory=dict)
 
 
 def row_of(told: Mapping[str, Any], skipped: bool = False) -> Row:
     """The row of a scan by its JSON file's content."""
     flags = tuple(str(flag["name"]) for flag in told["flags"])
     volumes = {str(name): float(ml) for name, ml in told["volume_ml"].items()}
-    return Row(str(told["case"]), SKIPPED if skipped else FLAGGED if flags else DONE, volumes, flags)
+    predicted = {str(name): float(v) for name, v in told["predicted_dsc"].items() if v is not None}
+    return Row(str(told["case"]), SKIPPED if skipped else FLAGGED if flags else DONE, volumes, flags, "", predicted)
 
 
 def read_told(path: Path) -> dict[str, Any] | None:
@@ -70,21 +73,28 @@ def _labels(rows: Sequence[Row]) -> list[str]:
 def table_text(rows: Sequence[Row]) -> str:
     """Aligned columns with a head; flags and reasons last."""
     labels = _labels(rows)
-    lines = [["case", "status", *(f"{name} ml" for name in labels), "flags and faults"]]
+    expected = any(row.predicted_dsc for row in rows)
+    more = [f"{name} DSC % predicted" for name in labels] if expected else []
+    lines = [["case", "status", *(f"{name} ml" for name in labels), *more, "flags and faults"]]
     for row in rows:
         volumes = [f"{row.volume_ml[name]:.1f}" if name in row.volume_ml else "-" for name in labels]
-        lines.append([row.case, row.status, *volumes, row.reason or ", ".join(row.flags)])
+        told = [f"{100 * row.predicted_dsc[name]:.0f}" if name in row.predicted_dsc else "-" for name in labels if expected]
+        lines.append([row.case, row.status, *volumes, *told, row.reason or ", ".join(row.flags)])
     return aligned_text(lines, left=(0, 1, len(lines[0]) - 1))
 
 
 def write_table(output: Path, rows: Sequence[Row]) -> Path:
-    """Write ``segment.csv``, whole or not at all: case, status, ``LABEL_ml`` for each label, flags (with ; between), reason."""
+    """Write ``segment.csv``, whole or not at all: case, status, ``LABEL_ml`` and ``LABEL_predicted_dsc`` (0 to 1) for each
+    label, flags (with ; between), reason."""
     labels = _labels(rows)
     out = io.StringIO()
     writer = csv.writer(out, lineterminator="\n")
-    writer.writerow(["case", "status", *(f"{name}_ml" for name in labels), "flags", "reason"])
+    writer.writerow(
+        ["case", "status", *(f"{name}_ml" for name in labels), *(f"{name}_predicted_dsc" for name in labels), "flags", "reason"]
+    )
     for row in rows:
         volumes = [row.volume_ml.get(name, "") for name in labels]
-        writer.writerow([row.case, row.status, *volumes, ";".join(row.flags), row.reason])
+        predicted = [row.predicted_dsc.get(name, "") for name in labels]
+        writer.writerow([row.case, row.status, *volumes, *predicted, ";".join(row.flags), row.reason])
     write_text(output / FILE, out.getvalue())
     return output / FILE

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import errno
-from collections.abc import Callable
+import math
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -18,9 +19,11 @@ from oasis_monai.files import file_digest, write_json
 from oasis_monai.fusion import decide
 from oasis_monai.grids import inside
 from oasis_monai.headers import ENDINGS, ending
-from oasis_monai.model import load_model, voxel_volume_ml
+from oasis_monai.model import calibrations, load_model, voxel_volume_ml
 from oasis_monai.prepare import resolve_device
 from oasis_monai.preprocess import PreprocessCache, restore
+from oasis_monai.quality import SOURCES, Calibration, overlaps
+from oasis_monai.quality_tables import calibration_for
 from oasis_monai.scan_table import FAILED, Row, read_told, row_of, table_text, with_earlier, write_table
 from oasis_monai.segment import JOINT_METHODS, Result, Segmenter, check_methods, result_keys
 from oasis_monai.settings import Settings
@@ -90,6 +93,7 @@ def segment_scans(
         save_probability,
         file_format,
         flags.reach(segmenter.library, settings.features.distance),
+        calibrations(model),
         file_digest(model / "model.json"),
     )
     faults: list[Fault] = []
@@ -136,7 +140,9 @@ def _faults(case: Case, error: Exception) -> list[Fault]:
 def _line(told: dict[str, Any]) -> str:
     volumes = ", ".join(f"{name} {ml:.1f} ml" for name, ml in told["volume_ml"].items())
     doubts = "".join(f"; {flag['name']}: {flag['text']}" for flag in told["flags"])
-    return f"{told['case']}: {volumes}{doubts}"
+    known = [f"{name} {100 * v:.0f} %" for name, v in told["predicted_dsc"].items() if v is not None]
+    quality = f"; {'predicted DSC' if told['calibrated'] else 'agreement of the parts'} {', '.join(known)}" if known else ""
+    return f"{told['case']}: {volumes}{quality}{doubts}"
 
 
 def _keep_pairs(segmenter: Segmenter, model: Path, log: Log) -> None:
@@ -149,7 +155,8 @@ def _keep_pairs(segmenter: Segmenter, model: Path, log: Log) -> None:
 
 @dataclass(frozen=True)
 class _Run:
-    """What is the same for all scans. ``method`` with its n; ``reach``: see :func:`oasis_monai.flags.reach`."""
+    """What is the same for all scans. ``method`` with its n; ``reach``: see :func:`oasis_monai.flags.reach`;
+    ``calibrations``: :func:`oasis_monai.model.calibrations`."""
 
     settings: Settings
     segmenter: Segmenter
@@ -160,6 +167,7 @@ class _Run:
     save_probability: bool
     file_format: str | None
     reach: float | None
+    calibrations: Mapping[str, Mapping[str, Calibration]]
     model: str
 
     def result(self, case: Case, overwrite: bool) -> tuple[dict[str, Any], bool]:
@@ -209,7 +217,9 @@ class _Run:
             ]
             for rows, distances, counts in zip(chosen.indices, chosen.distances, folds, strict=True)
         ]
+        agreement, predicted, unsure, calibrated = self._quality(result, names)
         doubts = (
+            flags.unsure(predicted, unsure, calibrated),
             flags.unlike_atlases(chosen.distances[:, 0], self.reach),
             flags.empty(found.label, names),
             flags.cut(decide(result.probability), inside(target.native, target.geometry), names),
@@ -219,11 +229,32 @@ class _Run:
             "volume_ml": {name: round(float((found.label == i).sum()) * voxel_ml, 3) for i, name in enumerate(names, 1)},
             "atlases": atlases,
             "weights": None if result.weights is None else [[round(float(w), 6) for w in row] for row in result.weights],
+            "agreement": agreement,
+            "predicted_dsc": {name: None if math.isnan(v) else round(v, 4) for name, v in predicted.items()},
+            "calibrated": calibrated,
             "folding_voxels": folded if total else None,
             "field_voxels": total or None,
             "usual_distance": None if self.reach is None else round(self.reach, 6),
             "flags": [doubt.to_json() for doubt in doubts if doubt is not None],
         }
+
+    def _quality(self, result: Result, names: list[str]) -> tuple[dict[str, Any], dict[str, float], list[str], bool]:
+        """Per structure the overlaps of the result's parts and the DSC to expect of them; the structures that are likely
+        failures; and whether the predictions are calibrated."""
+        told: dict[str, Any] = {}
+        predicted: dict[str, float] = {}
+        unsure = []
+        calibrated = True
+        if result.agreement is None:  # FwoW, STAPLE: nothing is compared, nothing predicted
+            return {}, dict.fromkeys(names, math.nan), [], False
+        for name, values in zip(names, overlaps(result.agreement).tolist(), strict=True):
+            told[name] = {s: None if math.isnan(v) else round(v, 4) for s, v in zip(SOURCES, values, strict=True)}
+            model = calibration_for(self.calibrations, *self.method, name, values)
+            predicted[name] = model.predict(values)
+            calibrated &= model.spread is not None
+            if model.flag(predicted[name]):
+                unsure.append(name)
+        return told, predicted, [name for name in unsure if not math.isnan(predicted[name])], calibrated
 
     def _write(self, case: Case, told: dict[str, Any], found: Segmentation, probability_file: Path) -> None:
         """Label, probability and picture of one scan."""

@@ -14,7 +14,8 @@ import pytest
 import torch
 
 from oasis_monai import flags, scans
-from oasis_monai.errors import ConfigError
+from oasis_monai.crossval import crossval
+from oasis_monai.errors import ConfigError, OasisError
 from oasis_monai.features import embedder
 from oasis_monai.library import build_library
 from oasis_monai.model import load_model, train_model
@@ -261,7 +262,8 @@ def test_the_table_tells_of_every_scan_of_the_folder_and_of_earlier_runs(model, 
     segment_scans(model, images, out, **how)
     rows = table(out)
     assert states(out) == {"Case00": "done", "Case01": "failed", "Case02": "skipped"}
-    assert list(rows["Case00"]) == ["case", "status", "prostate_ml", "flags", "reason"]
+    assert list(rows["Case00"]) == ["case", "status", "prostate_ml", "prostate_predicted_dsc", "flags", "reason"]
+    assert rows["Case00"]["prostate_predicted_dsc"] == ""  # FwoW compares nothing
     assert float(rows["Case02"]["prostate_ml"]) == told(out, "Case02")["volume_ml"]["prostate"]
     assert rows["Case01"]["prostate_ml"] == ""
     assert "Case01.mhd" in rows["Case01"]["reason"] or "Case01.raw" in rows["Case01"]["reason"]
@@ -308,3 +310,55 @@ def test_hippocampi_are_unlike_prostates_and_held_out_prostates_are_not():
     assert [flagged(case) for case in own[6:]] == [False, False]
     others = [Case(p.name[:15], p) for p in sorted((hippocampi / "imagesTr").iterdir())[:3]]
     assert [flagged(case) for case in others] == [True] * 3
+
+
+def with_calibration(model, tmp_path, told):
+    copy = shutil.copytree(model, tmp_path / "calibrated")
+    record = json.loads((copy / "model.json").read_text())
+    assert record["calibration"] is None  # nothing was cross-validated with these settings
+    (copy / "model.json").write_text(json.dumps(record | {"calibration": told}))
+    return copy
+
+
+def test_the_predicted_dsc_is_the_calibration_of_the_agreement(model, images, tmp_path, no_pictures):
+    one = images / "Case00.mhd"
+    segment_scans(model, one, tmp_path / "a", n=3, log=quiet)
+    raw = told(tmp_path / "a", "Case00")
+    agreement = raw["agreement"]["prostate"]
+    assert agreement["networks"] is None  # a plain model has no networks beside its atlases
+    assert 0 < agreement["atlases"] <= 1
+    assert raw["predicted_dsc"] == {"prostate": agreement["atlases"]}
+    assert not raw["calibrated"]
+
+    fitted = {"sources": ["atlases"], "weights": [0.5], "offset": 0.4, "spread": 0.03, "cases": 20}
+    good = with_calibration(model, tmp_path, {"OASIS-4": {"prostate": fitted}})  # of the nearest n
+    segment_scans(good, one, tmp_path / "b", n=3, log=quiet)
+    line = told(tmp_path / "b", "Case00")
+    assert line["calibrated"]
+    assert line["predicted_dsc"]["prostate"] == pytest.approx(0.4 + 0.5 * agreement["atlases"], abs=2e-4)
+    assert float(table(tmp_path / "b")["Case00"]["prostate_predicted_dsc"]) == line["predicted_dsc"]["prostate"]
+    shutil.rmtree(good)
+
+    bad = with_calibration(model, tmp_path, {"OASIS-3": {"prostate": fitted | {"weights": [0.0]}}})
+    lines = []
+    segment_scans(bad, one, tmp_path / "c", n=3, log=lines.append)
+    assert "unsure" in [flag["name"] for flag in told(tmp_path / "c", "Case00")["flags"]]
+    assert table(tmp_path / "c")["Case00"]["status"] == "flagged"
+    assert any("predicted DSC prostate 40 %" in line for line in lines)
+    shutil.rmtree(bad)
+
+    odd = with_calibration(model, tmp_path, {"OASIS-3": {"prostate": {"sources": ["os.system"]}}})
+    with pytest.raises(OasisError, match=r"^model: calibration: expected method -> label -> weights"):
+        segment_scans(odd, one, tmp_path / "d", n=3, log=quiet)
+
+
+def test_a_model_trained_after_a_cross_validation_takes_its_calibration(phantom, tmp_path):
+    given = {"cache": str(tmp_path / "c"), "data": {"root": str(phantom)}, "training": {"iterations": 3}, "methods": "OASIS"}
+    settings = build(merged(TINY, given))
+    crossval(settings, tmp_path / "run", quiet)
+    folder = train_model(settings, tmp_path / "m", quiet)
+    kept = json.loads((folder / "model.json").read_text())["calibration"]
+    assert kept == json.loads((tmp_path / "run" / "calibration.json").read_text())
+    assert kept["OASIS-" + str(settings.n[0])]["prostate"]["cases"] == CASES
+    other = build(merged(TINY, given, {"seed": 3}))
+    assert json.loads((train_model(other, tmp_path / "o", quiet) / "model.json").read_text())["calibration"] is None
