@@ -123,9 +123,9 @@ class SliceNet(nn.Module):
         self, classes: int, extra: int = 0, decoder: Sequence[int] = (96, 48, 32, 16, 16), pretrained: bool = True
     ) -> None:
         super().__init__()
-        from oasis_monai.features import imagenet_network
+        from oasis_monai.features import imagenet_network, untrained_network
 
-        self.encoder: Any = imagenet_network("efficientnet-lite0") if pretrained else _untrained()
+        self.encoder: Any = (imagenet_network if pretrained else untrained_network)("efficientnet-lite0")
         for unused in ("_conv_head", "_bn1", "_fc"):
             setattr(self.encoder, unused, nn.Identity())
         self.extra = nn.Conv2d(extra, 32, 3, 2, 1) if extra else None
@@ -160,13 +160,6 @@ class SliceNet(nn.Module):
             h = up(torch.cat([F.interpolate(h, size=skip.shape[2:]), skip], 1))
         logits: torch.Tensor = self.last(torch.cat([F.interpolate(h, size=image.shape[2:]), self.full(image)], 1))
         return logits
-
-
-def _untrained() -> nn.Module:
-    from efficientnet_lite_pytorch import EfficientNet
-
-    network: nn.Module = EfficientNet.from_name("efficientnet-lite0")
-    return network
 
 
 def _once(inside: int, outside: int) -> nn.Module:

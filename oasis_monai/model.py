@@ -132,6 +132,22 @@ def target_features(target: Preprocessed, spatial_dims: int, embed: Embedder) ->
     return slice_features(target.image, embed) if spatial_dims == 2 else volume_features(target.image, embed)[None]
 
 
+def check_choice(segmenter: Segmenter, method: str | None, n: int) -> str:
+    """The method to fuse with (None: as suits the model), after a check that the model has it and n atlases.
+
+    Raises:
+        ConfigError: it has not.
+    """
+    if method is None:
+        method = "OASIS" if segmenter.estimator is None else "OASIS-joint"
+    check_methods([method])
+    if method in JOINT_METHODS and segmenter.estimator is None:
+        raise ConfigError("methods", "a method of this model, which is not a joint one", method, "add methods=OASIS")
+    if not 1 <= n <= len(segmenter.library):
+        raise ConfigError("n", f"1 to {len(segmenter.library)}, the model's atlases", n)
+    return method
+
+
 def segment_scans(
     model: Path,
     scans: Path,
@@ -161,12 +177,7 @@ def segment_scans(
     if output.resolve() in {case.image.resolve().parent for case in cases}:  # X_segmentation there may be X's reference
         raise ConfigError("output", "a folder other than the scans' own", str(output), "give another output=DIR")
     settings, segmenter = load_model(model, device, batch)
-    if method is None:
-        method = "OASIS" if segmenter.estimator is None else "OASIS-joint"
-    if method in JOINT_METHODS and segmenter.estimator is None:
-        raise ConfigError("methods", "a method of this model, which is not a joint one", method, "add methods=OASIS")
-    if not 1 <= n <= len(segmenter.library):
-        raise ConfigError("n", f"1 to {len(segmenter.library)}, the model's atlases", n)
+    method = check_choice(segmenter, method, n)
     embed = embedder(settings.features.name, settings.features.weights, resolve_device(device))
     store = PreprocessCache(None, settings.preprocessing, settings.data.label_values)
     identity = {"model": file_digest(model / "model.json"), "method": method, "n": n}
