@@ -9,7 +9,8 @@ from typing import Any
 
 from oasis_monai.errors import ConfigError, DataError
 
-JOB_KEYS = ("task", "model", "input", "output", "overwrite", "study")
+JOB_KEYS = ("task", "model", "input", "output", "overwrite", "study", "msd", "accept_license", "download")
+SWITCHES = ("overwrite", "accept_license")
 
 
 def run_task(config: dict[str, Any], run_dir: Path, sweep_dir: Path | None) -> None:
@@ -26,6 +27,7 @@ def run_task(config: dict[str, Any], run_dir: Path, sweep_dir: Path | None) -> N
         "study": _study,
         "train": _train,
         "segment": _segment,
+        "download": _download,
         "check": _check,
         "report": _report,
         "phantom": _phantom,
@@ -85,16 +87,18 @@ def _train(config: dict[str, Any], job: Mapping[str, Any], run_dir: Path, sweep_
     print(f"model: {train_model(_settings(config), Path(job['model']))}")
 
 
-def _segment(config: dict[str, Any], job: Mapping[str, Any], run_dir: Path, sweep_dir: Path | None) -> None:
-    for key, what in (
-        ("model", "the folder of a trained model"),
-        ("input", "a scan or a folder of scans"),
-        ("output", "a folder"),
-    ):
+def _require(job: Mapping[str, Any], **paths: str) -> None:
+    """Refuse a job without one of ``paths``, or with a switch that is none."""
+    for key, what in paths.items():
         if not job[key]:
             raise ConfigError(key, what, None, f"add {key}=PATH")
-    if not isinstance(job["overwrite"], bool):
-        raise ConfigError("overwrite", "true or false", job["overwrite"])
+    for key in SWITCHES:
+        if not isinstance(job[key], bool | None):
+            raise ConfigError(key, "true or false", job[key])
+
+
+def _segment(config: dict[str, Any], job: Mapping[str, Any], run_dir: Path, sweep_dir: Path | None) -> None:
+    _require(job, model="the folder of a trained model", input="a scan or a folder of scans", output="a folder")
     from oasis_monai.model import segment_scans
 
     own = config.get("methods") is None
@@ -108,10 +112,21 @@ def _segment(config: dict[str, Any], job: Mapping[str, Any], run_dir: Path, swee
         settings.device,
         settings.align_batch,
         settings.save_probability,
-        job["overwrite"],
+        bool(job["overwrite"]),
     )
     if failed:
         raise DataError(failed)
+
+
+def _download(config: dict[str, Any], job: Mapping[str, Any], run_dir: Path, sweep_dir: Path | None) -> None:
+    from oasis_monai.download import download
+    from oasis_monai.sources import find_source
+
+    settings = _settings(config)
+    output = job["output"] or ("" if job["msd"] else settings.data.root)
+    _require({**job, "output": output}, output="the folder to put the data set in")
+    source = find_source(job["msd"] or settings.data.source, job["download"])
+    print(f"data: {download(source, Path(output), bool(job['accept_license']), progress=settings.progress)}")
 
 
 def _check(config: dict[str, Any], job: Mapping[str, Any], run_dir: Path, sweep_dir: Path | None) -> None:
