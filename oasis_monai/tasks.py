@@ -27,6 +27,7 @@ def run_task(config: dict[str, Any], run_dir: Path, sweep_dir: Path | None) -> N
         "study": _study,
         "train": _train,
         "segment": _segment,
+        "bundle": _bundle,
         "download": _download,
         "check": _check,
         "report": _report,
@@ -116,6 +117,19 @@ def _segment(config: dict[str, Any], job: Mapping[str, Any], run_dir: Path, swee
     )
     if failed:
         raise DataError(failed)
+
+
+def _bundle(config: dict[str, Any], job: Mapping[str, Any], run_dir: Path, sweep_dir: Path | None) -> None:
+    _require(job, model="the folder of a trained model", output="the folder to write the bundle to")
+    own = config.get("methods") is None
+    settings = _settings(config)
+    from oasis_monai.bundle import write_bundle
+
+    method = None if own else settings.methods[-1]
+    made = write_bundle(
+        Path(job["model"]), Path(job["output"]), max(settings.n), method, settings.align_batch, bool(job["overwrite"])
+    )
+    print(f"bundle: {made}")
 
 
 def _download(config: dict[str, Any], job: Mapping[str, Any], run_dir: Path, sweep_dir: Path | None) -> None:
