@@ -15,14 +15,15 @@ VERSION = "0.1.0"
 PAPER = "Zhu, Du, Yan: OASIS, one-pass aligned atlas set for medical image segmentation. Neurocomputing 470 (2022), 130-138, "
 PAPER += "doi 10.1016/j.neucom.2021.10.114, arXiv 1912.02417"
 MONAI = "Cardoso et al.: MONAI, an open-source framework for deep learning in healthcare. arXiv 2211.02701"
-REQUIRED = ("oasis-monai", "nibabel", "itk", "scipy", "safetensors")
-"""What the network and its transforms need beside MONAI, PyTorch and NumPy."""
+REQUIRED = ("nibabel", "itk", "scipy", "safetensors", "efficientnet-lite-pytorch", "pytorch-ignite", "fire")
+"""What is needed beside MONAI, PyTorch and NumPy; the last two only by ``python -m monai.bundle run``."""
 USE = "Research only; not a medical device and not for diagnosis. Scans of the kind it was trained on: see data_source."
 
 
 def inert(text: str) -> str:
     """One line that MONAI's configuration parser takes as text: no expression (``$``), reference (``@``) or macro (``%``)."""
-    line = " ".join(text.split()).replace("@", " at ").replace("#", "no. ").replace("::", ": ")
+    words = text.replace("@", " at ").replace("#", " no. ").replace("::", ": ").split()
+    line = " ".join(words)
     return f"text: {line}" if line.startswith(("$", "%")) else line
 
 
@@ -33,7 +34,7 @@ def metadata(settings: Settings, network: dict[str, Any], value_range: tuple[flo
         network: the network's arguments.
         value_range: lowest and highest value among the atlases.
     """
-    found, data = versions(), settings.data
+    found, data = versions(("monai", "torch", "numpy", *REQUIRED)), settings.data
     names = ["background", *(inert(name) for name in data.labels)]
     channels = {str(i): name for i, name in enumerate(names)}
     shape = [*network["size"], *(["*"] if len(network["size"]) == 2 else [])]
@@ -46,9 +47,9 @@ def metadata(settings: Settings, network: dict[str, Any], value_range: tuple[flo
         "version": VERSION,
         "changelog": {VERSION: "written by oasis-monai bundle"},
         "monai_version": found["monai"],
-        "pytorch_version": found["torch"],
+        "pytorch_version": found["torch"].partition("+")[0],
         "numpy_version": found["numpy"],
-        "required_packages_version": {name: found[name] for name in REQUIRED},
+        "required_packages_version": {name: found[name] for name in ("oasis-monai", *REQUIRED)},
         "supported_apps": {},
         "name": f"OASIS {title}",
         "task": f"Segmentation of {', '.join(names[1:])} in volumes by aligned atlases",

@@ -29,9 +29,16 @@ README = """\
 
 ```python
 import monai.bundle
+from oasis_monai.transforms import RestoreToGridd
 
-net = monai.bundle.load("{folder}", bundle_dir="the folder this one is in").eval()
-probability = net(image)  # (B, 1, {shape}), preprocessed as in configs/inference.json -> (B, {classes}, {shape})
+net = monai.bundle.load("{folder}", bundle_dir="..").eval()  # (B, 1, {shape}) -> (B, {classes}, {shape}) probabilities
+parser = monai.bundle.ConfigParser()
+parser.read_config("configs/inference.json")
+prepare = parser.get_parsed_content("preprocessing")  # a Compose
+
+item = prepare({{"image": "scan.mhd"}})
+item["pred"] = net(item["image"][None])[0]
+label = RestoreToGridd(keys="pred")(item)["pred"]  # class indices on the scan's own grid
 ```
 
 Every scan (MetaImage or NIfTI) of a folder, each result on the scan's own grid:
@@ -112,11 +119,14 @@ def write_bundle(
 def _copy_parts(model: Path, folder: Path) -> None:
     """The model folder as ``oasis-monai segment`` reads it, without the paths of the machine that trained it."""
     folder.mkdir()
-    for part in sorted(model.glob("*.safetensors")):
-        shutil.copyfile(part, folder / part.name)
-    record = {k: v for k, v in json.loads((model / "model.json").read_text(encoding="utf-8")).items() if k not in PRIVATE}
-    for holder, key in ((record["settings"]["data"], "root"), (record.get("data", {}), "root"), (record["settings"], "cache")):
-        holder.pop(key, None)
+    for part in sorted(model.iterdir()):
+        if part.is_file() and part.name != "model.json" and not part.name.startswith("."):
+            shutil.copyfile(part, folder / part.name)
+    told = json.loads((model / "model.json").read_text(encoding="utf-8"))
+    record = {k: v for k, v in told.items() if k not in PRIVATE}
+    for holder in (record["settings"], record["settings"].get("data", {}), record.get("data", {})):
+        for path in ("cache", "root"):
+            holder.pop(path, None)
     write_json(folder / "model.json", record)
 
 
