@@ -95,7 +95,10 @@ def _there(folder: Path, source: Source) -> bool:
 def _accept(source: Source, accepted: bool, log: Log) -> None:
     log(f"{source.name}: {source.page}\nlicence: {source.licence}\ncite: {source.citation}")
     if not accepted and sys.stdin is not None and sys.stdin.isatty():
-        accepted = input("Do you accept this licence? [y/n] ").strip().lower() in ("y", "yes")
+        try:
+            accepted = input("Do you accept this licence? [y/n] ").strip().lower() in ("y", "yes")
+        except EOFError:  # the terminal was closed: no answer is no
+            accepted = False
     if not accepted:
         remedy = "read the licence, and if you accept it add accept_license=true"
         raise ConfigError("accept_license", f"true: the licence of {source.name} accepted", False, remedy)

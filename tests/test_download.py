@@ -290,7 +290,7 @@ class Terminal(io.StringIO):
         return True
 
 
-@pytest.mark.parametrize(("answer", "accepted"), [("y\n", True), (" YES \n", True), ("n\n", False), ("\n", False)])
+@pytest.mark.parametrize(("answer", "accepted"), [("y\n", True), (" YES \n", True), ("n\n", False), ("\n", False), ("", False)])
 def test_a_person_at_a_terminal_is_asked(source, tmp_path, monkeypatch, capsys, answer, accepted):
     monkeypatch.setattr("sys.stdin", Terminal(answer))
     if accepted:
