@@ -9,7 +9,7 @@ from typing import Any
 
 VALUED = {"--cfg", "-c", "--package", "-p", "--info", "-i", "--experimental-rerun"}  # Hydra's options that take the next word
 VALUED |= {"--config-path", "-cp", "--config-name", "-cn", "--config-dir", "-cd"}
-TASKS = ("crossval", "study", "train", "segment", "library", "check", "report", "phantom")
+TASKS = ("crossval", "study", "train", "segment", "library", "bundle", "download", "check", "report", "phantom")
 USAGE = """\
 oasis-monai: segment medical images from a few labelled scans (atlases), aligned in one pass and fused by label overlap.
 
@@ -21,6 +21,8 @@ tasks
   train      fit on all cases and write a model folder            model=DIR
   segment    segment a scan or a folder of scans                  model=DIR input=PATH output=DIR [format=nii.gz|mha|mhd]
   library    list a model's atlases, or edit them                 model=DIR [add=IMAGE label=LABEL [case=ID] | remove=CASE]
+  bundle     write a model as a MONAI bundle                      model=DIR output=DIR
+  download   fetch a public data set                              data=promise12|hippocampus or msd=Task09_Spleen   output=DIR
   check      list every fault of a data set at once
   report     write report.html for a finished run                 output=RUN_DIR
   phantom    write the synthetic data set                         data.root=DIR

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -156,8 +156,7 @@ class LoaTable:
         self._saved = 0
         stored = load_if_whole(path) if path else None
         if stored is not None and stored[1].get("of", "") == of:
-            pairs, values = stored[0]["pairs"].tolist(), stored[0]["values"].tolist()
-            self._known = {(j, k): v for (j, k), v in zip(pairs, values, strict=True)}
+            self.learn(stored[0])
             self._saved = len(self._known)
 
     def __len__(self) -> int:
@@ -168,6 +167,17 @@ class LoaTable:
         place = {row: i for i, row in enumerate(rows.tolist())}
         pairs = other._known.items()
         self._known.update({(place[j], place[k]): value for (j, k), value in pairs if j in place and k in place})
+
+    def learn(self, known: Mapping[str, torch.Tensor]) -> None:
+        """Take over pairs that :meth:`tensors` gave."""
+        pairs, values = known["pairs"].tolist(), known["values"].tolist()
+        self._known |= {(j, k): v for (j, k), v in zip(pairs, values, strict=True)}
+
+    def tensors(self) -> dict[str, torch.Tensor]:
+        """``pairs`` (P, 2) int64 of (onto, atlas) and their ``values`` (P,) float64: all that is known so far."""
+        pairs = sorted(self._known)
+        values = torch.tensor([self._known[p] for p in pairs], dtype=torch.float64)
+        return {"pairs": torch.tensor(pairs, dtype=torch.int64).reshape(-1, 2), "values": values}
 
     def require(self, groups: Sequence[torch.Tensor]) -> None:
         """Compute every missing ordered pair within each group of atlas rows, in full batches."""
@@ -201,8 +211,5 @@ class LoaTable:
         """Keep the pairs computed so far."""
         if self.path is None or len(self._known) == self._saved:
             return
-        pairs = sorted(self._known)
-        values = torch.tensor([self._known[p] for p in pairs], dtype=torch.float64)
-        meta = {"of": self.of} if self.of else {}
-        save_tensors(self.path, {"pairs": torch.tensor(pairs, dtype=torch.int64), "values": values}, meta)
+        save_tensors(self.path, self.tensors(), {"of": self.of} if self.of else {})
         self._saved = len(self._known)

@@ -139,9 +139,9 @@ class SliceNet(nn.Module):
         self, classes: int, atlases: int = 0, decoder: Sequence[int] = (96, 48, 32, 16), pretrained: bool = True
     ) -> None:
         super().__init__()
-        from oasis_monai.features import imagenet_network
+        from oasis_monai.features import imagenet_network, untrained_network
 
-        self.encoder: Any = imagenet_network("efficientnet-lite0") if pretrained else _untrained()
+        self.encoder: Any = (imagenet_network if pretrained else untrained_network)("efficientnet-lite0")
         for unused in ("_conv_head", "_bn1", "_fc"):
             setattr(self.encoder, unused, nn.Identity())
         self.classes = classes
@@ -184,13 +184,6 @@ class SliceNet(nn.Module):
             labels = torch.cat([1 - labels.sum(1, keepdim=True), labels], 1)
             logits = logits.float() + self.trust * (2 * labels - 1)
         return logits[..., :height, :width]
-
-
-def _untrained() -> nn.Module:
-    from efficientnet_lite_pytorch import EfficientNet
-
-    network: nn.Module = EfficientNet.from_name("efficientnet-lite0")
-    return network
 
 
 def _once(inside: int, outside: int) -> nn.Module:

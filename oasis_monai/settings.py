@@ -43,6 +43,7 @@ class DataSettings:
         regions: parts of a structure to score beside the whole: thirds along the axial axis.
         only: case ids to use; empty for all.
         citation, licence: printed in the report.
+        source: what ``oasis-monai download`` fetches for it, see :func:`oasis_monai.sources.find_source`.
     """
 
     name: str = "dataset"
@@ -53,6 +54,7 @@ class DataSettings:
     only: tuple[str, ...] = ()
     citation: str = ""
     licence: str = ""
+    source: str = ""
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "labels", dict(self.labels))

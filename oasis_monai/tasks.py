@@ -9,7 +9,11 @@ from typing import Any
 
 from oasis_monai.errors import ConfigError, DataError
 
-JOB_KEYS = ("task", "model", "input", "output", "overwrite", "study", "format", "add", "label", "case", "remove")
+JOB_KEYS = (
+    *("task", "model", "input", "output", "overwrite", "study", "format"),
+    *("add", "label", "case", "remove", "msd", "accept_license", "download"),
+)
+SWITCHES = ("overwrite", "accept_license")
 
 
 def run_task(config: dict[str, Any], run_dir: Path, sweep_dir: Path | None) -> None:
@@ -27,6 +31,8 @@ def run_task(config: dict[str, Any], run_dir: Path, sweep_dir: Path | None) -> N
         "train": _train,
         "segment": _segment,
         "library": _library,
+        "bundle": _bundle,
+        "download": _download,
         "check": _check,
         "report": _report,
         "phantom": _phantom,
@@ -86,16 +92,18 @@ def _train(config: dict[str, Any], job: Mapping[str, Any], run_dir: Path, sweep_
     print(f"model: {train_model(_settings(config), Path(job['model']))}")
 
 
-def _segment(config: dict[str, Any], job: Mapping[str, Any], run_dir: Path, sweep_dir: Path | None) -> None:
-    for key, what in (
-        ("model", "the folder of a trained model"),
-        ("input", "a scan or a folder of scans"),
-        ("output", "a folder"),
-    ):
+def _require(job: Mapping[str, Any], **paths: str) -> None:
+    """Refuse a job without one of ``paths``, or with a switch that is none."""
+    for key, what in paths.items():
         if not job[key]:
             raise ConfigError(key, what, None, f"add {key}=PATH")
-    if not isinstance(job["overwrite"], bool):
-        raise ConfigError("overwrite", "true or false", job["overwrite"])
+    for key in SWITCHES:
+        if not isinstance(job[key], bool | None):
+            raise ConfigError(key, "true or false", job[key])
+
+
+def _segment(config: dict[str, Any], job: Mapping[str, Any], run_dir: Path, sweep_dir: Path | None) -> None:
+    _require(job, model="the folder of a trained model", input="a scan or a folder of scans", output="a folder")
     if job["format"] is not None and not isinstance(job["format"], str):
         raise ConfigError("format", "null or the ending of a file", job["format"])
     from oasis_monai.scans import segment_scans
@@ -111,7 +119,7 @@ def _segment(config: dict[str, Any], job: Mapping[str, Any], run_dir: Path, swee
         settings.device,
         settings.align_batch,
         settings.save_probability,
-        job["overwrite"],
+        bool(job["overwrite"]),
         file_format=job["format"],
     )
     if failed:
@@ -141,6 +149,30 @@ def _library(config: dict[str, Any], job: Mapping[str, Any], run_dir: Path, swee
         remove_atlas(model, str(job["remove"]), settings.device, settings.align_batch)
         print(f"removed: {job['remove']}")
     print(list_atlases(model), end="")
+
+
+def _bundle(config: dict[str, Any], job: Mapping[str, Any], run_dir: Path, sweep_dir: Path | None) -> None:
+    _require(job, model="the folder of a trained model", output="the folder to write the bundle to")
+    own = config.get("methods") is None
+    settings = _settings(config)
+    from oasis_monai.bundle import write_bundle
+
+    method = None if own else settings.methods[-1]
+    made = write_bundle(
+        Path(job["model"]), Path(job["output"]), max(settings.n), method, settings.align_batch, bool(job["overwrite"])
+    )
+    print(f"bundle: {made}")
+
+
+def _download(config: dict[str, Any], job: Mapping[str, Any], run_dir: Path, sweep_dir: Path | None) -> None:
+    from oasis_monai.download import download
+    from oasis_monai.sources import find_source
+
+    settings = _settings(config)
+    output = job["output"] or ("" if job["msd"] else settings.data.root)
+    _require({**job, "output": output}, output="the folder to put the data set in")
+    source = find_source(job["msd"] or settings.data.source, job["download"])
+    print(f"data: {download(source, Path(output), bool(job['accept_license']), progress=settings.progress)}")
 
 
 def _check(config: dict[str, Any], job: Mapping[str, Any], run_dir: Path, sweep_dir: Path | None) -> None:

@@ -6,6 +6,7 @@ and output files, and can be killed like any process.
 
 import multiprocessing
 import os
+import subprocess
 import sys
 import tempfile
 import time
@@ -69,3 +70,18 @@ class Command:
 def run(*arguments, cwd):
     """Run a command to its end."""
     return Command(*arguments, cwd=cwd).wait()
+
+
+def python(code, *arguments, cwd=None):
+    """What a fresh interpreter prints, which has imported nothing; it has to succeed."""
+    done = subprocess.run(
+        [sys.executable, "-c", code, *map(str, arguments)],
+        cwd=cwd,
+        capture_output=True,
+        text=True,
+        timeout=300,
+        check=False,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+    )
+    assert done.returncode == 0, done.stderr
+    return done.stdout

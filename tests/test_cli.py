@@ -1,10 +1,7 @@
 """The command line: every way to get it wrong is a clear line and a non-zero exit, never a stack of frames."""
 
 import json
-import os
 import shutil
-import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -13,24 +10,11 @@ import pytest
 
 from oasis_monai.__main__ import TASKS, _arguments
 from oasis_monai.segment import JOINT_METHODS, result_keys
-from tests.command import run
+from tests.command import python, run
 from tests.conftest import CASES, overrides
 
 ROOT = Path(__file__).resolve().parents[1]
 EXPERIMENTS = sorted(path.stem for path in (ROOT / "conf" / "experiment").glob("*.yaml"))
-
-
-def python(code, *arguments):
-    done = subprocess.run(
-        [sys.executable, "-c", code, *arguments],
-        capture_output=True,
-        text=True,
-        timeout=300,
-        check=False,
-        env={**os.environ, "OMP_NUM_THREADS": "1"},
-    )
-    assert done.returncode == 0, done.stderr
-    return done.stdout
 
 
 def test_help_imports_nothing_heavy():

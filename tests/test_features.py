@@ -47,7 +47,7 @@ def test_the_networks_input_is_the_size_they_were_trained_at():
     network.register_forward_hook(lambda _m, args, _out: seen.append(args[0].shape))
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(module, "INPUT", TRAINED)
-        module._Photograph(network)(noise(1, 1, 30, 20))
+        module.Photograph(network)(noise(1, 1, 30, 20))
     assert seen == [(1, 3, 224, 224)]
 
 
@@ -116,7 +116,7 @@ def test_photograph_is_grey_resized_and_imagenet_normalised():
     network = torch.nn.Identity()
     network.register_forward_hook(lambda _m, args, _out: seen.append(args[0]))
     slices = noise(1, 1, 56, 56)
-    module._Photograph(network)(slices)
+    module.Photograph(network)(slices)
     wanted = F.interpolate(slices, size=(64, 64), mode="bilinear", align_corners=False)[0].expand(3, -1, -1)
     torch.testing.assert_close(seen[0][0], (wanted - MEAN) / STD, atol=1e-5, rtol=1e-5)
 

@@ -16,12 +16,12 @@ import torch
 from oasis_monai import flags, scans
 from oasis_monai.crossval import crossval
 from oasis_monai.errors import ConfigError, OasisError
-from oasis_monai.features import embedder
+from oasis_monai.features import embedder, target_features
 from oasis_monai.library import build_library
 from oasis_monai.model import load_model, train_model
 from oasis_monai.preprocess import PreprocessCache, Preprocessing
 from oasis_monai.scan_table import FILE, read_told
-from oasis_monai.scans import segment_scans, target_features
+from oasis_monai.scans import segment_scans
 from oasis_monai.settings import build
 from oasis_monai.types import Case
 from oasis_monai.volumes import read_image
