@@ -1,0 +1,132 @@
+"""The commands, code and links of README.md and docs/ work: each is run, in order, on the phantom at a size that takes no time."""
+
+import os
+import re
+import shlex
+import shutil
+from pathlib import Path
+
+import nibabel
+import numpy as np
+import pytest
+
+from oasis_monai.files import write_text
+from oasis_monai.volumes import read_image
+from tests.command import python, run
+from tests.conftest import JOINT, TINY, merged, overrides
+
+ROOT = Path(__file__).parent.parent
+PAGES = ["README.md", *sorted(str(p.relative_to(ROOT)) for p in (ROOT / "docs").glob("*.md"))]
+# what makes a command quick; its own values of these keys are for real scans
+SMALL = {
+    k: v
+    for k, v in (word.split("=", 1) for word in overrides(merged(TINY, JOINT, {"data": {}, "cache": "cache"})))
+    if not k.startswith("data.") and k not in ("methods", "n")
+}
+ELSEWHERE = {  # run by tests of their own, with their small settings; here only composed
+    "experiment": "tests/test_cli.py",
+    "download": "tests/test_download.py",
+    "launcher": "tests/test_scale.py",
+}
+
+
+def blocks(page, kind):
+    return re.findall(rf"```{kind}\n(.*?)```", (ROOT / page).read_text(), flags=re.S)
+
+
+def commands(page):
+    """Every ``oasis-monai`` line of a page, as words."""
+    lines = [line for block in blocks(page, "sh") for line in block.replace("\\\n", " ").splitlines()]
+    return [shlex.split(line, comments=True)[1:] for line in lines if line.startswith("oasis-monai ")]
+
+
+def composed(words):
+    """The words as they stand, only composed: a key or a value that does not exist fails."""
+    return [*words, "--cfg", "job"] if "--cfg" not in words else list(words)
+
+
+def shrunk(words, data):
+    """The words with the phantom's folder and small networks."""
+    kept = [
+        w for w in words if w.split("=", 1)[0].lstrip("+") not in SMALL and not w.startswith(("data.root=", "preprocessing="))
+    ]
+    task = next(
+        (w for w in words if "=" not in w and not w.startswith("-") and w in ("segment", "library", "bundle", "report")), ""
+    )
+    if task:
+        return kept
+    root = [] if any(w.startswith("--config-dir") for w in words) else [f"data.root={data}"]
+    return [*kept, *root, *(f"{k}={v}" for k, v in SMALL.items())]
+
+
+@pytest.fixture(scope="module")
+def world(tmp_path_factory, phantom, phantom_two_labels):
+    """A folder with what the pages speak of: data sets in both layouts, new scans, a folder of settings."""
+    base = tmp_path_factory.mktemp("docs")
+    for i in range(7):
+        for source, target in ((f"Case{i:02d}", "imagesTr"), (f"Case{i:02d}_segmentation", "labelsTr")):
+            image, geometry = read_image(phantom_two_labels / f"{source}.mhd")
+            values = image[0].numpy().astype(np.uint8 if target == "labelsTr" else np.float32)
+            (base / "msd" / target).mkdir(parents=True, exist_ok=True)
+            nibabel.save(nibabel.Nifti1Image(values, geometry.affine), base / "msd" / target / f"c{i}.nii.gz")
+    (base / "scans").mkdir()
+    for ending in (".mhd", ".raw"):
+        shutil.copy(phantom / f"Case01{ending}", base / "scans")
+    text = (phantom / "Case02.mhd").read_text()
+    write_text(base / "scan.mhd", text.replace("Case02.raw", "scan.raw"))
+    shutil.copy(phantom / "Case02.raw", base / "scan.raw")
+    image, geometry = read_image(phantom_two_labels / "Case00.mhd")
+    nibabel.save(nibabel.Nifti1Image(image[0].numpy() + 1, geometry.affine), base / "scan.nii.gz")
+    label, _ = read_image(phantom_two_labels / "Case00_segmentation.mhd")
+    nibabel.save(nibabel.Nifti1Image(label[0].numpy().astype(np.uint8), geometry.affine), base / "label.nii.gz")
+    return base
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_every_command_of_a_page_runs(page, world, phantom, tmp_path):
+    cwd = Path(shutil.copytree(world, tmp_path / "w"))
+    for block in blocks(page, "yaml"):
+        if block.startswith("# my_conf/data/liver.yaml"):
+            write_text(cwd / "my_conf/data/liver.yaml", re.sub(r"root: \S+", f"root: {cwd / 'msd'}", block))
+    for words in commands(page):
+        done = run(*composed([w for w in words if w not in ("-m", "--multirun")]), cwd=cwd)
+        if "-m" not in words:
+            assert done.code == 0, (words, done.err)
+        if any(w.startswith(("experiment=", "hydra/launcher=")) or w in ("download", "--cfg") for w in words):
+            continue
+        done = run(*shrunk(words, phantom), cwd=cwd)
+        assert done.code == 0, (words, done.out[-500:], done.err)
+    code = [block for block in blocks(page, "python") if "distributed" not in block]
+    if code:
+        done = python("\n".join(code), cwd=cwd)
+        assert done.code == 0, done.err
+
+
+def test_commands_that_are_only_composed_are_run_elsewhere():
+    assert all((ROOT / path).is_file() for path in ELSEWHERE.values())
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_links_lead_somewhere(page):
+    for target in re.findall(r"\]\(([^)#]+)\)", (ROOT / page).read_text()):
+        if not target.startswith(("http:", "https:")):
+            assert ((ROOT / page).parent / target).exists(), target
+
+
+def test_the_readme_can_be_read_at_one_sitting():
+    assert len((ROOT / "README.md").read_text().splitlines()) <= 200
+
+
+def test_code_places_of_the_method_exist():
+    """``module.name`` and ``module.py`` in docs/method.md."""
+    text = (ROOT / "docs/method.md").read_text()
+    for module in set(re.findall(r"`(\w+)\.py`", text)):
+        assert (ROOT / "oasis_monai" / f"{module}.py").is_file(), module
+    for module, name in set(re.findall(r"`([a-z_]+)\.([A-Za-z_]+)`", text)):
+        path = ROOT / "oasis_monai" / f"{module}.py"
+        if path.is_file() and name != "py":
+            assert re.search(rf"^(def|class) {name}\b|^    {name}:", path.read_text(), flags=re.M), f"{module}.{name}"
+
+
+def test_tests_run_where_the_pages_are():
+    assert os.path.samefile(ROOT, Path(__file__).parents[1])
