@@ -51,6 +51,7 @@ def _settings(config: dict[str, Any]) -> Any:
 def _crossval(config: dict[str, Any], job: Mapping[str, Any], run_dir: Path, sweep_dir: Path | None) -> None:
     settings = _settings(config)
     from oasis_monai.crossval import crossval, join_jobs
+    from oasis_monai.files import locked
     from oasis_monai.report import write_report
     from oasis_monai.tables import read_scores, summarise, summary_text
 
@@ -60,9 +61,11 @@ def _crossval(config: dict[str, Any], job: Mapping[str, Any], run_dir: Path, swe
         print(f"report: {write_report(run_dir)}")
     else:
         print("no case could be scored in this job yet")
-    if sweep_dir is not None and (joined := join_jobs(sweep_dir)) is not None:
-        print(f"sweep so far: {joined}")
-        print(f"report: {write_report(sweep_dir)}")
+    if sweep_dir is not None:
+        with locked(sweep_dir):  # a job joins what is there once its own scores are: the last one to come in joins all
+            if (joined := join_jobs(sweep_dir)) is not None:
+                print(f"sweep so far: {joined}")
+                print(f"report: {write_report(sweep_dir)}")
 
 
 def _study(config: dict[str, Any], job: Mapping[str, Any], run_dir: Path, sweep_dir: Path | None) -> None:
