@@ -121,9 +121,27 @@ def main() -> None:
     if any(a in ("-h", "--help") for a in argv):
         print(USAGE)
         return
+    if not {"RANK", "MASTER_ADDR", "MASTER_PORT"} <= os.environ.keys() or os.environ.get("WORLD_SIZE", "1") == "1":
+        _compose_and_run()
+        return
+    # one of several processes that torchrun started
+    from oasis_monai import distributed
+    from oasis_monai.errors import OasisError
+
+    try:
+        with distributed.joined() as team:
+            if team.leads:
+                _compose_and_run()
+            else:
+                team.serve()
+    except OasisError as error:
+        _refuse(str(error).splitlines(), elsewhere=False)
+
+
+def _compose_and_run() -> None:
     import hydra
 
-    sys.argv = [sys.argv[0], *_arguments(argv)]
+    sys.argv = [sys.argv[0], *_arguments(sys.argv[1:])]
     # the message of a wrong override is Hydra's one line, not its stack
     os.environ.setdefault("HYDRA_FULL_ERROR", "0")
     hydra.main(version_base="1.3", config_path="pkg://oasis_monai.conf", config_name="config")(run)()

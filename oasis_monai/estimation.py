@@ -202,10 +202,8 @@ class _EstimatorTrainer(Trainer):
         self.model.train()
         # on a CPU the encoder's depthwise convolutions are slower in bfloat16 than in float32
         with torch.autocast(self.device.type, torch.bfloat16, enabled=self.settings.amp and self.device.type != "cpu"):
-            output = self.model(image.contiguous(memory_format=torch.channels_last))
+            output = self.team.forward(self.model, image.contiguous(memory_format=torch.channels_last))
         target = torch.cat([(1 - label.sum(1, keepdim=True)).clamp(0, 1), label], 1)
         loss = self.loss(output.float(), target)
-        self.optimiser.zero_grad(set_to_none=True)
-        loss.backward()
-        self.optimiser.step()
+        self.descend(loss)
         return loss.detach()[None]

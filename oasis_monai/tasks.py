@@ -39,9 +39,12 @@ def _settings(config: dict[str, Any]) -> Any:
     """The settings of the run, checked, and torch set up for it."""
     import torch
 
+    from oasis_monai import distributed
     from oasis_monai.settings import build
 
     settings = build(config)
+    if settings.workers > 1 and distributed.size() > 1:
+        raise ConfigError("workers", "1 under torchrun, whose processes train each network together", settings.workers)
     if settings.threads:
         torch.set_num_threads(settings.threads)
     torch.set_flush_denormal(True)  # denormal numbers slow a CPU tenfold and mean zero here
