@@ -127,11 +127,11 @@ def plot(rows: list[dict[str, Any]], targets: int, path: Path) -> None:
     left.set_ylabel("seconds of computing, one thread")
     for key, label in (
         ("file_mb", "file"),
-        ("peak_mb", "peak in memory, pages of the file too"),
-        ("own_mb", "the process's own"),
+        ("peak_mb", "peak in memory, pages of the file counted"),
+        ("own_mb", "its own at the end"),
     ):
         right.loglog(slices, [max(row[key], 0.1) for row in rows], "o-", label=label)
-    right.set_ylabel("MiB beyond an empty library's")
+    right.set_ylabel("MiB beyond those before loading")
     for axes in (left, right):
         axes.set_xlabel("slices in the library")
         axes.legend(fontsize="small")

@@ -1,5 +1,6 @@
 """A sweep by parallel jobs: joblib and submitit give what one job after the other gives, and a job that fails is told."""
 
+import contextlib
 import json
 import os
 import subprocess
@@ -9,8 +10,8 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
-from oasis_monai import crossval, report, tables, tasks
-from oasis_monai.files import write_text
+from oasis_monai import crossval, files, report, tables, tasks
+from oasis_monai.files import locked, write_text
 from tests.command import run
 from tests.conftest import overrides
 
@@ -47,6 +48,7 @@ def serial(tmp_path_factory):
 
 @pytest.mark.parametrize("launcher", LAUNCHERS)
 def test_parallel_jobs_join_the_scores_of_serial_ones_and_one_that_fails_is_named(words, serial, tmp_path, launcher):
+    pytest.importorskip(f"hydra_plugins.hydra_{launcher}_launcher", reason=f"needs pip install .[{launcher}]")
     own = [word for word in words if not word.startswith("cache=")]
     if not (serial / "sweep").exists():
         done = run("-m", "fold=0,1", *own, "cache=cache", "hydra.sweep.dir=sweep", cwd=serial)
@@ -72,7 +74,7 @@ def test_jobs_that_end_at_once_leave_the_whole_sweep(settings, tmp_path, monkeyp
     made = settings({"k": 2, "methods": ["FwoW"], "browser": False})
     whole = crossval.crossval(made, tmp_path / "whole", lambda _: None)
     head, *rows = whole.read_text().splitlines()
-    reading, joined = threading.Event(), threading.Event()
+    reading, arrived, this = threading.Event(), threading.Event(), threading.local()
 
     def scored(settings, run_dir):
         if run_dir.name == "1":
@@ -82,12 +84,19 @@ def test_jobs_that_end_at_once_leave_the_whole_sweep(settings, tmp_path, monkeyp
         return run_dir / "scores.csv"
 
     def late():
-        """Hold up the first job until the second has joined, or, as a lock keeps it from that, for a second."""
-        if reading.is_set():
+        """Hold up the first job until the second has joined or, as it should, come to a lock."""
+        if this.number == "1":
             return False
         reading.set()
-        joined.wait(1)
+        assert arrived.wait(60)
         return True
+
+    @contextlib.contextmanager
+    def lock(folder):
+        if this.number == "1":
+            arrived.set()
+        with locked(folder):
+            yield
 
     join, page = tables.join_scores, report.write_report
 
@@ -103,15 +112,17 @@ def test_jobs_that_end_at_once_leave_the_whole_sweep(settings, tmp_path, monkeyp
             write_text(path, text)
         return path
 
+    monkeypatch.setattr(files, "locked", lock)
     monkeypatch.setattr(tasks, "_settings", lambda _: made)
     monkeypatch.setattr(crossval, "crossval", scored)
     monkeypatch.setattr(tables, "join_scores", slow_join if slow == "join" else join)
     monkeypatch.setattr(report, "write_report", slow_page if slow == "page" else page)
 
     def job(number):
+        this.number = number
         tasks._crossval({}, {}, tmp_path / "sweep" / number, tmp_path / "sweep")
         if number == "1":
-            joined.set()
+            arrived.set()
 
     with ThreadPoolExecutor(2) as pool:
         for done in [pool.submit(job, number) for number in "01"]:
