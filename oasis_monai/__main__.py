@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import sys
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 VALUED = {"--cfg", "-c", "--package", "-p", "--info", "-i", "--experimental-rerun"}  # Hydra's options that take the next word
 VALUED |= {"--config-path", "-cp", "--config-name", "-cn", "--config-dir", "-cd"}
@@ -92,19 +92,30 @@ def run(config: Any) -> None:
     hydra_config = HydraConfig.get()
     run_dir = Path(hydra_config.runtime.output_dir)
     sweep_dir = Path(hydra_config.sweep.dir) if hydra_config.mode == RunMode.MULTIRUN else None
+    elsewhere = sweep_dir is not None and not str(hydra_config.launcher._target_).endswith(".BasicLauncher")
+    if elsewhere:  # joblib, submitit: a process whose own words are none of ours
+        sys.argv = ["oasis-monai", *hydra_config.overrides.task]
     try:
         from oasis_monai.tasks import run_task
 
         run_task(_plain(config), run_dir, sweep_dir)
     except OasisError as error:
-        for line in str(error).splitlines():
-            print(f"error: {line}", file=sys.stderr)
-        raise SystemExit(2) from None
+        _refuse(str(error).splitlines(), elsewhere)
     except OSError as error:  # a full disk, a folder that cannot be written
         if error.filename is None:
             raise
-        print(f"error: {error.filename}: expected to read or write it, found {error.strerror}; correct that", file=sys.stderr)
-        raise SystemExit(2) from None
+        _refuse([f"{error.filename}: expected to read or write it, found {error.strerror}; correct that"], elsewhere)
+
+
+def _refuse(lines: list[str], elsewhere: bool) -> NoReturn:
+    """End the job with its error lines; one that runs ``elsewhere`` sends them to the process that launched it."""
+    text = "\n".join(f"error: {line}" for line in lines)
+    if elsewhere:
+        from hydra.errors import CompactHydraException
+
+        raise CompactHydraException(text) from None  # Hydra names the job, prints this and no stack; the other jobs go on
+    print(text, file=sys.stderr)
+    raise SystemExit(2) from None
 
 
 def main() -> None:
@@ -113,9 +124,27 @@ def main() -> None:
     if any(a in ("-h", "--help") for a in argv):
         print(USAGE)
         return
+    if not {"RANK", "MASTER_ADDR", "MASTER_PORT"} <= os.environ.keys() or os.environ.get("WORLD_SIZE", "1") == "1":
+        _compose_and_run()
+        return
+    # one of several processes that torchrun started
+    from oasis_monai import distributed
+    from oasis_monai.errors import OasisError
+
+    try:
+        with distributed.joined() as team:
+            if team.leads:
+                _compose_and_run()
+            else:
+                team.serve()
+    except OasisError as error:
+        _refuse(str(error).splitlines(), elsewhere=False)
+
+
+def _compose_and_run() -> None:
     import hydra
 
-    sys.argv = [sys.argv[0], *_arguments(argv)]
+    sys.argv = [sys.argv[0], *_arguments(sys.argv[1:])]
     # the message of a wrong override is Hydra's one line, not its stack
     os.environ.setdefault("HYDRA_FULL_ERROR", "0")
     try:

@@ -228,11 +228,10 @@ class _EstimatorTrainer(Trainer):
             image = torch.cat([slices, atlases], 1)
         self.model.train()
         amp, on_cpu = self.settings.amp, self.device.type == "cpu"
+        image = image.contiguous(memory_format=torch.channels_last)
         with torch.autocast(self.device.type, torch.bfloat16, enabled=amp and not on_cpu):
-            output = self.model(image.contiguous(memory_format=torch.channels_last), half=amp and on_cpu)
+            output = self.team.forward(self.model, image, half=amp and on_cpu)
         target = torch.cat([(1 - label.sum(1, keepdim=True)).clamp(0, 1), label], 1)
         loss = self.loss(output.float(), target)
-        self.optimiser.zero_grad(set_to_none=True)
-        loss.backward()
-        self.optimiser.step()
+        self.descend(loss)
         return loss.detach()[None]

@@ -17,6 +17,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from oasis_monai import distributed
 from oasis_monai.errors import ConfigError, OasisError
 from oasis_monai.files import load_if_whole, save_tensors, write_text
 
@@ -99,10 +100,27 @@ class Trainer(ABC):
     settings: TrainingSettings
     terms: tuple[str, ...]
     """Names of what :meth:`step` returns; the first is the loss."""
+    device: torch.device
+    team: distributed.Alone = distributed.Alone()
+    """Who shares the work of a step, see :mod:`oasis_monai.distributed`."""
 
     @abstractmethod
     def step(self, number: int) -> torch.Tensor:
-        """Make one step of the optimiser; -> the terms, detached."""
+        """Make one step of the optimiser, the network run by ``team.forward`` and the loss handed to :meth:`descend`; -> the
+        terms, detached."""
+
+    def move(self, device: str) -> None:
+        """Go on on another device."""
+        self.model.to(device)
+        self.device = torch.device(device)
+
+    def descend(self, loss: torch.Tensor) -> None:
+        """One step of the optimiser down the gradient of the whole batch's loss."""
+        self.model.zero_grad(set_to_none=True)
+        loss.backward()
+        self.team.sum_gradients(self.model)
+        if self.team.leads:
+            self.optimiser.step()
 
 
 def generator(seed: int, step: int) -> torch.Generator:
@@ -128,7 +146,8 @@ def fit(trainer: Trainer, path: Path | None, progress: bool = True, name: str = 
     """
     state = _resume(path, trainer.model, trainer.optimiser)
     if not state.done:
-        _run(trainer, state, path, progress, name)
+        with distributed.team().helping(trainer):
+            _run(trainer, state, path, progress, name)
     return trainer.model.eval()
 
 
@@ -154,6 +173,7 @@ def _run(trainer: Trainer, state: _State, path: Path | None, progress: bool, nam
     ) as bar:
         while share() < 1:
             _set_rate(trainer, share())
+            trainer.team.start_step(state.step, trainer.model)
             terms = trainer.step(state.step).cpu()
             if not bool(torch.isfinite(terms).all()):
                 raise _diverged(name, f"a loss of {terms.tolist()}", state, settings)

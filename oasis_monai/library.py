@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -12,7 +12,7 @@ import torch
 from oasis_monai.errors import ConfigError, DataError, Fault
 from oasis_monai.estimator import with_neighbours
 from oasis_monai.features import Embedder, slice_features, volume_features
-from oasis_monai.files import load_tensors, save_tensors
+from oasis_monai.mapped import join_rows, map_tensors, write_tensors
 from oasis_monai.nearest import nearest
 from oasis_monai.types import Preprocessed, Selection
 
@@ -22,7 +22,7 @@ class AtlasLibrary:
     """N atlases on one grid. ``spatial_dims`` D is 2 (axial slices) or 3 (volumes).
 
     Args:
-        images: (N, 1, *S) float32.
+        images: (N, 1, *S) float32, or float16 to take half the space.
         labels: (N, 1, *S) uint8 class indices below ``classes``.
         features: (N, F) float32.
         cases: (N) ids of the cases the atlases come from.
@@ -111,22 +111,55 @@ class AtlasLibrary:
 
     def save(self, path: str | Path) -> None:
         """Write the library with a checksum, whole or not at all."""
-        save_tensors(path, self._tensors(), {"cases": list(self.cases), "classes": self.classes})
+        write_tensors(path, self._tensors(), {"cases": list(self.cases), "classes": self.classes})
 
     @classmethod
-    def load(cls, path: str | Path) -> AtlasLibrary:
-        """Read what :meth:`save` wrote.
+    def load(cls, path: str | Path, check: bool = True) -> AtlasLibrary:
+        """Read what :meth:`save` wrote. Its values stay on disk: of images and labels only the rows that are used are read.
+
+        Args:
+            check: compare the file with its checksum; False where that has just been done.
 
         Raises:
             DataError: the file is absent, damaged, or something else.
         """
         try:
-            tensors, meta = load_tensors(path)
+            tensors, meta = map_tensors(path, check)
             parts = [tensors[k] for k in ("images", "labels", "features", "slices")]
             more = tensors.get("context"), tensors.get("estimates")
             return cls(parts[0], parts[1], parts[2], tuple(meta["cases"]), parts[3], int(meta["classes"]), *more)
         except (OSError, ValueError, KeyError) as error:
             raise DataError(Fault("", str(path), "a whole atlas library", str(error), "build the library again")) from error
+
+
+def save_parts(path: str | Path, parts: Iterable[AtlasLibrary]) -> None:
+    """Write the atlases of many libraries, in their order, as the one library that :meth:`AtlasLibrary.merge` would make of
+    them, with one part in memory at a time.
+
+    Raises:
+        DataError: there are no parts, they differ in grid, features, classes or kind, or an atlas is in two of them.
+    """
+    meta: dict[str, Any] = {"cases": [], "classes": None}
+    met: set[tuple[str, int]] = set()
+
+    def taken() -> Iterator[dict[str, torch.Tensor]]:
+        for part in parts:
+            own = list(zip(part.cases, part.slices.tolist(), strict=True))
+            twice = [atlas for atlas in own if atlas in met]
+            if twice:
+                (case, row), *_ = twice
+                raise DataError(Fault(case, f"slice {row}", "each atlas once", f"{len(twice)} in two parts", "leave one out"))
+            met.update(own)
+            if meta["classes"] not in (None, part.classes):
+                raise ValueError(f"{path}: expected parts of {meta['classes']} classes, found one of {part.classes}")
+            meta["classes"] = part.classes
+            meta["cases"] += part.cases
+            yield part._tensors()
+
+    try:
+        join_rows(path, taken(), meta)
+    except ValueError as error:
+        raise DataError(Fault("", "atlas library", "parts made with the same settings", str(error), "build them anew")) from error
 
 
 def build_library(items: Sequence[Preprocessed], spatial_dims: int, embed: Embedder, classes: int) -> AtlasLibrary:

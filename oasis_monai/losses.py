@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import partial
 from typing import NamedTuple
 
 import torch
@@ -102,7 +103,7 @@ SIMILARITIES: dict[str, Callable[[torch.Tensor, torch.Tensor], torch.Tensor]] = 
 }
 SMOOTHNESS: dict[str, Callable[[torch.Tensor], torch.Tensor]] = {
     "mean": smoothness,
-    "sum": lambda ddf: smoothness(ddf, "sum"),
+    "sum": partial(smoothness, reduction="sum"),
     "bending": bending_energy,
 }
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
 
 import torch
@@ -39,7 +40,14 @@ class Prepared:
 
     def rows(self, case: str) -> torch.Tensor:
         """Rows of the library that are this case's, in slice order."""
-        return torch.tensor([i for i, name in enumerate(self.library.cases) if name == case])
+        return torch.tensor(self._rows.get(case, []), dtype=torch.int64)
+
+    @cached_property
+    def _rows(self) -> dict[str, list[int]]:
+        found: dict[str, list[int]] = {}
+        for row, case in enumerate(self.library.cases):
+            found.setdefault(case, []).append(row)
+        return found
 
 
 def find_and_check(settings: Settings, cache: Path | None, log: Log) -> list[Case]:

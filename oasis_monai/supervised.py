@@ -89,13 +89,11 @@ class _NetworkTrainer(Trainer):
         target = torch.cat([(1 - label.sum(1, keepdim=True)).clamp(0, 1), label], 1)
         self.model.train()
         with torch.autocast(self.device.type, torch.bfloat16, enabled=settings.amp):
-            outputs = self.model(image)
+            outputs = self.team.forward(self.model, image)
         outputs = outputs if isinstance(outputs, list) else [outputs]
         parts = [self.loss(output.float(), target) for output in outputs]
         total = torch.stack([w * part for w, part in zip(self.weights, parts, strict=False)]).sum()
-        self.optimiser.zero_grad(set_to_none=True)
-        total.backward()
-        self.optimiser.step()
+        self.descend(total)
         return torch.stack([total.detach(), parts[0].detach()])
 
     def _cut(self, image: torch.Tensor, label: torch.Tensor, random: torch.Generator) -> tuple[torch.Tensor, torch.Tensor]:

@@ -46,9 +46,12 @@ def _settings(config: dict[str, Any]) -> Any:
     """The settings of the run, checked, and torch set up for it."""
     import torch
 
+    from oasis_monai import distributed
     from oasis_monai.settings import build
 
     settings = build(config)
+    if settings.workers > 1 and distributed.size() > 1:
+        raise ConfigError("workers", "1 under torchrun, whose processes train each network together", settings.workers)
     if settings.threads:
         torch.set_num_threads(settings.threads)
     torch.set_flush_denormal(True)  # denormal numbers slow a CPU tenfold and mean zero here
@@ -58,6 +61,7 @@ def _settings(config: dict[str, Any]) -> Any:
 def _crossval(config: dict[str, Any], job: Mapping[str, Any], run_dir: Path, sweep_dir: Path | None) -> None:
     settings = _settings(config)
     from oasis_monai.crossval import crossval, join_jobs
+    from oasis_monai.files import locked
     from oasis_monai.report import write_report
     from oasis_monai.tables import read_scores, summarise, summary_text
 
@@ -67,9 +71,11 @@ def _crossval(config: dict[str, Any], job: Mapping[str, Any], run_dir: Path, swe
         print(f"report: {write_report(run_dir)}")
     else:
         print("no case could be scored in this job yet")
-    if sweep_dir is not None and (joined := join_jobs(sweep_dir)) is not None:
-        print(f"sweep so far: {joined}")
-        print(f"report: {write_report(sweep_dir)}")
+    if sweep_dir is not None:
+        with locked(sweep_dir):  # a job joins what is there once its own scores are: the last one to come in joins all
+            if (joined := join_jobs(sweep_dir)) is not None:
+                print(f"sweep so far: {joined}")
+                print(f"report: {write_report(sweep_dir)}")
 
 
 def _study(config: dict[str, Any], job: Mapping[str, Any], run_dir: Path, sweep_dir: Path | None) -> None:

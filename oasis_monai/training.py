@@ -156,10 +156,8 @@ class _StmTrainer(Trainer):
             seen, onto = with_structures(atlas, atlas_label), with_structures(target, doubted(estimate, random))
         self.model.train()
         with torch.autocast(self.device.type, torch.bfloat16, enabled=settings.amp):
-            ddf = self.model(seen, onto)
+            ddf = self.team.forward(self.model, seen, onto)
         moved, moved_label = warping.warp_pair(atlas, atlas_label, ddf)
         terms = self.loss(moved, target, moved_label, target_label, ddf)
-        self.optimiser.zero_grad(set_to_none=True)
-        terms.total.backward()
-        self.optimiser.step()
+        self.descend(terms.total)
         return torch.stack([term.detach() for term in terms])

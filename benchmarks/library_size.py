@@ -1,0 +1,170 @@
+"""Time and memory of loading, selecting from and segmenting with libraries of 100 to 100,000 slices.
+
+    python benchmarks/library_size.py [--max 100000] [--targets 20] [--output docs/results/scale] [--scratch DIR]
+
+Every size is built on disk part by part and then used by a process of its own: load (with checksum), choose 6 atlases for each
+of 20 target slices, align and fuse them (OASIS, an STM that is not trained). Seconds are of computing in one thread, so that
+what else the machine does counts little; waiting for the disk is not in them. Content is synthetic: 96 x 96 random images
+(float16), discs as labels, 1000 random features a slice, 31 KB in all; the largest library takes 3 GB, and as much again while
+it is built. Writes ``library_size.csv`` and ``library_size.png``.
+"""
+
+from __future__ import annotations
+
+import argparse
+import csv
+import io
+import json
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from oasis_monai.align import Aligner, LoaTable
+from oasis_monai.files import atomic_path, write_text
+from oasis_monai.library import AtlasLibrary, save_parts, select
+from oasis_monai.networks import SpatialTransformModel, StmSettings
+from oasis_monai.segment import Segmenter
+from oasis_monai.types import Geometry, Preprocessed
+
+SIZES = (100, 316, 1_000, 3_162, 10_000, 31_623, 100_000)
+SIDE, FEATURES, PART = 96, 1000, 1000
+PER_CASE, N = 20, 6
+COLUMNS = ("slices", "file_mb", "build_s", "load_s", "select_s", "segment_s", "peak_mb", "own_mb")
+
+
+def parts(count: int) -> Iterator[AtlasLibrary]:
+    """A synthetic library of ``count`` slices, so many at a time; 20 slices make a case."""
+    axis = torch.arange(SIDE)
+    for start in range(0, count, PART):
+        random = torch.Generator().manual_seed(start)
+        rows = torch.arange(start, min(start + PART, count))
+        centre = SIDE / 4 + SIDE / 2 * torch.rand(2, len(rows), 1, 1, generator=random)
+        inside = (axis[:, None] - centre[0]).square() + (axis - centre[1]).square() < (SIDE / 6) ** 2
+        images = torch.rand(len(rows), 1, SIDE, SIDE, generator=random).half() + inside[:, None]
+        features = torch.randn(len(rows), FEATURES, generator=random)
+        cases = tuple(f"case{row // PER_CASE}" for row in rows.tolist())
+        yield AtlasLibrary(images, inside[:, None].to(torch.uint8), features, cases, rows % PER_CASE, 2)
+
+
+def memory_mb() -> tuple[float, float]:
+    """Peak of what this process had in memory, and what of its memory now is its own (not pages of files)."""
+    status = dict(line.split(":", 1) for line in Path("/proc/self/status").read_text().splitlines())
+    return int(status["VmHWM"].split()[0]) / 1024, int(status["RssAnon"].split()[0]) / 1024
+
+
+def measure(path: Path, targets: int) -> dict[str, float]:
+    """Use a library for so many target slices; -> seconds of computing, and MiB beyond those before it was loaded."""
+    torch.set_num_threads(1)
+    torch.manual_seed(0)
+    model = SpatialTransformModel((SIDE, SIDE), StmSettings(field_stride=(2,)))
+    random = torch.Generator().manual_seed(1)
+    geometry = Geometry((SIDE, SIDE, targets), torch.eye(4).numpy())
+    target = Preprocessed("target", torch.rand(1, SIDE, SIDE, targets, generator=random), None, geometry, geometry)
+    features = torch.randn(targets, FEATURES, generator=random)
+    _segment(next(parts(PART // 20)), model, target, features)  # what is paid once, whatever the library
+    peak, own = memory_mb()
+    seconds = {}
+    started = time.process_time()
+    library = AtlasLibrary.load(path)
+    seconds["load_s"] = time.process_time() - started
+    started = time.process_time()
+    select(library, features[0], N)
+    seconds["select_s"] = time.process_time() - started
+    started = time.process_time()
+    _segment(library, model, target, features)
+    seconds["segment_s"] = time.process_time() - started
+    peak_after, own_after = memory_mb()
+    return seconds | {"peak_mb": peak_after - peak, "own_mb": own_after - own}
+
+
+def _segment(library: AtlasLibrary, model: SpatialTransformModel, target: Preprocessed, features: torch.Tensor) -> None:
+    aligner = Aligner(model)
+    Segmenter(library, aligner, LoaTable(library, aligner))(target, features, ("OASIS",), (N,))
+
+
+def run(sizes: list[int], targets: int, scratch: Path) -> Iterator[dict[str, Any]]:
+    """A row of :data:`COLUMNS` for every size; nothing stays in ``scratch``."""
+    for count in sizes:
+        with tempfile.TemporaryDirectory(dir=scratch) as folder:
+            path = Path(folder) / "library.safetensors"
+            needed = 2 * count * (3 * SIDE**2 + 4 * FEATURES)
+            if shutil.disk_usage(folder).free < 1.2 * needed:
+                sys.exit(
+                    f"error: --scratch: expected {1.2 * needed / 1e9:.1f} GB free, found less in {scratch}; name another folder"
+                )
+            started = time.process_time()
+            save_parts(path, parts(count))
+            built = time.process_time() - started
+            command = [sys.executable, __file__, "--measure", str(path), "--targets", str(targets)]
+            done = subprocess.run(command, capture_output=True, text=True, check=False)
+            if done.returncode:
+                sys.exit(f"error: {count} slices: {done.stderr}")
+            row = {"slices": count, "file_mb": path.stat().st_size / 2**20, "build_s": built, **json.loads(done.stdout)}
+            yield {key: round(value, 3) for key, value in row.items()}
+
+
+def plot(rows: list[dict[str, Any]], targets: int, path: Path) -> None:
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+
+    slices = [row["slices"] for row in rows]
+    figure, (left, right) = pyplot.subplots(1, 2, figsize=(9, 3.4), layout="constrained")
+    for key, label in (
+        ("load_s", "load, with checksum"),
+        ("select_s", f"select {N} for one slice"),
+        ("segment_s", f"segment {targets} slices"),
+    ):
+        left.loglog(slices, [row[key] for row in rows], "o-", label=label)
+    left.set_ylabel("seconds of computing, one thread")
+    for key, label in (
+        ("file_mb", "file"),
+        ("peak_mb", "peak in memory, pages of the file counted"),
+        ("own_mb", "its own at the end"),
+    ):
+        right.loglog(slices, [max(row[key], 0.1) for row in rows], "o-", label=label)
+    right.set_ylabel("MiB beyond those before loading")
+    for axes in (left, right):
+        axes.set_xlabel("slices in the library")
+        axes.legend(fontsize="small")
+        axes.grid(alpha=0.3)
+    with atomic_path(path) as temporary:
+        figure.savefig(temporary, dpi=110)
+    pyplot.close(figure)
+
+
+def main(arguments: list[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
+    parser.add_argument("--max", type=int, default=SIZES[-1], help="largest library, in slices")
+    parser.add_argument("--targets", type=int, default=20, help="slices that are segmented")
+    parser.add_argument("--output", type=Path, default=Path(__file__).resolve().parents[1] / "docs" / "results" / "scale")
+    parser.add_argument("--scratch", type=Path, default=Path(tempfile.gettempdir()), help="where libraries are built")
+    parser.add_argument("--measure", type=Path, help=argparse.SUPPRESS)
+    asked = parser.parse_args(arguments)
+    if asked.measure:
+        print(json.dumps(measure(asked.measure, asked.targets)))
+        return
+    rows = []
+    for row in run([size for size in SIZES if size <= asked.max], asked.targets, asked.scratch):
+        print("  ".join(f"{key} {value:g}" for key, value in row.items()), flush=True)
+        rows.append(row)
+    if not rows:
+        sys.exit(f"error: --max: expected {SIZES[0]} or more, found {asked.max}")
+    text = io.StringIO()
+    writer = csv.DictWriter(text, COLUMNS, lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(rows)
+    write_text(asked.output / "library_size.csv", text.getvalue())
+    plot(rows, asked.targets, asked.output / "library_size.png")
+
+
+if __name__ == "__main__":
+    main()

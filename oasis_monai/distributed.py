@@ -1,0 +1,278 @@
+"""One network trained by several processes, those that ``torchrun`` starts.
+
+The first process runs the command as if it were alone; the others wait to help. When it trains a network it sends them the
+trainer, and with every step the weights. All of them draw the same batch, which the step's number seeds, and run the network on
+their share of it; the outputs are put together, and each process computes the loss of the *whole* batch, in which its own share
+alone has a gradient. The sum of the processes' gradients is then that of the whole batch for any loss, also for one that is no
+mean over images, such as Dice over a batch. The first process steps the optimiser, keeps time, ends the training and writes.
+So 1 and N processes train the same weights up to the order in which floating point numbers are added.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import copy
+import os
+import signal
+import sys
+from collections.abc import Iterator
+from datetime import timedelta
+from typing import TYPE_CHECKING, Any, NoReturn
+
+import torch
+from torch import distributed as dist
+from torch import nn
+from torch.nn.modules.batchnorm import _BatchNorm
+
+from oasis_monai.errors import ConfigError, OasisError
+
+if TYPE_CHECKING:
+    from oasis_monai.fitting import Trainer
+
+PATIENCE = timedelta(days=30)  # helpers wait while the first process segments; one that has died is noticed at once
+STOP = -1  # instead of a step's number
+
+
+class Alone:
+    """A process without helpers: every step is all its own."""
+
+    leads = True
+    """Whether this process steps the optimiser."""
+
+    def forward(self, model: nn.Module, *inputs: torch.Tensor, **how: Any) -> Any:
+        """The model's output, or list of outputs, for the whole batch; ``how`` goes to the model as it is."""
+        return model(*inputs, **how)
+
+    def sum_gradients(self, model: nn.Module) -> None:
+        """Make the leading process's gradients those of the whole batch."""
+
+    def start_step(self, number: int, model: nn.Module) -> None:
+        """Tell the helpers which step comes, and the weights it starts from."""
+
+    @contextlib.contextmanager
+    def helping(self, trainer: Trainer) -> Iterator[None]:
+        """Have the helpers step ``trainer`` along."""
+        yield
+
+
+class Team(Alone):
+    """This process among those of ``torchrun``.
+
+    Args:
+        rank: its number; 0 leads.
+        size: how many there are.
+        group: by which they talk of what lies on the CPU, of ``torch.distributed``.
+    """
+
+    def __init__(self, rank: int, size: int, group: Any = None) -> None:
+        self.rank, self.size, self.leads = rank, size, rank == 0
+        self._groups: dict[str, Any] = {"cpu": group}
+        self._group = group  # for the network in training
+        self.broken = False
+        """One is gone, or this process left a step that the others are still in: there is no talking any more."""
+
+    @contextlib.contextmanager
+    def _together(self) -> Iterator[None]:
+        """Around what all processes do at once: torch tells a lost process by a RuntimeError of many words."""
+        try:
+            yield
+        except RuntimeError as error:
+            self.broken = True
+            if self.leads:
+                signal.signal(signal.SIGTERM, signal.SIG_IGN)  # this process ends by itself and says why
+            reason = " ".join(str(error).split())[:100]
+            raise OasisError(
+                f"torchrun: process {self.rank}: expected {self.size} processes to the end, found one of them gone ({reason}); "
+                "see what it said and start again: training goes on from its last checkpoint"
+            ) from error
+
+    def _tell(self, value: Any) -> Any:
+        """The first process's ``value``, in all of them."""
+
+        box = [value]
+        with self._together():
+            dist.broadcast_object_list(box, src=0, group=self._groups["cpu"])
+        return box[0]
+
+    def _use(self, device: str) -> None:
+        """Talk by the means that suit tensors on ``device``: gloo on the CPU, NCCL between GPUs."""
+
+        if device not in self._groups:
+            with self._together():
+                self._groups[device] = dist.new_group(backend="nccl")
+        self._group = self._groups[device]
+
+    @contextlib.contextmanager
+    def helping(self, trainer: Trainer) -> Iterator[None]:
+        if _mixes_images(trainer.model):  # no share of a batch has the batch's statistics: such a network is trained here alone
+            yield
+            return
+        device = next(trainer.model.parameters()).device.type
+        self._tell((_for_helpers(trainer), device))
+        self._use(device)
+        trainer.team = self
+        try:
+            yield
+        finally:
+            trainer.team = Alone()
+            if not self.broken:
+                self._number(STOP)
+
+    def serve(self) -> None:
+        """What a helper does until the first process has ended: step along whatever that one trains.
+
+        Raises:
+            OasisError: the first process is gone.
+        """
+
+        torch.set_flush_denormal(True)
+        while (task := self._tell(None)) is not None:
+            trainer, device = task
+            where = f"cuda:{_local_gpu()}" if device == "cuda" else device
+            if device == "cuda":
+                torch.cuda.set_device(where)
+            self._use(device)
+            trainer.move(where)
+            trainer.team = self
+            while (number := self._number(STOP)) != STOP:
+                self._share_weights(trainer.model)
+                trainer.step(number)
+
+    def dismiss(self) -> None:
+        """Let the helpers go; the first process does so as it ends."""
+        if not self.broken:
+            self._tell(None)
+            dist.destroy_process_group()
+
+    def _number(self, number: int) -> int:
+        told = torch.tensor([number])
+        with self._together():
+            dist.broadcast(told, src=0, group=self._groups["cpu"])
+        return int(told)
+
+    def start_step(self, number: int, model: nn.Module) -> None:
+        self._number(number)
+        self.broken = True  # until the gradients are summed
+        self._share_weights(model)
+
+    def _share_weights(self, model: nn.Module) -> None:
+        weights = [parameter.detach() for parameter in model.parameters()]
+        flat = _joined(weights)
+        with self._together():
+            dist.broadcast(flat, src=0, group=self._group)
+        if not self.leads:
+            _spread(flat, weights)
+
+    def forward(self, model: nn.Module, *inputs: torch.Tensor, **how: Any) -> Any:
+        """As the model alone gives it, in float32. Every process takes equally many images; those beyond the batch's end, where
+        it does not divide, are the last one again and count for nothing."""
+        batch = len(inputs[0])
+        share = -(-batch // self.size)
+        start, stop = self.rank * share, (self.rank + 1) * share
+        if stop <= batch:
+            own = [x[start:stop] for x in inputs]
+        else:
+            own = [x[torch.arange(start, stop).clamp_max(batch - 1)] for x in inputs]
+        output = model(*own, **how)
+        if isinstance(output, list):
+            return [self._whole(part, batch) for part in output]
+        return self._whole(output, batch)
+
+    def _whole(self, own: torch.Tensor, batch: int) -> torch.Tensor:
+        """The outputs of all processes, of which only this one's have a gradient."""
+        own = own.float().contiguous()
+        parts = [torch.empty_like(own) for _ in range(self.size)]
+        with self._together():
+            dist.all_gather(parts, own.detach(), group=self._group)
+        parts[self.rank] = own
+        return torch.cat(parts)[:batch]
+
+    def sum_gradients(self, model: nn.Module) -> None:
+        gradients = [torch.zeros_like(p) if p.grad is None else p.grad for p in model.parameters()]
+        flat = _joined(gradients)
+        with self._together():
+            dist.reduce(flat, dst=0, group=self._group)
+        self.broken = False
+        _spread(flat, gradients)  # what has none, because nothing depends on it, keeps none
+
+
+def _joined(tensors: list[torch.Tensor]) -> torch.Tensor:
+    """Their numbers one behind the other: a single message."""
+    return torch.cat([tensor.reshape(-1) for tensor in tensors])
+
+
+def _spread(flat: torch.Tensor, tensors: list[torch.Tensor]) -> None:
+    """Write what :func:`_joined` made back."""
+    for tensor, part in zip(tensors, flat.split([tensor.numel() for tensor in tensors]), strict=True):
+        tensor.copy_(part.view(tensor.shape))
+
+
+def _mixes_images(model: nn.Module) -> bool:
+    """Whether an image's output depends on what else is in its batch."""
+    model.train()
+    return any(isinstance(module, _BatchNorm) and module.training for module in model.modules())
+
+
+def _for_helpers(trainer: Trainer) -> Trainer:
+    """A trainer as a helper needs it: no optimiser, nothing on a GPU that may not be the helper's."""
+    sent = copy.copy(trainer)
+    sent.model = copy.deepcopy(trainer.model)
+    del sent.optimiser
+    sent.move("cpu")
+    return sent
+
+
+def _local_gpu() -> int:
+    number, count = int(os.environ.get("LOCAL_RANK", os.environ["RANK"])), torch.cuda.device_count()
+    if number >= count:
+        raise ConfigError("torchrun --nproc-per-node", f"at most {count}, the GPUs of this machine", number + 1, "lower it")
+    return number
+
+
+_team: Team | None = None
+
+
+def team() -> Alone:
+    """Who trains with this process."""
+    return _team or Alone()
+
+
+def size() -> int:
+    """How many processes train one network together."""
+    return _team.size if _team else 1
+
+
+@contextlib.contextmanager
+def joined() -> Iterator[Team]:
+    """Meet the other processes; on leaving, the first one lets them go.
+
+    Raises:
+        OasisError: they do not come.
+    """
+
+    global _team
+    if os.environ["RANK"] == "0":
+        signal.signal(signal.SIGTERM, _terminated)  # torchrun ends all processes when one has failed
+    try:
+        dist.init_process_group("gloo")
+        group = dist.new_group(timeout=PATIENCE)
+    except (RuntimeError, ValueError) as error:
+        reason = " ".join(str(error).split())[:200]
+        raise OasisError(f"torchrun: expected all processes to meet, found {reason}; check its addresses and ports") from error
+    _team = Team(dist.get_rank(), dist.get_world_size(), group)
+    try:
+        yield _team
+    finally:
+        if _team.leads:
+            with contextlib.suppress(OasisError):  # what there was to do is done, or has failed already
+                _team.dismiss()
+        _team = None
+
+
+def _terminated(signum: int, frame: object) -> NoReturn:
+    if _team is not None:
+        _team.broken = True
+    print(
+        "error: torchrun: process 0: expected to run to the end, found it terminated; see what the others said", file=sys.stderr
+    )
+    raise SystemExit(128 + signum)
