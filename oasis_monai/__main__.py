@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -84,24 +86,66 @@ def run(config: Any) -> None:
     from hydra.core.hydra_config import HydraConfig
     from hydra.types import RunMode
 
-    from oasis_monai.errors import OasisError
-
     hydra_config = HydraConfig.get()
     run_dir = Path(hydra_config.runtime.output_dir)
     sweep_dir = Path(hydra_config.sweep.dir) if hydra_config.mode == RunMode.MULTIRUN else None
-    try:
+    with _telling():
         from oasis_monai.tasks import run_task
 
         run_task(_plain(config), run_dir, sweep_dir)
-    except OasisError as error:
-        for line in str(error).splitlines():
+
+
+def first_look() -> Any:
+    """A callback of Hydra's (``hydra.callbacks`` in ``conf/config.yaml``): before Hydra writes into the run's folder, see to it
+    that this can be done and that no other run is at work there."""
+    from hydra.experimental.callback import Callback
+
+    class FirstLook(Callback):
+        def on_run_start(self, config: Any, **_: Any) -> None:
+            _look(config.hydra.run.dir, "hydra.run.dir")
+
+        def on_multirun_start(self, config: Any, **_: Any) -> None:
+            _look(config.hydra.sweep.dir, "hydra.sweep.dir")
+
+    return FirstLook()
+
+
+def _look(folder: str, key: str) -> None:
+    with _telling():
+        from oasis_monai.files import claimed
+
+        with claimed(Path(folder), key):
+            pass  # the task claims it for itself, see oasis_monai.tasks
+
+
+@contextlib.contextmanager
+def _telling() -> Iterator[None]:
+    """An error that is the input's or the machine's fault becomes lines on stderr and exit code 2."""
+    try:
+        yield
+    except Exception as error:
+        lines = _explained(error)
+        if not lines:
+            raise
+        for line in lines:
             print(f"error: {line}", file=sys.stderr)
         raise SystemExit(2) from None
-    except OSError as error:  # a full disk, a folder that cannot be written
-        if error.filename is None:
-            raise
-        print(f"error: {error.filename}: expected to read or write it, found {error.strerror}; correct that", file=sys.stderr)
-        raise SystemExit(2) from None
+
+
+def _explained(error: Exception) -> list[str]:
+    """What an error that is the input's or the machine's fault says to the user; nothing for one of the program's own."""
+    from oasis_monai.errors import OasisError, system_fault
+    from oasis_monai.memory import first_line, out_of_memory
+
+    if isinstance(error, OasisError):
+        return str(error).splitlines()
+    if isinstance(error, OSError) and error.errno:  # a full disk, a folder that cannot be written
+        return [str(system_fault(error))]
+    if out_of_memory(error):
+        where = "".join(f"{note}: " for note in getattr(error, "__notes__", ()))
+        remedy = "lower align_batch, training.batch, workers or preprocessing.size, or end other programs"
+        return [f"{where}memory: expected enough for this, found none left ({first_line(error)}); {remedy}"]
+    return []
 
 
 def main() -> None:
@@ -115,7 +159,11 @@ def main() -> None:
     sys.argv = [sys.argv[0], *_arguments(argv)]
     # the message of a wrong override is Hydra's one line, not its stack
     os.environ.setdefault("HYDRA_FULL_ERROR", "0")
-    hydra.main(version_base="1.3", config_path="pkg://oasis_monai.conf", config_name="config")(run)()
+    try:
+        hydra.main(version_base="1.3", config_path="pkg://oasis_monai.conf", config_name="config")(run)()
+    except KeyboardInterrupt:
+        print("interrupted: give the same command again to go on; what was finished is kept", file=sys.stderr)
+        raise SystemExit(130) from None
 
 
 if __name__ == "__main__":

@@ -17,6 +17,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from oasis_monai.errors import naming
 from oasis_monai.files import write_json
 from oasis_monai.fold_models import STM, FoldModel, FoldModels
 from oasis_monai.folds import Fold, Split
@@ -123,9 +124,9 @@ def _score_folds(
     kept: dict[tuple[str, str, int], bytes] = {}
     tested = {case for fold in folds for case in fold.test}
     for case in tqdm(sorted(tested), desc="segment", disable=not settings.progress):
-        with clock("segment"):
+        with clock("segment"), naming(case):
             fused = _segment(settings, prepared, split, folds, made, models, case)
-        with clock("score"):
+        with clock("score"), naming(case):
             target = prepared.targets[case]
             image, reference = _native(settings, prepared.cases[case])
             maps = list(fused.probability.values())

@@ -18,6 +18,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from oasis_monai.errors import ConfigError
+from oasis_monai.memory import Batched
 
 STRIDE = 16  # of the lowest level that is normalised
 ENCODER = (16, 24, 40, 112, 320)  # channels of EfficientNet-Lite0 at strides 2, 4, 8, 16, 32
@@ -179,7 +180,7 @@ def _twice(inside: int, outside: int) -> nn.Module:
     return nn.Sequential(_once(inside, outside), _once(outside, outside))
 
 
-class Estimator:
+class Estimator(Batched):
     """The trained segmentation networks of a joint model: a volume in, class probabilities out.
 
     Args:
@@ -189,6 +190,8 @@ class Estimator:
         batch: slices per forward pass.
         whole: the volume network, (B, 1, \\*s) -> (B, C, \\*s) probabilities on a grid coarser by ``stride``; None without.
     """
+
+    knob = "preprocessing.size"
 
     def __init__(
         self,
@@ -206,15 +209,16 @@ class Estimator:
     @torch.inference_mode()
     def __call__(self, slices: torch.Tensor) -> torch.Tensor:
         """(B, 3 + extra, x, y) slices with their neighbours (and atlases) -> (B, C, x, y) float32 probabilities on the CPU."""
-        parts = []
-        for part in slices.split(self.batch):
-            part = part.to(self.device, torch.float32).contiguous(memory_format=torch.channels_last)
+
+        def estimate(rows: slice) -> torch.Tensor:
+            part = slices[rows].to(self.device, torch.float32).contiguous(memory_format=torch.channels_last)
             probability = torch.softmax(self.model(part).float(), 1)
             if self.mirror:  # array axis x runs from left to right on every working grid
                 mirrored = self.model(part.flip(2).contiguous(memory_format=torch.channels_last))
                 probability = (probability + torch.softmax(mirrored.float(), 1).flip(2)) / 2
-            parts.append(probability.cpu())
-        return torch.cat(parts)
+            return probability.cpu()
+
+        return torch.cat([made for _, made in self.in_batches(len(slices), estimate)])
 
     def volume(self, image: torch.Tensor) -> torch.Tensor:
         """(1, x, y, z) -> (C, x, y, z) float32: the mean of what the networks say."""

@@ -172,9 +172,9 @@ def test_a_broken_data_set_tells_all_its_faults(words, phantom, tmp_path):
     data = Path(shutil.copytree(phantom, tmp_path / "data"))
     (data / "Case02.raw").write_bytes(b"short")
     (data / "Case05_segmentation.mhd").unlink()
-    for task, lines in (("check", 1), ("crossval", 1)):
-        done = run(task, *words, f"data.root={data}", cwd=tmp_path)  # files that do not pair up come before what is in them
-        refused(done, "Case05: label: expected one label file, found none", lines=lines)
+    for task in ("check", "crossval"):  # files that do not pair up come before what is in them
+        done = run(task, *words, f"data.root={data}", cwd=tmp_path)
+        refused(done, "Case05: label: expected one label file, found none", "Case02: Case02.mhd ElementDataFile", lines=2)
     shutil.copy(phantom / "Case05_segmentation.mhd", data)
     (data / "Case05_segmentation.raw").write_bytes(bytes((data / "Case05_segmentation.raw").stat().st_size))
     for task in ("check", "crossval", "train"):
