@@ -18,7 +18,7 @@ from oasis_monai.errors import ConfigError, DataError, Fault, OasisError
 from oasis_monai.estimation import VOLUME_NETWORK, make_estimator, make_whole
 from oasis_monai.estimator import Estimator
 from oasis_monai.features import Embedder, embedder, slice_features, volume_features
-from oasis_monai.files import file_digest, load_tensors, locked, save_tensors, write_json
+from oasis_monai.files import digest, file_digest, load_tensors, locked, save_tensors, write_json
 from oasis_monai.fitting import network_weights
 from oasis_monai.fold_models import FoldModels, voice
 from oasis_monai.folds import Fold, Split
@@ -78,6 +78,7 @@ def train_model(settings: Settings, folder: Path, log: Log = print) -> Path:
         loa.save()
         record = run_record("train", settings, None, len(cases), clock.seconds)
         checksums = {name: file_digest(folder / name) for name in parts}
+        checksums["settings"] = digest(record["settings"])
         write_json(folder / "model.json", {**record, "format": FORMAT, "checksums": checksums, "cases": list(prepared.cases)})
     return folder
 
@@ -101,6 +102,8 @@ def load_model(folder: Path, device: str = "auto", batch: int = 8) -> tuple[Sett
     if found != FORMAT:
         raise OasisError(f"model: expected format {FORMAT}, found {found} in {folder}; train it again with this version")
     settings = build(plain)
+    if checksums.get("settings", digest(plain)) != digest(plain):
+        raise OasisError(f"model: expected model.json as it was written, found other settings in {folder}; copy the model again")
     with_volume = settings.registration.joint and settings.estimator.shares(settings.spatial_dims)[1] > 0
     for name in (*PARTS, *([ESTIMATOR_PART] if settings.registration.joint else []), *([VOLUME_PART] if with_volume else [])):
         if not (folder / name).is_file() or file_digest(folder / name) != checksums.get(name):

@@ -140,6 +140,11 @@ REFUSED = [
     (["segment", "model=m", "input=i", "output=o", "n=none"], "error: n: expected"),
     (["segment", "model=m", "input=i", "output=o", "overwrite=5"], "error: overwrite: expected true or false"),
     (["segment", "model=m", "input=i", "output=o", "align_batch=x"], "error: align_batch: expected a whole number"),
+    (["n=0"], "error: n: expected a number of atlases of 1 or more, or a list of them, found 0"),
+    (["k=99"], "error: k: expected no more folds than cases (7), found 99; take fewer folds or add cases"),
+    (["+training._target_=os.system"], "error: training._target_: expected one of"),
+    (["+_target_=os.system"], "error: _target_: expected one of"),
+    (["data.labels={_target_:1}", "+data._target_=os.system"], "error: data._target_: expected one of"),
     (["report"], "error: output: expected the folder of a finished run"),
     (["report", "output=/nowhere"], "/nowhere"),
 ]

@@ -1,5 +1,6 @@
 """Work side by side: the same models as one after the other, errors as they were, and no orphans."""
 
+import errno
 import os
 import signal
 import subprocess
@@ -13,7 +14,7 @@ import pytest
 import torch
 
 from oasis_monai.crossval import crossval
-from oasis_monai.errors import ConfigError
+from oasis_monai.errors import ConfigError, OasisError, naming
 from oasis_monai.files import load_tensors
 from oasis_monai.workers import side_by_side
 
@@ -59,6 +60,106 @@ def test_an_error_reaches_the_caller_as_it_was(tmp_path):
         side_by_side(fail, [("a", ())], 1, lambda name, minutes: ended.append(name))
     assert caught.value.key == "some.key"
     assert ended == []
+
+
+def break_down():
+    raise RuntimeError("mat1 and mat2 shapes cannot be multiplied\nand more")
+
+
+def run_out_of_memory():
+    raise RuntimeError("DefaultCPUAllocator: can't allocate memory")
+
+
+def diverge():
+    raise OasisError("STM fold 3: training.lr: expected finite losses and weights")
+
+
+def fill_the_disk():
+    raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), "cache/x")
+
+
+def be_killed():
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+def fail_at_a_case():
+    with naming("Case03"):
+        raise RuntimeError("unheard of")
+
+
+@pytest.mark.parametrize(
+    ("function", "message"),
+    [
+        (
+            break_down,
+            "U-Net3D, fold 3: expected its worker to finish, found RuntimeError: mat1 and mat2 shapes cannot be multiplied; "
+            "see where with workers=1",
+        ),
+        (
+            fail_at_a_case,
+            "U-Net3D, fold 3 (while at Case03): expected its worker to finish, found RuntimeError: unheard of; "
+            "see where with workers=1",
+        ),
+        (
+            run_out_of_memory,
+            "U-Net3D, fold 3: expected its worker to finish, found RuntimeError: DefaultCPUAllocator: can't allocate memory; "
+            "lower workers, align_batch or training.batch",
+        ),
+        (diverge, "U-Net3D, fold 3: STM fold 3: training.lr: expected finite losses and weights"),
+        (
+            fill_the_disk,
+            "U-Net3D, fold 3: cache/x: expected to read or write it, found No space left on device; free some space and give "
+            "the same command again: what was finished is kept",
+        ),
+        (
+            be_killed,
+            "U-Net3D, fold 3: workers: expected a worker that ends by itself, found it killed (memory may have run out); lower "
+            "workers and give the same command again: what was finished is kept",
+        ),
+    ],
+)
+def test_what_ends_a_worker_is_one_line_that_names_its_job(function, message):
+    with pytest.raises(OasisError) as caught:
+        side_by_side(function, [("U-Net3D, fold 3", ())], 2, lambda name, minutes: None)
+    assert str(caught.value) == message
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="needs POSIX signals")
+def test_an_interrupt_ends_all_workers_at_once_and_only_the_parent_speaks(tmp_path):
+    """As Ctrl-C in a terminal: the signal goes to the whole group of processes."""
+    script = tmp_path / "main.py"
+    script.write_text(
+        textwrap.dedent(
+            f"""
+            import sys
+            from tests.test_workers import sleep_and_write
+            from oasis_monai.workers import side_by_side
+            if __name__ == "__main__":
+                jobs = [("quick", ({str(tmp_path / "started")!r}, 0)), ("slow", ({str(tmp_path / "slow")!r}, 60))]
+                try:
+                    side_by_side(sleep_and_write, jobs, 1, lambda name, minutes: None)
+                except KeyboardInterrupt:
+                    sys.exit("interrupted")
+            """
+        )
+    )
+    root = str(Path(__file__).resolve().parents[1])
+    process = subprocess.Popen(
+        [sys.executable, str(script)],
+        cwd=root,
+        env=os.environ | {"PYTHONPATH": root},
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+    )
+    deadline = time.monotonic() + 120
+    while not (tmp_path / "started").exists() or not (tmp_path / "started").read_text():
+        assert time.monotonic() < deadline, "the worker never started"
+        time.sleep(0.1)
+    os.killpg(process.pid, signal.SIGINT)
+    assert process.communicate(timeout=30)[1] == "interrupted\n"
+    assert process.returncode == 1
+    assert not (tmp_path / "slow").exists()
 
 
 def test_no_job_needs_no_process():
