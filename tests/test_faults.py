@@ -47,7 +47,7 @@ def test_a_second_run_into_a_folder_is_refused_at_once_and_changes_nothing(words
 
 
 def test_ctrl_c_is_one_line_and_130_and_leaves_whole_files_to_go_on_from(words, tmp_path):
-    long = [*words, "training.iterations=1000000", "training.checkpoint_minutes=1e-9", "hydra.run.dir=r"]
+    long = [*words, "training.iterations=null", "training.minutes=600", "training.checkpoint_minutes=1e-9", "hydra.run.dir=r"]
     command, models = Command(*long, cwd=tmp_path), tmp_path / "cache" / "models"
     deadline = time.monotonic() + 300
     while not list(models.glob("*/stm.safetensors")):
@@ -108,7 +108,7 @@ def finished(phantom, tmp_path_factory):
     from tests.conftest import TINY, merged
 
     folder = tmp_path_factory.mktemp("finished")
-    methods = {"methods": ["FWAL", "OASIS", "OASIS-joint", "U-Net3D"], "browser": False}
+    methods = {"methods": ["FWAL", "OASIS", "OASIS-joint", "U-Net3D"], "n": [2], "browser": False}
     settings = build(merged(TINY, JOINT, FEW, methods, {"data": {"root": str(phantom)}, "cache": str(folder / "cache")}))
     return settings, crossval(settings, folder / "r", lambda _: None).read_bytes(), folder / "cache"
 
@@ -139,7 +139,7 @@ def test_a_cache_of_which_every_file_is_damaged_gives_the_same_scores_and_a_warn
 def test_weights_that_are_a_program_are_not_run(words, tmp_path, how):
     trap, evil = tmp_path / "trap", tmp_path / "evil.pth"
     if how == "pickle":
-        evil.write_bytes(pickle.dumps({"features.weight": Payload(trap)}))
+        evil.write_bytes(pickle.dumps({"features.weight": Payload(trap)}, protocol=2))
     else:
         torch.save({"features.weight": Payload(trap)}, evil)
     for name in ("densenet121", "efficientnet-lite0"):

@@ -16,7 +16,7 @@ import torch
 from oasis_monai.crossval import crossval
 from oasis_monai.errors import ConfigError, OasisError, naming
 from oasis_monai.files import load_tensors
-from oasis_monai.workers import side_by_side
+from oasis_monai.workers import _raise_named, side_by_side
 
 
 def quiet(_):
@@ -62,66 +62,55 @@ def test_an_error_reaches_the_caller_as_it_was(tmp_path):
     assert ended == []
 
 
-def break_down():
-    raise RuntimeError("mat1 and mat2 shapes cannot be multiplied\nand more")
-
-
-def run_out_of_memory():
-    raise RuntimeError("DefaultCPUAllocator: can't allocate memory")
-
-
-def diverge():
-    raise OasisError("STM fold 3: training.lr: expected finite losses and weights")
-
-
-def fill_the_disk():
-    raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), "cache/x")
-
-
 def be_killed():
     os.kill(os.getpid(), signal.SIGKILL)
 
 
 def fail_at_a_case():
     with naming("Case03"):
-        raise RuntimeError("unheard of")
+        raise RuntimeError("unheard of\nand more")
 
 
-@pytest.mark.parametrize(
-    ("function", "message"),
-    [
-        (
-            break_down,
-            "U-Net3D, fold 3: expected its worker to finish, found RuntimeError: mat1 and mat2 shapes cannot be multiplied; "
-            "see where with workers=1",
-        ),
-        (
-            fail_at_a_case,
-            "U-Net3D, fold 3 (while at Case03): expected its worker to finish, found RuntimeError: unheard of; "
-            "see where with workers=1",
-        ),
-        (
-            run_out_of_memory,
-            "U-Net3D, fold 3: expected its worker to finish, found RuntimeError: DefaultCPUAllocator: can't allocate memory; "
-            "lower workers, align_batch or training.batch",
-        ),
-        (diverge, "U-Net3D, fold 3: STM fold 3: training.lr: expected finite losses and weights"),
-        (
-            fill_the_disk,
-            "U-Net3D, fold 3: cache/x: expected to read or write it, found No space left on device; free some space and give "
-            "the same command again: what was finished is kept",
-        ),
-        (
-            be_killed,
-            "U-Net3D, fold 3: workers: expected a worker that ends by itself, found it killed (memory may have run out); lower "
-            "workers and give the same command again: what was finished is kept",
-        ),
-    ],
+KILLED = (
+    "U-Net3D, fold 3: workers: expected a worker that ends by itself, found it killed (memory may have run out); lower workers "
+    "and give the same command again: what was finished is kept"
 )
+AT_A_CASE = (
+    "U-Net3D, fold 3 (while at Case03): expected its worker to finish, found RuntimeError: unheard of; see where with workers=1"
+)
+
+
+@pytest.mark.parametrize(("function", "message"), [(fail_at_a_case, AT_A_CASE), (be_killed, KILLED)])
 def test_what_ends_a_worker_is_one_line_that_names_its_job(function, message):
     with pytest.raises(OasisError) as caught:
         side_by_side(function, [("U-Net3D, fold 3", ())], 2, lambda name, minutes: None)
     assert str(caught.value) == message
+
+
+@pytest.mark.parametrize(
+    ("error", "message"),
+    [
+        (
+            RuntimeError("DefaultCPUAllocator: can't allocate memory"),
+            "expected its worker to finish, found RuntimeError: DefaultCPUAllocator: can't allocate memory; lower workers, "
+            "align_batch or training.batch",
+        ),
+        (OasisError("training.lr: expected finite losses"), "training.lr: expected finite losses"),
+        (
+            OSError(errno.ENOSPC, "No space left on device", "cache/x"),
+            "cache/x: expected to read or write it, found No space left on device; free some space and give the same command "
+            "again: what was finished is kept",
+        ),
+    ],
+)
+def test_every_error_of_a_job_names_the_job(error, message):
+    with pytest.raises(OasisError) as caught:
+        _raise_named("STM, fold 1", [], error)
+    assert str(caught.value) == f"STM, fold 1: {message}"
+
+
+def test_no_job_needs_no_process():
+    side_by_side(fail, [], 2, lambda name, minutes: None)
 
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="needs POSIX signals")
@@ -160,10 +149,6 @@ def test_an_interrupt_ends_all_workers_at_once_and_only_the_parent_speaks(tmp_pa
     assert process.communicate(timeout=30)[1] == "interrupted\n"
     assert process.returncode == 1
     assert not (tmp_path / "slow").exists()
-
-
-def test_no_job_needs_no_process():
-    side_by_side(fail, [], 2, lambda name, minutes: None)
 
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="needs POSIX signals")
