@@ -1,10 +1,14 @@
 """Out of memory: smaller batches give the same result, and where nothing smaller is left the setting is named."""
 
+import re
+
 import pytest
 import torch
 
 from oasis_monai import training as training_module
+from oasis_monai.__main__ import _explained
 from oasis_monai.align import Aligner, LoaTable
+from oasis_monai.crossval import crossval
 from oasis_monai.errors import OasisError
 from oasis_monai.estimation import train_estimator
 from oasis_monai.estimator import Estimator, EstimatorSettings
@@ -193,3 +197,30 @@ def test_the_slice_network_is_told_by_its_slices(tmp_path, monkeypatch):
     settings = EstimatorSettings(pretrained=False, slices=2, decoder=(8, 8, 8, 8, 8))
     with pytest.raises(OasisError, match=r"^slice network: estimator\.slices: expected memory for a step"):
         train_estimator(library, (1.0, 1.0), settings, SHORT, 0, tmp_path, progress=False)
+
+
+def test_what_nobody_foresaw_names_its_case_and_memory_is_one_line_on_the_command_line(settings, tmp_path, monkeypatch):
+    """An error of ours keeps its stack, with the case in it; memory that runs out anywhere is the machine's, and one line."""
+    asked = settings(
+        {"methods": ["FWAL"], "n": [1], "k": 2, "fold": 0, "data": {"only": ["Case00", "Case01", "Case02", "Case03"]}}
+    )
+    told = []
+    for error in (RuntimeError("shapes differ"), MemoryError()):
+
+        def broken(*_, error=error):
+            raise error
+
+        with monkeypatch.context() as patch:
+            patch.setattr(Aligner, "fields", broken)
+            with pytest.raises(type(error)) as caught:
+                crossval(asked, tmp_path / "r", lambda _: None)
+        (note,) = caught.value.__notes__
+        assert re.fullmatch(r"while at Case0\d", note)
+        told.append(_explained(caught.value))
+    assert told == [
+        [],
+        [
+            f"{note}: memory: expected enough for this, found none left (MemoryError); lower align_batch, training.batch, "
+            "workers or preprocessing.size, or end other programs"
+        ],
+    ]

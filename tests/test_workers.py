@@ -113,10 +113,9 @@ def test_no_job_needs_no_process():
     side_by_side(fail, [], 2, lambda name, minutes: None)
 
 
-@pytest.mark.skipif(not hasattr(os, "fork"), reason="needs POSIX signals")
-def test_an_interrupt_ends_all_workers_at_once_and_only_the_parent_speaks(tmp_path):
-    """As Ctrl-C in a terminal: the signal goes to the whole group of processes."""
-    script = tmp_path / "main.py"
+def parent_of_two_jobs(tmp_path):
+    """A process whose first job has ended (``started`` holds its worker's id) and whose second one sleeps before it writes."""
+    script, root = tmp_path / "main.py", str(Path(__file__).resolve().parents[1])
     script.write_text(
         textwrap.dedent(
             f"""
@@ -124,7 +123,7 @@ def test_an_interrupt_ends_all_workers_at_once_and_only_the_parent_speaks(tmp_pa
             from tests.test_workers import sleep_and_write
             from oasis_monai.workers import side_by_side
             if __name__ == "__main__":
-                jobs = [("quick", ({str(tmp_path / "started")!r}, 0)), ("slow", ({str(tmp_path / "slow")!r}, 60))]
+                jobs = [("quick", ({str(tmp_path / "started")!r}, 0)), ("slow", ({str(tmp_path / "slow")!r}, 5))]
                 try:
                     side_by_side(sleep_and_write, jobs, 1, lambda name, minutes: None)
                 except KeyboardInterrupt:
@@ -132,48 +131,31 @@ def test_an_interrupt_ends_all_workers_at_once_and_only_the_parent_speaks(tmp_pa
             """
         )
     )
-    root = str(Path(__file__).resolve().parents[1])
-    process = subprocess.Popen(
-        [sys.executable, str(script)],
-        cwd=root,
-        env=os.environ | {"PYTHONPATH": root},
-        stderr=subprocess.PIPE,
-        text=True,
-        start_new_session=True,
-    )
+    more = {"stderr": subprocess.PIPE, "text": True, "start_new_session": True}
+    process = subprocess.Popen([sys.executable, str(script)], cwd=root, env=os.environ | {"PYTHONPATH": root}, **more)
     deadline = time.monotonic() + 120
     while not (tmp_path / "started").exists() or not (tmp_path / "started").read_text():
         assert time.monotonic() < deadline, "the worker never started"
         time.sleep(0.1)
+    return process, int((tmp_path / "started").read_text())
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="needs POSIX signals")
+def test_an_interrupt_ends_all_workers_at_once_and_only_the_parent_speaks(tmp_path):
+    """As Ctrl-C in a terminal: the signal goes to the whole group of processes."""
+    process, _ = parent_of_two_jobs(tmp_path)
     os.killpg(process.pid, signal.SIGINT)
-    assert process.communicate(timeout=30)[1] == "interrupted\n"
+    assert process.communicate(timeout=60)[1] == "interrupted\n"
     assert process.returncode == 1
     assert not (tmp_path / "slow").exists()
 
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="needs POSIX signals")
 def test_workers_end_when_their_parent_is_killed(tmp_path):
-    script = tmp_path / "main.py"
-    script.write_text(
-        textwrap.dedent(
-            f"""
-            from tests.test_workers import sleep_and_write
-            from oasis_monai.workers import side_by_side
-            if __name__ == "__main__":
-                jobs = [("quick", ({str(tmp_path / "started")!r}, 0)), ("slow", ({str(tmp_path / "slow")!r}, 5))]
-                side_by_side(sleep_and_write, jobs, 1, lambda name, minutes: None)
-            """
-        )
-    )
-    root = str(Path(__file__).resolve().parents[1])
-    process = subprocess.Popen([sys.executable, str(script)], cwd=root, env=os.environ | {"PYTHONPATH": root})
-    deadline = time.monotonic() + 120
-    while not (tmp_path / "started").exists() or not (tmp_path / "started").read_text():
-        assert time.monotonic() < deadline, "the worker never started"
-        time.sleep(0.1)
-    worker = int((tmp_path / "started").read_text())
+    process, worker = parent_of_two_jobs(tmp_path)
     process.send_signal(signal.SIGKILL)
     process.wait()
+    deadline = time.monotonic() + 120
     while Path(f"/proc/{worker}").exists() and "zombie" not in Path(f"/proc/{worker}/status").read_text():
         assert time.monotonic() < deadline, "the worker outlived its parent"
         time.sleep(0.1)
