@@ -98,24 +98,24 @@ def run(config: Any) -> None:
 def first_look() -> Any:
     """A callback of Hydra's (``hydra.callbacks`` in ``conf/config.yaml``): before Hydra writes into the run's folder, see to it
     that this can be done and that no other run is at work there."""
+    from hydra.core.hydra_config import HydraConfig
     from hydra.experimental.callback import Callback
+
+    def look(config: Any, mode: str) -> None:
+        from oasis_monai.files import claimed
+
+        HydraConfig.instance().set_config(config)  # the folder's name may say ${hydra:...}
+        with _telling(), claimed(Path(config.hydra[mode].dir), f"hydra.{mode}.dir"):
+            pass  # the task claims it for itself, see oasis_monai.tasks
 
     class FirstLook(Callback):
         def on_run_start(self, config: Any, **_: Any) -> None:
-            _look(config.hydra.run.dir, "hydra.run.dir")
+            look(config, "run")
 
         def on_multirun_start(self, config: Any, **_: Any) -> None:
-            _look(config.hydra.sweep.dir, "hydra.sweep.dir")
+            look(config, "sweep")
 
     return FirstLook()
-
-
-def _look(folder: str, key: str) -> None:
-    with _telling():
-        from oasis_monai.files import claimed
-
-        with claimed(Path(folder), key):
-            pass  # the task claims it for itself, see oasis_monai.tasks
 
 
 @contextlib.contextmanager

@@ -157,6 +157,7 @@ def claimed(folder: Path, key: str) -> Iterator[None]:
 
     Raises:
         ConfigError: another process holds it.
+        OSError: it cannot be written.
     """
     absent = not folder.exists()
     folder.mkdir(parents=True, exist_ok=True)
@@ -167,15 +168,23 @@ def claimed(folder: Path, key: str) -> Iterator[None]:
         return
     path = folder / ".running"
     with contextlib.ExitStack() as stack:
-        handle = stack.enter_context(open(path, "a+", encoding="utf-8"))
+        try:
+            handle = stack.enter_context(open(path, "a+", encoding="utf-8"))
+        except OSError as error:
+            error.filename = str(folder)  # the user knows nothing of the file in it
+            raise
         try:
             fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            taken = os.fstat(handle.fileno()).st_nlink == 0  # its run has ended between our two steps, and another may have begun
         except BlockingIOError:
+            taken = True
+        except OSError:  # a file system without locks
+            taken = False
+        if taken:
             handle.seek(0)
             found = f"{folder}, in use by process {handle.read(20).strip() or 'unknown'}"
-            raise ConfigError(
-                key, "a folder no other run writes to", found, f"wait for that run to end or give another {key}=DIR"
-            ) from None
+            remedy = f"wait for that run to end or give another {key}=DIR"
+            raise ConfigError(key, "a folder no other run writes to", found, remedy)
         handle.truncate(0)
         handle.write(str(os.getpid()))
         handle.flush()

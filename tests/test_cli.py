@@ -144,7 +144,7 @@ REFUSED = [
     (["k=99"], "error: k: expected no more folds than cases (7), found 99; take fewer folds or add cases"),
     (["+training._target_=os.system"], "error: training._target_: expected one of"),
     (["+_target_=os.system"], "error: _target_: expected one of"),
-    (["data.labels={_target_:1}", "+data._target_=os.system"], "error: data._target_: expected one of"),
+    (["+data._target_=os.system"], "error: data._target_: expected one of"),
     (["report"], "error: output: expected the folder of a finished run"),
     (["report", "output=/nowhere"], "/nowhere"),
 ]
