@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import sys
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 
 VALUED = {"--cfg", "-c", "--package", "-p", "--info", "-i", "--experimental-rerun"}  # Hydra's options that take the next word
 VALUED |= {"--config-path", "-cp", "--config-name", "-cn", "--config-dir", "-cd"}
@@ -87,35 +89,74 @@ def run(config: Any) -> None:
     from hydra.core.hydra_config import HydraConfig
     from hydra.types import RunMode
 
-    from oasis_monai.errors import OasisError
-
     hydra_config = HydraConfig.get()
     run_dir = Path(hydra_config.runtime.output_dir)
     sweep_dir = Path(hydra_config.sweep.dir) if hydra_config.mode == RunMode.MULTIRUN else None
     elsewhere = sweep_dir is not None and not str(hydra_config.launcher._target_).endswith(".BasicLauncher")
     if elsewhere:  # joblib, submitit: a process whose own words are none of ours
         sys.argv = ["oasis-monai", *hydra_config.overrides.task]
-    try:
+    with _telling(elsewhere):
         from oasis_monai.tasks import run_task
 
         run_task(_plain(config), run_dir, sweep_dir)
-    except OasisError as error:
-        _refuse(str(error).splitlines(), elsewhere)
-    except OSError as error:  # a full disk, a folder that cannot be written
-        if error.filename is None:
+
+
+def first_look() -> Any:
+    """A callback of Hydra's (``hydra.callbacks`` in ``conf/config.yaml``): before Hydra writes into the run's folder, see to it
+    that this can be done and that no other run is at work there."""
+    from hydra.core.hydra_config import HydraConfig
+    from hydra.experimental.callback import Callback
+
+    def look(config: Any, mode: str) -> None:
+        from oasis_monai.files import claimed
+
+        HydraConfig.instance().set_config(config)  # the folder's name may say ${hydra:...}
+        with _telling(), claimed(Path(config.hydra[mode].dir), f"hydra.{mode}.dir"):
+            pass  # the task claims it for itself, see oasis_monai.tasks
+
+    class FirstLook(Callback):
+        def on_run_start(self, config: Any, **_: Any) -> None:
+            look(config, "run")
+
+        def on_multirun_start(self, config: Any, **_: Any) -> None:
+            look(config, "sweep")
+
+    return FirstLook()
+
+
+@contextlib.contextmanager
+def _telling(elsewhere: bool = False) -> Iterator[None]:
+    """An error that is the input's or the machine's fault becomes lines on stderr and exit code 2; of a job that runs
+    ``elsewhere`` they go to the process that launched it."""
+    try:
+        yield
+    except Exception as error:
+        lines = _explained(error)
+        if not lines:
             raise
-        _refuse([f"{error.filename}: expected to read or write it, found {error.strerror}; correct that"], elsewhere)
+        text = "\n".join(f"error: {line}" for line in lines)
+        if elsewhere:
+            from hydra.errors import CompactHydraException
+
+            raise CompactHydraException(text) from None  # Hydra names the job, prints this and no stack; the other jobs go on
+        print(text, file=sys.stderr)
+        raise SystemExit(2) from None
 
 
-def _refuse(lines: list[str], elsewhere: bool) -> NoReturn:
-    """End the job with its error lines; one that runs ``elsewhere`` sends them to the process that launched it."""
-    text = "\n".join(f"error: {line}" for line in lines)
-    if elsewhere:
-        from hydra.errors import CompactHydraException
+def _explained(error: Exception) -> list[str]:
+    """What an error that is the input's or the machine's fault says to the user; nothing for one of the program's own."""
+    from oasis_monai.errors import OasisError, system_fault
+    from oasis_monai.memory import first_line, out_of_memory
 
-        raise CompactHydraException(text) from None  # Hydra names the job, prints this and no stack; the other jobs go on
-    print(text, file=sys.stderr)
-    raise SystemExit(2) from None
+    if isinstance(error, OasisError):
+        return str(error).splitlines()
+    if isinstance(error, OSError) and error.errno:  # a full disk, a folder that cannot be written
+        return [str(system_fault(error))]
+    if out_of_memory(error):
+        where = "".join(f"{note}: " for note in getattr(error, "__notes__", ()))
+        remedy = "lower align_batch, training.batch, workers or preprocessing.size, or end other programs"
+        return [f"{where}memory: expected enough for this, found none left ({first_line(error)}); {remedy}"]
+    return []
 
 
 def main() -> None:
@@ -129,16 +170,12 @@ def main() -> None:
         return
     # one of several processes that torchrun started
     from oasis_monai import distributed
-    from oasis_monai.errors import OasisError
 
-    try:
-        with distributed.joined() as team:
-            if team.leads:
-                _compose_and_run()
-            else:
-                team.serve()
-    except OasisError as error:
-        _refuse(str(error).splitlines(), elsewhere=False)
+    with _telling(), distributed.joined() as team:
+        if team.leads:
+            _compose_and_run()
+        else:
+            team.serve()
 
 
 def _compose_and_run() -> None:

@@ -13,6 +13,7 @@ from oasis_monai import warp as warping
 from oasis_monai.files import load_if_whole, save_tensors
 from oasis_monai.fusion import overlap
 from oasis_monai.library import AtlasLibrary
+from oasis_monai.memory import Batched
 
 
 def foreground(label: torch.Tensor, classes: int) -> torch.Tensor:
@@ -30,8 +31,8 @@ def with_structures(images: torch.Tensor, structures: torch.Tensor | None) -> to
     return images.float() if structures is None else torch.cat([images.float(), structures.float()], 1)
 
 
-class Aligner:
-    """A trained STM with the batch it may hold at once.
+class Aligner(Batched):
+    """A trained STM with the batch it may hold at once; where memory runs out it goes on with half of that.
 
     Args:
         model: the network, (B, c, *S) atlas and target -> coarse field by ``model.field``; c is 1, and 1 + the number of
@@ -54,11 +55,12 @@ class Aligner:
 
         Half precision is a resolution of 0.01 voxel at 16 voxels; every use, fresh or read back from disk, sees the same numbers.
         """
-        parts = [
-            self.model.field(a.to(self.device), t.to(self.device)).half().cpu()  # type: ignore[operator]
-            for a, t in zip(atlases.split(self.batch), targets.split(self.batch), strict=True)
-        ]
-        return torch.cat(parts)
+
+        def align(part: slice) -> torch.Tensor:
+            field: torch.Tensor = self.model.field(atlases[part].to(self.device), targets[part].to(self.device))  # type: ignore[operator]
+            return field.half().cpu()
+
+        return torch.cat([made for _, made in self.in_batches(len(atlases), align)])
 
     def warped(
         self, library: AtlasLibrary, rows: torch.Tensor, fields: torch.Tensor
@@ -68,12 +70,14 @@ class Aligner:
         Yields:
             (which of ``rows``, (b, 1, *S) warped images, (b, C, *S) warped one-hot labels).
         """
-        for start in range(0, len(rows), self.batch):
-            part = slice(start, min(start + self.batch, len(rows)))
+
+        def warp(part: slice) -> tuple[torch.Tensor, torch.Tensor]:
             images = library.images[rows[part]].to(self.device, torch.float32)
             labels = one_hot(library.labels[rows[part]].to(self.device), library.classes)
             ddf = warping.resize_ddf(fields[part].to(self.device).float(), images.shape[2:])
-            moved, moved_label = warping.warp_pair(images, labels, ddf)
+            return warping.warp_pair(images, labels, ddf)
+
+        for part, (moved, moved_label) in self.in_batches(len(rows), warp):
             yield part, moved, moved_label
 
 
@@ -192,8 +196,11 @@ class LoaTable:
         library = self.library
         onto_seen = with_structures(library.images[onto], self._estimates(onto) if self.aligner.joint else None)
         fields = self.aligner.fields(self.aligner.seen(library, atlas), onto_seen)
-        (_, _, moved), *_ = self.aligner.warped(library, atlas, fields)
-        return overlap(moved, one_hot(library.labels[onto].to(moved.device), library.classes)).cpu()
+        parts = [
+            overlap(moved, one_hot(library.labels[onto[part]].to(moved.device), library.classes)).cpu()
+            for part, _, moved in self.aligner.warped(library, atlas, fields)
+        ]
+        return torch.cat(parts)
 
     def _estimates(self, rows: torch.Tensor) -> torch.Tensor:
         """An atlas that plays the target is seen as a target is: with what the model makes of it, not with its label."""

@@ -42,6 +42,21 @@ def find_cases(root: str | Path, layout: str) -> list[Case]:
             for one id.
         ConfigError: unknown layout.
     """
+    cases, faults = survey(root, layout)
+    if faults:
+        raise DataError(faults)
+    return cases
+
+
+def survey(root: str | Path, layout: str) -> tuple[list[Case], list[Fault]]:
+    """As :func:`find_cases`, but with the faults beside the cases, so that what is in the files can be looked at all the same.
+
+    Where there are faults, the cases are for that only: an image whose label is missing or ambiguous stands there without.
+
+    Raises:
+        DataError: the root is absent or unreadable.
+        ConfigError: unknown layout.
+    """
     if layout not in LAYOUTS:
         raise ConfigError("layout", "one of " + ", ".join(sorted(LAYOUTS)), layout)
     root = Path(root).expanduser()
@@ -60,9 +75,7 @@ def find_cases(root: str | Path, layout: str) -> list[Case]:
             "folder": "scans (.mhd, .mha, .nii, .nii.gz or DICOM)",
         }[layout]
         faults.append(Fault("", "root", f"{expected} (layout {layout})", f"none in {root}", "correct root or layout"))
-    if faults:
-        raise DataError(faults)
-    return sorted(cases, key=lambda case: case.id)
+    return sorted(cases, key=lambda case: case.id), faults
 
 
 def _promise12(root: Path, faults: list[Fault]) -> list[Case]:
@@ -145,9 +158,9 @@ LAYOUTS: dict[str, Callable[[Path, list[Fault]], list[Case]]] = {"promise12": _p
 
 def _paired(
     images: dict[K, list[Path]], labels: dict[K, list[Path]], say: Callable[[K], str], faults: list[Fault]
-) -> dict[K, tuple[Path, Path]]:
-    """Image and label by key; a fault for every key that has not exactly one of each."""
-    pairs = {}
+) -> dict[K, tuple[Path, Path | None]]:
+    """Image and label by key; a fault for every key that has not exactly one of each. An image alone stands without label."""
+    pairs: dict[K, tuple[Path, Path | None]] = {}
     for key in [*images, *(k for k in labels if k not in images)]:
         for kind, found in (("image", images.get(key, [])), ("label", labels.get(key, []))):
             if not found:
@@ -155,8 +168,9 @@ def _paired(
             elif len(found) > 1:
                 names = ", ".join(sorted(p.name for p in found))
                 faults.append(Fault(say(key), kind, f"one {kind} file", names, "keep one (one file type, one modality)"))
-        if len(images.get(key, [])) == 1 and len(labels.get(key, [])) == 1:
-            pairs[key] = (images[key][0], labels[key][0])
+        if len(images.get(key, [])) == 1:
+            own = labels.get(key, [])
+            pairs[key] = (images[key][0], own[0] if len(own) == 1 else None)
     return pairs
 
 

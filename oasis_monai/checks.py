@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import csv
+import dataclasses
 import hashlib
+import io
 import math
 from collections import defaultdict
 from collections.abc import Sequence
@@ -136,3 +139,12 @@ def _outliers(value: int, volumes_mm3: dict[str, float]) -> list[Fault]:
             expected = "a volume like the other cases'"
             faults.append(Fault(case, f"label {value}", expected, found, "look at the label and the spacing", "warning"))
     return faults
+
+
+def as_table(faults: Sequence[Fault]) -> str:
+    """The faults as CSV, one row each: case, field, expected, found, remedy, severity."""
+    text = io.StringIO()
+    writer = csv.DictWriter(text, [field.name for field in dataclasses.fields(Fault)], lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(dataclasses.asdict(fault) for fault in faults)
+    return text.getvalue()

@@ -17,6 +17,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from oasis_monai.errors import naming
 from oasis_monai.files import write_json
 from oasis_monai.fold_models import STM, FoldModel, FoldModels, calibration_path
 from oasis_monai.folds import Fold, Split, make_split
@@ -132,10 +133,10 @@ def _score_folds(
     agreements: dict[tuple[str, str, int], torch.Tensor] = {}
     tested = {case for fold in folds for case in fold.test}
     for case in tqdm(sorted(tested), desc="segment", disable=not settings.progress):
-        with clock("segment"):
+        with clock("segment"), naming(case):
             fused = _segment(settings, prepared, split, folds, made, models, case)
         agreements |= {(case, *key): counts for key, counts in fused.agreement.items()}
-        with clock("score"):
+        with clock("score"), naming(case):
             target = prepared.targets[case]
             image, reference = _native(settings, prepared.cases[case])
             maps = list(fused.probability.values())

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import contextlib
+import errno
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -57,3 +59,30 @@ class ConfigError(OasisError):
 
     def __reduce__(self) -> tuple[Any, ...]:
         return (type(self), (self.key, self.expected, self.found, self.remedy))
+
+
+_REMEDIES = {
+    errno.ENOSPC: "free some space and give the same command again: what was finished is kept",
+    errno.EROFS: "give a folder that can be written to",
+    errno.EACCES: "correct the permissions, or give another folder",
+    errno.EPERM: "correct the permissions, or give another folder",
+}
+_REMEDIES |= dict.fromkeys((errno.EDQUOT, errno.EFBIG), _REMEDIES[errno.ENOSPC])
+
+
+def system_fault(error: OSError) -> Fault:
+    """What the operating system refused, as a fault: a full disk, a folder that cannot be written."""
+    remedy = _REMEDIES.get(error.errno or 0, "correct that and give the same command again")
+    return Fault("", str(error.filename or "file"), "to read or write it", error.strerror or str(error), remedy)
+
+
+@contextlib.contextmanager
+def naming(what: str) -> Iterator[None]:
+    """Note on any error that is not the input's (those name their case themselves) what was at work: a case, a network."""
+    try:
+        yield
+    except OasisError:
+        raise
+    except Exception as error:
+        error.add_note(f"while at {what}")
+        raise

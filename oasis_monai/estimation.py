@@ -165,6 +165,7 @@ class _EstimatorTrainer(Trainer):
     """One step of training on slices drawn from the whole library; see :class:`oasis_monai.fitting.Trainer`."""
 
     terms = ("loss",)
+    knob = "estimator.slices"
 
     def __init__(
         self,

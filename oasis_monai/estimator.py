@@ -20,6 +20,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from oasis_monai.errors import ConfigError
+from oasis_monai.memory import Batched
 
 DESIGN = 2  # part of the identity of every joint model; raise it when the same settings would train other networks
 STRIDE = 16  # of the lowest level that is normalised
@@ -211,7 +212,7 @@ def turned(images: torch.Tensor, angle: float, scale: float, back: bool = False)
     return F.grid_sample(images, grid, padding_mode="zeros" if back else "border", align_corners=False)
 
 
-class Estimator:
+class Estimator(Batched):
     """The trained segmentation networks of a joint model: a volume in, class probabilities out.
 
     Args:
@@ -221,6 +222,8 @@ class Estimator:
         batch: slices per forward pass.
         whole: the volume network, (B, 1, \\*s) -> (B, C, \\*s) probabilities on a grid coarser by ``stride``; None without.
     """
+
+    knob = "preprocessing.size"
 
     def __init__(
         self,
@@ -243,16 +246,17 @@ class Estimator:
     @torch.inference_mode()
     def __call__(self, slices: torch.Tensor) -> torch.Tensor:
         """(B, 3 + extra, x, y) slices with their neighbours (and atlases) -> (B, C, x, y) float32 probabilities on the CPU."""
-        parts = []
-        for part in slices.split(self.batch):
-            part = part.to(self.device, torch.float32)
+
+        def estimate(rows: slice) -> torch.Tensor:
+            part = slices[rows].to(self.device, torch.float32)
             probability = self._one(part)
             seen = (1 - probability[:, 0]).flatten(1).amax(1) > FAINT  # in many slices of a scan there is nothing to turn
             if self.views and seen.any():
                 several = [probability[seen], *(self._there_and_back(part[seen], *view) for view in VIEWS[: self.views])]
                 probability[seen] = torch.stack(several).mean(0)
-            parts.append(probability.cpu())
-        return torch.cat(parts)
+            return probability.cpu()
+
+        return torch.cat([made for _, made in self.in_batches(len(slices), estimate)])
 
     def _one(self, slices: torch.Tensor) -> torch.Tensor:
         probability = torch.softmax(self.model(slices.contiguous(memory_format=torch.channels_last)).float(), 1)

@@ -5,34 +5,55 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import json
+import logging
 import os
 import shutil
 import tempfile
 from collections.abc import Iterator, Mapping
+from functools import cache
 from pathlib import Path
 from typing import Any
 
 import torch
 
+from oasis_monai.errors import ConfigError
+
 
 @contextlib.contextmanager
 def atomic_path(path: str | Path) -> Iterator[Path]:
     """Yield a temporary path beside ``path`` (same ending, so writers that look at it are content) and rename it into
-    place on success; on any error the temporary file goes away and an older ``path`` stays as it was."""
+    place on success; on any error the temporary file goes away and an older ``path`` stays as it was.
+
+    Raises:
+        OSError: it cannot be written; names ``path``, not the temporary file.
+    """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     suffix = "".join(path.suffixes[-2:]) if path.name.endswith(".gz") else path.suffix
-    handle, name = tempfile.mkstemp(prefix=f".{path.name}.", suffix=suffix, dir=path.parent)
-    os.close(handle)
-    temporary = Path(name)
+    with blaming(path):
+        handle, name = tempfile.mkstemp(prefix=f".{path.name}.", suffix=suffix, dir=path.parent)
+        os.close(handle)
+        temporary = Path(name)
+        try:
+            yield temporary
+            with open(temporary, "rb") as done:
+                os.fsync(done.fileno())
+            os.chmod(temporary, 0o666 & ~_umask())  # mkstemp makes files only their owner can read
+            os.replace(temporary, path)
+        finally:
+            temporary.unlink(missing_ok=True)
+
+
+@contextlib.contextmanager
+def blaming(path: Path) -> Iterator[None]:
+    """An OSError of what is done inside names ``path``: a full disk names no file, and a temporary one beside ``path`` means
+    nothing to the user."""
     try:
-        yield temporary
-        with open(temporary, "rb") as done:
-            os.fsync(done.fileno())
-        os.chmod(temporary, 0o666 & ~_umask())  # mkstemp makes files only their owner can read
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
+        yield
+    except OSError as error:
+        if error.errno and (error.filename is None or f".{path.name}." in str(error.filename)):
+            error.filename = str(path)
+        raise
 
 
 @contextlib.contextmanager
@@ -125,11 +146,19 @@ def load_tensors(path: str | Path) -> tuple[dict[str, torch.Tensor], dict[str, A
 
 
 def load_if_whole(path: str | Path) -> tuple[dict[str, torch.Tensor], dict[str, Any]] | None:
-    """A cache read: None when the file is absent or damaged, so that the caller makes it anew."""
+    """A cache read: None when the file is absent, or damaged (with a warning), so that the caller makes it anew."""
     try:
         return load_tensors(path)
-    except (OSError, ValueError, KeyError):
+    except FileNotFoundError:
         return None
+    except (OSError, ValueError, KeyError) as error:
+        _warn_damaged(str(path), type(error).__name__)
+        return None
+
+
+@cache  # once a process: a checkpoint is looked at several times before it is made anew
+def _warn_damaged(path: str, kind: str) -> None:
+    logging.getLogger(__name__).warning("warning: %s: truncated or changed since it was written (%s); made anew", path, kind)
 
 
 @contextlib.contextmanager
@@ -144,3 +173,54 @@ def locked(folder: Path) -> Iterator[None]:
     with open(folder / ".lock", "w") as handle:
         fcntl.flock(handle, fcntl.LOCK_EX)
         yield
+
+
+@contextlib.contextmanager
+def claimed(folder: Path, key: str) -> Iterator[None]:
+    """This process is the only one that writes its results into ``folder``: two runs would mix their files. The claim goes with
+    the process, however it ends.
+
+    Args:
+        folder: made where it is absent, and taken away again if nothing was put into it.
+        key: the setting that names it.
+
+    Raises:
+        ConfigError: another process holds it.
+        OSError: it cannot be written.
+    """
+    absent = not folder.exists()
+    folder.mkdir(parents=True, exist_ok=True)
+    try:
+        import fcntl
+    except ImportError:  # not a POSIX system: no such locks there
+        yield
+        return
+    path = folder / ".running"
+    with contextlib.ExitStack() as stack:
+        try:
+            handle = stack.enter_context(open(path, "a+", encoding="utf-8"))
+        except OSError as error:
+            error.filename = str(folder)  # the user knows nothing of the file in it
+            raise
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            taken = os.fstat(handle.fileno()).st_nlink == 0  # its run has ended between our two steps, and another may have begun
+        except BlockingIOError:
+            taken = True
+        except OSError:  # a file system without locks
+            taken = False
+        if taken:
+            handle.seek(0)
+            found = f"{folder}, in use by process {handle.read(20).strip() or 'unknown'}"
+            remedy = f"wait for that run to end or give another {key}=DIR"
+            raise ConfigError(key, "a folder no other run writes to", found, remedy)
+        handle.truncate(0)
+        handle.write(str(os.getpid()))
+        handle.flush()
+        try:
+            yield
+        finally:
+            path.unlink(missing_ok=True)
+            if absent:
+                with contextlib.suppress(OSError):
+                    folder.rmdir()

@@ -20,6 +20,7 @@ from torch import nn
 from oasis_monai import distributed
 from oasis_monai.errors import ConfigError, OasisError
 from oasis_monai.files import load_if_whole, save_tensors, write_text
+from oasis_monai.memory import first_line, out_of_memory
 
 TRAINING_VERSION = 1  # part of every checkpoint's key; raise it when the same settings would train differently
 SCHEDULES = ("constant", "cosine", "warm_cosine")
@@ -100,6 +101,8 @@ class Trainer(ABC):
     settings: TrainingSettings
     terms: tuple[str, ...]
     """Names of what :meth:`step` returns; the first is the loss."""
+    knob = "training.batch"
+    """The setting that lowers the memory of a step."""
     device: torch.device
     team: distributed.Alone = distributed.Alone()
     """Who shares the work of a step, see :mod:`oasis_monai.distributed`."""
@@ -142,7 +145,7 @@ def fit(trainer: Trainer, path: Path | None, progress: bool = True, name: str = 
         name: what messages call it.
 
     Raises:
-        OasisError: the loss or the weights are no longer finite; the last good checkpoint stays.
+        OasisError: the loss or the weights are no longer finite, or memory has run out; the last good checkpoint stays.
     """
     state = _resume(path, trainer.model, trainer.optimiser)
     if not state.done:
@@ -174,7 +177,7 @@ def _run(trainer: Trainer, state: _State, path: Path | None, progress: bool, nam
         while share() < 1:
             _set_rate(trainer, share())
             trainer.team.start_step(state.step, trainer.model)
-            terms = trainer.step(state.step).cpu()
+            terms = _step(trainer, state, name)
             if not bool(torch.isfinite(terms).all()):
                 raise _diverged(name, f"a loss of {terms.tolist()}", state, settings)
             state.step += 1
@@ -194,6 +197,18 @@ def _run(trainer: Trainer, state: _State, path: Path | None, progress: bool, nam
         state.done = True
         if path:
             _save(path, trainer, state)
+
+
+def _step(trainer: Trainer, state: _State, name: str) -> torch.Tensor:
+    try:
+        return trainer.step(state.step).cpu()
+    except (RuntimeError, MemoryError) as error:  # fewer rows a step would train another network: that is the user's to decide
+        if not out_of_memory(error):
+            raise
+        raise OasisError(
+            f"{name}: {trainer.knob}: expected memory for a step, found none left at step {state.step} ({first_line(error)}); "
+            f"the last checkpoint is kept: lower {trainer.knob} or preprocessing.size, or end other programs and go on"
+        ) from error
 
 
 def _set_rate(trainer: Trainer, share: float) -> None:

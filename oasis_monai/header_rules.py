@@ -55,7 +55,7 @@ class Faults:
 
     def add(self, field: str, expected: str, found: object, remedy: str) -> None:
         """Note one fault; ``found`` is shown as ASCII and cut short, since it may be any bytes."""
-        self.all.append(Fault(shown(self.name, 120), field, expected, shown(found), remedy))
+        self.all.append(Fault(shown(self.name, 120), field, expected, shown(found) or "nothing", remedy))
 
     def raise_if_any(self) -> None:
         """Raise what was noted.

@@ -19,7 +19,7 @@ from oasis_monai.align import Aligner, LoaTable
 from oasis_monai.errors import OasisError
 from oasis_monai.estimation import VOLUME_NETWORK, make_estimator, make_whole
 from oasis_monai.estimator import Estimator
-from oasis_monai.files import file_digest, load_tensors, locked, save_tensors, write_json
+from oasis_monai.files import digest, file_digest, load_tensors, locked, save_tensors, write_json
 from oasis_monai.fitting import network_weights
 from oasis_monai.fold_models import FoldModels, calibration_path, voice
 from oasis_monai.folds import Fold, Split
@@ -78,13 +78,11 @@ def train_model(settings: Settings, folder: Path, log: Log = print) -> Path:
             voxel_ml = voxel_volume_ml(target.geometry.spacing_mm)
             atlases[case] = describe(segmenter.library, case, settings.data.labels, voxel_ml)
         record = run_record("train", settings, None, len(cases), clock.seconds)
-        calibrations = read_calibrations(calibration_path(settings, prepared.content))
-        if calibrations is None:
-            log(
-                "no calibration of the predicted DSC: cross-validate with the same settings and cache before training to have one"
-            )
-        told = None if calibrations is None else plain_calibrations(calibrations)
-        record["calibration"] = told
+        known = read_calibrations(calibration_path(settings, prepared.content))
+        if known is None:
+            log("no calibration of the predicted DSC: cross-validate with the same settings and cache first to have one")
+        record["calibration"] = None if known is None else plain_calibrations(known)
+        checksums["settings"] = digest(record["settings"])
         more = {"format": FORMAT, "checksums": checksums, "trained_on": list(prepared.cases), "atlases": atlases}
         write_json(folder / "model.json", {**record, **more, "cases": list(prepared.cases)})
     return folder
@@ -197,6 +195,8 @@ def read_library(folder: Path) -> tuple[dict[str, Any], AtlasLibrary]:
 def _load(folder: Path, device: str, batch: int) -> tuple[Settings, Segmenter]:
     record = read_record(folder)
     settings, where = build(record["settings"]), resolve_device(device)  # before the library is read: it may be large
+    if record["checksums"].get("settings", digest(record["settings"])) != digest(record["settings"]):
+        raise OasisError(f"model: expected model.json as it was written, found other settings in {folder}; copy the model again")
     with_volume = settings.registration.joint and settings.estimator.shares(settings.spatial_dims)[1] > 0
     needed = [STM_PART, *([ESTIMATOR_PART] if settings.registration.joint else []), *([VOLUME_PART] if with_volume else [])]
     files = {name: part(folder, record, name) for name in needed}

@@ -71,8 +71,8 @@ def _parse(block: bytes, faults: Faults) -> Any:
         for endianness, order in (("<", "little"), (">", "big")):
             if len(block) >= size and int.from_bytes(block[:4], order) == size:  # type: ignore[arg-type]
                 header = kind(block[:size], endianness=endianness, check=False)
-                magic = bytes(header.structarr["magic"].item())[:3]
-                if magic not in (b"n+1", b"n+2"):
+                magic = header.structarr["magic"].tobytes()[:4]
+                if magic not in (b"n+1\0", b"n+2\0"):
                     faults.add(
                         "magic", "n+1 or n+2 (header and voxels in one file)", ascii(magic), "convert the .hdr/.img pair to .nii"
                     )
@@ -147,7 +147,8 @@ def _affine(header: Any, faults: Faults) -> np.ndarray | None:
     if sform_code == 0:
         return qform
     sform = np.eye(4)
-    sform[:3] = [header["srow_x"], header["srow_y"], header["srow_z"]]
+    with np.errstate(invalid="ignore"):  # a signalling NaN, refused below
+        sform[:3] = [header["srow_x"], header["srow_y"], header["srow_z"]]
     if not np.isfinite(sform).all():
         faults.add("srow_x, srow_y, srow_z", "finite numbers", "others", AGAIN)
         return None
@@ -171,7 +172,9 @@ def _qform(header: Any, faults: Faults) -> np.ndarray | None:
         found = " ".join(f"{v:g}" for v in quaternion + offsets)
         faults.add("quatern_b..d, qoffset_x..z", "finite numbers, the quaternion of length at most 1", found, AGAIN)
         return None
-    if float(header["pixdim"][0]) not in (-1.0, 0.0, 1.0):
+    if float(header["pixdim"][0]) == 0:
+        header["pixdim"][0] = 1  # what 0 means, by the standard and where nibabel loads the file
+    if float(header["pixdim"][0]) not in (-1.0, 1.0):
         faults.add("pixdim[0]", "1 or -1", f"{float(header['pixdim'][0]):g}", AGAIN)
         return None
     try:

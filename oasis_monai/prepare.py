@@ -9,7 +9,7 @@ from pathlib import Path
 
 import torch
 
-from oasis_monai.errors import ConfigError, DataError, Fault
+from oasis_monai.errors import ConfigError, DataError, Fault, naming
 from oasis_monai.files import digest, write_json
 from oasis_monai.folds import Split, limit_training, make_split
 from oasis_monai.library import AtlasLibrary, build_library
@@ -55,11 +55,11 @@ def find_and_check(settings: Settings, cache: Path | None, log: Log) -> list[Cas
 
     A data set that was found without error is not read again for it while its files stay the same.
     """
-    from oasis_monai.cases import find_cases
+    from oasis_monai.cases import survey
     from oasis_monai.checks import check_cases
 
     data = settings.data
-    cases = find_cases(data.root, data.layout)
+    cases, unpaired = survey(data.root, data.layout)
     if data.only:
         absent = sorted(set(data.only) - {case.id for case in cases})
         if absent:
@@ -71,8 +71,8 @@ def find_and_check(settings: Settings, cache: Path | None, log: Log) -> list[Cas
         [[str(f), f.stat().st_size, f.stat().st_mtime_ns] for case in cases for f in _files(case)] + [list(data.label_values)]
     )
     checked = cache / "checked" / f"{stamp}.json" if cache else None
-    if checked is None or not checked.exists():
-        faults = check_cases(cases, data.label_values)
+    if unpaired or checked is None or not checked.exists():
+        faults = unpaired + check_cases(cases, data.label_values)
         errors = [f for f in faults if f.severity == "error"]
         for fault in faults:
             if fault.severity != "error":
@@ -105,7 +105,10 @@ def prepare(settings: Settings, cases: list[Case], cache: Path | None, log: Log)
     embed = embedder(settings.features.name, settings.features.weights, resolve_device(settings.device))
     if cache:
         embed = replace(embed, cache=cache / "features")
-    items = [store.get(case) for case in cases]
+    items = []
+    for case in cases:
+        with naming(case.id):
+            items.append(store.get(case))
     for fault in store.faults():
         log(f"warning: {fault}")
     library = build_library(items, settings.spatial_dims, embed, settings.data.classes)

@@ -11,6 +11,7 @@ from oasis_monai.align import foreground
 from oasis_monai.augment import Augmentation
 from oasis_monai.fitting import Trainer, TrainingSettings, fit, generator
 from oasis_monai.library import AtlasLibrary
+from oasis_monai.memory import Batched
 from oasis_monai.segnets import NetworkSettings, make_network
 
 
@@ -116,7 +117,7 @@ class _NetworkTrainer(Trainer):
         return torch.stack(images), torch.stack(labels)
 
 
-class Predictor:
+class Predictor(Batched):
     """A trained segmentation network: images in, class probabilities out.
 
     Args:
@@ -124,7 +125,7 @@ class Predictor:
         name: of the network, see :data:`oasis_monai.segnets.NETWORKS`.
         settings: its patch and overlap.
         device: where it runs.
-        batch: windows per forward pass.
+        batch: windows per forward pass; fewer once memory has run out.
     """
 
     def __init__(
@@ -140,14 +141,15 @@ class Predictor:
         from monai.inferers import sliding_window_inference
 
         patch = self.settings.window(images.shape[2:], self.name)
-        parts = []
-        for part in images.split(self.batch):
-            part = part.to(self.device, torch.float32)
+
+        def predict(rows: slice) -> torch.Tensor:
+            part = images[rows].to(self.device, torch.float32)
             if patch == tuple(part.shape[2:]):
                 logits = self.model(part)
             else:
                 logits = sliding_window_inference(
                     part, patch, self.batch, self.model, overlap=self.settings.overlap, mode="gaussian"
                 )
-            parts.append(torch.softmax(logits.float(), 1).cpu())  # type: ignore[union-attr]
-        return torch.cat(parts)
+            return torch.softmax(logits.float(), 1).cpu()  # type: ignore[union-attr]
+
+        return torch.cat([made for _, made in self.in_batches(len(images), predict)])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import sys
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -14,6 +15,7 @@ JOB_KEYS = (
     *("add", "label", "case", "remove", "msd", "accept_license", "download"),
 )
 SWITCHES = ("overwrite", "accept_license")
+OWN_FOLDER = {"crossval": "hydra.run.dir", "study": "hydra.run.dir", "train": "model", "segment": "output"}  # one run at a time
 
 
 def run_task(config: dict[str, Any], run_dir: Path, sweep_dir: Path | None) -> None:
@@ -39,7 +41,17 @@ def run_task(config: dict[str, Any], run_dir: Path, sweep_dir: Path | None) -> N
     }
     if job["task"] not in tasks:
         raise ConfigError("task", f"one of {list(tasks)}", job["task"])
-    tasks[job["task"]](config, job, run_dir, sweep_dir)
+    with _alone(job, run_dir):
+        tasks[job["task"]](config, job, run_dir, sweep_dir)
+
+
+def _alone(job: Mapping[str, Any], run_dir: Path) -> contextlib.AbstractContextManager[None]:
+    """Refuse a second run into the folder the task writes to; a folder that is not given is told later."""
+    from oasis_monai.files import claimed
+
+    key = OWN_FOLDER.get(job["task"])
+    folder = run_dir if key == "hydra.run.dir" else job.get(str(key))
+    return claimed(Path(folder), key) if key and folder else contextlib.nullcontext()
 
 
 def _settings(config: dict[str, Any]) -> Any:
@@ -182,12 +194,15 @@ def _download(config: dict[str, Any], job: Mapping[str, Any], run_dir: Path, swe
 
 
 def _check(config: dict[str, Any], job: Mapping[str, Any], run_dir: Path, sweep_dir: Path | None) -> None:
-    from oasis_monai.cases import find_cases
-    from oasis_monai.checks import check_cases
+    from oasis_monai.cases import survey
+    from oasis_monai.checks import as_table, check_cases
+    from oasis_monai.files import write_text
 
     data = _settings(config).data
-    cases = find_cases(data.root, data.layout)
-    faults = check_cases(cases, data.label_values)
+    cases, faults = survey(data.root, data.layout)
+    faults += check_cases(cases, data.label_values)
+    if job["output"]:
+        write_text(Path(job["output"]) / "check.csv", as_table(faults))
     for fault in faults:
         print(f"{fault.severity}: {fault}", file=sys.stderr if fault.severity == "error" else sys.stdout)
     errors = sum(fault.severity == "error" for fault in faults)

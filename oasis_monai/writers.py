@@ -3,6 +3,7 @@ header beside voxels that are not its own."""
 
 from __future__ import annotations
 
+import errno
 import os
 import tempfile
 from pathlib import Path
@@ -10,7 +11,7 @@ from pathlib import Path
 import numpy as np
 
 from oasis_monai.errors import ConfigError
-from oasis_monai.files import atomic_path
+from oasis_monai.files import atomic_path, blaming
 from oasis_monai.header_rules import flip_lps_ras, split_affine
 from oasis_monai.headers import ENDINGS, ending
 from oasis_monai.types import Geometry
@@ -26,6 +27,7 @@ def write_array(path: Path, array: np.ndarray, geometry: Geometry) -> None:
 
     Raises:
         ConfigError: another ending.
+        OSError: it cannot be written, as to a full disk; the file before stays.
     """
     kind = ending(path)
     if not kind:
@@ -44,7 +46,7 @@ def _write_pair(path: Path, array: np.ndarray, geometry: Geometry) -> None:
     """Header and voxels are two files, and no rename moves both. So both are finished elsewhere, the old header goes, the
     voxels take their place, the new header follows: whenever a header is there, the voxels it names are its own, whole."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(prefix=f".{path.name}.", dir=path.parent) as folder:
+    with blaming(path), tempfile.TemporaryDirectory(prefix=f".{path.name}.", dir=path.parent) as folder:
         _itk_write(Path(folder) / path.name, array, geometry)  # under its final name, which the header repeats
         data = next(f for f in Path(folder).iterdir() if f.name != path.name)
         for file in (data, Path(folder) / path.name):
@@ -64,7 +66,12 @@ def _itk_write(path: Path, array: np.ndarray, geometry: Geometry) -> None:
     image.SetDirection(itk.matrix_from_array(np.ascontiguousarray(direction)))
     image.SetSpacing([float(s) for s in spacing])
     image.SetOrigin([float(o) for o in origin])
-    itk.imwrite(image, str(path), compression=True)
+    try:
+        itk.imwrite(image, str(path), compression=True)
+    except RuntimeError as error:  # ITK tells the system's reason in words only
+        reason = str(error).rpartition("Reason: ")[2].strip()
+        number = next((n for n in errno.errorcode if os.strerror(n) == reason), errno.EIO)
+        raise OSError(number, os.strerror(number), str(path)) from error
 
 
 def _nibabel_write(path: Path, array: np.ndarray, geometry: Geometry) -> None:

@@ -17,8 +17,12 @@ CONTEXT = multiprocessing.get_context("forkserver") if hasattr(os, "fork") else 
 CONTEXT.set_forkserver_preload(["tests.preload"])
 
 
-def _main(arguments, cwd, out, err):
+def _main(arguments, cwd, out, err, file_bytes=None):
     os.chdir(cwd)
+    if file_bytes is not None:  # a disk that is full from there on, as far as this process can tell
+        import resource
+
+        resource.setrlimit(resource.RLIMIT_FSIZE, (file_bytes, file_bytes))
     for path, number in ((out, 1), (err, 2)):
         os.dup2(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC), number)
     sys.stdout, sys.stderr = os.fdopen(1, "w", closefd=False), os.fdopen(2, "w", closefd=False)
@@ -44,12 +48,13 @@ class Done:
 
 
 class Command:
-    """``oasis-monai *arguments`` started in ``cwd``."""
+    """``oasis-monai *arguments`` started in ``cwd``; no file it writes may get longer than ``file_bytes``."""
 
-    def __init__(self, *arguments, cwd):
+    def __init__(self, *arguments, cwd, file_bytes=None):
         self.folder = Path(tempfile.mkdtemp(dir=cwd, prefix=".command-"))
         files = [str(self.folder / name) for name in ("out", "err")]
-        self.process = CONTEXT.Process(target=_main, args=([str(a) for a in arguments], str(cwd), *files), daemon=True)
+        words = [str(a) for a in arguments]
+        self.process = CONTEXT.Process(target=_main, args=(words, str(cwd), *files, file_bytes), daemon=True)
         self.process.start()
         self.started = time.monotonic()
 
@@ -67,9 +72,9 @@ class Command:
         return Done(self.process.exitcode, *texts)
 
 
-def run(*arguments, cwd):
+def run(*arguments, cwd, file_bytes=None):
     """Run a command to its end."""
-    return Command(*arguments, cwd=cwd).wait()
+    return Command(*arguments, cwd=cwd, file_bytes=file_bytes).wait()
 
 
 def python(code, *arguments, cwd=None):

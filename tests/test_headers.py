@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import gzip
 import os
-import random
 import struct
 import tracemalloc
 import zlib
@@ -291,6 +290,8 @@ def put(kind: str, offset: int, *values: float) -> Callable[[bytearray], None]:
 NIFTI_FAULTS = [
     (put("i", 0, 347), "sizeof_hdr: expected 348 or 540"),
     (put("i", 344, 0x0031696E), "magic: expected n.1"),  # "ni1": voxels in another file
+    (put("B", 347, 1), r"magic: expected n.1 .*found b'n.1.x01'"),
+    (put("f", 76, 2.0), r"pixdim.0.: expected 1 or -1, found 2"),
     (put("h", 40, 3, 4, 0, 2), "dim: expected three sizes of at least 1, found 4 x 0 x 2"),
     (put("h", 40, 3, -4, 3, 2), "dim: expected three sizes"),
     (put("h", 40, 3, 32767, 32767, 32767), "dim: expected at most"),
@@ -355,6 +356,7 @@ def test_nifti_is_read_as_nibabel_reads_it(tmp_path: Path) -> None:
         put("h", 252, 0),  # the sform alone
         put("f", 108, 0.0),  # vox_offset 0 means 352
         put("f", 112, 2.0, 7.0),  # intensity scaling
+        lambda block: (put("f", 76, 0.0)(block), put("h", 254, 0)(block))[0],  # qfac 0 means 1; the qform alone
     ]
     for change in changes:
         path.write_bytes(nifti(change) + RAW)
@@ -374,68 +376,6 @@ def test_a_different_code_for_another_space_is_fine(tmp_path: Path) -> None:
     put("h", 254, 4)(block)
     (tmp_path / "scan.nii").write_bytes(bytes(block) + RAW)
     assert read_header(tmp_path / "scan.nii").affine[0, 3] == -40
-
-
-def mutated(good: bytes, header: int, rng: random.Random) -> bytes:
-    """``good`` with one to three changes, mostly inside its first ``header`` bytes."""
-    data = bytearray(good)
-    tokens = [
-        b"0",
-        b"-1",
-        b"nan",
-        b"1e308",
-        b"4294967296",
-        b"LOCAL",
-        b"LIST",
-        b"..",
-        b"/",
-        b"=",
-        b"\n",
-        b"\0",
-        b"\xff",
-        b"NDims = 9\n",
-        b" ",
-    ]
-    for _ in range(rng.randint(1, 3)):
-        at = rng.randrange(min(header, len(data)) if rng.random() < 0.9 else len(data))
-        match rng.randrange(5):
-            case 0:
-                data[at] = rng.randrange(256)
-            case 1:
-                del data[at : at + rng.randint(1, 20)]
-            case 2:
-                data[at:at] = rng.choice(tokens)
-            case 3:
-                token = rng.choice(tokens)
-                data[at : at + len(token)] = token
-            case _:
-                del data[max(at, 1) :]
-    return bytes(data or b"x")
-
-
-@pytest.mark.parametrize("name", ["scan.mhd", "scan.mha", "scan.nii", "scan.nii.gz"])
-def test_fuzz(tmp_path: Path, name: str) -> None:
-    """A damaged file is read or refused with a DataError; nothing else, and ITK never gets to end the process."""
-    mhd(tmp_path)
-    image = nifti() + RAW
-    good = {"scan.mhd": HEADER.encode(), "scan.mha": packed(), "scan.nii": image, "scan.nii.gz": image}[name]
-    header = {"scan.mha": len(good) - 40, "scan.mhd": len(good)}.get(name, 352)
-    rng, outcomes = random.Random(name), {True: 0, False: 0}
-    longest = 0
-    for _ in range(300):
-        content = mutated(good, header, rng)
-        (tmp_path / name).write_bytes(gzip.compress(content, 1) if name.endswith("gz") else content)
-        try:
-            tensor, geometry = read_image(tmp_path / name)
-        except DataError as error:
-            outcomes[False] += 1
-            longest = max(longest, len(str(error)))
-        else:
-            outcomes[True] += 1
-            assert tuple(tensor.shape) == (1, *geometry.shape)
-            assert np.isfinite(geometry.affine).all()
-    assert 0 < longest < 5000
-    assert min(outcomes.values()) > 3, outcomes  # both roads were walked
 
 
 @pytest.mark.parametrize("name", ["promise12", "hippocampus"])

@@ -184,6 +184,20 @@ def spoil_bytes(name):
     return spoil
 
 
+def other_setting(folder):
+    path = folder / "model.json"
+    told = json.loads(path.read_text())
+    told["settings"]["temperature"] *= 2
+    path.write_text(json.dumps(told))
+
+
+def pickled(folder):
+    """Weights that make a file when they are unpickled."""
+    from tests.test_files import Payload
+
+    torch.save({"model": Payload(folder / "trap")}, folder / "stm.safetensors")
+
+
 def told_otherwise(**change):
     def spoil(folder):
         path = folder / "model.json"
@@ -206,6 +220,9 @@ def told_otherwise(**change):
         (told_otherwise(checksums={}), "^model: expected stm.safetensors as it was written"),
         (told_otherwise(checksums=None), "^model: "),
         (told_otherwise(settings={"magic": 1}), "^magic: expected one of"),
+        (told_otherwise(settings={"_target_": "os.system"}), "^_target_: expected one of"),
+        (other_setting, "^model: expected model.json as it was written, found other settings"),
+        (pickled, "^model: expected stm.safetensors as it was written"),
     ],
 )
 def test_a_folder_that_is_not_the_model_it_was_is_refused(model, scans, tmp_path, spoil, match):
@@ -214,6 +231,28 @@ def test_a_folder_that_is_not_the_model_it_was_is_refused(model, scans, tmp_path
         segment_scans(model, scans, tmp_path / "out", n=1, log=quiet)
     assert "\n" not in str(error.value)
     assert not (tmp_path / "out").exists()
+    assert not (model / "trap").exists()
+
+
+def test_killed_while_it_is_written_a_folder_is_no_model_and_then_is_one_again(settings, model, monkeypatch):
+    from oasis_monai.library import AtlasLibrary
+
+    class Killed(BaseException):
+        pass
+
+    def killed(*_):
+        raise Killed
+
+    with monkeypatch.context() as patch:
+        patch.setattr(AtlasLibrary, "save", killed)
+        with pytest.raises(Killed):
+            train_model(settings, model, quiet)
+    with pytest.raises(OasisError, match=r"^model: expected a folder written by"):
+        load_model(model)
+    before = {p.name for p in model.iterdir()}
+    train_model(settings, model, quiet)
+    assert load_model(model)[0].to_json()["training"] == settings.to_json()["training"]
+    assert not [name for name in before if name.startswith(".") and name != ".lock"]
 
 
 def test_the_folder_tells_how_it_was_made(trained, settings):

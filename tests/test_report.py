@@ -267,6 +267,11 @@ def test_pictures_lowest_median_highest_then_the_others(tmp_path):
     assert base64.b64decode(shown[0]["attrs"]["src"].split(",")[1]) == png(0)
 
 
+def test_what_a_kill_left_of_a_picture_is_none(tmp_path):
+    page = make(tmp_path, rows(), pictures=["Case00__OASIS-6.png", ".Case01__OASIS-6.png.k3x_9.png"])
+    assert [e["text"] for e in page.all("figcaption")] == ["lowest: Case00 · OASIS-6 · DSC 80.6 %"]
+
+
 def test_pictures_beyond_the_limit_stay_outside_and_no_picture_is_no_data_uri(tmp_path, monkeypatch):
     monkeypatch.setattr(page_module, "MAX_PICTURE_BYTES", int(2.5 * len(png())))
     (tmp_path / "overlays").mkdir()

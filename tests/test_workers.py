@@ -1,5 +1,6 @@
 """Work side by side: the same models as one after the other, errors as they were, and no orphans."""
 
+import errno
 import os
 import signal
 import subprocess
@@ -13,9 +14,9 @@ import pytest
 import torch
 
 from oasis_monai.crossval import crossval
-from oasis_monai.errors import ConfigError
+from oasis_monai.errors import ConfigError, OasisError, naming
 from oasis_monai.files import load_tensors
-from oasis_monai.workers import side_by_side
+from oasis_monai.workers import _raise_named, side_by_side
 
 
 def quiet(_):
@@ -61,33 +62,100 @@ def test_an_error_reaches_the_caller_as_it_was(tmp_path):
     assert ended == []
 
 
+def be_killed():
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+def fail_at_a_case():
+    with naming("Case03"):
+        raise RuntimeError("unheard of\nand more")
+
+
+KILLED = (
+    "U-Net3D, fold 3: workers: expected a worker that ends by itself, found it killed (memory may have run out); lower workers "
+    "and give the same command again: what was finished is kept"
+)
+AT_A_CASE = (
+    "U-Net3D, fold 3 (while at Case03): expected its worker to finish, found RuntimeError: unheard of; see where with workers=1"
+)
+
+
+@pytest.mark.parametrize(("function", "message"), [(fail_at_a_case, AT_A_CASE), (be_killed, KILLED)])
+def test_what_ends_a_worker_is_one_line_that_names_its_job(function, message):
+    with pytest.raises(OasisError) as caught:
+        side_by_side(function, [("U-Net3D, fold 3", ())], 2, lambda name, minutes: None)
+    assert str(caught.value) == message
+
+
+@pytest.mark.parametrize(
+    ("error", "message"),
+    [
+        (
+            RuntimeError("DefaultCPUAllocator: can't allocate memory"),
+            "expected its worker to finish, found RuntimeError: DefaultCPUAllocator: can't allocate memory; lower workers, "
+            "align_batch or training.batch",
+        ),
+        (OasisError("training.lr: expected finite losses"), "training.lr: expected finite losses"),
+        (
+            OSError(errno.ENOSPC, "No space left on device", "cache/x"),
+            "cache/x: expected to read or write it, found No space left on device; free some space and give the same command "
+            "again: what was finished is kept",
+        ),
+    ],
+)
+def test_every_error_of_a_job_names_the_job(error, message):
+    with pytest.raises(OasisError) as caught:
+        _raise_named("STM, fold 1", [], error)
+    assert str(caught.value) == f"STM, fold 1: {message}"
+
+
 def test_no_job_needs_no_process():
     side_by_side(fail, [], 2, lambda name, minutes: None)
 
 
-@pytest.mark.skipif(not hasattr(os, "fork"), reason="needs POSIX signals")
-def test_workers_end_when_their_parent_is_killed(tmp_path):
-    script = tmp_path / "main.py"
+def parent_of_two_jobs(tmp_path):
+    """A process whose first job has ended (``started`` holds its worker's id) and whose second one sleeps before it writes."""
+    script, root = tmp_path / "main.py", str(Path(__file__).resolve().parents[1])
     script.write_text(
         textwrap.dedent(
             f"""
+            import sys
             from tests.test_workers import sleep_and_write
             from oasis_monai.workers import side_by_side
             if __name__ == "__main__":
                 jobs = [("quick", ({str(tmp_path / "started")!r}, 0)), ("slow", ({str(tmp_path / "slow")!r}, 5))]
-                side_by_side(sleep_and_write, jobs, 1, lambda name, minutes: None)
+                try:
+                    side_by_side(sleep_and_write, jobs, 1, lambda name, minutes: None)
+                except KeyboardInterrupt:
+                    sys.exit("interrupted")
             """
         )
     )
-    root = str(Path(__file__).resolve().parents[1])
-    process = subprocess.Popen([sys.executable, str(script)], cwd=root, env=os.environ | {"PYTHONPATH": root})
+    more = {"stderr": subprocess.PIPE, "text": True, "start_new_session": True}
+    process = subprocess.Popen([sys.executable, str(script)], cwd=root, env=os.environ | {"PYTHONPATH": root}, **more)
     deadline = time.monotonic() + 120
     while not (tmp_path / "started").exists() or not (tmp_path / "started").read_text():
         assert time.monotonic() < deadline, "the worker never started"
         time.sleep(0.1)
-    worker = int((tmp_path / "started").read_text())
+    return process, int((tmp_path / "started").read_text())
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="needs POSIX signals")
+def test_an_interrupt_ends_all_workers_at_once_and_only_the_parent_speaks(tmp_path):
+    """As Ctrl-C in a terminal: the signal goes to the whole group of processes."""
+    process, _ = parent_of_two_jobs(tmp_path)
+    os.killpg(process.pid, signal.SIGINT)
+    assert process.communicate(timeout=60)[1] == "interrupted\n"
+    assert process.returncode == 1
+    assert not (tmp_path / "slow").exists()
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="needs POSIX signals")
+def test_workers_end_when_their_parent_is_killed(tmp_path):
+    process, worker = parent_of_two_jobs(tmp_path)
     process.send_signal(signal.SIGKILL)
     process.wait()
+    deadline = time.monotonic() + 120
     while Path(f"/proc/{worker}").exists() and "zombie" not in Path(f"/proc/{worker}/status").read_text():
         assert time.monotonic() < deadline, "the worker outlived its parent"
         time.sleep(0.1)

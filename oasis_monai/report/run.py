@@ -81,9 +81,10 @@ def read_run(path: Path) -> dict[str, Any] | None:
 
 
 def find_pictures(folder: Path) -> dict[tuple[str, str], Path]:
-    """(case, 'method-n') -> picture, in name order. A name without the parts counts as its own case."""
+    """(case, 'method-n') -> picture, in name order. A name without the parts counts as its own case; hidden files, which a kill
+    in a write leaves behind, count as nothing."""
     found = {}
-    for path in sorted(folder.glob("*.png")):
+    for path in sorted(folder.glob("[!.]*.png")):
         case, separator, method = path.stem.rpartition("__")
         with open(path, "rb") as stream:
             if stream.read(8) == _PNG:

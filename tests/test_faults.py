@@ -1,0 +1,171 @@
+"""What happens to a command while it runs: another run, Ctrl-C, a full disk, a damaged cache, hostile files."""
+
+import os
+import pickle
+import shutil
+import signal
+import time
+from pathlib import Path
+
+import pandas as pd
+import pytest
+import torch
+
+from oasis_monai import files
+from oasis_monai.crossval import crossval
+from oasis_monai.files import claimed, load_tensors
+from tests.command import Command, run
+from tests.conftest import JOINT, overrides
+from tests.test_cli import refused
+from tests.test_files import Payload
+
+FEW = {"data": {"only": [f"Case{i:02d}" for i in range(4)]}, "k": 2, "fold": 0, "n": [1], "methods": ["OASIS"]}
+
+
+@pytest.fixture
+def words(config):
+    return overrides(config(FEW))
+
+
+@pytest.mark.parametrize(
+    ("task", "key"), [("crossval", "hydra.run.dir"), ("study", "hydra.run.dir"), ("train", "model"), ("segment", "output")]
+)
+def test_a_second_run_into_a_folder_is_refused_at_once_and_changes_nothing(words, tmp_path, task, key):
+    folder = tmp_path / "r"
+    with claimed(folder, key):
+        (folder / ".hydra").mkdir()
+        (folder / ".hydra" / "overrides.yaml").write_text("of the first run")
+        before = {p: p.read_bytes() for p in folder.rglob("*") if p.is_file()}
+        started = time.monotonic()
+        done = run(task, *words, f"{key}=r", "model=m" if key != "model" else "k=2", "input=.", cwd=tmp_path)
+        assert time.monotonic() - started < 60
+        found = f"error: {key}: expected a folder no other run writes to, found 'r, in use by process {os.getpid()}'"
+        refused(done, found, f"wait for that run to end or give another {key}=DIR")
+        assert done.code == 2
+        assert {p: p.read_bytes() for p in folder.rglob("*") if p.is_file()} == before
+    assert not (tmp_path / "cache").exists()
+
+
+def test_ctrl_c_is_one_line_and_130_and_leaves_whole_files_to_go_on_from(words, tmp_path):
+    long = [*words, "training.iterations=null", "training.minutes=600", "training.checkpoint_minutes=1e-9", "hydra.run.dir=r"]
+    command, models = Command(*long, cwd=tmp_path), tmp_path / "cache" / "models"
+    deadline = time.monotonic() + 300
+    while not list(models.glob("*/stm.safetensors")):
+        assert time.monotonic() < deadline
+        assert command.process.is_alive(), command.wait()
+        time.sleep(0.05)
+    os.kill(command.process.pid, signal.SIGINT)
+    done = command.wait(60)
+    assert done.code == 130
+    assert done.err == "interrupted: give the same command again to go on; what was finished is kept\n"
+    (path,) = models.glob("*/stm.safetensors")
+    assert load_tensors(path)[1]["step"] >= 1
+    assert {p.name for p in path.parent.iterdir()} <= {".lock", "stm.safetensors", "history.csv"}
+    assert not (tmp_path / "r" / ".running").exists()
+
+
+def test_a_full_disk_is_one_line_and_the_same_command_goes_on_afterwards(words, tmp_path):
+    cache = tmp_path / "cache"
+    done = run(*words, "hydra.run.dir=r", cwd=tmp_path, file_bytes=12_000)  # enough for the preprocessed cases
+    refused(
+        done, f"error: {cache / 'models'}", "stm.safetensors: expected to read or write it, found File too large; free some space"
+    )
+    assert done.code == 2
+    kept = [p for p in cache.rglob("*") if p.is_file() and p.suffix in (".image", ".label", ".safetensors")]
+    assert len(kept) >= 8
+    for path in kept:
+        load_tensors(path)
+    assert not [p for p in cache.rglob(".*") if p.is_file() and p.name != ".lock"]
+    done = run(*words, "hydra.run.dir=r", cwd=tmp_path)
+    assert (done.code, done.err) == (0, "")
+    assert len(pd.read_csv(tmp_path / "r" / "scores.csv")) > 0
+
+
+@pytest.mark.parametrize(
+    ("task", "key"), [("crossval", "hydra.run.dir"), ("crossval", "cache"), ("train", "model"), ("check", "output")]
+)
+def test_a_folder_that_cannot_be_written_is_told_before_anything_is_trained(words, tmp_path, task, key):
+    (tmp_path / "file").touch()
+    given = [word for word in words if not word.startswith(f"{key}=")]
+    done = run(task, *given, f"{key}=file/x", cwd=tmp_path)
+    refused(done, "file/x", "expected to read or write it, found Not a directory; correct that and give the same command again")
+    assert done.code == 2
+    assert not (tmp_path / "cache" / "models").exists()
+
+
+def spoilt(content, damage):
+    if damage == "flip":
+        changed = bytearray(content)
+        changed[len(changed) // 2] ^= 16
+        return bytes(changed)
+    return b"" if damage == "empty" else content[: len(content) // 2]
+
+
+@pytest.fixture(scope="module")
+def finished(phantom, tmp_path_factory):
+    """A finished run of a joint model and a network: settings, scores, and its cache."""
+    from oasis_monai.settings import build
+    from tests.conftest import TINY, merged
+
+    folder = tmp_path_factory.mktemp("finished")
+    methods = {"methods": ["FWAL", "OASIS", "OASIS-joint", "U-Net3D"], "n": [2], "browser": False}
+    settings = build(merged(TINY, JOINT, FEW, methods, {"data": {"root": str(phantom)}, "cache": str(folder / "cache")}))
+    return settings, crossval(settings, folder / "r", lambda _: None).read_bytes(), folder / "cache"
+
+
+@pytest.mark.parametrize("damage", ["cut", "empty", "flip"])
+def test_a_cache_of_which_every_file_is_damaged_gives_the_same_scores_and_a_warning_each(finished, tmp_path, caplog, damage):
+    from dataclasses import replace
+
+    settings, scores, cache = finished
+    own = Path(shutil.copytree(cache, tmp_path / "cache"))
+    spoiled = [p for p in own.rglob("*") if p.suffix in (".image", ".label", ".safetensors")]
+    kinds = {p.parent.name if p.suffix != ".safetensors" else p.stem.split("-")[0] for p in spoiled}
+    assert {"preprocessed", "stm", "estimator", "network", "estimates", "loa"} <= kinds
+    assert {"features", "fields"} <= {p.parent.name for p in spoiled}
+    for path in spoiled:
+        path.write_bytes(spoilt(path.read_bytes(), damage))
+    files._warn_damaged.cache_clear()
+    again = crossval(replace(settings, cache=str(own)), tmp_path / "r", lambda _: None)
+    assert again.read_bytes() == scores
+    told = " ".join(record.getMessage() for record in caplog.records)
+    for name in ("preprocessed", "features", "stm.safetensors", "estimator.safetensors", "network.safetensors"):
+        assert name in told
+    made = [p for p in own.rglob("*") if p.suffix in (".image", ".label", ".safetensors")]
+    assert all(load_tensors(p) for p in made)  # whole again
+
+
+@pytest.mark.parametrize("how", ["pickle", "torch"])
+def test_weights_that_are_a_program_are_not_run(words, tmp_path, how):
+    trap, evil = tmp_path / "trap", tmp_path / "evil.pth"
+    if how == "pickle":
+        evil.write_bytes(pickle.dumps({"features.weight": Payload(trap)}, protocol=2))
+    else:
+        torch.save({"features.weight": Payload(trap)}, evil)
+    for name in ("densenet121", "efficientnet-lite0"):
+        given = [word for word in words if not word.startswith("features.")]
+        done = run(*given, f"features.name={name}", f"features.weights={evil}", cwd=tmp_path)
+        refused(
+            done,
+            "error: features.weights: expected a file with a state dict",
+            "evil.pth, which it does not",
+            "give features.weights=PATH",
+        )
+        assert not trap.exists()
+
+
+def test_a_data_set_s_yaml_names_no_program(words, tmp_path):
+    folder = tmp_path / "conf" / "data"
+    folder.mkdir(parents=True)
+    (folder / "evil.yaml").write_text(f"_target_: pathlib.Path.touch\n_args_: [{tmp_path / 'trap'}]\nname: evil\nroot: .\n")
+    done = run("--config-dir", tmp_path / "conf", "check", "data=evil", cwd=tmp_path)
+    refused(done, "error: data._args_: expected one of")
+    assert not (tmp_path / "trap").exists()
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="this machine has a GPU")
+@pytest.mark.parametrize("task", ["crossval", "train"])
+def test_a_gpu_asked_for_but_absent_is_told_before_anything_is_read(words, tmp_path, task):
+    done = run(task, *words, "device=cuda", "model=m", cwd=tmp_path)
+    refused(done, "error: device: expected cpu, auto, or a GPU this machine has, found 'cuda'; set device=auto")
+    assert not (tmp_path / "cache" / "models").exists()
