@@ -187,7 +187,7 @@ def _compose_and_run() -> None:
     try:
         hydra.main(version_base="1.3", config_path="pkg://oasis_monai.conf", config_name="config")(run)()
     except KeyboardInterrupt:
-        print("interrupted: start the same command again, it goes on where it stopped", file=sys.stderr)
+        print("interrupted: give the same command again to go on; what was finished is kept", file=sys.stderr)
         sys.exit(130)
 
 

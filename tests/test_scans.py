@@ -173,7 +173,7 @@ def test_another_part_of_the_body_is_flagged_everywhere_and_the_models_own_is_no
 
 def test_nothing_found_is_flagged(model, images, tmp_path, monkeypatch, no_pictures):
     library = load_model(model)[1].library
-    monkeypatch.setattr(type(library), "load", classmethod(lambda cls, path: library))
+    monkeypatch.setattr(type(library), "load", classmethod(lambda cls, path, check=True: library))
     library.labels.zero_()
     assert segment_scans(model, images / "Case00.mhd", tmp_path / "o", n=1, method="FwoW", log=quiet) == []
     assert [flag["name"] for flag in told(tmp_path / "o", "Case00")["flags"]] == ["empty"]
@@ -246,7 +246,7 @@ def test_the_interrupt_key_ends_with_its_own_code_and_says_how_to_go_on(model, p
     os.kill(command.process.pid, signal.SIGINT)
     done = command.wait()
     assert done.code == 130
-    assert done.err == "interrupted: start the same command again, it goes on where it stopped\n"
+    assert done.err == "interrupted: give the same command again to go on; what was finished is kept\n"
     finished = len(list((tmp_path / "o").glob("*.json")))
     assert len(table(tmp_path / "o")) == finished
     assert not [p for p in (tmp_path / "o").iterdir() if p.name.startswith(".")]
