@@ -15,7 +15,7 @@ from oasis_monai.bundle.network import OasisNetwork, network_arguments
 from oasis_monai.cases import find_cases
 from oasis_monai.errors import ConfigError
 from oasis_monai.features import embedder
-from oasis_monai.files import atomic_folder, write_json, write_text
+from oasis_monai.files import atomic_folder, digest, write_json, write_text
 from oasis_monai.model import load_model
 from oasis_monai.segment import check_choice
 from oasis_monai.settings import Settings
@@ -128,6 +128,7 @@ def _copy_parts(model: Path, folder: Path) -> None:
     for holder in (record["settings"], record["settings"].get("data", {}), record.get("data", {})):
         for path in ("cache", "root"):
             holder.pop(path, None)
+    record["checksums"] = {**record["checksums"], "settings": digest(record["settings"])}
     write_json(folder / "model.json", record)
 
 
