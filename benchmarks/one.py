@@ -1,70 +1,28 @@
-"""Run one method in a process of its own, so that its memory is its own: ``one.py WORLD MODELS MINUTES METHOD OUTPUT``.
+"""Run one method in a process of its own, so that its memory (and its OpenMP library) is its own.
 
+``one.py FOLDER MODEL MINUTES METHOD OUTPUT``: the world's folder, a model folder that was given or nothing, minutes of training.
 With ``train:NAME`` as the method it trains a network instead. Started by speed.py.
 """
 
 from __future__ import annotations
 
 import json
-import os
 import sys
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+
 from measure import memory_mb, spread, timed
-from methods import Aligned, Maker, Method
+from methods import Aligned, Method
+from registry import ENTRIES
 from world import World
-
-
-def makers(models: Path, given: Path | None, minutes: float) -> dict[str, tuple[str, Maker]]:
-    """Name -> (what it aligns: ``pair`` or ``case``, how to make it)."""
-    import ours
-    import peers
-
-    trained = "as given" if given else f"trained {minutes:g} min"
-    plain, joint = given or models / "plain", given or models / "joint"
-    found: dict[str, tuple[str, Maker]] = {
-        "OASIS STM": ("pair", ours.stm_pair(plain, 1, f"{trained}, one pair at a time")),
-        "OASIS STM, batch of 6": ("pair", ours.stm_pair(plain, 6, trained)),
-        "OASIS joint STM, batch of 6": ("pair", ours.stm_pair(joint, 6, f"{trained}; the target's estimate given")),
-        "MONAI VoxelMorph": ("pair", ours.shipped_pair("monai", models, minutes)),
-        "voxelmorph": ("pair", ours.shipped_pair("voxelmorph", models, minutes)),
-        "ANTs SyN": ("pair", peers.ants_pair("SyN", "affine and SyN as shipped (mutual information, 40 + 20 + 0 iterations)")),
-        "ANTs SyNQuick": ("pair", peers.ants_pair("antsRegistrationSyNQuick[s]", "as shipped")),
-        "elastix": ("pair", peers.elastix),
-        "Demons": ("pair", peers.demons),
-        "OASIS": ("case", ours.oasis_case(plain, f"{trained}, LOA table made in training")),
-        "OASIS-joint": ("case", ours.oasis_case(joint, trained)),
-        "ANTs SyN + voting": ("case", peers.ants_voting("SyN", "as the pairs; half or more of the votes")),
-        "ANTs SyN + joint label fusion": ("case", peers.ants_joint_label_fusion),
-        "platipy": ("case", peers.platipy),
-    }
-    if given:
-        only = "OASIS" if not _is_joint(given) else "OASIS-joint"
-        drop = {"OASIS", "OASIS-joint", "OASIS joint STM, batch of 6"} - {only}
-        found = {k: v for k, v in found.items() if k not in drop}
-    return found
-
-
-def _is_joint(model: Path) -> bool:
-    return bool(json.loads((model / "model.json").read_text(encoding="utf-8"))["settings"]["registration"]["joint"])
 
 
 def dice(a: np.ndarray, b: np.ndarray) -> float:
     """Of two masks; 1 where both are empty."""
     both = int(a.sum()) + int(b.sum())
     return 2 * int((a & b).sum()) / both if both else 1.0
-
-
-def folded_percent(field: np.ndarray) -> float:
-    """Share of voxels whose neighbourhood a field (*S, D) turns inside out."""
-    import torch
-
-    from oasis_monai.warp import jacobian_determinant
-
-    ddf = torch.from_numpy(np.ascontiguousarray(np.moveaxis(field, -1, 0), np.float32))[None]
-    return 100 * float((jacobian_determinant(ddf) <= 0).float().mean())
 
 
 def run_pairs(world: World, method: Method) -> dict[str, Any]:
@@ -86,7 +44,7 @@ def run_pairs(world: World, method: Method) -> dict[str, Any]:
     peak = memory_mb()[1]
     scores = [dice(made.label >= 0.5, world.fixed_label[i] > 0) for i, made in results.items()]
     fields = [field for made in results.values() if (field := made.field()) is not None]
-    return {"times": times, "scores": scores, "folded": [folded_percent(f) for f in fields], "peak_mb": peak}
+    return {"times": times, "scores": scores, "fields": fields, "peak_mb": peak}
 
 
 def run_cases(world: World, method: Method) -> dict[str, Any]:
@@ -101,29 +59,32 @@ def run_cases(world: World, method: Method) -> dict[str, Any]:
             times.append(spent)
             if repeat == 0:
                 scores.append(dice(label > 0, world.target_labels[number] > 0))
-    return {"times": times, "scores": scores, "folded": [], "peak_mb": memory_mb()[1]}
+    return {"times": times, "scores": scores, "fields": [], "peak_mb": memory_mb()[1]}
 
 
 def main(arguments: list[str]) -> None:
     folder, given, minutes, name, output = Path(arguments[0]), arguments[1], float(arguments[2]), arguments[3], Path(arguments[4])
-    import torch
-
-    torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", "2")))
-    torch.set_flush_denormal(True)
     world = World.load(folder)
     if name.startswith("train:"):
         import ours
 
         ours.train(world, name.removeprefix("train:"), minutes, folder)
         return
-    kind, make = makers(folder, Path(given) if given else None, minutes)[name]
-    method = make(world)
+    entry = ENTRIES[name]
+    if entry.network:
+        import ours
+
+        method = ours.make(world, entry, folder, Path(given) if given else None, minutes)
+    else:
+        import peers
+
+        method = peers.MAKERS[name](world)
     before = memory_mb()[0]
-    found = run_pairs(world, method) if kind == "pair" else run_cases(world, method)
+    found = run_pairs(world, method) if entry.kind == "pair" else run_cases(world, method)
     times = spread(found["times"])
     result = {
         "dims": world.dims,
-        "kind": kind,
+        "kind": entry.kind,
         "method": name,
         "seconds": times.median,
         "seconds_min": times.low,
@@ -131,11 +92,13 @@ def main(arguments: list[str]) -> None:
         "runs": len(found["times"]),
         "dsc": 100 * float(np.mean(found["scores"])),
         "dsc_sd": 100 * float(np.std(found["scores"])),
-        "folded_percent": float(np.mean(found["folded"])) if found["folded"] else None,
+        "folded_percent": None,
         "peak_mb": found["peak_mb"],
         "working_mb": found["peak_mb"] - before,
         "settings": method.settings,
     }
+    if found["fields"]:
+        np.save(output.with_suffix(".npy"), np.stack(found["fields"]).astype(np.float32))
     output.write_text(json.dumps(result) + "\n", encoding="utf-8")
 
 

@@ -2,19 +2,24 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from methods import Aligned, Maker, Method
 from torch import nn
-from world import World, configuration
 
+from methods import Aligned, Method
 from oasis_monai import warp as warping
 from oasis_monai.align import with_structures
 from oasis_monai.files import load_if_whole, save_tensors
+from registry import Entry
+from world import World, configuration
+
+torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", "2")))
+torch.set_flush_denormal(True)
 
 Predict = Callable[[torch.Tensor, torch.Tensor, torch.Tensor], torch.Tensor]  # target, atlas, its structure -> full field
 
@@ -59,7 +64,7 @@ class Shipped(nn.Module):
         else:
             from voxelmorph.nn.models import VxmPairwise
 
-            self.net = VxmPairwise(dims, 1, 1)
+            self.net = VxmPairwise(dims, 1, 1, nb_features=(16,) * 4)  # five levels do not fit 80 voxels
 
     def forward(self, atlas: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
         made = self.net(atlas, target)
@@ -90,74 +95,71 @@ def _aligner(predict: Predict) -> Callable[[np.ndarray, np.ndarray, np.ndarray],
     return align
 
 
-def shipped_pair(name: str, folder: Path, minutes: float) -> Maker:
-    def make(world: World) -> Method:
-        network = Shipped(name, world.dims).eval()
-        stored = load_if_whole(folder / f"{name}.safetensors")
-        if stored is None:
-            raise FileNotFoundError(f"{name}: not trained")
-        network.load_state_dict(stored[0])
-        predict: Predict = lambda target, atlas, structure: network(atlas, target)  # noqa: E731
-        return Method(f"network as shipped, trained {minutes:g} min", align=_aligner(predict), repeats=3)
+def make(world: World, entry: Entry, folder: Path, given: Path | None, minutes: float) -> Method:
+    """The method of a registry's entry, its network out of ``folder``, or a model of ours as ``given``."""
+    if entry.network in ("monai", "voxelmorph"):
+        return shipped_pair(world, entry.network, folder, f"network as shipped, trained {minutes:g} min")
+    words = "as given" if given else f"trained {minutes:g} min"
+    model = given or folder / entry.network
+    if entry.kind == "case":
+        return oasis_case(world, model, f"{words}; selection, LOA and resampling included")
+    known = "; the target's estimate given" if entry.network == "joint" else ""
+    return stm_pair(world, model, entry.batch, words + known)
 
-    return make
+
+def shipped_pair(world: World, name: str, folder: Path, words: str) -> Method:
+    """A VoxelMorph network that :func:`train` has left in ``folder``."""
+    network = Shipped(name, world.dims).eval()
+    stored = load_if_whole(folder / f"{name}.safetensors")
+    if stored is None:
+        raise FileNotFoundError(f"{name}: not trained")
+    network.load_state_dict(stored[0])
+    return Method(words, align=_aligner(lambda target, atlas, structure: network(atlas, target)), repeats=3)
 
 
-def stm_pair(model: Path, batch: int, words: str) -> Maker:
+def stm_pair(world: World, model: Path, batch: int, words: str) -> Method:
     """The STM of a model folder. A joint one is shown its estimate of the target, which is made once per target before."""
+    from oasis_monai.model import load_model
 
-    def make(world: World) -> Method:
-        from oasis_monai.model import load_model
+    _, segmenter = load_model(model, "cpu", batch)
+    aligner, estimator = segmenter.aligner, segmenter.estimator
+    assert aligner is not None
+    joint, known = aligner.joint, {}
+    if joint:
+        assert estimator is not None
+        for image in torch.from_numpy(world.fixed)[:, None]:
+            known[image.numpy().tobytes()] = estimator.volume(image)[1:]
 
-        _, segmenter = load_model(model, "cpu", batch)
-        aligner, estimator = segmenter.aligner, segmenter.estimator
-        assert aligner is not None
-        known: dict[bytes, torch.Tensor] = {}
+    def predict(target: torch.Tensor, atlas: torch.Tensor, structure: torch.Tensor) -> torch.Tensor:
+        estimates = torch.stack([known[image.numpy().tobytes()] for image in target]) if joint else None
+        fields = aligner.fields(with_structures(atlas, structure if joint else None), with_structures(target, estimates))
+        return warping.resize_ddf(fields.float(), target.shape[2:])
 
-        def estimates(target: torch.Tensor) -> torch.Tensor:
-            assert estimator is not None
-            keys = [t.numpy()[..., t.shape[-1] // 2].tobytes() for t in target]
-            for key, image in zip(keys, target, strict=True):
-                if key not in known:
-                    known[key] = estimator.volume(image)[1:]
-            return torch.stack([known[key] for key in keys])
-
-        def predict(target: torch.Tensor, atlas: torch.Tensor, structure: torch.Tensor) -> torch.Tensor:
-            joint = aligner.joint
-            onto = with_structures(target, estimates(target) if joint else None)
-            fields = aligner.fields(with_structures(atlas, structure if joint else None), onto)
-            return warping.resize_ddf(fields.float(), target.shape[2:])
-
-        return Method(words, align=_aligner(predict), batch=batch, repeats=10)
-
-    return make
+    return Method(words, align=_aligner(predict), batch=batch, repeats=10)
 
 
-def oasis_case(model: Path, words: str) -> Maker:
+def oasis_case(world: World, model: Path, words: str) -> Method:
     """The whole of ``segment`` between reading and writing: preprocessing, features, selection, estimate, alignment, LOA, fusion,
     and the result back on the scan's own grid."""
+    from oasis_monai.cases import find_cases
+    from oasis_monai.features import embedder
+    from oasis_monai.grids import decide
+    from oasis_monai.model import load_model, target_features
+    from oasis_monai.preprocess import restore
+    from oasis_monai.volumes import read_volume
 
-    def make(world: World) -> Method:
-        from oasis_monai.cases import find_cases
-        from oasis_monai.features import embedder
-        from oasis_monai.grids import decide
-        from oasis_monai.model import load_model, target_features
-        from oasis_monai.preprocess import restore
-        from oasis_monai.volumes import read_volume
+    n = world.atlases.shape[1]
+    settings, segmenter = load_model(model, "cpu", n)
+    embed = embedder(settings.features.name, settings.features.weights)
+    method = "OASIS" if segmenter.estimator is None else "OASIS-joint"
+    cases = {case.id: case.without_label() for case in find_cases(world.root, "promise12")}
+    volumes = [read_volume(cases[name], settings.data.label_values) for name in world.cases]
 
-        settings, segmenter = load_model(model, "cpu", world.atlases.shape[1])
-        embed = embedder(settings.features.name, settings.features.weights)
-        method, n = "OASIS" if segmenter.estimator is None else "OASIS-joint", world.atlases.shape[1]
-        cases = {case.id: case.without_label() for case in find_cases(world.root, "promise12")}
-        volumes = [read_volume(cases[name], settings.data.label_values) for name in world.cases]
+    def segment(number: int) -> np.ndarray:
+        target = settings.preprocessing.apply(volumes[number])
+        found, _ = segmenter(target, target_features(target, world.dims, embed), (method,), (n,))
+        probability = found[method, n].probability
+        restore(probability, target.geometry, target.native)
+        return (decide(enumerate(probability[1:], 1), torch.zeros(probability.shape[1:])) > 0).numpy().astype(np.uint8)
 
-        def segment(number: int) -> np.ndarray:
-            target = settings.preprocessing.apply(volumes[number])
-            found, _ = segmenter(target, target_features(target, world.dims, embed), (method,), (n,))
-            probability = found[method, n].probability
-            restore(probability, target.geometry, target.native)
-            return (decide(enumerate(probability[1:], 1), torch.zeros(probability.shape[1:])) > 0).numpy().astype(np.uint8)
-
-        return Method(words, segment=segment, repeats=3)
-
-    return make
+    return Method(words, segment=segment, repeats=3)

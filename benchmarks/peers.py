@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+
 from methods import Aligned, Maker, Method, majority, one_by_one
 from world import World
 
@@ -194,3 +195,14 @@ def platipy(world: World) -> Method:
         return np.asarray(sitk.GetArrayFromImage(result["prostate"]).T > 0, np.uint8)
 
     return Method("shipped, but linear shrink factors 4, 2, 1 (16 leaves two slices)", segment=segment)
+
+
+MAKERS: dict[str, Maker] = {
+    "ANTs SyN": ants_pair("SyN", "affine and SyN as shipped (mutual information, 40 + 20 + 0 iterations)"),
+    "ANTs SyNQuick": ants_pair("antsRegistrationSyNQuick[s]", "as shipped"),
+    "elastix": elastix,
+    "Demons": demons,
+    "ANTs SyN + voting": ants_voting("SyN", "as the pairs; half or more of the votes"),
+    "ANTs SyN + joint label fusion": ants_joint_label_fusion,
+    "platipy": platipy,
+}

@@ -14,14 +14,7 @@ import time
 from pathlib import Path
 
 HERE = Path(__file__).resolve().parent
-TRAINED = {3: ("plain", "joint", "monai", "voxelmorph"), 2: ("plain", "monai")}
-PAIRS = ("OASIS STM", "OASIS STM, batch of 6", "MONAI VoxelMorph", "voxelmorph", "ANTs SyN", "ANTs SyNQuick", "elastix", "Demons")
-CASES = ("OASIS", "OASIS-joint", "ANTs SyN + voting", "ANTs SyN + joint label fusion", "platipy")
-METHODS = {
-    3: (*PAIRS[:2], "OASIS joint STM, batch of 6", *PAIRS[2:], *CASES),
-    2: tuple(name for name in PAIRS if name != "voxelmorph"),
-}
-LIMIT = 900  # seconds one method may take
+LIMIT = 1800  # seconds one method may take
 
 
 def arguments() -> argparse.Namespace:
@@ -29,7 +22,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--data", help="PROMISE12's folder; without it the synthetic phantom is used")
     parser.add_argument("--model", type=Path, help="a 3D model folder of `oasis-monai train`, to measure instead of training one")
     parser.add_argument("--minutes", type=float, default=1.0, help="training of each network")
-    parser.add_argument("--pairs", type=int, default=8)
+    parser.add_argument("--pairs", type=int, default=6)
     parser.add_argument("--cases", type=int, default=2)
     parser.add_argument("-n", type=int, default=6, help="atlases of a case")
     parser.add_argument("--dims", type=int, nargs="+", default=[3, 2], choices=[2, 3])
@@ -53,8 +46,22 @@ def run(words: list[str], threads: int) -> str | None:
     return None if done.returncode == 0 else (done.stderr.strip().splitlines() or [f"exit {done.returncode}"])[-1]
 
 
+def folded_percent(path: Path) -> float | None:
+    """Share of voxels that the fields (P, *S, D) of a file turn inside out; None without fields."""
+    if not path.exists():
+        return None
+    import numpy as np
+    import torch
+
+    from oasis_monai.warp import jacobian_determinant
+
+    fields = torch.from_numpy(np.load(path, allow_pickle=False)).movedim(-1, 1)
+    return 100 * float((jacobian_determinant(fields) <= 0).float().mean())
+
+
 def main() -> int:
     options = arguments()
+    from registry import chosen
     from report import write
     from world import make_world
 
@@ -69,23 +76,21 @@ def main() -> int:
         model = options.model if dims == 3 else None
         folder = options.work / f"{Path(root).resolve().name}-{dims}d-{options.minutes:g}min{'-given' if model else ''}"
         make_world(root, dims, model, options.pairs, options.cases, options.n, folder)
-        methods = [m for m in METHODS[dims] if not options.methods or m in options.methods]
-        if model:
-            methods = [m for m in methods if m not in ("OASIS", "OASIS-joint", "OASIS joint STM, batch of 6")]
-            joint = json.loads((model / "model.json").read_text(encoding="utf-8"))["settings"]["registration"]["joint"]
-            methods.append("OASIS-joint" if joint else "OASIS")
+        entries = chosen(dims, model, options.methods)
         common = [str(folder), str(model or ""), str(options.minutes)]
-        for name in TRAINED[dims]:
-            if not (model and name in ("plain", "joint")):
+        for network in dict.fromkeys(entry.network for entry in entries.values() if entry.network):
+            if not (model and network in ("plain", "joint")):
                 start = time.monotonic()
-                trouble = run([*common, f"train:{name}", ""], options.threads)
-                print(f"{dims}D train {name}: {trouble or f'{time.monotonic() - start:.0f} s'}", flush=True)
-        for number, name in enumerate(methods):
+                trouble = run([*common, f"train:{network}", ""], options.threads)
+                print(f"{dims}D train {network}: {trouble or f'{time.monotonic() - start:.0f} s'}", flush=True)
+        for number, name in enumerate(entries):
             output = folder / f"{number}.json"
-            output.unlink(missing_ok=True)
+            for old in (output, output.with_suffix(".npy")):
+                old.unlink(missing_ok=True)
             trouble = run([*common, name, str(output)], options.threads)
             if trouble is None:
                 rows.append(json.loads(output.read_text(encoding="utf-8")))
+                rows[-1]["folded_percent"] = folded_percent(output.with_suffix(".npy"))
                 print(f"{dims}D {name}: {rows[-1]['seconds']:.4f} s, DSC {rows[-1]['dsc']:.1f}", flush=True)
             else:
                 failed.append((f"{dims}D {name}", trouble))

@@ -57,13 +57,14 @@ class World:
     def save(self, folder: Path) -> None:
         folder.mkdir(parents=True, exist_ok=True)
         plain = {k: v for k, v in vars(self).items() if not isinstance(v, np.ndarray)}
-        np.savez(folder / "world.npz", **{k: v for k, v in vars(self).items() if isinstance(v, np.ndarray)})
+        arrays: dict[str, Any] = {k: v for k, v in vars(self).items() if isinstance(v, np.ndarray)}
+        np.savez(folder / "world.npz", **arrays)
         (folder / "world.json").write_text(json.dumps(plain, indent=2) + "\n", encoding="utf-8")
 
     @classmethod
     def load(cls, folder: Path) -> World:
         plain = json.loads((folder / "world.json").read_text(encoding="utf-8"))
-        listed = {k: tuple(v) if isinstance(v, list) else v for k, v in plain.items()}
+        listed: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in plain.items()}
         with np.load(folder / "world.npz", allow_pickle=False) as arrays:
             return cls(**listed, **dict(arrays))
 
@@ -123,9 +124,10 @@ def make_world(root: str, dims: int, model: Path | None, pairs: int, cases: int,
     pool = ((~from_test) & (sizes > 0)).nonzero()[:, 0]
     near = pool[nearest(library.features[shown], library.features[pool], n)[0]]
     which = [(i % len(shown), i // len(shown)) for i in range(pairs)]
-    onto = shown[[t for t, _ in which]]
-    from_ = near[[t for t, _ in which], [k % n for _, k in which]]
+    onto = shown[[t for t, _ in which]].numpy()
+    from_ = near[[t for t, _ in which], [k % n for _, k in which]].numpy()
     kept = list(range(min(cases, len(shown)))) if dims == 3 else []
+    whole, beside = shown[kept].numpy(), near[kept].numpy()  # numpy takes a tensor with one element for a number
     images, labels = library.images[:, 0].numpy(), (library.labels[:, 0] > 0).numpy().astype(np.uint8)
     world = World(
         prepared.targets[next(iter(largest))].geometry.spacing_mm[:dims],
@@ -133,10 +135,10 @@ def make_world(root: str, dims: int, model: Path | None, pairs: int, cases: int,
         images[from_],
         labels[onto],
         labels[from_],
-        images[shown[kept]],
-        labels[shown[kept]],
-        images[near[kept]],
-        labels[near[kept]],
+        images[whole],
+        labels[whole],
+        images[beside],
+        labels[beside],
         tuple(list(largest)[i] for i in kept),
         train,
         root,
