@@ -34,7 +34,11 @@ class _Ants:
 
     def register(self, fixed: np.ndarray, moving: np.ndarray) -> tuple[Any, dict[str, Any]]:
         onto = self.image(fixed)
-        return onto, self.ants.registration(onto, self.image(moving), type_of_transform=self.kind)
+        try:
+            return onto, self.ants.registration(onto, self.image(moving), type_of_transform=self.kind)
+        except RuntimeError:  # seen: its affine part draws a fifth of the voxels at random, and may fail; all of them then
+            again = {"type_of_transform": self.kind, "aff_random_sampling_rate": 1.0}
+            return onto, self.ants.registration(onto, self.image(moving), **again)
 
     def move(self, onto: Any, image: np.ndarray, made: dict[str, Any]) -> np.ndarray:
         moved = self.ants.apply_transforms(onto, self.image(image), made["fwdtransforms"], interpolator="linear")
@@ -99,6 +103,10 @@ def ants_joint_label_fusion(world: World) -> Method:
 
 def elastix(world: World) -> Method:
     import itk
+    from itk.support import helpers
+
+    # itk imports torch where it is installed, and elastix with two threads crashed beside torch's own OpenMP library
+    helpers._HAVE_TORCH = False
 
     parameters = itk.ParameterObject.New()
     for kind in ("affine", "bspline"):
