@@ -1,10 +1,11 @@
-# make demo: cross-validate on the synthetic phantom and end with a report; make test: the tests. Both set up all they need.
+# make demo: cross-validate on the synthetic phantom and end with a report; make test: the tests; make bench: speed against the
+# programs registration is done with today (DATA=PATH of PROMISE12, else the phantom). Each sets up all it needs.
 PYTHON ?= python3.11
 VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
-.PHONY: demo test lint types clean
+.PHONY: demo test bench lint types clean
 
 $(READY): setup.cfg pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
@@ -24,12 +25,24 @@ test: $(READY)
 	$(BIN)/python -m pytest $(PIPELINE)
 	$(BIN)/python -m pytest $(PIPELINE:%=--ignore=%)
 
+# an environment of its own: antspyx wants an older numpy, and no user of ours should need its peers
+BENCH := .venv-bench
+
+$(BENCH)/.ready: setup.cfg pyproject.toml benchmarks/constraints.txt benchmarks/requirements.txt
+	$(PYTHON) -m venv $(BENCH)
+	$(BENCH)/bin/python -m pip install --quiet --disable-pip-version-check -c benchmarks/constraints.txt -e . -r benchmarks/requirements.txt
+	touch $@
+
+bench: $(BENCH)/.ready
+	$(BENCH)/bin/python benchmarks/speed.py $(if $(DATA),--data $(DATA)) $(if $(MODEL),--model $(MODEL)) $(BENCH_OPTIONS)
+
 lint: $(READY)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 
 types: $(READY)
 	$(BIN)/mypy
+	cd benchmarks && ../$(BIN)/mypy --config-file ../pyproject.toml *.py
 
 clean:
-	rm -rf $(VENV) build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache
+	rm -rf $(VENV) $(BENCH) build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache

@@ -129,7 +129,7 @@ def volume_features(image: torch.Tensor, embed: Embedder, slices: int = MAX_SLIC
     return F.normalize(vectors, dim=1).mean(0)
 
 
-def embedder(name: str, weights: str | Path | None = None, device: str = "cpu", batch: int = 32) -> Embedder:
+def embedder(name: str, weights: str | Path | None = None, device: str = "cpu", batch: int = 8) -> Embedder:
     """The embedder called ``name``.
 
     Args:
@@ -141,7 +141,7 @@ def embedder(name: str, weights: str | Path | None = None, device: str = "cpu", 
             for efficientnet-lite0; for densenet121 torchvision's, from torch's hub folder or downloaded there, its
             sha256 checked.
         device: where the network runs; vectors come back on the CPU.
-        batch: slices per forward pass.
+        batch: slices per forward pass; more than a few at once fall out of a CPU's cache.
 
     Raises:
         ConfigError: unknown name, batch below 1, or weights for an embedder that has none.
@@ -182,13 +182,15 @@ class Photograph:
     """Grey 0..1 slices through an ImageNet network."""
 
     def __init__(self, network: torch.nn.Module) -> None:
-        self.network = network.requires_grad_(False)
+        # depthwise convolutions on a CPU: three times as fast with the channels last
+        self.network = network.requires_grad_(False).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
 
     def __call__(self, slices: torch.Tensor) -> torch.Tensor:
         size = (INPUT, INPUT)
         photo = F.interpolate(slices, size=size, mode="bilinear", align_corners=False, antialias=True)
         mean, std = (torch.tensor(v, device=photo.device).view(1, 3, 1, 1) for v in (MEAN, STD))
-        result: torch.Tensor = self.network((photo.expand(-1, 3, -1, -1) - mean) / std)
+        colours = ((photo.expand(-1, 3, -1, -1) - mean) / std).contiguous(memory_format=torch.channels_last)
+        result: torch.Tensor = self.network(colours)
         return result
 
 

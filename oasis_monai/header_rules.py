@@ -22,6 +22,25 @@ TOLERANCE = 1e-4
 """Largest deviation of a direction matrix from orthonormal, and of two grids (mm, direction cosine) that count as the same."""
 
 
+@dataclass(frozen=True)
+class Stored:
+    """How a MetaImage's voxels lie in their file.
+
+    Args:
+        file: the data file, or the header's own.
+        start: offset of the first byte.
+        dtype: numpy name of the stored element type.
+        compressed: a zlib or gzip stream instead of the voxels themselves.
+        big_endian: byte order of the voxels.
+    """
+
+    file: Path
+    start: int
+    dtype: str
+    compressed: bool
+    big_endian: bool
+
+
 @dataclass(frozen=True, eq=False)
 class Header:
     """What a file's header says, checked.
@@ -32,6 +51,7 @@ class Header:
         dtype: numpy name of the stored element type, e.g. ``"int16"``.
         channels: values per voxel; always 1, more is a fault.
         files: the header's own file first, then the data file if it is another one.
+        stored: where the voxels of a MetaImage are; None for another format.
     """
 
     shape: tuple[int, int, int]
@@ -39,6 +59,7 @@ class Header:
     dtype: str
     channels: int
     files: tuple[Path, ...]
+    stored: Stored | None = None
 
     @property
     def geometry(self) -> Geometry:

@@ -1,4 +1,4 @@
-"""MetaImage headers (.mhd, .mha), checked before ITK sees them.
+"""MetaImage headers (.mhd, .mha), checked before the voxels are read.
 
 Seen in ITK 5.4.7, all in silence unless said otherwise: missing spacing becomes 1 mm; ``ElementDataFile`` with ``/`` or ``..``
 reads any file; ``LIST``, a wrong ``CompressedDataSize`` or a damaged zlib stream give uninitialised memory; a raw file longer
@@ -17,7 +17,16 @@ from pathlib import Path
 
 import numpy as np
 
-from oasis_monai.header_rules import Faults, Header, affine_from, check_direction, check_shape, check_spacing, flip_lps_ras
+from oasis_monai.header_rules import (
+    Faults,
+    Header,
+    Stored,
+    affine_from,
+    check_direction,
+    check_shape,
+    check_spacing,
+    flip_lps_ras,
+)
 
 MAX_HEADER_BYTES = 64 * 1024
 MAX_LINE, MAX_KEY = 2000, 200  # MetaIO reads names into fixed buffers
@@ -74,7 +83,13 @@ def read_metaimage(path: Path, faults: Faults) -> Header | None:
         _check_length(path, data, data_at, fields, math.prod(shape) * np.dtype(dtype).itemsize, faults)
     if dtype is None or shape is None or affine is None or data is None:
         return None
-    return Header(shape, affine, dtype, 1, (path,) if data == path else (path, data))
+    big_endian = fields.get("BinaryDataByteOrderMSB", fields.get("ElementByteOrderMSB", "False")).lower() == "true"
+    stored = Stored(data, data_at if data == path else 0, dtype, _compressed(fields), big_endian)
+    return Header(shape, affine, dtype, 1, (path,) if data == path else (path, data), stored)
+
+
+def _compressed(fields: Mapping[str, str]) -> bool:
+    return fields.get("CompressedData", "False").lower() == "true"
 
 
 def _fields(path: Path, faults: Faults) -> tuple[dict[str, str], int]:
@@ -224,7 +239,7 @@ def _check_length(path: Path, data: Path, data_at: int, fields: Mapping[str, str
     start = data_at if data == path else 0
     size = max(os.stat(data).st_size - start, 0)
     expected = f"{need} bytes of voxels (DimSize x ElementType)"
-    if fields.get("CompressedData", "False").lower() != "true":
+    if not _compressed(fields):
         if size != need:
             kind = "shorter" if size < need else "longer"
             faults.add(

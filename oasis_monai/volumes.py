@@ -1,16 +1,17 @@
 """The only place where a file becomes a tensor, and a tensor a file.
 
-Reading goes through MONAI's ``LoadImage`` with one named reader (ITK for MetaImage, nibabel for NIfTI), a DICOM series through
-ITK, after our own check of the header; what the reader reports is compared with that header.
+After our own check of the header, a MetaImage is read by numpy (:mod:`oasis_monai.metaimage_data`), NIfTI by MONAI's
+``LoadImage`` with nibabel as its one reader, a DICOM series by ITK; what those readers report is compared with the header.
 """
 
 from __future__ import annotations
 
 import dataclasses
+import zlib
 from collections.abc import Iterable, Sequence
 from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import numpy as np
 import torch
@@ -18,7 +19,8 @@ import torch
 from oasis_monai.dicom import read_pixels
 from oasis_monai.errors import ConfigError, DataError, Fault
 from oasis_monai.header_rules import Header, geometry_difference, split_affine
-from oasis_monai.headers import METAIMAGE, ending, read_header
+from oasis_monai.headers import ending, read_header
+from oasis_monai.metaimage_data import read_voxels
 from oasis_monai.types import Case, Geometry, Volume
 from oasis_monai.writers import write_array
 
@@ -173,7 +175,7 @@ def to_canonical(array: np.ndarray, affine: np.ndarray) -> tuple[np.ndarray, tup
     return turned, (x, y, z)
 
 
-def _fail(path: Path, field: str, expected: str, found: str, remedy: str) -> None:
+def _fail(path: Path, field: str, expected: str, found: str, remedy: str) -> NoReturn:
     raise DataError(Fault(path.name, field, expected, found, remedy))
 
 
@@ -187,10 +189,17 @@ def _loader(dtype: type) -> Any:
 def _load(path: Path, dtype: type) -> tuple[np.ndarray, Header]:
     """(x, y, z) array of ``dtype`` and the header, which the reader's own idea of the grid must confirm."""
     header = read_header(path)
+    if header.stored is not None:
+        try:
+            with np.errstate(over="ignore"):  # beyond float32 becomes infinite, which read_image refuses
+                return read_voxels(header.stored, header.shape, dtype), header
+        except (OSError, ValueError, zlib.error) as error:
+            found = f"{type(error).__name__}: {error}"
+            _fail(path, "file", "the voxels that its check found", found, "copy the scan again and leave it alone meanwhile")
     series = not ending(path)
-    name = "ITK's GDCM" if series else "MONAI's ITKReader" if ending(path) in METAIMAGE else "MONAI's NibabelReader"
+    name = "ITK's GDCM" if series else "MONAI's NibabelReader"
     try:
-        with np.errstate(over="ignore"):  # beyond float32 becomes infinite, which read_image refuses
+        with np.errstate(over="ignore"):
             array, affine = read_pixels(header.files, dtype) if series else _by_monai(path, dtype)
     except Exception as error:  # whatever ITK or nibabel dislikes is the file's fault: its header passed our check
         text = " ".join(str(error).split())[:200]
@@ -213,20 +222,14 @@ def _load(path: Path, dtype: type) -> tuple[np.ndarray, Header]:
 
 
 def _by_monai(path: Path, dtype: type) -> tuple[np.ndarray, np.ndarray]:
-    """(x, y, z) array and RAS+ affine of a MetaImage or NIfTI file.
+    """(x, y, z) array and RAS+ affine of a NIfTI file.
 
     A reader given with the call is the only one tried; one given to LoadImage() is a mere preference, and the last message of the
     readers after it would be about DICOM.
     """
-    from monai.data.image_reader import ITKReader, NibabelReader
+    from monai.data.image_reader import NibabelReader
 
-    reader: Any = NibabelReader()
-    if ending(path) in METAIMAGE:
-        import itk
-
-        # named pixel type: ITK's Python package has no image of int8 (PROMISE12's masks) or int64
-        reader = ITKReader(pixel_type=itk.F if dtype is np.float32 else itk.D)
-    loaded = _loader(dtype)(str(path), reader=reader)
+    loaded = _loader(dtype)(str(path), reader=NibabelReader())
     return np.ascontiguousarray(loaded.as_tensor().numpy()), np.asarray(loaded.affine, float)
 
 

@@ -3,7 +3,6 @@ header beside voxels that are not its own."""
 
 from __future__ import annotations
 
-import errno
 import os
 import tempfile
 from pathlib import Path
@@ -12,8 +11,8 @@ import numpy as np
 
 from oasis_monai.errors import ConfigError
 from oasis_monai.files import atomic_path, blaming
-from oasis_monai.header_rules import flip_lps_ras, split_affine
 from oasis_monai.headers import ENDINGS, ending
+from oasis_monai.metaimage_data import write_metaimage
 from oasis_monai.types import Geometry
 
 
@@ -37,7 +36,7 @@ def write_array(path: Path, array: np.ndarray, geometry: Geometry) -> None:
         return
     with atomic_path(path) as temporary:
         if kind == ".mha":
-            _itk_write(temporary, array, geometry)
+            write_metaimage(temporary, array, geometry)
         else:
             _nibabel_write(temporary, array, geometry)
 
@@ -47,7 +46,7 @@ def _write_pair(path: Path, array: np.ndarray, geometry: Geometry) -> None:
     voxels take their place, the new header follows: whenever a header is there, the voxels it names are its own, whole."""
     path.parent.mkdir(parents=True, exist_ok=True)
     with blaming(path), tempfile.TemporaryDirectory(prefix=f".{path.name}.", dir=path.parent) as folder:
-        _itk_write(Path(folder) / path.name, array, geometry)  # under its final name, which the header repeats
+        write_metaimage(Path(folder) / path.name, array, geometry)  # under its final name, which the header repeats
         data = next(f for f in Path(folder).iterdir() if f.name != path.name)
         for file in (data, Path(folder) / path.name):
             with open(file, "rb") as done:
@@ -55,23 +54,6 @@ def _write_pair(path: Path, array: np.ndarray, geometry: Geometry) -> None:
         path.unlink(missing_ok=True)
         os.replace(data, path.parent / data.name)
         os.replace(Path(folder) / path.name, path)
-
-
-def _itk_write(path: Path, array: np.ndarray, geometry: Geometry) -> None:
-    import itk
-
-    direction, spacing, origin = split_affine(flip_lps_ras(geometry.affine))
-    stored = np.ascontiguousarray(np.moveaxis(array, (0, 1, 2), (2, 1, 0)))  # ITK's arrays are (z, y, x[, C])
-    image = itk.image_view_from_array(stored, is_vector=array.ndim == 4)
-    image.SetDirection(itk.matrix_from_array(np.ascontiguousarray(direction)))
-    image.SetSpacing([float(s) for s in spacing])
-    image.SetOrigin([float(o) for o in origin])
-    try:
-        itk.imwrite(image, str(path), compression=True)
-    except RuntimeError as error:  # ITK tells the system's reason in words only
-        reason = str(error).rpartition("Reason: ")[2].strip()
-        number = next((n for n in errno.errorcode if os.strerror(n) == reason), errno.EIO)
-        raise OSError(number, os.strerror(number), str(path)) from error
 
 
 def _nibabel_write(path: Path, array: np.ndarray, geometry: Geometry) -> None:

@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import math
 import os
 import re
+import subprocess
+import sys
+import zlib
 from pathlib import Path
 
 import nibabel
@@ -11,9 +15,10 @@ import numpy as np
 import pytest
 import torch
 
-from oasis_monai import writers
+from oasis_monai import volumes, writers
 from oasis_monai.errors import ConfigError, DataError
 from oasis_monai.headers import data_files, read_header
+from oasis_monai.metaimage import ELEMENT_TYPES
 from oasis_monai.types import Case, Geometry
 from oasis_monai.volumes import (
     canonical_axes,
@@ -191,7 +196,7 @@ def test_a_failed_write_keeps_the_old_file(
         Path(path).write_bytes(b"half")
         raise OSError("disk full")
 
-    monkeypatch.setattr(writers, "_itk_write", full)
+    monkeypatch.setattr(writers, "write_metaimage", full)
     monkeypatch.setattr(writers, "_nibabel_write", full)
     before = sorted(tmp_path.iterdir())
     with pytest.raises(OSError, match="disk full"):
@@ -299,6 +304,64 @@ def test_a_reader_that_disagrees_is_not_believed(tmp_path: Path, monkeypatch: py
     monkeypatch.setattr(NibabelReader, "_get_affine", lambda self, image: AFFINES["lps"])
     with pytest.raises(DataError, match=r"geometry: expected what the header says .* direction off by"):
         read_image(path)
+
+
+@pytest.mark.parametrize("local", [False, True])
+@pytest.mark.parametrize("compressed", [False, True])
+@pytest.mark.parametrize("order", "<>")
+@pytest.mark.parametrize("kind", ELEMENT_TYPES)
+def test_metaimages_are_read_as_itk_reads_them(tmp_path: Path, kind: str, order: str, compressed: bool, local: bool) -> None:
+    dtype = np.dtype(ELEMENT_TYPES[kind]).newbyteorder(order)
+    if dtype.kind == "f":
+        stored = np.linspace(-1e3, 1e3, math.prod(SHAPE)).reshape(SHAPE).astype(dtype)
+    else:
+        limits = np.iinfo(ELEMENT_TYPES[kind])
+        stored = np.random.default_rng(1).integers(limits.min, limits.max, SHAPE, ELEMENT_TYPES[kind]).astype(dtype)
+    data = stored.tobytes(order="F")
+    data = zlib.compress(data) if compressed else data
+    path = tmp_path / ("x.mha" if local else "x.mhd")
+    size = f"CompressedData = True\nCompressedDataSize = {len(data)}\n" if compressed else ""
+    text = (
+        f"ObjectType = Image\nNDims = 3\nBinaryData = True\nBinaryDataByteOrderMSB = {order == '>'}\n{size}"
+        f"TransformMatrix = 0 1 0 -1 0 0 0 0 1\nOffset = 1 -2 3.5\nElementSpacing = 0.5 0.75 3\n"
+        f"DimSize = {' '.join(map(str, SHAPE))}\nElementType = {kind}\nElementDataFile = {'LOCAL' if local else 'x.raw'}\n"
+    )
+    path.write_bytes(text.encode() + (data if local else b""))
+    if not local:
+        (tmp_path / "x.raw").write_bytes(data)
+    image, geometry = read_image(path)
+    values, affine = by_itk(path)
+    np.testing.assert_array_equal(image[0].numpy(), stored.astype(np.float32))
+    if "64" not in ELEMENT_TYPES[kind] or dtype.kind == "f":  # ITK's long long goes through another rounding
+        np.testing.assert_array_equal(image[0].numpy(), values.reshape(SHAPE))
+    np.testing.assert_allclose(geometry.affine, affine, atol=1e-12)
+
+
+def test_a_metaimage_changed_between_check_and_reading(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "x.mha"
+    write_label(path, np.ones(SHAPE, np.uint8), Geometry(SHAPE, AFFINES["lps"]), (0, 1))
+    header = read_header(path)
+    monkeypatch.setattr(volumes, "read_header", lambda _: header)
+    for cut in (40, 3):  # a zlib stream that ends early, and one that is no more
+        path.write_bytes(path.read_bytes()[:-cut])
+        with pytest.raises(
+            DataError, match=r"^x\.mha: file: expected the voxels that its check found, found (ValueError|error): "
+        ):
+            read_image(path)
+
+
+def test_segmenting_a_metaimage_needs_no_itk(tmp_path: Path) -> None:
+    """To import ITK takes longer than all else that `segment` does."""
+    code = (
+        "import sys, pathlib, numpy as np\n"
+        "from oasis_monai.volumes import read_image, write_label\n"
+        "from oasis_monai.types import Geometry\n"
+        "path = pathlib.Path(sys.argv[1])\n"
+        "write_label(path, np.ones((3, 4, 5)), Geometry((3, 4, 5), np.eye(4)), (0, 7))\n"
+        "print(float(read_image(path)[0].sum()), [m for m in ('itk', 'monai', 'nibabel') if m in sys.modules])\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code, str(tmp_path / "x.mhd")], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "420.0 []"
 
 
 ARGUMENTS = [

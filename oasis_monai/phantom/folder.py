@@ -10,8 +10,9 @@ import numpy as np
 
 from oasis_monai.errors import ConfigError, DataError, Fault
 from oasis_monai.files import atomic_path, file_digest, write_json, write_text
+from oasis_monai.metaimage_data import header_text
 from oasis_monai.phantom.make import Phantom, check_arguments, make_phantom
-from oasis_monai.phantom.scanner import LPS_TO_RAS
+from oasis_monai.types import Geometry
 
 MANIFEST = "phantom.json"
 VERSION = 1  # raise when the same parameters give other voxels: folders of an older version are then made anew
@@ -70,34 +71,9 @@ def write_pair(folder: str | Path, case: str, scan: Phantom) -> None:
     for ending, array in (("_segmentation.raw", scan.label.astype(np.uint8)), (".raw", scan.image.astype("<i2"))):
         with atomic_path(folder / f"{case}{ending}") as temporary:
             temporary.write_bytes(array.tobytes(order="F"))  # the file's fastest axis is x
+    grid = Geometry(scan.image.shape, scan.affine)
     for stem, kind in ((f"{case}_segmentation", "MET_UCHAR"), (case, "MET_SHORT")):
-        write_text(folder / f"{stem}.mhd", meta_header(scan, kind, f"{stem}.raw"))
-
-
-def meta_header(scan: Phantom, element_type: str, data_file: str) -> str:
-    """MetaImage header text. MetaIO writes physical space as left-posterior-head, the matrix one array axis per triple."""
-    spacing = np.array(scan.spacing_mm)
-    direction = LPS_TO_RAS @ scan.affine[:3, :3] / spacing
-    fields = {
-        "ObjectType": "Image",
-        "NDims": "3",
-        "BinaryData": "True",
-        "BinaryDataByteOrderMSB": "False",
-        "CompressedData": "False",
-        "TransformMatrix": _numbers(direction.T.ravel()),
-        "Offset": _numbers(LPS_TO_RAS @ scan.affine[:3, 3]),
-        "CenterOfRotation": "0 0 0",
-        "AnatomicalOrientation": "RAI",
-        "ElementSpacing": _numbers(spacing),
-        "DimSize": " ".join(str(n) for n in scan.image.shape),
-        "ElementType": element_type,
-        "ElementDataFile": data_file,  # must be the last line
-    }
-    return "".join(f"{key} = {value}\n" for key, value in fields.items())
-
-
-def _numbers(values: np.ndarray) -> str:
-    return " ".join(f"{v + 0.0:.12g}" for v in np.round(values, 12))  # + 0.0 turns -0 into 0
+        write_text(folder / f"{stem}.mhd", header_text(grid, kind, f"{stem}.raw"))
 
 
 def _digest(folder: Path, case: str) -> str | None:

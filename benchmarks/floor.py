@@ -1,0 +1,138 @@
+"""How far the STM is from what the machine can do: operations, bytes, and the measured share of the machine's peak.
+
+``python benchmarks/floor.py [--threads 2] [--output FOLDER]``. The peak is measured in the same run, by a large matrix
+product and a large copy. Bytes are those of every operator's tensors, read and written: what would go
+through memory without any cache.
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+from torch.utils.flop_counter import FlopCounterMode
+
+from measure import seconds
+from world import GRIDS
+
+BATCH, STEP_BATCH = 6, 2
+
+
+class ByteCounter(TorchDispatchMode):
+    """Adds up the bytes of the tensors that go into and come out of every operator that is not a mere view."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.total = 0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        result = func(*args, **(kwargs or {}))
+        if not func.is_view and func is not torch.ops.aten.detach.default:
+            tensors = [t for t in tree_leaves((args, kwargs, result)) if isinstance(t, torch.Tensor)]
+            self.total += sum(t.numel() * t.element_size() for t in tensors)
+        return result
+
+
+def peaks() -> tuple[float, float]:
+    """(operations, bytes) a second: a float32 matrix product of 2048 x 2048, and a copy of 256 MiB (read and written)."""
+    side = 2048
+    a, b = torch.rand(side, side), torch.rand(side, side)
+    source = torch.rand(2**26)
+    target = torch.empty_like(source)
+    product = seconds(lambda: a @ b, 5).low
+    copy = seconds(lambda: target.copy_(source), 5).low
+    return 2 * side**3 / product, 2 * source.numel() * 4 / copy
+
+
+def count(run: Callable[[], object]) -> tuple[int, int]:
+    """(operations, bytes) of ``run()``. Operations are those of convolutions and matrix products, a multiplication and an
+    addition being two; the others are few."""
+    with FlopCounterMode(display=False) as flops:
+        run()
+    with ByteCounter() as read:
+        run()
+    return flops.get_total_flops(), read.total
+
+
+def tasks(dims: int) -> dict[str, tuple[int, Callable[[], object]]]:
+    """Name -> (pairs, the run): aligning a batch of pairs, and a training step, on the benchmark's grid of ``dims`` axes. The
+    training step of MONAI's VoxelMorph as shipped, with the same loss, stands beside ours."""
+    from monai.networks.nets import VoxelMorph
+
+    from oasis_monai import warp
+    from oasis_monai.align import Aligner
+    from oasis_monai.losses import RegistrationLoss
+    from oasis_monai.networks import SpatialTransformModel, StmSettings
+
+    grid = GRIDS[dims]
+    size = tuple(grid["preprocessing"]["size"])
+    model = SpatialTransformModel(size, StmSettings(**grid["registration"]))
+    aligner = Aligner(model, batch=BATCH)
+    atlas, target = torch.rand(BATCH, 1, *size), torch.rand(BATCH, 1, *size)
+    label = (torch.rand(BATCH, 1, *size) > 0.5).float()
+    loss = RegistrationLoss()
+
+    @torch.inference_mode()
+    def align() -> None:
+        field = warp.resize_ddf(aligner.fields(atlas, target).float(), size)
+        warp.warp(label, field)
+
+    def step(network: torch.nn.Module) -> Callable[[], None]:
+        optimiser, few = torch.optim.Adam(network.parameters()), slice(0, STEP_BATCH)
+
+        def run() -> None:
+            found = network(atlas[few], target[few])
+            field = found[1] if isinstance(found, tuple) else found
+            moved, moved_label = warp.warp_pair(atlas[few], label[few], field)
+            optimiser.zero_grad(set_to_none=True)
+            loss(moved, target[few], moved_label, label[few], field).total.backward()
+            optimiser.step()
+
+        return run
+
+    runs: dict[str, tuple[int, Callable[[], object]]] = {
+        f"aligning, {dims}D": (BATCH, align),
+        f"training step, {dims}D": (STEP_BATCH, step(model)),
+    }
+    if dims == 3:  # its first level is as wide as ours
+        runs["training step, MONAI VoxelMorph, 3D"] = (STEP_BATCH, step(VoxelMorph()))
+    return runs
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--repeats", type=int, default=10)
+    parser.add_argument("--output", type=Path)
+    options = parser.parse_args()
+    torch.set_num_threads(options.threads)
+    torch.set_flush_denormal(True)
+    best_flops, best_bytes = peaks()
+    lines = [
+        f"Peak with {options.threads} threads, float32: {best_flops / 1e9:.0f} GFLOP/s, {best_bytes / 1e9:.1f} GB/s.",
+        "",
+        "| | GFLOP a pair | MB a pair | ms a pair | GFLOP/s (of peak) | GB/s (of peak) | least ms by FLOP, by bytes |",
+        "|---|---|---|---|---|---|---|",
+    ]
+    for dims in (3, 2):
+        for name, (pairs, run) in tasks(dims).items():
+            flops, moved = (total / pairs for total in count(run))
+            spent = seconds(run, options.repeats).median / pairs
+            rates = f"{flops / spent / 1e9:.0f} ({100 * flops / spent / best_flops:.0f} %) | "
+            rates += f"{moved / spent / 1e9:.1f} ({100 * moved / spent / best_bytes:.0f} %)"
+            least = f"{1e3 * flops / best_flops:.2f}, {1e3 * moved / best_bytes:.2f}"
+            lines.append(f"| {name} | {flops / 1e9:.3f} | {moved / 1e6:.0f} | {1e3 * spent:.2f} | {rates} | {least} |")
+    print("\n".join(lines))
+    if options.output:
+        from oasis_monai.files import write_text
+
+        write_text(options.output / "floor.md", "\n".join(lines) + "\n")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,115 @@
+"""How time and memory grow with the number of atlases, with the image, and with the number of scans.
+
+``python benchmarks/growth.py [--threads 2] [--output FOLDER]``. An STM that is not trained on random images: what they show
+does not change the time. Every point is a process of its own. The size of the library: benchmarks/library_size.py.
+"""
+
+from __future__ import annotations
+
+import argparse
+import csv
+import io
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+from measure import memory_mb, seconds
+
+NS = (1, 2, 4, 8, 16, 32)
+SIDES = (48, 64, 80, 96, 128)  # in plane; 32 slices
+SCANS = (1, 2, 4, 8)
+AXES = {"n": "atlases", "side": "voxels along x and y (32 slices)", "scans": "scans one after the other"}
+START = {"n": 6, "side": 80, "scans": 1}  # where the others stand while one grows
+
+
+def point(n: int, side: int, scans: int) -> dict[str, float]:
+    """Seconds and memory of selecting, aligning, weighing by LOA (its table is there) and fusing."""
+    import torch
+
+    from oasis_monai.align import Aligner, LoaTable
+    from oasis_monai.library import AtlasLibrary
+    from oasis_monai.networks import SpatialTransformModel, StmSettings
+    from oasis_monai.segment import Segmenter
+    from oasis_monai.types import Geometry, Preprocessed
+    from world import GRIDS
+
+    torch.set_flush_denormal(True)
+    size, count = (side, side, 32), max(NS)
+    images = torch.rand(count, 1, *size)
+    labels = (torch.rand(count, 1, *size) > 0.5).to(torch.uint8)
+    names = tuple(f"a{i}" for i in range(count))
+    library = AtlasLibrary(images, labels, torch.rand(count, 1000), names, torch.full((count,), -1), 2)
+    aligner = Aligner(SpatialTransformModel(size, StmSettings(**GRIDS[3]["registration"])), batch=8)
+    grid = Geometry(size, torch.eye(4, dtype=torch.float64).numpy())
+    target, features = Preprocessed("t", torch.rand(1, *size), None, grid, grid), torch.rand(1, 1000)
+    loa = LoaTable(library, aligner)
+    segmenter = Segmenter(library, aligner, loa)
+    loa.require([segmenter.choose(features, n).indices[0]])
+    before = memory_mb()[0]
+
+    def run() -> None:
+        for _ in range(scans):
+            segmenter(target, features, ("OASIS",), (n,))
+
+    spent = seconds(run, 3)
+    return {"seconds": spent.median, "seconds_min": spent.low, "seconds_max": spent.high, "working_mb": memory_mb()[1] - before}
+
+
+def exponent(values: list[tuple[float, float]]) -> float:
+    """p of y ~ x^p between the last two points: 1 is a straight line."""
+    import math
+
+    (x0, y0), (x1, y1) = values[-2:]
+    return math.log(max(y1, 1e-9) / max(y0, 1e-9)) / math.log(x1 / x0)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--output", type=Path, default=Path("docs/results/speed"))
+    parser.add_argument("--point", help=argparse.SUPPRESS)
+    options = parser.parse_args()
+    if options.point:
+        print(json.dumps(point(**json.loads(options.point))))
+        return
+    rows: list[dict[str, Any]] = []
+    environment = os.environ | {"OMP_NUM_THREADS": str(options.threads)}
+    for axis, values in (("n", NS), ("side", SIDES), ("scans", SCANS)):
+        for value in values:
+            asked = json.dumps(START | {axis: value})
+            words = [sys.executable, __file__, "--point", asked]
+            done = subprocess.run(words, env=environment, capture_output=True, text=True, check=True)
+            rows.append({"axis": axis, "value": value, **json.loads(done.stdout)})
+            print(f"{axis} = {value}: {rows[-1]['seconds']:.3f} s, {rows[-1]['working_mb']:.0f} MB", flush=True)
+    write(rows, options.output)
+
+
+def write(rows: list[dict[str, Any]], folder: Path) -> None:
+    """``growth.csv`` and ``growth.png``."""
+    from oasis_monai.figures import _figure, write_figure
+    from oasis_monai.files import write_text
+
+    text = io.StringIO()
+    writer = csv.DictWriter(text, list(rows[0]), lineterminator="\n")
+    writer.writeheader()
+    writer.writerows({k: round(v, 5) if isinstance(v, float) else v for k, v in row.items()} for row in rows)
+    write_text(folder / "growth.csv", text.getvalue())
+    figure = _figure(10.5, 5.2)
+    panels = figure.subplots(2, len(AXES))
+    for column, (axis, words) in enumerate(AXES.items()):
+        own = [row for row in rows if row["axis"] == axis]
+        for line, (key, unit) in enumerate((("seconds", "seconds"), ("working_mb", "MB above idle"))):
+            points = [(float(row["value"]), float(row[key])) for row in own]
+            panels[line, column].plot(*zip(*points, strict=True), marker="o")
+            panels[line, column].set_title(f"at the end like x^{exponent(points):.1f}", fontsize=9)
+            panels[line, column].set_ylim(bottom=0)
+            panels[line, column].set_xlabel(words)
+            panels[line, column].set_ylabel(unit)
+    write_figure(folder / "growth.png", figure)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,153 @@
+"""Where the time goes when one scan is segmented, from process start to file written, and in a training step.
+
+``python benchmarks/profile_segment.py --model DIR --input SCAN [--data ROOT]``; see docs/speed.md. With ``--data`` one training
+step of each network of the model is measured too, on four cases of that data set.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+from stages import Spent, Stages, text
+
+STEPS = 10
+PARTS = (("model", "forward", "forward"), ("loss", "__call__", "loss"), ("optimiser", "step", "optimiser"))  # of a trainer
+
+
+def segment(model: str, scan: str, output: str, born: float) -> Stages:
+    """``oasis-monai segment`` in this process, which was started at ``born`` (seconds of the clock)."""
+    stages = Stages()
+    stages.add("interpreter", Spent(time.time() - born, time.process_time()))
+    for stage, modules in (
+        ("import hydra", ("hydra", "omegaconf")),
+        ("import torch", ("torch",)),
+        ("import oasis_monai", ("oasis_monai.__main__", "oasis_monai.tasks", "oasis_monai.model", "oasis_monai.overlays")),
+        ("import monai", ("monai",)),
+    ):
+        stages.enter(stage)
+        for name in modules:
+            __import__(name)
+        stages.leave()
+    from oasis_monai import __main__, align, estimator, features, files, grids, library, overlays, preprocess, volumes
+    from oasis_monai import model as models
+    from oasis_monai import segment as segmenting
+
+    for owner, name, stage in (
+        (files, "file_digest", "checksums"),
+        (library.AtlasLibrary, "load", "load model"),
+        (volumes, "read_volume", "read scan"),
+        (volumes, "read_image", "read scan"),
+        (preprocess.Preprocessing, "apply", "preprocess"),
+        (features, "embedder", "load model"),
+        (features.Embedder, "__call__", "features"),
+        (segmenting.Segmenter, "choose", "select"),
+        (estimator.Estimator, "volume", "estimate"),
+        (estimator.Estimator, "__call__", "estimate"),
+        (align.Aligner, "fields", "align"),
+        (align.LoaTable, "require", "LOA"),
+        (segmenting.Segmenter, "_fuse", "warp, weigh, fuse"),
+        (grids, "restore_all", "restore"),
+        (volumes, "write_label", "write label"),
+        (overlays, "overlay", "picture"),
+    ):
+        stages.wrap(owner, name, stage)
+    stages.wrap(models, "load_model", "load model")
+    sys.argv = ["oasis-monai", "segment", f"model={model}", f"input={scan}", f"output={output}", "overwrite=true"]
+    sys.argv += [f"hydra.run.dir={output}/run"]
+    stages.enter("all else")
+    __main__.main()
+    stages.leave()
+    return stages
+
+
+def trainers(model: str, root: str) -> dict[str, Any]:
+    """The trainers of the networks that the model consists of, on four cases of the data set."""
+    import torch
+
+    from oasis_monai import estimation, supervised, training
+    from oasis_monai.cases import find_cases
+    from oasis_monai.model import load_model
+    from oasis_monai.prepare import prepare
+
+    settings = load_model(Path(model), "cpu")[0]
+    prepared = prepare(settings, find_cases(root, settings.data.layout)[:4], None, print)
+    library, joint = prepared.library, settings.registration.joint
+    if joint:  # what they hold does not change the time
+        library = library.with_estimates(torch.rand(len(library), library.classes - 1, *library.images.shape[2:]))
+    spacing_mm = next(iter(prepared.targets.values())).geometry.spacing_mm[: settings.spatial_dims]
+    found: dict[str, Any] = {}
+
+    def keep(trainer: Any, path: Path | None, progress: bool, name: str) -> Any:
+        found[name] = trainer
+        return trainer.model
+
+    for module in (training, estimation, supervised):
+        module.fit = keep  # type: ignore[attr-defined]
+    how = (settings.training, 0, None, "cpu")
+    augmentation = settings.augmentation
+    training.train_stm(library, spacing_mm, settings.registration, settings.loss, *how, augmentation=augmentation, name="STM")
+    if joint:
+        estimation.train_estimator(library, spacing_mm, settings.estimator, *how, augmentation, False, "slice network")
+        if settings.estimator.shares(settings.spatial_dims)[1]:
+            networks = (settings.estimator, settings.network)
+            estimation.train_volume_network(library, spacing_mm, *networks, *how, augmentation, False, "volume network")
+    return found
+
+
+def training_steps(model: str, root: str) -> dict[str, dict[str, Spent]]:
+    """Name of a network -> what :data:`STEPS` training steps spent, by parts."""
+    import torch
+
+    from oasis_monai.augment import Augmentation
+
+    stages, found = Stages(), {}
+    stages.wrap(Augmentation, "__call__", "augment")
+    stages.wrap(torch.Tensor, "backward", "backward")
+    made = trainers(model, root)
+    for owner, name, stage in {(type(getattr(t, k)), m, s) for t in made.values() for k, m, s in PARTS}:
+        stages.wrap(owner, name, stage)
+    for name, trainer in made.items():
+        trainer.step(0)
+        stages.spent.clear()
+        stages.enter("draw and all else")
+        for number in range(1, STEPS + 1):
+            trainer.step(number)
+        stages.leave()
+        found[name] = dict(stages.spent)
+    return found
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--model", required=True, help="folder of a trained model")
+    parser.add_argument("--input", required=True, help="a scan")
+    parser.add_argument("--data", help="a data set like the model's, for the training steps")
+    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--output", type=Path, help="folder for profile.md; else it is printed only")
+    parser.add_argument("--born", type=float, help=argparse.SUPPRESS)
+    options = parser.parse_args()
+    if options.born is None:  # start again, to see the whole of a process
+        environment = os.environ | {"OMP_NUM_THREADS": str(options.threads)}
+        sys.exit(subprocess.call([sys.executable, *sys.argv, f"--born={time.time()}"], env=environment))
+    with tempfile.TemporaryDirectory() as folder:
+        stages = segment(options.model, options.input, folder, options.born)
+    parts = ["## oasis-monai segment of one scan\n\n" + text(stages.spent)]
+    if options.data:
+        for name, spent in training_steps(options.model, options.data).items():
+            parts.append(f"## Training step, {name}\n\n" + text(spent, STEPS))
+    print("\n\n".join(parts))
+    if options.output:
+        from oasis_monai.files import write_text
+
+        write_text(options.output / "profile.md", "\n\n".join(parts) + "\n")
+
+
+if __name__ == "__main__":
+    main()

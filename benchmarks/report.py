@@ -1,0 +1,87 @@
+"""The benchmark's rows as CSV, Markdown table and plot."""
+
+from __future__ import annotations
+
+import csv
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+Row = Mapping[str, Any]
+REFERENCE = {"pair": "ANTs SyN", "case": "ANTs SyN + voting"}
+
+
+def write(rows: Sequence[Row], failed: Sequence[tuple[str, str]], folder: Path, n: int, threads: int) -> None:
+    """Write ``speed.csv``, ``speed.md`` and ``speed.png``; methods that failed are named in the table."""
+    if not rows:
+        return
+    from oasis_monai.files import write_text
+
+    folder.mkdir(parents=True, exist_ok=True)
+    with open(folder / "speed.csv", "w", newline="", encoding="utf-8") as stream:
+        writer = csv.DictWriter(stream, list(rows[0]), lineterminator="\n")
+        writer.writeheader()
+        writer.writerows({k: round(v, 5) if isinstance(v, float) else v for k, v in row.items()} for row in rows)
+    parts = [_machine(threads)]
+    for dims, kind in ((3, "pair"), (3, "case"), (2, "pair")):
+        if some := [row for row in rows if (row["dims"], row["kind"]) == (dims, kind)]:
+            title = {"pair": f"One pair, {dims}D", "case": f"One case, {dims}D, n = {n}"}[kind]
+            parts.append(f"## {title}\n\n" + table(some, REFERENCE[kind]))
+    if failed:
+        parts.append("## Failed\n\n" + "\n".join(f"- {name}: {why}" for name, why in failed))
+    write_text(folder / "speed.md", "\n\n".join(parts) + "\n")
+    plot(rows, folder / "speed.png")
+
+
+def _machine(threads: int) -> str:
+    """What the numbers were measured with."""
+    import os
+
+    from oasis_monai.record import versions
+
+    cpu = "unknown processor"
+    info = Path("/proc/cpuinfo")
+    if info.exists():
+        names = [line.split(":", 1)[1].strip() for line in info.read_text().splitlines() if line.startswith("model name")]
+        cpu = names[0] if names else cpu
+    found = versions()
+    used = ", ".join(f"{k} {found[k]}" for k in ("oasis-monai", "torch", "monai", "itk", "numpy"))
+    return f"{cpu}, {os.cpu_count()} cores, {threads} threads for every method; {used}."
+
+
+def table(rows: Sequence[Row], reference: str) -> str:
+    """Markdown; ratios against ``reference`` where it was run."""
+    slow = next((row["seconds"] for row in rows if row["method"] == reference), None)
+    lines = [
+        f"| method | seconds (min to max) | {reference} / it | DSC % (sd) | folded % | peak MB | MB above idle | settings |",
+        "|---|---|---|---|---|---|---|---|",
+    ]
+    for row in rows:
+        times = " to ".join(f"{row[k]:.3g}" for k in ("seconds_min", "seconds_max"))
+        ratio = "" if slow is None else f"{slow / row['seconds']:.3g}"
+        folded = "" if row["folded_percent"] is None else f"{row['folded_percent']:.2g}"
+        lines.append(
+            f"| {row['method']} | {row['seconds']:.3g} ({times}) | {ratio} | {row['dsc']:.1f} ({row['dsc_sd']:.1f}) | {folded} "
+            f"| {row['peak_mb']:.0f} | {row['working_mb']:.0f} | {row['settings']} |"
+        )
+    return "\n".join(lines)
+
+
+def plot(rows: Sequence[Row], path: Path) -> None:
+    """DSC over seconds, logarithmic: up and left is better."""
+    from oasis_monai.figures import _figure, write_figure
+
+    kinds = [k for k in ((3, "pair"), (3, "case"), (2, "pair")) if any((r["dims"], r["kind"]) == k for r in rows)]
+    figure = _figure(4.2 * len(kinds), 3.6)
+    for ax, (dims, kind) in zip(figure.subplots(1, len(kinds), squeeze=False)[0], kinds, strict=True):
+        for row in rows:
+            if (row["dims"], row["kind"]) == (dims, kind):
+                ours = row["method"].startswith("OASIS")
+                ax.plot(row["seconds"], row["dsc"], "o" if ours else "s", color="tab:red" if ours else "tab:gray")
+                ax.annotate(row["method"], (row["seconds"], row["dsc"]), xytext=(3, 4), textcoords="offset points", fontsize=7)
+        ax.set_xscale("log")
+        ax.margins(x=0.25, y=0.12)
+        ax.set_title(f"one {kind}, {dims}D", fontsize=9)
+        ax.set_xlabel("seconds")
+        ax.set_ylabel("DSC %")
+    write_figure(path, figure)

@@ -1,0 +1,77 @@
+"""The voxels of MetaImage files, in and out, by numpy and zlib.
+
+The format is a few lines of text and an array, and :mod:`oasis_monai.metaimage` has checked both. ITK reads and writes the same
+(the tests compare), but to import it takes longer than to segment a scan.
+"""
+
+from __future__ import annotations
+
+import zlib
+from pathlib import Path
+
+import numpy as np
+
+from oasis_monai.header_rules import Stored, flip_lps_ras, split_affine
+from oasis_monai.types import Geometry
+
+ELEMENT_NAMES = {"uint8": "MET_UCHAR", "int16": "MET_SHORT", "int32": "MET_INT", "float32": "MET_FLOAT"}
+"""numpy name of what is written -> MetaImage's."""
+LEVEL = 2  # of zlib, MetaIO's own: labels shrink to a hundredth at any level, and float maps take for ever at a higher one
+
+
+def read_voxels(stored: Stored, shape: tuple[int, int, int], dtype: type) -> np.ndarray:
+    """(x, y, z) array of ``dtype``, contiguous in that order.
+
+    Raises:
+        OSError, ValueError, zlib.error: the data file is no longer what the header's check found.
+    """
+    with open(stored.file, "rb") as stream:
+        stream.seek(stored.start)
+        data = stream.read()
+    if stored.compressed:
+        data = zlib.decompressobj(47).decompress(data)  # 32 + 15: zlib or gzip, as MetaIO takes both
+    values = np.frombuffer(data, np.dtype(stored.dtype).newbyteorder(">" if stored.big_endian else "<"))
+    return np.ascontiguousarray(values.reshape(shape, order="F"), dtype)  # the file's fastest axis is x
+
+
+def write_metaimage(path: Path, array: np.ndarray, geometry: Geometry) -> None:
+    """Write (x, y, z) or (x, y, z, C), compressed: a .mha as one file, else a header with its voxels in a .zraw beside it."""
+    little = np.moveaxis(array, -1, 0) if array.ndim == 4 else array  # channels vary fastest, then x
+    data = zlib.compress(little.astype(little.dtype.newbyteorder("<"), copy=False).tobytes(order="F"), LEVEL)
+    local = path.suffix.lower() == ".mha"
+    voxels = path.with_suffix(".zraw")
+    channels = array.shape[3] if array.ndim == 4 else 1
+    kind = ELEMENT_NAMES[array.dtype.name]
+    text = header_text(geometry, kind, "LOCAL" if local else voxels.name, len(data), channels).encode("ascii")
+    if not local:
+        voxels.write_bytes(data)
+    path.write_bytes(text + data if local else text)
+
+
+def header_text(
+    geometry: Geometry, element_type: str, data_file: str, compressed_bytes: int | None = None, channels: int = 1
+) -> str:
+    """The lines of a header. MetaImage's world is left-posterior-superior, its matrix lists one array axis after the other."""
+    direction, spacing, origin = split_affine(flip_lps_ras(geometry.affine))
+    fields = {
+        "ObjectType": "Image",
+        "NDims": "3",
+        "BinaryData": "True",
+        "BinaryDataByteOrderMSB": "False",
+        "CompressedData": str(compressed_bytes is not None),
+        "CompressedDataSize": None if compressed_bytes is None else str(compressed_bytes),
+        "TransformMatrix": _numbers(direction.T.ravel()),
+        "Offset": _numbers(origin),
+        "CenterOfRotation": "0 0 0",
+        "ElementSpacing": _numbers(spacing),
+        "DimSize": " ".join(map(str, geometry.shape)),
+        "ElementNumberOfChannels": str(channels) if channels > 1 else None,
+        "ElementType": element_type,
+        "ElementDataFile": data_file,  # must be the last line
+    }
+    return "".join(f"{key} = {value}\n" for key, value in fields.items() if value is not None)
+
+
+def _numbers(values: np.ndarray) -> str:
+    """Every number to its last bit; + 0.0 turns -0 into 0."""
+    return " ".join(repr(float(v) + 0.0).removesuffix(".0") for v in values)
