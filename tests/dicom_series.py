@@ -5,11 +5,13 @@ from pathlib import Path
 import itk
 import numpy as np
 
+from oasis_monai.dicom import kept_locale
 from oasis_monai.header_rules import flip_lps_ras, split_affine
 
 MR, CT, CAPTURE = (f"1.2.840.10008.5.1.4.1.1.{kind}" for kind in ("4", "2", "7"))
 
 
+@kept_locale()
 def write_slice(path, array, affine, kind=MR, series="1.2.3.4", **tags):
     """One (x, y) int16 slice whose voxel (0, 0) is where the RAS ``affine`` puts (0, 0, 0)."""
     direction, spacing, origin = split_affine(flip_lps_ras(affine))

@@ -194,7 +194,7 @@ def test_the_slice_network_is_told_by_its_slices(tmp_path, monkeypatch):
     monkeypatch.setattr(estimation._EstimatorTrainer, "step", step)
     library = discs(4, size=32)
     library = type(library)(**{**vars(library), "context": library.images.expand(-1, 2, -1, -1)})
-    settings = EstimatorSettings(pretrained=False, slices=2, decoder=(8, 8, 8, 8, 8))
+    settings = EstimatorSettings(pretrained=False, slices=2, decoder=(8, 8, 8, 8))
     with pytest.raises(OasisError, match=r"^slice network: estimator\.slices: expected memory for a step"):
         train_estimator(library, (1.0, 1.0), settings, SHORT, 0, tmp_path, progress=False)
 
