@@ -65,7 +65,7 @@ class EstimatorSettings:
     empty: float = 0.25
     views: int = 4
     mirror: bool = True
-    vote: float = 0.65
+    vote: float = 0.75
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "decoder", tuple(self.decoder))
