@@ -142,9 +142,9 @@ def oasis_case(world: World, model: Path, words: str) -> Method:
     """The whole of ``segment`` between reading and writing: preprocessing, features, selection, estimate, alignment, LOA, fusion,
     and the result back on the scan's own grid."""
     from oasis_monai.cases import find_cases
-    from oasis_monai.features import embedder
+    from oasis_monai.features import embedder, target_features
     from oasis_monai.grids import decide
-    from oasis_monai.model import load_model, target_features
+    from oasis_monai.model import load_model
     from oasis_monai.preprocess import restore
     from oasis_monai.volumes import read_volume
 

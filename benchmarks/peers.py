@@ -33,12 +33,16 @@ class _Ants:
         return self.ants.from_numpy(array.astype(np.float32), spacing=self.spacing_mm)
 
     def register(self, fixed: np.ndarray, moving: np.ndarray) -> tuple[Any, dict[str, Any]]:
-        onto = self.image(fixed)
-        try:
-            return onto, self.ants.registration(onto, self.image(moving), type_of_transform=self.kind)
-        except RuntimeError:  # seen: its affine part draws a fifth of the voxels at random, and may fail; all of them then
-            again = {"type_of_transform": self.kind, "aff_random_sampling_rate": 1.0}
-            return onto, self.ants.registration(onto, self.image(moving), **again)
+        """Its affine part was seen to fail: it is tried again with all voxels in the place of a random fifth, then left out."""
+        onto, atlas = self.image(fixed), self.image(moving)
+        ways: list[dict[str, Any]] = [{"type_of_transform": self.kind}]
+        ways += [ways[0] | {"aff_random_sampling_rate": 1.0}, {"type_of_transform": "SyNOnly", "initial_transform": "identity"}]
+        for way in ways[:-1]:
+            try:
+                return onto, self.ants.registration(onto, atlas, **way)
+            except RuntimeError:
+                pass
+        return onto, self.ants.registration(onto, atlas, **ways[-1])
 
     def move(self, onto: Any, image: np.ndarray, made: dict[str, Any]) -> np.ndarray:
         moved = self.ants.apply_transforms(onto, self.image(image), made["fwdtransforms"], interpolator="linear")
