@@ -72,13 +72,16 @@ def plot(rows: Sequence[Row], path: Path) -> None:
     from oasis_monai.figures import _figure, write_figure
 
     kinds = [k for k in ((3, "pair"), (3, "case"), (2, "pair")) if any((r["dims"], r["kind"]) == k for r in rows)]
-    figure = _figure(4.2 * len(kinds), 3.6)
+    figure = _figure(4.2 * len(kinds), 4.6)
     for ax, (dims, kind) in zip(figure.subplots(1, len(kinds), squeeze=False)[0], kinds, strict=True):
-        for row in rows:
-            if (row["dims"], row["kind"]) == (dims, kind):
-                ours = row["method"].startswith("OASIS")
-                ax.plot(row["seconds"], row["dsc"], "o" if ours else "s", color="tab:red" if ours else "tab:gray")
-                ax.annotate(row["method"], (row["seconds"], row["dsc"]), xytext=(3, 4), textcoords="offset points", fontsize=7)
+        shown = [row for row in rows if (row["dims"], row["kind"]) == (dims, kind)]
+        for number, row in enumerate(shown, 1):  # names would lie upon each other
+            ours, at = row["method"].startswith("OASIS"), (row["seconds"], row["dsc"])
+            name = f"{number}  {row['method']}"
+            ax.plot(*at, "o" if ours else "s", color="tab:red" if ours else "tab:gray", markersize=5, label=name)
+            place = (4, 4) if number % 2 else (-9, -10)
+            ax.annotate(str(number), at, xytext=place, textcoords="offset points", fontsize=8)
+        ax.legend(loc="upper center", bbox_to_anchor=(0.5, -0.16), ncols=2, fontsize=7, frameon=False)
         ax.set_xscale("log")
         ax.margins(x=0.25, y=0.12)
         ax.set_title(f"one {kind}, {dims}D", fontsize=9)
