@@ -19,11 +19,10 @@ import torch
 from oasis_monai import model as folders
 from oasis_monai.errors import ConfigError, DataError, Fault
 from oasis_monai.estimation import estimate_library
-from oasis_monai.features import embedder
+from oasis_monai.features import Embedder
 from oasis_monai.files import file_digest, locked, write_json
 from oasis_monai.grid_text import aligned_text
 from oasis_monai.library import AtlasLibrary, build_library
-from oasis_monai.prepare import resolve_device
 from oasis_monai.preprocess import PreprocessCache
 from oasis_monai.segment import Segmenter
 from oasis_monai.settings import Settings
@@ -90,7 +89,7 @@ def add_atlas(
         twin = _twin(item, library)
         if twin is not None:
             raise DataError(Fault(name, "image", "a scan of its own", f"the voxels of {twin}, an atlas", f"remove={twin} first"))
-        made = _atlases(item, settings, segmenter, device)
+        made = _atlases(item, settings, segmenter, folders.model_embedder(model, settings, device))
         longer = library.merge(made)
         told = folders.describe(made, name, settings.data.labels, folders.voxel_volume_ml(item.geometry.spacing_mm))
         _replace(model, record, segmenter, longer, {**record.get("atlases", {}), name: told}, torch.arange(len(library)))
@@ -159,11 +158,10 @@ def _twin(item: Preprocessed, library: AtlasLibrary) -> str | None:
     return None
 
 
-def _atlases(item: Preprocessed, settings: Settings, segmenter: Segmenter, device: str) -> AtlasLibrary:
+def _atlases(item: Preprocessed, settings: Settings, segmenter: Segmenter, embed: Embedder) -> AtlasLibrary:
     """The case as atlases like those of the model's library. What its estimator made of the others stays: beside which atlases
     a slice was seen is a matter of the library at that time."""
     library = segmenter.library
-    embed = embedder(settings.features.name, settings.features.weights, resolve_device(device))
     made = build_library([item], settings.spatial_dims, embed, library.classes)
     if segmenter.estimator is None:
         return made

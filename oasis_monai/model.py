@@ -19,6 +19,7 @@ from oasis_monai.align import Aligner, LoaTable
 from oasis_monai.errors import OasisError
 from oasis_monai.estimation import VOLUME_NETWORK, make_estimator, make_whole
 from oasis_monai.estimator import Estimator
+from oasis_monai.features import Embedder, embedder
 from oasis_monai.files import digest, file_digest, load_tensors, locked, save_tensors, write_json
 from oasis_monai.fitting import network_weights
 from oasis_monai.fold_models import FoldModels, calibration_path, voice
@@ -83,6 +84,7 @@ def train_model(settings: Settings, folder: Path, log: Log = print) -> Path:
             log("no calibration of the predicted DSC: cross-validate with the same settings and cache first to have one")
         record["calibration"] = None if known is None else plain_calibrations(known)
         checksums["settings"] = digest(record["settings"])
+        record["embedding"] = embedder(settings.features.name, settings.features.weights).key
         more = {"format": FORMAT, "checksums": checksums, "trained_on": list(prepared.cases), "atlases": atlases}
         write_json(folder / "model.json", {**record, **more, "cases": list(prepared.cases)})
     return folder
@@ -151,6 +153,19 @@ def calibrations(folder: Path) -> dict[str, dict[str, Calibration]]:
         return {} if told is None else calibrations_of(told)
     except ValueError as error:
         raise OasisError(f"model: {error} in {folder}/model.json; copy the model again") from error
+
+
+def model_embedder(folder: Path, settings: Settings, device: str = "auto") -> Embedder:
+    """What the model's atlases are described by, for the scans they are compared with.
+
+    Raises:
+        OasisError: the weights of this machine are other ones, with which distances would mean nothing.
+    """
+    made = embedder(settings.features.name, settings.features.weights, resolve_device(device))
+    kept = read_record(folder).get("embedding", made.key)
+    if kept != made.key:
+        raise OasisError(f"model: expected the embedding network {kept}, found {made.key}; give features.weights as in training")
+    return made
 
 
 def part(folder: Path, record: Mapping[str, Any], name: str) -> Path:

@@ -14,13 +14,12 @@ import torch
 from oasis_monai import flags
 from oasis_monai.align import KeptFields
 from oasis_monai.errors import ConfigError, DataError, Fault
-from oasis_monai.features import Embedder, embedder, target_features
+from oasis_monai.features import Embedder, target_features
 from oasis_monai.files import file_digest, write_json
 from oasis_monai.fusion import decide
 from oasis_monai.grids import inside
 from oasis_monai.headers import ENDINGS, ending
-from oasis_monai.model import calibrations, load_model, voxel_volume_ml
-from oasis_monai.prepare import resolve_device
+from oasis_monai.model import calibrations, load_model, model_embedder, voxel_volume_ml
 from oasis_monai.preprocess import PreprocessCache, restore
 from oasis_monai.quality import SOURCES, Calibration, overlaps
 from oasis_monai.quality_tables import calibration_for
@@ -82,7 +81,7 @@ def segment_scans(
         settings,
         segmenter,
         PreprocessCache(None, settings.preprocessing, settings.data.label_values),
-        embedder(settings.features.name, settings.features.weights, resolve_device(device)),
+        model_embedder(model, settings, device),
         output,
         (method, n),
         save_probability,

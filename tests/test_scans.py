@@ -362,3 +362,13 @@ def test_a_model_trained_after_a_cross_validation_takes_its_calibration(phantom,
     assert kept["OASIS-" + str(settings.n[0])]["prostate"]["cases"] == CASES
     other = build(merged(TINY, given, {"seed": 3}))
     assert json.loads((train_model(other, tmp_path / "o", quiet) / "model.json").read_text())["calibration"] is None
+
+
+def test_another_embedding_network_than_in_training_is_refused(model, images, tmp_path):
+    """Distances between vectors of two networks mean nothing, and nothing else would tell."""
+    copy = shutil.copytree(model, tmp_path / "m")
+    record = json.loads((copy / "model.json").read_text())
+    assert record["embedding"] == embedder(record["settings"]["features"]["name"]).key
+    (copy / "model.json").write_text(json.dumps(record | {"embedding": "another"}))
+    with pytest.raises(OasisError, match=r"^model: expected the embedding network another, found .*features\.weights"):
+        segment_scans(copy, images, tmp_path / "o", n=1, log=quiet)

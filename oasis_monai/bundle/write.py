@@ -14,9 +14,8 @@ from oasis_monai.bundle import configs
 from oasis_monai.bundle.network import OasisNetwork, network_arguments
 from oasis_monai.cases import find_cases
 from oasis_monai.errors import ConfigError
-from oasis_monai.features import embedder
 from oasis_monai.files import atomic_folder, digest, write_json, write_text
-from oasis_monai.model import load_model
+from oasis_monai.model import load_model, model_embedder
 from oasis_monai.segment import check_choice
 from oasis_monai.settings import Settings
 
@@ -92,7 +91,7 @@ def write_bundle(
         raise ConfigError("output", "a folder that is not there yet", str(output), remedy)
     settings, segmenter = load_model(model, "cpu", batch)
     method = check_choice(segmenter, method, n)
-    embed = embedder(settings.features.name, settings.features.weights)
+    embed = model_embedder(model, settings, "cpu")
     arguments = network_arguments(settings, segmenter, method, n, batch)
     network = OasisNetwork(**arguments)
     network.fill(segmenter, embed)
