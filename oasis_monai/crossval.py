@@ -20,7 +20,7 @@ import torch
 from oasis_monai.errors import naming
 from oasis_monai.files import write_json
 from oasis_monai.fold_models import STM, FoldModel, FoldModels, calibration_path
-from oasis_monai.folds import Fold, Split, make_split
+from oasis_monai.folds import Fold, Split, patient_groups
 from oasis_monai.metrics import score_case
 from oasis_monai.prepare import Log, Prepared, find_and_check, prepare, resolve_device, split_of
 from oasis_monai.preprocess import restore_all
@@ -166,8 +166,7 @@ def _predict_quality(
     log: Log,
 ) -> None:
     """Write ``quality.csv`` and, of all honest folds, the calibrations for a model trained with the same settings."""
-    by_patient = make_split(dict.fromkeys(prepared.targets, 1), settings.k, settings.seed)  # a slice fold has no cases of its own
-    groups = {case: fold.index for fold in by_patient.folds for case in fold.test}
+    groups = patient_groups(prepared.targets, settings.k, settings.seed)
     table, models = quality_rows(rows, agreements, list(settings.data.labels), groups)
     write_quality(run_dir / "quality.csv", table)
     if text := quality_text(read_quality(run_dir / "quality.csv")):

@@ -7,12 +7,10 @@ at one place (a time series, a diffusion series), a sheared stack, a screen shot
 
 from __future__ import annotations
 
-import locale
 import math
 import os
 from collections import defaultdict
-from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -201,17 +199,6 @@ def _step(images: Sequence[Image], faults: Faults) -> np.ndarray | None:
     return np.asarray(step)
 
 
-@contextmanager
-def kept_locale() -> Iterator[None]:
-    """GDCM sets the locale of the whole process to "C" and leaves it there: text without a named encoding would be ASCII."""
-    before = locale.setlocale(locale.LC_ALL)
-    try:
-        yield
-    finally:
-        locale.setlocale(locale.LC_ALL, before)
-
-
-@kept_locale()
 def read_pixels(files: Sequence[Path], dtype: type) -> tuple[np.ndarray, np.ndarray]:
     """The voxels of a series whose header is sound, with the rescaling of every file applied.
 
@@ -257,7 +244,6 @@ def _unreadable(path: Path, found: object) -> DataError:
 
 
 @lru_cache(maxsize=8192)  # a series is looked at when it is found, hashed and read; the stamp is of the file's content
-@kept_locale()
 def _read(path: Path, size: int, changed_ns: int) -> Image:
     import itk
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -95,6 +95,11 @@ def make_split(images: Mapping[str, int], k: int, seed: int, protocol: str = "pa
     split = Split(protocol, seed, tuple(folds))
     check_no_leak(split)
     return split
+
+
+def patient_groups(cases: Iterable[str], k: int, seed: int) -> dict[str, int]:
+    """Case -> its fold under patient folds: the groups that are told apart where a slice fold has no cases of its own."""
+    return {case: fold.index for fold in make_split(dict.fromkeys(cases, 1), k, seed).folds for case in fold.test}
 
 
 def limit_training(split: Split, cases: int) -> Split:

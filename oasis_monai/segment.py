@@ -191,13 +191,13 @@ class Segmenter:
     def _stack(self, parts: list[Result], which: torch.Tensor, total: int) -> Result:
         weights = None if parts[0].weights is None else torch.stack([p.weights for p in parts if p.weights is not None])
         counts = [p.agreement for p in parts if p.agreement is not None]
-        agreement = torch.stack(counts).sum(0) if counts else None
+        counted = torch.stack(counts).sum(0) if counts else None
         if self.spatial_dims == 3:
-            return Result(parts[0].probability, weights, agreement)
+            return Result(parts[0].probability, weights, counted)
         probability = parts[0].probability.new_zeros((*parts[0].probability.shape, total))
         probability[0] = 1
         probability[..., which] = torch.stack([p.probability for p in parts], -1)
-        return Result(probability, weights, agreement)
+        return Result(probability, weights, counted)
 
     def _fuse(
         self,

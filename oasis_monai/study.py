@@ -18,7 +18,7 @@ from oasis_monai.errors import ConfigError
 from oasis_monai.files import digest, write_json, write_text
 from oasis_monai.fitting import TRAINING_VERSION
 from oasis_monai.fold_models import FoldModels
-from oasis_monai.folds import PROTOCOLS, make_split
+from oasis_monai.folds import PROTOCOLS
 from oasis_monai.prepare import Log, Prepared, find_and_check, prepare, split_of
 from oasis_monai.record import Clock, run_record
 from oasis_monai.segnets import NETWORKS
@@ -206,12 +206,6 @@ def plain(study: Study) -> dict[str, Any]:
     """A study as plain JSON values, which :func:`check_study` takes back."""
     told: dict[str, Any] = json.loads(json.dumps(asdict(study)))
     return told
-
-
-def patient_folds(settings: Settings, cases: Sequence[str]) -> dict[str, int]:
-    """Case -> its fold under patient folds of the settings' seed: the groups n is chosen across."""
-    split = make_split(dict.fromkeys(cases, 1), settings.k, settings.seed)
-    return {case: fold.index for fold in split.folds for case in fold.test}
 
 
 def _prepared(settings: Settings, known: dict[str, Prepared], log: Log) -> Prepared:

@@ -16,10 +16,11 @@ from oasis_monai import figures, tables
 from oasis_monai.browser import load_browser
 from oasis_monai.case_grid import case_grid, ranked_cases
 from oasis_monai.files import write_text
+from oasis_monai.folds import patient_groups
 from oasis_monai.learning import learning_table, read_learning
 from oasis_monai.report import StudyParts, write_report
 from oasis_monai.settings import build
-from oasis_monai.study import Study, patient_folds, plan
+from oasis_monai.study import Study, plan
 from oasis_monai.study_tables import Table, ablation, audit, table1, write_table
 
 FIG3_NOTE = (
@@ -44,7 +45,8 @@ def write_results(study: Study, config: Mapping[str, Any], run_dir: Path) -> Pat
         DataError: its scores are absent.
     """
     scores = tables.read_scores(run_dir / "scores.csv")
-    groups = patient_folds(build(config), sorted(set(scores["case"])))
+    settings = build(config)
+    groups = patient_groups(sorted(set(scores["case"])), settings.k, settings.seed)
     out = run_dir / "results"
     made: dict[str, Table] = {}
     protocols = [p for p in tables.PROTOCOLS if p in set(scores["protocol"])]

@@ -1,14 +1,25 @@
 """DICOM series made of a volume with ITK's GDCM, one file for each slice."""
 
+import contextlib
+import locale
 from pathlib import Path
 
 import itk
 import numpy as np
 
-from oasis_monai.dicom import kept_locale
 from oasis_monai.header_rules import flip_lps_ras, split_affine
 
 MR, CT, CAPTURE = (f"1.2.840.10008.5.1.4.1.1.{kind}" for kind in ("4", "2", "7"))
+
+
+@contextlib.contextmanager
+def kept_locale():
+    """GDCM, where it writes, sets the locale of the whole process to "C": text without a named encoding would be ASCII."""
+    before = locale.setlocale(locale.LC_ALL)
+    try:
+        yield
+    finally:
+        locale.setlocale(locale.LC_ALL, before)
 
 
 @kept_locale()

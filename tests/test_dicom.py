@@ -8,13 +8,12 @@ import pytest
 import torch
 
 from oasis_monai.cases import find_cases
-from oasis_monai.dicom import is_dicom, kept_locale, read_series
+from oasis_monai.dicom import is_dicom, read_series
 from oasis_monai.errors import DataError
 from oasis_monai.header_rules import Faults
 from oasis_monai.headers import data_files, read_header
 from oasis_monai.volumes import read_image
-from tests.command import python
-from tests.dicom_series import CAPTURE, CT, MR, write_series, write_slice
+from tests.dicom_series import CAPTURE, CT, MR, kept_locale, write_series, write_slice
 
 VOLUME = np.random.default_rng(0).integers(-500, 1500, (7, 6, 5)).astype(np.int16)
 
@@ -220,15 +219,3 @@ def test_a_changed_file_is_read_again(tmp_path):
     faults = Faults(case.image)
     assert read_series(case.image, faults) is None
     assert "No such file" in str(faults.all[0])
-
-
-def test_the_locale_of_the_process_stays(tmp_path):
-    """GDCM leaves it at "C", and every text file opened after it without a named encoding would be ASCII."""
-    write_series(tmp_path / "s", VOLUME, np.eye(4))
-    code = (
-        "import locale, sys; from oasis_monai.cases import find_cases; from oasis_monai.volumes import read_image\n"
-        "before = locale.setlocale(locale.LC_ALL)\n"
-        "read_image(find_cases(sys.argv[1], 'folder')[0].image)\n"
-        "assert locale.setlocale(locale.LC_ALL) == before, locale.setlocale(locale.LC_ALL)"
-    )
-    python(code, tmp_path / "s")

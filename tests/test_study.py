@@ -9,7 +9,8 @@ import pytest
 
 from oasis_monai import study as module
 from oasis_monai.errors import ConfigError
-from oasis_monai.study import Arm, Learning, Study, check_study, patient_folds, plan, run_study
+from oasis_monai.folds import patient_groups
+from oasis_monai.study import Arm, Learning, Study, check_study, plan, run_study
 from oasis_monai.study_results import write_results
 from oasis_monai.tables import read_scores
 from oasis_monai.tasks import run_task
@@ -92,7 +93,7 @@ def test_patient_folds_are_those_of_the_cross_validation(settings, prepared):
     asked, made = prepared()
     split = module.split_of(asked, made)
     expected = {case: fold.index for fold in split.folds for case in fold.test}
-    assert patient_folds(asked, sorted(expected)) == expected
+    assert patient_groups(sorted(expected), asked.k, asked.seed) == expected
 
 
 def test_a_study_runs_is_joined_shown_and_goes_on_where_it_was(base, tmp_path):
