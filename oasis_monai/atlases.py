@@ -167,8 +167,7 @@ def _atlases(item: Preprocessed, settings: Settings, segmenter: Segmenter, embed
         return made
     both = replace(library, estimates=None).merge(made)
     rows = torch.arange(len(library), len(both))
-    how = settings.estimator.atlases, False, settings.features.distance
-    return made.with_estimates(estimate_library(segmenter.estimator, both, *how, rows))
+    return made.with_estimates(estimate_library(segmenter.estimator, both, settings.estimator.atlases, rows=rows))
 
 
 def _settled(model: Path) -> dict[str, Any]:

@@ -12,29 +12,14 @@ from torch.nn import functional as F
 
 from oasis_monai.align import foreground, one_hot
 from oasis_monai.augment import Augmentation
+from oasis_monai.beside import beside_atlases, flanking
 from oasis_monai.estimator import Estimator, EstimatorSettings, SliceNet, check_size, pool
 from oasis_monai.fitting import Trainer, TrainingSettings, fit, generator
 from oasis_monai.library import AtlasLibrary
-from oasis_monai.losses import ncc
-from oasis_monai.nearest import nearest
 from oasis_monai.segnets import NetworkSettings
 from oasis_monai.supervised import Predictor, train_network
 
 VOLUME_NETWORK = "U-Net3D"
-
-
-def beside_atlases(slices: torch.Tensor, library: AtlasLibrary, rows: torch.Tensor) -> torch.Tensor:
-    """Put atlases beside slices: (B, 3, x, y) and the (B, k) rows of their atlases -> (B, 3 + k * C, x, y): per atlas its
-    image, then its structures, unaligned. The atlas most like the slice below comes first, that most like the one above last,
-    so that a channel means a direction."""
-    parts = [slices]
-    if rows.shape[1] > 1:
-        images = [library.images[column].float() for column in rows.unbind(1)]
-        upwards = torch.stack([(ncc(image, slices[:, 2:]) - ncc(image, slices[:, :1])) for image in images], 1)
-        rows = rows.gather(1, upwards.flatten(1).argsort(dim=1, stable=True))
-    for column in rows.unbind(1):
-        parts += [library.images[column].float(), foreground(library.labels[column], library.classes)]
-    return torch.cat(parts, 1)
 
 
 def make_estimator(classes: int, settings: EstimatorSettings, pretrained: bool | None = None) -> SliceNet:
@@ -55,7 +40,6 @@ def train_estimator(
     progress: bool = True,
     name: str = "slice network",
     same_case: bool = False,
-    distance: str = "l2",
 ) -> SliceNet:
     """Train the network on its share of the budget, or load it when ``folder`` already holds the finished one.
 
@@ -74,7 +58,7 @@ def train_estimator(
         torch.manual_seed(seed)  # the decoder's initial weights
         model = make_estimator(library.classes, settings).to(device)
     budget = replace(training.part(settings.shares(library.spatial_dims)[0]), lr=settings.lr, schedule="warm_cosine")
-    trainer = _EstimatorTrainer(library, model, settings, budget, seed, augmentation, spacing_mm, same_case, distance)
+    trainer = _EstimatorTrainer(library, model, settings, budget, seed, augmentation, spacing_mm, same_case)
     fit(trainer, folder / "estimator.safetensors" if folder else None, progress, name)
     return model
 
@@ -118,7 +102,6 @@ def estimate_library(
     library: AtlasLibrary,
     atlases: int = 0,
     same_case: bool = False,
-    distance: str = "l2",
     rows: torch.Tensor | None = None,
 ) -> torch.Tensor:
     """What the network makes of the atlases ``rows`` (default all) of its own library: (R, C-1, \\*S) float16. A slice never sees
@@ -127,7 +110,7 @@ def estimate_library(
     estimator = estimator.plain()  # the STM is trained to doubt it anyway
     if library.spatial_dims == 3:
         return torch.stack([estimator.volume(library.images[row])[1:].half() for row in rows.tolist()])
-    near = _near(library, atlases, same_case, distance, rows)
+    near = _near(library, atlases, same_case, rows)
     pairs = zip(rows.split(64), near.split(64), strict=True)
     return torch.cat([estimator(beside_atlases(_slices(library, part), library, of))[:, 1:].half() for part, of in pairs])
 
@@ -140,12 +123,13 @@ def _slices(library: AtlasLibrary, rows: torch.Tensor) -> torch.Tensor:
     return torch.cat([below, library.images[rows], above], 1).float()
 
 
-def _near(library: AtlasLibrary, count: int, same_case: bool, distance: str, rows: torch.Tensor) -> torch.Tensor:
-    """(R, count) the nearest atlases of the atlases ``rows``."""
+def _near(library: AtlasLibrary, count: int, same_case: bool, rows: torch.Tensor) -> torch.Tensor:
+    """(R, count) the atlases shown beside the atlases ``rows``."""
     if not count:
         return torch.empty((len(rows), 0), dtype=torch.int64)
     own = library.groups(same_case)
-    return nearest(library.features[rows], library.features, count, distance, exclude=(own[rows], own))[0]
+    parts = rows.split(1024)  # all slices with their neighbours are three libraries
+    return torch.cat([flanking(_slices(library, part), library, (own[part], own)) for part in parts])
 
 
 def near_structure(library: AtlasLibrary, reach: int = 2) -> torch.Tensor:
@@ -177,7 +161,6 @@ class _EstimatorTrainer(Trainer):
         augmentation: Augmentation | None,
         spacing_mm: tuple[float, ...],
         same_case: bool,
-        distance: str,
     ) -> None:
         from monai.losses import DiceCELoss
 
@@ -194,7 +177,7 @@ class _EstimatorTrainer(Trainer):
         self.spacing_mm = spacing_mm[:2]
         # over the batch, not per slice: a slice without the structure has no Dice of its own
         self.loss = DiceCELoss(softmax=True, include_background=False, batch=True)
-        self.near = _near(library, estimator.atlases, same_case, distance, torch.arange(len(library)))
+        self.near = _near(library, estimator.atlases, same_case, torch.arange(len(library)))
         # volumes: (row, z) of every slice that shows something; padding beyond the scan teaches nothing
         self.places: torch.Tensor | None = None
         near = near_structure(library)

@@ -23,6 +23,7 @@ from oasis_monai.errors import ConfigError
 from oasis_monai.memory import Batched
 
 DESIGN = 2  # part of the identity of every joint model; raise it when the same settings would train other networks
+BESIDE = 2  # of those that are shown atlases: raise it when others would be chosen
 STRIDE = 16  # of the lowest level that is normalised
 ENCODER = (16, 24, 40, 112, 320)  # channels of EfficientNet-Lite0 at strides 2, 4, 8, 16, 32
 FAINT = 0.05  # probability of any structure below which a slice is background, whatever a second look says
@@ -37,8 +38,8 @@ class EstimatorSettings:
         pretrained: start from ImageNet weights; false starts from random ones (the ablation).
         decoder: feature channels of the decoder at strides 16, 8, 4 and 2; the finest gives the four voxels under each of its own
             at once (sub-pixel convolution, Shi et al. 2016, arXiv 1609.05158): a decoder at stride 1 would cost half of a step.
-        atlases: so many of a slice's nearest atlases are shown beside it, image and label, unaligned (2D only: volumes have
-            one atlas for all of their slices).
+        atlases: 2: beside a slice two atlases are shown, image and label, unaligned: those most like the slice below and above it
+            (:mod:`oasis_monai.beside`); 0: none. 2D only: volumes have one atlas for all of their slices.
         share: of the training budget for this network.
         volume_share: of the budget for a U-Net on the whole volume, whose estimate is averaged with that of the slices: it sees
             less detail and more of the third axis, and the two fail at different places. 0: none; in 2D there is none and its
@@ -78,7 +79,7 @@ class EstimatorSettings:
         require(
             "decoder", len(self.decoder) == len(ENCODER) - 1 and min(self.decoder) > 0, f"{len(ENCODER) - 1} positive numbers"
         )
-        require("atlases", self.atlases >= 0, "0 or more")
+        require("atlases", self.atlases in (0, 2), "0 or 2")
         require("share", 0 < self.share < 1, "above 0 and below 1")
         require("volume_share", 0 <= self.volume_share < 1 - self.share, "0 or more, and with estimator.share below 1")
         fine = len(self.volume_stride) == 3 and min(self.volume_stride) > 0
@@ -100,7 +101,7 @@ class EstimatorSettings:
         """What decides the networks' weights."""
         kept = ("pretrained", "atlases", "share", "volume_share", "slices", "lr", "encoder_lr", "empty")
         listed = {"decoder": list(self.decoder), "volume_stride": list(self.volume_stride)}
-        return {k: getattr(self, k) for k in kept} | listed | {"design": DESIGN}
+        return {k: getattr(self, k) for k in kept} | listed | {"design": DESIGN, **({"beside": BESIDE} if self.atlases else {})}
 
 
 def check_size(size: Sequence[int]) -> None:

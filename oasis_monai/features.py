@@ -27,6 +27,7 @@ DENSENET_SHA256_PREFIX = "a639ec97"  # torchvision puts the first hex digits of 
 
 INPUT = 224  # pixels along either side, the size both networks were trained at
 INTENSITY = 16  # side of the pooled image of "intensity"
+THUMBNAIL = 16  # side of a thumbnail: enough to tell the slices of one scan apart
 RANDOM = 64  # length of a vector of "random"
 WINDOW = (0.01, 0.99)  # quantiles of a slice that become 0 and 1: a coil's bright rim must not decide the contrast
 PREPARATION = 1  # part of every key: raise it when a slice reaches the network in another form
@@ -196,6 +197,15 @@ class Photograph:
 
 def _pooled(slices: torch.Tensor) -> torch.Tensor:
     return F.adaptive_avg_pool2d(slices, INTENSITY).flatten(1)
+
+
+def thumbnails(images: torch.Tensor, part: int = 1024) -> torch.Tensor:
+    """(N, 1, x, y) slices -> (N, 256) float16: small pictures of mean 0 and length 1, whose distance tells their correlation."""
+    small = torch.empty(len(images), THUMBNAIL**2, dtype=torch.float16)
+    for rows, some in zip(small.split(part), images.split(part), strict=True):
+        pooled = F.adaptive_avg_pool2d(some.float(), THUMBNAIL).flatten(1)
+        rows.copy_(F.normalize(pooled - pooled.mean(1, keepdim=True), dim=1))
+    return small
 
 
 def _random(slices: torch.Tensor) -> torch.Tensor:

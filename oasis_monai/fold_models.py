@@ -119,8 +119,7 @@ class FoldModels:
         with locked(folder):  # jobs of one sweep may want the same fold at the same time
             how = (settings.training, seed, folder, device, settings.augmentation, settings.progress, name)
             if network == ESTIMATOR:
-                kin: dict[str, Any] = {"same_case": self._same_case, "distance": settings.features.distance}
-                return train_estimator(library, self._spacing_mm(), settings.estimator, *how, **kin)
+                return train_estimator(library, self._spacing_mm(), settings.estimator, *how, same_case=self._same_case)
             if network == VOLUME:
                 return train_volume_network(library, self._spacing_mm(), settings.estimator, settings.network, *how)
             if network != STM:
@@ -182,7 +181,7 @@ class FoldModels:
         stored = load_if_whole(path)
         of = file_digest(*self._estimator_files(fold))
         if stored is None or stored[1].get("networks") != of:
-            made = estimate_library(network, library, settings.estimator.atlases, self._same_case, settings.features.distance)
+            made = estimate_library(network, library, settings.estimator.atlases, self._same_case)
             save_tensors(path, {"estimates": made}, {"networks": of})
             return library.with_estimates(made)
         return library.with_estimates(stored[0]["estimates"])

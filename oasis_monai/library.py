@@ -11,7 +11,7 @@ import torch
 
 from oasis_monai.errors import ConfigError, DataError, Fault
 from oasis_monai.estimator import with_neighbours
-from oasis_monai.features import Embedder, slice_features, volume_features
+from oasis_monai.features import Embedder, slice_features, thumbnails, volume_features
 from oasis_monai.mapped import join_rows, map_tensors, write_tensors
 from oasis_monai.nearest import nearest
 from oasis_monai.types import Preprocessed, Selection
@@ -29,6 +29,7 @@ class AtlasLibrary:
         slices: (N,) int64 index of the slice along z, -1 for a volume.
         classes: number of classes with the background.
         context: slices only: (N, 2, *S) float32 images (no labels) of the slices below and above in the same scan.
+        thumbnails: slices only: (N, F') float16, see :func:`oasis_monai.features.thumbnails`.
         estimates: (N, C-1, *S) float16 what a joint model's segmentation network makes of each atlas; see :meth:`with_estimates`.
     """
 
@@ -40,6 +41,7 @@ class AtlasLibrary:
     classes: int
     context: torch.Tensor | None = None
     estimates: torch.Tensor | None = None
+    thumbnails: torch.Tensor | None = None
 
     def __post_init__(self) -> None:
         n = len(self.cases)
@@ -54,7 +56,7 @@ class AtlasLibrary:
 
     def _tensors(self) -> dict[str, torch.Tensor]:
         """What there is a row of for every atlas."""
-        found = {k: getattr(self, k) for k in ("images", "labels", "features", "slices", "context", "estimates")}
+        found = {k: getattr(self, k) for k in ("images", "labels", "features", "slices", "context", "estimates", "thumbnails")}
         return {k: v for k, v in found.items() if v is not None}
 
     def __len__(self) -> int:
@@ -106,7 +108,7 @@ class AtlasLibrary:
             raise DataError(Fault(case, f"slice {row}", "each atlas once", f"{len(twice)} in both libraries", "leave one out"))
         more = other._tensors()
         both: dict[str, Any] = {k: torch.cat([v, more[k]]) for k, v in self._tensors().items() if k in more}
-        without = replace(self, context=None, estimates=None)  # where only one of the two has them
+        without = replace(self, context=None, estimates=None, thumbnails=None)  # where only one of the two has them
         return replace(without, cases=self.cases + other.cases, **both)
 
     def save(self, path: str | Path) -> None:
@@ -126,7 +128,7 @@ class AtlasLibrary:
         try:
             tensors, meta = map_tensors(path, check)
             parts = [tensors[k] for k in ("images", "labels", "features", "slices")]
-            more = tensors.get("context"), tensors.get("estimates")
+            more = (tensors.get(k) for k in ("context", "estimates", "thumbnails"))
             return cls(parts[0], parts[1], parts[2], tuple(meta["cases"]), parts[3], int(meta["classes"]), *more)
         except (OSError, ValueError, KeyError) as error:
             raise DataError(Fault("", str(path), "a whole atlas library", str(error), "build the library again")) from error
@@ -202,6 +204,7 @@ def build_library(items: Sequence[Preprocessed], spatial_dims: int, embed: Embed
         torch.tensor(rows),
         classes,
         torch.cat(context).float() if context else None,
+        thumbnails=thumbnails(torch.cat(images)) if spatial_dims == 2 else None,
     )
 
 

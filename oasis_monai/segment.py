@@ -9,12 +9,12 @@ import torch
 
 from oasis_monai import fusion
 from oasis_monai.align import Aligner, FieldCache, LoaTable, one_hot, with_structures
+from oasis_monai.beside import beside_atlases, flanking
 from oasis_monai.errors import ConfigError
-from oasis_monai.estimation import beside_atlases
 from oasis_monai.estimator import Estimator, with_neighbours
 from oasis_monai.library import AtlasLibrary
 from oasis_monai.losses import ncc
-from oasis_monai.nearest import nearest
+from oasis_monai.nearest import Pair, nearest
 from oasis_monai.quality import agreement, consensus
 from oasis_monai.types import Preprocessed, Selection
 
@@ -116,22 +116,29 @@ class Segmenter:
         """The target as what an atlas is: (1, 1, x, y, z), or its slices (z, 1, x, y)."""
         return target.image[None] if self.spatial_dims == 3 else target.image.movedim(-1, 0)
 
-    def voices(self, target: Preprocessed, which: torch.Tensor, rows: torch.Tensor) -> torch.Tensor:
-        """What each network of a joint model makes of a target's images ``which``, (T, V, C, *S), beside their nearest atlases
-        ``rows`` (T, n). Their mean over V is the estimate."""
+    def voices(self, target: Preprocessed, which: torch.Tensor, exclude_case: str | None = None) -> torch.Tensor:
+        """What each network of a joint model makes of a target's images ``which``, (T, V, C, *S), no atlas of ``exclude_case``
+        beside them. Their mean over V is the estimate."""
         if self.estimator is None:
             raise ValueError("this needs the segmentation network of a joint model")
         if self.spatial_dims == 3:
             return self.estimator.voices(target.image)[None]
         slices = with_neighbours(target.image)[which]
-        return self.estimator(beside_atlases(slices, self.library, rows[:, : self.estimator_atlases]))[:, None]
+        if self.estimator_atlases:
+            rows = flanking(slices, self.library, self._barred(len(slices), exclude_case))
+            slices = beside_atlases(slices, self.library, rows)
+        return self.estimator(slices)[:, None]
+
+    def _barred(self, images: int, case: str | None) -> Pair | None:
+        """What keeps a case's atlases from each of so many images."""
+        if case is None or case not in self.library.cases:
+            return None
+        own = torch.tensor([case == other for other in self.library.cases]).long()
+        return torch.ones(images, dtype=torch.int64), own
 
     def choose(self, features: torch.Tensor, n: int, exclude_case: str | None = None) -> Selection:
         """The n nearest atlases of every image of a target, by its (T, F) features; never from ``exclude_case``."""
-        exclude = None
-        if exclude_case is not None and exclude_case in self.library.cases:
-            own = torch.tensor([case == exclude_case for case in self.library.cases]).long()
-            exclude = (torch.ones(len(features), dtype=torch.int64), own)
+        exclude = self._barred(len(features), exclude_case)
         rows, distances = nearest(features, self.library.features, n, self.distance, exclude=exclude)
         return Selection(rows, distances)
 
@@ -159,12 +166,10 @@ class Segmenter:
         images = self.images(target)
         which = torch.arange(len(images)) if only is None else only
         images = images[which]
-        needed = max(max(ns), self.estimator_atlases if self.estimator is not None else 0)
-        chosen = self.choose(features[which], needed, exclude_case)
+        chosen = self.choose(features[which], max(ns), exclude_case)
         joint = self.estimator is not None and any(m != "FwoW" for m in methods)
-        voices = self.voices(target, which, chosen.indices) if joint else None
+        voices = self.voices(target, which, exclude_case) if joint else None
         estimates = None if voices is None else voices.mean(1)
-        chosen = Selection(chosen.indices[:, : max(ns)], chosen.distances[:, : max(ns)])
         made = None
         if needs_alignment(methods):
             if self.aligner is None or self.loa is None:

@@ -47,21 +47,19 @@ class Arm:
 
 @dataclass(frozen=True)
 class Learning:
-    """A learning curve: one arm's settings at several numbers of training patients, under patient folds.
+    """A learning curve: the methods of one or more arms at several numbers of training patients, under patient folds.
 
     Args:
-        base: the arm.
-        settings: laid over the arm's.
+        arms: their names, with the settings to be laid over each.
         train_cases: training patients a fold; the whole fold is added by itself.
         folds: which folds; all when empty.
-        suffix: as of an arm.
+        main: the method the others are compared with.
     """
 
-    base: str
-    settings: Mapping[str, Any] = field(default_factory=dict)
+    arms: Mapping[str, Mapping[str, Any]]
     train_cases: tuple[int, ...] = (4, 8, 16)
     folds: tuple[int, ...] = ()
-    suffix: str = ""
+    main: str = "OASIS 3D"
 
 
 @dataclass(frozen=True)
@@ -109,17 +107,25 @@ def plan(study: Study, config: Mapping[str, Any]) -> list[Job]:
             settings = _built(f"study.arms.{name}", _merged(_config(study, config, name), {"folds": protocol}))
             jobs.append(Job(f"{name}-{protocol}" if len(arm.protocols) > 1 else name, settings, arm.suffix))
     if study.learning is not None:
-        curve, where = study.learning, "study.learning"
-        if curve.base not in study.arms:
-            raise ConfigError(f"{where}.base", f"one of the arms {list(study.arms)}", curve.base)
-        over = _merged(_config(study, config, curve.base), dict(curve.settings) | {"folds": "patient", "browser": False})
-        whole = _built(where, over)
-        for size in (*sorted(set(curve.train_cases)), None):
-            n = whole.n if size is None else tuple(sorted({min(n, size) for n in whole.n}))
-            for fold in curve.folds or (None,):
-                more = {"train_cases": size, "n": list(n), "fold": fold, "overlays": 0}
-                label = f"learning-{'all' if size is None else f'{size:03d}'}" + ("" if fold is None else f"-{fold}")
-                jobs.append(Job(label, _built(where, _merged(over, more)), curve.suffix, size or 0))
+        for name, values in study.learning.arms.items():
+            jobs += _points(study, study.learning, name, values, config)
+    return jobs
+
+
+def _points(study: Study, curve: Learning, arm: str, values: Mapping[str, Any], config: Mapping[str, Any]) -> list[Job]:
+    """The cross-validations of one arm of a learning curve."""
+    where = f"study.learning.arms.{arm}"
+    if arm not in study.arms:
+        raise ConfigError("study.learning.arms", f"names of the arms {list(study.arms)}", arm)
+    over = _merged(_config(study, config, arm), dict(values) | {"folds": "patient", "browser": False})
+    whole = _built(where, over)
+    jobs = []
+    for size in (*sorted(set(curve.train_cases)), None):
+        n = whole.n if size is None else tuple(sorted({min(n, size) for n in whole.n}))
+        for fold in curve.folds or (None,):
+            more = {"train_cases": size, "n": list(n), "fold": fold, "overlays": 0}
+            label = f"learning-{arm}-{'all' if size is None else f'{size:03d}'}" + ("" if fold is None else f"-{fold}")
+            jobs.append(Job(label, _built(where, _merged(over, more)), study.arms[arm].suffix, size or 0))
     return jobs
 
 
@@ -263,6 +269,11 @@ def check_study(given: Any) -> Study:
         if not arm.protocols or not set(arm.protocols) <= set(PROTOCOLS):
             raise ConfigError(f"study.arms.{name}.protocols", f"one or more of {list(PROTOCOLS)}", list(arm.protocols))
     learning = given.get("learning")
+    if learning is not None:
+        of = learning.get("arms") if isinstance(learning, Mapping) else None
+        if not isinstance(of, Mapping) or not of or not all(v is None or isinstance(v, Mapping) for v in of.values()):
+            raise ConfigError("study.learning.arms", "names of arms, each with settings or nothing", of)
+        learning = {**learning, "arms": {str(arm): dict(values or {}) for arm, values in of.items()}}
     curve = None if learning is None else make_group(Learning, learning, "study.learning")
     rest = {k: v for k, v in given.items() if k not in ("arms", "learning")}
     return make_group(Study, rest, "study", arms=arms, learning=curve)

@@ -74,7 +74,7 @@ def write_results(study: Study, config: Mapping[str, Any], run_dir: Path) -> Pat
         drawings.append(("What the folds do", "audit", drawn, AUDIT_NOTE))
     if study.learning is not None and (run_dir / "learning.csv").exists():
         frame = _sized(read_learning(run_dir / "learning.csv"), len(groups), build(config).k)
-        made["learning"] = learning_table(frame, f"OASIS{study.learning.suffix}")
+        made["learning"] = learning_table(frame, study.learning.main)
         drawings.append(("Learning curve", "learning", figures.learning_curve(frame), LEARNING_NOTE))
     for name, table in made.items():
         write_table(out, name, table)

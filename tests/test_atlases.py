@@ -14,8 +14,8 @@ import torch
 from oasis_monai import atlases
 from oasis_monai.align import LoaTable
 from oasis_monai.atlases import add_atlas, list_atlases, remove_atlas
+from oasis_monai.beside import beside_atlases, flanking
 from oasis_monai.errors import ConfigError, DataError, OasisError
-from oasis_monai.estimation import beside_atlases
 from oasis_monai.files import load_tensors
 from oasis_monai.library import AtlasLibrary
 from oasis_monai.model import load_model, train_model
@@ -86,14 +86,14 @@ def test_an_added_case_is_an_atlas_like_those_of_training_and_removed_leaves_no_
     both = build(merged(*KINDS[kind], {"data": {"root": str(phantom), "only": [*OLD, NEW]}}))
     wanted = prepare(both, find_and_check(both, None, quiet), None, quiet).library
     assert found.cases == wanted.cases
-    for name in ("images", "labels", "features", "slices", *(["context"] if "slices" in kind else [])):
+    for name in ("images", "labels", "features", "slices", *(["context", "thumbnails"] if "slices" in kind else [])):
         torch.testing.assert_close(getattr(found, name), getattr(wanted, name), msg=name)
     if "joint" in kind:
         row = len(found) - (1 if "slices" not in kind else len([c for c in found.cases if c == NEW]))
         image = found.images[row:]
         if "slices" in kind:
-            near = load_model(trained)[1].choose(found.features[row:], 1).indices
             own = torch.cat([found.context[row:, :1], image, found.context[row:, 1:]], 1)
+            near = flanking(own, load_model(trained)[1].library)
             estimate = segmenter.estimator.plain()(beside_atlases(own, found, near))[:, 1:]
         else:
             estimate = segmenter.estimator.plain().volume(image[0])[1:][None]

@@ -327,7 +327,8 @@ def runs_as_a_study(name, small, tmp_path):
     study = check_study(whole["study"])
     words = [*small, "registration.field_stride=[1]", "network.convnet=[4,8]", "network.unet=[4,8]", "study.n=2"]
     if study.learning is not None:
-        words += ["study.learning.train_cases=[2]", "study.learning.settings.n=2"]
+        words.append("study.learning.train_cases=[2]")
+        words += [f"study.learning.arms.{arm}.n=2" for arm, values in study.learning.arms.items() if "n" in values]
     for arm, values in study.arms.items():
         at = f"study.arms.{arm}.settings"
         given = values.settings
@@ -349,7 +350,9 @@ def runs_as_a_study(name, small, tmp_path):
             words.append(f"{at}.n=[1,2]")
     run_task(composed(f"experiment={name}", *words), tmp_path / "r", None)
     rows = pd.read_csv(tmp_path / "r" / "scores.csv")
+    curve = pd.read_csv(tmp_path / "r" / "learning.csv")
     if name == "accuracy":
+        assert set(curve["method"]) == {"ConvNet3D", "U-Net3D", "OASIS-joint 3D", "estimate 3D"}
         assert {"OASIS-joint", "OASIS-joint 3D", "estimate 3D", "U-Net3D"} <= set(rows["method"])
         assert "OASIS-joint 3D" in (tmp_path / "r" / "results" / "table1_patient.md").read_text(encoding="utf-8")
         return
@@ -358,7 +361,7 @@ def runs_as_a_study(name, small, tmp_path):
     assert rows[rows["method"] == "OASIS"].groupby(["protocol", "n"])["case"].nunique().tolist() == [4] * 4
     fused = rows[(rows["region"] == "whole") & rows["method"].str.startswith(("FwoW", "OASIS"))]
     assert fused.groupby("method")["dsc"].mean().between(0.3, 0.98).all()
-    curve = pd.read_csv(tmp_path / "r" / "learning.csv")
+    assert {"OASIS-joint", "OASIS-joint 3D"} <= set(rows["method"])
     assert set(curve["method"]) == {"ConvNet3D", "U-Net3D", "OASIS 3D"}
     assert (tmp_path / "r" / "results" / "table1_slice.md").exists()
     assert "Case browser" in (tmp_path / "r" / "report.html").read_text(encoding="utf-8")

@@ -46,7 +46,7 @@ def joint_stm(folder):
 
 
 def slice_net(folder):
-    settings = EstimatorSettings(decoder=(8, 8, 8, 8), slices=5, atlases=1, volume_share=0.0)
+    settings = EstimatorSettings(decoder=(8, 8, 8, 8), slices=5, atlases=2, volume_share=0.0)
     training = replace(SHORT, iterations=12)  # half the budget is this network's
     return train_estimator(test_estimator.discs(2), (1.0, 1.0), settings, training, 3, folder, progress=False)
 

@@ -11,9 +11,6 @@ from oasis_monai.align import Aligner, LoaTable, foreground, one_hot
 from oasis_monai.errors import ConfigError
 from oasis_monai.estimation import (
     _EstimatorTrainer,
-    beside_atlases,
-    estimate_library,
-    make_estimator,
     near_structure,
     train_estimator,
 )
@@ -140,7 +137,7 @@ def test_it_learns_a_disc(dims):
 def test_a_killed_training_ends_with_the_same_weights(tmp_path, monkeypatch):
     from oasis_monai import estimation
 
-    library, settings = discs(2), replace(SMALL, atlases=1)
+    library, settings = discs(2), replace(SMALL, atlases=2)
     whole = train_estimator(library, (1.0, 1.0), settings, SHORT, 1, tmp_path / "a", progress=False)
     step = estimation._EstimatorTrainer.step
 
@@ -166,22 +163,6 @@ def test_the_budget_is_shared():
     assert TrainingSettings(iterations=1, minutes=None).part(0.1).iterations == 1
 
 
-def test_atlases_beside_a_slice_are_image_then_structures():
-    library = discs(2, classes=3)
-    here = torch.rand(2, 1, 32, 32)
-    # below the first slice lies what looks like atlas 1 and above it atlas 3; below the second atlas 0, above it atlas 5
-    below, above = library.images[[1, 0]].float(), library.images[[3, 5]].float()
-    slices = torch.cat([below, here, above], 1)
-    for rows in (torch.tensor([[3, 1], [0, 5]]), torch.tensor([[1, 3], [5, 0]])):  # whichever is nearer
-        got = beside_atlases(slices, library, rows)
-        assert got.shape == (2, 3 + 2 * 3, 32, 32)
-        assert torch.equal(got[:, :3], slices)
-        assert torch.equal(got[:, 3], library.images[[1, 0], 0])
-        assert torch.equal(got[:, 6], library.images[[3, 5], 0])
-        assert torch.equal(got[0, 4], (library.labels[1, 0] == 1).float())
-        assert torch.equal(got[0, 8], (library.labels[3, 0] == 2).float())
-
-
 def test_what_the_atlases_say_is_where_the_slice_network_starts_from():
     """Without a decoder's say the result is the mean of the atlases' labels, whatever the number of classes."""
     model = SliceNet(3, atlases=2, decoder=(8, 8, 8, 8), pretrained=False).eval()
@@ -191,23 +172,6 @@ def test_what_the_atlases_say_is_where_the_slice_network_starts_from():
     atlases = torch.cat([torch.rand(1, 2, 1, 33, 40), labels[:, :, 1:]], 2).flatten(1, 2)
     logits = model(torch.cat([torch.rand(1, 3, 33, 40), atlases], 1))
     torch.testing.assert_close(logits, 2 * labels.mean(1) - 1)
-
-
-def test_no_slice_is_its_own_atlas():
-    library = discs(2)
-    for same_case, barred in ((True, lambda i, j: i == j), (False, lambda i, j: library.cases[i] == library.cases[j])):
-        trainer_rows = []
-
-        class Watched(Estimator):
-            def __call__(self, slices, rows=trainer_rows):
-                for given in slices[:, 3]:
-                    rows.append([j for j, image in enumerate(library.images) if torch.equal(image[0], given)])
-                return super().__call__(slices)
-
-        model = make_estimator(2, replace(SMALL, atlases=1))
-        estimate_library(Watched(model, mirror=False), library, 1, same_case)
-        assert len(trainer_rows) == len(library)
-        assert not any(barred(i, j) for i, js in enumerate(trainer_rows) for j in js)
 
 
 def test_doubt_keeps_the_sure_and_moves_the_edge():
@@ -309,6 +273,7 @@ def test_methods_of_a_joint_model_need_one():
     [
         ({"decoder": (8, 8)}, "decoder"),
         ({"atlases": -1}, "atlases"),
+        ({"atlases": 1}, "atlases"),
         ({"share": 1.0}, "share"),
         ({"slices": 0}, "slices"),
         ({"lr": 0.0}, "lr"),
@@ -418,7 +383,6 @@ def test_slices_far_from_structures_are_drawn_less_often():
         None,
         (1.0, 1.0),
         True,
-        "l2",
     )
     library_rows = []
     trainer.library = replace(library, images=torch.arange(len(library)).view(-1, 1, 1, 1).expand_as(library.images).float())

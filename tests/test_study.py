@@ -30,7 +30,7 @@ PLAIN = {
         },
         "no_label_term": {"base": "volumes", "suffix": " 3D, beta = 0", "settings": {"methods": "OASIS", "loss": {"beta": 0.0}}},
     },
-    "learning": {"base": "volumes", "suffix": " 3D", "train_cases": [2], "settings": {"methods": ["U-Net3D", "OASIS"], "n": 2}},
+    "learning": {"arms": {"volumes": {"methods": ["U-Net3D", "OASIS"], "n": 2}}, "train_cases": [2]},
     "ablation": ["OASIS", "OASIS 3D"],
     "n": 2,
 }
@@ -47,24 +47,33 @@ def names(jobs):
 
 def test_the_plan_lays_arms_over_the_base_and_over_each_other(base):
     jobs = {job.name: job for job in plan(check_study(PLAIN), base)}
-    assert list(jobs) == ["slices-slice", "slices-patient", "volumes", "no_label_term", "learning-002", "learning-all"]
+    assert list(jobs) == [
+        "slices-slice",
+        "slices-patient",
+        "volumes",
+        "no_label_term",
+        "learning-volumes-002",
+        "learning-volumes-all",
+    ]
     assert (jobs["slices-slice"].settings.folds, jobs["slices-patient"].settings.folds) == ("slice", "patient")
     assert jobs["slices-slice"].settings.spatial_dims == 2
     volumes, ablated = jobs["volumes"].settings, jobs["no_label_term"].settings
     assert (volumes.spatial_dims, ablated.spatial_dims) == (3, 3)
     assert (volumes.loss.beta, ablated.loss.beta) == (1.0, 0.0)
     assert ablated.methods == ("OASIS",)
-    assert jobs["learning-002"].settings.train_cases == 2
-    assert jobs["learning-all"].settings.train_cases is None
-    assert (jobs["learning-002"].train_cases, jobs["learning-all"].train_cases, jobs["volumes"].train_cases) == (2, 0, None)
+    two, every = jobs["learning-volumes-002"], jobs["learning-volumes-all"]
+    assert (two.settings.train_cases, every.settings.train_cases) == (2, None)
+    assert (two.train_cases, every.train_cases, jobs["volumes"].train_cases) == (2, 0, None)
+    assert (two.suffix, two.settings.methods) == (" 3D", ("U-Net3D", "OASIS"))
     assert base["spatial_dims"] == 2  # untouched
 
 
 def test_a_learning_curve_fuses_no_more_atlases_than_it_has_and_may_take_some_folds(base):
-    study = Study({"v": Arm({"methods": ["OASIS"]})}, Learning("v", {"n": [1, 6]}, (2, 4), (1,)))
-    jobs = plan(study, base)[1:]
-    assert names(jobs) == ["learning-002-1", "learning-004-1", "learning-all-1"]
-    assert [job.settings.n for job in jobs] == [(1, 2), (1, 4), (1, 6)]
+    arms = {"v": Arm({"methods": ["OASIS"]}), "w": Arm({"methods": ["FwoW"]})}
+    jobs = plan(Study(arms, Learning({"v": {"n": [1, 6]}, "w": {}}, (2, 4), (1,))), base)[2:]
+    assert names(jobs) == [f"learning-{arm}-{size}-1" for arm in "vw" for size in ("002", "004", "all")]
+    assert [job.settings.n for job in jobs[:3]] == [(1, 2), (1, 4), (1, 6)]
+    assert [job.settings.methods for job in jobs] == 3 * [("OASIS",)] + 3 * [("FwoW",)]
     assert {job.settings.fold for job in jobs} == {1}
 
 
@@ -76,7 +85,10 @@ def test_a_learning_curve_fuses_no_more_atlases_than_it_has_and_may_take_some_fo
         ({"arms": {"a": {"protocols": ["random"]}}}, r"study\.arms\.a\.protocols"),
         ({"arms": {"a": {"colour": 1}}}, r"study\.arms\.a\.colour: .*unknown key"),
         ({"arms": {"a": {"settings": 3}}}, r"study\.arms\.a\.settings"),
-        ({"learning": {"base": "x"}}, r"study\.learning\.base: expected one of the arms"),
+        ({"learning": {"arms": {"x": {}}}}, r"study\.learning\.arms: expected names of the arms"),
+        ({"learning": {"arms": {"volumes": 3}}}, r"study\.learning\.arms: expected names of arms, each with settings"),
+        ({"learning": {"train_cases": [4]}}, r"study\.learning\.arms: expected names of arms, each with settings"),
+        ({"learning": {"arms": {"volumes": {"k": 1}}}}, r"study\.learning\.arms\.volumes: k: expected"),
         ({"arms": {"a": {"base": "b"}, "b": {"base": "a"}}, "learning": None}, r"study\.arms\.a\.base: .*not in a circle|circle"),
         ({"arms": {"a": {"settings": {"methods": ["Oasis"]}}}, "learning": None}, r"study\.arms\.a: methods: expected"),
         ({"arms": {"a": {"settings": {"training": {"lr": -1}}}}, "learning": None}, r"study\.arms\.a: training\.lr"),
