@@ -9,6 +9,7 @@ world's axes: a slice of an oblique scan stays a slice.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
 
 import numpy as np
@@ -18,6 +19,7 @@ from oasis_monai.types import Geometry
 
 TIE = 1e-6  # probabilities this close are equal: six weights of 1/6 sum to a hair under 1/2, and in any order to another hair
 SAME_SPACING = 1e-3  # spacings this close (relative) count as equal: headers carry rounded numbers
+TRUNCATED = 4.0  # standard deviations at which the anti-alias Gaussian ends
 SLAB_VALUES = 2**24  # values of one native slab that `restore` may hold: 64 MiB of float32
 
 
@@ -78,8 +80,9 @@ def resample(values: torch.Tensor, source: Geometry, target: Geometry, anti_alia
     """
     values = plain(values).float()
     _check_shape("values", values, source)
-    if anti_alias:
-        values = _smoothed(values, _sigma(source, target))
+    sigma = _sigma(source, target) if anti_alias else [0.0, 0.0, 0.0]
+    values, source = _seen(values, source, target, [math.ceil(TRUNCATED * width) for width in sigma])
+    values = _smoothed(values, sigma)
     return _sampled(values, source, target, "bilinear", "border")
 
 
@@ -257,18 +260,36 @@ def _sigma(source: Geometry, target: Geometry) -> list[float]:
     return [max(0.0, float(f) - 1) / 2 for f in factors]
 
 
-def _smoothed(values: torch.Tensor, sigma: Sequence[float]) -> torch.Tensor:
-    # MONAI's filter pads with zeros and its kernel does not quite sum to 1, which darkens the edges (MONAI's own
-    # Resize(anti_aliasing=True) has that): dividing by what it makes of ones mends both.
-    from monai.transforms.intensity.array import GaussianSmooth
+def _seen(values: torch.Tensor, source: Geometry, target: Geometry, margin: Sequence[int]) -> tuple[torch.Tensor, Geometry]:
+    """The part of (C, \\*source.shape) that resampling to ``target`` looks at, with ``margin`` voxels round it, and its grid.
+    Where the scan is cut, what continues beyond its edge is never looked at."""
+    ends = np.array(
+        [[0 if low else n - 1 for low, n in zip(corner, target.shape, strict=True)] for corner in np.ndindex(2, 2, 2)]
+    )
+    ends = np.linalg.solve(source.affine, target.affine @ np.c_[ends, np.ones(8)].T)[:3]
+    slices = []
+    for low, high, more, n in zip(ends.min(1), ends.max(1), margin, source.shape, strict=True):
+        start = min(max(math.floor(low) - more - 1, 0), n - 1)
+        slices.append(slice(start, max(min(math.ceil(high) + more + 2, n), start + 1)))
+    part = values[(slice(None), *slices)]
+    return part, _shifted(source, [s.start for s in slices], part.shape[1:])
 
-    if max(sigma) < 0.05:  # the kernel is the identity
-        return values
-    smoothed = plain(GaussianSmooth(list(sigma))(values))
+
+def _smoothed(values: torch.Tensor, sigma: Sequence[float]) -> torch.Tensor:
+    """A Gaussian along each axis, as one small matrix product: a thirtieth of the time of MONAI's ``GaussianSmooth``, which
+    convolves, with its kernel; but here weights sum to 1 at the edges too (there zeros are taken in, and edges get darker)."""
+    from monai.networks.layers.convutils import gaussian_1d
+
     for axis, width in enumerate(sigma):
-        line = plain(GaussianSmooth(width)(torch.ones(1, values.shape[axis + 1], device=values.device)))
-        smoothed /= line.reshape([-1 if a == axis else 1 for a in range(values.ndim - 1)])
-    return smoothed
+        if width < 0.05:  # the kernel is the identity
+            continue
+        kernel = gaussian_1d(torch.tensor(width), TRUNCATED)
+        n, reach = values.shape[axis + 1], len(kernel) // 2
+        away = torch.arange(n)[:, None] - torch.arange(n)
+        band = torch.where(away.abs() <= reach, kernel[(away + reach).clamp(0, 2 * reach)], 0.0)
+        band = (band / band.sum(1, keepdim=True)).to(values.device)
+        values = torch.tensordot(values, band, dims=([axis + 1], [1])).movedim(-1, axis + 1)
+    return values
 
 
 def _shifted(grid: Geometry, corner: Sequence[int], shape: Sequence[int]) -> Geometry:
