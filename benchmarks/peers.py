@@ -34,7 +34,8 @@ class _Ants:
 
     def register(self, fixed: np.ndarray, moving: np.ndarray) -> tuple[Any, dict[str, Any]]:
         """Its affine part was seen to fail: it is tried again with all voxels in the place of a random fifth, then left out."""
-        onto, atlas = self.image(fixed), self.image(moving)
+        # it starts from the centres of mass, which images with values below 0 do not have
+        onto, atlas = self.image(fixed - fixed.min()), self.image(moving - moving.min())
         ways: list[dict[str, Any]] = [{"type_of_transform": self.kind}]
         ways += [ways[0] | {"aff_random_sampling_rate": 1.0}, {"type_of_transform": "SyNOnly", "initial_transform": "identity"}]
         for way in ways[:-1]:

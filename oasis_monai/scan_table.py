@@ -26,6 +26,7 @@ class Row:
         status: :data:`DONE`, :data:`FLAGGED` (done, with doubts), :data:`SKIPPED` (finished before) or :data:`FAILED`.
         volume_ml: per label; empty when it failed.
         predicted_dsc: per label, 0 to 1; without those for which there is no prediction.
+        calibrated: whether the predictions come from a cross-validation; else they are the plain agreement of the parts.
         flags: names, see :mod:`oasis_monai.flags`.
         reason: why it failed, one line.
     """
@@ -36,6 +37,7 @@ class Row:
     flags: tuple[str, ...] = ()
     reason: str = ""
     predicted_dsc: Mapping[str, float] = field(default_factory=dict)
+    calibrated: bool = False
 
 
 def row_of(told: Mapping[str, Any], skipped: bool = False) -> Row:
@@ -43,7 +45,8 @@ def row_of(told: Mapping[str, Any], skipped: bool = False) -> Row:
     flags = tuple(str(flag["name"]) for flag in told["flags"])
     volumes = {str(name): float(ml) for name, ml in told["volume_ml"].items()}
     predicted = {str(name): float(v) for name, v in told["predicted_dsc"].items() if v is not None}
-    return Row(str(told["case"]), SKIPPED if skipped else FLAGGED if flags else DONE, volumes, flags, "", predicted)
+    status = SKIPPED if skipped else FLAGGED if flags else DONE
+    return Row(str(told["case"]), status, volumes, flags, "", predicted, told["calibrated"] is True)
 
 
 def read_told(path: Path) -> dict[str, Any] | None:
@@ -73,8 +76,9 @@ def _labels(rows: Sequence[Row]) -> list[str]:
 def table_text(rows: Sequence[Row]) -> str:
     """Aligned columns with a head; flags and reasons last."""
     labels = _labels(rows)
-    expected = any(row.predicted_dsc for row in rows)
-    more = [f"{name} DSC % predicted" for name in labels] if expected else []
+    expected = [row for row in rows if row.predicted_dsc]
+    noun = "DSC % predicted" if all(row.calibrated for row in expected) else "agreement %"
+    more = [f"{name} {noun}" for name in labels] if expected else []
     lines = [["case", "status", *(f"{name} ml" for name in labels), *more, "flags and faults"]]
     for row in rows:
         volumes = [f"{row.volume_ml[name]:.1f}" if name in row.volume_ml else "-" for name in labels]
@@ -85,16 +89,16 @@ def table_text(rows: Sequence[Row]) -> str:
 
 def write_table(output: Path, rows: Sequence[Row]) -> Path:
     """Write ``segment.csv``, whole or not at all: case, status, ``LABEL_ml`` and ``LABEL_predicted_dsc`` (0 to 1) for each
-    label, flags (with ; between), reason."""
+    label, calibrated (false: the plain agreement of the parts), flags (with ; between), reason."""
     labels = _labels(rows)
     out = io.StringIO()
     writer = csv.writer(out, lineterminator="\n")
-    writer.writerow(
-        ["case", "status", *(f"{name}_ml" for name in labels), *(f"{name}_predicted_dsc" for name in labels), "flags", "reason"]
-    )
+    head = [f"{name}_ml" for name in labels] + [f"{name}_predicted_dsc" for name in labels]
+    writer.writerow(["case", "status", *head, "calibrated", "flags", "reason"])
     for row in rows:
         volumes = [row.volume_ml.get(name, "") for name in labels]
         predicted = [row.predicted_dsc.get(name, "") for name in labels]
-        writer.writerow([row.case, row.status, *volumes, *predicted, ";".join(row.flags), row.reason])
+        calibrated = str(row.calibrated).lower() if row.predicted_dsc else ""
+        writer.writerow([row.case, row.status, *volumes, *predicted, calibrated, ";".join(row.flags), row.reason])
     write_text(output / FILE, out.getvalue())
     return output / FILE

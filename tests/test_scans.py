@@ -262,7 +262,7 @@ def test_the_table_tells_of_every_scan_of_the_folder_and_of_earlier_runs(model, 
     segment_scans(model, images, out, **how)
     rows = table(out)
     assert states(out) == {"Case00": "done", "Case01": "failed", "Case02": "skipped"}
-    assert list(rows["Case00"]) == ["case", "status", "prostate_ml", "prostate_predicted_dsc", "flags", "reason"]
+    assert list(rows["Case00"]) == ["case", "status", "prostate_ml", "prostate_predicted_dsc", "calibrated", "flags", "reason"]
     assert rows["Case00"]["prostate_predicted_dsc"] == ""  # FwoW compares nothing
     assert float(rows["Case02"]["prostate_ml"]) == told(out, "Case02")["volume_ml"]["prostate"]
     assert rows["Case01"]["prostate_ml"] == ""
@@ -336,7 +336,9 @@ def test_the_predicted_dsc_is_the_calibration_of_the_agreement(model, images, tm
     line = told(tmp_path / "b", "Case00")
     assert line["calibrated"]
     assert line["predicted_dsc"]["prostate"] == pytest.approx(0.4 + 0.5 * agreement["atlases"], abs=2e-4)
-    assert float(table(tmp_path / "b")["Case00"]["prostate_predicted_dsc"]) == line["predicted_dsc"]["prostate"]
+    row = table(tmp_path / "b")["Case00"]
+    assert float(row["prostate_predicted_dsc"]) == line["predicted_dsc"]["prostate"]
+    assert (table(tmp_path / "a")["Case00"]["calibrated"], row["calibrated"]) == ("false", "true")
     shutil.rmtree(good)
 
     bad = with_calibration(model, tmp_path, {"OASIS-3": {"prostate": fitted | {"weights": [0.0]}}})
