@@ -15,6 +15,8 @@ from oasis_monai.fusion import overlap
 from oasis_monai.library import AtlasLibrary
 from oasis_monai.memory import Batched
 
+Warped = tuple[slice, torch.Tensor, torch.Tensor]
+
 
 def foreground(label: torch.Tensor, classes: int) -> torch.Tensor:
     """(B, 1, *S) class indices -> (B, C-1, *S) float32, one channel per structure, no background."""
@@ -62,9 +64,7 @@ class Aligner(Batched):
 
         return torch.cat([made for _, made in self.in_batches(len(atlases), align)])
 
-    def warped(
-        self, library: AtlasLibrary, rows: torch.Tensor, fields: torch.Tensor
-    ) -> Iterator[tuple[slice, torch.Tensor, torch.Tensor]]:
+    def warped(self, library: AtlasLibrary, rows: torch.Tensor, fields: torch.Tensor) -> Iterator[Warped]:
         """Warp the atlases ``rows`` through their coarse ``fields``, one batch after the other.
 
         Yields:

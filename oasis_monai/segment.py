@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import NamedTuple
 
 import torch
 
 from oasis_monai import fusion
-from oasis_monai.align import Aligner, FieldCache, LoaTable, one_hot, with_structures
+from oasis_monai.align import Aligner, FieldCache, LoaTable, Warped, one_hot, with_structures
 from oasis_monai.beside import beside_atlases, flanking
 from oasis_monai.errors import ConfigError
 from oasis_monai.estimator import Estimator, with_neighbours
@@ -237,12 +237,10 @@ class Segmenter:
             results["estimate", 0] = Result(estimate, None, agreement(voices, None))
         if fields is None or self.aligner is None or self.loa is None:
             return results
-        device = self.aligner.device
+        device, warped = self.aligner.device, self._warped(rows, fields)
         if "FWAL" in methods:
             on_device = target.to(device)
-            similarity = torch.cat(
-                [ncc(m, on_device[None].expand_as(m)).cpu() for _, m, _ in self.aligner.warped(library, rows, fields)]
-            )
+            similarity = torch.cat([ncc(m, on_device[None].expand_as(m)).cpu() for _, m, _ in warped()])
             weights |= {("FWAL", n): fusion.normalise(similarity[:n]) for n in ns}
         if {"OASIS", "OASIS-conditioned"} & set(methods):
             matrix = self.loa.matrix(rows)
@@ -256,14 +254,12 @@ class Segmenter:
             if estimate is None:
                 raise ValueError("the method 'OASIS-joint' needs a joint model")
             reference = estimate.to(device)[None]
-            likeness = torch.cat(
-                [fusion.overlap(w, reference.expand_as(w)).cpu() for _, _, w in self.aligner.warped(library, rows, fields)]
-            )
+            likeness = torch.cat([fusion.overlap(w, reference.expand_as(w)).cpu() for _, _, w in warped()])
             weights |= {("OASIS-joint", n): fusion.normalise(likeness[:n]) for n in ns}
         summed = [key for key in keys if key[0] not in ("FwoW", "STAPLE", "estimate")]
         sums: dict[tuple[str, int], torch.Tensor] = {}
         votes: list[torch.Tensor] = []  # hard labels, for the rules that want raters and for what the atlases think of each other
-        for part, _, labels in self.aligner.warped(library, rows, fields):
+        for part, _, labels in warped():
             for key in summed:
                 w = weights[key][part.start : min(part.stop, key[1])]
                 if len(w):
@@ -283,6 +279,15 @@ class Segmenter:
         if "STAPLE" in methods:
             results |= {("STAPLE", n): Result(fusion.staple(torch.stack(votes[:n]), library.classes), None) for n in ns}
         return {key: results[key] for key in keys}
+
+    def _warped(self, rows: torch.Tensor, fields: torch.Tensor) -> Callable[[], Iterable[Warped]]:
+        """What gives the warped atlases ``rows``, again at every call. Those that fit into one batch are warped once."""
+        assert self.aligner is not None
+        aligner, library = self.aligner, self.library
+        first = next(aligner.warped(library, rows, fields)) if len(rows) <= aligner.batch else None
+        if first is not None and first[0].stop == len(rows):  # memory may have run out, and the batch been halved
+            return lambda: [first]
+        return lambda: aligner.warped(library, rows, fields)
 
     def _consensus(self, rows: torch.Tensor, fields: torch.Tensor) -> torch.Tensor:
         """R2's matrix: o_jk = Dice(y_k o phi_k, y_j o phi_j), two batches of warped labels at a time."""
