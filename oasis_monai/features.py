@@ -30,8 +30,8 @@ INTENSITY = 16  # side of the pooled image of "intensity"
 THUMBNAIL = 16  # side of a thumbnail: enough to tell the slices of one scan apart
 RANDOM = 64  # length of a vector of "random"
 WINDOW = (0.01, 0.99)  # quantiles of a slice that become 0 and 1: a coil's bright rim must not decide the contrast
-PREPARATION = 1  # part of every key: raise it when a slice reaches the network in another form
-MAX_SLICES = 32  # slices of a volume that are looked at
+PREPARATION = 2  # part of every key: raise it when a slice reaches the network in another form
+MAX_SLICES = 16  # slices of a volume that are looked at: of the six nearest of 34 prostates 91 % are those of 32 slices
 MEAN = (0.485, 0.456, 0.406)  # ImageNet
 STD = (0.229, 0.224, 0.225)
 
