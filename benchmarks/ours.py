@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +22,7 @@ from world import World, configuration
 torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", "2")))
 torch.set_flush_denormal(True)
 
-Predict = Callable[[torch.Tensor, torch.Tensor, torch.Tensor], torch.Tensor]  # target, atlas, its structure -> full field
+Predict = Callable[[torch.Tensor, torch.Tensor, torch.Tensor], torch.Tensor]  # target, atlas, its structure -> field, any grid
 
 
 def train(world: World, name: str, minutes: float, folder: Path) -> None:
@@ -89,8 +90,12 @@ def _aligner(predict: Predict) -> Callable[[np.ndarray, np.ndarray, np.ndarray],
     def align(fixed: np.ndarray, moving: np.ndarray, label: np.ndarray) -> list[Aligned]:
         target, atlas, structure = (torch.from_numpy(a)[:, None] for a in (fixed, moving, label))
         field = predict(target, atlas, structure)
-        moved = warping.warp(structure.float(), field)[:, 0].numpy()
-        return [Aligned(m, lambda f=f: f.movedim(0, -1).numpy()) for m, f in zip(moved, field, strict=True)]  # type: ignore[misc]
+        moved = warping.warp_structures(structure.float(), field)[:, 0].numpy()
+
+        def full(one: torch.Tensor) -> np.ndarray:
+            return np.asarray(warping.resize_ddf(one[None], target.shape[2:])[0].movedim(0, -1).numpy())
+
+        return [Aligned(m, partial(full, f)) for m, f in zip(moved, field, strict=True)]
 
     return align
 
@@ -133,7 +138,7 @@ def stm_pair(world: World, model: Path, batch: int, words: str) -> Method:
     def predict(target: torch.Tensor, atlas: torch.Tensor, structure: torch.Tensor) -> torch.Tensor:
         estimates = torch.stack([known[image.numpy().tobytes()] for image in target]) if joint else None
         fields = aligner.fields(with_structures(atlas, structure if joint else None), with_structures(target, estimates))
-        return warping.resize_ddf(fields.float(), target.shape[2:])
+        return fields.float()
 
     return Method(words, align=_aligner(predict), batch=batch, repeats=10)
 

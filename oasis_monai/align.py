@@ -15,7 +15,7 @@ from oasis_monai.fusion import overlap
 from oasis_monai.library import AtlasLibrary
 from oasis_monai.memory import Batched
 
-Warped = tuple[slice, torch.Tensor, torch.Tensor]
+Warped = tuple[slice, torch.Tensor | None, torch.Tensor]
 
 
 def foreground(label: torch.Tensor, classes: int) -> torch.Tensor:
@@ -64,18 +64,22 @@ class Aligner(Batched):
 
         return torch.cat([made for _, made in self.in_batches(len(atlases), align)])
 
-    def warped(self, library: AtlasLibrary, rows: torch.Tensor, fields: torch.Tensor) -> Iterator[Warped]:
+    def warped(self, library: AtlasLibrary, rows: torch.Tensor, fields: torch.Tensor, images: bool = False) -> Iterator[Warped]:
         """Warp the atlases ``rows`` through their coarse ``fields``, one batch after the other.
 
         Yields:
-            (which of ``rows``, (b, 1, *S) warped images, (b, C, *S) warped one-hot labels).
+            (which of ``rows``, (b, 1, *S) warped images or None where they are not asked for, (b, C, *S) warped one-hot labels).
         """
 
-        def warp(part: slice) -> tuple[torch.Tensor, torch.Tensor]:
-            images = library.images[rows[part]].to(self.device, torch.float32)
-            labels = one_hot(library.labels[rows[part]].to(self.device), library.classes)
-            ddf = warping.resize_ddf(fields[part].to(self.device).float(), images.shape[2:])
-            return warping.warp_pair(images, labels, ddf)
+        def warp(part: slice) -> tuple[torch.Tensor | None, torch.Tensor]:
+            field = fields[part].to(self.device).float()
+            structures = foreground(library.labels[rows[part]].to(self.device), library.classes)
+            moved = warping.warp_structures(structures, field)
+            moved_image = None
+            if images:
+                image = library.images[rows[part]].to(self.device, torch.float32)
+                moved_image = warping.warp(image, warping.resize_ddf(field, image.shape[2:]))
+            return moved_image, torch.cat([1 - moved.sum(1, keepdim=True), moved], 1)
 
         for part, (moved, moved_label) in self.in_batches(len(rows), warp):
             yield part, moved, moved_label

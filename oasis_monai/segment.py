@@ -237,10 +237,10 @@ class Segmenter:
             results["estimate", 0] = Result(estimate, None, agreement(voices, None))
         if fields is None or self.aligner is None or self.loa is None:
             return results
-        device, warped = self.aligner.device, self._warped(rows, fields)
+        device, warped = self.aligner.device, self._warped(rows, fields, "FWAL" in methods)
         if "FWAL" in methods:
             on_device = target.to(device)
-            similarity = torch.cat([ncc(m, on_device[None].expand_as(m)).cpu() for _, m, _ in warped()])
+            similarity = torch.cat([ncc(m, on_device[None].expand_as(m)).cpu() for _, m, _ in warped() if m is not None])
             weights |= {("FWAL", n): fusion.normalise(similarity[:n]) for n in ns}
         if {"OASIS", "OASIS-conditioned"} & set(methods):
             matrix = self.loa.matrix(rows)
@@ -280,14 +280,14 @@ class Segmenter:
             results |= {("STAPLE", n): Result(fusion.staple(torch.stack(votes[:n]), library.classes), None) for n in ns}
         return {key: results[key] for key in keys}
 
-    def _warped(self, rows: torch.Tensor, fields: torch.Tensor) -> Callable[[], Iterable[Warped]]:
+    def _warped(self, rows: torch.Tensor, fields: torch.Tensor, images: bool) -> Callable[[], Iterable[Warped]]:
         """What gives the warped atlases ``rows``, again at every call. Those that fit into one batch are warped once."""
         assert self.aligner is not None
         aligner, library = self.aligner, self.library
-        first = next(aligner.warped(library, rows, fields)) if len(rows) <= aligner.batch else None
+        first = next(aligner.warped(library, rows, fields, images)) if len(rows) <= aligner.batch else None
         if first is not None and first[0].stop == len(rows):  # memory may have run out, and the batch been halved
             return lambda: [first]
-        return lambda: aligner.warped(library, rows, fields)
+        return lambda: aligner.warped(library, rows, fields, images)
 
     def _consensus(self, rows: torch.Tensor, fields: torch.Tensor) -> torch.Tensor:
         """R2's matrix: o_jk = Dice(y_k o phi_k, y_j o phi_j), two batches of warped labels at a time."""

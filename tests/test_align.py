@@ -81,7 +81,8 @@ def test_warped_atlases_come_in_batches_and_are_warped_by_their_own_field(batch)
     _, aligner = counted(batch)
     fields = torch.cat([known_field(library, float(k), 1.0) for k in rows])
     seen = []
-    for part, image, label in aligner.warped(library, rows, fields.half()):
+    assert all(image is None for _, image, _ in aligner.warped(library, rows, fields.half()))  # unless they are asked for
+    for part, image, label in aligner.warped(library, rows, fields.half(), images=True):
         assert 0 < len(image) == len(label) <= batch
         for i, place in enumerate(range(part.start, part.stop)):
             seen.append(place)
