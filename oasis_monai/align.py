@@ -14,6 +14,7 @@ from oasis_monai.files import load_if_whole, save_tensors
 from oasis_monai.fusion import overlap
 from oasis_monai.library import AtlasLibrary
 from oasis_monai.memory import Batched
+from oasis_monai.precision import halved
 
 Warped = tuple[slice, torch.Tensor | None, torch.Tensor]
 
@@ -41,10 +42,12 @@ class Aligner(Batched):
             structures for a joint STM.
         device: where it runs.
         batch: pairs per forward pass, and the most warped atlases held in memory at once.
+        half: run the network in bfloat16, see :func:`oasis_monai.precision.halved`.
     """
 
-    def __init__(self, model: nn.Module, device: str | torch.device = "cpu", batch: int = 8) -> None:
+    def __init__(self, model: nn.Module, device: str | torch.device = "cpu", batch: int = 8, half: bool | None = None) -> None:
         self.model, self.device, self.batch = model.to(device).eval(), torch.device(device), batch
+        self.half = halved(self.device, half)
         self.joint = bool(getattr(getattr(model, "settings", None), "joint", False))
 
     def seen(self, library: AtlasLibrary, rows: torch.Tensor) -> torch.Tensor:
@@ -59,7 +62,9 @@ class Aligner(Batched):
         """
 
         def align(part: slice) -> torch.Tensor:
-            field: torch.Tensor = self.model.field(atlases[part].to(self.device), targets[part].to(self.device))  # type: ignore[operator]
+            pair = atlases[part].to(self.device), targets[part].to(self.device)
+            with torch.autocast(self.device.type, torch.bfloat16, enabled=self.half):
+                field: torch.Tensor = self.model.field(*pair)  # type: ignore[operator]
             return field.half().cpu()
 
         return torch.cat([made for _, made in self.in_batches(len(atlases), align)])

@@ -1,0 +1,51 @@
+"""bfloat16 at inference: asked for, where the CPU is made for it, and never far from float32."""
+
+import pytest
+import torch
+
+from oasis_monai import precision
+from oasis_monai.align import Aligner
+from oasis_monai.estimator import Estimator, SliceNet
+from oasis_monai.networks import SpatialTransformModel, StmSettings
+
+
+@pytest.mark.parametrize(
+    ("device", "made", "asked", "expected"),
+    [("cpu", True, None, True), ("cpu", False, None, False), ("cuda", True, None, False), ("cpu", False, True, True)],
+)
+def test_where_it_is_used(monkeypatch, device, made, asked, expected):
+    monkeypatch.setattr(precision, "made_for_bfloat16", lambda: made)
+    assert precision.halved(torch.device(device), asked) is expected
+
+
+def test_a_torch_that_cannot_tell_is_taken_for_no(monkeypatch):
+    monkeypatch.setattr(torch.backends.mkldnn, "is_available", lambda: False)
+    assert precision.made_for_bfloat16() is False
+
+
+def test_fields_are_those_of_float32_but_for_rounding():
+    torch.manual_seed(0)
+    model = SpatialTransformModel((16, 16, 8), StmSettings(channels=(8, 16), field_stride=(2, 2, 1)))
+    torch.nn.init.normal_(model.body[1].weight, std=0.05)
+    pair = torch.randn(3, 1, 16, 16, 8), torch.randn(3, 1, 16, 16, 8)
+    exact, half = (Aligner(model, half=half).fields(*pair).float() for half in (False, True))
+    assert 0.3 < float(exact.abs().max()) < 20
+    assert not torch.equal(exact, half)
+    assert float((exact - half).abs().mean()) < 0.02 * float(exact.abs().mean())
+
+
+def test_estimates_are_those_of_float32_but_for_rounding():
+    torch.manual_seed(0)
+    model = SliceNet(3, decoder=(8, 8, 8, 8))
+    whole = SliceNet(3, decoder=(8, 8, 8, 8), pretrained=False).eval()
+
+    def volume(x):
+        return torch.softmax(whole(x[..., 0].repeat(1, 3, 1, 1)).float(), 1)[..., None].repeat(1, 1, 1, 1, 4)
+
+    image = torch.rand(1, 32, 32, 4)
+    exact, half = (Estimator(model, whole=volume, stride=(1, 1, 1), views=2, half=half) for half in (False, True))
+    assert (exact.plain().half, half.plain().half) == (False, True)
+    one, other = exact.voices(image), half.voices(image)
+    assert (one.dtype, other.dtype) == (torch.float32, torch.float32)
+    assert not torch.equal(one, other)
+    torch.testing.assert_close(one, other, atol=0.05, rtol=0)
