@@ -179,13 +179,6 @@ def restore_all(
     kept = [torch.zeros(classes + 1, *native.shape, device=device) for _ in probabilities] if keep_probability else None
     for background in kept or ():
         background[0] = 1
-    if kept is None:  # a class wins only where the classes have half of the probability, so among voxels of which one has that
-        likely = (foreground.unflatten(0, (-1, classes)).sum(1) > 0.5 - 1e-3).any(0)
-        if not likely.any():
-            return [(label, None) for label in labels]
-        corner, box = _bounding_box(likely)
-        foreground = foreground[(slice(None), *(slice(c, c + n) for c, n in zip(corner, box.shape, strict=True)))]
-        working = _shifted(working, corner, box.shape)
     thick = max(1, SLAB_VALUES // max(1, (len(foreground) + 3) * native.shape[0] * native.shape[1]))
     for first in range(0, native.shape[2], thick):
         last = min(first + thick, native.shape[2])
