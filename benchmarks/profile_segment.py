@@ -29,12 +29,16 @@ def segment(model: str, scan: str, output: str, born: float) -> Stages:
         ("import hydra", ("hydra", "omegaconf")),
         ("import torch", ("torch",)),
         ("import oasis_monai", ("oasis_monai.__main__", "oasis_monai.tasks", "oasis_monai.model", "oasis_monai.overlays")),
-        ("import monai", ("monai",)),
     ):
         stages.enter(stage)
         for name in modules:
             __import__(name)
         stages.leave()
+    from oasis_monai.startup import import_monai_lightly
+
+    stages.enter("import monai")
+    import_monai_lightly()
+    stages.leave()
     from oasis_monai import __main__, align, estimator, features, files, grids, library, overlays, preprocess, volumes
     from oasis_monai import model as models
     from oasis_monai import segment as segmenting

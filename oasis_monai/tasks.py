@@ -124,6 +124,9 @@ def _segment(config: dict[str, Any], job: Mapping[str, Any], run_dir: Path, swee
     _require(job, model="the folder of a trained model", input="a scan or a folder of scans", output="a folder")
     if job["format"] is not None and not isinstance(job["format"], str):
         raise ConfigError("format", "null or the ending of a file", job["format"])
+    from oasis_monai.startup import import_monai_lightly
+
+    import_monai_lightly()
     from oasis_monai.scans import segment_scans
 
     own = config.get("methods") is None
