@@ -33,17 +33,9 @@ class _Ants:
         return self.ants.from_numpy(array.astype(np.float32), spacing=self.spacing_mm)
 
     def register(self, fixed: np.ndarray, moving: np.ndarray) -> tuple[Any, dict[str, Any]]:
-        """Its affine part was seen to fail: it is tried again with all voxels in the place of a random fifth, then left out."""
         # it starts from the centres of mass, which images with values below 0 do not have
         onto, atlas = self.image(fixed - fixed.min()), self.image(moving - moving.min())
-        ways: list[dict[str, Any]] = [{"type_of_transform": self.kind}]
-        ways += [ways[0] | {"aff_random_sampling_rate": 1.0}, {"type_of_transform": "SyNOnly", "initial_transform": "identity"}]
-        for way in ways[:-1]:
-            try:
-                return onto, self.ants.registration(onto, atlas, **way)
-            except RuntimeError:
-                pass
-        return onto, self.ants.registration(onto, atlas, **ways[-1])
+        return onto, self.ants.registration(onto, atlas, type_of_transform=self.kind)
 
     def move(self, onto: Any, image: np.ndarray, made: dict[str, Any]) -> np.ndarray:
         moved = self.ants.apply_transforms(onto, self.image(image), made["fwdtransforms"], interpolator="linear")
@@ -100,8 +92,11 @@ def ants_joint_label_fusion(world: World) -> Method:
             labels.append(ants.image((ants.move(onto, label, made) >= 0.5).astype(np.float32)))
             forget(made)
         where = ants.ants.iMath(ants.image(np.max([x.numpy() for x in labels], axis=0)), "MD", 3)
-        fused = ants.ants.joint_label_fusion(onto, where, images, label_list=labels, beta=4, rad=2, verbose=False)
-        return np.asarray(fused["segmentation"].numpy() >= 0.5, np.uint8)
+        with tempfile.TemporaryDirectory() as folder:  # else it leaves its probabilities behind
+            how = {"label_list": labels, "beta": 4, "rad": 2, "output_prefix": f"{folder}/fused"}
+            fused = ants.ants.joint_label_fusion(onto, where, images, **how)
+            # of "segmentation" background is no candidate: all of ``where`` is structure there
+            return np.asarray(fused["probabilityimages"][0].numpy() >= 0.5, np.uint8)
 
     return Method("SyN; patch and search radius 2 and 3, beta 4 (shipped), round the moved labels", segment=segment)
 

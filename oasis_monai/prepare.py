@@ -143,10 +143,10 @@ def split_of(settings: Settings, prepared: Prepared) -> Split:
     available = min(sum(map(len, fold.train.values())) for fold in split.folds)
     if settings.atlas_methods and max(settings.n) > available:
         raise ConfigError("n", f"1 to {available}, the atlases of the smallest fold", list(settings.n), "lower n or add cases")
-    sizes = [[len(images) for images in fold.train.values()] for fold in split.folds]
-    others = min(sum(own) - (1 if split.protocol == "slice" else max(own)) for own in sizes)
-    if settings.joint and settings.estimator.atlases > others:
-        raise ConfigError(
-            "estimator.atlases", f"0, as a fold has {others} atlases for a slice", settings.estimator.atlases, "add cases"
-        )
+    if settings.joint and settings.estimator.atlases:
+        sizes = [[len(images) for images in fold.train.values()] for fold in split.folds]
+        others = min(sum(own) - (1 if split.protocol == "slice" else max(own)) for own in sizes)  # without the slice's own
+        if settings.estimator.atlases > others:
+            expected = f"0, as a fold has {others} atlases for a slice"
+            raise ConfigError("estimator.atlases", expected, settings.estimator.atlases, "add cases")
     return split

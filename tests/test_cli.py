@@ -318,6 +318,21 @@ def test_every_committed_experiment_composes_and_runs_on_the_phantom(name, phant
     assert np.ptp(fused) < 0.25
 
 
+def test_the_paper_s_joint_arms_train_the_networks_of_experiment_accuracy():
+    from oasis_monai.study import check_study, plan
+    from oasis_monai.tasks import JOB_KEYS
+
+    def arms(name):
+        config = composed(f"experiment={name}")
+        rest = {key: value for key, value in config.items() if key not in JOB_KEYS}
+        return {job.name: job.settings for job in plan(check_study(config["study"]), rest)}
+
+    paper, accuracy = arms("paper"), arms("accuracy")
+    for one, other in (("joint_slices", "slices"), ("joint_volumes", "volumes")):
+        for identity in ("identity", "estimator_identity", "volume_identity"):
+            assert getattr(paper[one], identity)() == getattr(accuracy[other], identity)(), (one, identity)
+
+
 def runs_as_a_study(name, small, tmp_path):
     """A study's arms at the smallest sizes: those of three dimensions need sizes of their own."""
     from oasis_monai.study import check_study

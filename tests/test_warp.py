@@ -296,6 +296,6 @@ def test_only_where_structures_arrive_is_anything_sampled(monkeypatch):
     monkeypatch.setattr(torch.nn.functional, "grid_sample", watched)
     structures = structures_in((64, 64, 32), (30, 30, 14), (8, 8, 4))
     warp_structures(structures, torch.zeros(2, 3, 16, 16, 32))
-    assert sampled == [32 * 32 * 12] or sampled[0] < structures[0, 0].numel() / 8
+    assert sampled[0] < structures[0, 0].numel() / 8
     assert not warp_structures(torch.zeros(1, 1, 64, 64, 32), torch.zeros(1, 3, 16, 16, 32)).any()
     assert len(sampled) == 1  # nothing there, nothing sampled
