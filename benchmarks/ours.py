@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +21,7 @@ from world import World, configuration
 torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", "2")))
 torch.set_flush_denormal(True)
 
-Predict = Callable[[torch.Tensor, torch.Tensor, torch.Tensor], torch.Tensor]  # target, atlas, its structure -> field, any grid
+Predict = Callable[[torch.Tensor, torch.Tensor, torch.Tensor], torch.Tensor]  # target, atlas, its structure -> full field
 
 
 def train(world: World, name: str, minutes: float, folder: Path) -> None:
@@ -90,12 +89,8 @@ def _aligner(predict: Predict) -> Callable[[np.ndarray, np.ndarray, np.ndarray],
     def align(fixed: np.ndarray, moving: np.ndarray, label: np.ndarray) -> list[Aligned]:
         target, atlas, structure = (torch.from_numpy(a)[:, None] for a in (fixed, moving, label))
         field = predict(target, atlas, structure)
-        moved = warping.warp_structures(structure.float(), field)[:, 0].numpy()
-
-        def full(one: torch.Tensor) -> np.ndarray:
-            return np.asarray(warping.resize_ddf(one[None], target.shape[2:])[0].movedim(0, -1).numpy())
-
-        return [Aligned(m, partial(full, f)) for m, f in zip(moved, field, strict=True)]
+        moved = warping.warp(structure.float(), field)[:, 0].numpy()
+        return [Aligned(m, lambda f=f: f.movedim(0, -1).numpy()) for m, f in zip(moved, field, strict=True)]  # type: ignore[misc]
 
     return align
 
@@ -138,7 +133,7 @@ def stm_pair(world: World, model: Path, batch: int, words: str) -> Method:
     def predict(target: torch.Tensor, atlas: torch.Tensor, structure: torch.Tensor) -> torch.Tensor:
         estimates = torch.stack([known[image.numpy().tobytes()] for image in target]) if joint else None
         fields = aligner.fields(with_structures(atlas, structure if joint else None), with_structures(target, estimates))
-        return fields.float()
+        return warping.resize_ddf(fields.float(), target.shape[2:])
 
     return Method(words, align=_aligner(predict), batch=batch, repeats=10)
 

@@ -77,14 +77,11 @@ class Aligner(Batched):
         """
 
         def warp(part: slice) -> tuple[torch.Tensor | None, torch.Tensor]:
-            field = fields[part].to(self.device).float()
             structures = foreground(library.labels[rows[part]].to(self.device), library.classes)
-            moved = warping.warp_structures(structures, field)
-            moved_image = None
-            if images:
-                image = library.images[rows[part]].to(self.device, torch.float32)
-                moved_image = warping.warp(image, warping.resize_ddf(field, image.shape[2:]))
-            return moved_image, torch.cat([1 - moved.sum(1, keepdim=True), moved], 1)
+            ddf = warping.resize_ddf(fields[part].to(self.device).float(), structures.shape[2:])
+            image = library.images[rows[part]].to(self.device, torch.float32) if images else structures[:, :0]
+            moved_image, moved = warping.warp_pair(image, structures, ddf)
+            return moved_image if images else None, torch.cat([1 - moved.sum(1, keepdim=True), moved], 1)
 
         for part, (moved, moved_label) in self.in_batches(len(rows), warp):
             yield part, moved, moved_label

@@ -15,8 +15,6 @@ from functools import lru_cache
 import torch
 from torch.nn import functional as F
 
-SLACK = 1e-2  # voxels: rounding of a field's interpolation
-
 
 @contextlib.contextmanager
 def _silent() -> Iterator[None]:
@@ -57,79 +55,6 @@ def warp_pair(image: torch.Tensor, label: torch.Tensor, ddf: torch.Tensor) -> tu
     """Warp an image (B, 1, *S) and its label channels (B, C, *S) in one sampling pass."""
     both = warp(torch.cat([image.float(), label.float()], 1), ddf)
     return both[:, : image.shape[1]], both[:, image.shape[1] :]
-
-
-def warp_structures(structures: torch.Tensor, coarse: torch.Tensor) -> torch.Tensor:
-    """``warp(structures, resize_ddf(coarse, S))``, worked out only where a structure can arrive; elsewhere it is 0.
-
-    An atlas's structures fill a small part of its grid, and most of the time of a warp goes into the rest.
-
-    Args:
-        structures: (B, C, \\*S) maps that are 0 in the background.
-        coarse: (B, D, \\*s) displacement in voxels of a grid that is coarser by whole numbers, or the same.
-
-    Returns:
-        (B, C, \\*S) float32.
-    """
-    size, dims = structures.shape[2:], structures.ndim - 2
-    strides = [n // m for n, m in zip(size, coarse.shape[2:], strict=True)]
-    if any(m * k != n for n, m, k in zip(size, coarse.shape[2:], strides, strict=True)) or min(size) < 2:
-        return warp(structures, resize_ddf(coarse, size))
-    out = torch.zeros(structures.shape, device=structures.device)
-    blocks = _reached(structures, coarse.float(), strides)
-    if blocks is None:
-        return out
-    around = [slice(max(b.start - 1, 0), min(b.stop + 1, m)) for b, m in zip(blocks, coarse.shape[2:], strict=True)]
-    part = coarse[(slice(None), slice(None), *around)]
-    ddf = resize_ddf(part, [n * k for n, k in zip(part.shape[2:], strides, strict=True)])
-    inner = [slice((b.start - a.start) * k, (b.stop - a.start) * k) for a, b, k in zip(around, blocks, strides, strict=True)]
-    ddf = ddf[(slice(None), slice(None), *inner)]
-    where = [slice(b.start * k, b.stop * k) for b, k in zip(blocks, strides, strict=True)]
-    axes = [torch.arange(w.start, w.stop, device=ddf.device, dtype=torch.float32) for w in where]
-    places = torch.stack(torch.meshgrid(*axes, indexing="ij")) + ddf
-    scale = torch.tensor([2 / (n - 1) for n in size], device=ddf.device).view(1, dims, *[1] * dims)
-    grid = (places * scale - 1).flip(1).movedim(1, -1)  # torch wants the last axis first, and corners at -1 and 1
-    moved = F.grid_sample(structures.float(), grid, mode="bilinear", padding_mode="border", align_corners=True)
-    out[(slice(None), slice(None), *where)] = moved
-    return out
-
-
-def _reached(structures: torch.Tensor, coarse: torch.Tensor, strides: Sequence[int]) -> list[slice] | None:
-    """The box of coarse voxels in which the field may fetch a structure of any of the batch; None where there is no structure.
-
-    Between the centres of coarse voxels the place that is fetched lies among theirs, and half a voxel beside them at the border.
-    """
-    dims, there = len(strides), (structures != 0).flatten(0, 1).any(0)
-    hits = torch.ones(coarse.shape[0], *coarse.shape[2:], dtype=torch.bool, device=coarse.device)
-    for axis, k in enumerate(strides):
-        along = there.any(dim=tuple(a for a in range(dims) if a != axis)).nonzero()
-        if not len(along):
-            return None
-        low, high = int(along[0]) - 1.0, int(along[-1]) + 1.0  # linear interpolation reaches the next voxel
-        low = -torch.inf if low < 0 else low  # the border's value continues
-        high = torch.inf if high > len(there.movedim(axis, 0)) - 1 else high
-        centres = (torch.arange(coarse.shape[2 + axis], device=coarse.device) + 0.5) * k - 0.5
-        fetched = centres.view([-1 if a == axis else 1 for a in range(dims)]) + k * coarse[:, axis]
-        most = _highest(fetched) + k / 2 + SLACK
-        least = -_highest(-fetched) - k / 2 - SLACK
-        hits &= (least <= high) & (most >= low)
-    union, boxes = hits.any(0), []
-    for axis in range(dims):
-        along = union.any(dim=tuple(a for a in range(dims) if a != axis)).nonzero()
-        if not len(along):
-            return None
-        boxes.append(slice(int(along[0]), int(along[-1]) + 1))
-    return boxes
-
-
-def _highest(values: torch.Tensor) -> torch.Tensor:
-    """The maximum over each voxel of (B, \\*s) and its neighbours; torch's pooling in 3D is far slower on a CPU."""
-    for axis in range(1, values.ndim):
-        wider, last = values.clone(), values.shape[axis] - 1
-        wider.narrow(axis, 1, last).copy_(torch.maximum(wider.narrow(axis, 1, last), values.narrow(axis, 0, last)))
-        wider.narrow(axis, 0, last).copy_(torch.maximum(wider.narrow(axis, 0, last), values.narrow(axis, 1, last)))
-        values = wider
-    return values
 
 
 def resize_ddf(ddf: torch.Tensor, size: Sequence[int]) -> torch.Tensor:

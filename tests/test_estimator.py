@@ -258,6 +258,26 @@ def test_the_joint_vote_formula_by_formula(dims, vote):
     torch.testing.assert_close(counts, wanted_counts, atol=4, rtol=0)  # a voxel at exactly one half may fall either way
 
 
+def test_beside_a_target_stands_no_atlas_of_its_own_case():
+    library = discs(2, cases=3, per_case=4)
+    image = library.images[:4, 0].movedim(0, -1)[None]  # the scan is the first case's
+    grid = Geometry((32, 32, 4), torch.eye(4).double().numpy())
+    seen = []
+
+    class Watched(Estimator):
+        def __call__(self, slices):
+            seen.append(slices)
+            return super().__call__(slices)
+
+    segmenter = Segmenter(library, estimator=Watched(net(pretrained=False, atlases=2), mirror=False), estimator_atlases=2)
+    target = Preprocessed("c0", image, None, grid, grid)
+    for barred, expected in (("c0", False), (None, True)):
+        segmenter(target, torch.randn(4, 5), ("estimate",), (2,), exclude_case=barred)
+        beside = seen.pop()[:, [3, 5]].flatten(0, 1)
+        own = any(torch.equal(one, atlas[0]) for one in beside for atlas in library.images[:4])
+        assert own is expected
+
+
 def test_methods_of_a_joint_model_need_one():
     library = discs(3)
     image = torch.rand(1, 32, 32, 4)

@@ -13,8 +13,10 @@ from oasis_monai.errors import OasisError
 from oasis_monai.estimation import train_estimator
 from oasis_monai.estimator import Estimator, EstimatorSettings
 from oasis_monai.memory import Batched, out_of_memory
+from oasis_monai.segment import Segmenter
 from oasis_monai.segnets import NetworkSettings, make_network
 from oasis_monai.supervised import Predictor
+from oasis_monai.types import Geometry, Preprocessed
 from tests.test_align import MeanShift as Known
 from tests.test_align import library_of, targets_of
 from tests.test_training import SHORT, discs, same, train
@@ -130,15 +132,26 @@ def test_memory_that_ends_while_labels_are_warped_loses_none(monkeypatch):
 
     library, rows = library_of(6), torch.arange(6)
     want = LoaTable(library, Aligner(Known(), batch=8)).matrix(rows)
+    image = targets_of(0.3)[0, ..., None]
+    grid = Geometry(tuple(image.shape[1:]), torch.eye(4).double().numpy())
+    target = Preprocessed("t", image, None, grid, grid)
+    methods, features = ("FWAL", "OASIS", "majority"), library.features[:1]
+    fused, _ = Segmenter(library, Aligner(Known(), batch=8))(target, features, methods, (6,))
     whole = warp.warp_pair
+    called = []
 
     def short(images, labels, ddf):
+        called.append(len(images))
         if len(images) > 3:
             raise RuntimeError(CPU)
         return whole(images, labels, ddf)
 
     monkeypatch.setattr(warp, "warp_pair", short)
     assert torch.equal(LoaTable(library, Aligner(Known(), batch=8)).matrix(rows), want)
+    assert max(called) > 3  # it did end
+    again, _ = Segmenter(library, Aligner(Known(), batch=8))(target, features, methods, (6,))
+    for key, result in fused.items():
+        torch.testing.assert_close(again[key].probability, result.probability, msg=str(key))
 
 
 @pytest.mark.parametrize("patch", [None, (8, 8)])

@@ -322,7 +322,8 @@ def with_calibration(model, tmp_path, told):
 
 def test_the_predicted_dsc_is_the_calibration_of_the_agreement(model, images, tmp_path, no_pictures):
     one = images / "Case00.mhd"
-    segment_scans(model, one, tmp_path / "a", n=3, log=quiet)
+    plain, fine = [], []
+    segment_scans(model, one, tmp_path / "a", n=3, log=plain.append)
     raw = told(tmp_path / "a", "Case00")
     agreement = raw["agreement"]["prostate"]
     assert agreement["networks"] is None  # a plain model has no networks beside its atlases
@@ -332,10 +333,12 @@ def test_the_predicted_dsc_is_the_calibration_of_the_agreement(model, images, tm
 
     fitted = {"sources": ["atlases"], "weights": [0.5], "offset": 0.4, "spread": 0.03, "cases": 20}
     good = with_calibration(model, tmp_path, {"OASIS-4": {"prostate": fitted}})  # of the nearest n
-    segment_scans(good, one, tmp_path / "b", n=3, log=quiet)
+    segment_scans(good, one, tmp_path / "b", n=3, log=fine.append)
     line = told(tmp_path / "b", "Case00")
     assert line["calibrated"]
     assert line["predicted_dsc"]["prostate"] == pytest.approx(0.4 + 0.5 * agreement["atlases"], abs=2e-4)
+    assert "prostate agreement %" in "\n".join(plain)
+    assert "prostate DSC % predicted" in "\n".join(fine)
     row = table(tmp_path / "b")["Case00"]
     assert float(row["prostate_predicted_dsc"]) == line["predicted_dsc"]["prostate"]
     assert (table(tmp_path / "a")["Case00"]["calibrated"], row["calibrated"]) == ("false", "true")

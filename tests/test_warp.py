@@ -12,7 +12,6 @@ from oasis_monai.warp import (
     resize_ddf,
     warp,
     warp_pair,
-    warp_structures,
 )
 
 GRIDS = [(13, 9), (9, 7, 6)]
@@ -254,48 +253,3 @@ def test_folding_voxels_are_counted_for_each_field_on_the_fine_grid(size):
     assert wanted[1] >= inner
     assert 0 < wanted[2] < wanted[1]
     assert folding_voxels(fields, size)[1] == mirror[0, 0].numel()
-
-
-def structures_in(size, corner, extent, batch=2, channels=2):
-    """Random maps in a box, 0 round it."""
-    made = torch.zeros(batch, channels, *size)
-    where = tuple(slice(c, c + e) for c, e in zip(corner, extent, strict=True))
-    made[(slice(None), slice(None), *where)] = torch.rand(batch, channels, *extent, generator=torch.Generator().manual_seed(5))
-    return made
-
-
-@pytest.mark.parametrize("reach", [0.0, 0.3, 2.0, 12.0])
-@pytest.mark.parametrize(
-    ("size", "coarse", "corner", "extent"),
-    [
-        ((24, 16, 10), (6, 4, 10), (9, 5, 3), (6, 5, 4)),
-        ((24, 16, 10), (6, 4, 10), (0, 0, 0), (4, 16, 3)),  # at the border, whose value continues
-        ((24, 16, 10), (6, 4, 10), (20, 12, 8), (4, 4, 2)),
-        ((24, 16, 10), (24, 16, 10), (9, 5, 3), (1, 1, 1)),
-        ((32, 40), (8, 10), (10, 20), (7, 9)),
-        ((32, 40), (16, 10), (30, 0), (2, 3)),
-        ((33, 40), (8, 10), (10, 20), (7, 9)),  # not coarser by whole numbers
-    ],
-)
-def test_structures_are_warped_where_they_arrive_as_if_all_were(size, coarse, corner, extent, reach):
-    structures = structures_in(size, corner, extent)
-    field = reach * torch.randn(2, len(size), *coarse, generator=torch.Generator().manual_seed(1))
-    whole = warp(structures, resize_ddf(field, size))
-    torch.testing.assert_close(warp_structures(structures, field), whole, atol=2e-5, rtol=0)
-    assert bool(whole.any()) or reach > 2
-
-
-def test_only_where_structures_arrive_is_anything_sampled(monkeypatch):
-    sampled = []
-    whole = torch.nn.functional.grid_sample
-
-    def watched(values, grid, **more):
-        sampled.append(grid.shape[1:-1].numel())
-        return whole(values, grid, **more)
-
-    monkeypatch.setattr(torch.nn.functional, "grid_sample", watched)
-    structures = structures_in((64, 64, 32), (30, 30, 14), (8, 8, 4))
-    warp_structures(structures, torch.zeros(2, 3, 16, 16, 32))
-    assert sampled[0] < structures[0, 0].numel() / 8
-    assert not warp_structures(torch.zeros(1, 1, 64, 64, 32), torch.zeros(1, 3, 16, 16, 32)).any()
-    assert len(sampled) == 1  # nothing there, nothing sampled
