@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import resource
 import statistics
 import sys
@@ -39,12 +38,6 @@ def timed(run: Callable[[], T]) -> tuple[T, float]:
     start = time.perf_counter()
     result = run()
     return result, time.perf_counter() - start
-
-
-def forget_peak() -> None:
-    """Let :func:`memory_mb` count the most memory from now on (Linux; elsewhere it stays the most ever)."""
-    with contextlib.suppress(OSError):
-        Path("/proc/self/clear_refs").write_text("5", encoding="ascii")
 
 
 def memory_mb() -> tuple[float, float]:
