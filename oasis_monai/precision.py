@@ -14,6 +14,7 @@ def made_for_bfloat16() -> bool:
 def halved(device: torch.device, asked: bool | None) -> bool:
     """Whether networks run in bfloat16 at inference: as ``asked``, or where None on CPUs that are made for it.
 
-    It takes half of the time there. Over seven prostates the Dice of no result changed by more than 0.1 points.
+    It takes half of the time there. Over 34 prostates, as volumes and as slices, no whole Dice changed by more than 0.1 points,
+    and no mean by 0.01.
     """
     return asked if asked is not None else device.type == "cpu" and made_for_bfloat16()
