@@ -13,6 +13,8 @@ from dataclasses import dataclass
 import torch
 from torch.nn import functional as F
 
+from oasis_monai.sampling import enlarge, sample_volume
+
 
 @dataclass(frozen=True)
 class Augmentation:
@@ -55,8 +57,7 @@ class Augmentation:
 
         ``random`` lives on the CPU whatever the device of the batch, so that a seed means the same everywhere.
         """
-        grid = F.affine_grid(self._transforms(image, flip, spacing_mm, random), list(image.shape), align_corners=False)
-        both = F.grid_sample(torch.cat([image, label], 1).float(), grid, padding_mode="zeros", align_corners=False)
+        both = moved(torch.cat([image, label], 1).float(), self._transforms(image, flip, spacing_mm, random))
         channels = image.shape[1]
         return self._intensity(both[:, :channels], random), both[:, channels:]
 
@@ -96,7 +97,7 @@ class Augmentation:
 
         if self.bias:
             coarse = uniform(batch, 1, *[4] * dims)
-            field = F.interpolate(coarse, size=image.shape[2:], mode="trilinear" if dims == 3 else "bilinear", align_corners=True)
+            field = enlarge(coarse, image.shape[2:], corners=True)
             low = image.amin(dim=tuple(range(1, dims + 2)), keepdim=True)
             image = (image - low) * (self.bias * field).exp() + low
         if self.gamma:
@@ -109,3 +110,17 @@ class Augmentation:
             strength = (self.noise * torch.rand(*column, generator=random)).to(image.device)
             image = image + strength * torch.randn(image.shape, generator=random).to(image.device)
         return image
+
+
+def moved(images: torch.Tensor, transforms: torch.Tensor) -> torch.Tensor:
+    """Images (B, C, *S) seen through affine ``transforms`` (B, D, D+1) of torch's normalised coordinates; 0 outside."""
+    size = images.shape[2:]
+    if len(size) == 2 or images.device.type != "cpu":
+        grid = F.affine_grid(transforms, list(images.shape), align_corners=False)
+        return F.grid_sample(images, grid, padding_mode="zeros", align_corners=False)
+    axes = [((2 * torch.arange(s) + 1) / s - 1).view(-1, *[1] * (2 - i)) for i, s in enumerate(size)]
+    where = []
+    for row, s in zip(transforms.flip(1).unbind(1), size, strict=True):  # torch's coordinates start with the last axis
+        z, y, x, shift = row.view(-1, 4, 1, 1, 1).unbind(1)
+        where.append(((x * axes[0] + y * axes[1] + z * axes[2] + shift + 1) * s - 1) / 2)
+    return sample_volume(images, where, "zeros")

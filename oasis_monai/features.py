@@ -26,16 +26,17 @@ DENSENET_URL = "https://download.pytorch.org/models/densenet121-a639ec97.pth"
 DENSENET_SHA256_PREFIX = "a639ec97"  # torchvision puts the first hex digits of the file's sha256 into its name
 
 INPUT = 224  # pixels along either side, the size both networks were trained at
+VOLUME_INPUT = 96  # of a volume's slices: their mean chooses atlases as good as at 224 (docs/speed.md), in a sixth of the time
 INTENSITY = 16  # side of the pooled image of "intensity"
 THUMBNAIL = 16  # side of a thumbnail: enough to tell the slices of one scan apart
 RANDOM = 64  # length of a vector of "random"
 WINDOW = (0.01, 0.99)  # quantiles of a slice that become 0 and 1: a coil's bright rim must not decide the contrast
-PREPARATION = 2  # part of every key: raise it when a slice reaches the network in another form
+PREPARATION = 3  # part of every key: raise it when a slice reaches the network in another form
 MAX_SLICES = 16  # slices of a volume that are looked at: of the six nearest of 34 prostates 91 % are those of 32 slices
 MEAN = (0.485, 0.456, 0.406)  # ImageNet
 STD = (0.229, 0.224, 0.225)
 
-Network = Callable[[torch.Tensor], torch.Tensor]
+Network = Callable[[torch.Tensor, int], torch.Tensor]
 
 
 @dataclass(frozen=True, eq=False)
@@ -46,7 +47,7 @@ class Embedder:
 
     Args:
         key: name, checksum of the weights and version of the input preparation; part of the key of whatever is cached.
-        network: (B, 1, X, Y) in 0..1 upright (rows from anterior to posterior) -> (B, F).
+        network: (B, 1, X, Y) in 0..1 upright (rows from anterior to posterior), side in pixels it works at -> (B, F).
         device: where ``network`` lives.
         batch: slices per forward pass; bounds memory.
         cache: folder that keeps the vectors of every call, by the bytes of its slices; None keeps nothing.
@@ -61,20 +62,22 @@ class Embedder:
     batch: int
     cache: Path | None = None
 
-    def __call__(self, slices: torch.Tensor) -> torch.Tensor:
+    def __call__(self, slices: torch.Tensor, side: int | None = None) -> torch.Tensor:
+        """``side``: pixels along either side of what the network sees, where it sees photographs; None: 224."""
+        side = side or INPUT
         if self.cache is None:
-            return self._embed(slices)
+            return self._embed(slices, side)
         content = hashlib.sha256(slices.detach().cpu().contiguous().numpy().tobytes()).hexdigest()
-        path = self.cache / f"{digest([self.key, content, list(slices.shape), str(slices.dtype)], 40)}.safetensors"
+        path = self.cache / f"{digest([self.key, side, content, list(slices.shape), str(slices.dtype)], 40)}.safetensors"
         stored = load_if_whole(path)
         if stored is not None:
             return stored[0]["vectors"]
-        vectors = self._embed(slices)
+        vectors = self._embed(slices, side)
         save_tensors(path, {"vectors": vectors})
         return vectors
 
     @torch.no_grad()
-    def _embed(self, slices: torch.Tensor) -> torch.Tensor:
+    def _embed(self, slices: torch.Tensor, side: int) -> torch.Tensor:
         if slices.ndim != 4 or slices.shape[1] != 1 or 0 in slices.shape:
             raise ValueError(f"slices: expected (B, 1, X, Y) with none of them 0, got {tuple(slices.shape)}")
         parts = []
@@ -82,7 +85,7 @@ class Embedder:
             part = part.to(self.device, torch.float32)
             if not bool(torch.isfinite(part).all()):
                 raise DataError(Fault("", "image", "finite intensities", "NaN or infinity", "correct the image file"))
-            parts.append(self.network(upright(window(part))).float().cpu())
+            parts.append(self.network(upright(window(part)), side).float().cpu())
         return torch.cat(parts)
 
 
@@ -109,9 +112,9 @@ def upright(slices: torch.Tensor) -> torch.Tensor:
     return slices.transpose(-1, -2).flip(-2)
 
 
-def slice_features(image: torch.Tensor, embed: Embedder) -> torch.Tensor:
+def slice_features(image: torch.Tensor, embed: Embedder, side: int | None = None) -> torch.Tensor:
     """(1, x, y, z) volume -> (z, F) float32, one vector per axial slice, in slice order."""
-    return embed(image.permute(3, 0, 1, 2))
+    return embed(image.permute(3, 0, 1, 2), side)
 
 
 def volume_features(image: torch.Tensor, embed: Embedder, slices: int = MAX_SLICES) -> torch.Tensor:
@@ -126,7 +129,7 @@ def volume_features(image: torch.Tensor, embed: Embedder, slices: int = MAX_SLIC
     rows = ((torch.arange(take, dtype=torch.float64) + 0.5) * z / take).long()
     chosen = image[..., rows.to(image.device)]
     varied = chosen.flatten(0, 2).amax(0) > chosen.flatten(0, 2).amin(0)
-    vectors = slice_features(chosen[..., varied] if bool(varied.any()) else chosen[..., :1], embed)
+    vectors = slice_features(chosen[..., varied] if bool(varied.any()) else chosen[..., :1], embed, VOLUME_INPUT)
     return F.normalize(vectors, dim=1).mean(0)
 
 
@@ -186,16 +189,15 @@ class Photograph:
         # depthwise convolutions on a CPU: three times as fast with the channels last
         self.network = network.requires_grad_(False).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
 
-    def __call__(self, slices: torch.Tensor) -> torch.Tensor:
-        size = (INPUT, INPUT)
-        photo = F.interpolate(slices, size=size, mode="bilinear", align_corners=False, antialias=True)
+    def __call__(self, slices: torch.Tensor, side: int) -> torch.Tensor:
+        photo = F.interpolate(slices, size=(side, side), mode="bilinear", align_corners=False, antialias=True)
         mean, std = (torch.tensor(v, device=photo.device).view(1, 3, 1, 1) for v in (MEAN, STD))
         colours = ((photo.expand(-1, 3, -1, -1) - mean) / std).contiguous(memory_format=torch.channels_last)
         result: torch.Tensor = self.network(colours)
         return result
 
 
-def _pooled(slices: torch.Tensor) -> torch.Tensor:
+def _pooled(slices: torch.Tensor, _: int) -> torch.Tensor:
     return F.adaptive_avg_pool2d(slices, INTENSITY).flatten(1)
 
 
@@ -208,7 +210,7 @@ def thumbnails(images: torch.Tensor, part: int = 1024) -> torch.Tensor:
     return small
 
 
-def _random(slices: torch.Tensor) -> torch.Tensor:
+def _random(slices: torch.Tensor, _: int) -> torch.Tensor:
     """A direction at random for every slice, the same whenever the slice is."""
     seeds = [int.from_bytes(hashlib.sha256(s.cpu().contiguous().numpy().tobytes()).digest()[:7], "big") for s in slices]
     return torch.stack([torch.randn(RANDOM, generator=torch.Generator().manual_seed(seed)) for seed in seeds])

@@ -1,7 +1,8 @@
 """Voxel grids: where they lie, and how values move from one to another.
 
-Pure functions under :mod:`oasis_monai.preprocess` and :mod:`oasis_monai.transforms`. The affines are ours, the
-interpolation is MONAI's (``SpatialResample``: voxel centres at whole numbers, so no half-voxel shift between grids).
+Pure functions under :mod:`oasis_monai.preprocess` and :mod:`oasis_monai.transforms`. Voxel centres are at whole numbers, so there
+is no half-voxel shift between grids. Where the axes of two grids run along each other, as those of a scan and its working grid
+always do, linear interpolation is done axis by axis; else by MONAI's ``SpatialResample``.
 
 Working axes are the scan's own axes, permuted and flipped to the closest of right, anterior, superior. They are **not** the
 world's axes: a slice of an oblique scan stays a slice.
@@ -20,6 +21,8 @@ from oasis_monai.types import Geometry
 TIE = 1e-6  # probabilities this close are equal: six weights of 1/6 sum to a hair under 1/2, and in any order to another hair
 SAME_SPACING = 1e-3  # spacings this close (relative) count as equal: headers carry rounded numbers
 TRUNCATED = 4.0  # standard deviations at which the anti-alias Gaussian ends
+EDGE = 1e-6  # of a voxel: so close to a voxel's centre or edge counts as on it
+ASIDE = 1e-3  # of a voxel: axes that leave each other by no more than this over the whole grid are one
 SLAB_VALUES = 2**24  # values of one native slab that `restore` may hold: 64 MiB of float32
 
 
@@ -83,13 +86,25 @@ def resample(values: torch.Tensor, source: Geometry, target: Geometry, anti_alia
     sigma = _sigma(source, target) if anti_alias else [0.0, 0.0, 0.0]
     values, source = _seen(values, source, target, [math.ceil(TRUNCATED * width) for width in sigma])
     values = _smoothed(values, sigma)
-    return _sampled(values, source, target, "bilinear", "border")
+    places = _along_axes(source, target)
+    if places is None:
+        return _by_monai(values, source, target, "bilinear", "border")
+    values = values.permute(0, *(1 + axis for axis, _ in places))
+    growth = [len(place) / n for (_, place), n in zip(places, values.shape[1:], strict=True)]
+    for axis in sorted(range(3), key=growth.__getitem__):  # what gets smaller first
+        values = _interpolated(values, axis + 1, places[axis][1])
+    return values.contiguous()
 
 
 def inside(source: Geometry, target: Geometry, device: torch.device | str = "cpu") -> torch.Tensor:
     """(\\*target.shape) bool: voxels of ``target`` whose centre lies in the field of view of ``source`` (edges of its outer
     voxels included)."""
-    return _sampled(torch.ones(1, *source.shape, device=device), source, target, "nearest", "zeros")[0] > 0.5
+    places = _along_axes(source, target)
+    if places is None:
+        return _by_monai(torch.ones(1, *source.shape, device=device), source, target, "nearest", "zeros")[0] > 0.5
+    ends = (source.shape[axis] - 0.5 + EDGE for axis, _ in places)
+    x, y, z = (torch.from_numpy((p >= -0.5 - EDGE) & (p <= end)).to(device) for (_, p), end in zip(places, ends, strict=True))
+    return x[:, None, None] & y[:, None] & z
 
 
 def resample_label(label: torch.Tensor, source: Geometry, target: Geometry) -> torch.Tensor:
@@ -220,9 +235,7 @@ def z_score(image: torch.Tensor, where: torch.Tensor, lower: float = 0.0, upper:
     if not len(values):
         return out
     if lower > 0 or upper < 100:
-        from monai.transforms.utils_pytorch_numpy_unification import percentile
-
-        values = values.clamp(float(percentile(values, lower)), float(percentile(values, upper)))
+        values = values.clamp(*np.percentile(values.numpy(force=True), (lower, upper)).tolist())
     deviation = values.std(correction=0)
     if not torch.isfinite(deviation):
         raise ValueError("image: expected finite values, found NaN or infinite ones; repair the scan or mark them as padding")
@@ -242,7 +255,35 @@ def _check_shape(name: str, values: torch.Tensor, grid: Geometry) -> None:
         raise ValueError(f"{name}: expected shape (C, {', '.join(map(str, grid.shape))}), found {tuple(values.shape)}")
 
 
-def _sampled(values: torch.Tensor, source: Geometry, target: Geometry, mode: str, padding: str) -> torch.Tensor:
+def _along_axes(source: Geometry, target: Geometry) -> list[tuple[int, np.ndarray]] | None:
+    """For each axis of ``target`` the axis of ``source`` it runs along, and where its voxel centres lie there, in voxels; None
+    where some axis runs along none."""
+    step = np.linalg.solve(source.affine, target.affine)
+    linear = step[:3, :3]
+    axes = np.abs(linear).argmax(0)
+    aside = linear.copy()
+    aside[axes, range(3)] = 0
+    if len(set(axes)) < 3 or (np.abs(aside) @ target.shape).max() > ASIDE:
+        return None
+    places = (linear[axis, t] * np.arange(n) + step[axis, 3] for t, (axis, n) in enumerate(zip(axes, target.shape, strict=True)))
+    return [(int(axis), place) for axis, place in zip(axes, places, strict=True)]
+
+
+def _interpolated(values: torch.Tensor, axis: int, place: np.ndarray) -> torch.Tensor:
+    """``values`` at the voxels ``place`` of one axis; the outermost ones continue. A voxel's value depends on its two
+    neighbours alone, to the last bit: a slab of a scan is what it is in the whole."""
+    whole = np.round(place)
+    place = np.where(np.abs(place - whole) < EDGE, whole, place).clip(0, values.shape[axis] - 1)
+    low = np.floor(place).astype(np.int64)
+    below, above = (torch.from_numpy(np.minimum(i, values.shape[axis] - 1)).to(values.device) for i in (low, low + 1))
+    near = values.index_select(axis, below)
+    weight = torch.from_numpy((place - low).astype(np.float32)).to(values.device)
+    if not bool(weight.any()):
+        return near
+    return torch.lerp(near, values.index_select(axis, above), weight.view(-1, *[1] * (values.ndim - 1 - axis)))
+
+
+def _by_monai(values: torch.Tensor, source: Geometry, target: Geometry, mode: str, padding: str) -> torch.Tensor:
     from monai.data.meta_tensor import MetaTensor
     from monai.transforms.spatial.array import SpatialResample
 

@@ -11,6 +11,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 
+import numpy as np
 import torch
 
 LOCAL_MM = 15.0
@@ -43,8 +44,6 @@ def local_z_score(
     Raises:
         ValueError: a voxel of ``where`` is NaN or infinite.
     """
-    from monai.transforms.utils_pytorch_numpy_unification import percentile
-
     where = where.expand_as(image)
     out = torch.zeros(image.shape, device=image.device)
     for channel, (values, inside) in enumerate(zip(image, where, strict=True)):
@@ -53,7 +52,7 @@ def local_z_score(
             continue
         if not bool(torch.isfinite(seen).all()):
             raise ValueError("image: expected finite values, found NaN or infinite ones; repair the scan or mark them as padding")
-        low, high = float(percentile(seen, lower)), float(percentile(seen, upper))
+        low, high = np.percentile(seen.numpy(force=True), (lower, upper)).tolist()  # torch would sort them all
         if not high - low > 1e-6 * max(abs(low), abs(high)):
             continue
         lifted = torch.where(inside, values.double().nan_to_num().clamp(low, high) - low, 0.0)

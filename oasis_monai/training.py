@@ -15,6 +15,7 @@ from oasis_monai.library import AtlasLibrary
 from oasis_monai.losses import RegistrationLoss
 from oasis_monai.nearest import nearest
 from oasis_monai.networks import SpatialTransformModel, StmSettings
+from oasis_monai.sampling import enlarge
 
 
 class Pairs:
@@ -99,8 +100,7 @@ def doubted(estimate: torch.Tensor, random: torch.Generator, strength: float = 2
     shape = (*estimate.shape[:2], *[4] * (estimate.ndim - 2))
     size = strength * torch.rand(len(estimate), *[1] * (estimate.ndim - 1), generator=random)
     coarse = size * (2 * torch.rand(shape, generator=random) - 1)
-    mode = "trilinear" if estimate.ndim == 5 else "bilinear"
-    field = torch.nn.functional.interpolate(coarse, size=estimate.shape[2:], mode=mode, align_corners=True)
+    field = enlarge(coarse, estimate.shape[2:], corners=True)
     return torch.sigmoid(torch.logit(estimate.float(), eps=1e-3) + field.to(estimate.device))
 
 

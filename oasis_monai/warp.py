@@ -2,7 +2,7 @@
 
 A dense displacement field (``ddf``) is (B, D, *S) in **voxels** on the **fixed** (target) grid, channel i along spatial axis
 i, and is a pull-back: ``out[p] = moving[p + ddf[p]]``. Outside the moving image its border value continues. This is the
-convention of MONAI's ``Warp``, which does the sampling.
+convention of MONAI's ``Warp``, which does the sampling, but for volumes on a CPU (:mod:`oasis_monai.sampling`).
 """
 
 from __future__ import annotations
@@ -13,7 +13,8 @@ from collections.abc import Iterator, Sequence
 from functools import lru_cache
 
 import torch
-from torch.nn import functional as F
+
+from oasis_monai.sampling import enlarge, sample_volume
 
 
 @contextlib.contextmanager
@@ -48,7 +49,11 @@ def warp(moving: torch.Tensor, ddf: torch.Tensor, padding: str = "border") -> to
             f"warp: expected moving (B, C, *S) and ddf (B, D, *S) of one grid, found {tuple(moving.shape)} and {tuple(ddf.shape)}"
         )
     with torch.autocast(moving.device.type, enabled=False):
-        return _warp(padding, moving.device)(moving.float(), ddf.float())
+        moving, ddf = moving.float(), ddf.float()
+        if moving.ndim == 5 and moving.device.type == "cpu":
+            axes = [torch.arange(s).view(-1, *[1] * (2 - i)) for i, s in enumerate(moving.shape[2:])]
+            return sample_volume(moving, [ddf[:, i] + axis for i, axis in enumerate(axes)], padding)
+        return _warp(padding, moving.device)(moving, ddf)
 
 
 def warp_pair(image: torch.Tensor, label: torch.Tensor, ddf: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
@@ -65,9 +70,7 @@ def resize_ddf(ddf: torch.Tensor, size: Sequence[int]) -> torch.Tensor:
     if tuple(ddf.shape[2:]) == tuple(size):
         return ddf
     factors = [new / old for new, old in zip(size, ddf.shape[2:], strict=True)]
-    mode = "trilinear" if ddf.ndim == 5 else "bilinear"
-    fine = F.interpolate(ddf.float(), size=tuple(size), mode=mode, align_corners=False)
-    return fine * torch.tensor(factors, device=ddf.device).view(1, -1, *[1] * (ddf.ndim - 2))
+    return enlarge(ddf.float() * torch.tensor(factors, device=ddf.device).view(1, -1, *[1] * (ddf.ndim - 2)), size)
 
 
 def compose(first: torch.Tensor, second: torch.Tensor) -> torch.Tensor:

@@ -187,3 +187,18 @@ def test_a_slice_and_its_neighbours_change_by_one_curve_and_one_field():
     torch.testing.assert_close(got, got[:, :1].expand_as(got))
     assert float((got - image).abs().mean()) > 0.05
     torch.testing.assert_close(label, image[:, :1])
+
+
+def test_volumes_are_moved_as_torch_moves_them():
+    from torch.nn import functional as F
+
+    from oasis_monai.augment import moved
+
+    random = torch.Generator().manual_seed(0)
+    images = torch.randn(3, 2, 10, 8, 6, generator=random)
+    transforms = Augmentation(rotation_deg=40, scale=0.5, shear=0.3, shift=0.3)._transforms(
+        images, torch.tensor([True, False, True]), (1.0, 2.0, 3.0), random
+    )
+    grid = F.affine_grid(transforms, list(images.shape), align_corners=False)
+    want = F.grid_sample(images, grid, padding_mode="zeros", align_corners=False)
+    torch.testing.assert_close(moved(images, transforms), want, atol=1e-4, rtol=0)

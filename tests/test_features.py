@@ -37,6 +37,7 @@ def small(monkeypatch):
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     monkeypatch.setattr(module, "INPUT", 64)
+    monkeypatch.setattr(module, "VOLUME_INPUT", 64)
     yield
     torch.set_num_threads(threads)
 
@@ -45,10 +46,25 @@ def test_the_networks_input_is_the_size_they_were_trained_at():
     seen = []
     network = torch.nn.Identity()
     network.register_forward_hook(lambda _m, args, _out: seen.append(args[0].shape))
+    embed = module.Embedder("key", module.Photograph(network), torch.device("cpu"), 8)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(module, "INPUT", TRAINED)
-        module.Photograph(network)(noise(1, 1, 30, 20))
+        embed(noise(1, 1, 30, 20))
     assert seen == [(1, 3, 224, 224)]
+
+
+def test_a_volumes_slices_are_seen_smaller(tmp_path):
+    """And a slice's vector that is kept is not taken for that of the same slice in a volume."""
+    seen = []
+    network = torch.nn.Flatten()
+    network.register_forward_hook(lambda _m, args, _out: seen.append(tuple(args[0].shape[2:])))
+    embed = module.Embedder("key", module.Photograph(network), torch.device("cpu"), 8, tmp_path)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(module, "VOLUME_INPUT", 32)
+        image = noise(1, 20, 20, 1)
+        assert slice_features(image, embed).shape == (1, 3 * 64 * 64)
+        assert volume_features(image, embed).shape == (3 * 32 * 32,)
+    assert seen == [(64, 64), (32, 32)]
 
 
 @pytest.fixture(scope="module")
@@ -116,7 +132,7 @@ def test_photograph_is_grey_resized_and_imagenet_normalised():
     network = torch.nn.Identity()
     network.register_forward_hook(lambda _m, args, _out: seen.append(args[0]))
     slices = noise(1, 1, 56, 56)
-    module.Photograph(network)(slices)
+    module.Photograph(network)(slices, 64)
     wanted = F.interpolate(slices, size=(64, 64), mode="bilinear", align_corners=False)[0].expand(3, -1, -1)
     torch.testing.assert_close(seen[0][0], (wanted - MEAN) / STD, atol=1e-5, rtol=1e-5)
 

@@ -349,3 +349,27 @@ def test_several_maps_at_once_are_each_alone(keep, monkeypatch):
         assert torch.equal(label, alone[0])
         assert (probability is None) == (not keep)
         assert not keep or torch.allclose(probability, alone[1], atol=1e-6)
+
+
+@world
+@pytest.mark.parametrize("spacing", [(0.5, 0.9, 1.4), (1.3, 2.0, 5.0)], ids=str)
+def test_axis_by_axis_is_what_monai_makes_of_it(native, spacing, monkeypatch):
+    """Values and field of view, from a scan to a grid inside it and beyond it, and back."""
+    working = grids.centred(native, spacing, (24, 18, 12))
+    image = torch.rand(2, *native.shape, generator=torch.Generator().manual_seed(0))
+    maps = torch.rand(1, *working.shape, generator=torch.Generator().manual_seed(1))
+    moved, back = grids.resample(image, native, working), grids.resample(maps, working, native)
+    seen = grids.inside(native, working)
+    monkeypatch.setattr(grids, "_along_axes", lambda *_: None)
+    torch.testing.assert_close(grids.resample(image, native, working), moved, atol=2e-4, rtol=0)
+    torch.testing.assert_close(grids.resample(maps, working, native), back, atol=2e-4, rtol=0)
+    assert (grids.inside(native, working) != seen).float().mean() < 1e-3  # an edge that float32 puts on the other side
+
+
+def test_axes_that_are_not_the_scans_are_left_to_monai():
+    native, oblique = WORLDS["plain"], geometry((10, 9, 8), (1.0, 1.2, 1.1), rotation(14, -9, 21), (-25.0, 20.0, 44.0))
+    assert grids._along_axes(native, oblique) is None
+    found, sure = grids.resample(ramp(native), native, oblique, anti_alias=False), depth(native, oblique, 0)
+    assert sure.any()
+    torch.testing.assert_close(found[0][sure], ramp(oblique)[0][sure], atol=2e-3, rtol=0)
+    assert grids.inside(native, oblique).any()

@@ -1,0 +1,77 @@
+"""Linear interpolation between the voxels of a grid, the way that is fast on each device.
+
+On a CPU torch samples volumes and enlarges them voxel by voxel, which was the larger part of an alignment. Its sampling of images
+is vectorised, and so is a matrix product; here volumes are brought to these. On a GPU torch's own functions are used.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import lru_cache
+
+import torch
+from torch.nn import functional as F
+
+
+def sample_volume(volume: torch.Tensor, where: Sequence[torch.Tensor], padding: str = "border") -> torch.Tensor:
+    """Values between the voxels of a volume, as ``F.grid_sample`` gives them: a third to a half of its time on a CPU, gradients
+    included.
+
+    A volume (x, y, z) lies in memory as an image of x rows and y * z columns. Linear interpolation along y is that between two of
+    its samples, z columns apart. Positions are float32 fractions of a row, good to some 1e-7 * y * z voxels.
+
+    Args:
+        volume: (B, C, x, y, z) float32.
+        where: three (B, \\*S) float32, the positions along x, y and z in voxels, counted from the first voxel's centre.
+        padding: beyond the outermost voxel centres the nearest value continues (``border``), or falls to 0 (``zeros``).
+
+    Returns:
+        (B, C, \\*S) float32.
+    """
+    if padding == "zeros":
+        volume, where = F.pad(volume, (1, 1, 1, 1, 1, 1)), [place + 1 for place in where]
+    batch, channels, *size = volume.shape
+    x, y, z = where
+    shape = x.shape[1:]
+    y, z = y.clamp(0, size[1] - 1), z.clamp(0, size[2] - 1)
+    slab = y.floor()
+    columns = size[1] * size[2]
+    across, down = (2 * (size[2] * slab + z) + 1) / columns - 1, (2 * x + 1) / size[0] - 1
+    grid = torch.view_as_real(torch.complex(across, down)).view(batch, shape[0], -1, 2)  # a stack would take longer
+    image = volume.reshape(batch, channels, size[0], columns)
+    step = torch.tensor([2 * size[2] / columns, 0.0])
+    near, far = (
+        F.grid_sample(image, place, mode="bilinear", padding_mode="border", align_corners=False) for place in (grid, grid + step)
+    )
+    return torch.lerp(near.view(batch, channels, *shape), far.view(batch, channels, *shape), (y - slab)[:, None])
+
+
+def enlarge(values: torch.Tensor, size: Sequence[int], corners: bool = False) -> torch.Tensor:
+    """(B, C, \\*s) onto a grid of ``size``, linearly, as ``F.interpolate`` with ``align_corners=corners``: float32.
+
+    ``corners``: the outermost voxel centres of both grids coincide; else their outer edges do (half-pixel convention).
+    """
+    if values.device.type != "cpu":
+        mode = {3: "linear", 4: "bilinear", 5: "trilinear"}[values.ndim]
+        return F.interpolate(values.float(), size=tuple(size), mode=mode, align_corners=corners)
+    values = values.float()
+    with torch.autocast("cpu", enabled=False):
+        for axis, (new, old) in enumerate(zip(size, values.shape[2:], strict=True), 2):
+            if new == old:
+                continue
+            weights = _weights(old, new, corners)
+            if axis == values.ndim - 1:
+                values = values @ weights.T
+            else:
+                moved = weights @ values.flatten(0, axis - 1).flatten(2)
+                values = moved.view(*values.shape[:axis], new, *values.shape[axis + 1 :])
+    return values
+
+
+@lru_cache(maxsize=32)
+def _weights(old: int, new: int, corners: bool) -> torch.Tensor:
+    """(new, old): the part of every old voxel in every new one."""
+    with torch.inference_mode(False):  # they are kept, and training may want them
+        new_places = torch.arange(new, dtype=torch.float32)
+        place = new_places * ((old - 1) / max(new - 1, 1)) if corners else ((new_places + 0.5) * (old / new) - 0.5)
+        return (1 - (place.clamp(0, old - 1)[:, None] - torch.arange(old)).abs()).clamp_min(0)
