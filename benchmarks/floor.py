@@ -61,8 +61,8 @@ def count(run: Callable[[], object]) -> tuple[int, int]:
 
 def tasks(dims: int) -> dict[str, tuple[int, Callable[[], object]]]:
     """Name -> (pairs, the run): aligning a batch of pairs, and a training step, on the benchmark's grid of ``dims`` axes. The
-    training step of MONAI's VoxelMorph as shipped, with the same loss, stands beside ours."""
-    from monai.networks.nets import VoxelMorph
+    training step of MONAI's VoxelMorph, with our STM's widths and as shipped, with the same loss, stands beside ours."""
+    from monai.networks.nets import VoxelMorph, VoxelMorphUNet
 
     from oasis_monai import warp
     from oasis_monai.align import Aligner
@@ -99,7 +99,11 @@ def tasks(dims: int) -> dict[str, tuple[int, Callable[[], object]]]:
         f"aligning, {dims}D": (BATCH, align),
         f"training step, {dims}D": (STEP_BATCH, step(model)),
     }
-    if dims == 3:  # its first level is as wide as ours
+    if dims == 3:
+        first, *others = grid["registration"]["channels"]
+        levels = [width for width in others for _ in ("down", "up")]
+        equal = VoxelMorph(VoxelMorphUNet(dims, 2, first, levels, (first,)))
+        runs["training step, MONAI VoxelMorph of equal width, 3D"] = (STEP_BATCH, step(equal))
         runs["training step, MONAI VoxelMorph, 3D"] = (STEP_BATCH, step(VoxelMorph()))
     return runs
 

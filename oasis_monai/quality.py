@@ -60,9 +60,8 @@ def _decided(probability: torch.Tensor) -> torch.Tensor:
 
 def _counts(a: torch.Tensor, b: torch.Tensor, classes: int) -> torch.Tensor:
     """(C-1, 2): twice the common voxels and the voxels of both, per structure."""
-    both = a.long().flatten()[a.flatten() == b.flatten()]
-    sizes = [torch.bincount(x.long().flatten(), minlength=classes)[1:classes] for x in (a, b)]
-    return torch.stack([2 * torch.bincount(both, minlength=classes)[1:classes], sizes[0] + sizes[1]], 1).double()
+    pairs = torch.bincount((a.int() * classes + b).flatten(), minlength=classes**2).view(classes, classes)
+    return torch.stack([2 * pairs.diagonal(), pairs.sum(0) + pairs.sum(1)], 1)[1:].double()
 
 
 def overlaps(counts: torch.Tensor) -> np.ndarray:

@@ -18,7 +18,7 @@ def sample_volume(volume: torch.Tensor, where: Sequence[torch.Tensor], padding: 
     included.
 
     A volume (x, y, z) lies in memory as an image of x rows and y * z columns. Linear interpolation along y is that between two of
-    its samples, z columns apart. Positions are float32 fractions of a row, good to some 1e-7 * y * z voxels.
+    its samples, z columns apart, or of one sample of two channels. Positions are float32 fractions of a row, good to some 1e-7 * y * z voxels.
 
     Args:
         volume: (B, C, x, y, z) float32.
@@ -32,18 +32,17 @@ def sample_volume(volume: torch.Tensor, where: Sequence[torch.Tensor], padding: 
         volume, where = F.pad(volume, (1, 1, 1, 1, 1, 1)), [place + 1 for place in where]
     batch, channels, *size = volume.shape
     x, y, z = where
-    shape = x.shape[1:]
-    y, z = y.clamp(0, size[1] - 1), z.clamp(0, size[2] - 1)
+    shape, columns = x.shape[1:], size[1] * size[2]
+    y = y.clamp(0, size[1] - 1)
     slab = y.floor()
-    columns = size[1] * size[2]
-    across, down = (2 * (size[2] * slab + z) + 1) / columns - 1, (2 * x + 1) / size[0] - 1
+    across = (slab * size[2]).add_(z.clamp(0, size[2] - 1)).sub_((columns - 1) / 2).mul_(2 / columns)
+    down = (x - (size[0] - 1) / 2).mul_(2 / size[0])
     grid = torch.view_as_real(torch.complex(across, down)).view(batch, shape[0], -1, 2)  # a stack would take longer
-    image = volume.reshape(batch, channels, size[0], columns)
-    step = torch.tensor([2 * size[2] / columns, 0.0])
-    near, far = (
-        F.grid_sample(image, place, mode="bilinear", padding_mode="border", align_corners=False) for place in (grid, grid + step)
-    )
-    return torch.lerp(near.view(batch, channels, *shape), far.view(batch, channels, *shape), (y - slab)[:, None])
+    rows = volume.reshape(batch, channels, size[0], columns)
+    next_slab = F.pad(rows[..., size[2] :], (0, size[2]))  # behind the last slab nothing counts
+    both = F.grid_sample(torch.cat([rows, next_slab], 1), grid, mode="bilinear", padding_mode="border", align_corners=False)
+    near, far = both.view(batch, 2 * channels, *shape).split(channels, 1)
+    return torch.lerp(near, far, y.sub(slab)[:, None])
 
 
 def enlarge(values: torch.Tensor, size: Sequence[int], corners: bool = False) -> torch.Tensor:
