@@ -55,9 +55,9 @@ def local_z_score(
         low, high = np.percentile(seen.numpy(force=True), (lower, upper)).tolist()  # torch would sort them all
         if not high - low > 1e-6 * max(abs(low), abs(high)):
             continue
-        lifted = torch.where(inside, values.double().nan_to_num().clamp(low, high) - low, 0.0)
+        lifted = torch.where(inside, values.nan_to_num().clamp(low, high) - low, 0.0)
         logarithm = (lifted + OFFSET * lifted[inside].mean()).log()
-        weight = _blurred(inside.double(), sigma_voxels)
+        weight = _blurred(inside.float(), sigma_voxels)
 
         def local(x: torch.Tensor, inside: torch.Tensor = inside, weight: torch.Tensor = weight) -> torch.Tensor:
             return _blurred(torch.where(inside, x, 0.0), sigma_voxels) / weight.clamp_min(1e-12)
