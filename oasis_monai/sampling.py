@@ -18,7 +18,8 @@ def sample_volume(volume: torch.Tensor, where: Sequence[torch.Tensor], padding: 
     included.
 
     A volume (x, y, z) lies in memory as an image of x rows and y * z columns. Linear interpolation along y is that between two of
-    its samples, z columns apart, or of one sample of two channels. Positions are float32 fractions of a row, good to some 1e-7 * y * z voxels.
+    its samples, z columns apart, taken as one sample of two channels. Positions are float32 fractions of a row, good to some
+    1e-7 * y * z voxels.
 
     Args:
         volume: (B, C, x, y, z) float32.
