@@ -76,7 +76,6 @@ def configuration(root: str, dims: int, joint: bool, minutes: float, train: tupl
         "spatial_dims": dims,
         "data": {"name": Path(root).name, "root": root, "layout": "promise12", "only": list(train)},
         "methods": ["OASIS-joint"] if joint else ["OASIS"],
-        "loss": {"gamma": 0.1},  # as conf/loss/default.yaml
         "cache": str(folder / "cache"),
         "progress": False,
         **grid,

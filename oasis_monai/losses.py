@@ -1,6 +1,6 @@
 """The loss of the label-constrained spatial transform model: eq. 1 to 4 of the paper, and the options beside them.
 
-L = alpha * L_sim + beta * L_dice + gamma * L_smooth        (eq. 1; alpha = beta = 1, gamma = 0.01)
+L = alpha * L_sim + beta * L_dice + gamma * L_smooth        (eq. 1; the paper: alpha = beta = 1, gamma = 0.01; here gamma = 0.1)
 """
 
 from __future__ import annotations
@@ -129,7 +129,7 @@ class RegistrationLoss:
 
     alpha: float = 1.0
     beta: float = 1.0
-    gamma: float = 0.01
+    gamma: float = 0.1
     similarity: str = "ncc"
     smooth: str = "mean"
     _parts: tuple[Callable, Callable] = field(init=False, repr=False, compare=False)

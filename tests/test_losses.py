@@ -210,9 +210,9 @@ def test_the_total_is_the_weighted_sum_of_the_named_parts(weights, similarity, s
     assert float(terms.total) == pytest.approx(want, rel=1e-5)
 
 
-def test_the_default_is_the_papers():
+def test_the_default_is_the_papers_but_for_a_smoother_field():
     loss = RegistrationLoss()
-    assert (loss.alpha, loss.beta, loss.gamma, loss.similarity, loss.smooth) == (1, 1, 0.01, "ncc", "mean")
+    assert (loss.alpha, loss.beta, loss.gamma, loss.similarity, loss.smooth) == (1, 1, 0.1, "ncc", "mean")
 
 
 def test_without_beta_no_label_reaches_the_gradient():
