@@ -155,7 +155,7 @@ def test_a_models_identity_ignores_what_training_never_sees(key):
         {"preprocessing": {"size": [16, 16, 12]}},
         {"registration": {"channels": [8, 8]}},
         {"registration": {"diffeomorphic": True}},
-        {"loss": {"gamma": 0.1}},
+        {"loss": {"gamma": 0.5}},
         {"loss": {"similarity": "mse"}},
         {"training": {"lr": 1e-4}},
         {"training": {"iterations": 5}},
