@@ -22,6 +22,7 @@ from torch.nn import functional as F
 from oasis_monai.errors import ConfigError
 from oasis_monai.memory import Batched
 from oasis_monai.precision import halved
+from oasis_monai.sampling import enlarge
 
 DESIGN = 2  # part of the identity of every joint model; raise it when the same settings would train other networks
 BESIDE = 2  # of those that are shown atlases: raise it when others would be chosen
@@ -295,7 +296,7 @@ class Estimator(Batched):
             coarse = self.whole(pooled)
             if self.mirror:
                 coarse = (coarse + self.whole(pooled.flip(2)).flip(2)) / 2
-        fine = F.interpolate(coarse, size=image.shape[1:], mode="trilinear", align_corners=False)[0]
+        fine = enlarge(coarse, image.shape[1:])[0]
         return torch.stack([by_slices, fine])
 
 

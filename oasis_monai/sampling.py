@@ -1,7 +1,8 @@
 """Linear interpolation between the voxels of a grid, the way that is fast on each device.
 
 On a CPU torch samples volumes and enlarges them voxel by voxel, which was the larger part of an alignment. Its sampling of images
-is vectorised, and so is a matrix product; here volumes are brought to these. On a GPU torch's own functions are used.
+is vectorised, and so is a matrix product; here volumes are brought to these. On a GPU torch's own functions are faster:
+:func:`enlarge` calls them there, and callers of :func:`sample_volume` have to.
 """
 
 from __future__ import annotations

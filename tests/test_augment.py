@@ -44,12 +44,17 @@ def centroids(blobs, spacing):
     return torch.einsum("bcn,dn->bcd", mass, where.flatten(1)) / mass.sum(2, keepdim=True)
 
 
+def rounding(size):
+    """Volumes on a CPU are sampled at positions that float32 rounds to fractions of a row of y * z voxels."""
+    return 2e-5 if len(size) == 2 else 1e-4
+
+
 @grid
 def test_strengths_of_zero_change_nothing(size):
     image, label = seeded(0, 3, 1, *size), (seeded(1, 3, 2, *size) > 0.5).float()
     moved, moved_label = apply(only(), image, label)
-    torch.testing.assert_close(moved, image, atol=1e-4, rtol=0)
-    torch.testing.assert_close(moved_label, label, atol=1e-4, rtol=0)
+    torch.testing.assert_close(moved, image, atol=rounding(size), rtol=0)
+    torch.testing.assert_close(moved_label, label, atol=rounding(size), rtol=0)
 
 
 @grid
@@ -68,7 +73,7 @@ def test_intensity_leaves_the_label_alone_and_labels_stay_in_0_to_1(size):
     image, label = 2 * seeded(0, 4, 1, *size) - 1, (seeded(1, 4, 3, *size) > 0.6).float()
     look = only(gamma=0.3, contrast=0.2, bias=0.3, noise=0.1)
     moved, same = apply(look, image, label)
-    torch.testing.assert_close(same, label, atol=1e-4, rtol=0)
+    torch.testing.assert_close(same, label, atol=rounding(size), rtol=0)
     assert ((moved - image).abs().flatten(1).mean(1) > 0.02).all()
     assert torch.isfinite(moved).all()
     _, turned = apply(Augmentation(), image, label)
@@ -153,8 +158,8 @@ def test_a_flip_mirrors_x_of_the_pairs_it_is_drawn_for(size):
     image = seeded(0, 3, 1, *size)
     moved, moved_label = apply(only(), image, image, flip=[True, False, True])
     want = torch.stack([image[0].flip(1), image[1], image[2].flip(1)])
-    torch.testing.assert_close(moved, want, atol=1e-4, rtol=0)
-    torch.testing.assert_close(moved_label, want, atol=1e-4, rtol=0)
+    torch.testing.assert_close(moved, want, atol=rounding(size), rtol=0)
+    torch.testing.assert_close(moved_label, want, atol=rounding(size), rtol=0)
 
 
 def test_flips_are_drawn_at_their_probability():

@@ -319,6 +319,11 @@ def test_every_committed_experiment_composes_and_runs_on_the_phantom(name, phant
     assert np.ptp(fused) < 0.25
 
 
+def test_the_paper_s_own_arms_keep_its_weights_of_eq_1():
+    loss = composed("experiment=paper")["loss"]
+    assert (loss["alpha"], loss["beta"], loss["gamma"]) == (1.0, 1.0, 0.01)
+
+
 def test_the_paper_s_joint_arms_train_the_networks_of_experiment_accuracy():
     from oasis_monai.study import check_study, plan
     from oasis_monai.tasks import JOB_KEYS

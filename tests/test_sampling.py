@@ -51,7 +51,7 @@ def test_an_axis_of_one_voxel(axis):
     torch.testing.assert_close(sample_volume(volume, where), by_torch(volume, where, "border"), atol=1e-4, rtol=0)
 
 
-def test_a_long_row_stays_exact_to_a_thousandth():
+def test_a_long_row_stays_exact_to_a_hundredth_of_a_voxel():
     """256 x 256 columns: the largest error of a position in float32 is still far below what a field means."""
     volume = torch.arange(256.0).expand(1, 1, 2, 256, 256)  # a ramp along z: the value is the position
     z = 255 * torch.rand(1, 2, 256, 256, generator=torch.Generator().manual_seed(0))

@@ -49,7 +49,8 @@ def inner(values, margin):
 @grid
 def test_a_zero_field_is_the_identity(size):
     image = seeded(0, 2, 3, *size)
-    torch.testing.assert_close(warp(image, torch.zeros(2, len(size), *size)), image, atol=2e-5, rtol=0)
+    rounding = 1e-5 if len(size) == 2 else 2e-5  # of positions in a volume, see oasis_monai/sampling.py
+    torch.testing.assert_close(warp(image, torch.zeros(2, len(size), *size)), image, atol=rounding, rtol=0)
 
 
 @grid
