@@ -19,6 +19,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
+from oasis_monai.batch_norms import without_batch_norms
 from oasis_monai.errors import ConfigError
 from oasis_monai.memory import Batched
 from oasis_monai.precision import halved
@@ -241,6 +242,7 @@ class Estimator(Batched):
         half: bool | None = None,
     ) -> None:
         self.model, self.mirror, self.views = model.to(device).eval(), mirror, views
+        self._fused = without_batch_norms(self.model)  # what runs; the model is what is kept
         self.device, self.batch = torch.device(device), batch
         self.half = halved(self.device, half)
         self.whole, self.stride = whole, tuple(stride)
@@ -273,7 +275,7 @@ class Estimator(Batched):
 
     def _seen(self, slices: torch.Tensor) -> torch.Tensor:
         with torch.autocast(self.device.type, torch.bfloat16, enabled=self.half):
-            logits = self.model(slices.contiguous(memory_format=torch.channels_last))
+            logits = self._fused(slices.contiguous(memory_format=torch.channels_last))
         return torch.softmax(logits.float(), 1)
 
     def _there_and_back(self, slices: torch.Tensor, angle: float, scale: float) -> torch.Tensor:

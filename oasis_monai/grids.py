@@ -99,11 +99,10 @@ def resample(values: torch.Tensor, source: Geometry, target: Geometry, anti_alia
 def inside(source: Geometry, target: Geometry, device: torch.device | str = "cpu") -> torch.Tensor:
     """(\\*target.shape) bool: voxels of ``target`` whose centre lies in the field of view of ``source`` (edges of its outer
     voxels included)."""
-    places = _along_axes(source, target)
-    if places is None:
+    along = _inside_along(source, target, device)
+    if along is None:
         return _by_monai(torch.ones(1, *source.shape, device=device), source, target, "nearest", "zeros")[0] > 0.5
-    ends = (source.shape[axis] - 0.5 + EDGE for axis, _ in places)
-    x, y, z = (torch.from_numpy((p >= -0.5 - EDGE) & (p <= end)).to(device) for (_, p), end in zip(places, ends, strict=True))
+    x, y, z = along
     return x[:, None, None] & y[:, None] & z
 
 
@@ -198,10 +197,10 @@ def restore_all(
     for first in range(0, native.shape[2], thick):
         last = min(first + thick, native.shape[2])
         slab = _shifted(native, (0, 0, first), (native.shape[0], native.shape[1], last - first))
-        seen = inside(working, slab, device)
-        if not seen.any():
+        box = _box_inside(working, slab, device)
+        if box is None:
             continue
-        corner, seen = _bounding_box(seen)  # of many scans the field of view is a quarter
+        corner, seen = box  # of many scans the field of view is a quarter
         every = resample(foreground, working, _shifted(slab, corner, seen.shape), anti_alias=False) * seen
         x, y, z = (slice(c + add, c + add + n) for c, add, n in zip(corner, (0, 0, first), seen.shape, strict=True))
         for number, maps in enumerate(every.split(classes)):
@@ -341,10 +340,34 @@ def _shifted(grid: Geometry, corner: Sequence[int], shape: Sequence[int]) -> Geo
     return Geometry((x, y, z), affine)
 
 
+def _inside_along(source: Geometry, target: Geometry, device: torch.device | str) -> list[torch.Tensor] | None:
+    """:func:`inside` along each axis of ``target`` (n,) bool, where their product is all there is to it; None where axes turn."""
+    places = _along_axes(source, target)
+    if places is None:
+        return None
+    ends = (source.shape[axis] - 0.5 + EDGE for axis, _ in places)
+    return [torch.from_numpy((p >= -0.5 - EDGE) & (p <= end)).to(device) for (_, p), end in zip(places, ends, strict=True)]
+
+
+def _box_inside(source: Geometry, target: Geometry, device: torch.device | str) -> tuple[tuple[int, ...], torch.Tensor] | None:
+    """:func:`_bounding_box` of :func:`inside`; None where nothing is. Where axes do not turn, without a look at every voxel."""
+    along = _inside_along(source, target, device)
+    if along is None:
+        seen = inside(source, target, device)
+        return _bounding_box(seen) if bool(seen.any()) else None
+    if not all(bool(axis.any()) for axis in along):
+        return None
+    corners, (x, y, z) = zip(*map(_bounding_box, along), strict=True)
+    return tuple(c[0] for c in corners), x[:, None, None] & y[:, None] & z
+
+
 def _bounding_box(mask: torch.Tensor) -> tuple[tuple[int, ...], torch.Tensor]:
     """Corner and content of the box round a non-empty mask, one voxel wider where the grid goes on: the border is 0 there."""
     bounds = []
     for axis in range(mask.ndim):
-        hit = mask.any(dim=tuple(a for a in range(mask.ndim) if a != axis)).nonzero()
+        shadow = mask.view(torch.uint8)
+        for other in reversed(range(mask.ndim)):  # one by one, as bytes: torch looks for any of several axes voxel by voxel
+            shadow = shadow if other == axis else shadow.amax(other, keepdim=True)
+        hit = shadow.flatten().nonzero()
         bounds.append(slice(max(0, int(hit[0]) - 1), min(mask.shape[axis], int(hit[-1]) + 2)))
     return tuple(b.start for b in bounds), mask[tuple(bounds)]

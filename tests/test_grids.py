@@ -351,6 +351,28 @@ def test_several_maps_at_once_are_each_alone(keep, monkeypatch):
         assert not keep or torch.allclose(probability, alone[1], atol=1e-6)
 
 
+@pytest.mark.parametrize("shift_mm", [(0, 0, 0), (30, -12, 20), (-25, 8, -9), (900, 0, 0)], ids=str)
+@pytest.mark.parametrize("turned", [False, True], ids=["parallel", "turned"])
+def test_the_box_of_what_is_inside_is_found_without_looking_at_every_voxel(shift_mm, turned):
+    source = geometry((20, 18, 15), (1.7, 1.7, 2.0), None, (0.0, 0.0, 0.0))
+    target = geometry((31, 17, 9), (1.1, 0.9, 3.3), rotation(9, 4, -7) if turned else None, shift_mm)
+    seen = grids.inside(source, target)
+    box = grids._box_inside(source, target, "cpu")
+    if not seen.any():
+        assert shift_mm == (900, 0, 0)
+        assert box is None
+        return
+    assert box is not None
+    corner, part = box
+    whole = torch.zeros_like(seen)
+    whole[tuple(slice(c, c + n) for c, n in zip(corner, part.shape, strict=True))] = part
+    assert torch.equal(whole, seen)
+    hits = seen.nonzero()
+    for axis, (low, high) in enumerate(zip(hits.amin(0).tolist(), hits.amax(0).tolist(), strict=True)):
+        assert corner[axis] == max(0, low - 1)
+        assert corner[axis] + part.shape[axis] == min(seen.shape[axis], high + 2)
+
+
 @world
 @pytest.mark.parametrize("spacing", [(0.5, 0.9, 1.4), (1.3, 2.0, 5.0)], ids=str)
 def test_axis_by_axis_is_what_monai_makes_of_it(native, spacing, monkeypatch):
