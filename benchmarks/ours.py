@@ -162,4 +162,4 @@ def oasis_case(world: World, model: Path, words: str) -> Method:
         restore(probability, target.geometry, target.native)
         return (decide(enumerate(probability[1:], 1), torch.zeros(probability.shape[1:])) > 0).numpy().astype(np.uint8)
 
-    return Method(words, segment=segment, repeats=3)
+    return Method(words, segment=segment, repeats=10)
