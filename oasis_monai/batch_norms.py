@@ -20,7 +20,7 @@ PAIRS = (  # convolution, and the batch norm behind it, in EfficientNet-Lite and
 
 def without_batch_norms(network: Network) -> Network:
     """A copy of ``network`` for inference, every batch norm of an EfficientNet-Lite in it (and of none other) taken into its
-    convolution: the same function but for rounding, in some two thirds of the time on a CPU. Where there is none, the copy only.
+    convolution: the same function but for rounding, and faster (docs/speed.md). Where there is none, the copy only.
     """
     network = copy.deepcopy(network).eval()
     for part in list(network.modules()):

@@ -152,7 +152,7 @@ def decide(foreground: Iterable[tuple[int, torch.Tensor]], background_only: torc
         better = probability > best + TIE
         best = torch.where(better, probability, best)
         winner = torch.where(better, torch.tensor(index, dtype=torch.uint8, device=winner.device), winner)
-    return winner * ~(best < 1 - total - TIE)  # filling by a mask would take five times as long
+    return winner * ~(best < 1 - total - TIE)  # filling by masks takes half as long again
 
 
 def restore(
