@@ -164,7 +164,9 @@ def model_embedder(folder: Path, settings: Settings, device: str = "auto") -> Em
     made = embedder(settings.features.name, settings.features.weights, resolve_device(device))
     kept = read_record(folder).get("embedding", made.key)
     if kept != made.key:
-        raise OasisError(f"model: expected the embedding network {kept}, found {made.key}; give features.weights as in training")
+        raise OasisError(
+            f"model: expected the embedding network {kept}, found {made.key}; give features.weights as in training, or train again"
+        )
     return made
 
 

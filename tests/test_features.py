@@ -329,11 +329,20 @@ def test_slice_features_come_in_slice_order():
         torch.testing.assert_close(found[z], embed(image[None, ..., z])[0])
 
 
-def test_volume_vector_is_the_mean_of_the_normalised_slice_vectors():
-    image = noise(1, 10, 12, 7)
+def test_volume_vector_is_the_mean_of_the_normalised_vectors_of_its_pictures():
+    image = noise(1, 10, 12, 9)
     embed = embedder("intensity")
-    units = [v / v.norm() for v in slice_features(image, embed)]
+    pictures = [torch.stack([image[0, ..., z] for z in range(first, first + 3)])[None] for first in (0, 3, 6)]
+    units = [v / v.norm() for v in (embed(p)[0] for p in pictures)]
     torch.testing.assert_close(volume_features(image, embed), torch.stack(units).mean(0))
+
+
+def test_each_colour_of_a_picture_has_its_own_window():
+    image = noise(1, 10, 12, 3)
+    brighter = image * torch.tensor([1.0, 5.0, 0.2]) + torch.tensor([0.0, 3.0, -40.0])
+    embed = embedder("intensity")
+    torch.testing.assert_close(volume_features(brighter, embed), volume_features(image, embed), atol=1e-4, rtol=1e-4)
+    assert torch.equal(window(image.permute(3, 0, 1, 2))[:, 0], window(image.permute(0, 3, 1, 2))[0])
 
 
 def test_volume_vector_leaves_padding_out():
@@ -342,11 +351,14 @@ def test_volume_vector_leaves_padding_out():
     embed = embedder("intensity")
     torch.testing.assert_close(volume_features(padded, embed), volume_features(image, embed))
     constant = torch.full((1, 10, 12, 4), 3.0)
-    assert torch.equal(volume_features(constant, embed), torch.zeros(256))
+    assert torch.equal(volume_features(constant, embed), torch.zeros(3 * 256))
 
 
-@pytest.mark.parametrize(("z", "slices", "wanted"), [(8, 4, [1, 3, 5, 7]), (9, 3, [1, 4, 7]), (3, 8, [0, 1, 2]), (1, 8, [0])])
-def test_long_volumes_are_seen_at_evenly_spaced_slices(z, slices, wanted):
+@pytest.mark.parametrize(
+    ("z", "pictures", "wanted"),
+    [(12, 2, [1, 3, 5, 7, 9, 11]), (9, 1, [1, 4, 7]), (3, 8, [0, 1, 2]), (1, 8, [0, 0, 0]), (4, 8, [0, 1, 1, 2, 3, 3])],
+)
+def test_long_volumes_are_seen_at_evenly_spaced_slices(z, pictures, wanted):
     image = noise(1, 6, 6, z)
     embed = embedder("intensity")
-    torch.testing.assert_close(volume_features(image, embed, slices), volume_features(image[..., wanted], embed))
+    torch.testing.assert_close(volume_features(image, embed, pictures), volume_features(image[..., wanted], embed))
