@@ -16,11 +16,13 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 import numpy as np
 import torch
 
+from oasis_monai.sampling import along_axis
 from oasis_monai.types import Geometry
 
 TIE = 1e-6  # probabilities this close are equal: six weights of 1/6 sum to a hair under 1/2, and in any order to another hair
 SAME_SPACING = 1e-3  # spacings this close (relative) count as equal: headers carry rounded numbers
 TRUNCATED = 4.0  # standard deviations at which the anti-alias Gaussian ends
+UNSMOOTHED = 0.05  # a Gaussian narrower than this, in voxels, is the identity
 EDGE = 1e-6  # of a voxel: so close to a voxel's centre or edge counts as on it
 ASIDE = 1e-3  # of a voxel: axes that leave each other by no more than this over the whole grid are one
 SLAB_VALUES = 2**24  # values of one native slab that `restore` may hold: 64 MiB of float32
@@ -85,14 +87,14 @@ def resample(values: torch.Tensor, source: Geometry, target: Geometry, anti_alia
     _check_shape("values", values, source)
     sigma = _sigma(source, target) if anti_alias else [0.0, 0.0, 0.0]
     values, source = _seen(values, source, target, [math.ceil(TRUNCATED * width) for width in sigma])
-    values = _smoothed(values, sigma)
     places = _along_axes(source, target)
     if places is None:
-        return _by_monai(values, source, target, "bilinear", "border")
+        return _by_monai(_smoothed(values, sigma), source, target, "bilinear", "border")
     values = values.permute(0, *(1 + axis for axis, _ in places))
     growth = [len(place) / n for (_, place), n in zip(places, values.shape[1:], strict=True)]
     for axis in sorted(range(3), key=growth.__getitem__):  # what gets smaller first
-        values = _interpolated(values, axis + 1, places[axis][1])
+        along, place = places[axis]
+        values = _interpolated(values, axis + 1, place, sigma[along])
     return values.contiguous()
 
 
@@ -192,6 +194,12 @@ def restore_all(
     kept = [torch.zeros(classes + 1, *native.shape, device=device) for _ in probabilities] if keep_probability else None
     for background in kept or ():
         background[0] = 1
+    some = (foreground > 0).any(0)
+    if not bool(some.any()):
+        return [(label, None if kept is None else kept[number]) for number, label in enumerate(labels)]
+    corner, some = _bounding_box(some)  # there is nothing beyond: of a vote of atlases the box is a tenth of the working grid
+    x, y, z = (slice(c, c + n) for c, n in zip(corner, some.shape, strict=True))
+    foreground, working = foreground[:, x, y, z], _shifted(working, corner, some.shape)
     thick = max(1, SLAB_VALUES // max(1, (len(foreground) + 3) * native.shape[0] * native.shape[1]))
     for first in range(0, native.shape[2], thick):
         last = min(first + thick, native.shape[2])
@@ -267,15 +275,18 @@ def _along_axes(source: Geometry, target: Geometry) -> list[tuple[int, np.ndarra
     return [(int(axis), place) for axis, place in zip(axes, places, strict=True)]
 
 
-def _interpolated(values: torch.Tensor, axis: int, place: np.ndarray) -> torch.Tensor:
-    """``values`` at the voxels ``place`` of one axis; the outermost ones continue. A voxel's value depends on its two
-    neighbours alone, to the last bit: a slab of a scan is what it is in the whole."""
+def _interpolated(values: torch.Tensor, axis: int, place: np.ndarray, sigma: float) -> torch.Tensor:
+    """``values`` at the voxels ``place`` of one axis; the outermost ones continue. Where nothing is smoothed a voxel's value
+    depends on its two neighbours alone, to the last bit: a slab of a scan is what it is in the whole."""
     whole = np.round(place)
     place = np.where(np.abs(place - whole) < EDGE, whole, place).clip(0, values.shape[axis] - 1)
     low = np.floor(place).astype(np.int64)
     below, above = (torch.from_numpy(np.minimum(i, values.shape[axis] - 1)).to(values.device) for i in (low, low + 1))
-    near = values.index_select(axis, below)
     weight = torch.from_numpy((place - low).astype(np.float32)).to(values.device)
+    if sigma >= UNSMOOTHED:  # one product smooths and interpolates: no value is made that nobody asked for
+        band = _smoothing(values.shape[axis], sigma).to(values.device)
+        return along_axis(torch.lerp(band[below], band[above], weight[:, None]), values, axis)
+    near = values.index_select(axis, below)
     if not bool(weight.any()):
         return near
     return torch.lerp(near, values.index_select(axis, above), weight.view(-1, *[1] * (values.ndim - 1 - axis)))
@@ -317,18 +328,21 @@ def _seen(values: torch.Tensor, source: Geometry, target: Geometry, margin: Sequ
 def _smoothed(values: torch.Tensor, sigma: Sequence[float]) -> torch.Tensor:
     """MONAI's ``GaussianSmooth`` as one small matrix product per axis, in a quarter of the time, with weights that sum to 1 at
     the edges too (there zeros are taken in, and edges get darker)."""
+    for axis, width in enumerate(sigma, 1):
+        if width >= UNSMOOTHED:
+            values = along_axis(_smoothing(values.shape[axis], width).to(values.device), values, axis)
+    return values
+
+
+def _smoothing(n: int, sigma: float) -> torch.Tensor:
+    """(n, n) what smooths an axis of n voxels: in each row a Gaussian of ``sigma`` voxels round the diagonal, of sum 1."""
     from monai.networks.layers.convutils import gaussian_1d
 
-    for axis, width in enumerate(sigma):
-        if width < 0.05:  # the kernel is the identity
-            continue
-        kernel = gaussian_1d(torch.tensor(width), TRUNCATED)
-        n, reach = values.shape[axis + 1], len(kernel) // 2
-        away = torch.arange(n)[:, None] - torch.arange(n)
-        band = torch.where(away.abs() <= reach, kernel[(away + reach).clamp(0, 2 * reach)], 0.0)
-        band = (band / band.sum(1, keepdim=True)).to(values.device)
-        values = torch.tensordot(values, band, dims=([axis + 1], [1])).movedim(-1, axis + 1)
-    return values
+    kernel = gaussian_1d(torch.tensor(sigma), TRUNCATED)
+    reach = len(kernel) // 2
+    away = torch.arange(n)[:, None] - torch.arange(n)
+    band = torch.where(away.abs() <= reach, kernel[(away + reach).clamp(0, 2 * reach)], 0.0)
+    return band / band.sum(1, keepdim=True)
 
 
 def _shifted(grid: Geometry, corner: Sequence[int], shape: Sequence[int]) -> Geometry:

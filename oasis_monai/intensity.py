@@ -14,6 +14,8 @@ from collections.abc import Sequence
 import numpy as np
 import torch
 
+from oasis_monai.sampling import along_axis
+
 LOCAL_MM = 15.0
 """Default standard deviation of the Gaussian neighbourhood: wider than a gland's nodules, narrower than a coil's reach."""
 
@@ -45,6 +47,7 @@ def local_z_score(
         ValueError: a voxel of ``where`` is NaN or infinite.
     """
     where = where.expand_as(image)
+    kernels = [None if s <= 0 else _gaussian(n, s).to(image) for n, s in zip(image.shape[1:], sigma_voxels, strict=True)]
     out = torch.zeros(image.shape, device=image.device)
     for channel, (values, inside) in enumerate(zip(image, where, strict=True)):
         seen = values[inside].double()
@@ -57,25 +60,23 @@ def local_z_score(
             continue
         lifted = torch.where(inside, values.nan_to_num().clamp(low, high) - low, 0.0)
         logarithm = (lifted + OFFSET * lifted[inside].mean()).log()
-        weight = _blurred(inside.float(), sigma_voxels)
-
-        def local(x: torch.Tensor, inside: torch.Tensor = inside, weight: torch.Tensor = weight) -> torch.Tensor:
-            return _blurred(torch.where(inside, x, 0.0), sigma_voxels) / weight.clamp_min(1e-12)
-
-        centred = logarithm - local(logarithm)
-        deviation = local(centred.square()).sqrt()
+        mask = inside.to(image.dtype)
+        weight = _blurred(mask, kernels).clamp_min(1e-12)
+        centred = logarithm - _blurred(logarithm * mask, kernels) / weight
+        deviation = (_blurred(centred.square() * mask, kernels) / weight).sqrt()
         out[channel] = torch.where(inside, centred / (deviation + FLOOR), 0.0).float()
     return out
 
 
-def _blurred(values: torch.Tensor, sigma: Sequence[float]) -> torch.Tensor:
-    """Gaussian blur of (\\*S), axis by axis, nothing beyond the edge. Each axis is one small matrix product: a neighbourhood
-    that spans half the image makes a kernel as long as the image."""
-    for axis, width in enumerate(sigma):
-        if width <= 0:
-            continue
-        length = values.shape[axis]
-        place = torch.arange(length, dtype=values.dtype, device=values.device)
-        kernel = torch.exp(-((place[:, None] - place[None]) ** 2) / (2 * width**2)) / (width * math.sqrt(2 * math.pi))
-        values = torch.tensordot(values, kernel, dims=([axis], [0])).movedim(-1, axis)
+def _gaussian(n: int, sigma: float) -> torch.Tensor:
+    """(n, n) the weight of every voxel of an axis for every other. As long as the axis: the neighbourhood spans half of it."""
+    place = torch.arange(n, dtype=torch.float32)
+    return torch.exp(-((place[:, None] - place).square()) / (2 * sigma**2)) / (sigma * math.sqrt(2 * math.pi))
+
+
+def _blurred(values: torch.Tensor, kernels: Sequence[torch.Tensor | None]) -> torch.Tensor:
+    """Gaussian blur of (\\*S), axis by axis, nothing beyond the edge."""
+    for axis, kernel in enumerate(kernels):
+        if kernel is not None:
+            values = along_axis(kernel, values, axis)
     return values

@@ -165,7 +165,7 @@ def model_embedder(folder: Path, settings: Settings, device: str = "auto") -> Em
     kept = read_record(folder).get("embedding", made.key)
     if kept != made.key:
         raise OasisError(
-            f"model: expected the embedding network {kept}, found {made.key}; give features.weights as in training, or train again"
+            f"model: expected the embedding network {kept}, found {made.key}; give features.weights as in training or train again"
         )
     return made
 

@@ -7,6 +7,7 @@ is vectorised, and so is a matrix product; here volumes are brought to these. On
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from functools import lru_cache
 
@@ -61,12 +62,17 @@ def enlarge(values: torch.Tensor, size: Sequence[int], corners: bool = False) ->
             if new == old:
                 continue
             weights = _weights(old, new, corners)
-            if axis == values.ndim - 1:
-                values = values @ weights.T
-            else:
-                moved = weights @ values.flatten(0, axis - 1).flatten(2)
-                values = moved.view(*values.shape[:axis], new, *values.shape[axis + 1 :])
+            values = along_axis(weights, values, axis)
     return values
+
+
+def along_axis(matrix: torch.Tensor, values: torch.Tensor, axis: int) -> torch.Tensor:
+    """(m, n) matrix times every line of n values along ``axis``, which becomes m long. Values that lie in order stay there."""
+    if axis == values.ndim - 1:
+        return values @ matrix.T
+    before, n, after = values.shape[:axis], values.shape[axis], values.shape[axis + 1 :]
+    lines = values.reshape(math.prod(before), n, math.prod(after))
+    return torch.matmul(matrix, lines).view(*before, len(matrix), *after)
 
 
 @lru_cache(maxsize=32)

@@ -395,3 +395,25 @@ def test_axes_that_are_not_the_scans_are_left_to_monai():
     assert sure.any()
     torch.testing.assert_close(found[0][sure], ramp(oblique)[0][sure], atol=2e-3, rtol=0)
     assert grids.inside(native, oblique).any()
+
+
+@pytest.mark.parametrize("turn_deg", [0.0, 12.0])
+@pytest.mark.parametrize("corner", [(9, 7, 4), (0, 0, 0), (15, 0, 6)])
+def test_restore_looks_at_the_box_round_the_structures_and_loses_nothing(turn_deg, corner):
+    turn, angle = np.eye(4), np.radians(turn_deg)
+    turn[:2, :2] = [[np.cos(angle), -np.sin(angle)], [np.sin(angle), np.cos(angle)]]
+    working = Geometry((20, 18, 10), np.diag([1.5, 1.5, 3.0, 1.0]))
+    native = Geometry((40, 44, 16), turn @ np.array([[0.7, 0, 0, 1], [0, 0.7, 0, -2], [0, 0, 2.2, -3], [0, 0, 0, 1]], float))
+    generator = torch.Generator().manual_seed(3)
+    small = torch.zeros(3, *working.shape)
+    x, y, z = (slice(c, c + 5) for c in corner)
+    small[1:, x, y, z] = torch.rand(2, *small[0, x, y, z].shape, generator=generator) * 0.6
+    everywhere = small.clamp_min(1e-12)  # some of each structure in every voxel: the box is the whole grid
+    label, probability = grids.restore(small, working, native, keep_probability=True)
+    whole, reference = grids.restore(everywhere, working, native, keep_probability=True)
+    assert label.any()
+    assert torch.equal(label, whole)
+    torch.testing.assert_close(probability, reference, atol=1e-5, rtol=0)
+    nothing, certain = grids.restore(torch.zeros_like(small), working, native, keep_probability=True)
+    assert not nothing.any()
+    assert torch.equal(certain, torch.eye(3)[0].view(3, 1, 1, 1).expand_as(certain))
