@@ -184,7 +184,9 @@ class Settings:
         try:
             replace(self.network, patch=None).window([n // s for n, s in zip(size, stride, strict=True)], VOLUME_NETWORK)
         except ConfigError as error:
-            remedy = "change estimator.volume_stride or preprocessing.size, take fewer levels in network.unet, or volume_share=0"
+            remedy = (
+                "change estimator.volume_stride or preprocessing.size, take fewer levels in network.dynunet, or volume_share=0"
+            )
             raise ConfigError("estimator.volume_stride", f"a grid of {error.expected}", error.found, remedy) from None
 
     @property

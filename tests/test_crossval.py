@@ -128,7 +128,7 @@ def test_garbage_in_an_atlas_label_does_change_segmentations(settings, phantom, 
     assert any(not np.array_equal(before[name], after[name]) for name in before)
 
 
-NETS = {"network": {"convnet": [4, 8], "unet": [4, 8]}}
+NETS = {"network": {"convnet": [4, 8], "unet": [4, 8], "dynunet": [4, 8]}}
 
 
 def test_networks_are_scored_once_beside_every_n_and_trained_once(settings, tmp_path, monkeypatch):

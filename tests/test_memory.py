@@ -156,7 +156,7 @@ def test_memory_that_ends_while_labels_are_warped_loses_none(monkeypatch):
 
 @pytest.mark.parametrize("patch", [None, (8, 8)])
 def test_networks_predict_the_same_in_what_memory_allows(patch):
-    settings = NetworkSettings(unet=(4, 8), patch=patch)
+    settings = NetworkSettings(unet=(4, 8), dynunet=(4, 8), patch=patch)
     torch.manual_seed(0)
     model = make_network("U-Net2D", 2, settings)
     images = torch.randn(5, 1, 16, 16)

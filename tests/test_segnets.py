@@ -6,7 +6,7 @@ import torch
 from oasis_monai.errors import ConfigError
 from oasis_monai.segnets import NETWORKS, ConvNet, NetworkSettings, make_network
 
-TINY = NetworkSettings(convnet=(4, 6, 8), unet=(4, 6, 8), deep_supervision=(0.5, 0.25))
+TINY = NetworkSettings(convnet=(4, 6, 8), unet=(4, 6, 8), dynunet=(4, 6, 8), deep_supervision=(0.5, 0.25))
 SIZES = {2: (16, 24), 3: (16, 8, 12)}
 
 
@@ -99,3 +99,20 @@ def test_the_identity_is_the_network_s_own():
     assert a.identity("U-Net3D") != b.identity("U-Net3D")
     assert a.identity("U-Net3D") == NetworkSettings(overlap=0.25, deep_supervision=()).identity("U-Net3D")
     assert a.identity("ConvNet3D") != NetworkSettings(deep_supervision=()).identity("ConvNet3D")
+
+
+@pytest.mark.parametrize("dims", [2, 3])
+def test_dynunet_is_the_function_of_monai_s_own_with_the_same_weights(dims):
+    from monai.networks.nets import DynUNet as Original
+
+    torch.manual_seed(0)
+    ours = make_network(f"DynU-Net{dims}D", 3, TINY).eval()
+    filters = list(TINY.dynunet)
+    original = Original(dims, 1, 3, [3] * 3, [1, 2, 2], [2, 2], filters=filters).eval()
+    theirs = [original.input_block, *original.downsamples, original.bottleneck, *original.upsamples]
+    for block, given in zip(theirs, [*ours.encoder, *ours.decoder], strict=True):
+        block.load_state_dict(given.state_dict())
+    original.output_block.conv.conv.load_state_dict(ours.head.state_dict())
+    image = images(dims)
+    with torch.no_grad():
+        torch.testing.assert_close(ours(image), original(image))

@@ -31,7 +31,7 @@ def test_settings_survive_json():
     assert again.identity() == settings.identity()
 
 
-NETS = {"network": {"convnet": [4, 8], "unet": [4, 8]}}
+NETS = {"network": {"convnet": [4, 8], "unet": [4, 8], "dynunet": [4, 8]}}
 
 
 def test_methods_are_of_two_kinds():
@@ -57,7 +57,7 @@ def test_what_a_network_s_name_depends_on():
 
 
 REFUSED = [
-    (NETS | {"methods": ["ConvNet2D"]}, r"^methods: expected methods for spatial_dims=3: .*'U-Net3D'\], found 'ConvNet2D'"),
+    (NETS | {"methods": ["ConvNet2D"]}, r"^methods: expected methods for spatial_dims=3: .*'DynU-Net3D'\], found 'ConvNet2D'"),
     ({"methods": ["U-Net3D"]}, r"^preprocessing\.size: expected multiples of 16, .* for U-Net3D"),
     ({"workers": 0}, "^workers: expected 1 or more processes, found 0"),
     ({"train_cases": 1}, "^train_cases: expected 2 or more patients"),

@@ -16,7 +16,7 @@ from oasis_monai.tables import read_scores
 from oasis_monai.tasks import run_task
 from tests.conftest import merged
 
-NETS = {"network": {"convnet": [4, 8], "unet": [4, 8]}, "workers": 2, "k": 2}
+NETS = {"network": {"convnet": [4, 8], "unet": [4, 8], "dynunet": [4, 8]}, "workers": 2, "k": 2}
 PLAIN = {
     "arms": {
         "slices": {"protocols": ["slice", "patient"], "settings": {"methods": ["ConvNet2D", "FwoW", "OASIS"]}},

@@ -32,7 +32,7 @@ def weights(cache):
 
 
 def test_side_by_side_gives_the_models_and_scores_of_one_after_the_other(settings, tmp_path):
-    asked = settings({"methods": ["U-Net3D", "OASIS"], "network": {"unet": [4, 8]}, "k": 2, "browser": False})
+    asked = settings({"methods": ["U-Net3D", "OASIS"], "network": {"unet": [4, 8], "dynunet": [4, 8]}, "k": 2, "browser": False})
     one = crossval(asked, tmp_path / "one", quiet)
     lines = []
     two = crossval(replace(asked, workers=2, cache=str(tmp_path / "other")), tmp_path / "two", lines.append)

@@ -43,7 +43,7 @@ class OasisNetwork(nn.Module):
         method, n: how many atlases are fused, and how (:data:`oasis_monai.segment.METHODS`).
         registration: :class:`oasis_monai.networks.StmSettings` as a dict.
         estimator: of a joint model, :class:`oasis_monai.estimator.EstimatorSettings` as a dict.
-        unet: feature channels of a joint model's volume network.
+        dynunet: feature channels of a joint model's volume network.
         temperature: of ``OASIS-conditioned``.
         pairs: how many overlaps of atlas pairs are stored; others are computed when they are needed.
         batch: atlases aligned at once.
@@ -75,7 +75,7 @@ class OasisNetwork(nn.Module):
         n: int,
         registration: Mapping[str, Any],
         estimator: Mapping[str, Any] | None = None,
-        unet: Sequence[int] | None = None,
+        dynunet: Sequence[int] | None = None,
         temperature: float = 0.1,
         pairs: int = 0,
         batch: int = 8,
@@ -96,7 +96,7 @@ class OasisNetwork(nn.Module):
         self.stm = SpatialTransformModel(self.size, stm, classes - 1 if stm.joint else 0)
         self.embedding = untrained_network(embedding).requires_grad_(False) if embedding in IMAGENET else None
         self.slice_network = None if self.joint is None else make_estimator(classes, self.joint, pretrained=False)
-        self.volume_settings = None if unet is None else NetworkSettings(unet=tuple(unet))
+        self.volume_settings = None if dynunet is None else NetworkSettings(dynunet=tuple(dynunet))
         self.volume_network = (
             None if self.volume_settings is None else make_network(VOLUME_NETWORK, classes, self.volume_settings)
         )
@@ -187,7 +187,7 @@ def network_arguments(settings: Settings, segmenter: Segmenter, method: str, n: 
         "n": n,
         "registration": plain_settings["registration"],
         "estimator": None if segmenter.estimator is None else plain_settings["estimator"],
-        "unet": None if whole is None else plain_settings["network"]["unet"],
+        "dynunet": None if whole is None else plain_settings["network"]["dynunet"],
         "temperature": settings.temperature,
         "pairs": len(segmenter.loa) if method in LOA_METHODS and segmenter.loa is not None else 0,
         "batch": batch,
