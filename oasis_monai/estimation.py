@@ -16,11 +16,8 @@ from oasis_monai.beside import beside_atlases, flanking
 from oasis_monai.estimator import Estimator, EstimatorSettings, SliceNet, check_size, pool
 from oasis_monai.fitting import Trainer, TrainingSettings, fit, generator
 from oasis_monai.library import AtlasLibrary
-from oasis_monai.precision import halved
 from oasis_monai.segnets import NetworkSettings
 from oasis_monai.supervised import Predictor, train_network
-
-VOLUME_NETWORK = "DynU-Net3D"
 
 
 def make_estimator(classes: int, settings: EstimatorSettings, pretrained: bool | None = None) -> SliceNet:
@@ -84,20 +81,19 @@ def train_volume_network(
     progress: bool = True,
     name: str = "volume network",
 ) -> nn.Module:
-    """Train the U-Net on whole volumes on its share of the budget, as :func:`oasis_monai.supervised.train_network`; in bfloat16
-    where ``training.amp`` says so and on CPUs that are made for it, which makes twice the steps of it."""
+    """Train the U-Net on whole volumes on its share of the budget, as :func:`oasis_monai.supervised.train_network`."""
     coarse_mm = tuple(mm * s for mm, s in zip(spacing_mm, settings.volume_stride, strict=True))
     budget = training.part(settings.shares(3)[1])
-    budget = replace(budget, amp=halved(torch.device(device), budget.amp or None))
     library, network = coarser(library, settings.volume_stride), replace(network, patch=None)
-    return train_network(VOLUME_NETWORK, library, coarse_mm, network, budget, seed, folder, device, augmentation, progress, name)
+    kind = settings.volume_network
+    return train_network(kind, library, coarse_mm, network, budget, seed, folder, device, augmentation, progress, name)
 
 
 def make_whole(
-    network: nn.Module, settings: NetworkSettings, device: str | torch.device = "cpu"
+    network: nn.Module, name: str, settings: NetworkSettings, device: str | torch.device = "cpu"
 ) -> Callable[[torch.Tensor], torch.Tensor]:
-    """The trained volume network as :class:`oasis_monai.estimator.Estimator` wants it."""
-    return Predictor(network, VOLUME_NETWORK, replace(settings, patch=None), device)
+    """The trained volume network, ``name`` of the estimator's settings, as :class:`oasis_monai.estimator.Estimator` wants it."""
+    return Predictor(network, name, replace(settings, patch=None), device)
 
 
 def estimate_library(

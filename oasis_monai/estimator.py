@@ -30,6 +30,7 @@ BESIDE = 2  # of those that are shown atlases: raise it when others would be cho
 STRIDE = 16  # of the lowest level that is normalised
 ENCODER = (16, 24, 40, 112, 320)  # channels of EfficientNet-Lite0 at strides 2, 4, 8, 16, 32
 FAINT = 0.05  # probability of any structure below which a slice is background, whatever a second look says
+VOLUME_NETWORKS = ("U-Net3D", "DynU-Net3D")
 VIEWS = ((0.1, 1.1), (-0.1, 0.9), (0.1, 0.9), (-0.1, 1.1))  # angle in radians, size of the field of view
 
 
@@ -47,6 +48,8 @@ class EstimatorSettings:
         volume_share: of the budget for a U-Net on the whole volume, whose estimate is averaged with that of the slices: it sees
             less detail and more of the third axis, and the two fail at different places. 0: none; in 2D there is none and its
             share goes to the slices. What is left of the budget is the STM's.
+        volume_network: ``U-Net3D`` or ``DynU-Net3D`` (:mod:`oasis_monai.segnets`). In minutes the first finds a prostate in
+            its surroundings more surely, the second follows a hippocampus closer (docs/results/accuracy.md).
         volume_stride: voxels of the working grid per voxel of that U-Net, per axis.
         slices: slices per training step.
         lr: Adam's learning rate of the decoder; encoder_lr: of the pre-trained encoder, relative to it.
@@ -62,6 +65,7 @@ class EstimatorSettings:
     atlases: int = 0
     share: float = 0.5
     volume_share: float = 0.35
+    volume_network: str = VOLUME_NETWORKS[0]
     volume_stride: tuple[int, ...] = (2, 2, 1)
     slices: int = 12
     lr: float = 1e-3
@@ -85,6 +89,7 @@ class EstimatorSettings:
         require("atlases", self.atlases in (0, 2), "0 or 2")
         require("share", 0 < self.share < 1, "above 0 and below 1")
         require("volume_share", 0 <= self.volume_share < 1 - self.share, "0 or more, and with estimator.share below 1")
+        require("volume_network", self.volume_network in VOLUME_NETWORKS, f"one of {list(VOLUME_NETWORKS)}")
         fine = len(self.volume_stride) == 3 and min(self.volume_stride) > 0
         require("volume_stride", fine, "3 whole numbers of 1 or more")
         require("slices", self.slices > 0, "1 or more slices")
@@ -104,7 +109,10 @@ class EstimatorSettings:
         """What decides the networks' weights."""
         kept = ("pretrained", "atlases", "share", "volume_share", "slices", "lr", "encoder_lr", "empty")
         listed = {"decoder": list(self.decoder), "volume_stride": list(self.volume_stride)}
-        return {k: getattr(self, k) for k in kept} | listed | {"design": DESIGN, **({"beside": BESIDE} if self.atlases else {})}
+        more: dict[str, Any] = {"beside": BESIDE} if self.atlases else {}
+        if self.volume_network != VOLUME_NETWORKS[0]:  # models made before there was a choice keep their names
+            more["volume_network"] = self.volume_network
+        return {k: getattr(self, k) for k in kept} | listed | {"design": DESIGN, **more}
 
 
 def check_size(size: Sequence[int]) -> None:

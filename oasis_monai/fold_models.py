@@ -164,7 +164,7 @@ class FoldModels:
         settings, device = self.settings, resolve_device(self.settings.device)
         whole = None
         if VOLUME in self._of_the_estimator():
-            whole = make_whole(self.train(fold, VOLUME, library), settings.network, device)
+            whole = make_whole(self.train(fold, VOLUME, library), settings.estimator.volume_network, settings.network, device)
         how = settings.estimator
         return Estimator(network, how.mirror, device, whole=whole, stride=how.volume_stride, views=how.views)
 

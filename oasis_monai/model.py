@@ -17,7 +17,7 @@ import torch
 
 from oasis_monai.align import Aligner, LoaTable
 from oasis_monai.errors import OasisError
-from oasis_monai.estimation import VOLUME_NETWORK, make_estimator, make_whole
+from oasis_monai.estimation import make_estimator, make_whole
 from oasis_monai.estimator import Estimator
 from oasis_monai.features import Embedder, embedder
 from oasis_monai.files import digest, file_digest, load_tensors, locked, save_tensors, write_json
@@ -227,8 +227,10 @@ def _load(folder: Path, device: str, batch: int) -> tuple[Settings, Segmenter]:
         _loaded(net, files[ESTIMATOR_PART])
         whole = None
         if with_volume:
-            volume = _loaded(make_network(VOLUME_NETWORK, library.classes, settings.network), files[VOLUME_PART])
-            whole = make_whole(volume, settings.network, where)
+            volume = _loaded(
+                make_network(settings.estimator.volume_network, library.classes, settings.network), files[VOLUME_PART]
+            )
+            whole = make_whole(volume, settings.estimator.volume_network, settings.network, where)
         how = settings.estimator
         estimator = Estimator(net, how.mirror, where, whole=whole, stride=how.volume_stride, views=how.views)
         more = {"estimator": estimator, **voice(settings.estimator)}

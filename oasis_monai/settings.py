@@ -17,7 +17,6 @@ from typing import Any, TypeVar
 
 from oasis_monai.augment import Augmentation
 from oasis_monai.errors import ConfigError
-from oasis_monai.estimation import VOLUME_NETWORK
 from oasis_monai.estimator import EstimatorSettings, check_size
 from oasis_monai.fitting import TrainingSettings
 from oasis_monai.folds import PROTOCOLS
@@ -178,15 +177,14 @@ class Settings:
 
     def _check_volume_network(self) -> None:
         """The volume network's grid must be one it can halve often enough."""
-        size, stride = self.preprocessing.size, self.estimator.volume_stride
+        size, stride, name = self.preprocessing.size, self.estimator.volume_stride, self.estimator.volume_network
         if any(n % s for n, s in zip(size, stride, strict=True)):
             raise ConfigError("estimator.volume_stride", f"divisors of preprocessing.size {size}", stride)
         try:
-            replace(self.network, patch=None).window([n // s for n, s in zip(size, stride, strict=True)], VOLUME_NETWORK)
+            replace(self.network, patch=None).window([n // s for n, s in zip(size, stride, strict=True)], name)
         except ConfigError as error:
-            remedy = (
-                "change estimator.volume_stride or preprocessing.size, take fewer levels in network.dynunet, or volume_share=0"
-            )
+            levels = f"network.{self.network.kind(name)}"
+            remedy = f"change estimator.volume_stride or preprocessing.size, take fewer levels in {levels}, or volume_share=0"
             raise ConfigError("estimator.volume_stride", f"a grid of {error.expected}", error.found, remedy) from None
 
     @property
@@ -227,7 +225,7 @@ class Settings:
     def volume_identity(self) -> dict[str, Any]:
         """What a joint model's volume network depends on beside its training data."""
         estimator = {k: getattr(self.estimator, k) for k in ("share", "volume_share", "volume_stride")}
-        return {**self.network_identity(VOLUME_NETWORK), "estimator": estimator}
+        return {**self.network_identity(self.estimator.volume_network), "estimator": estimator}
 
     def network_identity(self, name: str) -> dict[str, Any]:
         """What a trained segmentation network depends on beside its training data."""

@@ -12,6 +12,7 @@ from oasis_monai.augment import Augmentation
 from oasis_monai.fitting import Trainer, TrainingSettings, fit, generator
 from oasis_monai.library import AtlasLibrary
 from oasis_monai.memory import Batched
+from oasis_monai.precision import halved
 from oasis_monai.segnets import NetworkSettings, make_network
 
 
@@ -76,6 +77,8 @@ class _NetworkTrainer(Trainer):
         self.augmentation = (augmentation or Augmentation()) if settings.augment else None
         self.loss = DiceCELoss(softmax=True, include_background=False)
         self.device = next(model.parameters()).device
+        # full-size convolutions take half of the time in bfloat16 on a CPU that is made for it; others gain little
+        self.half = settings.amp or (network.kind(name) == "dynunet" and halved(self.device, None))
 
     def step(self, number: int) -> torch.Tensor:
         """(2,) the loss, and its part of the finest output."""
@@ -89,7 +92,7 @@ class _NetworkTrainer(Trainer):
         image, label = self._cut(image, label, random)
         target = torch.cat([(1 - label.sum(1, keepdim=True)).clamp(0, 1), label], 1)
         self.model.train()
-        with torch.autocast(self.device.type, torch.bfloat16, enabled=settings.amp):
+        with torch.autocast(self.device.type, torch.bfloat16, enabled=self.half):
             outputs = self.team.forward(self.model, image)
         outputs = outputs if isinstance(outputs, list) else [outputs]
         parts = [self.loss(output.float(), target) for output in outputs]

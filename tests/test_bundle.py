@@ -24,7 +24,7 @@ from tests.conftest import JOINT, JOINT_2D, TINY, TINY_2D, merged
 
 KINDS = {  # model, method
     "plain": ([{}], "OASIS"),
-    "joint": ([JOINT, {"features": {"name": "efficientnet-lite0"}}], None),
+    "joint": ([JOINT, {"features": {"name": "efficientnet-lite0"}, "estimator": {"volume_network": "DynU-Net3D"}}], None),
     "slices": ([TINY_2D, JOINT, JOINT_2D], "OASIS-conditioned"),
 }
 

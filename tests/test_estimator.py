@@ -411,3 +411,13 @@ def test_slices_far_from_structures_are_drawn_less_often():
     share = float(near[library_rows].float().mean())
     want = float(near.sum()) / float(near.sum() + 0.25 * (~near).sum())
     assert share == pytest.approx(want, abs=0.03)
+
+
+def test_the_volume_network_is_part_of_what_decides_the_weights():
+    plain, fine = EstimatorSettings(), EstimatorSettings(volume_network="DynU-Net3D")
+    assert plain.identity() != fine.identity()
+    assert EstimatorSettings(volume_network="U-Net3D").identity() == plain.identity()
+    with pytest.raises(
+        ConfigError, match=r"estimator\.volume_network: expected one of \['U-Net3D', 'DynU-Net3D'\], found 'U-Net2D'"
+    ):
+        EstimatorSettings(volume_network="U-Net2D")

@@ -7,7 +7,7 @@ import pytest
 
 from oasis_monai.errors import ConfigError
 from oasis_monai.settings import Settings, build
-from tests.conftest import TINY, merged
+from tests.conftest import JOINT, TINY, merged
 
 
 def made(*more):
@@ -176,3 +176,13 @@ def test_features_are_part_of_the_identity_where_they_choose_the_pairs():
 def test_every_setting_has_a_key_in_the_documentation_of_its_class():
     names = {field.name for field in dataclasses.fields(Settings)}
     assert names == set(made().to_json())
+
+
+def test_the_volume_network_s_grid_and_identity_are_those_of_its_own_kind():
+    joint = merged(JOINT, {"network": {"dynunet": [4, 8, 8, 8, 8]}})
+    assert made(joint).volume_identity() != made(joint, {"network": {"unet": [4, 9]}}).volume_identity()
+    fine = {"estimator": {"volume_network": "DynU-Net3D"}}
+    with pytest.raises(ConfigError, match=r"take fewer levels in network\.dynunet"):
+        made(joint, fine)
+    assert made(JOINT, fine).volume_identity() == made(JOINT, fine, {"network": {"unet": [4, 9]}}).volume_identity()
+    assert made(JOINT, fine).identity() != made(JOINT).identity()

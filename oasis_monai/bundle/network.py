@@ -11,7 +11,7 @@ from torch import nn
 
 from oasis_monai.align import Aligner, LoaTable
 from oasis_monai.errors import ConfigError
-from oasis_monai.estimation import VOLUME_NETWORK, make_estimator, make_whole
+from oasis_monai.estimation import make_estimator, make_whole
 from oasis_monai.estimator import Estimator, EstimatorSettings
 from oasis_monai.features import NAMES, Embedder, Photograph, embedder, target_features, untrained_network
 from oasis_monai.fold_models import voice
@@ -43,7 +43,7 @@ class OasisNetwork(nn.Module):
         method, n: how many atlases are fused, and how (:data:`oasis_monai.segment.METHODS`).
         registration: :class:`oasis_monai.networks.StmSettings` as a dict.
         estimator: of a joint model, :class:`oasis_monai.estimator.EstimatorSettings` as a dict.
-        dynunet: feature channels of a joint model's volume network.
+        volume_channels: feature channels of a joint model's volume network.
         temperature: of ``OASIS-conditioned``.
         pairs: how many overlaps of atlas pairs are stored; others are computed when they are needed.
         batch: atlases aligned at once.
@@ -75,7 +75,7 @@ class OasisNetwork(nn.Module):
         n: int,
         registration: Mapping[str, Any],
         estimator: Mapping[str, Any] | None = None,
-        dynunet: Sequence[int] | None = None,
+        volume_channels: Sequence[int] | None = None,
         temperature: float = 0.1,
         pairs: int = 0,
         batch: int = 8,
@@ -96,10 +96,12 @@ class OasisNetwork(nn.Module):
         self.stm = SpatialTransformModel(self.size, stm, classes - 1 if stm.joint else 0)
         self.embedding = untrained_network(embedding).requires_grad_(False) if embedding in IMAGENET else None
         self.slice_network = None if self.joint is None else make_estimator(classes, self.joint, pretrained=False)
-        self.volume_settings = None if dynunet is None else NetworkSettings(dynunet=tuple(dynunet))
-        self.volume_network = (
-            None if self.volume_settings is None else make_network(VOLUME_NETWORK, classes, self.volume_settings)
-        )
+        self.volume_settings, self.volume_network = None, None
+        if volume_channels is not None and self.joint is not None:
+            kind = self.joint.volume_network
+            channels: dict[str, Any] = {NetworkSettings.kind(kind): tuple(volume_channels)}
+            self.volume_settings = NetworkSettings(**channels)
+            self.volume_network = make_network(kind, classes, self.volume_settings)
         self.register_buffer("images", torch.zeros(atlases, 1, *self.size))
         self.register_buffer("labels", torch.zeros(atlases, 1, *self.size, dtype=torch.uint8))
         self.register_buffer("features", torch.zeros(atlases, features))
@@ -163,7 +165,7 @@ class OasisNetwork(nn.Module):
         if self.joint is not None and self.slice_network is not None:
             whole = None
             if self.volume_network is not None and self.volume_settings is not None:
-                whole = make_whole(self.volume_network, self.volume_settings, device)
+                whole = make_whole(self.volume_network, self.joint.volume_network, self.volume_settings, device)
             stride = self.joint.volume_stride
             how = self.joint
             estimator = Estimator(self.slice_network, how.mirror, device, whole=whole, stride=stride, views=how.views)
@@ -187,7 +189,7 @@ def network_arguments(settings: Settings, segmenter: Segmenter, method: str, n: 
         "n": n,
         "registration": plain_settings["registration"],
         "estimator": None if segmenter.estimator is None else plain_settings["estimator"],
-        "dynunet": None if whole is None else plain_settings["network"]["dynunet"],
+        "volume_channels": None if whole is None else list(settings.network.channels(settings.estimator.volume_network)),
         "temperature": settings.temperature,
         "pairs": len(segmenter.loa) if method in LOA_METHODS and segmenter.loa is not None else 0,
         "batch": batch,
