@@ -25,7 +25,8 @@ import registry  # noqa: E402
 import report  # noqa: E402
 import speed  # noqa: E402
 import stages  # noqa: E402
-from world import World  # noqa: E402
+from oasis_monai.settings import build  # noqa: E402
+from world import World, configuration  # noqa: E402
 
 SIZE = (6, 5, 4)
 
@@ -181,3 +182,9 @@ def test_seconds_are_of_the_runs_after_the_warm_up(clock):
     durations = iter([50, 3, 1, 2])
     assert measure.seconds(lambda: clock(next(durations)), 3) == (2, 1, 3)
     assert next(durations, None) is None
+
+
+@pytest.mark.parametrize(("dims", "joint"), [(2, False), (3, False), (3, True)])
+def test_the_models_of_ours_that_are_trained_have_settings_that_fit_their_grid(dims, joint, tmp_path):
+    settings = build(configuration("scans", dims, joint, 2.0, ("Case00",), tmp_path))
+    assert (settings.joint, settings.spatial_dims, settings.training.minutes) == (joint, dims, 2.0)
