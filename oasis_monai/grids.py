@@ -194,9 +194,10 @@ def restore_all(
     kept = [torch.zeros(classes + 1, *native.shape, device=device) for _ in probabilities] if keep_probability else None
     for background in kept or ():
         background[0] = 1
+    results = [(label, None if kept is None else kept[number]) for number, label in enumerate(labels)]
     some = (foreground > 0).any(0)
     if not bool(some.any()):
-        return [(label, None if kept is None else kept[number]) for number, label in enumerate(labels)]
+        return results
     corner, some = _bounding_box(some)  # there is nothing beyond: of a vote of atlases the box is a tenth of the working grid
     x, y, z = (slice(c, c + n) for c, n in zip(corner, some.shape, strict=True))
     foreground, working = foreground[:, x, y, z], _shifted(working, corner, some.shape)
@@ -215,7 +216,7 @@ def restore_all(
             if kept is not None:
                 kept[number][1:, x, y, z] = maps
                 kept[number][0, x, y, z] = (1 - maps.sum(0)).clamp(min=0)
-    return [(label, None if kept is None else kept[number]) for number, label in enumerate(labels)]
+    return results
 
 
 def z_score(image: torch.Tensor, where: torch.Tensor, lower: float = 0.0, upper: float = 100.0) -> torch.Tensor:

@@ -227,10 +227,9 @@ def _load(folder: Path, device: str, batch: int) -> tuple[Settings, Segmenter]:
         _loaded(net, files[ESTIMATOR_PART])
         whole = None
         if with_volume:
-            volume = _loaded(
-                make_network(settings.estimator.volume_network, library.classes, settings.network), files[VOLUME_PART]
-            )
-            whole = make_whole(volume, settings.estimator.volume_network, settings.network, where)
+            kind = settings.estimator.volume_network
+            volume = _loaded(make_network(kind, library.classes, settings.network), files[VOLUME_PART])
+            whole = make_whole(volume, kind, settings.network, where)
         how = settings.estimator
         estimator = Estimator(net, how.mirror, where, whole=whole, stride=how.volume_stride, views=how.views)
         more = {"estimator": estimator, **voice(settings.estimator)}

@@ -115,7 +115,7 @@ class DynUNet(nn.Module):
     """
 
     def __init__(self, spatial_dims: int, classes: int, channels: Sequence[int]) -> None:
-        from monai.networks.blocks.dynunet_block import UnetBasicBlock, UnetUpBlock
+        from monai.networks.blocks.dynunet_block import UnetBasicBlock, UnetOutBlock, UnetUpBlock
 
         super().__init__()
         norm = ("INSTANCE", {"affine": True})
@@ -125,7 +125,7 @@ class DynUNet(nn.Module):
         self.decoder = nn.ModuleList(
             [UnetUpBlock(spatial_dims, coarse, fine, 3, 2, 2, norm) for fine, coarse in reversed(levels)]
         )
-        self.head = (nn.Conv2d, nn.Conv3d)[spatial_dims - 2](channels[0], classes, 1)
+        self.head = UnetOutBlock(spatial_dims, channels[0], classes)
 
     def forward(self, image: torch.Tensor) -> torch.Tensor:
         """(B, 1, *S) -> (B, classes, *S) logits; every S a multiple of ``2 ** (levels - 1)``."""
