@@ -16,6 +16,7 @@ from oasis_monai.beside import beside_atlases, flanking
 from oasis_monai.estimator import Estimator, EstimatorSettings, SliceNet, check_size, pool
 from oasis_monai.fitting import Trainer, TrainingSettings, fit, generator
 from oasis_monai.library import AtlasLibrary
+from oasis_monai.precision import halved
 from oasis_monai.segnets import NetworkSettings
 from oasis_monai.supervised import Predictor, train_network
 
@@ -165,13 +166,14 @@ class _EstimatorTrainer(Trainer):
 
         self.library, self.model, self.settings, self.seed, self.count = library, model, settings, seed, estimator.slices
         self.device = next(model.parameters()).device
-        self.model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        model.encoder.to(memory_format=torch.channels_last)  # the decoder's instance norms are faster with channels first
         own = {id(p) for p in model.encoder.parameters()}
         groups = [
             {"params": list(model.encoder.parameters()), "scale": estimator.encoder_lr},
             {"params": [p for p in model.parameters() if id(p) not in own], "scale": 1.0},
         ]
-        self.optimiser = torch.optim.AdamW(groups, lr=settings.lr, weight_decay=1e-4)
+        self.optimiser = torch.optim.AdamW(groups, lr=settings.lr, weight_decay=1e-4, fused=True)
+        self.half = settings.amp or halved(self.device, None)
         self.augmentation = (augmentation or Augmentation()) if settings.augment else None
         self.spacing_mm = spacing_mm[:2]
         # over the batch, not per slice: a slice without the structure has no Dice of its own
@@ -210,10 +212,10 @@ class _EstimatorTrainer(Trainer):
             atlases, label = rest.split([image.shape[1] - 3, label.shape[1]], 1)
             image = torch.cat([slices, atlases], 1)
         self.model.train()
-        amp, on_cpu = self.settings.amp, self.device.type == "cpu"
+        on_cpu = self.device.type == "cpu"
         image = image.contiguous(memory_format=torch.channels_last)
-        with torch.autocast(self.device.type, torch.bfloat16, enabled=amp and not on_cpu):
-            output = self.team.forward(self.model, image, half=amp and on_cpu)
+        with torch.autocast(self.device.type, torch.bfloat16, enabled=self.half and not on_cpu):
+            output = self.team.forward(self.model, image, half=self.half and on_cpu)
         target = torch.cat([(1 - label.sum(1, keepdim=True)).clamp(0, 1), label], 1)
         loss = self.loss(output.float(), target)
         self.descend(loss)

@@ -19,6 +19,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
+from oasis_monai import lite_training
 from oasis_monai.batch_norms import without_batch_norms
 from oasis_monai.errors import ConfigError
 from oasis_monai.memory import Batched
@@ -142,7 +143,8 @@ class SliceNet(nn.Module):
         decoder: see :class:`EstimatorSettings`.
         pretrained: load the ImageNet weights of the installed package.
 
-    Shapes: ``forward((B, 3 + atlases * classes, x, y)) -> (B, classes, x, y)`` logits; ``half`` runs the decoder in bfloat16.
+    Shapes: ``forward((B, 3 + atlases * classes, x, y)) -> (B, classes, x, y)`` logits; ``half`` runs the decoder and, while
+    training on a CPU, the encoder's convolutions of one voxel in bfloat16.
 
     The encoder's batch norms keep the statistics of ImageNet in training as well: a batch of neighbouring slices has no
     statistics worth learning.
@@ -183,14 +185,16 @@ class SliceNet(nn.Module):
             h = h + F.interpolate(self.extra(image[:, 3:]), size=h.shape[2:])
         h = net._swish(net._bn0(h))
         skips: list[torch.Tensor] = []
+        fits = torch.is_grad_enabled() and h.device.type == "cpu" and isinstance(net._bn0, nn.BatchNorm2d)
         for block in net._blocks:
             if block._depthwise_conv.stride[0] == 2:
                 skips.append(h)
-            h = block(h)
-        # on a CPU the encoder's depthwise convolutions are slower in bfloat16 than in float32, the decoder's convolutions faster
+            h = lite_training.block(block, h, half) if fits else block(h)
+        # on a CPU the encoder's depthwise convolutions are slower in bfloat16 than in float32, the decoder's convolutions faster;
+        # and instance norms, which come with channels first only, are faster where nothing has to be rearranged for them
         with torch.autocast(image.device.type, torch.bfloat16) if half else nullcontext():
             for up, skip in zip(self.up, reversed(skips), strict=True):
-                h = up(torch.cat([F.interpolate(h, size=skip.shape[2:]), skip], 1))
+                h = up(torch.cat([F.interpolate(h.contiguous(), size=skip.shape[2:]), skip.contiguous()], 1))
             logits: torch.Tensor = self.last(h)
         if self.trust is not None:
             labels = image[:, 3:].unflatten(1, (-1, self.classes))[:, :, 1:].mean(1)

@@ -265,5 +265,9 @@ def _resume(path: Path | None, model: nn.Module, optimiser: torch.optim.Optimize
             _, number, name = key.split(".", 2)
             moments.setdefault(int(number), {})[name] = value
     if moments:
+        weights = [weight for group in optimiser.param_groups for weight in group["params"]]
+        for row, found in moments.items():  # torch's fused optimisers expect the layout of the weights, and do not check
+            like = weights[row]
+            moments[row] = {k: torch.empty_like(like).copy_(v) if v.shape == like.shape else v for k, v in found.items()}
         optimiser.load_state_dict({**optimiser.state_dict(), "state": moments})
     return _State(**meta)

@@ -73,7 +73,7 @@ class _NetworkTrainer(Trainer):
         self.size = tuple(library.images.shape[2:])
         self.patch = network.window(self.size, name)
         self.weights = (1.0, *network.deep_supervision)
-        self.optimiser = torch.optim.Adam(model.parameters(), lr=settings.lr)
+        self.optimiser = torch.optim.Adam(model.parameters(), lr=settings.lr, fused=True)
         self.augmentation = (augmentation or Augmentation()) if settings.augment else None
         self.loss = DiceCELoss(softmax=True, include_background=False)
         self.device = next(model.parameters()).device

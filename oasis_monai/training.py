@@ -125,7 +125,7 @@ class _StmTrainer(Trainer):
         self.joint = model.settings.joint
         if self.joint and library.estimates is None:
             raise ValueError("a joint STM needs a library with estimates")
-        self.optimiser = torch.optim.Adam(model.parameters(), lr=settings.lr)
+        self.optimiser = torch.optim.Adam(model.parameters(), lr=settings.lr, fused=True)
         self.loss, self.settings, self.seed = loss, settings, seed
         self.augmentation = (augmentation or Augmentation()) if settings.augment else None
         self.pairs = Pairs(library, settings.pairs, distance, same_case)
