@@ -1,4 +1,4 @@
-"""bfloat16 at inference, where it is fast."""
+"""bfloat16 where it is fast: at inference, and in training the slice network and a DynU-Net."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ def made_for_bfloat16() -> bool:
 
 
 def halved(device: torch.device, asked: bool | None) -> bool:
-    """Whether networks run in bfloat16 at inference: as ``asked``, or where None on CPUs that are made for it.
+    """Whether networks run in bfloat16: as ``asked``, or where None on CPUs that are made for it.
 
     It takes half of the time there. Over 34 prostates, as volumes and as slices, no whole Dice changed by more than 0.1 points,
     and no mean by 0.01.

@@ -213,7 +213,16 @@ class Settings:
             "features": asdict(self.features) if self.training.pairs or self.registration.joint else None,
             "estimator": self.estimator.identity() if self.registration.joint else None,
             "seed": self.seed,
+            **({"volume_network": self._volume_network()} if self.registration.joint and self._has_volume_network else {}),
         }
+
+    @property
+    def _has_volume_network(self) -> bool:
+        return self.estimator.shares(self.spatial_dims)[1] > 0
+
+    def _volume_network(self) -> dict[str, Any]:
+        """What decides the weights of a joint model's volume network, which always sees whole volumes."""
+        return dataclasses.replace(self.network, patch=None).identity(self.estimator.volume_network)
 
     def estimator_identity(self) -> dict[str, Any]:
         """What a joint model's segmentation network depends on beside its training data."""
@@ -225,7 +234,8 @@ class Settings:
     def volume_identity(self) -> dict[str, Any]:
         """What a joint model's volume network depends on beside its training data."""
         estimator = {k: getattr(self.estimator, k) for k in ("share", "volume_share", "volume_stride")}
-        return {**self.network_identity(self.estimator.volume_network), "estimator": estimator}
+        shared = self.network_identity(self.estimator.volume_network)
+        return {**shared, "network": self._volume_network(), "estimator": estimator}
 
     def network_identity(self, name: str) -> dict[str, Any]:
         """What a trained segmentation network depends on beside its training data."""

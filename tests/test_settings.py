@@ -186,3 +186,13 @@ def test_the_volume_network_s_grid_and_identity_are_those_of_its_own_kind():
         made(joint, fine)
     assert made(JOINT, fine).volume_identity() == made(JOINT, fine, {"network": {"unet": [4, 9]}}).volume_identity()
     assert made(JOINT, fine).identity() != made(JOINT).identity()
+
+
+def test_a_joint_stm_is_the_one_of_its_volume_network() -> None:
+    """It learns from what that network makes of its atlases."""
+    other = {"network": {"unet": [4, 9]}}
+    assert made(JOINT, other).identity() != made(JOINT).identity()
+    alone = {"estimator": {"volume_share": 0.0}}
+    assert made(JOINT, alone, other).identity() == made(JOINT, alone).identity()
+    patches = {"network": {"patch": [32, 32, 32]}}  # of the networks among the methods
+    assert made(JOINT, patches).identity() == made(JOINT).identity()
