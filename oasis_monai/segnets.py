@@ -68,15 +68,11 @@ class NetworkSettings:
         key = "preprocessing.size" if self.patch is None else "network.patch"
         if len(patch) != len(size) or any(p > s for p, s in zip(patch, size, strict=True)):
             raise ConfigError(key, f"{len(size)} numbers, none above the working grid {tuple(size)}", list(patch))
-        by = self.multiple(name)
+        by = 2 ** (len(self.channels(name)) - 1)
         if any(p % by for p in patch) or all(p == by for p in patch):
             expected = f"multiples of {by}, not all of them {by}, for {name}"
             raise ConfigError(key, expected, list(patch), f"change it or take fewer levels in network.{self.kind(name)}")
         return patch
-
-    def multiple(self, name: str) -> int:
-        """Of which every side of what the network ``name`` sees is a multiple."""
-        return int(2 ** (len(self.channels(name)) - 1))
 
     @staticmethod
     def kind(name: str) -> str:
@@ -91,8 +87,6 @@ class NetworkSettings:
     def identity(self, name: str) -> dict[str, object]:
         """What decides the weights of the network ``name``."""
         own = {"name": name, "channels": list(self.channels(name)), "patch": self.patch and list(self.patch)}
-        if NETWORKS[name] == 3 and self.patch is None:
-            own["sees"] = "content"  # not the zeros around
         return own | ({"deep_supervision": list(self.deep_supervision)} if self.kind(name) == "convnet" else {})
 
 

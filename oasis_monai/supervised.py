@@ -9,7 +9,6 @@ from torch import nn
 
 from oasis_monai.align import foreground
 from oasis_monai.augment import Augmentation
-from oasis_monai.content import content_box
 from oasis_monai.fitting import Trainer, TrainingSettings, fit, generator
 from oasis_monai.library import AtlasLibrary
 from oasis_monai.memory import Batched
@@ -73,7 +72,6 @@ class _NetworkTrainer(Trainer):
         self.library, self.spacing_mm, self.model, self.settings, self.seed = library, spacing_mm, model, settings, seed
         self.size = tuple(library.images.shape[2:])
         self.patch = network.window(self.size, name)
-        self.multiple = network.multiple(name)
         self.weights = (1.0, *network.deep_supervision)
         self.optimiser = torch.optim.Adam(model.parameters(), lr=settings.lr, fused=True)
         self.augmentation = (augmentation or Augmentation()) if settings.augment else None
@@ -88,9 +86,6 @@ class _NetworkTrainer(Trainer):
         rows = torch.randint(len(self.library.cases), (settings.batch,), generator=random)
         image = self.library.images[rows].to(self.device, torch.float32)
         label = foreground(self.library.labels[rows].to(self.device), self.library.classes)
-        if len(self.size) == 3 and self.patch == self.size:
-            box = content_box(image, self.multiple)
-            image, label = image[box], label[box]
         if self.augmentation is not None:
             flip = self.augmentation.flips(len(rows), random)
             image, label = self.augmentation(image, label, flip, self.spacing_mm, random)
@@ -107,7 +102,7 @@ class _NetworkTrainer(Trainer):
 
     def _cut(self, image: torch.Tensor, label: torch.Tensor, random: torch.Generator) -> tuple[torch.Tensor, torch.Tensor]:
         """A patch of each image at random; every second one holds some of a structure, where there is any."""
-        if self.patch == self.size:  # or what is shown of it
+        if self.patch == self.size:
             return image, label
         images, labels = [], []
         for number in range(len(image)):
@@ -126,8 +121,7 @@ class _NetworkTrainer(Trainer):
 
 
 class Predictor(Batched):
-    """A trained segmentation network: images in, class probabilities out. Of a volume it sees what is shown
-    (:func:`oasis_monai.content.content_box`), as in training; the rest is background.
+    """A trained segmentation network: images in, class probabilities out.
 
     Args:
         model: ``(B, 1, *S) -> (B, C, *S)`` logits.
@@ -153,22 +147,12 @@ class Predictor(Batched):
 
         def predict(rows: slice) -> torch.Tensor:
             part = images[rows].to(self.device, torch.float32)
-            if patch != tuple(part.shape[2:]):
+            if patch == tuple(part.shape[2:]):
+                logits = self.model(part)
+            else:
                 logits = sliding_window_inference(
                     part, patch, self.batch, self.model, overlap=self.settings.overlap, mode="gaussian"
                 )
-                return torch.softmax(logits.float(), 1).cpu()  # type: ignore[union-attr]
-            if len(patch) == 2:
-                return torch.softmax(self.model(part).float(), 1).cpu()
-            return torch.cat([self._shown(volume[None]) for volume in part])
+            return torch.softmax(logits.float(), 1).cpu()  # type: ignore[union-attr]
 
         return torch.cat([made for _, made in self.in_batches(len(images), predict)])
-
-    def _shown(self, volume: torch.Tensor) -> torch.Tensor:
-        """(1, 1, x, y, z) -> (1, C, x, y, z): alone, for what another volume shows is no business of its box."""
-        box = content_box(volume, self.settings.multiple(self.name))
-        inside = torch.softmax(self.model(volume[box]).float(), 1).cpu()
-        made = torch.zeros(1, inside.shape[1], *volume.shape[2:])
-        made[:, 0] = 1
-        made[box] = inside
-        return made
