@@ -57,14 +57,14 @@ def main() -> None:
     steps = {"the package's blocks, float32": stepper(False, False), "ours, float32": stepper(True, False)}
     if made_for_bfloat16():
         steps["ours, bfloat16 where it is faster (what training does here)"] = stepper(True, True)
+    clock = time.thread_time if options.threads == 1 else time.perf_counter  # alone, a thread's own time: others may be busy
     times: dict[str, list[float]] = {name: [] for name in steps}
     for number in range(options.rounds + 2):
         for name, step in steps.items():
-            began = time.thread_time() if options.threads == 1 else time.perf_counter()
+            began = clock()
             step()
-            ended = time.thread_time() if options.threads == 1 else time.perf_counter()
-            if number > 1:
-                times[name].append(ended - began)
+            if number > 1:  # the first two warm up
+                times[name].append(clock() - began)
     peer = times["the package's blocks, float32"]
     for name, taken in times.items():
         ratio = statistics.median(p / t for p, t in zip(peer, taken, strict=True))

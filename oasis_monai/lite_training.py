@@ -1,4 +1,4 @@
-"""Blocks of EfficientNet-Lite trained on a CPU with fixed statistics: the same function as the package's, in half of the time
+"""Blocks of EfficientNet-Lite trained on a CPU with fixed statistics: the same function as the package's, in less time
 (docs/speed.md).
 
 Batch norms that keep their statistics are a scale and a shift of the convolution before them, so they are multiplied into its
@@ -35,7 +35,8 @@ def block(layers: Any, image: torch.Tensor, half: bool = False) -> torch.Tensor:
 
 
 def folded(convolution: nn.Conv2d, norm: nn.BatchNorm2d) -> tuple[torch.Tensor, torch.Tensor]:
-    """Weights and bias of the convolution (without bias) with the norm behind it."""
+    """Weights and bias of the convolution (without bias) with the norm behind it; torch's own ``fuse_conv_bn_weights`` makes new
+    parameters of them, through which no gradient comes back."""
     if norm.running_var is None or norm.running_mean is None:
         raise ValueError("a batch norm without statistics")
     scale = norm.weight * torch.rsqrt(norm.running_var + norm.eps)
