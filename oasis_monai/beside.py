@@ -10,6 +10,7 @@ from __future__ import annotations
 import torch
 
 from oasis_monai.align import foreground
+from oasis_monai.estimator import REACH
 from oasis_monai.features import thumbnails
 from oasis_monai.library import AtlasLibrary
 from oasis_monai.nearest import Pair, nearest
@@ -36,10 +37,19 @@ def flanking(slices: torch.Tensor, library: AtlasLibrary, exclude: Pair | None =
     return rows
 
 
-def beside_atlases(slices: torch.Tensor, library: AtlasLibrary, rows: torch.Tensor) -> torch.Tensor:
-    """Put atlases beside slices: (B, 3, x, y) and the (B, k) rows of their atlases -> (B, 3 + k * C, x, y): per atlas its
-    image, then its structures, unaligned."""
+def beside_atlases(slices: torch.Tensor, library: AtlasLibrary, rows: torch.Tensor, shape: torch.Tensor) -> torch.Tensor:
+    """Put atlases beside slices.
+
+    Args:
+        slices: (B, 3, x, y), each between its neighbours.
+        rows: (B, k) of the library: the atlases of each.
+        shape: (B, C-1, x, y) signed distance to where each structure is expected, see :mod:`oasis_monai.between`.
+
+    Returns:
+        (B, 3 + k * C + C-1, x, y): per atlas its image, then its structures, unaligned; last the expected shape as
+        ``1 + distance / REACH``, so that 0, what lies beyond an image, means far outside.
+    """
     parts = [slices]
     for column in rows.unbind(1):
         parts += [library.images[column].float(), foreground(library.labels[column], library.classes)]
-    return torch.cat(parts, 1)
+    return torch.cat([*parts, 1 + shape / REACH], 1)

@@ -13,18 +13,24 @@ from torch.nn import functional as F
 from oasis_monai.align import foreground, one_hot
 from oasis_monai.augment import Augmentation
 from oasis_monai.beside import beside_atlases, flanking
-from oasis_monai.estimator import Estimator, EstimatorSettings, SliceNet, check_size, pool
-from oasis_monai.fitting import Trainer, TrainingSettings, fit, generator
+from oasis_monai.between import expected_shape
+from oasis_monai.estimator import Estimator, EstimatorSettings, SliceNet, SliceNets, check_size, pool
+from oasis_monai.files import load_if_whole, save_tensors
+from oasis_monai.fitting import Trainer, TrainingSettings, fit, generator, network_weights
 from oasis_monai.library import AtlasLibrary
 from oasis_monai.precision import halved
 from oasis_monai.segnets import NetworkSettings
 from oasis_monai.supervised import Predictor, train_network
 
+FILE = "estimator.safetensors"
+MEMBER_SEED = 1000  # between the members of a fold; folds are 1 apart
 
-def make_estimator(classes: int, settings: EstimatorSettings, pretrained: bool | None = None) -> SliceNet:
-    """The network of the settings; ``pretrained=False`` where weights are loaded over it anyway."""
+
+def make_estimator(classes: int, settings: EstimatorSettings, pretrained: bool | None = None) -> SliceNet | SliceNets:
+    """The slice network or networks of the settings; ``pretrained=False`` where weights are loaded over them anyway."""
     start = settings.pretrained if pretrained is None else pretrained
-    return SliceNet(classes, settings.atlases, settings.decoder, start)
+    made = [SliceNet(classes, settings.atlases, settings.decoder, start) for _ in range(settings.members)]
+    return made[0] if len(made) == 1 else SliceNets(made)
 
 
 def train_estimator(
@@ -39,12 +45,14 @@ def train_estimator(
     progress: bool = True,
     name: str = "slice network",
     same_case: bool = False,
-) -> SliceNet:
-    """Train the network on its share of the budget, or load it when ``folder`` already holds the finished one.
+) -> SliceNet | SliceNets:
+    """Train the network on its share of the budget, or load it when ``folder`` already holds the finished one. Several members
+    are trained one after the other, each with its own random numbers and an equal part of the share.
 
     Args:
         library: training atlases, slices or volumes, with labels.
-        folder: where ``estimator.safetensors`` (resumable checkpoint) and ``history.csv`` go; None keeps nothing.
+        folder: where ``estimator.safetensors`` (resumable checkpoint) and ``history.csv`` go; of several members those of each
+            go to a folder of its own below, until all are finished. None keeps nothing.
         spacing_mm: voxel size of the working grid, for the augmentation's rotations.
         same_case: whether a slice's neighbours may be of its own case (slice folds).
 
@@ -53,12 +61,63 @@ def train_estimator(
         OasisError: the loss is no longer finite; the last good checkpoint stays.
     """
     check_size(tuple(library.images.shape[2:]))
+    path = folder / FILE if folder else None
+    if settings.members > 1:
+        return _train_members(
+            library, spacing_mm, settings, training, seed, path, device, augmentation, progress, name, same_case
+        )
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)  # the decoder's initial weights
-        model = make_estimator(library.classes, settings).to(device)
+        model = SliceNet(library.classes, settings.atlases, settings.decoder, settings.pretrained).to(device)
     budget = replace(training.part(settings.shares(library.spatial_dims)[0]), lr=settings.lr, schedule="warm_cosine")
     trainer = _EstimatorTrainer(library, model, settings, budget, seed, augmentation, spacing_mm, same_case)
-    fit(trainer, folder / "estimator.safetensors" if folder else None, progress, name)
+    fit(trainer, path, progress, name)
+    return model
+
+
+def _train_members(
+    library: AtlasLibrary,
+    spacing_mm: tuple[float, ...],
+    settings: EstimatorSettings,
+    training: TrainingSettings,
+    seed: int,
+    path: Path | None,
+    device: str | torch.device,
+    augmentation: Augmentation | None,
+    progress: bool,
+    name: str,
+    same_case: bool,
+) -> SliceNets:
+    """The members of :func:`train_estimator`; ``path`` is the file that holds all of them once they are finished."""
+    stored = load_if_whole(path) if path else None
+    if stored is not None:
+        model = make_estimator(library.classes, settings, pretrained=False)
+        assert isinstance(model, SliceNets)
+        model.load_state_dict(network_weights(stored[0]))
+        return model.to(device).eval()
+    alone, budget, made = replace(settings, members=1), training.part(1 / settings.members), []
+    for number in range(settings.members):
+        where = path.parent / f"member{number}" if path else None
+        member = train_estimator(
+            library,
+            spacing_mm,
+            alone,
+            budget,
+            seed + MEMBER_SEED * number,
+            where,
+            device,
+            augmentation,
+            progress,
+            f"{name} {number + 1} of {settings.members}",
+            same_case,
+        )
+        assert isinstance(member, SliceNet)
+        made.append(member)
+    model = SliceNets(made).eval()
+    if path:
+        save_tensors(path, {f"model.{k}": v for k, v in model.state_dict().items()}, {"done": True})
+        for number in range(settings.members):  # their histories stay
+            (path.parent / f"member{number}" / FILE).unlink()
     return model
 
 
@@ -111,8 +170,13 @@ def estimate_library(
     if library.spatial_dims == 3:
         return torch.stack([estimator.volume(library.images[row])[1:].half() for row in rows.tolist()])
     near = _near(library, atlases, same_case, rows)
-    pairs = zip(rows.split(64), near.split(64), strict=True)
-    return torch.cat([estimator(beside_atlases(_slices(library, part), library, of))[:, 1:].half() for part, of in pairs])
+    found = []
+    for part, of in zip(rows.split(64), near.split(64), strict=True):
+        slices = _slices(library, part)
+        if atlases:
+            slices = beside_atlases(slices, library, of, _expected(library, of, same_case, part))
+        found.append(estimator(slices)[:, 1:].half())
+    return torch.cat(found)
 
 
 def _slices(library: AtlasLibrary, rows: torch.Tensor) -> torch.Tensor:
@@ -130,6 +194,12 @@ def _near(library: AtlasLibrary, count: int, same_case: bool, rows: torch.Tensor
     own = library.groups(same_case)
     parts = rows.split(1024)  # all slices with their neighbours are three libraries
     return torch.cat([flanking(_slices(library, part), library, (own[part], own)) for part in parts])
+
+
+def _expected(library: AtlasLibrary, near: torch.Tensor, same_case: bool, rows: torch.Tensor) -> torch.Tensor:
+    """(R, C-1, x, y) the shape expected of the atlases ``rows``, whose own label is not looked at."""
+    places = [(library.cases[row], int(library.slices[row])) for row in rows.tolist()] if same_case else None
+    return expected_shape(library, near, places)
 
 
 def near_structure(library: AtlasLibrary, reach: int = 2) -> torch.Tensor:
@@ -178,7 +248,12 @@ class _EstimatorTrainer(Trainer):
         self.spacing_mm = spacing_mm[:2]
         # over the batch, not per slice: a slice without the structure has no Dice of its own
         self.loss = DiceCELoss(softmax=True, include_background=False, batch=True)
-        self.near = _near(library, estimator.atlases, same_case, torch.arange(len(library)))
+        rows = torch.arange(len(library))
+        self.near = _near(library, estimator.atlases, same_case, rows)
+        self.expected: torch.Tensor | None = None
+        if estimator.atlases:
+            parts = zip(rows.split(256), self.near.split(256), strict=True)
+            self.expected = torch.cat([_expected(library, near, same_case, part).half() for part, near in parts])
         # volumes: (row, z) of every slice that shows something; padding beyond the scan teaches nothing
         self.places: torch.Tensor | None = None
         near = near_structure(library)
@@ -193,7 +268,9 @@ class _EstimatorTrainer(Trainer):
         library = self.library
         if self.places is None:
             rows = torch.multinomial(self.chances, self.count, replacement=True, generator=random)
-            image = beside_atlases(_slices(library, rows), library, self.near[rows])
+            image = _slices(library, rows)
+            if self.expected is not None:
+                image = beside_atlases(image, library, self.near[rows], self.expected[rows].float())
             return image, foreground(library.labels[rows], library.classes)
         chosen = self.places[torch.multinomial(self.chances, self.count, replacement=True, generator=random)].tolist()
         last = library.images.shape[-1] - 1

@@ -27,7 +27,8 @@ from oasis_monai.precision import halved
 from oasis_monai.sampling import enlarge
 
 DESIGN = 2  # part of the identity of every joint model; raise it when the same settings would train other networks
-BESIDE = 2  # of those that are shown atlases: raise it when others would be chosen
+BESIDE = 3  # of those that are shown atlases: raise it when others would be chosen, or shown in another way
+REACH = 5.0  # voxels: no place is further outside a structure than that, as if a slice without it had its edge so far away
 STRIDE = 16  # of the lowest level that is normalised
 ENCODER = (16, 24, 40, 112, 320)  # channels of EfficientNet-Lite0 at strides 2, 4, 8, 16, 32
 FAINT = 0.05  # probability of any structure below which a slice is background, whatever a second look says
@@ -44,7 +45,9 @@ class EstimatorSettings:
         decoder: feature channels of the decoder at strides 16, 8, 4 and 2; the finest gives the four voxels under each of its own
             at once (sub-pixel convolution, Shi et al. 2016, arXiv 1609.05158): a decoder at stride 1 would cost half of a step.
         atlases: 2: beside a slice two atlases are shown, image and label, unaligned: those most like the slice below and above it
-            (:mod:`oasis_monai.beside`); 0: none. 2D only: volumes have one atlas for all of their slices.
+            (:mod:`oasis_monai.beside`), and the shape between their structures or between those of the scan's own labelled
+            slices (:mod:`oasis_monai.between`); 0: none. 2D only: volumes have one atlas for all of their slices.
+        members: slice networks of different random starts that share the budget equally; their mean is the estimate.
         share: of the training budget for this network.
         volume_share: of the budget for a U-Net on the whole volume, whose estimate is averaged with that of the slices: it sees
             less detail and more of the third axis, and the two fail at different places. 0: none; in 2D there is none and its
@@ -64,6 +67,7 @@ class EstimatorSettings:
     pretrained: bool = True
     decoder: tuple[int, ...] = (96, 48, 32, 16)
     atlases: int = 0
+    members: int = 1
     share: float = 0.5
     volume_share: float = 0.35
     volume_network: str = VOLUME_NETWORKS[0]
@@ -88,6 +92,7 @@ class EstimatorSettings:
             "decoder", len(self.decoder) == len(ENCODER) - 1 and min(self.decoder) > 0, f"{len(ENCODER) - 1} positive numbers"
         )
         require("atlases", self.atlases in (0, 2), "0 or 2")
+        require("members", self.members > 0, "1 or more networks")
         require("share", 0 < self.share < 1, "above 0 and below 1")
         require("volume_share", 0 <= self.volume_share < 1 - self.share, "0 or more, and with estimator.share below 1")
         require("volume_network", self.volume_network in VOLUME_NETWORKS, f"one of {list(VOLUME_NETWORKS)}")
@@ -113,6 +118,8 @@ class EstimatorSettings:
         more: dict[str, Any] = {"beside": BESIDE} if self.atlases else {}
         if self.volume_network != VOLUME_NETWORKS[0]:  # models made before there was a choice keep their names
             more["volume_network"] = self.volume_network
+        if self.members > 1:
+            more["members"] = self.members
         return {k: getattr(self, k) for k in kept} | listed | {"design": DESIGN, **more}
 
 
@@ -137,13 +144,15 @@ class SliceNet(nn.Module):
 
     Args:
         classes: output channels, background included.
-        atlases: atlases behind the three slices, ``classes`` channels each: image, structures. They enter the encoder by a
-            convolution that starts at zero, so that the pre-trained network first sees what it knows; and the mean of their
-            labels is added to the logits, so that what is learnt is where the slice differs from its atlases.
+        atlases: atlases behind the three slices, ``classes`` channels each: image, structures; and behind them the shape expected
+            of each structure (:func:`oasis_monai.beside.beside_atlases`). They enter the encoder by a convolution that starts
+            at zero, so that the pre-trained network first sees what it knows; and the expected shape is added to the logits,
+            so that what is learnt is where the slice differs from it.
         decoder: see :class:`EstimatorSettings`.
         pretrained: load the ImageNet weights of the installed package.
 
-    Shapes: ``forward((B, 3 + atlases * classes, x, y)) -> (B, classes, x, y)`` logits; ``half`` runs the decoder and, while
+    Shapes: ``forward((B, 3 + extra, x, y)) -> (B, classes, x, y)`` logits, ``extra`` 0 without atlases, else
+    ``atlases * classes + classes - 1``; ``half`` runs the decoder and, while
     training on a CPU, the encoder's convolutions of one voxel in bfloat16.
 
     The encoder's batch norms keep the statistics of ImageNet in training as well: a batch of neighbouring slices has no
@@ -160,7 +169,7 @@ class SliceNet(nn.Module):
         for unused in ("_conv_head", "_bn1", "_fc"):
             setattr(self.encoder, unused, nn.Identity())
         self.classes = classes
-        self.extra = nn.Conv2d(atlases * classes, 32, 3, 2, 1) if atlases else None
+        self.extra = nn.Conv2d(atlases * classes + classes - 1, 32, 3, 2, 1) if atlases else None
         self.trust = nn.Parameter(torch.ones(())) if atlases else None
         if self.extra is not None:
             nn.init.zeros_(self.extra.weight)
@@ -197,10 +206,18 @@ class SliceNet(nn.Module):
                 h = up(torch.cat([F.interpolate(h.contiguous(), size=skip.shape[2:]), skip.contiguous()], 1))
             logits: torch.Tensor = self.last(h)
         if self.trust is not None:
-            labels = image[:, 3:].unflatten(1, (-1, self.classes))[:, :, 1:].mean(1)
-            labels = torch.cat([1 - labels.sum(1, keepdim=True), labels], 1)
-            logits = logits.float() + self.trust * (2 * labels - 1)
+            # bounded: however far inside, the image may still say no
+            shape = 2 * torch.tanh(self.trust * REACH / 2 * (image[:, 1 - self.classes :] - 1))
+            logits = logits.float() + torch.cat([-shape.amax(1, keepdim=True), shape], 1)
         return logits[..., :height, :width]
+
+
+class SliceNets(nn.Module):
+    """Slice networks of one kind whose mean is the estimate; trained one by one, kept and loaded as one."""
+
+    def __init__(self, members: Sequence[SliceNet]) -> None:
+        super().__init__()
+        self.members = nn.ModuleList(members)
 
 
 def _once(inside: int, outside: int) -> nn.Module:
@@ -232,7 +249,7 @@ class Estimator(Batched):
     """The trained segmentation networks of a joint model: a volume in, class probabilities out.
 
     Args:
-        model: the slice network.
+        model: the slice network, or several whose probabilities are averaged.
         mirror, views: see :class:`EstimatorSettings`.
         device: where it runs.
         batch: slices per forward pass.
@@ -244,7 +261,7 @@ class Estimator(Batched):
 
     def __init__(
         self,
-        model: SliceNet,
+        model: SliceNet | SliceNets,
         mirror: bool = True,
         device: str | torch.device = "cpu",
         batch: int = 32,
@@ -254,7 +271,8 @@ class Estimator(Batched):
         half: bool | None = None,
     ) -> None:
         self.model, self.mirror, self.views = model.to(device).eval(), mirror, views
-        self._fused = without_batch_norms(self.model)  # what runs; the model is what is kept
+        members = model.members if isinstance(model, SliceNets) else [model]
+        self._fused = [without_batch_norms(member) for member in members]  # what runs; the model is what is kept
         self.device, self.batch = torch.device(device), batch
         self.half = halved(self.device, half)
         self.whole, self.stride = whole, tuple(stride)
@@ -286,9 +304,10 @@ class Estimator(Batched):
         return probability
 
     def _seen(self, slices: torch.Tensor) -> torch.Tensor:
+        slices = slices.contiguous(memory_format=torch.channels_last)
         with torch.autocast(self.device.type, torch.bfloat16, enabled=self.half):
-            logits = self._fused(slices.contiguous(memory_format=torch.channels_last))
-        return torch.softmax(logits.float(), 1)
+            logits = [network(slices) for network in self._fused]
+        return torch.stack([torch.softmax(one.float(), 1) for one in logits]).mean(0)
 
     def _there_and_back(self, slices: torch.Tensor, angle: float, scale: float) -> torch.Tensor:
         """The estimate of one turned and scaled copy; what a smaller field of view does not show is background."""

@@ -13,7 +13,7 @@ from torch import nn
 
 from oasis_monai.align import Aligner, FieldCache, LoaTable
 from oasis_monai.estimation import estimate_library, make_whole, train_estimator, train_volume_network
-from oasis_monai.estimator import Estimator, EstimatorSettings, SliceNet
+from oasis_monai.estimator import Estimator, EstimatorSettings, SliceNet, SliceNets
 from oasis_monai.files import digest, file_digest, load_if_whole, locked, save_tensors
 from oasis_monai.fitting import TRAINING_VERSION
 from oasis_monai.folds import Fold, Split
@@ -147,6 +147,7 @@ class FoldModels:
         """The fold's library with its STM (where a method aligns)."""
         settings, library = self.settings, self.library(fold)
         more: dict[str, Any] = {"distance": settings.features.distance, "temperature": settings.temperature}
+        more["same_case"] = self._same_case
         if settings.joint:
             more |= {"estimator": self.estimator(fold, library)} | voice(settings.estimator)
         if not needs_alignment(settings.methods):
@@ -160,7 +161,7 @@ class FoldModels:
     def estimator(self, fold: Fold, library: AtlasLibrary) -> Estimator:
         """The joint model's segmentation network of the fold, trained if need be."""
         network = self.train(fold, ESTIMATOR, library)
-        assert isinstance(network, SliceNet)
+        assert isinstance(network, SliceNet | SliceNets)
         settings, device = self.settings, resolve_device(self.settings.device)
         whole = None
         if VOLUME in self._of_the_estimator():

@@ -10,6 +10,7 @@ import torch
 from oasis_monai import fusion
 from oasis_monai.align import Aligner, FieldCache, LoaTable, Warped, one_hot, with_structures
 from oasis_monai.beside import beside_atlases, flanking
+from oasis_monai.between import expected_shape, neighbours, shape_between
 from oasis_monai.errors import ConfigError
 from oasis_monai.estimator import Estimator, with_neighbours
 from oasis_monai.library import AtlasLibrary
@@ -18,6 +19,7 @@ from oasis_monai.nearest import Pair, nearest
 from oasis_monai.quality import agreement, consensus
 from oasis_monai.types import Preprocessed, Selection
 
+INTERPOLATION = "interpolation"
 METHODS = {
     "FwoW": "fuse without warping, weights by image similarity",
     "FWAL": "fuse warped atlas labels, weights by image similarity",
@@ -28,7 +30,12 @@ METHODS = {
     "estimate": "the joint model's own estimate, no atlas",
     "majority": "fuse warped labels, equal weights",
     "STAPLE": "STAPLE on the warped labels",
+    INTERPOLATION: "no image: the shape between the scan's own labelled slices, what slice folds give away",
 }
+UNALIGNED = ("FwoW", "estimate", INTERPOLATION)
+"""Methods that need no STM."""
+UNFUSED = ("estimate", INTERPOLATION)
+"""Methods that fuse no atlas: once, as n = 0."""
 
 
 def check_methods(methods: Sequence[str], more: Sequence[str] = ()) -> tuple[str, ...]:
@@ -44,13 +51,13 @@ JOINT_METHODS = ("OASIS-joint", "estimate")
 
 
 def result_keys(methods: Sequence[str], ns: Sequence[int]) -> list[tuple[str, int]]:
-    """What a segmenter gives: every method at every n, and once, as n = 0, the estimate, which fuses no atlas."""
-    return [(m, n) for m in methods for n in ((0,) if m == "estimate" else ns)]
+    """What a segmenter gives: every method at every n, and once, as n = 0, those that fuse no atlas."""
+    return [(m, n) for m in methods for n in ((0,) if m in UNFUSED else ns)]
 
 
 def needs_alignment(methods: Sequence[str]) -> bool:
-    """FwoW, the joint model's estimate and the segmentation networks need no STM."""
-    return any(m not in ("FwoW", "estimate") and m in METHODS for m in methods)
+    """:data:`UNALIGNED` and the segmentation networks need no STM."""
+    return any(m not in UNALIGNED and m in METHODS for m in methods)
 
 
 def check_choice(segmenter: Segmenter, method: str | None, n: int) -> str:
@@ -62,6 +69,8 @@ def check_choice(segmenter: Segmenter, method: str | None, n: int) -> str:
     if method is None:
         method = "OASIS" if segmenter.estimator is None else "OASIS-joint"
     check_methods([method])
+    if method == INTERPOLATION:
+        raise ConfigError("methods", "a method for new scans", method, "it needs labelled slices of the scan: folds=slice")
     if method in JOINT_METHODS and segmenter.estimator is None:
         raise ConfigError("methods", "a method of this model, which is not a joint one", method, "add methods=OASIS")
     if not 1 <= n <= len(segmenter.library):
@@ -93,6 +102,7 @@ class Segmenter:
         temperature: of R3, see :func:`oasis_monai.fusion.conditioned_weights`.
         estimator: the segmentation network of a joint model.
         estimator_atlases, vote: see :class:`oasis_monai.estimator.EstimatorSettings`.
+        same_case: whether the library holds labelled slices of the targets themselves (slice folds).
     """
 
     def __init__(
@@ -105,9 +115,11 @@ class Segmenter:
         estimator: Estimator | None = None,
         estimator_atlases: int = 0,
         vote: float = 0.5,
+        same_case: bool = False,
     ) -> None:
         self.library, self.aligner, self.distance, self.temperature = library, aligner, distance, temperature
         self.estimator, self.estimator_atlases, self.vote = estimator, estimator_atlases, vote
+        self.same_case = same_case
         self.spatial_dims = library.images.ndim - 2
         # not "loa or ...": a table without pairs yet is one as well
         self.loa = loa if loa is not None or aligner is None else LoaTable(library, aligner)
@@ -126,7 +138,8 @@ class Segmenter:
         slices = with_neighbours(target.image)[which]
         if self.estimator_atlases:
             rows = flanking(slices, self.library, self._barred(len(slices), exclude_case))
-            slices = beside_atlases(slices, self.library, rows)
+            places = [(target.case, z) for z in which.tolist()] if self.same_case else None
+            slices = beside_atlases(slices, self.library, rows, expected_shape(self.library, rows, places))
         return self.estimator(slices)[:, None]
 
     def _barred(self, images: int, case: str | None) -> Pair | None:
@@ -167,7 +180,7 @@ class Segmenter:
         which = torch.arange(len(images)) if only is None else only
         images = images[which]
         chosen = self.choose(features[which], max(ns), exclude_case)
-        joint = self.estimator is not None and any(m != "FwoW" for m in methods)
+        joint = self.estimator is not None and any(m not in ("FwoW", INTERPOLATION) for m in methods)
         voices = self.voices(target, which, exclude_case) if joint else None
         estimates = None if voices is None else voices.mean(1)
         made = None
@@ -178,6 +191,7 @@ class Segmenter:
             made = (fields or FieldCache(None, "")).get(target.case, seen, chosen.indices, self.library, self.aligner)
             if {"OASIS", "OASIS-conditioned"} & set(methods):
                 self.loa.require(list(chosen.indices))
+        shapes = self._interpolated(target.case, which) if INTERPOLATION in methods else None
         results: dict[tuple[str, int], list[Result]] = {key: [] for key in result_keys(methods, ns)}
         for i in range(len(images)):
             for key, result in self._fuse(
@@ -186,12 +200,19 @@ class Segmenter:
                 chosen.distances[i],
                 None if made is None else made[i],
                 None if voices is None else voices[i],
+                None if shapes is None else shapes[i],
                 methods,
                 ns,
             ).items():
                 results[key].append(result)
         stacked = {key: self._stack(parts, which, features.shape[0]) for key, parts in results.items()}
         return stacked, chosen
+
+    def _interpolated(self, case: str, which: torch.Tensor) -> torch.Tensor:
+        """(T, C-1, x, y) signed distances to the shape between the case's own labelled slices."""
+        if not self.same_case or self.spatial_dims == 3:
+            raise ValueError(f"the method {INTERPOLATION!r} needs slices of the target in the library")
+        return shape_between(self.library, *neighbours(self.library, [(case, z) for z in which.tolist()]))
 
     def _stack(self, parts: list[Result], which: torch.Tensor, total: int) -> Result:
         weights = None if parts[0].weights is None else torch.stack([p.weights for p in parts if p.weights is not None])
@@ -211,6 +232,7 @@ class Segmenter:
         distances: torch.Tensor,
         fields: torch.Tensor | None,
         voices: torch.Tensor | None,
+        shape: torch.Tensor | None,
         methods: Sequence[str],
         ns: Sequence[int],
     ) -> dict[tuple[str, int], Result]:
@@ -230,6 +252,8 @@ class Segmenter:
                 w = weights["FwoW", n]
                 results["FwoW", n] = Result(fusion.fuse(labels[:n], w), w)
             del labels
+        if shape is not None:
+            results[INTERPOLATION, 0] = Result(torch.softmax(torch.cat([torch.zeros_like(shape[:1]), shape]), 0), None)
         if "estimate" in methods:
             if estimate is None:
                 raise ValueError("the method 'estimate' needs a joint model")
@@ -256,7 +280,7 @@ class Segmenter:
             reference = estimate.to(device)[None]
             likeness = torch.cat([fusion.overlap(w, reference.expand_as(w)).cpu() for _, _, w in warped()])
             weights |= {("OASIS-joint", n): fusion.normalise(likeness[:n]) for n in ns}
-        summed = [key for key in keys if key[0] not in ("FwoW", "STAPLE", "estimate")]
+        summed = [key for key in keys if key[0] not in (*UNALIGNED, "STAPLE")]
         sums: dict[tuple[str, int], torch.Tensor] = {}
         votes: list[torch.Tensor] = []  # hard labels, for the rules that want raters and for what the atlases think of each other
         for part, _, labels in warped():

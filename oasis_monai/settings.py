@@ -24,7 +24,7 @@ from oasis_monai.losses import RegistrationLoss
 from oasis_monai.metrics import REGIONS
 from oasis_monai.networks import StmSettings
 from oasis_monai.preprocess import Preprocessing
-from oasis_monai.segment import JOINT_METHODS, METHODS, check_methods
+from oasis_monai.segment import INTERPOLATION, JOINT_METHODS, METHODS, check_methods
 from oasis_monai.segnets import NETWORKS, NetworkSettings
 
 T = TypeVar("T")
@@ -163,6 +163,9 @@ class Settings:
         joint = [m for m in self.methods if m in JOINT_METHODS]
         if joint and not self.registration.joint:
             raise ConfigError("methods", "methods of a model that is not a joint one", joint[0], "set registration.joint=true")
+        if INTERPOLATION in self.methods and not (self.folds == "slice" and self.spatial_dims == 2):
+            remedy = "set folds=slice spatial_dims=2, or leave it out: it needs labelled slices of the very scan"
+            raise ConfigError("methods", "methods for new scans", INTERPOLATION, remedy)
         if self.joint:
             check_size(self.preprocessing.size)
             if self.spatial_dims == 3 and self.estimator.atlases:
@@ -195,7 +198,7 @@ class Settings:
     @property
     def joint(self) -> bool:
         """Whether the methods need the segmentation network of a joint model."""
-        return self.registration.joint and any(m != "FwoW" for m in self.atlas_methods)
+        return self.registration.joint and any(m not in ("FwoW", INTERPOLATION) for m in self.atlas_methods)
 
     @property
     def networks(self) -> tuple[str, ...]:

@@ -40,7 +40,7 @@ STATUSES = ("ok", "miss", "false_positive", "absent")
 # shown in this order, the paper's rows first; a variant ("OASIS 3D", "OASIS, beta = 0") follows the method its name starts with
 METHODS = (
     *("ConvNet2D", "FwoW", "FWAL", "ConvNet3D", "U-Net3D", "OASIS", "OASIS-joint"),
-    *("OASIS-consensus", "OASIS-conditioned", "majority", "STAPLE", "estimate"),
+    *("OASIS-consensus", "OASIS-conditioned", "majority", "STAPLE", "estimate", "interpolation"),
 )
 PROTOCOL_TITLES = {
     "patient": "patient folds (honest)",

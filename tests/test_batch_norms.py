@@ -56,4 +56,4 @@ def test_an_estimator_runs_without_them_and_keeps_the_model_that_was_given():
     torch.testing.assert_close(estimator(slices), wanted, rtol=1e-3, atol=1e-4)
     assert estimator.model is model
     assert norms(estimator.model)
-    assert not norms(estimator._fused)
+    assert not any(norms(network) for network in estimator._fused)

@@ -6,9 +6,10 @@ import pytest
 import torch
 
 from oasis_monai.beside import beside_atlases, flanking
+from oasis_monai.between import expected_shape
 from oasis_monai.errors import ConfigError
 from oasis_monai.estimation import estimate_library, make_estimator, train_estimator
-from oasis_monai.estimator import Estimator, EstimatorSettings, with_neighbours
+from oasis_monai.estimator import REACH, Estimator, EstimatorSettings, with_neighbours
 from oasis_monai.features import thumbnails
 from oasis_monai.fitting import TrainingSettings
 from oasis_monai.library import AtlasLibrary
@@ -90,8 +91,10 @@ def test_too_few_atlases_are_told():
 def test_atlases_beside_a_slice_are_image_then_structures():
     library, _ = scans(classes=3)
     slices, rows = torch.rand(2, 3, 32, 32), torch.tensor([[1, 3], [0, 5]])
-    got = beside_atlases(slices, library, rows)
-    assert got.shape == (2, 3 + 2 * 3, 32, 32)
+    shape = 9 * torch.rand(2, 2, 32, 32) - REACH
+    got = beside_atlases(slices, library, rows, shape)
+    assert got.shape == (2, 3 + 2 * 3 + 2, 32, 32)
+    torch.testing.assert_close(got[:, 9:], 1 + shape / REACH)
     assert torch.equal(got[:, :3], slices)
     assert torch.equal(got[:, 3], library.images[[1, 0], 0])
     assert torch.equal(got[:, 6], library.images[[3, 5], 0])
@@ -147,6 +150,8 @@ def test_a_slice_between_its_labelled_neighbours_is_easy():
     model = train_estimator(known, (1.0, 1.0), replace(SMALL, slices=8), training, 0, None, progress=False, same_case=True)
     slices = whole[hidden]
     rows = flanking(slices, known)
-    got = Estimator(model, mirror=False)(beside_atlases(slices, known, rows))[:, 1] >= 0.5
+    places = [(names[i], zs[i]) for i in hidden.nonzero()[:, 0].tolist()]
+    shown = beside_atlases(slices, known, rows, expected_shape(known, rows, places))
+    got = Estimator(model, mirror=False)(shown)[:, 1] >= 0.5
     truth = library.labels[hidden][:, 0] == 1
     assert 2 * float((got & truth).sum()) / float(got.sum() + truth.sum()) > 0.9

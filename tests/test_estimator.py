@@ -14,7 +14,7 @@ from oasis_monai.estimation import (
     near_structure,
     train_estimator,
 )
-from oasis_monai.estimator import VIEWS, Estimator, EstimatorSettings, SliceNet, turned, with_neighbours
+from oasis_monai.estimator import REACH, VIEWS, Estimator, EstimatorSettings, SliceNet, SliceNets, turned, with_neighbours
 from oasis_monai.features import imagenet_network
 from oasis_monai.fitting import TrainingSettings
 from oasis_monai.fusion import without_islands
@@ -100,7 +100,7 @@ def test_atlases_start_without_a_say_in_the_encoder():
     model = net(atlases=2)
     assert model.extra is not None
     assert not model.extra.weight.any()
-    assert model(torch.randn(1, 7, 32, 32)).shape == (1, 2, 32, 32)
+    assert model(torch.randn(1, 8, 32, 32)).shape == (1, 2, 32, 32)
 
 
 @pytest.mark.parametrize("size", [(32, 32), (40, 56), (33, 50)])
@@ -163,15 +163,50 @@ def test_the_budget_is_shared():
     assert TrainingSettings(iterations=1, minutes=None).part(0.1).iterations == 1
 
 
-def test_what_the_atlases_say_is_where_the_slice_network_starts_from():
-    """Without a decoder's say the result is the mean of the atlases' labels, whatever the number of classes."""
+def test_the_expected_shape_is_where_the_slice_network_starts_from():
+    """Without a decoder's say the result is the shape expected of each structure, whatever the number of classes."""
     model = SliceNet(3, atlases=2, decoder=(8, 8, 8, 8), pretrained=False).eval()
     for weights in model.last.parameters():
         torch.nn.init.zeros_(weights)
-    labels = torch.nn.functional.one_hot(torch.randint(0, 3, (1, 2, 33, 40)), 3).movedim(-1, 2).float()
-    atlases = torch.cat([torch.rand(1, 2, 1, 33, 40), labels[:, :, 1:]], 2).flatten(1, 2)
-    logits = model(torch.cat([torch.rand(1, 3, 33, 40), atlases], 1))
-    torch.testing.assert_close(logits, 2 * labels.mean(1) - 1)
+    distance = torch.full((1, 2, 33, 40), -REACH)
+    distance[0, 0, 3:20, 5:30], distance[0, 1, 20:30, 5:30] = 4.0, 7.0
+    logits = model(torch.cat([torch.rand(1, 3 + 2 * 3, 33, 40), 1 + distance / REACH], 1))
+    torch.testing.assert_close(logits[:, 1:], 2 * torch.tanh(distance / 2))
+    torch.testing.assert_close(logits[:, 0], -logits[:, 1:].amax(1))
+    inside = (distance > 0).int()
+    assert torch.equal(logits.argmax(1), inside[:, 0] + 2 * inside[:, 1])
+
+
+def test_members_are_trained_apart_averaged_and_kept_as_one(tmp_path):
+    library, short = discs(2), replace(SHORT, iterations=8)
+    settings = replace(SMALL, members=2)
+    alone = train_estimator(library, (1.0, 1.0), SMALL, replace(short, iterations=4), 1, None, progress=False)
+    both = train_estimator(library, (1.0, 1.0), settings, short, 1, tmp_path, progress=False)
+    assert isinstance(both, SliceNets)
+    one, other = both.members
+    for name, weight in alone.state_dict().items():  # half of the budget each, the first as if it were alone
+        assert torch.equal(weight, one.state_dict()[name]), name
+    assert not torch.equal(one.last[0].weight, other.last[0].weight)
+    slices = torch.rand(2, 3, 32, 32)
+    parts = [Estimator(member, mirror=False)(slices) for member in (one, other)]
+    torch.testing.assert_close(Estimator(both, mirror=False)(slices), torch.stack(parts).mean(0))
+    assert sorted(str(p.relative_to(tmp_path)) for p in tmp_path.rglob("*.safetensors")) == ["estimator.safetensors"]
+    again = train_estimator(
+        library, (1.0, 1.0), settings, replace(short, iterations=None, minutes=60.0), 1, tmp_path, progress=False
+    )
+    assert all(torch.equal(again.state_dict()[name], weight) for name, weight in both.state_dict().items())
+
+
+def test_a_kill_between_members_costs_no_member(tmp_path):
+    library, settings, short = discs(2), replace(SMALL, members=2), replace(SHORT, iterations=4)
+    whole = train_estimator(library, (1.0, 1.0), settings, short, 1, tmp_path / "a", progress=False)
+    train_estimator(
+        library, (1.0, 1.0), SMALL, replace(short, iterations=2), 1, tmp_path / "b" / "member0", progress=False
+    )  # what the first leaves
+    before = (tmp_path / "b" / "member0" / "history.csv").stat().st_mtime_ns
+    again = train_estimator(library, (1.0, 1.0), settings, short, 1, tmp_path / "b", progress=False)
+    assert (tmp_path / "b" / "member0" / "history.csv").stat().st_mtime_ns == before
+    assert all(torch.equal(again.state_dict()[name], weight) for name, weight in whole.state_dict().items())
 
 
 def test_doubt_keeps_the_sure_and_moves_the_edge():

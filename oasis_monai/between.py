@@ -1,0 +1,88 @@
+"""Where a structure of a slice should lie, from labels alone: shape-based interpolation (Raya and Udupa 1990) between two slices.
+
+The signed distance to the structure's edge (inside positive) is interpolated voxel by voxel; where it is positive is the shape
+between. Of a scan of which some slices are labelled the two are the next labelled ones, weighted by their distance along z; of
+any other scan they are the two atlases shown beside the slice. The image is never looked at, so it is also what a slice fold
+gives away: see ``interpolation`` of :data:`oasis_monai.segment.METHODS`.
+"""
+
+from __future__ import annotations
+
+from bisect import bisect_left
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+
+from oasis_monai.estimator import REACH
+from oasis_monai.library import AtlasLibrary
+
+
+def signed_distance(labels: torch.Tensor, classes: int) -> torch.Tensor:
+    """(B, 1, x, y) class indices -> (B, C-1, x, y) float32 voxels from the edge of each structure, positive inside, at least
+    ``-REACH``; ``-REACH`` everywhere where there is none."""
+    from scipy.ndimage import distance_transform_edt
+
+    found = torch.full((len(labels), classes - 1, *labels.shape[2:]), -REACH)
+    for row, label in enumerate(labels[:, 0].cpu().numpy()):
+        for index in np.unique(label[label > 0]).tolist():
+            inside = label == index
+            edge = distance_transform_edt(inside) - distance_transform_edt(~inside)
+            found[row, index - 1] = torch.from_numpy(edge.astype(np.float32)).clamp_min(-REACH)
+    return found
+
+
+def neighbours(library: AtlasLibrary, places: Sequence[tuple[str, int]]) -> tuple[torch.Tensor, torch.Tensor]:
+    """The next labelled slices of the same scan below and above each place, never the place itself.
+
+    Args:
+        places: B pairs of case and slice number.
+
+    Returns:
+        (B, 2) rows of the library, -1 where there is none, and (B, 2) weights of sum 1, larger for the nearer one.
+    """
+    wanted = {case for case, _ in places}
+    known: dict[str, list[tuple[int, int]]] = {case: [] for case in wanted}
+    for row, (case, z) in enumerate(zip(library.cases, library.slices.tolist(), strict=True)):
+        if case in wanted:
+            known[case].append((z, row))
+    rows = torch.full((len(places), 2), -1)
+    weights = torch.full((len(places), 2), 0.5)
+    for mine in known.values():
+        mine.sort()
+    for number, (case, z) in enumerate(places):
+        mine = known[case]
+        at = bisect_left(mine, (z, -1))
+        above = at + 1 if at < len(mine) and mine[at][0] == z else at
+        if at > 0:
+            rows[number, 0] = mine[at - 1][1]
+        if above < len(mine):
+            rows[number, 1] = mine[above][1]
+        if at > 0 and above < len(mine):
+            low, high = mine[at - 1][0], mine[above][0]
+            weights[number] = torch.tensor([high - z, z - low]) / (high - low)
+    return rows, weights
+
+
+def shape_between(library: AtlasLibrary, rows: torch.Tensor, weights: torch.Tensor | None = None) -> torch.Tensor:
+    """(B, 2) rows of the library, -1 for a slice without any structure, and their weights (default: equal) -> (B, C-1, x, y)
+    signed distance in voxels to the edge of the shape between the two."""
+    used, where = rows.unique(return_inverse=True)
+    maps = signed_distance(library.labels[used.clamp_min(0)], library.classes)
+    maps[used < 0] = -REACH
+    share = torch.full(rows.shape, 0.5) if weights is None else weights
+    return torch.einsum("bk,bk...->b...", share, maps[where])
+
+
+def expected_shape(library: AtlasLibrary, beside: torch.Tensor, places: Sequence[tuple[str, int]] | None = None) -> torch.Tensor:
+    """:func:`shape_between` for slices whose atlases ``beside`` (B, 2) are known.
+
+    Args:
+        places: case and slice number of each where its own scan's labelled slices may be used (slice folds); None where not.
+    """
+    if places is None:
+        return shape_between(library, beside)
+    rows, weights = neighbours(library, places)
+    lonely = (rows < 0).all(1)  # a scan without any other labelled slice
+    rows[lonely], weights[lonely] = beside[lonely], 0.5
+    return shape_between(library, rows, weights)
