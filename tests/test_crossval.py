@@ -158,6 +158,21 @@ def test_slice_folds_of_a_network_put_every_case_together(settings, tmp_path):
     assert set(rows.fold) == {-1}
 
 
+def test_interpolation_trains_nothing_and_looks_at_no_image(settings, phantom, tmp_path):
+    data = copied(phantom, tmp_path)
+    base = {"methods": ["interpolation"], "folds": "slice", "k": 4, "n": [1], "data": {"root": str(data)}}
+    first = crossval(settings(base, {"cache": str(tmp_path / "one")}, dims=2), tmp_path / "a", quiet)
+    rows = scores_of(tmp_path / "a")
+    assert not (tmp_path / "one" / "models").exists()
+    assert set(zip(rows.method, rows.n, strict=True)) == {("interpolation", 0)}
+    assert rows[rows.region == "whole"].dsc.mean() > 0.7  # a scan of the phantom has few slices
+    for path in data.glob("*.raw"):
+        if "segmentation" not in path.name:
+            path.write_bytes(np.roll(np.frombuffer(path.read_bytes(), np.int16), 12345).tobytes())
+    second = crossval(settings(base, {"cache": str(tmp_path / "two")}, dims=2), tmp_path / "b", quiet)
+    assert first.read_bytes() == second.read_bytes()
+
+
 def test_a_network_never_sees_the_label_of_its_target(settings, phantom, tmp_path):
     data = copied(phantom, tmp_path)
     base = NETS | {"data": {"root": str(data)}, "methods": ["U-Net3D"], "fold": 1, "save_segmentations": True}
@@ -420,6 +435,7 @@ def test_two_structures_from_the_files_to_the_scores(settings, phantom_two_label
         ({"device": "cuda:77"}, "^device: expected cpu, auto, or a GPU this machine has, found 'cuda:77'"),
         ({"features": {"name": "resnet"}}, "^features.name: expected one of"),
         ({"folds": "slice"}, "^folds: expected patient where an atlas is a volume"),
+        ({"methods": ["interpolation"]}, "^methods: expected methods for new scans, found 'interpolation'; set folds=slice"),
     ],
 )
 def test_what_cannot_work_is_said_before_anything_is_trained(settings, tmp_path, change, match):

@@ -8,10 +8,10 @@ from oasis_monai import fusion, warp
 from oasis_monai.align import Aligner, FieldCache, LoaTable
 from oasis_monai.errors import ConfigError
 from oasis_monai.library import AtlasLibrary
-from oasis_monai.segment import JOINT_METHODS, METHODS, Segmenter, check_methods, needs_alignment
+from oasis_monai.segment import INTERPOLATION, JOINT_METHODS, METHODS, Segmenter, check_choice, check_methods, needs_alignment
 from oasis_monai.types import Geometry, Preprocessed
 
-ALL = tuple(m for m in METHODS if m not in JOINT_METHODS)
+ALL = tuple(m for m in METHODS if m not in (*JOINT_METHODS, INTERPOLATION))
 CLASSES = 3
 
 
@@ -277,5 +277,13 @@ def test_unknown_methods(methods, match):
 
 def test_known_methods():
     assert check_methods(["OASIS", "FwoW", "OASIS"]) == ("OASIS", "FwoW")
-    assert [m for m in METHODS if not needs_alignment([m])] == ["FwoW", "estimate"]
+    assert [m for m in METHODS if not needs_alignment([m])] == ["FwoW", "estimate", "interpolation"]
     assert needs_alignment(["FwoW", "STAPLE"])
+
+
+def test_interpolation_is_no_method_for_a_new_scan():
+    made = segmenter(world(2)[0])
+    with pytest.raises(ConfigError, match=r"^methods: expected a method for new scans, found 'interpolation'"):
+        check_choice(made, "interpolation", 1)
+    with pytest.raises(ValueError, match="needs slices of the target"):
+        made._interpolated("a", torch.tensor([0]))
