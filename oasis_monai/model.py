@@ -237,5 +237,11 @@ def _load(folder: Path, device: str, batch: int) -> tuple[Settings, Segmenter]:
 
 
 def _loaded(network: torch.nn.Module, path: Path) -> torch.nn.Module:
-    network.load_state_dict(network_weights(load_tensors(path)[0]))
+    try:
+        network.load_state_dict(network_weights(load_tensors(path)[0]))
+    except RuntimeError as error:  # the folder is whole: a network that has since been given other layers
+        raise OasisError(
+            f"model: {path.name}: expected the weights of this version's {type(network).__name__}, found another version's in "
+            f"{path.parent}; train the model again with this version"
+        ) from error
     return network

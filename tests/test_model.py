@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from oasis_monai.errors import ConfigError, OasisError
-from oasis_monai.files import file_digest, load_tensors
+from oasis_monai.files import file_digest, load_tensors, save_tensors
 from oasis_monai.model import load_model, train_model
 from oasis_monai.scans import segment_scans
 from oasis_monai.settings import build
@@ -232,6 +232,16 @@ def test_a_folder_that_is_not_the_model_it_was_is_refused(model, scans, tmp_path
     assert "\n" not in str(error.value)
     assert not (tmp_path / "out").exists()
     assert not (model / "trap").exists()
+
+
+def test_weights_of_a_network_with_other_layers_are_told_in_one_line(model):
+    record = json.loads((model / "model.json").read_text())
+    weights = {"model.layer.weight": torch.zeros(2, 2)}
+    save_tensors(model / "stm.safetensors", weights)
+    record["checksums"]["stm.safetensors"] = file_digest(model / "stm.safetensors")
+    (model / "model.json").write_text(json.dumps(record))
+    with pytest.raises(OasisError, match=r"^model: stm\.safetensors: expected the weights of this version's \w+, found another"):
+        load_model(model)
 
 
 def test_killed_while_it_is_written_a_folder_is_no_model_and_then_is_one_again(settings, model, monkeypatch):
