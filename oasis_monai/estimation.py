@@ -61,64 +61,33 @@ def train_estimator(
         OasisError: the loss is no longer finite; the last good checkpoint stays.
     """
     check_size(tuple(library.images.shape[2:]))
-    path = folder / FILE if folder else None
-    if settings.members > 1:
-        return _train_members(
-            library, spacing_mm, settings, training, seed, path, device, augmentation, progress, name, same_case
-        )
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)  # the decoder's initial weights
-        model = SliceNet(library.classes, settings.atlases, settings.decoder, settings.pretrained).to(device)
-    budget = replace(training.part(settings.shares(library.spatial_dims)[0]), lr=settings.lr, schedule="warm_cosine")
-    trainer = _EstimatorTrainer(library, model, settings, budget, seed, augmentation, spacing_mm, same_case)
-    fit(trainer, path, progress, name)
-    return model
+    path, members = folder / FILE if folder else None, settings.members
+    part = training.part(settings.shares(library.spatial_dims)[0] / members)
+    budget = replace(part, lr=settings.lr, schedule="warm_cosine")
 
+    def train(number: int, where: Path | None, called: str) -> SliceNet:
+        own = seed + MEMBER_SEED * number
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(own)  # the decoder's initial weights
+            model = SliceNet(library.classes, settings.atlases, settings.decoder, settings.pretrained).to(device)
+        trainer = _EstimatorTrainer(library, model, settings, budget, own, augmentation, spacing_mm, same_case)
+        fit(trainer, where, progress, called)
+        return model
 
-def _train_members(
-    library: AtlasLibrary,
-    spacing_mm: tuple[float, ...],
-    settings: EstimatorSettings,
-    training: TrainingSettings,
-    seed: int,
-    path: Path | None,
-    device: str | torch.device,
-    augmentation: Augmentation | None,
-    progress: bool,
-    name: str,
-    same_case: bool,
-) -> SliceNets:
-    """The members of :func:`train_estimator`; ``path`` is the file that holds all of them once they are finished."""
+    if members == 1:
+        return train(0, path, name)
     stored = load_if_whole(path) if path else None
     if stored is not None:
         model = make_estimator(library.classes, settings, pretrained=False)
-        assert isinstance(model, SliceNets)
         model.load_state_dict(network_weights(stored[0]))
         return model.to(device).eval()
-    alone, budget, made = replace(settings, members=1), training.part(1 / settings.members), []
-    for number in range(settings.members):
-        where = path.parent / f"member{number}" if path else None
-        member = train_estimator(
-            library,
-            spacing_mm,
-            alone,
-            budget,
-            seed + MEMBER_SEED * number,
-            where,
-            device,
-            augmentation,
-            progress,
-            f"{name} {number + 1} of {settings.members}",
-            same_case,
-        )
-        assert isinstance(member, SliceNet)
-        made.append(member)
-    model = SliceNets(made).eval()
+    files = [path.parent / f"member{number}" / FILE if path else None for number in range(members)]
+    together = SliceNets([train(i, file, f"{name} {i + 1} of {members}") for i, file in enumerate(files)]).eval()
     if path:
-        save_tensors(path, {f"model.{k}": v for k, v in model.state_dict().items()}, {"done": True})
-        for number in range(settings.members):  # their histories stay
-            (path.parent / f"member{number}" / FILE).unlink()
-    return model
+        save_tensors(path, {f"model.{k}": v for k, v in together.state_dict().items()}, {"done": True})
+        for file in filter(None, files):  # their histories stay
+            file.unlink()
+    return together
 
 
 def coarser(library: AtlasLibrary, stride: Sequence[int]) -> AtlasLibrary:

@@ -60,6 +60,11 @@ def needs_alignment(methods: Sequence[str]) -> bool:
     return any(m not in UNALIGNED and m in METHODS for m in methods)
 
 
+def needs_estimate(methods: Sequence[str]) -> bool:
+    """Whether a joint model's segmentation network has a part in any of the methods."""
+    return any(m not in ("FwoW", INTERPOLATION) and m in METHODS for m in methods)
+
+
 def check_choice(segmenter: Segmenter, method: str | None, n: int) -> str:
     """The method to fuse with (None: as suits the model), after a check that the model has it and n atlases.
 
@@ -180,7 +185,7 @@ class Segmenter:
         which = torch.arange(len(images)) if only is None else only
         images = images[which]
         chosen = self.choose(features[which], max(ns), exclude_case)
-        joint = self.estimator is not None and any(m not in ("FwoW", INTERPOLATION) for m in methods)
+        joint = self.estimator is not None and needs_estimate(methods)
         voices = self.voices(target, which, exclude_case) if joint else None
         estimates = None if voices is None else voices.mean(1)
         made = None

@@ -24,7 +24,7 @@ from oasis_monai.losses import RegistrationLoss
 from oasis_monai.metrics import REGIONS
 from oasis_monai.networks import StmSettings
 from oasis_monai.preprocess import Preprocessing
-from oasis_monai.segment import INTERPOLATION, JOINT_METHODS, METHODS, check_methods
+from oasis_monai.segment import INTERPOLATION, JOINT_METHODS, METHODS, check_methods, needs_estimate
 from oasis_monai.segnets import NETWORKS, NetworkSettings
 
 T = TypeVar("T")
@@ -198,7 +198,7 @@ class Settings:
     @property
     def joint(self) -> bool:
         """Whether the methods need the segmentation network of a joint model."""
-        return self.registration.joint and any(m not in ("FwoW", INTERPOLATION) for m in self.atlas_methods)
+        return self.registration.joint and needs_estimate(self.methods)
 
     @property
     def networks(self) -> tuple[str, ...]:
