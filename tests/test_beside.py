@@ -2,6 +2,7 @@
 
 from dataclasses import replace
 
+import numpy as np
 import pytest
 import torch
 
@@ -13,6 +14,8 @@ from oasis_monai.estimator import REACH, Estimator, EstimatorSettings, with_neig
 from oasis_monai.features import thumbnails
 from oasis_monai.fitting import TrainingSettings
 from oasis_monai.library import AtlasLibrary
+from oasis_monai.segment import Segmenter
+from oasis_monai.types import Geometry, Preprocessed
 
 SMALL = EstimatorSettings(decoder=(8, 8, 8, 8), slices=2, pretrained=False, share=0.5, volume_share=0.0, atlases=2)
 
@@ -117,6 +120,27 @@ def test_no_slice_is_its_own_atlas():
         estimate_library(Watched(model, mirror=False), library, 2, same_case)
         assert [len(rows) for rows in seen] == [2] * len(library)
         assert not any(barred(i, j) for i, rows in enumerate(seen) for j in rows)
+
+
+@pytest.mark.parametrize("same_case", [True, False])
+def test_a_target_is_shown_the_shape_that_training_showed(same_case):
+    """Under slice folds the shape between the scan's own labelled slices, else that between the two atlases beside."""
+    library, made = scans(keep=lambda case, z: z not in (2, 5, 6))
+    seen = []
+
+    class Watched(Estimator):
+        def __call__(self, slices):
+            seen.append(slices)
+            return super().__call__(slices)
+
+    grid = Geometry(tuple(made[0].shape[1:]), np.eye(4))
+    target, which = Preprocessed("c0", made[0], None, grid, grid), torch.tensor([2, 5, 6])
+    estimator = Watched(make_estimator(2, SMALL), mirror=False)
+    Segmenter(library, estimator=estimator, estimator_atlases=2, same_case=same_case).voices(target, which)
+    rows = flanking(with_neighbours(made[0])[which], library)
+    own, other = expected_shape(library, rows, [("c0", z) for z in which.tolist()]), expected_shape(library, rows)
+    assert not torch.equal(own, other)
+    torch.testing.assert_close(seen[0][:, -1:], 1 + (own if same_case else other) / REACH)
 
 
 def test_a_slice_between_its_labelled_neighbours_is_easy():
