@@ -29,7 +29,7 @@ def stepper(ours: bool, half: bool) -> Callable[[], None]:
     network.encoder.to(memory_format=torch.channels_last)
     optimiser = torch.optim.AdamW(network.parameters(), lr=1e-4, fused=True if ours else None)
     loss = DiceCELoss(softmax=True, include_background=False, batch=True)
-    image = torch.randn(SLICES, 3 + ATLASES * CLASSES + CLASSES - 1, SIDE, SIDE).contiguous(memory_format=torch.channels_last)
+    image = torch.randn(SLICES, 3 + ATLASES * CLASSES, SIDE, SIDE).contiguous(memory_format=torch.channels_last)
     target = torch.zeros(SLICES, CLASSES, SIDE, SIDE)
     target[:, 1, 30:60, 30:60] = 1
     target[:, 0] = 1 - target[:, 1]

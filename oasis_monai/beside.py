@@ -37,19 +37,21 @@ def flanking(slices: torch.Tensor, library: AtlasLibrary, exclude: Pair | None =
     return rows
 
 
-def beside_atlases(slices: torch.Tensor, library: AtlasLibrary, rows: torch.Tensor, shape: torch.Tensor) -> torch.Tensor:
+def beside_atlases(
+    slices: torch.Tensor, library: AtlasLibrary, rows: torch.Tensor, shape: torch.Tensor | None = None
+) -> torch.Tensor:
     """Put atlases beside slices.
 
     Args:
         slices: (B, 3, x, y), each between its neighbours.
         rows: (B, k) of the library: the atlases of each.
-        shape: (B, C-1, x, y) signed distance to where each structure is expected, see :mod:`oasis_monai.between`.
+        shape: (B, C-1, x, y) signed distance to where each structure is expected (slice folds: :mod:`oasis_monai.between`).
 
     Returns:
-        (B, 3 + k * C + C-1, x, y): per atlas its image, then its structures, unaligned; last the expected shape as
+        (B, 3 + k * C, x, y): per atlas its image, then its structures, unaligned; with a shape C-1 channels more,
         ``1 + distance / REACH``, so that 0, what lies beyond an image, means far outside.
     """
     parts = [slices]
     for column in rows.unbind(1):
         parts += [library.images[column].float(), foreground(library.labels[column], library.classes)]
-    return torch.cat([*parts, 1 + shape / REACH], 1)
+    return torch.cat(parts if shape is None else [*parts, 1 + shape / REACH], 1)

@@ -1,9 +1,9 @@
 """Where a structure of a slice should lie, from labels alone: shape-based interpolation (Raya and Udupa 1990) between two slices.
 
 The signed distance to the structure's edge (inside positive) is interpolated voxel by voxel; where it is positive is the shape
-between. Of a scan of which some slices are labelled the two are the next labelled ones, weighted by their distance along z; of
-any other scan they are the two atlases shown beside the slice. The image is never looked at, so it is also what a slice fold
-gives away: see ``interpolation`` of :data:`oasis_monai.segment.METHODS`.
+between. The two are the next labelled slices of the same scan, weighted by their distance along z; atlases of other scans, not
+aligned yet, tell no such shape (docs/results/accuracy.md). The image is never looked at, so it is also what a slice fold gives
+away: see ``interpolation`` of :data:`oasis_monai.segment.METHODS`.
 """
 
 from __future__ import annotations
@@ -64,25 +64,11 @@ def neighbours(library: AtlasLibrary, places: Sequence[tuple[str, int]]) -> tupl
     return rows, weights
 
 
-def shape_between(library: AtlasLibrary, rows: torch.Tensor, weights: torch.Tensor | None = None) -> torch.Tensor:
-    """(B, 2) rows of the library, -1 for a slice without any structure, and their weights (default: equal) -> (B, C-1, x, y)
-    signed distance in voxels to the edge of the shape between the two."""
+def shape_between(library: AtlasLibrary, places: Sequence[tuple[str, int]]) -> torch.Tensor:
+    """(B, C-1, x, y) signed distance in voxels to the edge of the shape between the labelled :func:`neighbours` of each place;
+    a neighbour that is not there counts as one without any structure."""
+    rows, weights = neighbours(library, places)
     used, where = rows.unique(return_inverse=True)
     maps = signed_distance(library.labels[used.clamp_min(0)], library.classes)
     maps[used < 0] = -REACH
-    share = torch.full(rows.shape, 0.5) if weights is None else weights
-    return torch.einsum("bk,bk...->b...", share, maps[where])
-
-
-def expected_shape(library: AtlasLibrary, beside: torch.Tensor, places: Sequence[tuple[str, int]] | None = None) -> torch.Tensor:
-    """:func:`shape_between` for slices whose atlases ``beside`` (B, 2) are known.
-
-    Args:
-        places: case and slice number of each where its own scan's labelled slices may be used (slice folds); None where not.
-    """
-    if places is None:
-        return shape_between(library, beside)
-    rows, weights = neighbours(library, places)
-    lonely = (rows < 0).all(1)  # a scan without any other labelled slice
-    rows[lonely], weights[lonely] = beside[lonely], 0.5
-    return shape_between(library, rows, weights)
+    return torch.einsum("bk,bk...->b...", weights, maps[where])

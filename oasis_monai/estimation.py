@@ -13,7 +13,7 @@ from torch.nn import functional as F
 from oasis_monai.align import foreground, one_hot
 from oasis_monai.augment import Augmentation
 from oasis_monai.beside import beside_atlases, flanking
-from oasis_monai.between import expected_shape
+from oasis_monai.between import shape_between
 from oasis_monai.estimator import Estimator, EstimatorSettings, SliceNet, SliceNets, check_size, pool
 from oasis_monai.files import load_if_whole, save_tensors
 from oasis_monai.fitting import Trainer, TrainingSettings, fit, generator, network_weights
@@ -26,10 +26,12 @@ FILE = "estimator.safetensors"
 MEMBER_SEED = 1000  # between the members of a fold; folds are 1 apart
 
 
-def make_estimator(classes: int, settings: EstimatorSettings, pretrained: bool | None = None) -> SliceNet | SliceNets:
+def make_estimator(
+    classes: int, settings: EstimatorSettings, pretrained: bool | None = None, same_case: bool = False
+) -> SliceNet | SliceNets:
     """The slice network or networks of the settings; ``pretrained=False`` where weights are loaded over them anyway."""
     start = settings.pretrained if pretrained is None else pretrained
-    made = [SliceNet(classes, settings.atlases, settings.decoder, start) for _ in range(settings.members)]
+    made = [SliceNet(classes, settings.atlases, settings.decoder, start, same_case) for _ in range(settings.members)]
     return made[0] if len(made) == 1 else SliceNets(made)
 
 
@@ -69,7 +71,7 @@ def train_estimator(
         own = seed + MEMBER_SEED * number
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(own)  # the decoder's initial weights
-            model = SliceNet(library.classes, settings.atlases, settings.decoder, settings.pretrained).to(device)
+            model = SliceNet(library.classes, settings.atlases, settings.decoder, settings.pretrained, same_case).to(device)
         trainer = _EstimatorTrainer(library, model, settings, budget, own, augmentation, spacing_mm, same_case)
         fit(trainer, where, progress, called)
         return model
@@ -78,7 +80,7 @@ def train_estimator(
         return train(0, path, name)
     stored = load_if_whole(path) if path else None
     if stored is not None:
-        model = make_estimator(library.classes, settings, pretrained=False)
+        model = make_estimator(library.classes, settings, False, same_case)
         model.load_state_dict(network_weights(stored[0]))
         return model.to(device).eval()
     files = [path.parent / f"member{number}" / FILE if path else None for number in range(members)]
@@ -142,8 +144,8 @@ def estimate_library(
     found = []
     for part, of in zip(rows.split(64), near.split(64), strict=True):
         slices = _slices(library, part)
-        if atlases:
-            slices = beside_atlases(slices, library, of, _expected(library, of, same_case, part))
+        shape = _expected(library, part) if atlases and same_case else None
+        slices = beside_atlases(slices, library, of, shape)
         found.append(estimator(slices)[:, 1:].half())
     return torch.cat(found)
 
@@ -165,10 +167,9 @@ def _near(library: AtlasLibrary, count: int, same_case: bool, rows: torch.Tensor
     return torch.cat([flanking(_slices(library, part), library, (own[part], own)) for part in parts])
 
 
-def _expected(library: AtlasLibrary, near: torch.Tensor, same_case: bool, rows: torch.Tensor) -> torch.Tensor:
+def _expected(library: AtlasLibrary, rows: torch.Tensor) -> torch.Tensor:
     """(R, C-1, x, y) the shape expected of the atlases ``rows``, whose own label is not looked at."""
-    places = [(library.cases[row], int(library.slices[row])) for row in rows.tolist()] if same_case else None
-    return expected_shape(library, near, places)
+    return shape_between(library, [(library.cases[row], int(library.slices[row])) for row in rows.tolist()])
 
 
 def near_structure(library: AtlasLibrary, reach: int = 2) -> torch.Tensor:
@@ -220,9 +221,8 @@ class _EstimatorTrainer(Trainer):
         rows = torch.arange(len(library))
         self.near = _near(library, estimator.atlases, same_case, rows)
         self.expected: torch.Tensor | None = None
-        if estimator.atlases:
-            parts = zip(rows.split(256), self.near.split(256), strict=True)
-            self.expected = torch.cat([_expected(library, near, same_case, part).half() for part, near in parts])
+        if estimator.atlases and same_case:
+            self.expected = torch.cat([_expected(library, part).half() for part in rows.split(256)])
         # volumes: (row, z) of every slice that shows something; padding beyond the scan teaches nothing
         self.places: torch.Tensor | None = None
         near = near_structure(library)
@@ -237,9 +237,8 @@ class _EstimatorTrainer(Trainer):
         library = self.library
         if self.places is None:
             rows = torch.multinomial(self.chances, self.count, replacement=True, generator=random)
-            image = _slices(library, rows)
-            if self.expected is not None:
-                image = beside_atlases(image, library, self.near[rows], self.expected[rows].float())
+            shape = None if self.expected is None else self.expected[rows].float()
+            image = beside_atlases(_slices(library, rows), library, self.near[rows], shape)
             return image, foreground(library.labels[rows], library.classes)
         chosen = self.places[torch.multinomial(self.chances, self.count, replacement=True, generator=random)].tolist()
         last = library.images.shape[-1] - 1

@@ -45,8 +45,8 @@ class EstimatorSettings:
         decoder: feature channels of the decoder at strides 16, 8, 4 and 2; the finest gives the four voxels under each of its own
             at once (sub-pixel convolution, Shi et al. 2016, arXiv 1609.05158): a decoder at stride 1 would cost half of a step.
         atlases: 2: beside a slice two atlases are shown, image and label, unaligned: those most like the slice below and above it
-            (:mod:`oasis_monai.beside`), and the shape between their structures or between those of the scan's own labelled
-            slices (:mod:`oasis_monai.between`); 0: none. 2D only: volumes have one atlas for all of their slices.
+            (:mod:`oasis_monai.beside`), under slice folds with the shape between the scan's own labelled slices
+            (:mod:`oasis_monai.between`); 0: none. 2D only: volumes have one atlas for all of their slices.
         members: slice networks of different random starts that share the budget equally; their mean is the estimate.
         share: of the training budget for this network.
         volume_share: of the budget for a U-Net on the whole volume, whose estimate is averaged with that of the slices: it sees
@@ -144,15 +144,17 @@ class SliceNet(nn.Module):
 
     Args:
         classes: output channels, background included.
-        atlases: atlases behind the three slices, ``classes`` channels each: image, structures; and behind them the shape expected
-            of each structure (:func:`oasis_monai.beside.beside_atlases`). They enter the encoder by a convolution that starts
-            at zero, so that the pre-trained network first sees what it knows; and the expected shape is added to the logits,
-            so that what is learnt is where the slice differs from it.
+        atlases: atlases behind the three slices, ``classes`` channels each: image, structures
+            (:func:`oasis_monai.beside.beside_atlases`). They enter the encoder by a convolution that starts at zero, so that
+            the pre-trained network first sees what it knows; and the mean of their labels is added to the logits, so that
+            what is learnt is where the slice differs from its atlases.
+        shape: behind the atlases is the shape expected of each structure, ``classes - 1`` channels; it takes the place of the
+            mean label.
         decoder: see :class:`EstimatorSettings`.
         pretrained: load the ImageNet weights of the installed package.
 
-    Shapes: ``forward((B, 3 + extra, x, y)) -> (B, classes, x, y)`` logits, ``extra`` 0 without atlases, else
-    ``atlases * classes + classes - 1``; ``half`` runs the decoder and, while
+    Shapes: ``forward((B, 3 + extra, x, y)) -> (B, classes, x, y)`` logits, ``extra`` the channels of atlases and shape;
+    ``half`` runs the decoder and, while
     training on a CPU, the encoder's convolutions of one voxel in bfloat16.
 
     The encoder's batch norms keep the statistics of ImageNet in training as well: a batch of neighbouring slices has no
@@ -160,7 +162,12 @@ class SliceNet(nn.Module):
     """
 
     def __init__(
-        self, classes: int, atlases: int = 0, decoder: Sequence[int] = (96, 48, 32, 16), pretrained: bool = True
+        self,
+        classes: int,
+        atlases: int = 0,
+        decoder: Sequence[int] = (96, 48, 32, 16),
+        pretrained: bool = True,
+        shape: bool = False,
     ) -> None:
         super().__init__()
         from oasis_monai.features import imagenet_network, untrained_network
@@ -168,8 +175,8 @@ class SliceNet(nn.Module):
         self.encoder: Any = (imagenet_network if pretrained else untrained_network)("efficientnet-lite0")
         for unused in ("_conv_head", "_bn1", "_fc"):
             setattr(self.encoder, unused, nn.Identity())
-        self.classes = classes
-        self.extra = nn.Conv2d(atlases * classes + classes - 1, 32, 3, 2, 1) if atlases else None
+        self.classes, self.atlases, self.shape = classes, atlases, shape
+        self.extra = nn.Conv2d(atlases * classes + shape * (classes - 1), 32, 3, 2, 1) if atlases else None
         self.trust = nn.Parameter(torch.ones(())) if atlases else None
         if self.extra is not None:
             nn.init.zeros_(self.extra.weight)
@@ -206,10 +213,16 @@ class SliceNet(nn.Module):
                 h = up(torch.cat([F.interpolate(h.contiguous(), size=skip.shape[2:]), skip.contiguous()], 1))
             logits: torch.Tensor = self.last(h)
         if self.trust is not None:
-            # bounded: however far inside, the image may still say no
-            shape = 2 * torch.tanh(self.trust * REACH / 2 * (image[:, 1 - self.classes :] - 1))
-            logits = logits.float() + torch.cat([-shape.amax(1, keepdim=True), shape], 1)
+            logits = logits.float() + self._before_looking(image[:, 3:], self.trust)
         return logits[..., :height, :width]
+
+    def _before_looking(self, beside: torch.Tensor, trust: torch.Tensor) -> torch.Tensor:
+        """(B, classes, x, y) logits that the atlases, or the expected shape, speak for."""
+        if self.shape:  # bounded: however far inside, the image may still say no
+            inside = 2 * torch.tanh(trust * REACH / 2 * (beside[:, 1 - self.classes :] - 1))
+            return torch.cat([-inside.amax(1, keepdim=True), inside], 1)
+        labels = beside.unflatten(1, (self.atlases, self.classes))[:, :, 1:].mean(1)
+        return trust * (2 * torch.cat([1 - labels.sum(1, keepdim=True), labels], 1) - 1)
 
 
 class SliceNets(nn.Module):

@@ -10,7 +10,7 @@ import torch
 from oasis_monai import fusion
 from oasis_monai.align import Aligner, FieldCache, LoaTable, Warped, one_hot, with_structures
 from oasis_monai.beside import beside_atlases, flanking
-from oasis_monai.between import expected_shape, neighbours, shape_between
+from oasis_monai.between import shape_between
 from oasis_monai.errors import ConfigError
 from oasis_monai.estimator import Estimator, with_neighbours
 from oasis_monai.library import AtlasLibrary
@@ -143,8 +143,8 @@ class Segmenter:
         slices = with_neighbours(target.image)[which]
         if self.estimator_atlases:
             rows = flanking(slices, self.library, self._barred(len(slices), exclude_case))
-            places = [(target.case, z) for z in which.tolist()] if self.same_case else None
-            slices = beside_atlases(slices, self.library, rows, expected_shape(self.library, rows, places))
+            shape = self._between(target.case, which) if self.same_case else None
+            slices = beside_atlases(slices, self.library, rows, shape)
         return self.estimator(slices)[:, None]
 
     def _barred(self, images: int, case: str | None) -> Pair | None:
@@ -196,7 +196,7 @@ class Segmenter:
             made = (fields or FieldCache(None, "")).get(target.case, seen, chosen.indices, self.library, self.aligner)
             if {"OASIS", "OASIS-conditioned"} & set(methods):
                 self.loa.require(list(chosen.indices))
-        shapes = self._interpolated(target.case, which) if INTERPOLATION in methods else None
+        shapes = self._between(target.case, which) if INTERPOLATION in methods else None
         results: dict[tuple[str, int], list[Result]] = {key: [] for key in result_keys(methods, ns)}
         for i in range(len(images)):
             for key, result in self._fuse(
@@ -213,11 +213,11 @@ class Segmenter:
         stacked = {key: self._stack(parts, which, features.shape[0]) for key, parts in results.items()}
         return stacked, chosen
 
-    def _interpolated(self, case: str, which: torch.Tensor) -> torch.Tensor:
+    def _between(self, case: str, which: torch.Tensor) -> torch.Tensor:
         """(T, C-1, x, y) signed distances to the shape between the case's own labelled slices."""
         if not self.same_case or self.spatial_dims == 3:
-            raise ValueError(f"the method {INTERPOLATION!r} needs slices of the target in the library")
-        return shape_between(self.library, *neighbours(self.library, [(case, z) for z in which.tolist()]))
+            raise ValueError("a shape between slices needs slices of the target in the library")
+        return shape_between(self.library, [(case, z) for z in which.tolist()])
 
     def _stack(self, parts: list[Result], which: torch.Tensor, total: int) -> Result:
         weights = None if parts[0].weights is None else torch.stack([p.weights for p in parts if p.weights is not None])

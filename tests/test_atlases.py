@@ -15,7 +15,6 @@ from oasis_monai import atlases
 from oasis_monai.align import LoaTable
 from oasis_monai.atlases import add_atlas, list_atlases, remove_atlas
 from oasis_monai.beside import beside_atlases, flanking
-from oasis_monai.between import expected_shape
 from oasis_monai.errors import ConfigError, DataError, OasisError
 from oasis_monai.files import load_tensors
 from oasis_monai.library import AtlasLibrary
@@ -95,7 +94,7 @@ def test_an_added_case_is_an_atlas_like_those_of_training_and_removed_leaves_no_
         if "slices" in kind:
             own = torch.cat([found.context[row:, :1], image, found.context[row:, 1:]], 1)
             near = flanking(own, load_model(trained)[1].library)
-            shown = beside_atlases(own, found, near, expected_shape(found, near))
+            shown = beside_atlases(own, found, near)
             estimate = segmenter.estimator.plain()(shown)[:, 1:]
         else:
             estimate = segmenter.estimator.plain().volume(image[0])[1:][None]

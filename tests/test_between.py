@@ -1,11 +1,9 @@
 """Shape-based interpolation between labelled slices."""
 
-from dataclasses import replace
-
 import pytest
 import torch
 
-from oasis_monai.between import expected_shape, neighbours, shape_between, signed_distance
+from oasis_monai.between import neighbours, shape_between, signed_distance
 from oasis_monai.estimator import REACH
 from oasis_monai.library import AtlasLibrary
 
@@ -54,39 +52,28 @@ def test_neighbours_are_the_next_ones_of_the_same_scan_weighted_by_distance():
 
 def test_a_place_never_sees_its_own_label():
     library = discs([4, 12, 6], "aaa", [0, 1, 2])
-    assert radius(expected_shape(library, torch.tensor([[1, 1]]), [("a", 1)])[0, 0]) == pytest.approx(5, abs=0.4)
+    assert radius(shape_between(library, [("a", 1)])[0, 0]) == pytest.approx(5, abs=0.4)
 
 
 def test_the_shape_between_two_discs_is_a_disc_between():
     library = discs([6, 14], "aa", [0, 4])
-    rows, weights = neighbours(library, [("a", 1), ("a", 2), ("a", 3)])
-    between = shape_between(library, rows, weights)
+    between = shape_between(library, [("a", 1), ("a", 2), ("a", 3)])
     # outside the reach the smaller disc no longer tells how far away it is: the disc is a little larger than linear
     assert [radius(one[0]) for one in between] == pytest.approx([8, 10, 12], abs=0.8)
-    torch.testing.assert_close(between[1], shape_between(library, rows[1:2])[0])
 
 
 def test_beyond_the_last_labelled_slice_the_shape_shrinks():
-    library = discs([12], "a", [3])
-    rows, weights = neighbours(library, [("a", 4)])
-    between = shape_between(library, rows, weights)
+    between = shape_between(discs([12], "a", [3]), [("a", 4)])
     assert radius(between[0, 0]) == pytest.approx(12 - REACH, abs=0.6)
 
 
-def test_without_slices_of_its_own_a_scan_has_its_atlases():
-    library = discs([6, 10, 0], "aab", [0, 1, 0])
-    beside = torch.tensor([[0, 1], [0, 1]])
-    for places in (None, [("c", 4), ("c", 5)]):
-        assert torch.equal(expected_shape(library, beside, places), shape_between(library, beside))
-    own = expected_shape(library, beside, [("a", 2), ("c", 0)])
-    assert not torch.equal(own[0], own[1])
-    assert torch.equal(own[1], shape_between(library, beside)[1])
+def test_a_scan_without_labelled_slices_has_no_shape():
+    assert bool((shape_between(discs([6, 10], "ab", [0, 0]), [("a", 0), ("c", 1)]) == -REACH).all())
 
 
 def test_every_structure_has_a_shape_of_its_own():
     one, two = discs([8], "a", [0], classes=3), discs([5], "a", [2], classes=3, index=2)
-    library = one.merge(replace(two, slices=torch.tensor([2])))
-    between = shape_between(library, torch.tensor([[0, 1]]))
+    between = shape_between(one.merge(two), [("a", 1)])
     assert between.shape == (1, 2, 40, 40)
     assert radius(between[0, 0]) == pytest.approx(8 - REACH, abs=0.8)
     assert not (between[0, 1, 20, 30:] > 0).any()

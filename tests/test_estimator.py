@@ -100,7 +100,8 @@ def test_atlases_start_without_a_say_in_the_encoder():
     model = net(atlases=2)
     assert model.extra is not None
     assert not model.extra.weight.any()
-    assert model(torch.randn(1, 8, 32, 32)).shape == (1, 2, 32, 32)
+    assert model(torch.randn(1, 7, 32, 32)).shape == (1, 2, 32, 32)
+    assert net(atlases=2, shape=True)(torch.randn(1, 8, 32, 32)).shape == (1, 2, 32, 32)
 
 
 @pytest.mark.parametrize("size", [(32, 32), (40, 56), (33, 50)])
@@ -163,9 +164,20 @@ def test_the_budget_is_shared():
     assert TrainingSettings(iterations=1, minutes=None).part(0.1).iterations == 1
 
 
+def test_what_the_atlases_say_is_where_the_slice_network_starts_from():
+    """Without a decoder's say the result is the mean of the atlases' labels, whatever the number of classes."""
+    model = SliceNet(3, atlases=2, decoder=(8, 8, 8, 8), pretrained=False).eval()
+    for weights in model.last.parameters():
+        torch.nn.init.zeros_(weights)
+    labels = torch.nn.functional.one_hot(torch.randint(0, 3, (1, 2, 33, 40)), 3).movedim(-1, 2).float()
+    atlases = torch.cat([torch.rand(1, 2, 1, 33, 40), labels[:, :, 1:]], 2).flatten(1, 2)
+    logits = model(torch.cat([torch.rand(1, 3, 33, 40), atlases], 1))
+    torch.testing.assert_close(logits, 2 * labels.mean(1) - 1)
+
+
 def test_the_expected_shape_is_where_the_slice_network_starts_from():
     """Without a decoder's say the result is the shape expected of each structure, whatever the number of classes."""
-    model = SliceNet(3, atlases=2, decoder=(8, 8, 8, 8), pretrained=False).eval()
+    model = SliceNet(3, atlases=2, decoder=(8, 8, 8, 8), pretrained=False, shape=True).eval()
     for weights in model.last.parameters():
         torch.nn.init.zeros_(weights)
     distance = torch.full((1, 2, 33, 40), -REACH)

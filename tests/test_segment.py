@@ -286,4 +286,4 @@ def test_interpolation_is_no_method_for_a_new_scan():
     with pytest.raises(ConfigError, match=r"^methods: expected a method for new scans, found 'interpolation'"):
         check_choice(made, "interpolation", 1)
     with pytest.raises(ValueError, match="needs slices of the target"):
-        made._interpolated("a", torch.tensor([0]))
+        made._between("a", torch.tensor([0]))
