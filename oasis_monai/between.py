@@ -2,8 +2,8 @@
 
 The signed distance to the structure's edge (inside positive) is interpolated voxel by voxel; where it is positive is the shape
 between. The two are the next labelled slices of the same scan, weighted by their distance along z; atlases of other scans, not
-aligned yet, tell no such shape (docs/results/accuracy.md). The image is never looked at, so it is also what a slice fold gives
-away: see ``interpolation`` of :data:`oasis_monai.segment.METHODS`.
+aligned yet, tell less (docs/results/accuracy.md). The image is never looked at, so it is also what a slice fold gives away: see
+``interpolation`` of :data:`oasis_monai.segment.METHODS`.
 """
 
 from __future__ import annotations
@@ -27,6 +27,9 @@ def signed_distance(labels: torch.Tensor, classes: int) -> torch.Tensor:
     for row, label in enumerate(labels[:, 0].cpu().numpy()):
         for index in np.unique(label[label > 0]).tolist():
             inside = label == index
+            if inside.all():  # scipy would measure from beyond one corner
+                found[row, index - 1] = max(inside.shape)
+                continue
             edge = distance_transform_edt(inside) - distance_transform_edt(~inside)
             found[row, index - 1] = torch.from_numpy(edge.astype(np.float32)).clamp_min(-REACH)
     return found
@@ -39,7 +42,8 @@ def neighbours(library: AtlasLibrary, places: Sequence[tuple[str, int]]) -> tupl
         places: B pairs of case and slice number.
 
     Returns:
-        (B, 2) rows of the library, -1 where there is none, and (B, 2) weights of sum 1, larger for the nearer one.
+        (B, 2) rows of the library, -1 where there is none, and (B, 2) weights of sum 1, larger for the nearer one. A neighbour
+        that is not there is taken to be one slice beyond the place.
     """
     wanted = {case for case, _ in places}
     known: dict[str, list[tuple[int, int]]] = {case: [] for case in wanted}
@@ -47,27 +51,34 @@ def neighbours(library: AtlasLibrary, places: Sequence[tuple[str, int]]) -> tupl
         if case in wanted:
             known[case].append((z, row))
     rows = torch.full((len(places), 2), -1)
-    weights = torch.full((len(places), 2), 0.5)
+    weights = torch.empty(len(places), 2)
     for mine in known.values():
         mine.sort()
     for number, (case, z) in enumerate(places):
         mine = known[case]
         at = bisect_left(mine, (z, -1))
         above = at + 1 if at < len(mine) and mine[at][0] == z else at
+        low, high = z - 1, z + 1
         if at > 0:
-            rows[number, 0] = mine[at - 1][1]
+            low, rows[number, 0] = mine[at - 1]
         if above < len(mine):
-            rows[number, 1] = mine[above][1]
-        if at > 0 and above < len(mine):
-            low, high = mine[at - 1][0], mine[above][0]
-            weights[number] = torch.tensor([high - z, z - low]) / (high - low)
+            high, rows[number, 1] = mine[above]
+        weights[number] = torch.tensor([high - z, z - low]) / (high - low)
     return rows, weights
 
 
-def shape_between(library: AtlasLibrary, places: Sequence[tuple[str, int]]) -> torch.Tensor:
+def shape_between(
+    library: AtlasLibrary, places: Sequence[tuple[str, int]], otherwise: torch.Tensor | None = None
+) -> torch.Tensor:
     """(B, C-1, x, y) signed distance in voxels to the edge of the shape between the labelled :func:`neighbours` of each place;
-    a neighbour that is not there counts as one without any structure."""
+    a neighbour that is not there counts as one without any structure.
+
+    Args:
+        otherwise: (B, 2) rows of the library, between which the shape is where a scan has no other labelled slice.
+    """
     rows, weights = neighbours(library, places)
+    if otherwise is not None:
+        rows = torch.where((rows < 0).all(1, keepdim=True), otherwise, rows)
     used, where = rows.unique(return_inverse=True)
     maps = signed_distance(library.labels[used.clamp_min(0)], library.classes)
     maps[used < 0] = -REACH

@@ -16,7 +16,7 @@ from oasis_monai.beside import beside_atlases, flanking
 from oasis_monai.between import shape_between
 from oasis_monai.estimator import Estimator, EstimatorSettings, SliceNet, SliceNets, check_size, pool
 from oasis_monai.files import load_if_whole, save_tensors
-from oasis_monai.fitting import Trainer, TrainingSettings, fit, generator, network_weights
+from oasis_monai.fitting import Trainer, TrainingSettings, fit, generator, load_weights
 from oasis_monai.library import AtlasLibrary
 from oasis_monai.precision import halved
 from oasis_monai.segnets import NetworkSettings
@@ -27,11 +27,17 @@ MEMBER_SEED = 1000  # between the members of a fold; folds are 1 apart
 
 
 def make_estimator(
-    classes: int, settings: EstimatorSettings, pretrained: bool | None = None, same_case: bool = False
+    classes: int, settings: EstimatorSettings, pretrained: bool | None = None, shape: bool = False
 ) -> SliceNet | SliceNets:
-    """The slice network or networks of the settings; ``pretrained=False`` where weights are loaded over them anyway."""
+    """The slice network or networks of the settings.
+
+    Args:
+        classes: background included.
+        pretrained: in the place of the settings'; False where weights are loaded over them anyway.
+        shape: whether beside atlases the expected shape is shown, as under slice folds.
+    """
     start = settings.pretrained if pretrained is None else pretrained
-    made = [SliceNet(classes, settings.atlases, settings.decoder, start, same_case) for _ in range(settings.members)]
+    made = [SliceNet(classes, settings.atlases, settings.decoder, start, shape) for _ in range(settings.members)]
     return made[0] if len(made) == 1 else SliceNets(made)
 
 
@@ -54,9 +60,10 @@ def train_estimator(
     Args:
         library: training atlases, slices or volumes, with labels.
         folder: where ``estimator.safetensors`` (resumable checkpoint) and ``history.csv`` go; of several members those of each
-            go to a folder of its own below, until all are finished. None keeps nothing.
+            go to a folder of its own below; when all are finished only the histories stay there. None keeps nothing.
         spacing_mm: voxel size of the working grid, for the augmentation's rotations.
-        same_case: whether a slice's neighbours may be of its own case (slice folds).
+        same_case: whether a slice's neighbours may be of its own case (slice folds). With atlases beside it, a slice is then
+            also shown the shape between its case's other slices, by a network with channels for it.
 
     Raises:
         ConfigError: the grid is too small.
@@ -79,16 +86,17 @@ def train_estimator(
     if members == 1:
         return train(0, path, name)
     stored = load_if_whole(path) if path else None
-    if stored is not None:
-        model = make_estimator(library.classes, settings, False, same_case)
-        model.load_state_dict(network_weights(stored[0]))
-        return model.to(device).eval()
     files = [path.parent / f"member{number}" / FILE if path else None for number in range(members)]
-    together = SliceNets([train(i, file, f"{name} {i + 1} of {members}") for i, file in enumerate(files)]).eval()
-    if path:
-        save_tensors(path, {f"model.{k}": v for k, v in together.state_dict().items()}, {"done": True})
-        for file in filter(None, files):  # their histories stay
-            file.unlink()
+    if stored is not None:
+        together = make_estimator(library.classes, settings, False, same_case)
+        load_weights(together, stored[0], path)
+        together = together.to(device).eval()
+    else:
+        together = SliceNets([train(i, file, f"{name} {i + 1} of {members}") for i, file in enumerate(files)]).eval()
+        if path:
+            save_tensors(path, {f"model.{k}": v for k, v in together.state_dict().items()}, {"done": True})
+    for file in filter(None, files):  # their histories stay
+        file.unlink(missing_ok=True)
     return together
 
 
@@ -144,7 +152,7 @@ def estimate_library(
     found = []
     for part, of in zip(rows.split(64), near.split(64), strict=True):
         slices = _slices(library, part)
-        shape = _expected(library, part) if atlases and same_case else None
+        shape = _expected(library, part, of) if atlases and same_case else None
         slices = beside_atlases(slices, library, of, shape)
         found.append(estimator(slices)[:, 1:].half())
     return torch.cat(found)
@@ -167,9 +175,9 @@ def _near(library: AtlasLibrary, count: int, same_case: bool, rows: torch.Tensor
     return torch.cat([flanking(_slices(library, part), library, (own[part], own)) for part in parts])
 
 
-def _expected(library: AtlasLibrary, rows: torch.Tensor) -> torch.Tensor:
-    """(R, C-1, x, y) the shape expected of the atlases ``rows``, whose own label is not looked at."""
-    return shape_between(library, [(library.cases[row], int(library.slices[row])) for row in rows.tolist()])
+def _expected(library: AtlasLibrary, rows: torch.Tensor, near: torch.Tensor) -> torch.Tensor:
+    """(R, C-1, x, y) the shape expected of the atlases ``rows``, their own label not looked at; ``near``: see :func:`_near`."""
+    return shape_between(library, [(library.cases[row], int(library.slices[row])) for row in rows.tolist()], near)
 
 
 def near_structure(library: AtlasLibrary, reach: int = 2) -> torch.Tensor:
@@ -222,7 +230,7 @@ class _EstimatorTrainer(Trainer):
         self.near = _near(library, estimator.atlases, same_case, rows)
         self.expected: torch.Tensor | None = None
         if estimator.atlases and same_case:
-            self.expected = torch.cat([_expected(library, part).half() for part in rows.split(256)])
+            self.expected = torch.cat([_expected(library, part, self.near[part]).half() for part in rows.split(256)])
         # volumes: (row, z) of every slice that shows something; padding beyond the scan teaches nothing
         self.places: torch.Tensor | None = None
         near = near_structure(library)

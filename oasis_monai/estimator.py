@@ -27,7 +27,7 @@ from oasis_monai.precision import halved
 from oasis_monai.sampling import enlarge
 
 DESIGN = 2  # part of the identity of every joint model; raise it when the same settings would train other networks
-BESIDE = 3  # of those that are shown atlases: raise it when others would be chosen, or shown in another way
+BESIDE = 4  # of those that are shown atlases: raise it when others would be chosen, or shown in another way
 REACH = 5.0  # voxels: no place is further outside a structure than that, as if a slice without it had its edge so far away
 STRIDE = 16  # of the lowest level that is normalised
 ENCODER = (16, 24, 40, 112, 320)  # channels of EfficientNet-Lite0 at strides 2, 4, 8, 16, 32

@@ -137,6 +137,23 @@ def network_weights(tensors: Mapping[str, torch.Tensor]) -> dict[str, torch.Tens
     return {k.removeprefix("model."): v for k, v in tensors.items() if k.startswith("model.")}
 
 
+def load_weights(network: nn.Module, tensors: Mapping[str, torch.Tensor], path: Path | None) -> None:
+    """Give a network the weights of a checkpoint, whose tensors were read from ``path``.
+
+    Raises:
+        OasisError: they are of a network with other layers.
+    """
+    try:
+        network.load_state_dict(network_weights(tensors))
+    except RuntimeError as error:  # the file is whole: the network has since been given other layers
+        if path is None:
+            raise
+        raise OasisError(
+            f"model: {path.name}: expected the weights of this version's {type(network).__name__}, found another version's in "
+            f"{path.parent}; train the model again with this version (in a cache: remove that folder)"
+        ) from error
+
+
 def fit(trainer: Trainer, path: Path | None, progress: bool = True, name: str = "network") -> nn.Module:
     """Step until the budget is used, from the checkpoint where there is one; -> the model, in evaluation mode.
 
@@ -259,7 +276,7 @@ def _resume(path: Path | None, model: nn.Module, optimiser: torch.optim.Optimize
     if stored is None:
         return _State()
     tensors, meta = stored
-    model.load_state_dict(network_weights(tensors))
+    load_weights(model, tensors, path)
     moments: dict[int, dict[str, torch.Tensor]] = {}
     for key, value in tensors.items():
         if key.startswith("optimiser."):

@@ -21,7 +21,7 @@ from oasis_monai.estimation import make_estimator, make_whole
 from oasis_monai.estimator import Estimator
 from oasis_monai.features import Embedder, embedder
 from oasis_monai.files import digest, file_digest, load_tensors, locked, save_tensors, write_json
-from oasis_monai.fitting import network_weights
+from oasis_monai.fitting import load_weights
 from oasis_monai.fold_models import FoldModels, calibration_path, voice
 from oasis_monai.folds import Fold, Split
 from oasis_monai.library import AtlasLibrary
@@ -237,11 +237,5 @@ def _load(folder: Path, device: str, batch: int) -> tuple[Settings, Segmenter]:
 
 
 def _loaded(network: torch.nn.Module, path: Path) -> torch.nn.Module:
-    try:
-        network.load_state_dict(network_weights(load_tensors(path)[0]))
-    except RuntimeError as error:  # the folder is whole: a network that has since been given other layers
-        raise OasisError(
-            f"model: {path.name}: expected the weights of this version's {type(network).__name__}, found another version's in "
-            f"{path.parent}; train the model again with this version"
-        ) from error
+    load_weights(network, load_tensors(path)[0], path)
     return network

@@ -86,7 +86,8 @@ def check_choice(segmenter: Segmenter, method: str | None, n: int) -> str:
 class Result(NamedTuple):
     """One fused target on the working grid.
 
-    probability: (C, x, y, z) float32. weights: (T, n) per target image (T = 1, or the slices), None for STAPLE.
+    probability: (C, x, y, z) float32. weights: (T, n) per target image (T = 1, or the slices), None for STAPLE and where no atlas
+    is fused.
     agreement: (2, C-1, 2) overlap counts of what the result is made of, see :func:`oasis_monai.quality.agreement`; None
     where nothing is compared.
     """
@@ -101,7 +102,7 @@ class Segmenter:
 
     Args:
         library: the atlases: slices (``spatial_dims`` 2) or volumes (3).
-        aligner: None when only FwoW is wanted.
+        aligner: None when only methods of :data:`UNALIGNED` are wanted.
         loa: the table of R1; made anew when None.
         distance: see :func:`oasis_monai.nearest.nearest`.
         temperature: of R3, see :func:`oasis_monai.fusion.conditioned_weights`.
@@ -143,7 +144,7 @@ class Segmenter:
         slices = with_neighbours(target.image)[which]
         if self.estimator_atlases:
             rows = flanking(slices, self.library, self._barred(len(slices), exclude_case))
-            shape = self._between(target.case, which) if self.same_case else None
+            shape = self._between(target.case, which, rows) if self.same_case else None
             slices = beside_atlases(slices, self.library, rows, shape)
         return self.estimator(slices)[:, None]
 
@@ -184,7 +185,8 @@ class Segmenter:
         images = self.images(target)
         which = torch.arange(len(images)) if only is None else only
         images = images[which]
-        chosen = self.choose(features[which], max(ns), exclude_case)
+        fused = any(method not in UNFUSED for method in methods)
+        chosen = self.choose(features[which], max(ns) if fused else min(max(ns), len(self.library)), exclude_case)
         joint = self.estimator is not None and needs_estimate(methods)
         voices = self.voices(target, which, exclude_case) if joint else None
         estimates = None if voices is None else voices.mean(1)
@@ -213,11 +215,11 @@ class Segmenter:
         stacked = {key: self._stack(parts, which, features.shape[0]) for key, parts in results.items()}
         return stacked, chosen
 
-    def _between(self, case: str, which: torch.Tensor) -> torch.Tensor:
+    def _between(self, case: str, which: torch.Tensor, otherwise: torch.Tensor | None = None) -> torch.Tensor:
         """(T, C-1, x, y) signed distances to the shape between the case's own labelled slices."""
         if not self.same_case or self.spatial_dims == 3:
             raise ValueError("a shape between slices needs slices of the target in the library")
-        return shape_between(self.library, [(case, z) for z in which.tolist()])
+        return shape_between(self.library, [(case, z) for z in which.tolist()], otherwise)
 
     def _stack(self, parts: list[Result], which: torch.Tensor, total: int) -> Result:
         weights = None if parts[0].weights is None else torch.stack([p.weights for p in parts if p.weights is not None])

@@ -229,7 +229,7 @@ def _stamp(settings: Settings, prepared: Prepared) -> str:
     how = ("workers", "threads", "progress", "device", "align_batch", "cache")
     kept = {k: v for k, v in settings.to_json().items() if k not in how}
     del kept["data"]["root"]
-    return digest([kept, prepared.content, TRAINING_VERSION, SCORING_VERSION])
+    return digest([kept, settings.identity(), prepared.content, TRAINING_VERSION, SCORING_VERSION])
 
 
 def _read(path: Path) -> str | None:

@@ -116,7 +116,7 @@ def test_no_slice_is_its_own_atlas():
                     seen.append([j for one in given for j, image in enumerate(library.images) if torch.equal(image[0], one)])
                 return super().__call__(slices)
 
-        model = make_estimator(2, SMALL, same_case=same_case)
+        model = make_estimator(2, SMALL, shape=same_case)
         estimate_library(Watched(model, mirror=False), library, 2, same_case)
         assert [len(rows) for rows in seen] == [2] * len(library)
         assert not any(barred(i, j) for i, rows in enumerate(seen) for j in rows)
@@ -135,7 +135,7 @@ def test_a_target_is_shown_the_shape_that_training_showed(same_case):
 
     grid = Geometry(tuple(made[0].shape[1:]), np.eye(4))
     target, which = Preprocessed("c0", made[0], None, grid, grid), torch.tensor([2, 5, 6])
-    estimator = Watched(make_estimator(2, SMALL, same_case=same_case), mirror=False)
+    estimator = Watched(make_estimator(2, SMALL, shape=same_case), mirror=False)
     Segmenter(library, estimator=estimator, estimator_atlases=2, same_case=same_case).voices(target, which)
     rows = flanking(with_neighbours(made[0])[which], library)
     shape = shape_between(library, [("c0", z) for z in which.tolist()]) if same_case else None

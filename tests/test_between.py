@@ -47,7 +47,8 @@ def test_neighbours_are_the_next_ones_of_the_same_scan_weighted_by_distance():
     rows, weights = neighbours(library, [("a", 4), ("a", 3), ("a", 1), ("a", 9), ("b", 4), ("c", 0)])
     assert rows.tolist() == [[5, 0], [3, 0], [-1, 3], [0, -1], [-1, 4], [-1, -1]]
     torch.testing.assert_close(weights[:2], torch.tensor([[0.75, 0.25], [0.8, 0.2]]))
-    assert torch.equal(weights[2:], torch.full((4, 2), 0.5))
+    half = [0.5, 0.5]  # a neighbour that is not there is one slice beyond
+    torch.testing.assert_close(weights[2:], torch.tensor([half, [1 / 3, 2 / 3], half, half]))
 
 
 def test_a_place_never_sees_its_own_label():
@@ -63,12 +64,23 @@ def test_the_shape_between_two_discs_is_a_disc_between():
 
 
 def test_beyond_the_last_labelled_slice_the_shape_shrinks():
-    between = shape_between(discs([12], "a", [3]), [("a", 4)])
+    between = shape_between(discs([12], "a", [3]), [("a", 4), ("a", 5), ("a", 30)])
     assert radius(between[0, 0]) == pytest.approx(12 - REACH, abs=0.6)
+    assert radius(between[1, 0]) == pytest.approx(12 - 2 * REACH, abs=0.6)
+    assert not (between[2] > 0).any()
 
 
 def test_a_scan_without_labelled_slices_has_no_shape():
-    assert bool((shape_between(discs([6, 10], "ab", [0, 0]), [("a", 0), ("c", 1)]) == -REACH).all())
+    library, places = discs([6, 10, 6], "abb", [0, 0, 1]), [("a", 0), ("c", 1), ("b", 0)]
+    assert bool((shape_between(library, places)[:2] == -REACH).all())
+    between = shape_between(library, places, torch.tensor([[1, 2], [1, 1], [0, 0]]))  # but what is between two others
+    assert [radius(one[0]) for one in between[:2]] == pytest.approx([8, 10], abs=0.6)
+    assert torch.equal(between[2], shape_between(library, places)[2])
+
+
+def test_a_structure_that_fills_the_slice_has_no_edge_in_it():
+    full = signed_distance(torch.ones(1, 1, 24, 32, dtype=torch.uint8), 2)
+    assert bool((full == 32).all())
 
 
 def test_every_structure_has_a_shape_of_its_own():

@@ -160,7 +160,7 @@ def test_slice_folds_of_a_network_put_every_case_together(settings, tmp_path):
 
 def test_interpolation_trains_nothing_and_looks_at_no_image(settings, phantom, tmp_path):
     data = copied(phantom, tmp_path)
-    base = {"methods": ["interpolation"], "folds": "slice", "k": 4, "n": [1], "data": {"root": str(data)}}
+    base = {"methods": ["interpolation"], "folds": "slice", "k": 4, "n": [999], "data": {"root": str(data)}}
     first = crossval(settings(base, {"cache": str(tmp_path / "one")}, dims=2), tmp_path / "a", quiet)
     rows = scores_of(tmp_path / "a")
     assert not (tmp_path / "one" / "models").exists()

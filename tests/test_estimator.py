@@ -8,14 +8,16 @@ import torch
 
 from oasis_monai import fusion, warp
 from oasis_monai.align import Aligner, LoaTable, foreground, one_hot
-from oasis_monai.errors import ConfigError
+from oasis_monai.errors import ConfigError, OasisError
 from oasis_monai.estimation import (
     _EstimatorTrainer,
+    make_estimator,
     near_structure,
     train_estimator,
 )
 from oasis_monai.estimator import REACH, VIEWS, Estimator, EstimatorSettings, SliceNet, SliceNets, turned, with_neighbours
 from oasis_monai.features import imagenet_network
+from oasis_monai.files import save_tensors
 from oasis_monai.fitting import TrainingSettings
 from oasis_monai.fusion import without_islands
 from oasis_monai.library import AtlasLibrary
@@ -203,9 +205,11 @@ def test_members_are_trained_apart_averaged_and_kept_as_one(tmp_path):
     parts = [Estimator(member, mirror=False)(slices) for member in (one, other)]
     torch.testing.assert_close(Estimator(both, mirror=False)(slices), torch.stack(parts).mean(0))
     assert sorted(str(p.relative_to(tmp_path)) for p in tmp_path.rglob("*.safetensors")) == ["estimator.safetensors"]
+    (tmp_path / "member1" / "estimator.safetensors").write_bytes(b"what a kill left")
     again = train_estimator(
         library, (1.0, 1.0), settings, replace(short, iterations=None, minutes=60.0), 1, tmp_path, progress=False
     )
+    assert not list(tmp_path.glob("member*/*.safetensors"))
     assert all(torch.equal(again.state_dict()[name], weight) for name, weight in both.state_dict().items())
 
 
@@ -219,6 +223,14 @@ def test_a_kill_between_members_costs_no_member(tmp_path):
     again = train_estimator(library, (1.0, 1.0), settings, short, 1, tmp_path / "b", progress=False)
     assert (tmp_path / "b" / "member0" / "history.csv").stat().st_mtime_ns == before
     assert all(torch.equal(again.state_dict()[name], weight) for name, weight in whole.state_dict().items())
+
+
+@pytest.mark.parametrize("members", [1, 2])
+def test_a_cache_with_weights_of_other_layers_is_told_in_one_line(tmp_path, members):
+    made = make_estimator(2, replace(SMALL, members=members, decoder=(8, 8, 8, 4)), pretrained=False)
+    save_tensors(tmp_path / "estimator.safetensors", {f"model.{k}": v for k, v in made.state_dict().items()}, {"done": True})
+    with pytest.raises(OasisError, match=r"^model: estimator.safetensors: expected the weights of this version's SliceNet"):
+        train_estimator(discs(2), (1.0, 1.0), replace(SMALL, members=members), SHORT, 1, tmp_path, progress=False)
 
 
 def test_doubt_keeps_the_sure_and_moves_the_edge():

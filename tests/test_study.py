@@ -10,6 +10,7 @@ import pytest
 from oasis_monai import study as module
 from oasis_monai.errors import ConfigError
 from oasis_monai.folds import patient_groups
+from oasis_monai.settings import Settings
 from oasis_monai.study import Arm, Learning, Study, check_study, plan, run_study
 from oasis_monai.study_results import write_results
 from oasis_monai.tables import read_scores
@@ -154,7 +155,7 @@ def test_a_study_runs_is_joined_shown_and_goes_on_where_it_was(base, tmp_path):
     assert page.read_bytes() == first
 
 
-def test_another_setting_is_another_stamp(base, tmp_path):
+def test_another_setting_is_another_stamp(base, tmp_path, monkeypatch):
     one = {"arms": {"a": {"protocols": ["patient"], "settings": {"methods": ["FwoW"]}}}}
     lines = []
     run_study(check_study(one), base, tmp_path / "run", lines.append)
@@ -167,3 +168,8 @@ def test_another_setting_is_another_stamp(base, tmp_path):
     again = merged(base, {"n": [1, 3], "data": {"root": str(moved)}, "cache": str(tmp_path / "other"), "workers": 1})
     run_study(check_study(one), again, tmp_path / "run", lines.append)
     assert lines[-1] == "0 networks to train, 0 of 1 cross-validations to score"
+    # another version whose networks are others under the same settings
+    before = Settings.identity
+    monkeypatch.setattr(Settings, "identity", lambda self: {**before(self), "version": "next"})
+    run_study(check_study(one), again, tmp_path / "run", lines.append)
+    assert lines[-2].endswith("1 of 1 cross-validations to score")
