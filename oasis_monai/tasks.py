@@ -93,6 +93,10 @@ def _crossval(config: dict[str, Any], job: Mapping[str, Any], run_dir: Path, swe
 def _study(config: dict[str, Any], job: Mapping[str, Any], run_dir: Path, sweep_dir: Path | None) -> None:
     if job["study"] is None:
         raise ConfigError("study", "the arms of a study", None, "add experiment=paper, or write an experiment with a study")
+    from oasis_monai import distributed
+
+    if distributed.size() > 1:
+        raise ConfigError("task", "crossval or train under torchrun", "study", "start it alone; workers=N trains N at once")
     _settings(config)
     from oasis_monai.study import check_study, run_study
     from oasis_monai.study_results import write_results
