@@ -87,7 +87,7 @@ def train_estimator(
         return train(0, path, name)
     stored = load_if_whole(path) if path else None
     files = [path.parent / f"member{number}" / FILE if path else None for number in range(members)]
-    if stored is not None:
+    if path and stored:
         together = make_estimator(library.classes, settings, False, same_case)
         load_weights(together, stored[0], path)
         together = together.to(device).eval()

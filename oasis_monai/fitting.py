@@ -137,7 +137,7 @@ def network_weights(tensors: Mapping[str, torch.Tensor]) -> dict[str, torch.Tens
     return {k.removeprefix("model."): v for k, v in tensors.items() if k.startswith("model.")}
 
 
-def load_weights(network: nn.Module, tensors: Mapping[str, torch.Tensor], path: Path | None) -> None:
+def load_weights(network: nn.Module, tensors: Mapping[str, torch.Tensor], path: Path) -> None:
     """Give a network the weights of a checkpoint, whose tensors were read from ``path``.
 
     Raises:
@@ -146,8 +146,6 @@ def load_weights(network: nn.Module, tensors: Mapping[str, torch.Tensor], path: 
     try:
         network.load_state_dict(network_weights(tensors))
     except RuntimeError as error:  # the file is whole: the network has since been given other layers
-        if path is None:
-            raise
         raise OasisError(
             f"model: {path.name}: expected the weights of this version's {type(network).__name__}, found another version's in "
             f"{path.parent}; train the model again with this version (in a cache: remove that folder)"
@@ -273,7 +271,7 @@ def _save(path: Path, trainer: Trainer, state: _State) -> None:
 def _resume(path: Path | None, model: nn.Module, optimiser: torch.optim.Optimizer) -> _State:
     """Load a checkpoint into model and optimiser; a missing or damaged one starts from step 0."""
     stored = load_if_whole(path) if path else None
-    if stored is None:
+    if path is None or stored is None:
         return _State()
     tensors, meta = stored
     load_weights(model, tensors, path)

@@ -14,7 +14,7 @@ from oasis_monai.files import digest, write_json
 from oasis_monai.folds import Split, limit_training, make_split
 from oasis_monai.library import AtlasLibrary, build_library
 from oasis_monai.preprocess import PreprocessCache
-from oasis_monai.segment import UNFUSED
+from oasis_monai.segment import needs_atlases
 from oasis_monai.settings import Settings
 from oasis_monai.types import Case, Preprocessed
 
@@ -142,7 +142,7 @@ def split_of(settings: Settings, prepared: Prepared) -> Split:
     if settings.train_cases is not None:
         split = limit_training(split, settings.train_cases)
     available = min(sum(map(len, fold.train.values())) for fold in split.folds)
-    if any(method not in UNFUSED for method in settings.atlas_methods) and max(settings.n) > available:
+    if needs_atlases(settings.methods) and max(settings.n) > available:
         raise ConfigError("n", f"1 to {available}, the atlases of the smallest fold", list(settings.n), "lower n or add cases")
     if settings.joint and settings.estimator.atlases:
         sizes = [[len(images) for images in fold.train.values()] for fold in split.folds]

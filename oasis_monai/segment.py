@@ -60,6 +60,11 @@ def needs_alignment(methods: Sequence[str]) -> bool:
     return any(m not in UNALIGNED and m in METHODS for m in methods)
 
 
+def needs_atlases(methods: Sequence[str]) -> bool:
+    """Whether any of the methods fuses atlases."""
+    return any(m not in UNFUSED and m in METHODS for m in methods)
+
+
 def needs_estimate(methods: Sequence[str]) -> bool:
     """Whether a joint model's segmentation network has a part in any of the methods."""
     return any(m not in ("FwoW", INTERPOLATION) and m in METHODS for m in methods)
@@ -185,8 +190,8 @@ class Segmenter:
         images = self.images(target)
         which = torch.arange(len(images)) if only is None else only
         images = images[which]
-        fused = any(method not in UNFUSED for method in methods)
-        chosen = self.choose(features[which], max(ns) if fused else min(max(ns), len(self.library)), exclude_case)
+        most = max(ns) if needs_atlases(methods) else min(max(ns), len(self.library))  # told beside a result, not fused
+        chosen = self.choose(features[which], most, exclude_case)
         joint = self.estimator is not None and needs_estimate(methods)
         voices = self.voices(target, which, exclude_case) if joint else None
         estimates = None if voices is None else voices.mean(1)
@@ -216,7 +221,8 @@ class Segmenter:
         return stacked, chosen
 
     def _between(self, case: str, which: torch.Tensor, otherwise: torch.Tensor | None = None) -> torch.Tensor:
-        """(T, C-1, x, y) signed distances to the shape between the case's own labelled slices."""
+        """(T, C-1, x, y) signed distances to the shape between the case's own labelled slices; ``otherwise`` as for
+        :func:`oasis_monai.between.shape_between`."""
         if not self.same_case or self.spatial_dims == 3:
             raise ValueError("a shape between slices needs slices of the target in the library")
         return shape_between(self.library, [(case, z) for z in which.tolist()], otherwise)

@@ -122,9 +122,9 @@ def test_no_slice_is_its_own_atlas():
         assert not any(barred(i, j) for i, rows in enumerate(seen) for j in rows)
 
 
-@pytest.mark.parametrize("same_case", [True, False])
-def test_a_target_is_shown_the_shape_that_training_showed(same_case):
-    """Under slice folds the shape between the scan's own labelled slices, else none."""
+@pytest.mark.parametrize(("same_case", "case"), [(True, "c0"), (True, "of which nothing is labelled"), (False, "c0")])
+def test_a_target_is_shown_the_shape_that_training_showed(same_case, case):
+    """Under slice folds the shape between the scan's own labelled slices or, if there are none, its atlases; else none."""
     library, made = scans(keep=lambda case, z: z not in (2, 5, 6))
     seen = []
 
@@ -134,11 +134,11 @@ def test_a_target_is_shown_the_shape_that_training_showed(same_case):
             return super().__call__(slices)
 
     grid = Geometry(tuple(made[0].shape[1:]), np.eye(4))
-    target, which = Preprocessed("c0", made[0], None, grid, grid), torch.tensor([2, 5, 6])
+    target, which = Preprocessed(case, made[0], None, grid, grid), torch.tensor([2, 5, 6])
     estimator = Watched(make_estimator(2, SMALL, shape=same_case), mirror=False)
     Segmenter(library, estimator=estimator, estimator_atlases=2, same_case=same_case).voices(target, which)
     rows = flanking(with_neighbours(made[0])[which], library)
-    shape = shape_between(library, [("c0", z) for z in which.tolist()]) if same_case else None
+    shape = shape_between(library, [(case, z) for z in which.tolist()], rows) if same_case else None
     assert torch.equal(seen[0], beside_atlases(with_neighbours(made[0])[which], library, rows, shape))
 
 
