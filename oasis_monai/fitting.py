@@ -48,7 +48,7 @@ class TrainingSettings:
     """
 
     iterations: int | None = None
-    minutes: float | None = 12.0
+    minutes: float | None = 20.0
     lr: float = 2e-3
     schedule: str = "cosine"
     batch: int = 2
