@@ -13,6 +13,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from oasis_monai.errors import DataError, Fault
+from oasis_monai.preprocess import Preprocessing, outside_view, view_faults
 from oasis_monai.types import Case, Geometry, Volume
 from oasis_monai.volumes import read_volume
 
@@ -23,7 +24,7 @@ OUTLIER = 5.0  # robust z of log volume: one volume in 1.7 million if log-normal
 FEWEST_CASES = 8  # below, a median absolute deviation says little
 
 
-def check_cases(cases: Sequence[Case], label_values: Sequence[int]) -> list[Fault]:
+def check_cases(cases: Sequence[Case], label_values: Sequence[int], preprocessing: Preprocessing | None = None) -> list[Fault]:
     """Read every case and list everything wrong with the data set; a bad case never hides another.
 
     Errors (the case cannot be used, or would falsify the result): whatever :func:`~oasis_monai.volumes.read_volume` refuses,
@@ -31,11 +32,13 @@ def check_cases(cases: Sequence[Case], label_values: Sequence[int]) -> list[Faul
     an atlas for itself), an id given twice.
 
     Warnings (look at it): a class missing or of a few voxels, a class in several pieces (26-connected), the same voxels under
-    two ids without labels, spacing outside 0.1 to 20 mm, pixels far from square, a class volume far from the others'.
+    two ids without labels, spacing outside 0.1 to 20 mm, pixels far from square, a class volume far from the others', a label
+    that the field of view of ``preprocessing`` cuts.
 
     Args:
         cases: with or without labels.
         label_values: value in the file of each class, the background first.
+        preprocessing: the setting whose field of view the labels should fit into; None: it is not looked at.
 
     Returns:
         Faults in the order of ``cases``, those of the whole data set last; empty if all is well.
@@ -61,6 +64,8 @@ def check_cases(cases: Sequence[Case], label_values: Sequence[int]) -> list[Faul
         faults += _spacing_faults(case.id, volume.geometry)
         if volume.label is not None:
             faults += _label_faults(volume, label_values, volumes_mm3)
+            if preprocessing is not None:
+                faults += view_faults({case.id: outside_view(volume, preprocessing.working_geometry(volume.geometry))})
     faults += _repeated(cases, same)
     for index, volumes in sorted(volumes_mm3.items()):
         faults += _outliers(label_values[index], volumes)

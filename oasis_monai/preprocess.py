@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import dataclasses
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -159,11 +159,30 @@ def label_lost(volume: Volume, preprocessed: Preprocessed) -> float:
     them where the working label is empty. 0 without a label or without foreground."""
     if volume.label is None or preprocessed.label is None or not volume.label.any():
         return 0.0
-    if not preprocessed.label.any():
-        return 1.0
+    return outside_view(volume, preprocessed.geometry) if preprocessed.label.any() else 1.0
+
+
+def outside_view(volume: Volume, working: Geometry) -> float:
+    """Fraction of the native foreground outside the field of view of ``working``; 0 without a label or without foreground."""
+    if volume.label is None or not volume.label.any():
+        return 0.0
     foreground = volume.label[0] > 0
-    seen = grids.inside(preprocessed.geometry, volume.geometry, foreground.device)
+    seen = grids.inside(working, volume.geometry, foreground.device)
     return float((foreground & ~seen).sum() / foreground.sum())
+
+
+def view_faults(lost: Mapping[str, float], limit: float = 0.01) -> list[Fault]:
+    """A warning for every case of which the working field of view cuts more than the fraction ``limit`` of the label.
+
+    Args:
+        lost: case id -> :func:`label_lost` or :func:`outside_view`.
+    """
+    remedy = "enlarge preprocessing.size or preprocessing.spacing_mm: scores on the scan's own grid count that part as missed"
+    return [
+        Fault(case, "label", "all of it in the working field of view", f"{part:.1%} of it outside", remedy, "warning")
+        for case, part in sorted(lost.items())
+        if part > limit
+    ]
 
 
 class PreprocessCache:
@@ -213,14 +232,9 @@ class PreprocessCache:
             self.lost[case.id] = float(label[1]["lost"])
         return _unpacked(case.id, image[0], None if label is None else label[0]["label"])
 
-    def faults(self, limit: float = 0.01) -> list[Fault]:
-        """A warning for every case so far whose label is cut by more than the fraction ``limit``."""
-        remedy = "enlarge preprocessing.size or preprocessing.spacing_mm: scores on the scan's own grid count that part as missed"
-        return [
-            Fault(case, "label", "all of it in the working field of view", f"{lost:.1%} of it outside", remedy, "warning")
-            for case, lost in sorted(self.lost.items())
-            if lost > limit
-        ]
+    def faults(self) -> list[Fault]:
+        """:func:`view_faults` of the cases so far."""
+        return view_faults(self.lost)
 
     def content(self, path: Path) -> str:
         """sha256 of a scan's files (header and data); read again only when size or time of one of them changed."""

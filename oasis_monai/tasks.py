@@ -205,9 +205,10 @@ def _check(config: dict[str, Any], job: Mapping[str, Any], run_dir: Path, sweep_
     from oasis_monai.checks import as_table, check_cases
     from oasis_monai.files import write_text
 
-    data = _settings(config).data
+    settings = _settings(config)
+    data = settings.data
     cases, faults = survey(data.root, data.layout)
-    faults += check_cases(cases, data.label_values)
+    faults += check_cases(cases, data.label_values, settings.preprocessing)
     if job["output"]:
         write_text(Path(job["output"]) / "check.csv", as_table(faults))
     for fault in faults:

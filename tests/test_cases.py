@@ -13,6 +13,7 @@ import pytest
 from oasis_monai.cases import find_cases
 from oasis_monai.checks import check_cases
 from oasis_monai.errors import ConfigError, DataError
+from oasis_monai.preprocess import Preprocessing
 from oasis_monai.types import Case
 from tests.real import real_data
 
@@ -265,6 +266,17 @@ def test_volume_outlier(tmp_path: Path) -> None:
     assert (fault.case, fault.field, fault.severity) == ("big", "label 1", "warning")
     assert f"0.75 ml (median 0.075 ml, robust z {z:+.1f})" in fault.found
     assert check_cases(cases[4:], (0, 1)) == []  # seven cases are too few to judge
+
+
+def test_a_label_that_the_field_of_view_cuts(tmp_path: Path) -> None:
+    """Six voxels of half a millimetre along x round the centre, a view of 2 mm: the outer two are outside."""
+    cases = [make(tmp_path, "a", 1), make(tmp_path, "b", 2).without_label()]
+    wide = Preprocessing(size=(64, 64, 64), spacing_mm=(1.0, 1.0, 1.0))
+    narrow = Preprocessing(size=(2, 64, 64), spacing_mm=(1.0, 1.0, 1.0))
+    assert check_cases(cases, (0, 1), wide) == []
+    (fault,) = check_cases(cases, (0, 1), narrow)
+    assert (fault.case, fault.field, fault.severity) == ("a", "label", "warning")
+    assert fault.found == "33.3% of it outside"
 
 
 def test_everything_at_once(tmp_path: Path) -> None:

@@ -175,7 +175,13 @@ def test_a_broken_data_set_tells_all_its_faults(words, phantom, tmp_path):
 def test_check_of_a_good_data_set(words, tmp_path):
     done = run("check", *words, cwd=tmp_path)
     assert (done.code, done.err) == (0, "")
-    assert f"{CASES} cases, 0 errors" in done.out
+    assert f"{CASES} cases, 0 errors, 0 warnings" in done.out
+
+
+def test_check_looks_at_the_field_of_view(words, tmp_path):
+    done = run("check", *words, "preprocessing.spacing_mm=[0.5,0.5,0.5]", cwd=tmp_path)
+    assert done.code == 0
+    assert done.out.count("expected all of it in the working field of view") == CASES
 
 
 def test_crossval_prints_a_summary_and_report_writes_the_page_again(words, tmp_path):

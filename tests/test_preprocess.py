@@ -9,7 +9,7 @@ import torch
 
 from oasis_monai import preprocess
 from oasis_monai.errors import ConfigError
-from oasis_monai.preprocess import PreprocessCache, Preprocessing, label_lost, restore
+from oasis_monai.preprocess import PreprocessCache, Preprocessing, label_lost, restore, view_faults
 from oasis_monai.types import Case, Geometry, Volume
 from tests.real import real_data
 from tests.test_grids import WORLDS, depth, dice, ellipsoid, geometry, middle_mm, positions_mm, random_label
@@ -292,11 +292,11 @@ def test_cut_labels_are_warned_of(world_on_disk):
     cache = PreprocessCache(folder, SOLID, (0, 1, 2))
     for case in cases:
         cache.get(case)
-    faults = cache.faults(limit=0.0)
+    faults = cache.faults()
     assert [f.case for f in faults] == ["a", "b"]
     assert {f.severity for f in faults} == {"warning"}
     assert f"{cache.lost['a']:.1%} of it outside" in str(faults[0])
-    assert cache.faults(limit=1.0) == []
+    assert [f.case for f in view_faults({"c": 0.02, "d": 0.01, "b": 0.5})] == ["b", "c"]
 
 
 def test_a_real_prostate_with_an_odd_number_of_slices_keeps_its_volume(tmp_path):
@@ -311,7 +311,7 @@ def test_a_real_prostate_with_an_odd_number_of_slices_keeps_its_volume(tmp_path)
     back = restore(torch.cat([made.label == 0, made.label == 1]).float(), made.geometry, made.native).label
     assert dice(back > 0, truth > 0) > 0.98
     assert abs(float(back.sum()) / float(truth.sum()) - 1) < 0.01
-    assert cache.faults(limit=0.0) == []
+    assert cache.lost == {"Case28": 0}
 
 
 def test_geometries_survive_the_cache_to_the_last_bit(world_on_disk):

@@ -1,0 +1,283 @@
+"""Does a joint model know when it fails? Predicted against true DSC of test scans that were spoilt on purpose.
+
+    python benchmarks/failures.py [--output docs/results/quality] [--n 6] experiment=accuracy data.root=PATH cache=DIR
+
+Takes the fold models of a cross-validation (trains what ``cache`` lacks) and segments every test case of the honest patient
+folds as it is and after each of :data:`CHANGES`, made to the scan as it was read, before any preprocessing. The prediction is
+calibrated, as it is shipped, on the untouched test cases of the other folds: no spoilt scan is ever calibrated on, nor trained
+with. Truth is only moved where the anatomy is. Writes ``failures.csv`` (a row per scan and structure), ``failures.md`` and
+``failures.png``.
+
+Changes that a clinic meets (noise, ghosts of motion, thick slices, signal lost, bias field, a wrong voxel size in the header) and
+that no training here has shown in this strength, and those of a patient or file the wrong way round. They were chosen once,
+before any of them was run.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+from collections.abc import Callable
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import replace
+from multiprocessing import get_context
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import torch
+
+from oasis_monai import flags
+from oasis_monai.features import embedder, target_features
+from oasis_monai.files import atomic_path, write_text
+from oasis_monai.fold_models import FoldModels
+from oasis_monai.fusion import decide
+from oasis_monai.grids import inside
+from oasis_monai.metrics import score_case
+from oasis_monai.prepare import find_and_check, prepare, split_of
+from oasis_monai.preprocess import restore
+from oasis_monai.quality import FAILURE, SOURCES, correlation, fit, overlaps
+from oasis_monai.segment import result_keys
+from oasis_monai.settings import Settings, build
+from oasis_monai.types import Geometry, Volume
+from oasis_monai.volumes import read_volume, to_canonical
+
+CONF = Path(__file__).resolve().parents[1] / "conf"
+UNTOUCHED = "untouched"
+Change = Callable[[Volume, int], Volume]
+
+
+def noise(volume: Volume, seed: int) -> Volume:
+    """Rician noise of half the image's standard deviation."""
+    from monai.transforms import RandRicianNoise
+
+    spoil = RandRicianNoise(prob=1.0, std=0.5, relative=True, sample_std=False)
+    spoil.set_random_state(seed)
+    return _with(volume, spoil(volume.image))
+
+
+def ghosts(volume: Volume, seed: int) -> Volume:
+    """Every second line of k-space along y at two fifths: a copy of the image half a field of view away."""
+    lines = torch.fft.fft(volume.image, dim=2)
+    lines[:, :, 1::2] *= 0.4
+    return _with(volume, torch.fft.ifft(lines, dim=2).abs())
+
+
+def thick_slices(volume: Volume, seed: int) -> Volume:
+    """The mean of every three neighbouring slices in the place of each of them."""
+    parts = [part.mean(-1, keepdim=True).expand_as(part) for part in volume.image.split(3, -1)]
+    return _with(volume, torch.cat(parts, -1))
+
+
+def lost_slices(volume: Volume, seed: int) -> Volume:
+    """Every third slice without signal."""
+    image = volume.image.clone()
+    image[..., seed % 3 :: 3] = 0
+    return _with(volume, image)
+
+
+def bias_field(volume: Volume, seed: int) -> Volume:
+    """The exponential of a polynomial of third degree with coefficients up to 0.8."""
+    from monai.transforms import RandBiasField
+
+    spoil = RandBiasField(prob=1.0, degree=3, coeff_range=(-0.8, 0.8))
+    spoil.set_random_state(seed)
+    return _with(volume, spoil(volume.image))
+
+
+def inverted(volume: Volume, seed: int) -> Volume:
+    """Bright is dark: another contrast than any that was trained with."""
+    return _with(volume, volume.image.max() - volume.image)
+
+
+def turned_20(volume: Volume, seed: int) -> Volume:
+    """The patient turned by 20 degrees about the long axis."""
+    from monai.transforms import Rotate
+
+    angle = [0.0, 0.0, float(np.deg2rad(20 if seed % 2 else -20))]
+    image = Rotate(angle, mode="bilinear", padding_mode="zeros")(volume.image)
+    assert volume.label is not None
+    label = Rotate(angle, mode="nearest", padding_mode="zeros")(volume.label.float()).round().to(torch.uint8)
+    return replace(_with(volume, image), label=torch.as_tensor(np.asarray(label)))
+
+
+def turned_90(volume: Volume, seed: int) -> Volume:
+    """The patient on the side, and the header does not know."""
+    assert volume.label is not None
+    x, y, z = volume.geometry.shape
+    spacing = volume.geometry.affine.copy()
+    spacing[:3, :2] *= np.array([volume.geometry.spacing_mm[1], volume.geometry.spacing_mm[0]]) / volume.geometry.spacing_mm[:2]
+    geometry = Geometry((y, x, z), spacing)
+    return Volume(volume.case, volume.image.rot90(1, (1, 2)), volume.label.rot90(1, (1, 2)), geometry)
+
+
+def upside_down(volume: Volume, seed: int) -> Volume:
+    """The slices in reverse order: the apex where the base should be."""
+    assert volume.label is not None
+    return replace(volume, image=volume.image.flip(-1), label=volume.label.flip(-1))
+
+
+def wrong_voxel_size(volume: Volume, seed: int) -> Volume:
+    """The header says 1.5 times the voxel size in plane."""
+    affine = volume.geometry.affine.copy()
+    affine[:3, :2] *= 1.5
+    return replace(volume, geometry=Geometry(volume.geometry.shape, affine))
+
+
+CHANGES: dict[str, Change] = {
+    "noise": noise,
+    "ghosts": ghosts,
+    "thick slices": thick_slices,
+    "lost slices": lost_slices,
+    "bias field": bias_field,
+    "inverted": inverted,
+    "turned by 20 degrees": turned_20,
+    "turned by 90 degrees": turned_90,
+    "upside down": upside_down,
+    "wrong voxel size": wrong_voxel_size,
+}
+
+
+def _with(volume: Volume, image: torch.Tensor | np.ndarray) -> Volume:
+    return replace(volume, image=torch.as_tensor(np.asarray(image), dtype=torch.float32))
+
+
+def settings_of(overrides: list[str], n: int) -> Settings:
+    """The top level of the composed configuration (of a study: what its arms start from), for OASIS-joint with n atlases."""
+    from hydra import compose, initialize_config_dir
+    from omegaconf import OmegaConf
+
+    with initialize_config_dir(str(CONF), version_base="1.3"):
+        config = OmegaConf.to_container(compose("config", overrides), resolve=True)
+    assert isinstance(config, dict)
+    names = set(Settings.__dataclass_fields__)
+    return build({**{str(k): v for k, v in config.items() if k in names}, "methods": ["OASIS-joint"], "n": n, "threads": 1})
+
+
+def segment_fold(settings: Settings, index: int) -> list[dict[str, Any]]:
+    """Every test case of a fold, untouched and changed; -> rows without predictions."""
+    torch.set_num_threads(1)
+    torch.set_flush_denormal(True)
+    cache, log = Path(settings.cache), print
+    prepared = prepare(settings, find_and_check(settings, cache, log), cache, log)
+    split = split_of(settings, prepared)
+    fold = split.folds[index]
+    segmenter = FoldModels(settings, prepared, split, cache, log).segmenter(fold)
+    embed = embedder(settings.features.name, settings.features.weights)
+    limit = flags.reach(segmenter.library, settings.features.distance)
+    names, key = list(settings.data.labels), result_keys(("OASIS-joint",), settings.n)[0]
+    rows: list[dict[str, Any]] = []
+    for number, case in enumerate(sorted(fold.test)):
+        read = read_volume(prepared.cases[case], settings.data.label_values)
+        for change, spoil in {UNTOUCHED: lambda volume, seed: volume, **CHANGES}.items():
+            volume = spoil(read, 100 * index + number)
+            assert volume.label is not None
+            target = settings.preprocessing.apply(replace(volume, label=None))
+            features = target_features(target, settings.spatial_dims, embed)
+            results, chosen = segmenter(target, features, key[:1], key[1:])
+            result = results[key]
+            found = restore(result.probability, target.geometry, target.native, False, case)
+            label, spacing_mm = to_canonical(found.label.numpy(), volume.geometry.affine)
+            truth, _ = to_canonical(volume.label[0].numpy(), volume.geometry.affine)
+            assert result.agreement is not None
+            told = overlaps(result.agreement)
+            seen = inside(target.native, target.geometry)
+            doubts = [
+                flags.unlike_atlases(chosen.distances[:, 0], limit),
+                flags.empty(found.label, names),
+                flags.cut(decide(result.probability), seen, names),
+            ]
+            others = " ".join(flag.name for flag in doubts if flag is not None)
+            for score in score_case(label, truth, spacing_mm, names, ("whole",), case=case):
+                values = dict(zip(SOURCES, map(float, told[names.index(score.label)]), strict=True))
+                row = {"fold": index, "case": case, "change": change, "label": score.label, "dsc": score.dsc}
+                rows.append(row | values | {"flags": others})
+        print(f"fold {index}: {number + 1} of {len(fold.test)} cases", flush=True)
+    return rows
+
+
+def predicted(rows: pd.DataFrame) -> pd.DataFrame:
+    """Add ``predicted_dsc`` and ``unsure``, calibrated on the untouched cases of the other folds."""
+    rows = rows.copy()
+    rows["predicted_dsc"], rows["unsure"] = float("nan"), True
+    for (label, fold), own in rows.groupby(["label", "fold"]):
+        known = rows[(rows["label"] == label) & (rows["fold"] != fold) & (rows["change"] == UNTOUCHED)].dropna(subset=["dsc"])
+        model = fit(known[list(SOURCES)].to_numpy(), known["dsc"].to_numpy())
+        for i, row in own.iterrows():
+            expected = model.predict([row[s] for s in SOURCES])
+            rows.loc[i, ["predicted_dsc", "unsure"]] = [expected, model.flag(expected)]
+    return rows
+
+
+def table(rows: pd.DataFrame) -> str:
+    """Markdown: a line per change, and what all of it says together."""
+    head = (
+        "scans",
+        "cases",
+        "true DSC",
+        "predicted",
+        "mean error",
+        "r",
+        "DSC under 70 %",
+        "told: unsure",
+        "any flag",
+        "false alarms",
+    )
+    lines = [f"| {' | '.join(head)} |", "|---" * len(head) + "|"]
+    order = [UNTOUCHED, *(change for change in CHANGES if (rows["change"] == change).any())]
+    for name, part in [*((change, rows[rows["change"] == change]) for change in order), ("**all**", rows)]:
+        bad, told = part["dsc"] < FAILURE, part["unsure"].astype(bool)
+        flagged = told | (part["flags"] != "")
+        error = (part["predicted_dsc"] - part["dsc"]).abs()
+        cells = [name, len(part), *(f"{100 * v.mean():.1f}" for v in (part["dsc"], part["predicted_dsc"], error))]
+        cells += [f"{correlation(part['predicted_dsc'], part['dsc']):.2f}", bad.sum(), (bad & told).sum(), (bad & flagged).sum()]
+        lines.append(f"| {' | '.join(map(str, cells))} | {(~bad & flagged).sum()} of {(~bad).sum()} |")
+    return "\n".join(lines) + "\n"
+
+
+def plot(rows: pd.DataFrame, path: Path) -> None:
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+
+    figure, axes = pyplot.subplots(figsize=(5.6, 4.2), layout="constrained")
+    axes.plot([0, 100], [0, 100], color="0.6", linewidth=0.8)
+    axes.axhline(100 * FAILURE, color="0.6", linewidth=0.8, linestyle=":")
+    colours = pyplot.get_cmap("tab20").colors  # type: ignore[attr-defined]
+    for i, change in enumerate([UNTOUCHED, *CHANGES]):
+        part = rows[rows["change"] == change]
+        style = (
+            {"color": "black", "marker": "o"} if change == UNTOUCHED else {"color": colours[2 * i % 20], "marker": "os^Dv"[i % 5]}
+        )
+        axes.scatter(100 * part["predicted_dsc"], 100 * part["dsc"], s=13, label=change, alpha=0.8, linewidths=0, **style)
+    axes.set_xlabel("predicted DSC %")
+    axes.set_ylabel("true DSC %")
+    axes.set_xlim(0, 100)
+    axes.set_ylim(0, 100)
+    figure.legend(fontsize="small", loc="outside right upper", frameon=False)
+    with atomic_path(path) as temporary:
+        figure.savefig(temporary, dpi=110)
+    pyplot.close(figure)
+
+
+def main(arguments: list[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
+    parser.add_argument("--output", type=Path, default=Path(__file__).resolve().parents[1] / "docs" / "results" / "quality")
+    parser.add_argument("--n", type=int, default=6, help="atlases to fuse")
+    parser.add_argument("overrides", nargs="+", help="what the cross-validation was run with: experiment=accuracy data.root=PATH")
+    given = parser.parse_args(arguments)
+    settings = settings_of(given.overrides, given.n)
+    folds = range(settings.k) if settings.fold is None else [settings.fold]
+    with ProcessPoolExecutor(os.cpu_count(), get_context("spawn")) as pool:
+        parts = list(pool.map(segment_fold, [settings] * len(folds), folds))
+    rows = predicted(pd.DataFrame([row for part in parts for row in part]))
+    write_text(given.output / "failures.csv", rows.to_csv(index=False, float_format="%.4f", lineterminator="\n"))
+    write_text(given.output / "failures.md", table(rows))
+    plot(rows, given.output / "failures.png")
+    print(table(rows))
+
+
+if __name__ == "__main__":
+    main()
