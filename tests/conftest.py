@@ -112,3 +112,19 @@ def prepared(settings, tmp_path):
         return made, prepare(made, find_and_check(made, cache, lambda _: None), cache, lambda _: None)
 
     return make
+
+
+@pytest.fixture
+def aligned(monkeypatch):
+    """Number of pairs the network has aligned, counted."""
+    from oasis_monai.align import Aligner
+
+    counted = []
+    whole = Aligner.fields
+
+    def fields(self, atlases, targets):
+        counted.append(len(atlases))
+        return whole(self, atlases, targets)
+
+    monkeypatch.setattr(Aligner, "fields", fields)
+    return counted

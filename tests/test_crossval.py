@@ -1,9 +1,6 @@
-"""Cross-validation: nothing of a target's label is seen, everything is scored once, and a kill costs nothing but time."""
+"""Cross-validation: everything is scored once, on the scan's own grid, and a run explains itself."""
 
 import json
-import random
-import shutil
-import time
 from dataclasses import replace
 from pathlib import Path
 
@@ -15,50 +12,15 @@ import torch
 
 from oasis_monai import crossval as module
 from oasis_monai import prepare as prepare_module
-from oasis_monai.align import Aligner
 from oasis_monai.browser import load_browser
 from oasis_monai.crossval import crossval
 from oasis_monai.errors import ConfigError, DataError
-from oasis_monai.files import load_tensors
 from oasis_monai.fold_models import FoldModels
-from oasis_monai.folds import Split, make_split
+from oasis_monai.folds import make_split
 from oasis_monai.prepare import split_of
-from oasis_monai.segment import INTERPOLATION, JOINT_METHODS, METHODS
-from tests.command import Command, run
-from tests.conftest import CASES, JOINT, merged, overrides
-
-REGIONS = ("whole", "apex", "mid", "base")
-THREE = [f"Case{i:02d}" for i in range(3)]
-
-
-def quiet(_):
-    """No log."""
-
-
-def scores_of(folder):
-    return pd.read_csv(folder / "scores.csv", dtype={"case": str})
-
-
-def copied(folder, tmp_path):
-    return Path(shutil.copytree(folder, tmp_path / "data"))
-
-
-def pixels(folder):
-    return {path.name: np.asarray(nibabel.load(path).dataobj) for path in sorted((folder / "segmentations").glob("*.nii.gz"))}
-
-
-@pytest.fixture
-def aligned(monkeypatch):
-    """Number of pairs the network has aligned, counted."""
-    counted = []
-    whole = Aligner.fields
-
-    def fields(self, atlases, targets):
-        counted.append(len(atlases))
-        return whole(self, atlases, targets)
-
-    monkeypatch.setattr(Aligner, "fields", fields)
-    return counted
+from oasis_monai.segment import JOINT_METHODS
+from tests.conftest import CASES, JOINT
+from tests.runs import NETS, PLAIN, REGIONS, THREE, copied, quiet, scores_of
 
 
 def test_five_folds_give_one_row_per_case_region_method_and_n_and_again_the_same(settings, tmp_path):
@@ -83,52 +45,6 @@ def test_five_folds_give_one_row_per_case_region_method_and_n_and_again_the_same
     told = summary[(summary.method == "OASIS") & (summary.n == 3) & (summary.region == "whole")]
     assert told.dsc_mean.item() == pytest.approx(mean)
     assert told.cases.item() == CASES
-
-
-PLAIN = [m for m in METHODS if m not in (*JOINT_METHODS, INTERPOLATION)]
-
-
-@pytest.mark.parametrize(
-    ("model", "methods"), [({}, PLAIN), (JOINT, ["OASIS", "estimate", "OASIS-joint"])], ids=["plain", "joint"]
-)
-def test_garbage_in_the_targets_labels_changes_no_segmentation(settings, phantom, tmp_path, model, methods):
-    """The label of a test case reaches nothing but the score: not selection, not training, not fusion."""
-    data = copied(phantom, tmp_path)
-    base = merged(model, {"data": {"root": str(data)}, "methods": methods, "n": [2], "fold": 1, "save_segmentations": True})
-    crossval(settings(base, {"cache": str(tmp_path / "one")}), tmp_path / "a", quiet)
-    tested = set(scores_of(tmp_path / "a").case)
-    assert 0 < len(tested) < CASES
-    for number, case in enumerate(sorted(tested)):
-        path = data / f"{case}_segmentation.raw"
-        garbage = np.random.default_rng(number).random(path.stat().st_size) < 0.5
-        path.write_bytes(garbage.astype(np.uint8).tobytes())
-    crossval(settings(base, {"cache": str(tmp_path / "two")}), tmp_path / "b", quiet)
-    before, after = pixels(tmp_path / "a"), pixels(tmp_path / "b")
-    assert set(before) == set(after)
-    assert len(before) == len(tested) * len(methods)
-    assert all(np.array_equal(before[name], after[name]) for name in before)
-    assert scores_of(tmp_path / "b").dsc.max() < scores_of(tmp_path / "a").dsc.max()
-    # and no model: what a fold is trained on has not changed
-    models = [sorted(p.name for p in (tmp_path / cache / "models").iterdir()) for cache in ("one", "two")]
-    assert models[0] == models[1]
-
-
-def test_garbage_in_an_atlas_label_does_change_segmentations(settings, phantom, tmp_path):
-    """The counterpart: the test above would find a label that reached the method."""
-    data = copied(phantom, tmp_path)
-    base = {"data": {"root": str(data)}, "methods": ["FwoW"], "n": [2], "fold": 1, "save_segmentations": True}
-    crossval(settings(base), tmp_path / "a", quiet)
-    tested = set(scores_of(tmp_path / "a").case)
-    for i in range(CASES):
-        if f"Case{i:02d}" not in tested:
-            path = data / f"Case{i:02d}_segmentation.raw"
-            path.write_bytes(np.roll(np.frombuffer(path.read_bytes(), np.uint8), 40).tobytes())
-    crossval(settings(base), tmp_path / "b", quiet)
-    before, after = pixels(tmp_path / "a"), pixels(tmp_path / "b")
-    assert any(not np.array_equal(before[name], after[name]) for name in before)
-
-
-NETS = {"network": {"convnet": [4, 8], "unet": [4, 8], "dynunet": [4, 8]}}
 
 
 def test_networks_are_scored_once_beside_every_n_and_trained_once(settings, tmp_path, monkeypatch):
@@ -173,19 +89,6 @@ def test_interpolation_trains_nothing_and_looks_at_no_image(settings, phantom, t
     assert first.read_bytes() == second.read_bytes()
 
 
-def test_a_network_never_sees_the_label_of_its_target(settings, phantom, tmp_path):
-    data = copied(phantom, tmp_path)
-    base = NETS | {"data": {"root": str(data)}, "methods": ["U-Net3D"], "fold": 1, "save_segmentations": True}
-    crossval(settings(base, {"cache": str(tmp_path / "one")}), tmp_path / "a", quiet)
-    for case in set(scores_of(tmp_path / "a").case):
-        path = data / f"{case}_segmentation.raw"
-        path.write_bytes(np.roll(np.frombuffer(path.read_bytes(), np.uint8), 40).tobytes())
-    crossval(settings(base, {"cache": str(tmp_path / "two")}), tmp_path / "b", quiet)
-    before, after = pixels(tmp_path / "a"), pixels(tmp_path / "b")
-    assert before.keys() == after.keys()
-    assert all(np.array_equal(before[name], after[name]) for name in before)
-
-
 @pytest.mark.parametrize("folds", ["patient", "slice"])
 def test_the_browser_keeps_what_was_segmented_and_by_which_atlases(settings, tmp_path, folds):
     methods = ["OASIS", "ConvNet2D"]
@@ -214,32 +117,6 @@ def test_fewer_training_patients_are_fewer_atlases(settings, prepared, tmp_path)
     assert {len(models.library(fold)) for fold in models.split.folds} == {3}
     with pytest.raises(ConfigError, match=r"^n: expected 1 to 3"):
         split_of(replace(asked, n=(4,)), data)
-
-
-def test_targets_travel_without_labels_and_libraries_without_targets(prepared):
-    for dims in (2, 3):
-        settings, data = prepared(dims=dims)
-        assert all(target.label is None for target in data.targets.values())
-        counts = {case: len(data.rows(case)) for case in data.targets}
-        split = make_split(counts, 5, 0, "patient", dims)
-        models = FoldModels(settings, data, split, Path(settings.cache), quiet)
-        for fold in split.folds:
-            assert set(models.library(fold).cases) == set(fold.train)
-    settings, data = prepared({"folds": "slice"}, dims=2)
-    split = make_split(counts | {case: len(data.rows(case)) for case in data.targets}, 3, 0, "slice", 2)
-    for fold in split.folds:
-        library = FoldModels(settings, data, split, Path(settings.cache), quiet).library(fold)
-        held = {(case, number) for case, numbers in fold.test.items() for number in numbers}
-        assert not held & set(zip(library.cases, library.slices.tolist(), strict=True))
-
-
-def test_a_patient_on_both_sides_stops_the_run(settings, tmp_path, monkeypatch):
-    collect = prepare_module.make_split.__globals__["_collect"]
-    everything = {"Case00": (0,)}
-    monkeypatch.setitem(prepare_module.make_split.__globals__, "_collect", lambda units: everything | collect(units))
-    with pytest.raises(ValueError, match=r"\['Case00'\] on both sides"):
-        crossval(settings({"methods": ["FwoW"]}), tmp_path / "a", quiet)
-    assert not (tmp_path / "a" / "scores.csv").exists()
 
 
 def test_slice_folds_are_scored_in_3d_once_all_are_trained(settings, tmp_path, aligned):
@@ -271,82 +148,6 @@ def test_a_case_is_put_together_from_the_slices_of_each_fold():
     for part, only in zip(parts, ([0, 3], [1], [2, 4]), strict=True):
         whole = module._merge(whole, part, torch.tensor(only))
     assert whole[1, 2, 0].tolist() == [0, 1, 2, 0, 2]
-
-
-def test_a_sweep_over_n_pays_for_training_and_alignment_once(settings, tmp_path, aligned):
-    base = {"methods": ["FwoW", "FWAL"], "k": 2}
-    crossval(settings(base, {"n": 1}), tmp_path / "a", quiet)
-    assert sum(aligned) == CASES
-    stamps = {path: path.stat().st_mtime_ns for path in (tmp_path / "cache").rglob("stm.safetensors")}
-    assert len(stamps) == 2
-    crossval(settings(base, {"n": 3}), tmp_path / "b", quiet)
-    assert sum(aligned) == 3 * CASES
-    crossval(settings(base, {"n": [1, 2, 3], "methods": ["majority", "STAPLE", "FWAL"]}), tmp_path / "c", quiet)
-    assert sum(aligned) == 3 * CASES
-    assert {path: path.stat().st_mtime_ns for path in (tmp_path / "cache").rglob("stm.safetensors")} == stamps
-    joined = scores_of(tmp_path / "c")
-    for n, name in ((1, "a"), (3, "b")):
-        alone = scores_of(tmp_path / name).query("method == 'FWAL'").reset_index(drop=True)
-        again = joined.query(f"method == 'FWAL' and n == {n}").reset_index(drop=True)
-        pd.testing.assert_frame_equal(alone, again)
-
-
-def test_what_a_fold_model_is_named_by(prepared):
-    settings, data = prepared()
-    cases = dict.fromkeys(data.targets, 1)
-    cache = Path(settings.cache)
-
-    def folder(settings=settings, data=data, seed=0, protocol=None):
-        split = make_split(cases, 5, seed)
-        if protocol:
-            split = Split(protocol, seed, split.folds)
-        return FoldModels(settings, data, split, cache, quiet).folder(split.folds[2])
-
-    name = folder()
-    assert folder(replace(settings, n=(5,), methods=("STAPLE",), align_batch=2, overlays=9)) == name
-    train = make_split(cases, 5, 0).folds[2].train
-    inside, outside = next(iter(train)), next(case for case in cases if case not in train)
-    assert folder(data=replace(data, content={**data.content, outside: "x"})) == name
-    changed = [
-        folder(data=replace(data, content={**data.content, inside: "x"})),
-        folder(replace(settings, seed=1)),
-        folder(replace(settings, training=replace(settings.training, lr=1.0))),
-        folder(replace(settings, data=replace(settings.data, labels={"prostate": 2}))),
-        folder(seed=1),
-        folder(protocol="slice"),
-    ]
-    assert len({name, *changed}) == 7
-
-
-def test_a_changed_scan_is_aligned_again(settings, phantom, tmp_path):
-    """Fields belong to the scan they were made for, also where its nearest atlases stay the same."""
-    data = copied(phantom, tmp_path)
-    asked = settings({"data": {"root": str(data)}, "methods": ["FWAL"], "n": [2], "fold": 1, "save_probability": True})
-    crossval(asked, tmp_path / "a", quiet)
-    case = scores_of(tmp_path / "a").case[0]
-    path = data / f"{case}.raw"
-    values = np.frombuffer(path.read_bytes(), "<i2").astype(np.int32)
-    path.write_bytes(np.clip(values + np.random.default_rng(0).integers(0, 9, values.size), 0, 32000).astype("<i2").tobytes())
-    crossval(asked, tmp_path / "b", quiet)
-    crossval(replace(asked, cache=str(tmp_path / "fresh")), tmp_path / "c", quiet)
-    kept, fresh = (pixels(tmp_path / name) for name in ("b", "c"))
-    assert all(np.array_equal(kept[name], fresh[name]) for name in fresh)
-    assert any(not np.array_equal(fresh[name], old) for name, old in pixels(tmp_path / "a").items())
-
-
-def test_nothing_aligned_by_a_lost_model_is_used(settings, tmp_path):
-    asked = settings({"fold": 0, "methods": ["OASIS", "FWAL"], "n": [3]})
-    first = crossval(asked, tmp_path / "a", quiet)
-    (folder,) = (tmp_path / "cache" / "models").iterdir()
-    # another model's alignments lie where those of the lost model were
-    other = replace(asked, training=replace(asked.training, lr=0.3))
-    crossval(other, tmp_path / "b", quiet)
-    (wrong,) = (f for f in (tmp_path / "cache" / "models").iterdir() if f != folder)
-    for path in (*folder.glob("fields/*"), folder / "loa.safetensors"):
-        shutil.copy(wrong / path.relative_to(folder), path)
-    assert crossval(asked, tmp_path / "c", quiet).read_bytes() != first.read_bytes()
-    (folder / "stm.safetensors").write_bytes(b"lost")
-    assert crossval(asked, tmp_path / "d", quiet).read_bytes() == first.read_bytes()
 
 
 def native_affine(path):
@@ -472,86 +273,6 @@ def test_a_data_set_is_checked_again_only_when_a_file_changed(settings, phantom,
     (data / "Case03.raw").write_bytes(b"x")
     with pytest.raises(DataError, match=r"^Case03"):
         prepare_module.find_and_check(asked, Path(asked.cache), quiet)
-
-
-# Kills, by the command line -------------------------------------------------------------------------------------------------
-
-KILLED = {
-    "training": {"iterations": 8, "checkpoint_minutes": 1e-9},
-    "k": 2,
-    "n": [1, 2],
-    "methods": ["OASIS", "OASIS-consensus"],  # STAPLE would load its part of ITK at every start
-    "data": {"only": ["Case00", "Case01", "Case02", "Case03", "Case04"]},
-}
-
-
-def when(condition):
-    """Wait until a condition on the cache holds."""
-    end = time.monotonic() + 600
-    while not condition():
-        assert time.monotonic() < end
-        time.sleep(0.02)
-
-
-def test_killed_at_any_moment_and_started_again_the_scores_are_the_same_bytes(config, tmp_path):
-    words = overrides(config(KILLED))
-    started = time.monotonic()
-    done = run(*words, "cache=whole", "hydra.run.dir=whole-run", cwd=tmp_path)
-    seconds = time.monotonic() - started
-    assert done.code == 0, done.err
-    models = tmp_path / "killed" / "models"
-    moments = [
-        lambda: any(load_tensors(p)[1]["step"] >= 2 for p in models.glob("*/stm.safetensors")),  # in training
-        lambda: len(list(models.glob("*/stm.safetensors"))) == 2,  # in the second fold's training
-        lambda: len(list(models.glob("*/fields/*.safetensors"))) >= 1,  # in segmentation
-        lambda: len(list(models.glob("*/fields/*.safetensors"))) >= 4,
-    ]
-    again = [*words, "cache=killed", "hydra.run.dir=killed-run"]
-    killed = 0
-    for moment in moments:
-        command = Command(*again, cwd=tmp_path)
-        when(lambda moment=moment, command=command: moment() or not command.process.is_alive())
-        killed += command.kill_after(0)
-    at_random = random.Random(7)
-    for _ in range(2):
-        killed += Command(*again, cwd=tmp_path).kill_after(at_random.uniform(0.1, 0.8) * seconds)
-    assert killed >= 3  # the random ones may come too late on what is nearly finished
-    done = run(*again, cwd=tmp_path)
-    assert done.code == 0, done.err
-    for name in ("scores.csv", "summary.csv", "split.json"):
-        assert (tmp_path / "killed-run" / name).read_bytes() == (tmp_path / "whole-run" / name).read_bytes()
-
-
-def test_a_multirun_over_n_and_fold_joins_its_jobs(config, tmp_path):
-    words = [w for w in overrides(config({"k": 2, "methods": ["FwoW", "FWAL"]})) if not w.startswith("n=")]
-    done = run("-m", "n=1,2", "fold=0,1", "hydra.sweep.dir=sweep", *words, cwd=tmp_path)
-    assert done.code == 0, done.err
-    sweep = tmp_path / "sweep"
-    rows = scores_of(sweep)
-    assert len(rows) == CASES * len(REGIONS) * 2 * 2
-    assert set(rows.n) == {1, 2}
-    jobs = pd.concat([scores_of(sweep / str(i)) for i in range(4)])
-    assert [set(scores_of(sweep / str(i)).fold) for i in range(4)] == [{0}, {1}, {0}, {1}]
-    keys = ["case", "region", "method", "n"]
-    pd.testing.assert_frame_equal(
-        jobs.sort_values(keys).reset_index(drop=True), rows.sort_values(keys).reset_index(drop=True), check_like=True
-    )
-    assert (sweep / "report.html").stat().st_size > 1000
-    assert len(list((tmp_path / "cache" / "models").glob("*/stm.safetensors"))) == 2  # each fold once, whatever n
-    one = run(*words, "n=[1,2]", "hydra.run.dir=one", cwd=tmp_path)
-    assert one.code == 0, one.err
-    assert (tmp_path / "one" / "scores.csv").read_bytes() == (sweep / "scores.csv").read_bytes()
-
-
-def test_slice_folds_by_multirun_leave_whole_cases(config, tmp_path):
-    asked = config({"folds": "slice", "k": 2, "data": {"only": THREE}, "methods": ["FwoW", "FWAL"], "n": 1}, dims=2)
-    done = run("-m", "fold=0,1", "hydra.sweep.dir=sweep", *overrides(asked), cwd=tmp_path)
-    assert done.code == 0, done.err
-    assert "folds [1] have no model yet" in done.out
-    rows = scores_of(tmp_path / "sweep")
-    assert sorted(set(rows.case)) == THREE
-    assert len(rows) == 3 * len(REGIONS) * 2
-    assert set(rows.fold) == {-1}
 
 
 @pytest.mark.parametrize("distance", ["l2", "zscore", "variance"])

@@ -11,7 +11,7 @@ from oasis_monai.errors import ConfigError
 from oasis_monai.quality import cross_fitted
 from oasis_monai.report import write_report
 from tests.conftest import CASES, JOINT, JOINT_2D, merged
-from tests.test_crossval import THREE, quiet, scores_of
+from tests.runs import THREE, quiet, scores_of
 
 
 @pytest.mark.parametrize("dims", [2, 3])
