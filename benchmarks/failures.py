@@ -1,23 +1,18 @@
-"""Does a joint model know when it fails? Predicted against true DSC of test scans that were spoilt on purpose.
+"""Does a joint model know when it fails? Predicted against true DSC of test scans that were corrupted on purpose.
 
     python benchmarks/failures.py [--output docs/results/quality] [--n 6] experiment=accuracy data.root=PATH cache=DIR
 
 Takes the fold models of a cross-validation (trains what ``cache`` lacks) and segments every test case of the honest patient
-folds as it is and after each of :data:`CHANGES`, made to the scan as it was read, before any preprocessing. The prediction is
-calibrated, as it is shipped, on the untouched test cases of the other folds: no spoilt scan is ever calibrated on, nor trained
-with. Truth is only moved where the anatomy is. Writes ``failures.csv`` (a row per scan and structure), ``failures.md`` and
-``failures.png``.
-
-Changes that a clinic meets (noise, ghosts of motion, thick slices, signal lost, bias field, a wrong voxel size in the header) and
-that no training here has shown in this strength, and those of a patient or file the wrong way round. They were chosen once,
-before any of them was run.
+folds as it is and after each of :data:`oasis_monai.corruptions.CORRUPTIONS`. The prediction is calibrated as it is shipped: on
+the untouched cases of the other folds and on the corrupted copies that a cross-validation makes of them, but those of the very
+corruption that is tested. ``--untouched`` calibrates on untouched cases alone. Writes ``failures.csv`` (a row per scan and
+structure), ``failures.md`` and ``failures.png``.
 """
 
 from __future__ import annotations
 
 import argparse
 import os
-from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import replace
 from multiprocessing import get_context
@@ -29,6 +24,7 @@ import pandas as pd
 import torch
 
 from oasis_monai import flags
+from oasis_monai.corruptions import CORRUPTIONS, UNTOUCHED, drawn
 from oasis_monai.features import embedder, target_features
 from oasis_monai.files import atomic_path, write_text
 from oasis_monai.fold_models import FoldModels
@@ -37,110 +33,12 @@ from oasis_monai.grids import inside
 from oasis_monai.metrics import score_case
 from oasis_monai.prepare import find_and_check, prepare, split_of
 from oasis_monai.preprocess import restore
-from oasis_monai.quality import FAILURE, SOURCES, correlation, fit, overlaps
+from oasis_monai.quality import FAILURE, SOURCES, correlation, fit, known_sources, overlaps
 from oasis_monai.segment import result_keys
 from oasis_monai.settings import Settings, build
-from oasis_monai.types import Geometry, Volume
 from oasis_monai.volumes import read_volume, to_canonical
 
 CONF = Path(__file__).resolve().parents[1] / "conf"
-UNTOUCHED = "untouched"
-Change = Callable[[Volume, int], Volume]
-
-
-def noise(volume: Volume, seed: int) -> Volume:
-    """Rician noise of half the image's standard deviation."""
-    from monai.transforms import RandRicianNoise
-
-    spoil = RandRicianNoise(prob=1.0, std=0.5, relative=True, sample_std=False)
-    spoil.set_random_state(seed)
-    return _with(volume, spoil(volume.image))
-
-
-def ghosts(volume: Volume, seed: int) -> Volume:
-    """Every second line of k-space along y at two fifths: a copy of the image half a field of view away."""
-    lines = torch.fft.fft(volume.image, dim=2)
-    lines[:, :, 1::2] *= 0.4
-    return _with(volume, torch.fft.ifft(lines, dim=2).abs())
-
-
-def thick_slices(volume: Volume, seed: int) -> Volume:
-    """The mean of every three neighbouring slices in the place of each of them."""
-    parts = [part.mean(-1, keepdim=True).expand_as(part) for part in volume.image.split(3, -1)]
-    return _with(volume, torch.cat(parts, -1))
-
-
-def lost_slices(volume: Volume, seed: int) -> Volume:
-    """Every third slice without signal."""
-    image = volume.image.clone()
-    image[..., seed % 3 :: 3] = 0
-    return _with(volume, image)
-
-
-def bias_field(volume: Volume, seed: int) -> Volume:
-    """The exponential of a polynomial of third degree with coefficients up to 0.8."""
-    from monai.transforms import RandBiasField
-
-    spoil = RandBiasField(prob=1.0, degree=3, coeff_range=(-0.8, 0.8))
-    spoil.set_random_state(seed)
-    return _with(volume, spoil(volume.image))
-
-
-def inverted(volume: Volume, seed: int) -> Volume:
-    """Bright is dark: another contrast than any that was trained with."""
-    return _with(volume, volume.image.max() - volume.image)
-
-
-def turned_20(volume: Volume, seed: int) -> Volume:
-    """The patient turned by 20 degrees about the long axis."""
-    from monai.transforms import Rotate
-
-    angle = [0.0, 0.0, float(np.deg2rad(20 if seed % 2 else -20))]
-    image = Rotate(angle, mode="bilinear", padding_mode="zeros")(volume.image)
-    assert volume.label is not None
-    label = Rotate(angle, mode="nearest", padding_mode="zeros")(volume.label.float()).round().to(torch.uint8)
-    return replace(_with(volume, image), label=torch.as_tensor(np.asarray(label)))
-
-
-def turned_90(volume: Volume, seed: int) -> Volume:
-    """The patient on the side, and the header does not know."""
-    assert volume.label is not None
-    x, y, z = volume.geometry.shape
-    spacing = volume.geometry.affine.copy()
-    spacing[:3, :2] *= np.array([volume.geometry.spacing_mm[1], volume.geometry.spacing_mm[0]]) / volume.geometry.spacing_mm[:2]
-    geometry = Geometry((y, x, z), spacing)
-    return Volume(volume.case, volume.image.rot90(1, (1, 2)), volume.label.rot90(1, (1, 2)), geometry)
-
-
-def upside_down(volume: Volume, seed: int) -> Volume:
-    """The slices in reverse order: the apex where the base should be."""
-    assert volume.label is not None
-    return replace(volume, image=volume.image.flip(-1), label=volume.label.flip(-1))
-
-
-def wrong_voxel_size(volume: Volume, seed: int) -> Volume:
-    """The header says 1.5 times the voxel size in plane."""
-    affine = volume.geometry.affine.copy()
-    affine[:3, :2] *= 1.5
-    return replace(volume, geometry=Geometry(volume.geometry.shape, affine))
-
-
-CHANGES: dict[str, Change] = {
-    "noise": noise,
-    "ghosts": ghosts,
-    "thick slices": thick_slices,
-    "lost slices": lost_slices,
-    "bias field": bias_field,
-    "inverted": inverted,
-    "turned by 20 degrees": turned_20,
-    "turned by 90 degrees": turned_90,
-    "upside down": upside_down,
-    "wrong voxel size": wrong_voxel_size,
-}
-
-
-def _with(volume: Volume, image: torch.Tensor | np.ndarray) -> Volume:
-    return replace(volume, image=torch.as_tensor(np.asarray(image), dtype=torch.float32))
 
 
 def settings_of(overrides: list[str], n: int) -> Settings:
@@ -170,8 +68,8 @@ def segment_fold(settings: Settings, index: int) -> list[dict[str, Any]]:
     rows: list[dict[str, Any]] = []
     for number, case in enumerate(sorted(fold.test)):
         read = read_volume(prepared.cases[case], settings.data.label_values)
-        for change, spoil in {UNTOUCHED: lambda volume, seed: volume, **CHANGES}.items():
-            volume = spoil(read, 100 * index + number)
+        for change, corrupt in {UNTOUCHED: lambda volume, seed: volume, **CORRUPTIONS}.items():
+            volume = corrupt(read, 100 * index + number)
             assert volume.label is not None
             target = settings.preprocessing.apply(replace(volume, label=None))
             features = target_features(target, settings.spatial_dims, embed)
@@ -191,19 +89,24 @@ def segment_fold(settings: Settings, index: int) -> list[dict[str, Any]]:
             others = " ".join(flag.name for flag in doubts if flag is not None)
             for score in score_case(label, truth, spacing_mm, names, ("whole",), case=case):
                 values = dict(zip(SOURCES, map(float, told[names.index(score.label)]), strict=True))
-                row = {"fold": index, "case": case, "change": change, "label": score.label, "dsc": score.dsc}
+                row = {"fold": index, "case": case, "corruption": change, "label": score.label, "dsc": score.dsc}
                 rows.append(row | values | {"flags": others})
         print(f"fold {index}: {number + 1} of {len(fold.test)} cases", flush=True)
     return rows
 
 
-def predicted(rows: pd.DataFrame) -> pd.DataFrame:
-    """Add ``predicted_dsc`` and ``unsure``, calibrated on the untouched cases of the other folds."""
+def predicted(rows: pd.DataFrame, copies: int, seed: int) -> pd.DataFrame:
+    """Add ``predicted_dsc`` and ``unsure``, calibrated on the other folds: their untouched cases and ``copies`` of each, none of
+    the corruption that is predicted."""
     rows = rows.copy()
     rows["predicted_dsc"], rows["unsure"] = float("nan"), True
-    for (label, fold), own in rows.groupby(["label", "fold"]):
-        known = rows[(rows["label"] == label) & (rows["fold"] != fold) & (rows["change"] == UNTOUCHED)].dropna(subset=["dsc"])
-        model = fit(known[list(SOURCES)].to_numpy(), known["dsc"].to_numpy())
+    names = {case: {name for name, _ in drawn(case, copies, seed)} for case in rows["case"].unique()}
+    kept = np.array([c == UNTOUCHED or c in names[case] for case, c in zip(rows["case"], rows["corruption"], strict=True)])
+    for (label, fold, corruption), own in rows.groupby(["label", "fold", "corruption"]):
+        others = kept & (rows["label"] == label) & (rows["fold"] != fold)
+        others &= (rows["corruption"] != corruption) | (rows["corruption"] == UNTOUCHED)
+        known = rows[others].dropna(subset=["dsc"])
+        model = fit(known_sources(known[list(SOURCES)].to_numpy().tolist()), known["dsc"].to_numpy())
         for i, row in own.iterrows():
             expected = model.predict([row[s] for s in SOURCES])
             rows.loc[i, ["predicted_dsc", "unsure"]] = [expected, model.flag(expected)]
@@ -225,8 +128,8 @@ def table(rows: pd.DataFrame) -> str:
         "false alarms",
     )
     lines = [f"| {' | '.join(head)} |", "|---" * len(head) + "|"]
-    order = [UNTOUCHED, *(change for change in CHANGES if (rows["change"] == change).any())]
-    for name, part in [*((change, rows[rows["change"] == change]) for change in order), ("**all**", rows)]:
+    order = [UNTOUCHED, *(name for name in CORRUPTIONS if (rows["corruption"] == name).any())]
+    for name, part in [*((change, rows[rows["corruption"] == change]) for change in order), ("**all**", rows)]:
         bad, told = part["dsc"] < FAILURE, part["unsure"].astype(bool)
         flagged = told | (part["flags"] != "")
         error = (part["predicted_dsc"] - part["dsc"]).abs()
@@ -246,8 +149,8 @@ def plot(rows: pd.DataFrame, path: Path) -> None:
     axes.plot([0, 100], [0, 100], color="0.6", linewidth=0.8)
     axes.axhline(100 * FAILURE, color="0.6", linewidth=0.8, linestyle=":")
     colours = pyplot.get_cmap("tab20").colors  # type: ignore[attr-defined]
-    for i, change in enumerate([UNTOUCHED, *CHANGES]):
-        part = rows[rows["change"] == change]
+    for i, change in enumerate([UNTOUCHED, *CORRUPTIONS]):
+        part = rows[rows["corruption"] == change]
         style = (
             {"color": "black", "marker": "o"} if change == UNTOUCHED else {"color": colours[2 * i % 20], "marker": "os^Dv"[i % 5]}
         )
@@ -266,13 +169,15 @@ def main(arguments: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
     parser.add_argument("--output", type=Path, default=Path(__file__).resolve().parents[1] / "docs" / "results" / "quality")
     parser.add_argument("--n", type=int, default=6, help="atlases to fuse")
+    parser.add_argument("--untouched", action="store_true", help="calibrate on untouched cases alone")
     parser.add_argument("overrides", nargs="+", help="what the cross-validation was run with: experiment=accuracy data.root=PATH")
     given = parser.parse_args(arguments)
     settings = settings_of(given.overrides, given.n)
     folds = range(settings.k) if settings.fold is None else [settings.fold]
-    with ProcessPoolExecutor(os.cpu_count(), get_context("spawn")) as pool:
+    with ProcessPoolExecutor(len(os.sched_getaffinity(0)), get_context("spawn")) as pool:
         parts = list(pool.map(segment_fold, [settings] * len(folds), folds))
-    rows = predicted(pd.DataFrame([row for part in parts for row in part]))
+    rows = pd.DataFrame([row for part in parts for row in part])
+    rows = predicted(rows, 0 if given.untouched else settings.corruptions, settings.seed)
     write_text(given.output / "failures.csv", rows.to_csv(index=False, float_format="%.4f", lineterminator="\n"))
     write_text(given.output / "failures.md", table(rows))
     plot(rows, given.output / "failures.png")

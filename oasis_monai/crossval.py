@@ -17,6 +17,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from oasis_monai.corrupted import CorruptedCopies, Rows
 from oasis_monai.errors import naming
 from oasis_monai.files import write_json
 from oasis_monai.fold_models import STM, FoldModel, FoldModels, calibration_path
@@ -29,7 +30,7 @@ from oasis_monai.record import Clock, run_record
 from oasis_monai.segment import Result
 from oasis_monai.settings import Settings
 from oasis_monai.tables import method_name, read_scores, summarise, write_scores, write_summary
-from oasis_monai.types import Case, Segmentation
+from oasis_monai.types import Case, Segmentation, Volume
 from oasis_monai.workers import train_ahead
 
 Key = tuple[str, int]
@@ -73,11 +74,11 @@ def crossval(settings: Settings, run_dir: Path, log: Log = print) -> Path:
             if fold.index not in made:
                 made[fold.index] = models.model(fold)
         wanted = list(split.folds)
-    rows, shown, agreements = _score_folds(settings, prepared, split, wanted, made, models, run_dir, clock, log)
+    rows, shown, agreements, corrupted = _score_folds(settings, prepared, split, wanted, made, models, run_dir, clock, log)
     write_scores(run_dir / "scores.csv", rows)
     if rows:
         write_summary(run_dir / "summary.csv", summarise(read_scores(run_dir / "scores.csv")))
-        _predict_quality(settings, prepared, split, rows, agreements, run_dir, log)
+        _predict_quality(settings, prepared, split, rows, agreements, corrupted, run_dir, log)
         with clock("pictures"):
             _overlays(settings, prepared, rows, shown, run_dir)
     write_json(run_dir / "run.json", run_record("crossval", settings, split, len(cases), clock.seconds))
@@ -123,12 +124,13 @@ def _score_folds(
     run_dir: Path,
     clock: Clock,
     log: Log,
-) -> tuple[list[dict[str, Any]], dict[tuple[str, str, int], bytes], dict[tuple[str, str, int], torch.Tensor]]:
-    """Segment and score every case of ``folds``; -> rows, and of each (case, method, n) the label and what its parts think of
-    each other."""
+) -> tuple[list[dict[str, Any]], dict[tuple[str, str, int], bytes], dict[tuple[str, str, int], torch.Tensor], Rows]:
+    """Segment and score every case of ``folds``; -> rows, of each (case, method, n) the label and what its parts think of
+    each other, and rows of corrupted copies."""
     from tqdm import tqdm
 
     rows: list[dict[str, Any]] = []
+    copies, corrupted = CorruptedCopies(settings), Rows()
     kept: dict[tuple[str, str, int], bytes] = {}
     agreements: dict[tuple[str, str, int], torch.Tensor] = {}
     tested = {case for fold in folds for case in fold.test}
@@ -138,7 +140,9 @@ def _score_folds(
         agreements |= {(case, *key): counts for key, counts in fused.agreement.items()}
         with clock("score"), naming(case):
             target = prepared.targets[case]
-            image, reference = _native(settings, prepared.cases[case])
+            volume = _native(settings, prepared.cases[case])
+            assert volume.label is not None
+            image, reference = volume.image[0].numpy(), volume.label[0].numpy()
             maps = list(fused.probability.values())
             restored = restore_all(maps, target.geometry, target.native, settings.save_probability, case)
             labels = dict(zip(fused.probability, restored, strict=True))
@@ -150,10 +154,16 @@ def _score_folds(
             with clock("pictures"):
                 fold_index = next(f.index for f in folds if case in f.test) if split.protocol == "patient" else -1
                 _browse(settings, run_dir, split.protocol, fold_index, image, reference, labels, fused)
+        if copies.count:
+            with clock("corrupted copies"), naming(case):
+                fold = next(f for f in folds if case in f.test)
+                segmenter = made[fold.index].segmenter
+                assert segmenter is not None
+                corrupted += copies.rows(volume, segmenter, {"protocol": split.protocol, "fold": fold.index})
     for model in made.values():
         if model.segmenter is not None and model.segmenter.loa is not None:
             model.segmenter.loa.save()
-    return rows, kept, agreements
+    return rows, kept, agreements, corrupted
 
 
 def _predict_quality(
@@ -162,12 +172,13 @@ def _predict_quality(
     split: Split,
     rows: list[dict[str, Any]],
     agreements: Mapping[tuple[str, str, int], torch.Tensor],
+    corrupted: Rows,
     run_dir: Path,
     log: Log,
 ) -> None:
     """Write ``quality.csv`` and, of all honest folds, the calibrations for a model trained with the same settings."""
     groups = patient_groups(prepared.targets, settings.k, settings.seed)
-    table, models = quality_rows(rows, agreements, list(settings.data.labels), groups)
+    table, models = quality_rows(rows, agreements, list(settings.data.labels), groups, corrupted)
     write_quality(run_dir / "quality.csv", table)
     if text := quality_text(read_quality(run_dir / "quality.csv")):
         log(text)
@@ -232,13 +243,11 @@ def _merge(before: torch.Tensor | None, new: torch.Tensor, only: torch.Tensor | 
     return before
 
 
-def _native(settings: Settings, case: Case) -> tuple[np.ndarray, np.ndarray]:
-    """The target's image and reference label on its native grid, read again and only here, after segmentation."""
+def _native(settings: Settings, case: Case) -> Volume:
+    """The target with its reference label on its native grid, read again and only here, after segmentation."""
     from oasis_monai.volumes import read_volume
 
-    volume = read_volume(case, settings.data.label_values)
-    assert volume.label is not None
-    return volume.image[0].numpy(), volume.label[0].numpy()
+    return read_volume(case, settings.data.label_values)
 
 
 def _rows(

@@ -183,18 +183,22 @@ def learning_curve(frame: pd.DataFrame) -> Any | None:
 
 
 def predicted_dsc(groups: Sequence[QualityGroup]) -> Any | None:
-    """Predicted against true DSC, a panel per label, a dot per case; filled where the case was flagged. None without cases."""
+    """Predicted against true DSC, a panel per label, a dot per case, a small diamond per corrupted copy; filled where it was
+    flagged. None without cases."""
     groups = [g for g in groups if len(g.rows)]
     if not groups:
         return None
     figure = _figure(0.4 + 4.0 * len(groups), 4.0)
-    lowest = 100 * min(min(g.rows["predicted_dsc"].min(), g.rows["dsc"].min()) for g in groups)
+    lowest = 100 * min(
+        part[c].min() for g in groups for part in (g.rows, g.corrupted) if len(part) for c in ("predicted_dsc", "dsc")
+    )
     low = max(0.0, 10 * math.floor(lowest / 10))
     for ax, group in zip(figure.subplots(1, len(groups), sharey=True, squeeze=False)[0], groups, strict=True):
-        x, y, flag = (group.rows[name].to_numpy() for name in ("predicted_dsc", "dsc", "flag"))
         ax.plot([low, 100], [low, 100], color=_INK, linewidth=0.8, alpha=0.5)
-        ax.plot(100 * x[~flag], 100 * y[~flag], "o", color=COLOURS[0], markerfacecolor="none", markersize=4.5)
-        ax.plot(100 * x[flag], 100 * y[flag], "o", color=COLOURS[3], markersize=5)
+        for rows, mark, size in ((group.corrupted, "D", 3.0), (group.rows, "o", 5.0)):
+            x, y, flag = (rows[name].to_numpy() for name in ("predicted_dsc", "dsc", "flag"))
+            ax.plot(100 * x[~flag], 100 * y[~flag], mark, color=COLOURS[0], markerfacecolor="none", markersize=size)
+            ax.plot(100 * x[flag], 100 * y[flag], mark, color=COLOURS[3], markersize=size)
         _dress(ax, group.label, "predicted DSC %")
         ax.set_xlim(low, 100)
         ax.set_ylim(low, 100)

@@ -19,6 +19,7 @@ import numpy as np
 import torch
 
 from oasis_monai import grids
+from oasis_monai.corruptions import UNTOUCHED
 
 SOURCES = ("networks", "atlases")
 FAILURE = 0.70  # DSC of a whole structure below which a result is a failure
@@ -71,6 +72,13 @@ def overlaps(counts: torch.Tensor) -> np.ndarray:
     dice = np.where(both > 0, common / np.maximum(both, 1), 0.0)
     dice[both.sum(1) == 0] = math.nan
     return np.asarray(dice.T)
+
+
+def known_sources(values: Sequence[Sequence[float]]) -> np.ndarray:
+    """(N, 2) overlaps of many results: where a source compares nothing in one of them but does in others, its parts found no
+    structure at all, which is no agreement to rely on: 0. A source that no result has stays NaN."""
+    array = np.array(values, dtype=float).reshape(-1, len(SOURCES))
+    return np.where(np.isnan(array) & ~np.isnan(array).all(0), 0.0, array)
 
 
 @dataclass(frozen=True)
@@ -153,15 +161,26 @@ def fit(values: np.ndarray, dsc: Sequence[float] | np.ndarray) -> Calibration:
     return Calibration(prior.sources, tuple(map(float, weights)), offset, float(np.sqrt(np.mean(residual**2))), len(y))
 
 
-def cross_fitted(values: np.ndarray, dsc: np.ndarray, groups: Sequence[int]) -> tuple[np.ndarray, np.ndarray]:
-    """Predicted DSC and flag of every case, each from the cases of the *other* groups (folds): (N,) float and (N,) bool."""
+def cross_fitted(
+    values: np.ndarray, dsc: np.ndarray, groups: Sequence[int], corruptions: Sequence[str] | None = None
+) -> tuple[np.ndarray, np.ndarray]:
+    """Predicted DSC and flag of every result: (N,) float and (N,) bool.
+
+    Args:
+        values, dsc: as for :func:`fit`.
+        groups: fold of each; nothing is predicted from its own fold.
+        corruptions: what was done to the scan of each, :data:`oasis_monai.corruptions.UNTOUCHED` or a name. A corrupted scan is
+            not predicted from scans with the same corruption either, as a clinic's next fault will be one nobody thought of.
+    """
+    names = corruptions if corruptions is not None else [UNTOUCHED] * len(dsc)
     predicted, flags = np.full(len(dsc), math.nan), np.ones(len(dsc), bool)
-    for group in sorted(set(groups)):
-        mine = np.array([g == group for g in groups])
-        model = fit(values[~mine], dsc[~mine])
-        for i in np.flatnonzero(mine):
-            predicted[i] = model.predict(values[i])
-            flags[i] = model.flag(predicted[i])
+    for group, name in sorted(set(zip(groups, names, strict=True))):
+        others = np.array([g != group and (c != name or c == UNTOUCHED) for g, c in zip(groups, names, strict=True)])
+        model = fit(values[others], dsc[others])
+        for i, (g, c) in enumerate(zip(groups, names, strict=True)):
+            if (g, c) == (group, name):
+                predicted[i] = model.predict(values[i])
+                flags[i] = model.flag(predicted[i])
     return predicted, flags
 
 

@@ -14,12 +14,23 @@ import numpy as np
 import pandas as pd
 import torch
 
+from oasis_monai.corruptions import UNTOUCHED
 from oasis_monai.errors import DataError, Fault
 from oasis_monai.files import write_json, write_text
-from oasis_monai.quality import FAILURE, SOURCES, Calibration, correlation, cross_fitted, fit, overlaps, uncalibrated
+from oasis_monai.quality import (
+    FAILURE,
+    SOURCES,
+    Calibration,
+    correlation,
+    cross_fitted,
+    fit,
+    known_sources,
+    overlaps,
+    uncalibrated,
+)
 from oasis_monai.tables import method_name
 
-COLUMNS = ("protocol", "fold", "case", "method", "n", "label", *SOURCES, "predicted_dsc", "flag", "dsc")
+COLUMNS = ("protocol", "fold", "case", "method", "n", "label", "corruption", *SOURCES, "predicted_dsc", "flag", "dsc")
 Key = tuple[str, str, int]  # case, method, n
 
 
@@ -32,28 +43,28 @@ class QualityGroup:
     n: int
     label: str
     rows: pd.DataFrame
-    """Of :data:`COLUMNS`, the cases where truth and prediction are known."""
+    """Of :data:`COLUMNS`, the untouched cases where truth and prediction are known."""
+    corrupted: pd.DataFrame
+    """The same of their corrupted copies."""
 
-    @property
-    def correlation(self) -> float:
-        """Pearson's r of predicted and true DSC."""
-        return correlation(self.rows["predicted_dsc"], self.rows["dsc"])
 
-    @property
-    def mean_error(self) -> float:
-        """Mean absolute difference of predicted and true DSC."""
-        return float((self.rows["predicted_dsc"] - self.rows["dsc"]).abs().mean())
+def mean_error(rows: pd.DataFrame) -> float:
+    """Mean absolute difference of predicted and true DSC."""
+    return float((rows["predicted_dsc"] - rows["dsc"]).abs().mean())
 
-    @property
-    def failures(self) -> tuple[int, int, int, int]:
-        """Cases whose DSC is below :data:`oasis_monai.quality.FAILURE`; those of them flagged; all others; those flagged."""
-        bad = self.rows["dsc"] < FAILURE
-        flag = self.rows["flag"]
-        return int(bad.sum()), int((bad & flag).sum()), int((~bad).sum()), int((~bad & flag).sum())
+
+def failures(rows: pd.DataFrame) -> tuple[int, int, int, int]:
+    """Results whose DSC is below :data:`oasis_monai.quality.FAILURE`; those of them flagged; all others; those flagged."""
+    bad, flag = rows["dsc"] < FAILURE, rows["flag"]
+    return int(bad.sum()), int((bad & flag).sum()), int((~bad).sum()), int((~bad & flag).sum())
 
 
 def quality_rows(
-    scores: Iterable[Mapping[str, Any]], agreements: Mapping[Key, torch.Tensor], labels: list[str], groups: Mapping[str, int]
+    scores: Iterable[Mapping[str, Any]],
+    agreements: Mapping[Key, torch.Tensor],
+    labels: list[str],
+    groups: Mapping[str, int],
+    corrupted: Iterable[tuple[Mapping[str, Any], torch.Tensor]] = (),
 ) -> tuple[pd.DataFrame, dict[str, dict[str, Calibration]]]:
     """Predict every case from the cases of the other folds, and fit what a new scan is predicted with on all.
 
@@ -62,23 +73,24 @@ def quality_rows(
         agreements: (2, C-1, 2) counts, see :func:`oasis_monai.quality.agreement`.
         labels: structure names in the order of the classes.
         groups: case -> fold; no case is predicted from its own fold.
+        corrupted: score rows of corrupted copies of the cases, each with a ``corruption``, and the counts of its result.
 
     Returns:
         Rows of :data:`COLUMNS`; and "method-n" -> label -> calibration.
     """
     parts: dict[tuple[str, int, str], list[dict[str, Any]]] = defaultdict(list)
-    for row in scores:
-        counts = agreements.get((row["case"], row["method"], row["n"]))
+    untouched = (({**row, "corruption": UNTOUCHED}, agreements.get((row["case"], row["method"], row["n"]))) for row in scores)
+    for row, counts in [*untouched, *corrupted]:
         if row["region"] != "whole" or counts is None or math.isnan(row["dsc"]):
             continue
         told = overlaps(counts)[labels.index(row["label"])]
-        kept = {k: row[k] for k in ("protocol", "fold", "case", "method", "n", "label", "dsc")}
+        kept = {k: row[k] for k in ("protocol", "fold", "case", "method", "n", "label", "corruption", "dsc")}
         parts[row["method"], row["n"], row["label"]].append(kept | dict(zip(SOURCES, map(float, told), strict=True)))
     made: list[dict[str, Any]] = []
     models: dict[str, dict[str, Calibration]] = defaultdict(dict)
     for (method, n, label), rows in sorted(parts.items()):
-        values, dsc = np.array([[r[s] for s in SOURCES] for r in rows]), np.array([r["dsc"] for r in rows])
-        predicted, flags = cross_fitted(values, dsc, [groups[r["case"]] for r in rows])
+        values, dsc = known_sources([[r[s] for s in SOURCES] for r in rows]), np.array([r["dsc"] for r in rows])
+        predicted, flags = cross_fitted(values, dsc, [groups[r["case"]] for r in rows], [r["corruption"] for r in rows])
         models[method_name(method, n)][label] = fit(values, dsc)
         made += [r | {"predicted_dsc": float(p), "flag": bool(f)} for r, p, f in zip(rows, predicted, flags, strict=True)]
     return pd.DataFrame(made, columns=list(COLUMNS)), dict(models)
@@ -99,26 +111,39 @@ def read_quality(path: Path) -> list[QualityGroup]:
         return []
     try:
         rows = pd.read_csv(path, dtype={"case": str, "label": str, "method": str, "protocol": str}, keep_default_na=True)
+        rows["corruption"] = rows.get("corruption", UNTOUCHED)  # a file of before there were any
         rows = rows[list(COLUMNS)].astype({c: float for c in (*SOURCES, "predicted_dsc", "dsc")} | {"flag": bool, "n": int})
     except (OSError, ValueError, KeyError) as error:
         remedy = "delete it, or write it again from the run"
         raise DataError(Fault("", str(path), f"a CSV with the columns {', '.join(COLUMNS)}", str(error), remedy)) from error
     known = rows.dropna(subset=["predicted_dsc", "dsc"])
     by = ["protocol", "method", "n", "label"]
-    return [QualityGroup(str(p), str(m), int(n), str(label), part) for (p, m, n, label), part in known.groupby(by, sort=True)]
+    return [
+        QualityGroup(str(p), str(m), int(n), str(label), part[clean], part[~clean])
+        for (p, m, n, label), part in known.groupby(by, sort=True)
+        for clean in [part["corruption"] == UNTOUCHED]
+    ]
 
 
 def quality_text(groups: Iterable[QualityGroup]) -> str:
-    """Lines for a terminal: correlation, mean error, failures and false alarms of every method, n and label."""
+    """Lines for a terminal: correlation, mean error, failures and false alarms of every method, n and label, and of the
+    corrupted copies."""
     lines = []
     for g in groups:
-        bad, caught, good, alarms = g.failures
-        r = "undefined" if math.isnan(g.correlation) else f"{g.correlation:.2f}"
-        lines.append(
-            f"predicted DSC, {method_name(g.method, g.n)}, {g.label}: r {r}, mean error {100 * g.mean_error:.1f} points; "
-            f"{caught} of {bad} failures (DSC under {100 * FAILURE:.0f} %) flagged, {alarms} false alarms in {good}"
-        )
+        name = f"predicted DSC, {method_name(g.method, g.n)}, {g.label}"
+        lines += [f"{name}: {_told(g.rows)}"] if len(g.rows) else []
+        lines += [f"{name}, {len(g.corrupted)} scans corrupted on purpose: {_told(g.corrupted)}"] if len(g.corrupted) else []
     return "\n".join(lines)
+
+
+def _told(rows: pd.DataFrame) -> str:
+    bad, caught, good, alarms = failures(rows)
+    value = correlation(rows["predicted_dsc"], rows["dsc"])
+    r = "undefined" if math.isnan(value) else f"{value:.2f}"
+    return (
+        f"r {r}, mean error {100 * mean_error(rows):.1f} points; "
+        f"{caught} of {bad} failures (DSC under {100 * FAILURE:.0f} %) flagged, {alarms} false alarms in {good}"
+    )
 
 
 def write_calibrations(path: Path, models: Mapping[str, Mapping[str, Calibration]]) -> None:

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from oasis_monai.augment import Augmentation
+from oasis_monai.corruptions import CORRUPTIONS
 from oasis_monai.errors import ConfigError
 from oasis_monai.estimator import EstimatorSettings, check_size
 from oasis_monai.fitting import TrainingSettings
@@ -98,6 +99,8 @@ class Settings:
         workers: processes that train networks side by side, on one CPU core each or on the GPU they share.
         temperature: of the conditioned reading of LOA.
         align_batch: pairs per forward pass, the most that is held at once.
+        corruptions: corrupted copies of each test case (:mod:`oasis_monai.corruptions`) that the predicted DSC is fitted on
+            beside the cases themselves; 0 for none. Patient folds only.
         overlays: how many cases get a picture (those at even distances from worst to best); 0 for none.
         browser: write what the report's case browser shows.
     """
@@ -124,6 +127,7 @@ class Settings:
     workers: int = 1
     temperature: float = 0.1
     align_batch: int = 8
+    corruptions: int = 2
     overlays: int = 6
     browser: bool = True
     save_segmentations: bool = False
@@ -148,6 +152,8 @@ class Settings:
             raise ConfigError("seed", "0 to 2147483647", self.seed)
         if self.align_batch < 1:
             raise ConfigError("align_batch", "1 or more", self.align_batch)
+        if not 0 <= self.corruptions <= len(CORRUPTIONS):
+            raise ConfigError("corruptions", f"0 to {len(CORRUPTIONS)} copies of each test case", self.corruptions)
         if self.temperature <= 0:
             raise ConfigError("temperature", "a positive number", self.temperature)
         if self.threads is not None and self.threads < 1:

@@ -24,6 +24,7 @@ TINY = {
     "n": [1, 2],
     "methods": ["FwoW", "FWAL", "OASIS"],
     "overlays": 0,
+    "corruptions": 0,
     "progress": False,
 }
 TINY_2D = {

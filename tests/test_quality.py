@@ -17,10 +17,13 @@ from oasis_monai.quality import (
     correlation,
     cross_fitted,
     fit,
+    known_sources,
     overlaps,
     uncalibrated,
 )
 from oasis_monai.quality_tables import (
+    failures,
+    mean_error,
     quality_rows,
     quality_text,
     read_calibrations,
@@ -143,6 +146,41 @@ def test_no_case_is_predicted_from_its_own_fold():
     assert not np.array_equal(before[~mine], after[~mine])
 
 
+def test_no_corrupted_copy_is_predicted_from_its_own_corruption():
+    random = np.random.default_rng(4)
+    values, dsc = random.uniform(0.2, 1, (60, 2)), random.uniform(0.2, 0.9, 60)
+    groups, names = [i % 3 for i in range(60)], [("untouched", "noise", "ghosts")[i // 20] for i in range(60)]
+    before, _ = cross_fitted(values, dsc, groups, names)
+    changed = dsc.copy()
+    changed[20:40] = 0.1  # noise
+    after, _ = cross_fitted(values, changed, groups, names)
+    assert np.array_equal(before[20:40], after[20:40])
+    assert not np.isclose(before[:20], after[:20]).any()
+    assert not np.isclose(before[40:], after[40:]).any()
+
+
+def test_failures_teach_that_agreement_falls_faster_than_the_dsc():
+    """On good results alone the DSC hardly depends on the overlaps; with bad ones it does, and a failure is told as one."""
+    random = np.random.default_rng(5)
+    good = random.uniform(0.88, 0.94, 40)
+    bad = random.uniform(0.3, 0.85, 40)
+    truth = np.concatenate([np.full(40, 0.88) + random.normal(0, 0.03, 40), 1.3 * bad - 0.3])
+    values = np.repeat(np.concatenate([good, bad])[:, None], 2, 1)
+    clean, both = fit(values[:40], truth[:40]), fit(values, truth)
+    new = [0.7, 0.7]  # true DSC 0.61
+    assert clean.predict(new) > 0.75
+    assert both.predict(new) == pytest.approx(0.61, abs=0.05)
+    assert both.flag(both.predict(new))
+    assert not both.flag(both.predict([0.93, 0.93]))
+
+
+def test_no_structure_found_by_either_part_is_no_agreement_and_no_reason_to_forget_the_source():
+    values = known_sources([[0.9, 0.8], [math.nan, 0.4], [0.7, math.nan]])
+    assert values.tolist() == [[0.9, 0.8], [0.0, 0.4], [0.7, 0.0]]
+    assert np.isnan(known_sources([[math.nan, 0.4], [math.nan, math.nan]])[:, 0]).all()
+    assert known_sources([]).shape == (0, 2)
+
+
 def test_calibrations_survive_json(tmp_path):
     models = {"OASIS-joint-6": {"prostate": fit(np.random.default_rng(0).uniform(0, 1, (9, 2)), np.linspace(0.5, 0.9, 9))}}
     write_calibrations(tmp_path / "c.json", models)
@@ -172,11 +210,21 @@ def test_a_run_keeps_predictions_of_whole_structures(tmp_path):
     write_quality(tmp_path / "quality.csv", table)
     (group,) = read_quality(tmp_path / "quality.csv")
     assert sorted(group.rows["case"]) == sorted(set(truth) - {"gone"})
-    assert group.correlation > 0.99
-    assert group.mean_error < 0.01
-    assert group.failures == (5, 5, 5, int((group.rows["flag"] & (group.rows["dsc"] >= FAILURE)).sum()))
+    assert correlation(group.rows["predicted_dsc"], group.rows["dsc"]) > 0.99
+    assert mean_error(group.rows) < 0.01
+    assert failures(group.rows) == (5, 5, 5, int((group.rows["flag"] & (group.rows["dsc"] >= FAILURE)).sum()))
+    assert len(group.corrupted) == 0
     assert "5 of 5 failures" in quality_text([group])
     assert set(models) == {"OASIS-joint-6"}
+
+
+def test_a_file_of_before_corruptions_is_read(tmp_path):
+    truth = {f"case{i}": 0.5 + 0.04 * i for i in range(10)}
+    agreements = {(case, "OASIS-joint", 6): counts_of(v) for case, v in truth.items()}
+    table, _ = quality_rows(rows_of(truth), agreements, ["prostate"], {case: i % 5 for i, case in enumerate(truth)})
+    write_quality(tmp_path / "quality.csv", table.drop(columns="corruption"))
+    (group,) = read_quality(tmp_path / "quality.csv")
+    assert (len(group.rows), len(group.corrupted)) == (10, 0)
 
 
 def test_a_damaged_file_is_told(tmp_path):

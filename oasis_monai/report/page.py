@@ -222,7 +222,9 @@ def _quality(page: Page) -> str:
     return (
         f"<section><h2>Quality without ground truth</h2>{text}<figure class=curve>{svg_element(figure)}</figure><p class=note>"
         "The DSC of each case predicted from how well the parts of its result agree (networks with each other, atlases with "
-        "networks), fitted on the cases of the other folds only. Filled: flagged as a likely failure. On the line both are equal."
+        "networks), fitted on the cases of the other folds only. Circles are the scans, diamonds copies of them that were "
+        "corrupted on purpose (noise, ghosts, slices lost, wrong way round …), predicted from other folds and other "
+        "corruptions. Filled: flagged as a likely failure. On the line both are equal."
         "</p></section>"
     )
 
