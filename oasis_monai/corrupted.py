@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from oasis_monai.corruptions import CORRUPTIONS, drawn
+from oasis_monai.corruptions import CORRUPTIONS, drawn, left
 from oasis_monai.features import Embedder, embedder, target_features
 from oasis_monai.metrics import score_case
 from oasis_monai.prepare import resolve_device
@@ -46,6 +46,8 @@ class CorruptedCopies:
         settings, made = self.settings, Rows()
         for name, seed in drawn(volume.case, self.count, settings.seed):
             copy = CORRUPTIONS[name](volume, seed)
+            if not left(copy):
+                continue
             assert copy.label is not None
             target = settings.preprocessing.apply(replace(copy, label=None))
             features = target_features(target, settings.spatial_dims, self._embed)

@@ -127,6 +127,12 @@ def drawn(case: str, count: int, seed: int) -> list[tuple[str, int]]:
     return [(name, int(random.integers(2**31))) for name in names]
 
 
+def left(volume: Volume) -> bool:
+    """Whether a corruption has left anything to segment: an image that is not constant (a scan of one slice can lose it), and
+    some of the label (which may turn out of a narrow field of view)."""
+    return bool(volume.image.min() < volume.image.max()) and bool(_label(volume).any())
+
+
 def _label(volume: Volume) -> torch.Tensor:
     if volume.label is None:
         raise ValueError(f"{volume.case}: only a labelled scan is corrupted, of which the truth is known")

@@ -5,7 +5,8 @@ import pandas as pd
 import pytest
 import torch
 
-from oasis_monai.corruptions import CORRUPTIONS, UNTOUCHED, drawn
+from oasis_monai import corrupted as module
+from oasis_monai.corruptions import CORRUPTIONS, UNTOUCHED, drawn, left
 from oasis_monai.crossval import crossval
 from oasis_monai.quality_tables import read_calibrations, read_quality
 from oasis_monai.types import Geometry, Volume
@@ -52,6 +53,16 @@ def test_an_unlabelled_scan_is_not_turned():
         CORRUPTIONS["upside down"](Volume("a", volume.image, None, volume.geometry), 0)
 
 
+def test_a_copy_of_which_nothing_is_left_is_told():
+    one = Volume("a", torch.rand(1, 8, 8, 1) + 1, torch.ones(1, 8, 8, 1, dtype=torch.uint8), Geometry((8, 8, 1), np.eye(4)))
+    assert not left(CORRUPTIONS["lost slices"](one, 0))
+    assert left(CORRUPTIONS["lost slices"](one, 1))
+    corner = Volume("a", torch.rand(1, 40, 8, 2), torch.zeros(1, 40, 8, 2, dtype=torch.uint8), Geometry((40, 8, 2), np.eye(4)))
+    corner.label[:, 0, 0] = 1
+    assert left(corner)
+    assert not left(CORRUPTIONS["turned by 20 degrees"](corner, 1)) or not left(CORRUPTIONS["turned by 20 degrees"](corner, 0))
+
+
 def test_every_case_draws_its_own_and_always_the_same():
     one = {f"Case{i:02d}": drawn(f"Case{i:02d}", 3, 0) for i in range(40)}
     assert all(len({name for name, _ in names}) == 3 for names in one.values())
@@ -86,6 +97,13 @@ def test_copies_are_made_of_what_is_predicted_only(settings, tmp_path):
         folder = tmp_path / f"{method}{len(asked)}{asked.get('folds')}"
         crossval(settings({"methods": [method], "n": [1], "k": 2, "corruptions": 2} | asked, dims=2), folder, quiet)
         assert all(len(group.corrupted) == 0 for group in read_quality(folder / "quality.csv"))
+
+
+def test_a_run_goes_on_without_a_copy_of_which_nothing_is_left(settings, tmp_path, monkeypatch):
+    monkeypatch.setattr(module, "left", lambda copy: not copy.case.endswith("3"))
+    crossval(settings({"methods": ["majority"], "n": [2], "k": 2, "corruptions": 1}), tmp_path / "a", quiet)
+    (group,) = read_quality(tmp_path / "a" / "quality.csv")
+    assert (len(group.rows), len(group.corrupted)) == (CASES, CASES - 1)
 
 
 def test_the_networks_of_a_joint_model_see_the_corrupted_scan(settings, tmp_path):
