@@ -169,7 +169,7 @@ def main(arguments: list[str] | None = None) -> None:
         parts = list(pool.map(segment_fold, [settings] * len(folds), folds))
     rows = pd.DataFrame([row for part in parts for row in part])
     rows = predicted(rows, 0 if given.untouched else settings.corruptions, settings.seed)
-    write_text(given.output / "failures.csv", rows.to_csv(index=False, float_format="%.4f", lineterminator="\n"))
+    write_text(given.output / "failures.csv", rows.to_csv(index=False, float_format="%.6f", lineterminator="\n"))
     write_text(given.output / "failures.md", table(rows))
     plot(rows, given.output / "failures.png")
     print(table(rows))

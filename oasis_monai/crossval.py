@@ -136,6 +136,8 @@ def _score_folds(
     tested = {case for fold in folds for case in fold.test}
     for case in tqdm(sorted(tested), desc="segment", disable=not settings.progress):
         with clock("segment"), naming(case):
+            own = next(fold for fold in folds if case in fold.test)
+            fold_index = own.index if split.protocol == "patient" else -1
             fused = _segment(settings, prepared, split, folds, made, models, case)
         agreements |= {(case, *key): counts for key, counts in fused.agreement.items()}
         with clock("score"), naming(case):
@@ -148,18 +150,15 @@ def _score_folds(
             labels = dict(zip(fused.probability, restored, strict=True))
             for (method, n), back in labels.items():
                 kept[case, method, n] = _keep(settings, run_dir, back, method, n)
-                fold_index = next(f.index for f in folds if case in f.test) if split.protocol == "patient" else -1
                 rows += _rows(settings, split.protocol, fold_index, back, reference, method, n)
         if settings.browser:
             with clock("pictures"):
-                fold_index = next(f.index for f in folds if case in f.test) if split.protocol == "patient" else -1
                 _browse(settings, run_dir, split.protocol, fold_index, image, reference, labels, fused)
         if copies.count:
             with clock("corrupted copies"), naming(case):
-                fold = next(f for f in folds if case in f.test)
-                segmenter = made[fold.index].segmenter
+                segmenter = made[own.index].segmenter
                 assert segmenter is not None
-                corrupted += copies.rows(volume, segmenter, {"protocol": split.protocol, "fold": fold.index})
+                corrupted += copies.rows(volume, segmenter, {"protocol": split.protocol, "fold": fold_index})
     for model in made.values():
         if model.segmenter is not None and model.segmenter.loa is not None:
             model.segmenter.loa.save()
