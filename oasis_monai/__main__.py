@@ -35,7 +35,7 @@ the knobs people turn
   n=6                                  atlases to fuse; also n=[1,2,4,6]
   folds=patient|slice  k=5  fold=null  honest folds or the paper's; all folds or one
   methods=[FwoW,FWAL,OASIS,OASIS-joint]  also OASIS-consensus, OASIS-conditioned, majority, STAPLE, estimate
-  training.minutes=12                  per fold; or training.iterations=N training.minutes=null (repeatable)
+  training.minutes=20                  per fold; or training.iterations=N training.minutes=null (repeatable)
   device=auto  seed=0
 
 examples
@@ -179,13 +179,16 @@ def main() -> None:
 
 
 def _compose_and_run() -> None:
-    import hydra
-
     sys.argv = [sys.argv[0], *_arguments(sys.argv[1:])]
     # the message of a wrong override is Hydra's one line, not its stack
     os.environ.setdefault("HYDRA_FULL_ERROR", "0")
     try:
-        hydra.main(version_base="1.3", config_path="pkg://oasis_monai.conf", config_name="config")(run)()
+        import hydra
+
+        from oasis_monai import interrupts
+
+        with interrupts.repeated():
+            hydra.main(version_base="1.3", config_path="pkg://oasis_monai.conf", config_name="config")(run)()
     except KeyboardInterrupt:
         print("interrupted: give the same command again to go on; what was finished is kept", file=sys.stderr)
         sys.exit(130)

@@ -7,8 +7,9 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
+import yaml
 
-from oasis_monai.__main__ import TASKS, _arguments
+from oasis_monai.__main__ import TASKS, USAGE, _arguments
 from oasis_monai.segment import JOINT_METHODS, result_keys
 from tests.command import python, run
 from tests.conftest import CASES, overrides
@@ -27,6 +28,18 @@ def test_help_imports_nothing_heavy():
     out = python(code)
     assert out.endswith("HEAVY []\n")
     assert all(f"\n  {task} " in out for task in TASKS)
+
+
+def test_the_help_shows_the_defaults():
+    shown = {}
+    for word in USAGE.split("the knobs people turn")[1].split("examples")[0].split():
+        key, _, value = word.partition("=")
+        shown.setdefault(key, value)  # the first is the default, others are what else there is
+    conf = ROOT / "conf"
+    settings = yaml.safe_load((conf / "config.yaml").read_text())
+    for key in ("n", "k", "folds", "seed", "device", "spatial_dims"):
+        assert shown[key].split("|")[0] == str(settings[key]), key
+    assert float(shown["training.minutes"]) == yaml.safe_load((conf / "training" / "default.yaml").read_text())["minutes"]
 
 
 def test_the_library_imports_without_hydra_and_loads_monai_and_itk_only_when_used():
