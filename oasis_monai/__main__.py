@@ -186,7 +186,10 @@ def _compose_and_run() -> None:
         import hydra
 
         from oasis_monai import interrupts
+        from oasis_monai.data_files import check_data_files
 
+        with _telling():
+            check_data_files(sys.argv[1:])
         with interrupts.repeated():
             hydra.main(version_base="1.3", config_path="pkg://oasis_monai.conf", config_name="config")(run)()
     except KeyboardInterrupt:

@@ -8,7 +8,7 @@ import hashlib
 import io
 import math
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import numpy as np
 
@@ -24,7 +24,12 @@ OUTLIER = 5.0  # robust z of log volume: one volume in 1.7 million if log-normal
 FEWEST_CASES = 8  # below, a median absolute deviation says little
 
 
-def check_cases(cases: Sequence[Case], label_values: Sequence[int], preprocessing: Preprocessing | None = None) -> list[Fault]:
+def check_cases(
+    cases: Sequence[Case],
+    label_values: Sequence[int],
+    preprocessing: Preprocessing | None = None,
+    look: Callable[[Volume], None] | None = None,
+) -> list[Fault]:
     """Read every case and list everything wrong with the data set; a bad case never hides another.
 
     Errors (the case cannot be used, or would falsify the result): whatever :func:`~oasis_monai.volumes.read_volume` refuses,
@@ -39,6 +44,7 @@ def check_cases(cases: Sequence[Case], label_values: Sequence[int], preprocessin
         cases: with or without labels.
         label_values: value in the file of each class, the background first.
         preprocessing: the setting whose field of view the labels should fit into; None: it is not looked at.
+        look: called with every case that can be read, for what else is to be known of the data set.
 
     Returns:
         Faults in the order of ``cases``, those of the whole data set last; empty if all is well.
@@ -55,6 +61,8 @@ def check_cases(cases: Sequence[Case], label_values: Sequence[int], preprocessin
         except DataError as error:
             faults += error.faults
             continue
+        if look is not None:
+            look(volume)
         if float(volume.image.min()) == float(volume.image.max()):
             found = f"{float(volume.image.min()):g} everywhere"
             faults.append(Fault(case.id, "image", "different intensities", found, "export the scan again or leave it out"))

@@ -197,6 +197,17 @@ class Settings:
             raise ConfigError("estimator.volume_stride", f"a grid of {error.expected}", error.found, remedy) from None
 
     @property
+    def divisor(self) -> tuple[int, ...]:
+        """What the working grid must be a multiple of along x, y (, z) for every network of the methods."""
+        found = [(2 ** (len(self.network.channels(name)) - 1),) * self.spatial_dims for name in self.networks]
+        if self.atlas_methods:
+            found.append(self.registration.divisor(self.spatial_dims))
+        if self.joint and self._has_volume_network:
+            halved = 2 ** (len(self.network.channels(self.estimator.volume_network)) - 1)
+            found.append(tuple(s * halved for s in self.estimator.volume_stride))
+        return tuple(math.lcm(*along) for along in zip(*found, strict=True))
+
+    @property
     def atlas_methods(self) -> tuple[str, ...]:
         """Those of ``methods`` that fuse atlases, at every n."""
         return tuple(m for m in self.methods if m in METHODS)

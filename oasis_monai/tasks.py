@@ -204,15 +204,19 @@ def _check(config: dict[str, Any], job: Mapping[str, Any], run_dir: Path, sweep_
     from oasis_monai.cases import survey
     from oasis_monai.checks import as_table, check_cases
     from oasis_monai.files import write_text
+    from oasis_monai.view import Extent, extent, told
 
     settings = _settings(config)
     data = settings.data
     cases, faults = survey(data.root, data.layout)
-    faults += check_cases(cases, data.label_values, settings.preprocessing)
+    extents: list[Extent | None] = []
+    faults += check_cases(cases, data.label_values, settings.preprocessing, lambda volume: extents.append(extent(volume)))
     if job["output"]:
         write_text(Path(job["output"]) / "check.csv", as_table(faults))
     for fault in faults:
         print(f"{fault.severity}: {fault}", file=sys.stderr if fault.severity == "error" else sys.stdout)
+    for line in told([e for e in extents if e is not None], settings.preprocessing, settings.divisor):
+        print(line)
     errors = sum(fault.severity == "error" for fault in faults)
     print(f"{len(cases)} cases, {errors} errors, {len(faults) - errors} warnings")
     if errors:

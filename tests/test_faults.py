@@ -10,6 +10,7 @@ from pathlib import Path
 import pandas as pd
 import pytest
 import torch
+import yaml
 
 from oasis_monai import files
 from oasis_monai.crossval import crossval
@@ -154,13 +155,47 @@ def test_weights_that_are_a_program_are_not_run(words, tmp_path, how):
         assert not trap.exists()
 
 
-def test_a_data_set_s_yaml_names_no_program(words, tmp_path):
+PROGRAM = "hydra:\n  callbacks:\n    evil:\n      _target_: pathlib.Path.touch\n      _args_: [trap]\n"
+
+
+@pytest.mark.parametrize(
+    ("text", "found"),
+    [
+        ("_target_: pathlib.Path.touch\n_args_: [trap]\nname: evil\nroot: .\n", "names no program, found '_target_'"),
+        (f"# @package _global_\ndata: {{root: .}}\n{PROGRAM}", "names no program, found '_target_'"),
+        ("# @package _global_\ndata: {root: .}\nhydra: {run: {dir: trap}}\n", "expected the keys augmentation, data, defaults"),
+        ("# @package _global_\ndata: {root: .}\ncache: trap\n", "found 'cache'; give it on the command line"),
+        ("# @package hydra.job.env_set\nroot: .\n", "expected the package _global_, or none, found 'hydra.job.env_set'"),
+        ("# @package _global_\ndefaults: [override /hydra/launcher: joblib]\n", "defaults: expected override /GROUP: NAME"),
+        ("# mine\n# @package _global_\ndata: {root: .}\n", "in the first line, found 'it further down'; move it up"),
+        ("#@package hydra.job.env_set\nroot: .\n", "found 'hydra.job.env_set'"),
+        ("# @package _global_\ndefaults: [/hydra/callbacks: x]\n", "found '/hydra/callbacks'"),
+    ],
+)
+def test_a_data_set_s_yaml_names_no_program_and_no_place_to_write(tmp_path, text, found):
     folder = tmp_path / "conf" / "data"
     folder.mkdir(parents=True)
-    (folder / "evil.yaml").write_text(f"_target_: pathlib.Path.touch\n_args_: [{tmp_path / 'trap'}]\nname: evil\nroot: .\n")
-    done = run("--config-dir", tmp_path / "conf", "check", "data=evil", cwd=tmp_path)
-    refused(done, "error: data._args_: expected one of")
+    (folder / "evil.yaml").write_text(text)
+    done = run("--config-dir", "conf", "check", "data=evil", cwd=tmp_path)
+    refused(done, f"error: {Path('conf/data/evil.yaml')}", found)
     assert not (tmp_path / "trap").exists()
+
+
+def test_a_data_set_s_yaml_brings_its_own_grid_and_the_command_line_has_the_last_word(phantom, tmp_path):
+    folder = tmp_path / "conf" / "data"
+    folder.mkdir(parents=True)
+    own = "preprocessing: {size: [64, 96, 32], spacing_mm: [1.5, 1.0, 3.0]}\ndefaults: [override /registration: joint3d_fine]\n"
+    data = f"data: {{name: mine, root: {phantom}, layout: promise12, labels: {{gland: 1}}}}\n"
+    (folder / "mine.yaml").write_text(f"# @package _global_\n{own}{data}")
+    words = ["--config-dir=conf", "data=mine", "--cfg", "job"]
+    for more, grid in (([], "[64, 96, 32]"), (["preprocessing.size=[64,64,32]"], "[64, 64, 32]")):
+        done = run(*words, *more, cwd=tmp_path)
+        assert done.code == 0, done.err
+        config = yaml.safe_load(done.out)
+        assert str(config["preprocessing"]["size"]) == grid
+        assert config["preprocessing"]["spacing_mm"] == [1.5, 1.0, 3.0]
+        assert config["registration"]["field_stride"] == [2, 2, 2]
+        assert config["data"]["name"] == "mine"
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="this machine has a GPU")

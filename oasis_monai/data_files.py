@@ -1,0 +1,74 @@
+"""What a data set's YAML may say: it can come from someone else, so it describes, and names no program and no place to write."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+from oasis_monai.errors import ConfigError
+
+GROUPS = ("preprocessing", "features", "registration", "loss", "training", "augmentation", "network", "estimator")
+DIRECTORY = ("--config-dir", "-cd")  # Hydra's option: a folder of the user's own settings
+
+HEADER = re.compile(r"\s*#+\s*@\s*package\b")
+
+
+def check_data_files(words: Sequence[str]) -> None:
+    """Look at ``data/*.yaml`` of the folder that a command line names with ``--config-dir``.
+
+    In the package ``_global_`` such a file has the keys ``data``, ``spatial_dims`` and :data:`GROUPS`, and its ``defaults``
+    choose within these groups; else it is what goes under ``data``. A key ``_target_`` or another package is refused. What is
+    no YAML is left to Hydra to tell.
+
+    Raises:
+        ConfigError: naming the file and the key.
+    """
+    for folder in _folders(words):
+        for path in sorted((folder / "data").glob("*.yaml")):
+            _check(path)
+
+
+def _folders(words: Sequence[str]) -> Iterator[Path]:
+    for word, after in zip(words, [*words[1:], ""], strict=True):
+        option, equals, value = word.partition("=")
+        if option in DIRECTORY:
+            yield Path(value if equals else after)
+
+
+def _check(path: Path) -> None:
+    import yaml
+
+    text = path.read_text(encoding="utf-8", errors="replace")
+    try:
+        content = yaml.safe_load(text)
+    except yaml.YAMLError:
+        return
+    package = [line.split("@package", 1)[1].strip() for line in text.splitlines() if HEADER.match(line)]
+    if any(name != "_global_" for name in package):
+        raise ConfigError(str(path), "the package _global_, or none", package[0])
+    if package and not HEADER.match(text.lstrip()):  # Hydra reads no header after another line
+        raise ConfigError(str(path), "# @package _global_ in the first line", "it further down", "move it up")
+    if not isinstance(content, dict):
+        return
+    for key in _keys(content):
+        if key.startswith("_target_"):
+            raise ConfigError(str(path), "a description of a data set, which names no program", key, "leave it out")
+    allowed = {"data", "spatial_dims", "defaults", *GROUPS}
+    if package and (others := sorted(str(key) for key in content if key not in allowed)):
+        raise ConfigError(str(path), f"the keys {', '.join(sorted(allowed))}", others[0], "give it on the command line")
+    for entry in content.get("defaults") or []:
+        group = next(iter(entry)) if isinstance(entry, dict) and len(entry) == 1 else entry
+        if group != "_self_" and group not in {f"override /{name}" for name in GROUPS}:
+            raise ConfigError(f"{path}: defaults", f"override /GROUP: NAME with one of {', '.join(GROUPS)}", str(group))
+
+
+def _keys(content: Any) -> Iterator[str]:
+    if isinstance(content, dict):
+        for key, value in content.items():
+            yield str(key)
+            yield from _keys(value)
+    elif isinstance(content, list):
+        for value in content:
+            yield from _keys(value)
