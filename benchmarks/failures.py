@@ -4,8 +4,8 @@
 
 Takes the fold models of a cross-validation (trains what ``cache`` lacks) and segments every test case of the honest patient
 folds as it is and after each of :data:`oasis_monai.corruptions.CORRUPTIONS`. The prediction is calibrated as it is shipped: on
-the untouched cases of the other folds and on the corrupted copies that a cross-validation makes of them, but those of the very
-corruption that is tested. ``--untouched`` calibrates on untouched cases alone. Writes ``failures.csv`` (a row per scan and
+the untouched cases of the other folds and on the copies that a cross-validation makes of them, but those of the very corruption
+that is tested. ``--untouched`` calibrates on untouched cases alone. Writes ``failures.csv`` (a row per scan and
 structure), ``failures.md`` and ``failures.png``.
 """
 
@@ -14,29 +14,26 @@ from __future__ import annotations
 import argparse
 import os
 from concurrent.futures import ProcessPoolExecutor
-from dataclasses import replace
 from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pandas as pd
 import torch
 
 from oasis_monai import flags
-from oasis_monai.corruptions import CORRUPTIONS, UNTOUCHED, drawn
-from oasis_monai.features import embedder, target_features
+from oasis_monai.corrupted import segmented
+from oasis_monai.corruptions import CORRUPTIONS, UNTOUCHED, drawn, left
+from oasis_monai.features import embedder
 from oasis_monai.files import atomic_path, write_text
 from oasis_monai.fold_models import FoldModels
 from oasis_monai.fusion import decide
 from oasis_monai.grids import inside
-from oasis_monai.metrics import score_case
 from oasis_monai.prepare import find_and_check, prepare, split_of
-from oasis_monai.preprocess import restore
-from oasis_monai.quality import FAILURE, SOURCES, correlation, fit, known_sources, overlaps
+from oasis_monai.quality import FAILURE, SOURCES, correlation, cross_fitted, overlaps
 from oasis_monai.segment import result_keys
 from oasis_monai.settings import Settings, build
-from oasis_monai.volumes import read_volume, to_canonical
+from oasis_monai.volumes import read_volume
 
 CONF = Path(__file__).resolve().parents[1] / "conf"
 
@@ -64,53 +61,49 @@ def segment_fold(settings: Settings, index: int) -> list[dict[str, Any]]:
     segmenter = FoldModels(settings, prepared, split, cache, log).segmenter(fold)
     embed = embedder(settings.features.name, settings.features.weights)
     limit = flags.reach(segmenter.library, settings.features.distance)
-    names, key = list(settings.data.labels), result_keys(("OASIS-joint",), settings.n)[0]
+    names, key = list(settings.data.labels), result_keys(settings.methods, settings.n)[0]
     rows: list[dict[str, Any]] = []
-    for number, case in enumerate(sorted(fold.test)):
-        read = read_volume(prepared.cases[case], settings.data.label_values)
-        for change, corrupt in {UNTOUCHED: lambda volume, seed: volume, **CORRUPTIONS}.items():
-            volume = corrupt(read, 100 * index + number)
-            assert volume.label is not None
-            target = settings.preprocessing.apply(replace(volume, label=None))
-            features = target_features(target, settings.spatial_dims, embed)
-            results, chosen = segmenter(target, features, key[:1], key[1:])
-            result = results[key]
-            found = restore(result.probability, target.geometry, target.native, False, case)
-            label, spacing_mm = to_canonical(found.label.numpy(), volume.geometry.affine)
-            truth, _ = to_canonical(volume.label[0].numpy(), volume.geometry.affine)
+    for number, case in enumerate(sorted(fold.test), 1):
+        volume = read_volume(prepared.cases[case], settings.data.label_values)
+        for change, seed in [(UNTOUCHED, 0), *drawn(case, len(CORRUPTIONS), settings.seed)]:
+            scan = CORRUPTIONS[change](volume, seed) if change != UNTOUCHED else volume
+            if not left(scan):
+                continue
+            found = segmented(settings, segmenter, embed, scan, settings.methods)
+            result, target = found.results[key], found.target
             assert result.agreement is not None
-            told = overlaps(result.agreement)
-            seen = inside(target.native, target.geometry)
             doubts = [
-                flags.unlike_atlases(chosen.distances[:, 0], limit),
-                flags.empty(found.label, names),
-                flags.cut(decide(result.probability), seen, names),
+                flags.unlike_atlases(found.chosen.distances[:, 0], limit),
+                flags.empty(found.labels[key].label, names),
+                flags.cut(decide(result.probability), inside(target.native, target.geometry), names),
             ]
             others = " ".join(flag.name for flag in doubts if flag is not None)
-            for score in score_case(label, truth, spacing_mm, names, ("whole",), case=case):
-                values = dict(zip(SOURCES, map(float, told[names.index(score.label)]), strict=True))
-                row = {"fold": index, "case": case, "corruption": change, "label": score.label, "dsc": score.dsc}
-                rows.append(row | values | {"flags": others})
-        print(f"fold {index}: {number + 1} of {len(fold.test)} cases", flush=True)
+            for name, told, dsc in zip(names, overlaps(result.agreement).tolist(), found.dsc[key], strict=True):
+                row = {"fold": index, "case": case, "corruption": change, "label": name, "dsc": dsc}
+                rows.append(row | dict(zip(SOURCES, told, strict=True)) | {"flags": others})
+        print(f"fold {index}: {number} of {len(fold.test)} cases", flush=True)
     return rows
 
 
 def predicted(rows: pd.DataFrame, copies: int, seed: int) -> pd.DataFrame:
-    """Add ``predicted_dsc`` and ``unsure``, calibrated on the other folds: their untouched cases and ``copies`` of each, none of
-    the corruption that is predicted."""
+    """Add ``predicted_dsc`` and ``unsure``, fitted to the untouched cases and the ``copies`` of each that a cross-validation
+    makes."""
     rows = rows.copy()
-    rows["predicted_dsc"], rows["unsure"] = float("nan"), True
     names = {case: {name for name, _ in drawn(case, copies, seed)} for case in rows["case"].unique()}
-    kept = np.array([c == UNTOUCHED or c in names[case] for case, c in zip(rows["case"], rows["corruption"], strict=True)])
-    for (label, fold, corruption), own in rows.groupby(["label", "fold", "corruption"]):
-        others = kept & (rows["label"] == label) & (rows["fold"] != fold)
-        others &= (rows["corruption"] != corruption) | (rows["corruption"] == UNTOUCHED)
-        known = rows[others].dropna(subset=["dsc"])
-        model = fit(known_sources(known[list(SOURCES)].to_numpy().tolist()), known["dsc"].to_numpy())
-        for i, row in own.iterrows():
-            expected = model.predict([row[s] for s in SOURCES])
-            rows.loc[i, ["predicted_dsc", "unsure"]] = [expected, model.flag(expected)]
-    return rows
+    shipped = [c == UNTOUCHED or c in names[case] for case, c in zip(rows["case"], rows["corruption"], strict=True)]
+    rows["shipped"], rows["predicted_dsc"], rows["unsure"] = shipped, float("nan"), True
+    for label in rows["label"].unique():
+        own = rows["label"] == label
+        part = rows[own]
+        told = cross_fitted(
+            part[list(SOURCES)].to_numpy(),
+            part["dsc"].to_numpy(),
+            part["fold"].tolist(),
+            part["corruption"].tolist(),
+            part["shipped"].to_numpy(),
+        )
+        rows.loc[own, "predicted_dsc"], rows.loc[own, "unsure"] = told
+    return rows.drop(columns="shipped")
 
 
 def table(rows: pd.DataFrame) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import re
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -12,6 +13,7 @@ from typing import Any
 VALUED = {"--cfg", "-c", "--package", "-p", "--info", "-i", "--experimental-rerun"}  # Hydra's options that take the next word
 VALUED |= {"--config-path", "-cp", "--config-name", "-cn", "--config-dir", "-cd"}
 TASKS = ("crossval", "study", "train", "segment", "library", "bundle", "download", "check", "report", "phantom")
+PATHS = {"model", "input", "output", "add", "label", "cache", "data.root", "features.weights", "hydra.run.dir", "hydra.sweep.dir"}
 USAGE = """\
 oasis-monai: segment medical images from a few labelled scans (atlases), aligned in one pass and fused by label overlap.
 
@@ -73,7 +75,19 @@ def _arguments(argv: list[str]) -> list[str]:
         sys.exit(
             f"error: task: expected one of {', '.join(TASKS)}, then KEY=VALUE pairs, found {wrong!r}; see oasis-monai --help"
         )
-    return [*options, *overrides, *(f"task={task}" for task in words)]
+    return [*options, *map(_quoted, overrides), *(f"task={task}" for task in words)]
+
+
+def _quoted(override: str) -> str:
+    """A path as people type it, ``input=scan (1).nii.gz``, in the quotes that Hydra's grammar wants round its brackets."""
+    key, _, value = override.partition("=")
+    if key.lstrip("+") not in PATHS or re.fullmatch(r"[\w/.:+%@\\-]*", value) or value[:1] in "'\"" or "${" in value:
+        return override
+    if "," in value and not Path(value).exists():  # values of a sweep
+        return override
+    # a backslash means itself but before a quote
+    escaped = re.sub(r"(\\*)('|$)", lambda found: 2 * found[1] + ("\\'" if found[2] else ""), value)
+    return f"{key}='{escaped}'"
 
 
 def _plain(config: Any) -> dict[str, Any]:

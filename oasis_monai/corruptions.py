@@ -18,6 +18,10 @@ import numpy as np
 import torch
 
 from oasis_monai.types import Geometry, Volume
+from oasis_monai.volumes import canonical_axes
+
+CORRUPTIONS_VERSION = 1
+"""Raise it with every change that alters a corrupted voxel: what was made of the copies before is then never read."""
 
 UNTOUCHED = "untouched"
 Corruption = Callable[[Volume, int], Volume]
@@ -46,14 +50,19 @@ def ghosts(volume: Volume, seed: int) -> Volume:
 
 def thick_slices(volume: Volume, seed: int) -> Volume:
     """The mean of every three neighbouring slices in the place of each of them."""
-    return _changed(volume, lambda image: torch.cat([p.mean(-1, keepdim=True).expand_as(p) for p in image.split(3, -1)], -1))
+    axis = 1 + _through_plane(volume)
+
+    def spoil(image: torch.Tensor) -> torch.Tensor:
+        return torch.cat([part.mean(axis, keepdim=True).expand_as(part) for part in image.split(3, axis)], axis)
+
+    return _changed(volume, spoil)
 
 
 def lost_slices(volume: Volume, seed: int) -> Volume:
     """Every third slice without signal."""
 
     def spoil(image: torch.Tensor) -> torch.Tensor:
-        image[..., seed % 3 :: 3] = 0
+        image.movedim(1 + _through_plane(volume), 0)[seed % 3 :: 3] = 0
         return image
 
     return _changed(volume, spoil)
@@ -74,36 +83,66 @@ def inverted(volume: Volume, seed: int) -> Volume:
 
 
 def turned_20(volume: Volume, seed: int) -> Volume:
-    """The patient turned by 20 degrees about the third axis, to one side or the other."""
-    from monai.transforms import Rotate
-
-    angle = [0.0, 0.0, float(np.deg2rad(20 if seed % 2 else -20))]
-    turned = _changed(volume, Rotate(angle, mode="bilinear", padding_mode="zeros"))
-    # class indices need the nearest; float64 holds them all
-    label = Rotate(angle, mode="nearest", padding_mode="zeros", dtype=np.float64)(_label(volume).double())
-    return replace(turned, label=torch.as_tensor(np.asarray(label)).round().to(torch.uint8))
+    """The patient turned by 20 degrees about the long axis, to one side or the other."""
+    degrees = 20 if seed % 2 else -20
+    label = _turned(_label(volume).float(), volume.geometry, degrees, "nearest").to(torch.uint8)
+    return replace(_changed(volume, lambda image: _turned(image, volume.geometry, degrees, "bilinear")), label=label)
 
 
 def turned_90(volume: Volume, seed: int) -> Volume:
     """The patient on the side, and the header does not know."""
-    x, y, z = volume.geometry.shape
-    mm = volume.geometry.spacing_mm
+    x, y = _across(volume.geometry)
+    mm = list(volume.geometry.spacing_mm)
+    mm[x], mm[y] = mm[y], mm[x]
     affine = volume.geometry.affine.copy()
-    affine[:3, :2] *= np.array([mm[1] / mm[0], mm[0] / mm[1]])
-    image, label = (t.rot90(1, (1, 2)).contiguous() for t in (volume.image, _label(volume)))
-    return replace(volume, image=image, label=label, geometry=Geometry((y, x, z), affine))
+    affine[:3, :3] *= np.array(mm) / volume.geometry.spacing_mm
+    image, label = (t.rot90(1, (1 + x, 1 + y)).contiguous() for t in (volume.image, _label(volume)))
+    i, j, k = label.shape[1:]
+    return replace(volume, image=image, label=label, geometry=Geometry((i, j, k), affine))
 
 
 def upside_down(volume: Volume, seed: int) -> Volume:
-    """The slices in reverse order: the apex where the base should be."""
-    return replace(volume, image=volume.image.flip(-1), label=_label(volume).flip(-1))
+    """Feet first and taken for head first: the apex where the base should be."""
+    axis = 1 + _upward(volume.geometry)
+    return replace(volume, image=volume.image.flip(axis), label=_label(volume).flip(axis))
 
 
 def wrong_voxel_size(volume: Volume, seed: int) -> Volume:
     """The header says 1.5 times the voxel size in plane."""
     affine = volume.geometry.affine.copy()
-    affine[:3, :2] *= 1.5
+    affine[:3, [axis for axis in range(3) if axis != _through_plane(volume)]] *= 1.5
     return replace(volume, geometry=Geometry(volume.geometry.shape, affine))
+
+
+def _upward(geometry: Geometry) -> int:
+    """The array axis closest to the patient's long axis."""
+    return canonical_axes(geometry.affine)[0][2]
+
+
+def _across(geometry: Geometry) -> tuple[int, int]:
+    """The other two, in the array's order."""
+    x, y = (axis for axis in range(3) if axis != _upward(geometry))
+    return x, y
+
+
+def _through_plane(volume: Volume) -> int:
+    """The array axis the slices follow each other along: that of the largest spacing, of equal ones the patient's long axis."""
+    mm, up = volume.geometry.spacing_mm, _upward(volume.geometry)
+    return up if mm[up] > 0.99 * max(mm) else int(np.argmax(mm))
+
+
+def _turned(values: torch.Tensor, geometry: Geometry, degrees: float, mode: str) -> torch.Tensor:
+    """(1, \\*shape) turned about the patient's long axis through the centre, slice by slice; 0 comes in from outside."""
+    from torch.nn.functional import affine_grid, grid_sample
+
+    x, y = _across(geometry)
+    stack = values[0].movedim(_upward(geometry), 0)  # (slices, x, y); grid_sample's first coordinate is the last axis, y
+    angle, half = np.deg2rad(degrees), np.array([geometry.shape[a] * geometry.spacing_mm[a] / 2 for a in (y, x)])
+    turn = np.array([[np.cos(angle), -np.sin(angle)], [np.sin(angle), np.cos(angle)]]) * half / half[:, None]  # in halves of mm
+    theta = torch.tensor(np.hstack([turn, np.zeros((2, 1))]), dtype=torch.float32)[None]
+    grid = affine_grid(theta, [1, 1, *stack.shape[1:]], align_corners=False)
+    made = [grid_sample(part[None, None], grid, mode, "zeros", align_corners=False)[0, 0] for part in stack]
+    return torch.stack(made).movedim(0, _upward(geometry))[None].contiguous()
 
 
 CORRUPTIONS: dict[str, Corruption] = {

@@ -7,9 +7,8 @@ sweep over n pays for training and alignment once.
 
 from __future__ import annotations
 
-import zlib
-from collections import defaultdict
-from collections.abc import Mapping
+import contextlib
+from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -17,7 +16,8 @@ from typing import Any
 import numpy as np
 import torch
 
-from oasis_monai.corrupted import CorruptedCopies, Rows
+from oasis_monai.case_pictures import Key, browse, draw_overlays, keep_label
+from oasis_monai.corrupted import Rows, corrupted_rows
 from oasis_monai.errors import naming
 from oasis_monai.files import write_json
 from oasis_monai.fold_models import STM, FoldModel, FoldModels, calibration_path
@@ -25,16 +25,20 @@ from oasis_monai.folds import Fold, Split, patient_groups
 from oasis_monai.metrics import score_case
 from oasis_monai.prepare import Log, Prepared, find_and_check, prepare, resolve_device, split_of
 from oasis_monai.preprocess import restore_all
-from oasis_monai.quality_tables import quality_rows, quality_text, read_quality, write_calibrations, write_quality
+from oasis_monai.quality_tables import (
+    keep_calibrations,
+    quality_rows,
+    quality_text,
+    read_quality,
+    write_calibrations,
+    write_quality,
+)
 from oasis_monai.record import Clock, run_record
 from oasis_monai.segment import Result
 from oasis_monai.settings import Settings
-from oasis_monai.tables import method_name, read_scores, summarise, write_scores, write_summary
+from oasis_monai.tables import read_scores, summarise, write_scores, write_summary
 from oasis_monai.types import Case, Segmentation, Volume
 from oasis_monai.workers import train_ahead
-
-Key = tuple[str, int]
-"""A method and its number of atlases; 0 for a network that uses none."""
 
 
 def crossval(settings: Settings, run_dir: Path, log: Log = print) -> Path:
@@ -74,15 +78,29 @@ def crossval(settings: Settings, run_dir: Path, log: Log = print) -> Path:
             if fold.index not in made:
                 made[fold.index] = models.model(fold)
         wanted = list(split.folds)
-    rows, shown, agreements, corrupted = _score_folds(settings, prepared, split, wanted, made, models, run_dir, clock, log)
-    write_scores(run_dir / "scores.csv", rows)
-    if rows:
-        write_summary(run_dir / "summary.csv", summarise(read_scores(run_dir / "scores.csv")))
-        _predict_quality(settings, prepared, split, rows, agreements, corrupted, run_dir, log)
-        with clock("pictures"):
-            _overlays(settings, prepared, rows, shown, run_dir)
+    with _pairs_kept(made):
+        rows, shown, agreements = _score_folds(settings, prepared, split, wanted, made, models, run_dir, clock)
+        write_scores(run_dir / "scores.csv", rows)
+        if rows:
+            write_summary(run_dir / "summary.csv", summarise(read_scores(run_dir / "scores.csv")))
+            with clock("pictures"):
+                draw_overlays(settings, prepared, rows, shown, run_dir)
+            with clock("corrupted copies"):
+                corrupted = corrupted_rows(settings, prepared, wanted, made, models)
+            _predict_quality(settings, prepared, split, rows, agreements, corrupted, run_dir, log)
     write_json(run_dir / "run.json", run_record("crossval", settings, split, len(cases), clock.seconds))
     return run_dir / "scores.csv"
+
+
+@contextlib.contextmanager
+def _pairs_kept(made: Mapping[int, FoldModel]) -> Iterator[None]:
+    """Write the LOA pairs that were aligned within it, however it ends."""
+    try:
+        yield
+    finally:
+        for model in made.values():
+            if model.segmenter is not None and model.segmenter.loa is not None:
+                model.segmenter.loa.save()
 
 
 @dataclass
@@ -123,14 +141,12 @@ def _score_folds(
     models: FoldModels,
     run_dir: Path,
     clock: Clock,
-    log: Log,
-) -> tuple[list[dict[str, Any]], dict[tuple[str, str, int], bytes], dict[tuple[str, str, int], torch.Tensor], Rows]:
-    """Segment and score every case of ``folds``; -> rows, of each (case, method, n) the label and what its parts think of
-    each other, and rows of corrupted copies."""
+) -> tuple[list[dict[str, Any]], dict[tuple[str, str, int], bytes], dict[tuple[str, str, int], torch.Tensor]]:
+    """Segment and score every case of ``folds``; -> rows, and of each (case, method, n) the label and what its parts think of
+    each other."""
     from tqdm import tqdm
 
     rows: list[dict[str, Any]] = []
-    copies, corrupted = CorruptedCopies(settings), Rows()
     kept: dict[tuple[str, str, int], bytes] = {}
     agreements: dict[tuple[str, str, int], torch.Tensor] = {}
     tested = {case for fold in folds for case in fold.test}
@@ -149,20 +165,12 @@ def _score_folds(
             restored = restore_all(maps, target.geometry, target.native, settings.save_probability, case)
             labels = dict(zip(fused.probability, restored, strict=True))
             for (method, n), back in labels.items():
-                kept[case, method, n] = _keep(settings, run_dir, back, method, n)
+                kept[case, method, n] = keep_label(settings, run_dir, back, method, n)
                 rows += _rows(settings, split.protocol, fold_index, back, reference, method, n)
         if settings.browser:
             with clock("pictures"):
-                _browse(settings, run_dir, split.protocol, fold_index, image, reference, labels, fused)
-        if copies.count:
-            with clock("corrupted copies"), naming(case):
-                segmenter = made[own.index].segmenter
-                assert segmenter is not None
-                corrupted += copies.rows(volume, segmenter, {"protocol": split.protocol, "fold": fold_index})
-    for model in made.values():
-        if model.segmenter is not None and model.segmenter.loa is not None:
-            model.segmenter.loa.save()
-    return rows, kept, agreements, corrupted
+                browse(settings, run_dir, split.protocol, fold_index, image, reference, labels, fused.atlases, fused.weights)
+    return rows, kept, agreements
 
 
 def _predict_quality(
@@ -176,14 +184,14 @@ def _predict_quality(
     log: Log,
 ) -> None:
     """Write ``quality.csv`` and, of all honest folds, the calibrations for a model trained with the same settings."""
-    groups = patient_groups(prepared.targets, settings.k, settings.seed)
+    groups = patient_groups(prepared.targets, min(settings.k, len(prepared.targets)), settings.seed)  # of slices there are more
     table, models = quality_rows(rows, agreements, list(settings.data.labels), groups, corrupted)
     write_quality(run_dir / "quality.csv", table)
     if text := quality_text(read_quality(run_dir / "quality.csv")):
         log(text)
     if split.protocol == "patient" and settings.fold is None and settings.train_cases is None:
         write_calibrations(run_dir / "calibration.json", models)
-        write_calibrations(calibration_path(settings, prepared.content), models)
+        keep_calibrations(calibration_path(settings, prepared.content), models)
 
 
 def _segment(
@@ -261,82 +269,6 @@ def _rows(
     return [
         {"protocol": protocol, "fold": fold, "case": result.case, "method": method, "n": n, **asdict(score)} for score in scores
     ]
-
-
-def _keep(settings: Settings, run_dir: Path, result: Segmentation, method: str, n: int) -> bytes:
-    """Write label and probability where asked for; -> the label packed small, for the pictures drawn at the end."""
-    from oasis_monai.volumes import write_label, write_probability
-
-    name = f"{result.case}__{method_name(method, n)}"
-    path = run_dir / "segmentations" / f"{name}.nii.gz"
-    if settings.save_segmentations:
-        write_label(path, result.label, result.geometry, settings.data.label_values)
-    if settings.save_probability and result.probability is not None:
-        write_probability(path.with_name(f"{name}_probability.nii.gz"), result.probability, result.geometry)
-    return zlib.compress(result.label.numpy().tobytes(), 1)
-
-
-def _browse(
-    settings: Settings,
-    run_dir: Path,
-    protocol: str,
-    fold: int,
-    image: np.ndarray,
-    reference: np.ndarray,
-    labels: Mapping[Key, Segmentation],
-    fused: _Fused,
-) -> None:
-    """What the page's case browser shows of a case: every method at one n (6, the paper's, or the largest)."""
-    from oasis_monai.browser import write_browser
-    from oasis_monai.volumes import to_canonical
-
-    n = 6 if 6 in settings.n else max(settings.n)
-    shown = {method_name(*key): result for key, result in labels.items() if key[1] in (0, n)}
-    first = next(iter(shown.values()))
-    affine = first.geometry.affine
-    canonical, spacing_mm = to_canonical(image, affine)
-    write_browser(
-        run_dir / "browser",
-        first.case,
-        protocol,
-        fold,
-        canonical,
-        to_canonical(reference, affine)[0],
-        {name: to_canonical(result.label.numpy(), affine)[0] for name, result in shown.items()},
-        spacing_mm,
-        list(settings.data.labels),
-        [rows[:n] for rows in fused.atlases] if settings.atlas_methods else [],
-        {method_name(*key): rows for key, rows in fused.weights.items() if key[1] == n},
-    )
-
-
-def _overlays(
-    settings: Settings, prepared: Prepared, rows: list[dict[str, Any]], kept: Mapping[tuple[str, str, int], bytes], run_dir: Path
-) -> None:
-    """Draw the cases at even ranks from the last method's worst to its best, for every method and n."""
-    from oasis_monai.overlays import overlay
-    from oasis_monai.volumes import read_volume, to_canonical
-
-    whole = [r for r in rows if r["region"] == settings.data.regions[0] and r["method"] == settings.methods[-1]]
-    dsc: dict[str, list[float]] = defaultdict(list)
-    for row in whole:
-        dsc[row["case"]].append(0.0 if np.isnan(row["dsc"]) else row["dsc"])
-    ranked = sorted(dsc, key=lambda case: (float(np.mean(dsc[case])), case))
-    ranks = np.linspace(0, len(ranked) - 1, min(settings.overlays, len(ranked))).round().astype(int)
-    names = dict(enumerate(settings.data.labels, 1))
-    scores = {(r["case"], r["method"], r["n"], r["label"]): r["dsc"] for r in rows if r["region"] == settings.data.regions[0]}
-    for case in dict.fromkeys(ranked[rank] for rank in ranks):
-        volume = read_volume(prepared.cases[case], settings.data.label_values)
-        assert volume.label is not None
-        image, spacing_mm = to_canonical(volume.image[0].numpy(), volume.geometry.affine)
-        truth, _ = to_canonical(volume.label[0].numpy(), volume.geometry.affine)
-        for _, method, n in sorted(key for key in kept if key[0] == case):
-            packed = np.frombuffer(zlib.decompress(kept[case, method, n]), np.uint8).reshape(volume.geometry.shape)
-            label, _ = to_canonical(packed, volume.geometry.affine)
-            values = [scores[case, method, n, name] for name in settings.data.labels]
-            name = method_name(method, n)
-            title = f"{case}  {name}  DSC " + ", ".join(f"{100 * v:.1f} %" for v in values)
-            overlay(run_dir / "overlays" / f"{case}__{name}.png", image, truth, label, spacing_mm, title, labels=names)
 
 
 def join_jobs(sweep_dir: Path) -> Path | None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -50,12 +50,15 @@ def voice(settings: EstimatorSettings) -> dict[str, Any]:
 
 def calibration_path(settings: Settings, content: Mapping[str, str]) -> Path:
     """Where a cross-validation leaves what predicts the DSC of scans, for the model that ``train`` fits with the same settings
-    on the same cases."""
+    on the same cases. Methods, n, folds and corruptions are not in the name: see
+    :func:`oasis_monai.quality_tables.keep_calibrations`."""
     identity = {
         **settings.identity(),
         "content": dict(content),
         "labels": list(settings.data.label_values),
         "version": TRAINING_VERSION,
+        "selection": asdict(settings.features),
+        "temperature": settings.temperature,
     }
     identity |= {k: getattr(settings.estimator, k) for k in ("vote", "mirror", "views")}
     return Path(settings.cache) / "calibrations" / f"{digest(identity)}.json"

@@ -40,9 +40,9 @@ def agreement(voices: torch.Tensor, fused: torch.Tensor | None) -> torch.Tensor:
     """
     counts = torch.zeros(2, voices.shape[1] - 1, 2, dtype=torch.float64)
     if len(voices) > 1:
-        counts[0] = _counts(_decided(voices[0]), _decided(voices[1]), voices.shape[1])
+        counts[0] = overlap_counts(_decided(voices[0]), _decided(voices[1]), voices.shape[1])
     if fused is not None:
-        counts[1] = _counts(_decided(fused), _decided(voices.mean(0)), voices.shape[1])
+        counts[1] = overlap_counts(_decided(fused), _decided(voices.mean(0)), voices.shape[1])
     return counts
 
 
@@ -51,7 +51,7 @@ def consensus(labels: torch.Tensor, fused: torch.Tensor) -> torch.Tensor:
     counts = torch.zeros(2, fused.shape[0] - 1, 2, dtype=torch.float64)
     whole = _decided(fused)
     for label in labels:
-        counts[1] += _counts(label, whole, fused.shape[0])
+        counts[1] += overlap_counts(label, whole, fused.shape[0])
     return counts
 
 
@@ -59,8 +59,8 @@ def _decided(probability: torch.Tensor) -> torch.Tensor:
     return grids.decide(enumerate(probability[1:], 1), torch.zeros_like(probability[0])).cpu()
 
 
-def _counts(a: torch.Tensor, b: torch.Tensor, classes: int) -> torch.Tensor:
-    """(C-1, 2): twice the common voxels and the voxels of both, per structure."""
+def overlap_counts(a: torch.Tensor, b: torch.Tensor, classes: int) -> torch.Tensor:
+    """Two label maps of one shape -> (C-1, 2) float64: twice the common voxels and the voxels of both, per structure."""
     pairs = torch.bincount((a.int() * classes + b).flatten(), minlength=classes**2).view(classes, classes)
     return torch.stack([2 * pairs.diagonal(), pairs.sum(0) + pairs.sum(1)], 1)[1:].double()
 
@@ -74,7 +74,7 @@ def overlaps(counts: torch.Tensor) -> np.ndarray:
     return np.asarray(dice.T)
 
 
-def known_sources(values: Sequence[Sequence[float]]) -> np.ndarray:
+def known_sources(values: Sequence[Sequence[float]] | np.ndarray) -> np.ndarray:
     """(N, 2) overlaps of many results: where a source compares nothing in one of them but does in others, its parts found no
     structure at all, which is no agreement to rely on: 0. A source that no result has stays NaN."""
     array = np.array(values, dtype=float).reshape(-1, len(SOURCES))
@@ -98,10 +98,11 @@ class Calibration:
     cases: int = 0
 
     def predict(self, values: Sequence[float]) -> float:
-        """DSC to expect; ``values`` in the order of :data:`SOURCES`, NaN for a source that is not there."""
+        """DSC to expect; ``values`` in the order of :data:`SOURCES`. NaN for a source that it uses is taken for 0: its parts
+        found no structure at all, which is no agreement to rely on. NaN where it uses none."""
         known = dict(zip(SOURCES, values, strict=True))
-        used = [known[name] for name in self.sources]
-        if not used or any(math.isnan(v) for v in used):
+        used = [0.0 if math.isnan(known[name]) else known[name] for name in self.sources]
+        if not used:
             return math.nan
         return float(np.clip(self.offset + np.dot(self.weights, used), 0.0, 1.0))
 
@@ -128,7 +129,7 @@ class Calibration:
         return cls(sources, weights, float(told["offset"]), None if spread is None else float(spread), int(told["cases"]))
 
 
-def uncalibrated(values: Sequence[float]) -> Calibration:
+def uncalibrated(values: Sequence[float] | np.ndarray) -> Calibration:
     """The prior alone, for the sources that have a value: the DSC is the mean overlap."""
     sources = tuple(name for name, v in zip(SOURCES, values, strict=True) if not math.isnan(v))
     return Calibration(sources, tuple(1 / len(sources) for _ in sources) if sources else ())
@@ -145,7 +146,7 @@ def fit(values: np.ndarray, dsc: Sequence[float] | np.ndarray) -> Calibration:
         The prior itself (``spread`` None) with fewer than :data:`FEWEST` cases.
     """
     y = np.asarray(dsc, dtype=float)
-    there = ~np.isnan(values).any(0) if len(values) else np.ones(len(SOURCES), bool)
+    there = ~np.isnan(values).any(0)
     prior = uncalibrated(np.where(there, 0.0, math.nan).tolist())
     if len(y) < FEWEST or not prior.sources:
         return prior
@@ -162,25 +163,32 @@ def fit(values: np.ndarray, dsc: Sequence[float] | np.ndarray) -> Calibration:
 
 
 def cross_fitted(
-    values: np.ndarray, dsc: np.ndarray, groups: Sequence[int], corruptions: Sequence[str] | None = None
+    values: np.ndarray,
+    dsc: np.ndarray,
+    groups: Sequence[int],
+    corruptions: Sequence[str] | None = None,
+    fitted: np.ndarray | None = None,
 ) -> tuple[np.ndarray, np.ndarray]:
     """Predicted DSC and flag of every result: (N,) float and (N,) bool.
 
     Args:
-        values, dsc: as for :func:`fit`.
+        values, dsc: as for :func:`fit`, but that nothing is fitted to a DSC of NaN.
         groups: fold of each; nothing is predicted from its own fold.
         corruptions: what was done to the scan of each, :data:`oasis_monai.corruptions.UNTOUCHED` or a name. A corrupted scan is
             not predicted from scans with the same corruption either, as a clinic's next fault will be one nobody thought of.
+        fitted: (N,) bool, the results that may be fitted to; all by default.
     """
-    names = corruptions if corruptions is not None else [UNTOUCHED] * len(dsc)
+    values, names = known_sources(values), np.array(corruptions if corruptions is not None else [UNTOUCHED] * len(dsc))
+    usable = ~np.isnan(dsc) & (fitted if fitted is not None else True)
     predicted, flags = np.full(len(dsc), math.nan), np.ones(len(dsc), bool)
-    for group, name in sorted(set(zip(groups, names, strict=True))):
-        others = np.array([g != group and (c != name or c == UNTOUCHED) for g, c in zip(groups, names, strict=True)])
-        model = fit(values[others], dsc[others])
-        for i, (g, c) in enumerate(zip(groups, names, strict=True)):
-            if (g, c) == (group, name):
-                predicted[i] = model.predict(values[i])
-                flags[i] = model.flag(predicted[i])
+    for group, name in sorted(set(zip(groups, names.tolist(), strict=True))):
+        apart = np.asarray(groups) != group
+        others = usable & apart & ((names != name) | (names == UNTOUCHED))
+        own = ~apart & (names == name)
+        model = fit(values[others], dsc[others]) if others.any() else uncalibrated(values[own][0])
+        for i in np.flatnonzero(own):
+            predicted[i] = model.predict(values[i])
+            flags[i] = model.flag(predicted[i])
     return predicted, flags
 
 

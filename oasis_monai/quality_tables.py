@@ -16,7 +16,7 @@ import torch
 
 from oasis_monai.corruptions import UNTOUCHED
 from oasis_monai.errors import DataError, Fault
-from oasis_monai.files import write_json, write_text
+from oasis_monai.files import locked, write_json, write_text
 from oasis_monai.quality import (
     FAILURE,
     SOURCES,
@@ -149,6 +149,19 @@ def _told(rows: pd.DataFrame) -> str:
 def write_calibrations(path: Path, models: Mapping[str, Mapping[str, Calibration]]) -> None:
     """Write "method-n" -> label -> calibration as JSON."""
     write_json(path, plain_calibrations(models))
+
+
+def keep_calibrations(path: Path, models: Mapping[str, Mapping[str, Calibration]]) -> None:
+    """Add calibrations to those of earlier runs with other methods or n. Of the same method, n and label the one fitted on more
+    results stays, of equal ones the new one: a run without corrupted copies takes nothing away."""
+    if not models:
+        return
+    with locked(path.parent):
+        kept = read_calibrations(path) or {}
+        for name, by_label in models.items():
+            own = kept.setdefault(name, {})
+            own |= {label: new for label, new in by_label.items() if label not in own or new.cases >= own[label].cases}
+        write_calibrations(path, kept)
 
 
 def plain_calibrations(models: Mapping[str, Mapping[str, Calibration]]) -> dict[str, Any]:

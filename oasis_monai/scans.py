@@ -159,6 +159,11 @@ class _Run:
     calibrations: Mapping[str, Mapping[str, Calibration]]
     model: str
 
+    @property
+    def _key(self) -> tuple[str, int]:
+        """The method and its n as results are known by, 0 where no atlas is fused."""
+        return result_keys(self.method[:1], self.method[1:])[0]
+
     def result(self, case: Case, overwrite: bool) -> tuple[dict[str, Any], bool]:
         """What the JSON file of a scan tells, and whether the scan was segmented for it now."""
         kind = f".{self.file_format}" if self.file_format else ending(case.image) or DICOM_RESULT
@@ -173,7 +178,7 @@ class _Run:
         features = target_features(target, self.settings.spatial_dims, self.embed)
         fields = KeptFields(None, "")
         results, chosen = self.segmenter(target, features, self.method[:1], self.method[1:], fields)
-        result = results[result_keys(self.method[:1], self.method[1:])[0]]
+        result = results[self._key]
         found = restore(result.probability, target.geometry, target.native, self.save_probability, case.id)
         told = {"asked": asked, "case": case.id, "label": f"{case.id}_segmentation{kind}"}
         told |= self._numbers(target, result, found, chosen, fields.last)
@@ -238,7 +243,7 @@ class _Run:
             return {}, dict.fromkeys(names, math.nan), [], False
         for name, values in zip(names, overlaps(result.agreement).tolist(), strict=True):
             told[name] = {s: None if math.isnan(v) else round(v, 4) for s, v in zip(SOURCES, values, strict=True)}
-            model = calibration_for(self.calibrations, *self.method, name, values)
+            model = calibration_for(self.calibrations, *self._key, name, values)
             predicted[name] = model.predict(values)
             calibrated &= model.spread is not None
             if model.flag(predicted[name]):

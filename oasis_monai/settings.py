@@ -202,7 +202,7 @@ class Settings:
         found = [(2 ** (len(self.network.channels(name)) - 1),) * self.spatial_dims for name in self.networks]
         if self.atlas_methods:
             found.append(self.registration.divisor(self.spatial_dims))
-        if self.joint and self._has_volume_network:
+        if self.joint and self.has_volume_network:
             halved = 2 ** (len(self.network.channels(self.estimator.volume_network)) - 1)
             found.append(tuple(s * halved for s in self.estimator.volume_stride))
         return tuple(math.lcm(*along) for along in zip(*found, strict=True))
@@ -233,11 +233,12 @@ class Settings:
             "features": asdict(self.features) if self.training.pairs or self.registration.joint else None,
             "estimator": self.estimator.identity() if self.registration.joint else None,
             "seed": self.seed,
-            **({"volume_network": self._volume_network()} if self.registration.joint and self._has_volume_network else {}),
+            **({"volume_network": self._volume_network()} if self.registration.joint and self.has_volume_network else {}),
         }
 
     @property
-    def _has_volume_network(self) -> bool:
+    def has_volume_network(self) -> bool:
+        """Whether a joint model has a network on the volume beside that on slices."""
         return self.estimator.shares(self.spatial_dims)[1] > 0
 
     def _volume_network(self) -> dict[str, Any]:

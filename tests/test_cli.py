@@ -98,6 +98,35 @@ def test_the_bare_word_is_the_task(words, found):
     assert set(overrides) == {w for w in found if "=" in w or w.startswith("~")}
 
 
+@pytest.mark.parametrize(
+    "name",
+    [
+        "scan (1).nii.gz",
+        "it's.mha",
+        "a=b.nii",
+        "{x}.mhd",
+        "[1].mhd",
+        "größe 2.nii",
+        "a\\ b.nii",
+        "a\\'.nii",
+        "c\\ (d)\\",
+        "a, b.nii",
+    ],
+)
+def test_a_path_is_typed_as_it_is(name, tmp_path, monkeypatch):
+    from hydra.core.override_parser.overrides_parser import OverridesParser
+
+    monkeypatch.chdir(tmp_path)
+    Path(name).touch()
+    words = _arguments([f"input={name}", f"+model={name}"])
+    assert [o.value() for o in OverridesParser.create().parse_overrides(words)] == [name, name]
+
+
+def test_what_is_no_plain_path_is_left_as_it_is():
+    words = ["input=a/b-1_2.nii.gz", "input='x (1)'", "model=a b,c d", "n=[1,2]", "cache=${oc.env:HOME}/x (1)", "name=(x)"]
+    assert _arguments(words) == words
+
+
 def refused(done, *parts, lines=1):
     """One line (or so many) on stderr, no stack, no success."""
     assert done.code > 0
@@ -244,7 +273,7 @@ def test_every_group_option_is_a_valid_setting():
     assert len(GROUPS) > 10
     for group, name in GROUPS:
         flat = ["spatial_dims=2", "preprocessing=physical2d", "registration=unet2d"]
-        dims3 = group not in ("preprocessing", "registration") or name == "hippocampus" or name.endswith("3d")
+        dims3 = group not in ("preprocessing", "registration") or name == "hippocampus" or "3d" in name
         if (group, name) in (("estimator", "slices"), ("registration", "joint2d")):
             dims3, flat = False, ["spatial_dims=2", "preprocessing=local2d", "registration=joint2d"]
         if (group, name) == ("preprocessing", "hippocampus"):  # for a field of view of 48 voxels

@@ -6,12 +6,14 @@ import pytest
 import torch
 
 from oasis_monai import corrupted as module
+from oasis_monai.corrupted import copies, segmented, told_methods
 from oasis_monai.corruptions import CORRUPTIONS, UNTOUCHED, drawn, left
 from oasis_monai.crossval import crossval
 from oasis_monai.quality_tables import read_calibrations, read_quality
 from oasis_monai.types import Geometry, Volume
+from oasis_monai.volumes import read_volume, to_canonical
 from tests.conftest import CASES, JOINT
-from tests.runs import quiet
+from tests.runs import NETS, quiet
 
 
 def scan(floor: float) -> Volume:
@@ -41,10 +43,67 @@ def test_a_corrupted_scan_keeps_its_truth_where_the_anatomy_is(name, floor):
     assert torch.equal(made.image, CORRUPTIONS[name](volume, 7).image)
 
 
-def test_a_turned_patient_keeps_the_size_in_mm():
-    made = CORRUPTIONS["turned by 90 degrees"](scan(0), 0)
-    assert made.geometry.spacing_mm == pytest.approx((0.8, 0.5, 3.0))
-    assert CORRUPTIONS["wrong voxel size"](scan(0), 0).geometry.spacing_mm == pytest.approx((0.75, 1.2, 3.0))
+def stored(axes: str, mm: tuple[float, float, float], radii: tuple[float, float, float]) -> Volume:
+    """An ellipsoid of ``radii`` in mm along R, A, S at the centre of a scan whose array axes run along ``axes``."""
+    affine, shape, at = np.zeros((4, 4)), [], []
+    affine[3, 3] = 1
+    for column, name in enumerate(axes):
+        world = "RAS".index(name) if name in "RAS" else "LPI".index(name)
+        size = mm[world]
+        affine[world, column] = size if name in "RAS" else -size
+        shape.append(round(80 / size))
+        shift = [1, 1, 1]
+        shift[column] = -1
+        at.append(((np.arange(shape[-1]) + 0.5 - shape[-1] / 2) * size / radii[world]).reshape(shift) ** 2)
+    label = torch.from_numpy((at[0] + at[1] + at[2] <= 1).astype(np.uint8))[None]
+    return Volume("a", 100 * label.float(), label, Geometry(tuple(shape), affine))
+
+
+def spread_mm(volume: Volume) -> np.ndarray:
+    """Covariance of the label's voxels along R, A, S, in mm."""
+    label, spacing = to_canonical(volume.label[0].numpy(), volume.geometry.affine)
+    return np.cov((np.argwhere(label) * spacing).T)
+
+
+@pytest.mark.parametrize("axes", ["RAS", "LPS", "PIR", "ASL", "SRA"])
+@pytest.mark.parametrize("mm", [(1.0, 1.0, 1.0), (0.7, 0.5, 2.0), (3.0, 0.7, 0.7)])
+def test_a_turned_patient_is_turned_about_the_long_axis_in_mm_however_the_scan_is_stored(axes, mm):
+    volume = stored(axes, mm, (10.0, 25.0, 15.0))
+    before = spread_mm(volume)
+    for seed in (0, 1):
+        made = CORRUPTIONS["turned by 20 degrees"](volume, seed)
+        after = spread_mm(made)
+        own, vectors = np.linalg.eigh(after[:2, :2])
+        assert np.sqrt(own) == pytest.approx(np.sqrt([before[0, 0], before[1, 1]]), rel=0.06)  # no shear, no new size
+        assert abs(np.degrees(np.arctan2(*vectors[:, 1])) % 180 - 90) == pytest.approx(70, abs=2.5)
+        assert after[2, 2] == pytest.approx(before[2, 2], rel=0.03)
+        assert float(((made.image > 50) != (made.label > 0)).float().mean()) < 0.01  # image and label go together
+    made = CORRUPTIONS["turned by 90 degrees"](volume, 0)
+    after = spread_mm(made)
+    assert [after[1, 1], after[0, 0], after[2, 2]] == pytest.approx(np.diag(before).tolist(), rel=1e-6)
+    world = [axes.index(name) if name in axes else axes.index("LPI"["RAS".index(name)]) for name in "RAS"]
+    assert [made.geometry.spacing_mm[a] for a in world] == pytest.approx([mm[1], mm[0], mm[2]])
+
+
+@pytest.mark.parametrize("axes", ["RAS", "PIR", "SRA"])
+def test_upside_down_is_that_and_slices_are_those_of_the_scanner(axes):
+    volume = stored(axes, (3.0, 0.8, 1.0), (10.0, 15.0, 12.0))
+    marked = volume.image.clone()
+    up, right = axes.index("S") if "S" in axes else axes.index("I"), axes.index("R")
+    marked.movedim(1 + up, 0)[0] = 500
+    volume = Volume("a", marked, volume.label, volume.geometry)
+    turned = CORRUPTIONS["upside down"](volume, 0).image.movedim(1 + up, 0)
+    assert (turned[-1] == 500).all()
+    assert not (turned[0] == 500).any()
+    lost = CORRUPTIONS["lost slices"](volume, 3).image.movedim(1 + right, 0)  # sagittal slices of 3 mm
+    assert not lost[::3].any()
+    assert lost[1].any()
+    thick = CORRUPTIONS["thick slices"](volume, 0).image.movedim(1 + right, 0)
+    assert torch.equal(thick[0], thick[2])
+    assert not torch.equal(thick[11], thick[12])
+    wrong = CORRUPTIONS["wrong voxel size"](volume, 0).geometry.spacing_mm
+    assert wrong[right] == pytest.approx(3.0)
+    assert sorted(wrong) == pytest.approx([1.2, 1.5, 3.0])
 
 
 def test_an_unlabelled_scan_is_not_turned():
@@ -93,10 +152,23 @@ def test_a_cross_validation_predicts_its_corrupted_copies(settings, tmp_path, di
 
 
 def test_copies_are_made_of_what_is_predicted_only(settings, tmp_path):
-    for asked, method in (({"corruptions": 0}, "OASIS"), ({"folds": "slice"}, "OASIS"), ({}, "FwoW")):
-        folder = tmp_path / f"{method}{len(asked)}{asked.get('folds')}"
-        crossval(settings({"methods": [method], "n": [1], "k": 2, "corruptions": 2} | asked, dims=2), folder, quiet)
-        assert all(len(group.corrupted) == 0 for group in read_quality(folder / "quality.csv"))
+    made = {"methods": ["OASIS"], "corruptions": 2}
+    assert copies(settings(made)) == 2
+    for change in (
+        {"folds": "slice"},
+        {"methods": ["FwoW", "STAPLE"]},
+        {"fold": 0},
+        {"corruptions": 0},
+        {"methods": ["U-Net2D"]},
+    ):
+        assert copies(settings(made | change, NETS, dims=2)) == 0
+    alone = {"methods": ["estimate"], "corruptions": 1}
+    assert copies(settings(alone, JOINT)) == 1
+    assert copies(settings(alone, JOINT, {"estimator": {"volume_share": 0.0}})) == 0
+    both = {"methods": ["estimate", "OASIS-joint"], "estimator": {"volume_share": 0.0}}
+    assert told_methods(settings(JOINT, both)) == ("OASIS-joint",)
+    crossval(settings({"methods": ["FwoW"], "n": [1], "k": 2, "corruptions": 2}, dims=2), tmp_path / "a", quiet)
+    assert read_quality(tmp_path / "a" / "quality.csv") == []
 
 
 def test_a_run_goes_on_without_a_copy_of_which_nothing_is_left(settings, tmp_path, monkeypatch):
@@ -104,6 +176,62 @@ def test_a_run_goes_on_without_a_copy_of_which_nothing_is_left(settings, tmp_pat
     crossval(settings({"methods": ["majority"], "n": [2], "k": 2, "corruptions": 1}), tmp_path / "a", quiet)
     (group,) = read_quality(tmp_path / "a" / "quality.csv")
     assert (len(group.rows), len(group.corrupted)) == (CASES, CASES - 1)
+
+
+def test_a_copy_is_segmented_by_a_model_that_never_saw_its_scan_and_scored_against_its_own_truth(
+    settings, prepared, tmp_path, monkeypatch
+):
+    seen = {}
+
+    def watched(config, segmenter, embed, volume, *more):
+        assert volume.case not in segmenter.library.cases
+        found = segmented(config, segmenter, embed, volume, *more)
+        (key,) = found.dsc
+        a, b = found.labels[key].label > 0, volume.label[0] > 0
+        seen[volume.case] = volume.label, float(2 * (a & b).sum() / (a.sum() + b.sum()))
+        return found
+
+    monkeypatch.setattr(module, "segmented", watched)
+    crossval(settings({"methods": ["majority"], "n": [2], "k": 2, "corruptions": 1}), tmp_path / "a", quiet)
+    (group,) = read_quality(tmp_path / "a" / "quality.csv")
+    _, data = prepared()
+    for case, name, dsc in group.corrupted[["case", "corruption", "dsc"]].itertuples(index=False):
+        ((drawn_name, seed),) = drawn(case, 1, 0)
+        assert name == drawn_name
+        assert torch.equal(seen[case][0], CORRUPTIONS[name](read_volume(data.cases[case], (0, 1)), seed).label)
+        assert dsc == pytest.approx(seen[case][1], abs=1e-6)
+    assert len(seen) == CASES
+
+
+def test_copies_are_aligned_once(settings, tmp_path, aligned):
+    base = {"methods": ["majority"], "k": 2, "corruptions": 2}
+    crossval(settings(base, {"n": [1, 2]}), tmp_path / "a", quiet)
+    assert sum(aligned) == 2 * 3 * CASES
+    first = (tmp_path / "a" / "quality.csv").read_bytes()
+    crossval(settings(base, {"n": [1, 2]}), tmp_path / "b", quiet)
+    assert sum(aligned) == 2 * 3 * CASES
+    assert (tmp_path / "b" / "quality.csv").read_bytes() == first
+    crossval(settings(base, {"n": 3}), tmp_path / "c", quiet)
+    assert sum(aligned) == 3 * 3 * CASES
+
+
+def test_a_copy_that_ends_the_run_takes_no_score_and_no_aligned_pair_with_it(settings, tmp_path, monkeypatch, aligned):
+    asked = settings({"methods": ["OASIS"], "n": [2], "k": 2, "corruptions": 1})
+    with monkeypatch.context() as patch:
+
+        def fail(*_):
+            raise MemoryError
+
+        patch.setattr(module, "segmented", fail)
+        with pytest.raises(MemoryError):
+            crossval(asked, tmp_path / "a", quiet)
+    assert len(pd.read_csv(tmp_path / "a" / "scores.csv")["case"].unique()) == CASES
+    assert len(list((tmp_path / "cache").rglob("loa.safetensors"))) == 2
+    with monkeypatch.context() as patch:
+        before = sum(aligned)
+        patch.setattr("oasis_monai.crossval.corrupted_rows", lambda *_: [])
+        crossval(asked, tmp_path / "a", quiet)
+        assert sum(aligned) == before
 
 
 def test_the_networks_of_a_joint_model_see_the_corrupted_scan(settings, tmp_path):

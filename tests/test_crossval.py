@@ -141,6 +141,14 @@ def test_slice_folds_are_scored_in_3d_once_all_are_trained(settings, tmp_path, a
     ).dsc.mean() + 0.05
 
 
+def test_slice_folds_need_no_more_cases_than_folds(settings, tmp_path):
+    asked = {"data": {"only": THREE}, "folds": "slice", "k": 5, "methods": ["majority"], "n": [1]}
+    crossval(settings(asked, dims=2), tmp_path / "a", quiet)
+    assert set(scores_of(tmp_path / "a").case) == set(THREE)
+    assert (tmp_path / "a" / "run.json").is_file()
+    assert (tmp_path / "a" / "quality.csv").is_file()
+
+
 def test_a_case_is_put_together_from_the_slices_of_each_fold():
     with torch.inference_mode():  # as a segmenter's results are made
         parts = [torch.full((2, 3, 3, 5), float(fold)) for fold in range(3)]

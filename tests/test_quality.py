@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from oasis_monai.errors import DataError
+from oasis_monai.fold_models import calibration_path
 from oasis_monai.quality import (
     FAILURE,
     PRIOR_CASES,
@@ -23,6 +24,7 @@ from oasis_monai.quality import (
 )
 from oasis_monai.quality_tables import (
     failures,
+    keep_calibrations,
     mean_error,
     quality_rows,
     quality_text,
@@ -130,7 +132,8 @@ def test_predictions_stay_within_0_and_1_and_nothing_known_is_flagged():
     model = Calibration(("networks", "atlases"), (2.0, 2.0), -0.5, 0.02, 10)
     assert model.predict([1, 1]) == 1
     assert model.predict([0, 0]) == 0
-    assert model.flag(model.predict([math.nan, 0.9]))
+    assert model.flag(model.predict([math.nan, 0.5]))
+    assert model.flag(uncalibrated([math.nan, math.nan]).predict([math.nan, math.nan]))
 
 
 def test_no_case_is_predicted_from_its_own_fold():
@@ -144,6 +147,65 @@ def test_no_case_is_predicted_from_its_own_fold():
     mine = np.array([g == 1 for g in groups])
     assert np.array_equal(before[mine], after[mine])
     assert not np.array_equal(before[~mine], after[~mine])
+
+
+def test_parts_that_found_nothing_are_no_agreement_for_whoever_predicts():
+    values = np.random.default_rng(1).uniform(0.4, 1, (12, 2))
+    model = fit(values, values.mean(1))
+    assert model.predict([math.nan, 0.0]) == model.predict([0.0, 0.0]) < 0.2
+    assert model.flag(model.predict([math.nan, math.nan]))
+    values[3] = math.nan, 0.0  # as cross-validation meets it
+    predicted, _ = cross_fitted(values, np.full(12, 0.8), [i % 2 for i in range(12)])
+    assert predicted[3] < 0.8
+    assert not np.isnan(predicted).any()
+
+
+def test_of_one_fold_the_prior_is_told_for_the_sources_there_are():
+    values = np.column_stack([np.full(5, math.nan), np.linspace(0.5, 0.9, 5)])
+    predicted, flags = cross_fitted(values, np.full(5, 0.8), [0] * 5)
+    assert predicted == pytest.approx(values[:, 1])
+    assert flags.tolist() == [True, True, False, False, False]
+
+
+def test_what_may_not_be_fitted_to_is_predicted_all_the_same():
+    random = np.random.default_rng(7)
+    values, dsc = random.uniform(0.2, 1, (40, 2)), random.uniform(0.2, 0.9, 40)
+    groups, fitted = [i % 2 for i in range(40)], np.arange(40) < 30
+    before, _ = cross_fitted(values, dsc, groups, fitted=fitted)
+    changed = np.where(fitted, dsc, 0.05)
+    changed[39] = math.nan
+    after, _ = cross_fitted(values, changed, groups, fitted=fitted)
+    assert np.array_equal(before, after)
+    assert not np.isnan(after).any()
+    assert not np.isclose(cross_fitted(values, dsc, groups)[0], before).any()
+
+
+def test_calibrations_of_several_runs_are_kept_side_by_side(tmp_path):
+    def made(cases, weight):
+        return {"prostate": Calibration(("atlases",), (weight,), 0.0, 0.1, cases)}
+
+    path = tmp_path / "calibrations" / "c.json"
+    keep_calibrations(path, {})
+    assert not path.exists()
+    keep_calibrations(path, {"OASIS-6": made(30, 0.5), "OASIS-2": made(30, 0.4)})
+    keep_calibrations(path, {"estimate": made(30, 0.3)})
+    keep_calibrations(path, {"OASIS-6": made(10, 0.9), "OASIS-2": made(30, 0.6)})  # without copies; a newer one
+    keep_calibrations(path, {})
+    kept = {name: by["prostate"].weights[0] for name, by in read_calibrations(path).items()}
+    assert kept == {"OASIS-6": 0.5, "OASIS-2": 0.6, "estimate": 0.3}
+    path.write_text("no JSON")
+    keep_calibrations(path, {"OASIS-6": made(5, 0.1)})
+    assert list(read_calibrations(path)) == ["OASIS-6"]
+
+
+def test_what_a_calibration_is_named_by(settings):
+    asked, content = settings({"methods": ["OASIS"]}), {"Case00": "x"}
+    name = calibration_path(asked, content)
+    same = [{"methods": ["majority", "OASIS"]}, {"n": [5]}, {"k": 3}, {"corruptions": 2}, {"align_batch": 3}]
+    assert {calibration_path(settings({"methods": ["OASIS"]}, change), content) for change in same} == {name}
+    other = [{"features": {"name": "random"}}, {"features": {"distance": "cosine"}}, {"temperature": 0.2}, {"seed": 4}]
+    found = {calibration_path(settings({"methods": ["OASIS"]}, change), content) for change in other}
+    assert len(found | {name, calibration_path(asked, {"Case00": "y"})}) == len(other) + 2
 
 
 def test_no_corrupted_copy_is_predicted_from_its_own_corruption():

@@ -27,7 +27,7 @@ from oasis_monai.types import Case
 from oasis_monai.volumes import read_image
 from oasis_monai.warp import folding_voxels
 from tests.command import Command, run
-from tests.conftest import CASES, TINY, merged
+from tests.conftest import CASES, JOINT, TINY, merged
 from tests.dicom_series import write_series
 from tests.real import real_data
 
@@ -367,6 +367,22 @@ def test_a_model_trained_after_a_cross_validation_takes_its_calibration(phantom,
     assert kept["OASIS-" + str(settings.n[0])]["prostate"]["cases"] == CASES
     other = build(merged(TINY, given, {"seed": 3}))
     assert json.loads((train_model(other, tmp_path / "o", quiet) / "model.json").read_text())["calibration"] is None
+
+
+def test_a_method_that_fuses_no_atlas_finds_its_calibration_and_two_that_found_nothing_are_unsure(
+    phantom, images, tmp_path, no_pictures, monkeypatch
+):
+    given = {"cache": str(tmp_path / "c"), "data": {"root": str(phantom)}}
+    made = train_model(build(merged(TINY, JOINT, given)), tmp_path / "m", quiet)
+    fitted = {"sources": ["networks", "atlases"], "weights": [0.5, 0.0], "offset": 0.3, "spread": 0.01, "cases": 9}
+    copy = with_calibration(made, tmp_path, {"estimate": {"prostate": fitted}})
+    for folder, values in (("a", [[0.9, np.nan]]), ("b", [[np.nan, np.nan]])):
+        monkeypatch.setattr(scans, "overlaps", lambda _, values=values: np.array(values))
+        assert segment_scans(copy, images / "Case00.mhd", tmp_path / folder, n=1, method="estimate", log=quiet) == []
+        line = told(tmp_path / folder, "Case00")
+        assert line["calibrated"]
+        assert line["predicted_dsc"]["prostate"] == pytest.approx(0.75 if folder == "a" else 0.3)
+        assert ("unsure" in {flag["name"] for flag in line["flags"]}) is (folder == "b")
 
 
 def test_another_embedding_network_than_in_training_is_refused(model, images, tmp_path):
