@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator, Sequence
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -31,7 +32,7 @@ def check_data_files(words: Sequence[str]) -> None:
 
 
 def _folders(words: Sequence[str]) -> Iterator[Path]:
-    for word, after in zip(words, [*words[1:], ""], strict=True):
+    for word, after in pairwise([*words, ""]):
         option, equals, value = word.partition("=")
         if option in DIRECTORY:
             yield Path(value if equals else after)

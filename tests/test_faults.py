@@ -14,6 +14,7 @@ import yaml
 
 from oasis_monai import files
 from oasis_monai.crossval import crossval
+from oasis_monai.data_files import check_data_files
 from oasis_monai.files import claimed, load_tensors
 from tests.command import Command, run
 from tests.conftest import JOINT, overrides
@@ -179,6 +180,11 @@ def test_a_data_set_s_yaml_names_no_program_and_no_place_to_write(tmp_path, text
     done = run("--config-dir", "conf", "check", "data=evil", cwd=tmp_path)
     refused(done, f"error: {Path('conf/data/evil.yaml')}", found)
     assert not (tmp_path / "trap").exists()
+
+
+def test_a_command_without_settings_of_one_s_own_has_none_to_look_at(tmp_path):
+    for words in ([], ["check"], ["--config-dir"], ["--config-dir", str(tmp_path), "check"], [f"-cd={tmp_path / 'none'}"]):
+        check_data_files(words)
 
 
 def test_a_data_set_s_yaml_brings_its_own_grid_and_the_command_line_has_the_last_word(phantom, tmp_path):
