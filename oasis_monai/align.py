@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from oasis_monai import warp as warping
-from oasis_monai.files import load_if_whole, save_tensors
+from oasis_monai.files import digest, load_if_whole, save_tensors
 from oasis_monai.fusion import overlap
 from oasis_monai.library import AtlasLibrary
 from oasis_monai.memory import Batched
@@ -96,6 +96,10 @@ class FieldCache:
 
     folder: Path | None
     key: str
+
+    def moved(self, move: Sequence[int]) -> FieldCache:
+        """That of the same target on a grid moved by so many voxels."""
+        return FieldCache(self.folder, digest([self.key, *move])) if any(move) else self
 
     def get(self, target: str, images: torch.Tensor, rows: torch.Tensor, library: AtlasLibrary, aligner: Aligner) -> torch.Tensor:
         """Fields of the atlases ``rows`` (T, n) for the T images (T, c, *S) of one target -> (T, n, D, *s) float16.

@@ -72,9 +72,11 @@ def segmented(
 ) -> Segmented:
     """Preprocess, segment and score a labelled scan; no atlas of its own case is taken."""
     assert volume.label is not None
-    target = settings.preprocessing.apply(replace(volume, label=None))
+    bare, prepare = replace(volume, label=None), settings.preprocessing.apply
+    target, voices, moved = segmenter.follow(prepare(bare), methods, lambda move: prepare(bare, move))
     features = target_features(target, settings.spatial_dims, embed)
-    results, chosen = segmenter(target, features, methods, settings.n, fields, exclude_case=volume.case)
+    kept = fields.moved(moved) if fields is not None else None
+    results, chosen = segmenter(target, features, methods, settings.n, kept, volume.case, voices=voices)
     restored = restore_all([r.probability for r in results.values()], target.geometry, target.native, False, volume.case)
     labels = dict(zip(results, restored, strict=True))
     truth, classes = volume.label[0], len(settings.data.label_values)

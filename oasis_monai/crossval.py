@@ -16,13 +16,16 @@ from typing import Any
 import numpy as np
 import torch
 
+from oasis_monai.align import FieldCache
 from oasis_monai.case_pictures import Key, browse, draw_overlays, keep_label
 from oasis_monai.corrupted import Rows, corrupted_rows
 from oasis_monai.errors import naming
+from oasis_monai.features import embedder, target_features
 from oasis_monai.files import write_json
 from oasis_monai.fold_models import STM, FoldModel, FoldModels, calibration_path
 from oasis_monai.folds import Fold, Split, patient_groups
 from oasis_monai.metrics import score_case
+from oasis_monai.place import Move
 from oasis_monai.prepare import Log, Prepared, find_and_check, prepare, resolve_device, split_of
 from oasis_monai.preprocess import restore_all
 from oasis_monai.quality_tables import (
@@ -34,10 +37,11 @@ from oasis_monai.quality_tables import (
     write_quality,
 )
 from oasis_monai.record import Clock, run_record
-from oasis_monai.segment import Result
+from oasis_monai.segment import Result, Segmenter, needs_estimate, result_keys
 from oasis_monai.settings import Settings
 from oasis_monai.tables import read_scores, summarise, write_scores, write_summary
-from oasis_monai.types import Case, Segmentation, Volume
+from oasis_monai.types import Case, Geometry, Preprocessed, Segmentation, Selection, Volume
+from oasis_monai.volumes import read_volume
 from oasis_monai.workers import train_ahead
 
 
@@ -110,6 +114,7 @@ class _Fused:
     probability, weights: per method and n; weights hold one list per image of the case (slices), empty where not yet known.
     agreement: overlap counts of the parts of each result, summed over its images (:func:`oasis_monai.quality.agreement`).
     atlases: per image, [case, slice, distance] of the atlases chosen, nearest first.
+    grids: the working grid of each map where it was moved (:mod:`oasis_monai.place`).
     """
 
     images: int
@@ -117,6 +122,7 @@ class _Fused:
     weights: dict[Key, list[list[float]]] = field(default_factory=dict)
     agreement: dict[Key, torch.Tensor] = field(default_factory=dict)
     atlases: list[list[list[Any]]] = field(default_factory=list)
+    grids: dict[Key, Geometry] = field(default_factory=dict)
 
     def add(self, results: Mapping[Key, Result], only: torch.Tensor | None) -> None:
         """Take in the images ``only`` (all when None) of a fold's results."""
@@ -161,9 +167,14 @@ def _score_folds(
             volume = _native(settings, prepared.cases[case])
             assert volume.label is not None
             image, reference = volume.image[0].numpy(), volume.label[0].numpy()
-            maps = list(fused.probability.values())
-            restored = restore_all(maps, target.geometry, target.native, settings.save_probability, case)
-            labels = dict(zip(fused.probability, restored, strict=True))
+            labels: dict[Key, Segmentation] = {}
+            for moved in (False, True):
+                keys = [key for key in fused.probability if (key in fused.grids) is moved]
+                maps = [fused.probability[key] for key in keys]
+                grid = fused.grids[keys[0]] if moved and keys else target.geometry
+                restored = restore_all(maps, grid, target.native, settings.save_probability, case) if keys else []
+                labels |= zip(keys, restored, strict=True)
+            labels = {key: labels[key] for key in fused.probability}
             for (method, n), back in labels.items():
                 kept[case, method, n] = keep_label(settings, run_dir, back, method, n)
                 rows += _rows(settings, split.protocol, fold_index, back, reference, method, n)
@@ -215,8 +226,9 @@ def _segment(
             # under patient folds the fold's library has nothing of this case; that it is excluded as well costs nothing
             exclude = case if split.protocol == "patient" else None
             fields = models.fields(fold, case) if STM in models.needed() else None
-            results, chosen = model.segmenter(target, features, settings.atlas_methods, settings.n, fields, exclude, only)
+            results, chosen, grid = _fused(settings, prepared, model.segmenter, target, features, fields, exclude, only)
             fused.add(results, only)
+            fused.grids |= grid
             library = model.segmenter.library
             for image, indices, distances in zip(
                 range(len(features)) if only is None else only.tolist(), chosen.indices, chosen.distances, strict=True
@@ -230,6 +242,38 @@ def _segment(
             probability = predictor(images if only is None else images[only])
             fused.add({(name, 0): Result(_stacked(probability, only, len(features)), None)}, only)
     return fused
+
+
+def _fused(
+    settings: Settings,
+    prepared: Prepared,
+    segmenter: Segmenter,
+    target: Preprocessed,
+    features: torch.Tensor,
+    fields: FieldCache | None,
+    exclude: str | None,
+    only: torch.Tensor | None,
+) -> tuple[dict[Key, Result], Selection, dict[Key, Geometry]]:
+    """The results of the methods that fuse atlases, the atlases, and the working grid of each result where it was moved: that of
+    a method without an estimate never is, whatever runs beside it."""
+    case, methods, dims = prepared.cases[target.case], settings.atlas_methods, settings.spatial_dims
+
+    def again(move: Move) -> Preprocessed:
+        return settings.preprocessing.apply(read_volume(case.without_label(), settings.data.label_values), move)
+
+    seen, voices, moved = segmenter.follow(target, methods, again)
+    if not any(moved):
+        results, chosen = segmenter(target, features, methods, settings.n, fields, exclude, only, voices)
+        return results, chosen, {}
+    following = [m for m in methods if needs_estimate([m])]
+    staying = [m for m in methods if m not in following]
+    embed = embedder(settings.features.name, settings.features.weights, resolve_device(settings.device))
+    kept = fields.moved(moved) if fields is not None else None
+    results, chosen = segmenter(seen, target_features(seen, dims, embed), following, settings.n, kept, exclude, only, voices)
+    grids = dict.fromkeys(results, seen.geometry)
+    if staying:
+        results |= segmenter(target, features, staying, settings.n, None, exclude, only)[0]
+    return {key: results[key] for key in result_keys(methods, settings.n)}, chosen, grids
 
 
 def _stacked(probability: torch.Tensor, only: torch.Tensor | None, images: int) -> torch.Tensor:
@@ -252,8 +296,6 @@ def _merge(before: torch.Tensor | None, new: torch.Tensor, only: torch.Tensor | 
 
 def _native(settings: Settings, case: Case) -> Volume:
     """The target with its reference label on its native grid, read again and only here, after segmentation."""
-    from oasis_monai.volumes import read_volume
-
     return read_volume(case, settings.data.label_values)
 
 

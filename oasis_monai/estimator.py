@@ -61,6 +61,8 @@ class EstimatorSettings:
             has little to teach. 1: as often.
         views: average the estimate with that of so many turned and scaled copies of every slice (0 to 4).
         mirror: average the estimate with that of the mirrored scan (left and right exchanged). Not for structures with a side.
+        recentre: move the working grid to where the estimate finds the structures, if that is farther out than in every atlas
+            (:mod:`oasis_monai.place`; 3D only).
         vote: the estimate's part in the vote of ``OASIS-joint``, 0 to 1; the atlases share the rest.
     """
 
@@ -78,6 +80,7 @@ class EstimatorSettings:
     empty: float = 0.25
     views: int = 4
     mirror: bool = True
+    recentre: bool = True
     vote: float = 0.75
 
     def __post_init__(self) -> None:

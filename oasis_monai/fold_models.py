@@ -45,7 +45,7 @@ class FoldModel:
 
 def voice(settings: EstimatorSettings) -> dict[str, Any]:
     """What a :class:`oasis_monai.segment.Segmenter` has to know of its estimator."""
-    return {"estimator_atlases": settings.atlases, "vote": settings.vote}
+    return {"estimator_atlases": settings.atlases, "vote": settings.vote, "recentre": settings.recentre}
 
 
 def calibration_path(settings: Settings, content: Mapping[str, str]) -> Path:
@@ -60,7 +60,7 @@ def calibration_path(settings: Settings, content: Mapping[str, str]) -> Path:
         "selection": asdict(settings.features),
         "temperature": settings.temperature,
     }
-    identity |= {k: getattr(settings.estimator, k) for k in ("vote", "mirror", "views")}
+    identity |= {k: getattr(settings.estimator, k) for k in ("vote", "mirror", "views", "recentre")}
     return Path(settings.cache) / "calibrations" / f"{digest(identity)}.json"
 
 

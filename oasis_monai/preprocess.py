@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 
 from oasis_monai import grids, headers, volumes
@@ -106,28 +107,38 @@ class Preprocessing:
             wanted = f"multiples of {tuple(divisor)} (the network halves its input that often)"
             raise ConfigError("preprocessing.size", wanted, self.size, f"the nearest that work are {nearest}")
 
-    def working_geometry(self, native: Geometry) -> Geometry:
+    def working_geometry(self, native: Geometry, moved: Sequence[int] = (0, 0, 0)) -> Geometry:
         """The grid :meth:`apply` puts a scan on.
 
         ``paper``: exactly the scan's field of view (half-pixel convention). ``physical``: the same centre as the scan; only
         where a spacing is kept and the number of voxels turns from odd to even or back, half a voxel beside it, so that
         voxels are cut or padded and not interpolated.
+
+        Args:
+            moved: put the grid so many of its voxels aside along x, y, z, where the structures are (:mod:`oasis_monai.place`).
         """
         free = (None,) * (3 - self.spatial_dims)
         if self.spacing_mm is None:
-            return grids.resized(native, (*self.size, *free))
-        return grids.centred(native, (*self.spacing_mm, *free), (*self.size, *free))
+            found = grids.resized(native, (*self.size, *free))
+        else:
+            found = grids.centred(native, (*self.spacing_mm, *free), (*self.size, *free))
+        if not any(moved):
+            return found
+        affine = found.affine.copy()
+        affine[:3, 3] += affine[:3, :3] @ np.asarray(moved)
+        return Geometry(found.shape, affine)
 
-    def apply(self, volume: Volume) -> Preprocessed:
+    def apply(self, volume: Volume, moved: Sequence[int] = (0, 0, 0)) -> Preprocessed:
         """Put a scan on the working grid and normalise it.
 
         The image is interpolated linearly, smoothed before where the grid gets coarser; the label class by class
-        (:func:`oasis_monai.grids.resample_label`). Voxels beyond the scan are 0 and background.
+        (:func:`oasis_monai.grids.resample_label`). Voxels beyond the scan are 0 and background. ``moved``: see
+        :meth:`working_geometry`.
 
         Raises:
             ValueError: the image has NaN or infinite voxels.
         """
-        working = self.working_geometry(volume.geometry)
+        working = self.working_geometry(volume.geometry, moved)
         image = grids.resample(volume.image, volume.geometry, working)
         lower, upper = PERCENTILES if self.name == "physical" else (0.0, 100.0)
         inside = grids.inside(volume.geometry, working, image.device)
@@ -231,6 +242,10 @@ class PreprocessCache:
         if label is not None:
             self.lost[case.id] = float(label[1]["lost"])
         return _unpacked(case.id, image[0], None if label is None else label[0]["label"])
+
+    def moved(self, case: Case, move: Sequence[int]) -> Preprocessed:
+        """The case without its label on a grid moved by so many voxels; kept nowhere."""
+        return self.preprocessing.apply(volumes.read_volume(case.without_label(), self.label_values), move)
 
     def faults(self) -> list[Fault]:
         """:func:`view_faults` of the cases so far."""

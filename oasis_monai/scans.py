@@ -174,13 +174,16 @@ class _Run:
         told = None if overwrite else read_told(json_file)
         if told is not None and told["asked"] == asked and (probability_file.is_file() or not self.save_probability):
             return told, False
-        target = self.store.get(case.without_label())
+        target, voices, moved = self.segmenter.follow(
+            self.store.get(case.without_label()), self.method[:1], lambda move: self.store.moved(case, move)
+        )
         features = target_features(target, self.settings.spatial_dims, self.embed)
         fields = KeptFields(None, "")
-        results, chosen = self.segmenter(target, features, self.method[:1], self.method[1:], fields)
+        results, chosen = self.segmenter(target, features, self.method[:1], self.method[1:], fields, voices=voices)
         result = results[self._key]
         found = restore(result.probability, target.geometry, target.native, self.save_probability, case.id)
         told = {"asked": asked, "case": case.id, "label": f"{case.id}_segmentation{kind}"}
+        told["moved_mm"] = [move * mm for move, mm in zip(moved, target.geometry.spacing_mm, strict=True)] if any(moved) else None
         told |= self._numbers(target, result, found, chosen, fields.last)
         self._write(case, told, found, probability_file)
         write_json(json_file, told)

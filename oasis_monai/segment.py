@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
+from functools import cached_property
 from typing import NamedTuple
 
 import torch
@@ -16,6 +17,7 @@ from oasis_monai.estimator import Estimator, with_neighbours
 from oasis_monai.library import AtlasLibrary
 from oasis_monai.losses import ncc
 from oasis_monai.nearest import Pair, nearest
+from oasis_monai.place import STAY, Move, Places, followed
 from oasis_monai.quality import agreement, consensus
 from oasis_monai.types import Preprocessed, Selection
 
@@ -112,7 +114,7 @@ class Segmenter:
         distance: see :func:`oasis_monai.nearest.nearest`.
         temperature: of R3, see :func:`oasis_monai.fusion.conditioned_weights`.
         estimator: the segmentation network of a joint model.
-        estimator_atlases, vote: see :class:`oasis_monai.estimator.EstimatorSettings`.
+        estimator_atlases, vote, recentre: see :class:`oasis_monai.estimator.EstimatorSettings`.
         same_case: whether the library holds labelled slices of the targets themselves (slice folds).
     """
 
@@ -126,12 +128,14 @@ class Segmenter:
         estimator: Estimator | None = None,
         estimator_atlases: int = 0,
         vote: float = 0.5,
+        recentre: bool = False,
         same_case: bool = False,
     ) -> None:
         self.library, self.aligner, self.distance, self.temperature = library, aligner, distance, temperature
         self.estimator, self.estimator_atlases, self.vote = estimator, estimator_atlases, vote
         self.same_case = same_case
         self.spatial_dims = library.images.ndim - 2
+        self.recentre = recentre and estimator is not None and self.spatial_dims == 3
         # not "loa or ...": a table without pairs yet is one as well
         self.loa = loa if loa is not None or aligner is None else LoaTable(library, aligner)
 
@@ -152,6 +156,25 @@ class Segmenter:
             shape = self._between(target.case, which, rows) if self.same_case else None
             slices = beside_atlases(slices, self.library, rows, shape)
         return self.estimator(slices)[:, None]
+
+    @cached_property
+    def _places(self) -> Places | None:
+        return Places.of(self.library.labels) if self.recentre else None
+
+    def follow(
+        self, target: Preprocessed, methods: Sequence[str], again: Callable[[Move], Preprocessed]
+    ) -> tuple[Preprocessed, torch.Tensor | None, Move]:
+        """The scan on the grid that shows its structures where atlases have theirs: see :func:`oasis_monai.place.followed`.
+
+        Returns:
+            The target, what :meth:`voices` makes of it, and by how many voxels its grid was moved. Of a model whose grid does
+            not follow, and for methods without an estimate: the target itself, None and no move.
+        """
+        if self._places is None or not needs_estimate(methods):
+            return target, None, STAY
+        which = torch.arange(1)
+        target, voices, moved = followed(self._places, target, lambda seen: self.voices(seen, which)[0], again)
+        return target, voices[None], moved
 
     def _barred(self, images: int, case: str | None) -> Pair | None:
         """What keeps a case's atlases from each of so many images."""
@@ -176,6 +199,7 @@ class Segmenter:
         fields: FieldCache | None = None,
         exclude_case: str | None = None,
         only: torch.Tensor | None = None,
+        voices: torch.Tensor | None = None,
     ) -> tuple[dict[tuple[str, int], Result], Selection]:
         """Segment a target whose label nobody has given.
 
@@ -184,6 +208,7 @@ class Segmenter:
             features: (T, F) of its images.
             methods, ns: every rule of ``methods`` at every number of atlases of ``ns``, from one alignment.
             only: (m,) the images (slices) to segment, for folds over slices; the others come back as background.
+            voices: what :meth:`voices` makes of the target, where that is known (:meth:`follow`).
         """
         if target.label is not None:
             raise ValueError(f"{target.case}: a target must come without its label")
@@ -193,7 +218,8 @@ class Segmenter:
         most = max(ns) if needs_atlases(methods) else min(max(ns), len(self.library))  # told beside a result, not fused
         chosen = self.choose(features[which], most, exclude_case)
         joint = self.estimator is not None and needs_estimate(methods)
-        voices = self.voices(target, which, exclude_case) if joint else None
+        if joint and voices is None:
+            voices = self.voices(target, which, exclude_case)
         estimates = None if voices is None else voices.mean(1)
         made = None
         if needs_alignment(methods):

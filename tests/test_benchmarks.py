@@ -21,6 +21,7 @@ import floor  # noqa: E402
 import growth  # noqa: E402
 import measure  # noqa: E402
 import methods  # noqa: E402
+import offcentre  # noqa: E402
 import one  # noqa: E402
 import peers  # noqa: E402
 import registry  # noqa: E402
@@ -29,6 +30,7 @@ import speed  # noqa: E402
 import stages  # noqa: E402
 from oasis_monai.corruptions import drawn  # noqa: E402
 from oasis_monai.settings import build  # noqa: E402
+from oasis_monai.types import Geometry, Volume  # noqa: E402
 from world import World, configuration  # noqa: E402
 
 SIZE = (6, 5, 4)
@@ -191,6 +193,25 @@ def test_seconds_are_of_the_runs_after_the_warm_up(clock):
 def test_the_models_of_ours_that_are_trained_have_settings_that_fit_their_grid(dims, joint, tmp_path):
     settings = build(configuration("scans", dims, joint, 2.0, ("Case00",), tmp_path))
     assert (settings.joint, settings.spatial_dims, settings.training.minutes) == (joint, dims, 2.0)
+
+
+def test_a_scan_that_is_cut_has_its_structure_aside_of_its_centre_by_so_much():
+    affine = np.array([[-2.0, 0, 0, 7], [0, 0, 1.0, 8], [0, 3.0, 0, 9], [0, 0, 0, 1]])  # axes: left, superior, anterior
+    label = torch.zeros(1, 60, 10, 100, dtype=torch.uint8)
+    label[:, 28:32, 4:6, 48:52] = 1
+    volume = Volume("c", label.float(), label, Geometry((60, 10, 100), affine))
+
+    def aside(scan):
+        at = np.argwhere(scan.label[0].numpy()).mean(0) - (np.array(scan.geometry.shape) - 1) / 2
+        return scan.geometry.affine[:3, :3] @ at
+
+    assert aside(volume) == pytest.approx([0, 0, 0])
+    for direction, expected in enumerate(([-20, 0, 0], [20, 0, 0], [0, -20, 0], [0, 20, 0])):
+        made = offcentre.cut(volume, 20, direction)
+        assert aside(made) == pytest.approx(expected)  # the centre went the other way
+        world = made.geometry.affine @ [*np.argwhere(made.label[0].numpy())[0], 1]
+        assert world == pytest.approx(affine @ [28, 4, 48, 1])  # the patient did not move
+    assert offcentre.cut(volume, 0, 2).geometry.shape == (60, 10, 100)
 
 
 def test_nothing_is_calibrated_on_its_own_fold_its_own_corruption_or_what_a_run_would_not_have_made():

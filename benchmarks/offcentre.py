@@ -1,0 +1,108 @@
+"""Does the field of view find a structure that is not where atlases have it? Test scans cut so that their centre is elsewhere.
+
+    python benchmarks/offcentre.py [--output docs/results/quality] [--n 6] experiment=accuracy data.root=PATH cache=DIR
+
+Takes the fold models of a cross-validation (trains what ``cache`` lacks) and segments every test case of the honest patient
+folds as OASIS-joint, after slices were cut away from one side so that the image's centre lies :data:`ASIDE_MM` farther from the
+structure: to the right, left, front or back, drawn per case. With the grid that follows the structures
+(``estimator.recentre``) and with the one round the image's centre. Writes ``offcentre.csv`` and ``offcentre.md``.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import replace
+from multiprocessing import get_context
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import torch
+
+from failures import settings_of
+from oasis_monai.corrupted import segmented
+from oasis_monai.features import embedder
+from oasis_monai.files import write_text
+from oasis_monai.fold_models import FoldModels
+from oasis_monai.prepare import find_and_check, prepare, split_of
+from oasis_monai.settings import Settings
+from oasis_monai.types import Geometry, Volume
+from oasis_monai.volumes import canonical_axes, read_volume
+
+ASIDE_MM = (0, 10, 20, 30, 40)
+
+
+def cut(volume: Volume, mm: float, direction: int) -> Volume:
+    """The scan without the slices on one side, so that its centre lies ``mm`` farther in a ``direction``: 0 right, 1 left, 2
+    front, 3 back."""
+    assert volume.label is not None
+    world, away = divmod(direction, 2)
+    order, flips = canonical_axes(volume.geometry.affine)
+    axis = order[world]
+    lost = round(2 * mm / volume.geometry.spacing_mm[axis])
+    first = lost if flips[world] == bool(away) else 0
+    kept = volume.geometry.shape[axis] - lost
+    affine = volume.geometry.affine.copy()
+    affine[:3, 3] += affine[:3, axis] * first
+    image, label = (t.narrow(1 + axis, first, kept).clone() for t in (volume.image, volume.label))
+    x, y, z = image.shape[1:]
+    return replace(volume, image=image, label=label, geometry=Geometry((x, y, z), affine))
+
+
+def segment_fold(settings: Settings, index: int) -> list[dict[str, Any]]:
+    """Every test case of a fold, cut and not, with a grid that follows and one that does not."""
+    torch.set_num_threads(1)
+    torch.set_flush_denormal(True)
+    cache = Path(settings.cache)
+    prepared = prepare(settings, find_and_check(settings, cache, print), cache, print)
+    split = split_of(settings, prepared)
+    embed = embedder(settings.features.name, settings.features.weights)
+    rows = []
+    for follows in (True, False):
+        own = replace(settings, estimator=replace(settings.estimator, recentre=follows))
+        segmenter = FoldModels(own, prepared, split, cache, print).segmenter(split.folds[index])
+        for case in sorted(split.folds[index].test):
+            volume = read_volume(prepared.cases[case], settings.data.label_values)
+            direction = int(np.random.default_rng([settings.seed, *case.encode()]).integers(4))
+            for mm in ASIDE_MM:
+                found = segmented(own, segmenter, embed, cut(volume, mm, direction), own.methods)
+                ((_, values),) = found.dsc.items()
+                row = {"fold": index, "case": case, "aside_mm": mm, "direction": "RLAP"[direction], "follows": follows}
+                rows += [row | {"label": name, "dsc": dsc} for name, dsc in zip(settings.data.labels, values, strict=True)]
+        print(f"fold {index}: {'follows' if follows else 'stays'}", flush=True)
+    return rows
+
+
+def table(rows: pd.DataFrame) -> str:
+    """Markdown: a line per distance."""
+    lines = ["| centre aside by | round the image's centre | lowest | follows the structures | lowest |", "|---|---|---|---|---|"]
+    for mm in ASIDE_MM:
+        cells = [f"{mm} mm"]
+        for follows in (False, True):
+            dsc = 100 * rows[(rows["aside_mm"] == mm) & (rows["follows"] == follows)]["dsc"]
+            cells += [f"{dsc.mean():.1f}", f"{dsc.min():.1f}"]
+        lines.append(f"| {' | '.join(cells)} |")
+    return "\n".join(lines) + "\n"
+
+
+def main(arguments: list[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
+    parser.add_argument("--output", type=Path, default=Path(__file__).resolve().parents[1] / "docs" / "results" / "quality")
+    parser.add_argument("--n", type=int, default=6, help="atlases to fuse")
+    parser.add_argument("overrides", nargs="+", help="what the cross-validation was run with: experiment=accuracy data.root=PATH")
+    given = parser.parse_args(arguments)
+    settings = settings_of(given.overrides, given.n)
+    folds = range(settings.k) if settings.fold is None else [settings.fold]
+    with ProcessPoolExecutor(len(os.sched_getaffinity(0)), get_context("spawn")) as pool:
+        parts = list(pool.map(segment_fold, [settings] * len(folds), folds))
+    rows = pd.DataFrame([row for part in parts for row in part])
+    write_text(given.output / "offcentre.csv", rows.to_csv(index=False, float_format="%.6f", lineterminator="\n"))
+    write_text(given.output / "offcentre.md", table(rows))
+    print(table(rows))
+
+
+if __name__ == "__main__":
+    main()
