@@ -1,10 +1,10 @@
-"""Does the field of view find a structure that is not where atlases have it? Test scans cut so that their centre is elsewhere.
+"""Does the field of view find a structure that is not where atlases have it? Test scans made wider to one side.
 
     python benchmarks/offcentre.py [--output docs/results/quality] [--n 6] experiment=accuracy data.root=PATH cache=DIR
 
 Takes the fold models of a cross-validation (trains what ``cache`` lacks) and segments every test case of the honest patient
-folds as OASIS-joint, after slices were cut away from one side so that the image's centre lies :data:`ASIDE_MM` farther from the
-structure: to the right, left, front or back, drawn per case. With the grid that follows the structures
+folds as OASIS-joint, after dark slices were added on one side so that the image's centre lies :data:`ASIDE_MM` farther to the
+right, left, front or back (drawn per case); the working grid sees none of them. With the grid that follows the structures
 (``estimator.recentre``) and with the one round the image's centre. Writes ``offcentre.csv`` and ``offcentre.md``.
 """
 
@@ -35,25 +35,28 @@ from oasis_monai.volumes import canonical_axes, read_volume
 ASIDE_MM = (0, 10, 20, 30, 40)
 
 
-def cut(volume: Volume, mm: float, direction: int) -> Volume:
-    """The scan without the slices on one side, so that its centre lies ``mm`` farther in a ``direction``: 0 right, 1 left, 2
-    front, 3 back."""
+def padded(volume: Volume, mm: float, direction: int) -> Volume:
+    """The scan with slices of its lowest intensity added on one side, so that its centre lies ``mm`` farther in a ``direction``:
+    0 right, 1 left, 2 front, 3 back."""
     assert volume.label is not None
     world, away = divmod(direction, 2)
     order, flips = canonical_axes(volume.geometry.affine)
     axis = order[world]
-    lost = round(2 * mm / volume.geometry.spacing_mm[axis])
-    first = lost if flips[world] == bool(away) else 0
-    kept = volume.geometry.shape[axis] - lost
+    added = round(2 * mm / volume.geometry.spacing_mm[axis])
+    first = added if flips[world] != bool(away) else 0
+    shape = list(volume.geometry.shape)
+    shape[axis] += added
+    image = torch.full((1, *shape), float(volume.image.min()))
+    label = torch.zeros((1, *shape), dtype=volume.label.dtype)
+    for whole, own in ((image, volume.image), (label, volume.label)):
+        whole.narrow(1 + axis, first, own.shape[1 + axis]).copy_(own)
     affine = volume.geometry.affine.copy()
-    affine[:3, 3] += affine[:3, axis] * first
-    image, label = (t.narrow(1 + axis, first, kept).clone() for t in (volume.image, volume.label))
-    x, y, z = image.shape[1:]
-    return replace(volume, image=image, label=label, geometry=Geometry((x, y, z), affine))
+    affine[:3, 3] -= affine[:3, axis] * first
+    return replace(volume, image=image, label=label, geometry=Geometry((shape[0], shape[1], shape[2]), affine))
 
 
 def segment_fold(settings: Settings, index: int) -> list[dict[str, Any]]:
-    """Every test case of a fold, cut and not, with a grid that follows and one that does not."""
+    """Every test case of a fold, padded and not, with a grid that follows and one that does not."""
     torch.set_num_threads(1)
     torch.set_flush_denormal(True)
     cache = Path(settings.cache)
@@ -68,7 +71,7 @@ def segment_fold(settings: Settings, index: int) -> list[dict[str, Any]]:
             volume = read_volume(prepared.cases[case], settings.data.label_values)
             direction = int(np.random.default_rng([settings.seed, *case.encode()]).integers(4))
             for mm in ASIDE_MM:
-                found = segmented(own, segmenter, embed, cut(volume, mm, direction), own.methods)
+                found = segmented(own, segmenter, embed, padded(volume, mm, direction), own.methods)
                 ((_, values),) = found.dsc.items()
                 row = {"fold": index, "case": case, "aside_mm": mm, "direction": "RLAP"[direction], "follows": follows}
                 rows += [row | {"label": name, "dsc": dsc} for name, dsc in zip(settings.data.labels, values, strict=True)]

@@ -195,7 +195,7 @@ def test_the_models_of_ours_that_are_trained_have_settings_that_fit_their_grid(d
     assert (settings.joint, settings.spatial_dims, settings.training.minutes) == (joint, dims, 2.0)
 
 
-def test_a_scan_that_is_cut_has_its_structure_aside_of_its_centre_by_so_much():
+def test_a_scan_that_is_padded_has_its_structure_aside_of_its_centre_by_so_much():
     affine = np.array([[-2.0, 0, 0, 7], [0, 0, 1.0, 8], [0, 3.0, 0, 9], [0, 0, 0, 1]])  # axes: left, superior, anterior
     label = torch.zeros(1, 60, 10, 100, dtype=torch.uint8)
     label[:, 28:32, 4:6, 48:52] = 1
@@ -207,11 +207,11 @@ def test_a_scan_that_is_cut_has_its_structure_aside_of_its_centre_by_so_much():
 
     assert aside(volume) == pytest.approx([0, 0, 0])
     for direction, expected in enumerate(([-20, 0, 0], [20, 0, 0], [0, -20, 0], [0, 20, 0])):
-        made = offcentre.cut(volume, 20, direction)
+        made = offcentre.padded(volume, 20, direction)
         assert aside(made) == pytest.approx(expected)  # the centre went the other way
         world = made.geometry.affine @ [*np.argwhere(made.label[0].numpy())[0], 1]
         assert world == pytest.approx(affine @ [28, 4, 48, 1])  # the patient did not move
-    assert offcentre.cut(volume, 0, 2).geometry.shape == (60, 10, 100)
+    assert offcentre.padded(volume, 0, 2).geometry.shape == (60, 10, 100)
 
 
 def test_nothing_is_calibrated_on_its_own_fold_its_own_corruption_or_what_a_run_would_not_have_made():
