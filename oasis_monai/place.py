@@ -2,7 +2,8 @@
 
 The working grid lies round the image's centre, and so do the structures of most scans. A network sees less well what lies far
 from where all training scans had it, and nothing beyond the grid's edge. The estimate of a joint model tells where the structures
-are, at the edge as well: the scan is put on a grid that has them where atlases have them on average, and looked at again.
+are, at the edge as well: the scan is put on a grid that has them where atlases have them on average, and looked at again. Where it
+shows less than half of the smallest atlas's, grids half a field of view to every side are looked at first.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ import torch
 from oasis_monai.types import Preprocessed
 
 SLACK = 2.0  # voxels beyond the farthest atlas that are not far
+PART = 0.5  # of the smallest atlas's foreground: less is not found
 PASSES = 2  # of a structure cut by the edge the first estimate shows a part: its centre is not yet the whole's
 Move = tuple[int, int, int]
 STAY: Move = (0, 0, 0)
@@ -24,19 +26,27 @@ STAY: Move = (0, 0, 0)
 @dataclass(frozen=True)
 class Places:
     """Where atlases have their structures on the working grid, in voxels along x, y, z: the centres of their foregrounds, of all
-    atlases the lowest, the highest and the mean."""
+    atlases the lowest, the highest and the mean; and the foreground voxels of the smallest."""
 
     lowest: np.ndarray
     highest: np.ndarray
     usual: np.ndarray
+    smallest: int
 
     @classmethod
     def of(cls, labels: torch.Tensor) -> Places | None:
         """Of (N, 1, x, y, z) labels; None where no atlas has any foreground."""
-        centres = [centre for label in labels if (centre := _centre(label[0] > 0)) is not None]
-        if not centres:
+        found = [
+            (centre, int(mask.sum())) for mask in (label[0] > 0 for label in labels) if (centre := _centre(mask)) is not None
+        ]
+        if not found:
             return None
-        return cls(np.min(centres, 0), np.max(centres, 0), np.mean(centres, 0))
+        centres, voxels = zip(*found, strict=True)
+        return cls(np.min(centres, 0), np.max(centres, 0), np.mean(centres, 0), min(voxels))
+
+    def lost(self, estimate: torch.Tensor) -> bool:
+        """Whether an estimate (C, x, y, z) shows less than :data:`PART` of what the smallest atlas has."""
+        return int((estimate[0] < 0.5).sum()) < PART * self.smallest
 
     def move(self, estimate: torch.Tensor) -> Move:
         """By how many voxels the grid has to move for the structures of an estimate (C, x, y, z) to lie as usual; :data:`STAY`
@@ -76,6 +86,8 @@ def followed(
         structures, the one before it.
     """
     voices, moved = look(target), STAY
+    if places.lost(voices.mean(0)):
+        target, voices, moved = _searched(target, voices, look, again)
     for _ in range(PASSES):
         step = places.move(voices.mean(0))
         if step == STAY:
@@ -87,3 +99,37 @@ def followed(
             break
         target, voices, moved = there, heard, onward
     return target, voices, moved
+
+
+def _searched(
+    target: Preprocessed,
+    voices: torch.Tensor,
+    look: Callable[[Preprocessed], torch.Tensor],
+    again: Callable[[Move], Preprocessed],
+) -> tuple[Preprocessed, torch.Tensor, Move]:
+    """Of the grid and those half a field of view aside of it, as far as their centre is in the scan, the one of which all networks
+    call the most voxels foreground."""
+    best = target, voices, STAY
+    size = target.geometry.shape
+    for axis in range(3):
+        for way in (-1, 1):
+            x, y, z = (way * size[a] // 2 if a == axis else 0 for a in range(3))
+            if not _shows(target, (x, y, z)):
+                continue
+            there = again((x, y, z))
+            heard = look(there)
+            if _agreed(heard) > _agreed(best[1]):
+                best = there, heard, (x, y, z)
+    return best
+
+
+def _agreed(voices: torch.Tensor) -> int:
+    return int((voices[:, 0] < 0.5).all(0).sum())
+
+
+def _shows(target: Preprocessed, move: Move) -> bool:
+    """Whether the centre of a moved grid lies in the scan."""
+    middle = (np.array(target.geometry.shape) - 1) / 2 + np.array(move)
+    world = target.geometry.affine @ np.append(middle, 1)
+    at = (np.linalg.inv(target.native.affine) @ world)[:3]
+    return bool(((at >= -0.5) & (at <= np.array(target.native.shape) - 0.5)).all())

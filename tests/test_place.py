@@ -72,13 +72,38 @@ def test_a_structure_at_the_edge_is_shown_whole_where_atlases_have_it():
     assert torch.equal(look(target), voices)
 
 
+@pytest.mark.parametrize("aside", [(14, 0, 0), (-13, 2, 0), (0, 16, 1), (1, -15, 0), (0, 1, 9), (12, 9, 0)])
+def test_what_the_first_grid_does_not_show_is_looked_for_on_every_side(aside):
+    again = scan(np.array([28 + 12, 30 + 10, 14 + 5]) + aside)
+    shown = int((again(STAY).image > 0).sum())
+    assert shown < PLACES.smallest / 2
+    _, voices, moved = followed(PLACES, again(STAY), look, again)
+    assert np.abs(np.array(moved) - aside).max() <= 5
+    assert int((voices[0, 1] > 0).sum()) == int(ball((10, 10, 6)).sum())
+
+
+def test_nothing_is_looked_for_beyond_the_scan():
+    asked = []
+
+    def again(move):
+        asked.append(move)
+        return dataclasses.replace(blank, image=torch.zeros(1, *GRID))
+
+    native = Geometry((24, 50, 12), np.array([[1.0, 0, 0, 0], [0, 1, 0, -15], [0, 0, 1, 0], [0, 0, 0, 1]]))
+    blank = Preprocessed("c", torch.zeros(1, *GRID), None, Geometry(GRID, np.eye(4)), native)
+    assert followed(PLACES, blank, look, again)[2] == STAY
+    assert asked == [(-12, 0, 0), (12, 0, 0), (0, -10, 0), (0, 10, 0), (0, 0, -6), (0, 0, 6)]
+    asked.clear()
+    narrow = dataclasses.replace(blank, native=Geometry((20, 50, 8), native.affine))
+    followed(PLACES, narrow, look, again)
+    assert asked == [(-12, 0, 0), (0, -10, 0), (0, 10, 0), (0, 0, -6)]
+
+
 def test_a_scan_as_the_atlases_is_looked_at_once():
     again = scan((28 + 12, 30 + 10, 14 + 5))
     seen = []
     _, _, moved = followed(PLACES, again(STAY), lambda t: seen.append(t) or look(t), lambda move: pytest.fail("moved"))
     assert (moved, len(seen)) == (STAY, 1)
-    nothing = scan((0, 0, 0))
-    assert followed(PLACES, nothing(STAY), look, nothing)[2] == STAY
 
 
 def test_a_grid_that_shows_nothing_is_left_again():
