@@ -2,8 +2,8 @@
 
 The working grid lies round the image's centre, and so do the structures of most scans. A network sees less well what lies far
 from where all training scans had it, and nothing beyond the grid's edge. The estimate of a joint model tells where the structures
-are, at the edge as well: the scan is put on a grid that has them where atlases have them on average, and looked at again. Where it
-shows less than half of the smallest atlas's, grids half a field of view to every side are looked at first.
+are, at the edge as well: the scan is put on a grid that has them where atlases have them on average, and looked at again. Where
+there is less than half of what the smallest atlas has, grids half a field of view to every side are looked at first.
 """
 
 from __future__ import annotations
@@ -36,9 +36,8 @@ class Places:
     @classmethod
     def of(cls, labels: torch.Tensor) -> Places | None:
         """Of (N, 1, x, y, z) labels; None where no atlas has any foreground."""
-        found = [
-            (centre, int(mask.sum())) for mask in (label[0] > 0 for label in labels) if (centre := _centre(mask)) is not None
-        ]
+        masks = (label[0] > 0 for label in labels)
+        found = [(centre, int(mask.sum())) for mask in masks if (centre := _centre(mask)) is not None]
         if not found:
             return None
         centres, voxels = zip(*found, strict=True)
@@ -107,7 +106,7 @@ def _searched(
     look: Callable[[Preprocessed], torch.Tensor],
     again: Callable[[Move], Preprocessed],
 ) -> tuple[Preprocessed, torch.Tensor, Move]:
-    """Of the grid and those half a field of view aside of it, as far as their centre is in the scan, the one of which all networks
+    """Of the grid and those half a field of view aside of it, as far as their centre is in the scan, the one where all networks
     call the most voxels foreground."""
     best = target, voices, STAY
     size = target.geometry.shape
