@@ -4,7 +4,8 @@
 
 Takes the fold models of a cross-validation (trains what ``cache`` lacks) and segments every test case of the honest patient
 folds as OASIS-joint, after dark slices were added on one side so that the image's centre lies :data:`ASIDE_MM` farther to the
-right, left, front or back (drawn per case); the working grid sees none of them. With the grid that follows the structures
+right, left, front or back (drawn per case). Of a scan 200 mm wide the grid of 96 mm sees none of them, of one of 140 mm up to
+18 % of it is dark. With the grid that follows the structures
 (``estimator.recentre``) and with the one round the image's centre. Writes ``offcentre.csv`` and ``offcentre.md``.
 """
 

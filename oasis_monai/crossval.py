@@ -271,8 +271,9 @@ def _fused(
     kept = fields.moved(moved) if fields is not None else None
     results, chosen = segmenter(seen, target_features(seen, dims, embed), following, settings.n, kept, exclude, only, voices)
     grids = dict.fromkeys(results, seen.geometry)
-    if staying:
-        results |= segmenter(target, features, staying, settings.n, None, exclude, only)[0]
+    if staying:  # by other atlases than those that are told
+        still = segmenter(target, features, staying, settings.n, None, exclude, only)[0]
+        results |= {key: result._replace(weights=None) for key, result in still.items()}
     return {key: results[key] for key in result_keys(methods, settings.n)}, chosen, grids
 
 

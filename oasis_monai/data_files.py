@@ -13,21 +13,21 @@ from oasis_monai.errors import ConfigError
 GROUPS = ("preprocessing", "features", "registration", "loss", "training", "augmentation", "network", "estimator")
 DIRECTORY = ("--config-dir", "-cd")  # Hydra's option: a folder of the user's own settings
 
-HEADER = re.compile(r"\s*#+\s*@\s*package\b")
+HEADER = re.compile(r"\s*#+\s*@\s*package\b\s*(\S*)")
 
 
 def check_data_files(words: Sequence[str]) -> None:
-    """Look at ``data/*.yaml`` of the folder that a command line names with ``--config-dir``.
+    """Look at every YAML file below ``data`` of the folder that a command line names with ``--config-dir``.
 
-    In the package ``_global_`` such a file has the keys ``data``, ``spatial_dims`` and :data:`GROUPS`, and its ``defaults``
-    choose within these groups; else it is what goes under ``data``. A key ``_target_`` or another package is refused. What is
-    no YAML is left to Hydra to tell.
+    In the package ``_global_`` such a file has the keys ``data``, ``spatial_dims`` and :data:`GROUPS`; else it is what goes
+    under ``data``. Its ``defaults`` name other data sets, or choose within these groups. A key ``_target_`` or another package
+    is refused. What is no YAML is left to Hydra to tell.
 
     Raises:
         ConfigError: naming the file and the key.
     """
     for folder in _folders(words):
-        for path in sorted((folder / "data").glob("*.yaml")):
+        for path in sorted((folder / "data").rglob("*.yaml")):
             _check(path)
 
 
@@ -43,13 +43,13 @@ def _check(path: Path) -> None:
 
     text = path.read_text(encoding="utf-8", errors="replace")
     try:
-        content = yaml.safe_load(text)
+        content = yaml.load(text, yaml.BaseLoader)  # keys and strings, it builds nothing else
     except yaml.YAMLError:
         return
-    package = [line.split("@package", 1)[1].strip() for line in text.splitlines() if HEADER.match(line)]
-    if any(name != "_global_" for name in package):
-        raise ConfigError(str(path), "the package _global_, or none", package[0])
-    if package and not HEADER.match(text.lstrip()):  # Hydra reads no header after another line
+    packages = [found[1] for line in text.splitlines() if (found := HEADER.match(line))]
+    if any(name != "_global_" for name in packages):
+        raise ConfigError(str(path), "the package _global_, or none", packages[0])
+    if packages and not HEADER.match(text.lstrip()):  # Hydra reads no header after another line
         raise ConfigError(str(path), "# @package _global_ in the first line", "it further down", "move it up")
     if not isinstance(content, dict):
         return
@@ -57,12 +57,20 @@ def _check(path: Path) -> None:
         if key.startswith("_target_"):
             raise ConfigError(str(path), "a description of a data set, which names no program", key, "leave it out")
     allowed = {"data", "spatial_dims", "defaults", *GROUPS}
-    if package and (others := sorted(str(key) for key in content if key not in allowed)):
+    if packages and (others := sorted(key for key in content if key not in allowed)):
         raise ConfigError(str(path), f"the keys {', '.join(sorted(allowed))}", others[0], "give it on the command line")
-    for entry in content.get("defaults") or []:
-        group = next(iter(entry)) if isinstance(entry, dict) and len(entry) == 1 else entry
-        if group != "_self_" and group not in {f"override /{name}" for name in GROUPS}:
-            raise ConfigError(f"{path}: defaults", f"override /GROUP: NAME with one of {', '.join(GROUPS)}", str(group))
+    entries = content.get("defaults", [])
+    for entry in entries if isinstance(entries, list) else [entries]:
+        if not _chooses(entry):
+            expected = f"names of data sets, or override /GROUP: NAME with one of {', '.join(GROUPS)}"
+            raise ConfigError(f"{path}: defaults", expected, entry)
+
+
+def _chooses(entry: Any) -> bool:
+    """Whether an entry of ``defaults`` is another data set, or an option of one of :data:`GROUPS`."""
+    if isinstance(entry, dict):
+        return len(entry) == 1 and next(iter(entry)) in {f"override /{name}" for name in GROUPS}
+    return isinstance(entry, str) and re.fullmatch(r"\w[\w./-]*", entry) is not None
 
 
 def _keys(content: Any) -> Iterator[str]:

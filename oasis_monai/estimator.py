@@ -30,6 +30,7 @@ DESIGN = 2  # part of the identity of every joint model; raise it when the same 
 BESIDE = 4  # of those that are shown atlases: raise it when others would be chosen, or shown in another way
 REACH = 5.0  # voxels: no place is further outside a structure than that, as if a slice without it had its edge so far away
 STRIDE = 16  # of the lowest level that is normalised
+LEAST = 2 * STRIDE  # voxels a side that a slice must have
 ENCODER = (16, 24, 40, 112, 320)  # channels of EfficientNet-Lite0 at strides 2, 4, 8, 16, 32
 FAINT = 0.05  # probability of any structure below which a slice is background, whatever a second look says
 VOLUME_NETWORKS = ("U-Net3D", "DynU-Net3D")
@@ -132,8 +133,8 @@ def check_size(size: Sequence[int]) -> None:
     Raises:
         ConfigError: a side of the slice is below 32 voxels.
     """
-    if min(size[:2]) < 2 * STRIDE:
-        raise ConfigError("preprocessing.size", f"slices of at least {2 * STRIDE} voxels a side for a joint model", tuple(size))
+    if min(size[:2]) < LEAST:
+        raise ConfigError("preprocessing.size", f"slices of at least {LEAST} voxels a side for a joint model", tuple(size))
 
 
 def with_neighbours(volume: torch.Tensor) -> torch.Tensor:

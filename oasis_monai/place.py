@@ -45,7 +45,7 @@ class Places:
 
     def lost(self, estimate: torch.Tensor) -> bool:
         """Whether an estimate (C, x, y, z) shows less than :data:`PART` of what the smallest atlas has."""
-        return int((estimate[0] < 0.5).sum()) < PART * self.smallest
+        return _voxels(estimate) < PART * self.smallest
 
     def move(self, estimate: torch.Tensor) -> Move:
         """By how many voxels the grid has to move for the structures of an estimate (C, x, y, z) to lie as usual; :data:`STAY`
@@ -55,6 +55,10 @@ class Places:
             return STAY
         x, y, z = np.round(centre - self.usual).astype(int).tolist()
         return x, y, z
+
+
+def _voxels(estimate: torch.Tensor) -> int:
+    return int((estimate[0] < 0.5).sum())
 
 
 def _centre(mask: torch.Tensor) -> np.ndarray | None:
@@ -81,12 +85,12 @@ def followed(
         again: the scan on a grid moved by so many voxels.
 
     Returns:
-        The target, what the networks make of it, and by how much its grid was moved. Where a moved grid shows none of the
-        structures, the one before it.
+        The target, what the networks make of it, and by how much its grid was moved. Where a moved grid shows less than
+        :data:`PART` of what was seen before, the one before it.
     """
     voices, moved = look(target), STAY
     if places.lost(voices.mean(0)):
-        target, voices, moved = _searched(target, voices, look, again)
+        target, voices, moved = _searched(places, target, voices, look, again)
     for _ in range(PASSES):
         step = places.move(voices.mean(0))
         if step == STAY:
@@ -94,20 +98,21 @@ def followed(
         onward = (moved[0] + step[0], moved[1] + step[1], moved[2] + step[2])
         there = again(onward)
         heard = look(there)
-        if not (heard.mean(0)[0] < 0.5).any():
+        if _voxels(heard.mean(0)) < PART * _voxels(voices.mean(0)):  # what was seen there is not where it seemed to be
             break
         target, voices, moved = there, heard, onward
     return target, voices, moved
 
 
 def _searched(
+    places: Places,
     target: Preprocessed,
     voices: torch.Tensor,
     look: Callable[[Preprocessed], torch.Tensor],
     again: Callable[[Move], Preprocessed],
 ) -> tuple[Preprocessed, torch.Tensor, Move]:
-    """Of the grid and those half a field of view aside of it, as far as their centre is in the scan, the one where all networks
-    call the most voxels foreground."""
+    """Of the grid and those half a field of view aside of it that have their centre in the scan and show enough of the
+    structures, the one where all networks call the most voxels foreground."""
     best = target, voices, STAY
     size = target.geometry.shape
     for axis in range(3):
@@ -117,7 +122,7 @@ def _searched(
                 continue
             there = again((x, y, z))
             heard = look(there)
-            if _agreed(heard) > _agreed(best[1]):
+            if not places.lost(heard.mean(0)) and _agreed(heard) > _agreed(best[1]):
                 best = there, heard, (x, y, z)
     return best
 

@@ -168,7 +168,7 @@ class _Run:
         """What the JSON file of a scan tells, and whether the scan was segmented for it now."""
         kind = f".{self.file_format}" if self.file_format else ending(case.image) or DICOM_RESULT
         asked = {"model": self.model, "method": self.method[0], "n": self.method[1], "format": kind}
-        asked["image"] = self.store.content(case.image)
+        asked |= {"image": self.store.content(case.image), "recentre": self.segmenter.recentre}
         json_file = self.output / f"{case.id}.json"
         probability_file = self.output / f"{case.id}_probability{kind}"
         told = None if overwrite else read_told(json_file)

@@ -207,6 +207,14 @@ class Settings:
             found.append(tuple(s * halved for s in self.estimator.volume_stride))
         return tuple(math.lcm(*along) for along in zip(*found, strict=True))
 
+    def takes(self, preprocessing: Preprocessing) -> bool:
+        """Whether every network of the methods can work on this grid."""
+        try:
+            replace(self, preprocessing=preprocessing)
+        except ConfigError:
+            return False
+        return True
+
     @property
     def atlas_methods(self) -> tuple[str, ...]:
         """Those of ``methods`` that fuse atlases, at every n."""

@@ -215,7 +215,7 @@ def _check(config: dict[str, Any], job: Mapping[str, Any], run_dir: Path, sweep_
         write_text(Path(job["output"]) / "check.csv", as_table(faults))
     for fault in faults:
         print(f"{fault.severity}: {fault}", file=sys.stderr if fault.severity == "error" else sys.stdout)
-    for line in told([e for e in extents if e is not None], settings.preprocessing, settings.divisor):
+    for line in told([e for e in extents if e is not None], settings.preprocessing, settings.divisor, settings.takes):
         print(line)
     errors = sum(fault.severity == "error" for fault in faults)
     print(f"{len(cases)} cases, {errors} errors, {len(faults) - errors} warnings")

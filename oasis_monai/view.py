@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -50,7 +50,9 @@ def extent(volume: Volume) -> Extent | None:
     return Extent(tuple(map(float, spacing_mm)), tuple(size_mm), tuple(reach_mm), float(volume.image.min()))
 
 
-def suited(extents: Sequence[Extent], preprocessing: Preprocessing, divisor: Sequence[int]) -> Preprocessing:
+def suited(
+    extents: Sequence[Extent], preprocessing: Preprocessing, divisor: Sequence[int], takes: Callable[[Preprocessing], bool]
+) -> Preprocessing:
     """The setting with a grid that suits a data set: it holds every label with a margin, but nothing that no scan shows; its
     voxels are the scans' own (median), made coarser from the finest axis on until there are no more than :data:`VOXELS`.
 
@@ -59,24 +61,29 @@ def suited(extents: Sequence[Extent], preprocessing: Preprocessing, divisor: Seq
         preprocessing: ``physical``; what it says of other than the grid is kept, but the ``local`` intensity, which is for MR,
             where most scans have values of CT.
         divisor: what the size must be a multiple of, along x, y (, z).
+        takes: whether the networks can work on a grid: a small one is made larger until they do.
     """
     dims = preprocessing.spatial_dims
     reach = np.max([e.reach_mm for e in extents], 0)[:dims]
     field = np.minimum(2 * (reach + np.maximum(MARGIN * reach, MARGIN_MM)), np.max([e.size_mm for e in extents], 0)[:dims])
     own = np.median([e.spacing_mm for e in extents], 0)[:dims]
+    ct = float(np.median([e.lowest for e in extents])) < HOUNSFIELD
+    intensity = "zscore" if ct else preprocessing.intensity
+
+    def made(size: Sequence[int]) -> Preprocessing:
+        return Preprocessing("physical", dims, tuple(size), tuple(spacing), intensity, preprocessing.local_mm)
+
     finest = float(own.min())
     while True:
         spacing = [_rounded_up(mm) for mm in np.maximum(own, finest)]
         size = [math.ceil(round(f / (mm * d), 6)) * d for f, mm, d in zip(field, spacing, divisor, strict=True)]
-        if size == list(divisor):
-            size[-1] *= 2  # networks halve no grid down to a single voxel
-            break
-        if math.prod(size) <= VOXELS[dims]:
+        if math.prod(size) <= VOXELS[dims] or size == list(divisor):
             break
         finest *= STEP
-    ct = float(np.median([e.lowest for e in extents])) < HOUNSFIELD
-    intensity = "zscore" if ct else preprocessing.intensity
-    return Preprocessing("physical", dims, tuple(size), tuple(spacing), intensity, preprocessing.local_mm)
+    while not takes(made(size)) and math.prod(size) <= VOXELS[dims]:
+        shortest = int(np.argmin(np.divide(size, divisor)))
+        size[shortest] += divisor[shortest]
+    return made(size)
 
 
 def _rounded_up(mm: float) -> float:
@@ -84,7 +91,9 @@ def _rounded_up(mm: float) -> float:
     return math.ceil(round(100 * mm, 6)) / 100
 
 
-def told(extents: Sequence[Extent], preprocessing: Preprocessing, divisor: Sequence[int]) -> list[str]:
+def told(
+    extents: Sequence[Extent], preprocessing: Preprocessing, divisor: Sequence[int], takes: Callable[[Preprocessing], bool]
+) -> list[str]:
     """A line on how far the labels reach and how far the working grid does; a second one with settings that suit better where
     labels are cut, the grid is far larger or coarser than they need, or the intensities are for MR and the scans are CT.
 
@@ -92,7 +101,7 @@ def told(extents: Sequence[Extent], preprocessing: Preprocessing, divisor: Seque
     """
     if not extents or preprocessing.spacing_mm is None:
         return []
-    better = suited(extents, preprocessing, divisor)
+    better = suited(extents, preprocessing, divisor, takes)
     assert better.spacing_mm is not None
     reach = np.max([e.reach_mm for e in extents], 0)[: preprocessing.spatial_dims]
     half = np.multiply(preprocessing.size, preprocessing.spacing_mm) / 2

@@ -15,6 +15,7 @@ import yaml
 from oasis_monai import files
 from oasis_monai.crossval import crossval
 from oasis_monai.data_files import check_data_files
+from oasis_monai.errors import ConfigError
 from oasis_monai.files import claimed, load_tensors
 from tests.command import Command, run
 from tests.conftest import JOINT, overrides
@@ -167,10 +168,19 @@ PROGRAM = "hydra:\n  callbacks:\n    evil:\n      _target_: pathlib.Path.touch\n
         ("# @package _global_\ndata: {root: .}\nhydra: {run: {dir: trap}}\n", "expected the keys augmentation, data, defaults"),
         ("# @package _global_\ndata: {root: .}\ncache: trap\n", "found 'cache'; give it on the command line"),
         ("# @package hydra.job.env_set\nroot: .\n", "expected the package _global_, or none, found 'hydra.job.env_set'"),
-        ("# @package _global_\ndefaults: [override /hydra/launcher: joblib]\n", "defaults: expected override /GROUP: NAME"),
+        (
+            "# @package _global_\ndefaults: [override /hydra/launcher: joblib]\n",
+            "defaults: expected names of data sets, or override /GROUP: NAME",
+        ),
         ("# mine\n# @package _global_\ndata: {root: .}\n", "in the first line, found 'it further down'; move it up"),
         ("#@package hydra.job.env_set\nroot: .\n", "found 'hydra.job.env_set'"),
-        ("# @package _global_\ndefaults: [/hydra/callbacks: x]\n", "found '/hydra/callbacks'"),
+        ("# @package _global_\ndefaults: [/hydra/callbacks: x]\n", "found {'/hydra/callbacks': 'x'}"),
+        (
+            "# @package _global_\ndefaults:\n  - {override /loss: eq1, override /hydra/launcher: joblib}\n",
+            "found {'override /loss'",
+        ),
+        ("# @package _global_\ndefaults: /hydra/callbacks\n", "found '/hydra/callbacks'"),
+        ("# @ package hydra.job\nroot: .\n", "found 'hydra.job'"),
     ],
 )
 def test_a_data_set_s_yaml_names_no_program_and_no_place_to_write(tmp_path, text, found):
@@ -179,12 +189,21 @@ def test_a_data_set_s_yaml_names_no_program_and_no_place_to_write(tmp_path, text
     (folder / "evil.yaml").write_text(text)
     done = run("--config-dir", "conf", "check", "data=evil", cwd=tmp_path)
     refused(done, f"error: {Path('conf/data/evil.yaml')}", found)
+    (folder / "sub").mkdir()
+    (folder / "evil.yaml").rename(folder / "sub" / "evil.yaml")
+    with pytest.raises(ConfigError, match=r"sub/evil\.yaml"):
+        check_data_files(["--config-dir", str(tmp_path / "conf"), "data=sub/evil"])
     assert not (tmp_path / "trap").exists()
 
 
 def test_a_command_without_settings_of_one_s_own_has_none_to_look_at(tmp_path):
     for words in ([], ["check"], ["--config-dir"], ["--config-dir", str(tmp_path), "check"], [f"-cd={tmp_path / 'none'}"]):
         check_data_files(words)
+    (tmp_path / "data").mkdir()
+    fine = ["only: [0001-23-45, 2020-13-99]\n", "- 1\n", "a: [\n", "", "defaults: [promise12, _self_]\nname: mine\n"]
+    for text in fine:  # what is wrong with some of them is told by Hydra
+        (tmp_path / "data" / "mine.yaml").write_text(text)
+        check_data_files(["--config-dir", str(tmp_path)])
 
 
 def test_a_data_set_s_yaml_brings_its_own_grid_and_the_command_line_has_the_last_word(phantom, tmp_path):

@@ -1,5 +1,6 @@
 """What check says of the field of view."""
 
+import dataclasses
 import itertools
 
 import numpy as np
@@ -13,6 +14,11 @@ from tests.command import run
 
 LOCAL = Preprocessing("physical", 3, (96, 96, 32), (1.0, 1.0, 3.0), "local", 15.0)
 BY = (32, 32, 16)
+
+
+def takes(preprocessing):
+    """Networks halve no grid down to a single voxel."""
+    return preprocessing.size not in ((8, 8, 8), (16, 16, 16), BY, (32, 32, 8), (32, 32))
 
 
 def one(spacing, size, reach, lowest=0.0):
@@ -43,7 +49,7 @@ def test_the_reach_is_measured_to_the_outer_edges_on_the_scan_s_anatomical_axes(
     ("scans", "by"), list(itertools.product([PROSTATE, HIPPOCAMPUS, LIVER, PUPIL], [BY, (16, 16, 16), (8, 8, 8), (32, 32, 8)]))
 )
 def test_a_suited_grid_holds_the_labels_and_what_networks_can_take(scans, by):
-    found = suited([scans], LOCAL, by)
+    found = suited([scans], LOCAL, by, takes)
     assert all(n % d == 0 for n, d in zip(found.size, by, strict=True))
     assert found.size != by
     assert np.prod(found.size) <= VOXELS[3]
@@ -54,19 +60,34 @@ def test_a_suited_grid_holds_the_labels_and_what_networks_can_take(scans, by):
 
 
 def test_a_suited_grid_keeps_the_scans_voxels_where_it_can_and_coarsens_the_finest_first():
-    assert suited([HIPPOCAMPUS], LOCAL, (16, 16, 16)).spacing_mm == (1.0, 1.0, 1.0)
-    assert suited([HIPPOCAMPUS], LOCAL, (16, 16, 16)).size == (48, 64, 48)
-    prostate = suited([PROSTATE], LOCAL, BY)
+    assert suited([HIPPOCAMPUS], LOCAL, (16, 16, 16), takes).spacing_mm == (1.0, 1.0, 1.0)
+    assert suited([HIPPOCAMPUS], LOCAL, (16, 16, 16), takes).size == (48, 64, 48)
+    prostate = suited([PROSTATE], LOCAL, BY, takes)
     assert prostate.spacing_mm[2] == 3.6
     assert 0.6 < prostate.spacing_mm[0] == prostate.spacing_mm[1] < 1.3
-    liver = suited([LIVER], LOCAL, BY)
+    liver = suited([LIVER], LOCAL, BY, takes)
     assert liver.spacing_mm[0] == liver.spacing_mm[1] == liver.spacing_mm[2] > 2.5
     assert (liver.intensity, prostate.intensity) == ("zscore", "local")
-    median = suited([HIPPOCAMPUS, HIPPOCAMPUS, one((2, 2, 2), (40, 40, 40), (10, 10, 10))], LOCAL, (16, 16, 16))
+    median = suited([HIPPOCAMPUS, HIPPOCAMPUS, one((2, 2, 2), (40, 40, 40), (10, 10, 10))], LOCAL, (16, 16, 16), takes)
     assert median.spacing_mm == (1.0, 1.0, 1.0)
-    flat = suited([PROSTATE], Preprocessing("physical", 2, (96, 96), (1.0, 1.0)), (32, 32))
+    flat = suited([PROSTATE], Preprocessing("physical", 2, (96, 96), (1.0, 1.0)), (32, 32), takes)
     assert flat.size == (96, 96)
     assert 0.95 < flat.spacing_mm[0] < 1.05
+
+
+def test_a_suggested_grid_is_taken_by_a_joint_model_on_fine_voxels(settings):
+    small = one((4, 4, 4), (16, 60, 60), (8, 20, 20))
+    joint = {
+        "registration": {"field_stride": [2], "joint": True},
+        "methods": ["OASIS-joint"],
+        "preprocessing": {"size": [64, 64, 32]},
+    }
+    for more in ({}, {"estimator": {"volume_stride": [1, 1, 1]}}, {"estimator": {"volume_share": 0.0}}):
+        asked = settings(joint, more)
+        found = suited([small], LOCAL, asked.divisor, asked.takes)
+        assert min(found.size[:2]) >= 32
+        dataclasses.replace(asked, preprocessing=found)
+        assert not asked.takes(dataclasses.replace(found, size=(16, 32, 16)))
 
 
 @pytest.mark.parametrize(
@@ -81,15 +102,15 @@ def test_a_suited_grid_keeps_the_scans_voxels_where_it_can_and_coarsens_the_fine
     ids=["fits", "wide and coarse", "CT", "cut", "CT that fits"],
 )
 def test_another_grid_is_suggested_where_the_set_one_does_not_suit(scans, setting, second):
-    lines = told([scans], setting, BY)
+    lines = told([scans], setting, BY, takes)
     assert lines[0].startswith("field of view: labels reach ")
     assert len(lines) == 1 + (second is not None)
     assert second is None or second in lines[1]
 
 
 def test_nothing_is_said_without_labels_or_of_a_grid_that_is_the_scan():
-    assert told([], LOCAL, BY) == []
-    assert told([PROSTATE], Preprocessing("paper", 2), BY) == []
+    assert told([], LOCAL, BY, takes) == []
+    assert told([PROSTATE], Preprocessing("paper", 2), BY, takes) == []
 
 
 def test_check_tells_it_and_what_it_suggests_can_be_given_back(phantom, tmp_path):
