@@ -4,6 +4,9 @@ The working grid lies round the image's centre, and so do the structures of most
 from where all training scans had it, and nothing beyond the grid's edge. The estimate of a joint model tells where the structures
 are, at the edge as well: the scan is put on a grid that has them where atlases have them on average, and looked at again. Where
 there is less than half of what the smallest atlas has, grids half a field of view to every side are looked at first.
+
+On a scan that they were not made for networks see structures anywhere. Two that fail differently then see them at different
+places: a grid that was moved is kept only if they agree on it, and no less than round the image's centre.
 """
 
 from __future__ import annotations
@@ -18,6 +21,7 @@ from oasis_monai.types import Preprocessed
 
 SLACK = 2.0  # voxels beyond the farthest atlas that are not far
 PART = 0.5  # of the smallest atlas's foreground: less is not found
+AGREED = 0.5  # Dice of the networks: real structures that were moved into sight have 0.8 and more
 PASSES = 2  # of a structure cut by the edge the first estimate shows a part: its centre is not yet the whole's
 Move = tuple[int, int, int]
 STAY: Move = (0, 0, 0)
@@ -86,9 +90,10 @@ def followed(
 
     Returns:
         The target, what the networks make of it, and by how much its grid was moved. Where a moved grid shows less than
-        :data:`PART` of what was seen before, the one before it.
+        :data:`PART` of what was seen before, the one before it; where the networks do not agree on the last one, the first.
     """
     voices, moved = look(target), STAY
+    first = target, voices, moved
     if places.lost(voices.mean(0)):
         target, voices, moved = _searched(places, target, voices, look, again)
     for _ in range(PASSES):
@@ -101,7 +106,7 @@ def followed(
         if _voxels(heard.mean(0)) < PART * _voxels(voices.mean(0)):  # what was seen there is not where it seemed to be
             break
         target, voices, moved = there, heard, onward
-    return target, voices, moved
+    return (target, voices, moved) if _dice(voices) >= max(AGREED, _dice(first[1])) else first
 
 
 def _searched(
@@ -129,6 +134,13 @@ def _searched(
 
 def _agreed(voices: torch.Tensor) -> int:
     return int((voices[:, 0] < 0.5).all(0).sum())
+
+
+def _dice(voices: torch.Tensor) -> float:
+    """Of the networks' foregrounds (of more than two: voxels of all over the mean of each); 1 of a single one, 0 where there is
+    none."""
+    own = (voices[:, 0] < 0.5).flatten(1).sum(1).double()
+    return float(_agreed(voices) / own.mean().clamp_min(1)) if len(voices) > 1 else 1.0
 
 
 def _shows(target: Preprocessed, move: Move) -> bool:

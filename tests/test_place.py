@@ -125,6 +125,28 @@ def test_a_small_structure_is_not_left_for_a_scrap_elsewhere():
     assert torch.equal(voices[0, 1] > 0, own)
 
 
+def test_a_moved_grid_on_which_the_networks_do_not_agree_is_left_again():
+    again = scan((28 + 20, 30 + 10, 14 + 5))
+
+    def heard(here, there):
+        """Two networks that agree so well on the first grid and on moved ones."""
+
+        def two(target):
+            own = look(target)[0]
+            aside = here if torch.equal(target.image, again(STAY).image) else there
+            return torch.stack([own, own.roll(aside, 2)])
+
+        return two
+
+    assert followed(PLACES, again(STAY), heard(1, 1), again)[2] != STAY
+    assert followed(PLACES, again(STAY), heard(2, 1), again)[2] != STAY
+    assert followed(PLACES, again(STAY), heard(1, 2), again)[2] == STAY  # less than before
+    assert followed(PLACES, again(STAY), heard(5, 4), again)[2] == STAY  # more, but little
+    target, voices, _ = followed(PLACES, again(STAY), heard(5, 4), again)
+    assert torch.equal(target.image, again(STAY).image)
+    assert torch.equal(voices, heard(5, 4)(target))
+
+
 def test_a_grid_that_shows_nothing_is_left_again():
     there = scan((28 + 20, 30 + 10, 14 + 5))
     blank = dataclasses.replace(there(STAY), image=torch.zeros(1, *GRID))
