@@ -98,9 +98,11 @@ def _tell(name: str, done: Future[float], ended: Callable[[str, float], None]) -
 def _start(parent: int) -> None:
     """What every process does first: take one core, and see to it that it ends should its parent be killed."""
     import torch
+    from tqdm import tqdm
 
     torch.set_num_threads(1)
     torch.set_flush_denormal(True)
+    tqdm.set_lock(threading.RLock())  # its own is one between processes, which Python misses aloud when this one is ended
 
     def watch() -> None:
         while os.getppid() == parent:

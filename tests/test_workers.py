@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from tqdm import tqdm
 
 from oasis_monai.crossval import crossval
 from oasis_monai.errors import ConfigError, OasisError, naming
@@ -50,6 +51,7 @@ def fail():
 
 
 def sleep_and_write(path, seconds):
+    tqdm(disable=True)  # as training does
     time.sleep(seconds)
     Path(path).write_text(str(os.getpid()))
 
