@@ -16,6 +16,7 @@ from oasis_monai.features import Embedder, embedder, target_features
 from oasis_monai.files import digest
 from oasis_monai.fold_models import STM, FoldModel, FoldModels
 from oasis_monai.folds import Fold
+from oasis_monai.place import STAY
 from oasis_monai.prepare import Prepared, resolve_device
 from oasis_monai.preprocess import restore_all
 from oasis_monai.quality import overlap_counts
@@ -72,8 +73,8 @@ def segmented(
 ) -> Segmented:
     """Preprocess, segment and score a labelled scan; no atlas of its own case is taken."""
     assert volume.label is not None
-    bare, prepare = replace(volume, label=None), settings.preprocessing.apply
-    target, voices, moved = segmenter.follow(prepare(bare), methods, lambda move: prepare(bare, move))
+    again = settings.preprocessing.elsewhere(lambda: replace(volume, label=None))
+    target, voices, moved = segmenter.follow(again(STAY), methods, again)
     features = target_features(target, settings.spatial_dims, embed)
     kept = fields.moved(moved) if fields is not None else None
     results, chosen = segmenter(target, features, methods, settings.n, kept, volume.case, voices=voices)

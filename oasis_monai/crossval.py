@@ -25,7 +25,6 @@ from oasis_monai.files import write_json
 from oasis_monai.fold_models import STM, FoldModel, FoldModels, calibration_path
 from oasis_monai.folds import Fold, Split, patient_groups
 from oasis_monai.metrics import score_case
-from oasis_monai.place import Move
 from oasis_monai.prepare import Log, Prepared, find_and_check, prepare, resolve_device, split_of
 from oasis_monai.preprocess import restore_all
 from oasis_monai.quality_tables import (
@@ -226,7 +225,7 @@ def _segment(
             # under patient folds the fold's library has nothing of this case; that it is excluded as well costs nothing
             exclude = case if split.protocol == "patient" else None
             fields = models.fields(fold, case) if STM in models.needed() else None
-            results, chosen, grid = _fused(settings, prepared, model.segmenter, target, features, fields, exclude, only)
+            results, chosen, grid = _atlas_results(settings, prepared, model.segmenter, target, features, fields, exclude, only)
             fused.add(results, only)
             fused.grids |= grid
             library = model.segmenter.library
@@ -244,7 +243,7 @@ def _segment(
     return fused
 
 
-def _fused(
+def _atlas_results(
     settings: Settings,
     prepared: Prepared,
     segmenter: Segmenter,
@@ -256,11 +255,8 @@ def _fused(
 ) -> tuple[dict[Key, Result], Selection, dict[Key, Geometry]]:
     """The results of the methods that fuse atlases, the atlases, and the working grid of each result where it was moved: that of
     a method without an estimate never is, whatever runs beside it."""
-    case, methods, dims = prepared.cases[target.case], settings.atlas_methods, settings.spatial_dims
-
-    def again(move: Move) -> Preprocessed:
-        return settings.preprocessing.apply(read_volume(case.without_label(), settings.data.label_values), move)
-
+    case, methods, dims = prepared.cases[target.case].without_label(), settings.atlas_methods, settings.spatial_dims
+    again = settings.preprocessing.elsewhere(lambda: read_volume(case, settings.data.label_values))
     seen, voices, moved = segmenter.follow(target, methods, again)
     if not any(moved):
         results, chosen = segmenter(target, features, methods, settings.n, fields, exclude, only, voices)

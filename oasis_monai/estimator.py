@@ -63,7 +63,7 @@ class EstimatorSettings:
         views: average the estimate with that of so many turned and scaled copies of every slice (0 to 4).
         mirror: average the estimate with that of the mirrored scan (left and right exchanged). Not for structures with a side.
         recentre: move the working grid to where the estimate finds the structures, if that is farther out than in every atlas
-            (:mod:`oasis_monai.place`; 3D only).
+            (:mod:`oasis_monai.place`; 3D, and with a volume network).
         vote: the estimate's part in the vote of ``OASIS-joint``, 0 to 1; the atlases share the rest.
     """
 

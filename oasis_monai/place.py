@@ -17,6 +17,7 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
+from oasis_monai.quality import overlap_counts
 from oasis_monai.types import Preprocessed
 
 SLACK = 2.0  # voxels beyond the farthest atlas that are not far
@@ -85,7 +86,7 @@ def followed(
     Args:
         places: of the atlases.
         target: the scan on the grid round its centre.
-        look: what the networks make of a target, (V, C, x, y, z); their mean is the estimate.
+        look: what the two networks make of a target, (2, C, x, y, z); their mean is the estimate.
         again: the scan on a grid moved by so many voxels.
 
     Returns:
@@ -137,10 +138,10 @@ def _agreed(voices: torch.Tensor) -> int:
 
 
 def _dice(voices: torch.Tensor) -> float:
-    """Of the networks' foregrounds (of more than two: voxels of all over the mean of each); 1 of a single one, 0 where there is
-    none."""
-    own = (voices[:, 0] < 0.5).flatten(1).sum(1).double()
-    return float(_agreed(voices) / own.mean().clamp_min(1)) if len(voices) > 1 else 1.0
+    """Of the two networks' foregrounds; 0 where neither has any."""
+    one, other = (voices[:, 0] < 0.5).to(torch.uint8)
+    common, both = overlap_counts(one, other, 2)[0].tolist()
+    return float(common / max(both, 1))
 
 
 def _shows(target: Preprocessed, move: Move) -> bool:

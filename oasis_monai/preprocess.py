@@ -10,8 +10,9 @@ Working axes are the scan's own, permuted and flipped to the closest of right, a
 from __future__ import annotations
 
 import dataclasses
+import functools
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -149,6 +150,11 @@ class Preprocessing:
         label = None if volume.label is None else grids.resample_label(volume.label, volume.geometry, working)
         return Preprocessed(volume.case, image, label, working, volume.geometry)
 
+    def elsewhere(self, read: Callable[[], Volume]) -> Callable[[Sequence[int]], Preprocessed]:
+        """:meth:`apply` of one scan on grids moved by so many voxels; it is read when the first is asked for."""
+        volume = functools.cache(read)
+        return lambda moved: self.apply(volume(), moved)
+
 
 def restore(
     probability: torch.Tensor, working: Geometry, native: Geometry, keep_probability: bool = False, case: str = ""
@@ -242,10 +248,6 @@ class PreprocessCache:
         if label is not None:
             self.lost[case.id] = float(label[1]["lost"])
         return _unpacked(case.id, image[0], None if label is None else label[0]["label"])
-
-    def moved(self, case: Case, move: Sequence[int]) -> Preprocessed:
-        """The case without its label on a grid moved by so many voxels; kept nowhere."""
-        return self.preprocessing.apply(volumes.read_volume(case.without_label(), self.label_values), move)
 
     def faults(self) -> list[Fault]:
         """:func:`view_faults` of the cases so far."""

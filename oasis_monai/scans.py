@@ -27,7 +27,7 @@ from oasis_monai.scan_table import FAILED, Row, read_told, row_of, table_text, w
 from oasis_monai.segment import Result, Segmenter, check_choice, check_methods, result_keys
 from oasis_monai.settings import Settings
 from oasis_monai.types import Case, Preprocessed, Segmentation, Selection
-from oasis_monai.volumes import named
+from oasis_monai.volumes import named, read_volume
 from oasis_monai.warp import folding_voxels
 
 FORMATS = tuple(e.removeprefix(".") for e in ENDINGS)
@@ -174,9 +174,9 @@ class _Run:
         told = None if overwrite else read_told(json_file)
         if told is not None and told["asked"] == asked and (probability_file.is_file() or not self.save_probability):
             return told, False
-        target, voices, moved = self.segmenter.follow(
-            self.store.get(case.without_label()), self.method[:1], lambda move: self.store.moved(case, move)
-        )
+        bare, values = case.without_label(), self.settings.data.label_values
+        again = self.settings.preprocessing.elsewhere(lambda: read_volume(bare, values))
+        target, voices, moved = self.segmenter.follow(self.store.get(bare), self.method[:1], again)
         features = target_features(target, self.settings.spatial_dims, self.embed)
         fields = KeptFields(None, "")
         results, chosen = self.segmenter(target, features, self.method[:1], self.method[1:], fields, voices=voices)

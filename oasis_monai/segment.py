@@ -135,7 +135,7 @@ class Segmenter:
         self.estimator, self.estimator_atlases, self.vote = estimator, estimator_atlases, vote
         self.same_case = same_case
         self.spatial_dims = library.images.ndim - 2
-        self.recentre = recentre and estimator is not None and self.spatial_dims == 3
+        self.recentre = recentre and estimator is not None and estimator.whole is not None  # two networks, that have to agree
         # not "loa or ...": a table without pairs yet is one as well
         self.loa = loa if loa is not None or aligner is None else LoaTable(library, aligner)
 
