@@ -11,16 +11,13 @@ structure), ``failures.md`` and ``failures.png``.
 
 from __future__ import annotations
 
-import argparse
-import os
-from concurrent.futures import ProcessPoolExecutor
-from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
 import torch
 
+from fold_tests import options, over_folds, settings_of
 from oasis_monai import flags
 from oasis_monai.corrupted import segmented
 from oasis_monai.corruptions import CORRUPTIONS, UNTOUCHED, drawn, left
@@ -32,22 +29,8 @@ from oasis_monai.grids import inside
 from oasis_monai.prepare import find_and_check, prepare, split_of
 from oasis_monai.quality import FAILURE, SOURCES, correlation, cross_fitted, overlaps
 from oasis_monai.segment import result_keys
-from oasis_monai.settings import Settings, build
+from oasis_monai.settings import Settings
 from oasis_monai.volumes import read_volume
-
-CONF = Path(__file__).resolve().parents[1] / "conf"
-
-
-def settings_of(overrides: list[str], n: int) -> Settings:
-    """The top level of the composed configuration (of a study: what its arms start from), for OASIS-joint with n atlases."""
-    from hydra import compose, initialize_config_dir
-    from omegaconf import OmegaConf
-
-    with initialize_config_dir(str(CONF), version_base="1.3"):
-        config = OmegaConf.to_container(compose("config", overrides), resolve=True)
-    assert isinstance(config, dict)
-    names = set(Settings.__dataclass_fields__)
-    return build({**{str(k): v for k, v in config.items() if k in names}, "methods": ["OASIS-joint"], "n": n, "threads": 1})
 
 
 def segment_fold(settings: Settings, index: int) -> list[dict[str, Any]]:
@@ -150,17 +133,11 @@ def plot(rows: pd.DataFrame, path: Path) -> None:
 
 
 def main(arguments: list[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
-    parser.add_argument("--output", type=Path, default=Path(__file__).resolve().parents[1] / "docs" / "results" / "quality")
-    parser.add_argument("--n", type=int, default=6, help="atlases to fuse")
+    parser = options(__doc__)
     parser.add_argument("--untouched", action="store_true", help="calibrate on untouched cases alone")
-    parser.add_argument("overrides", nargs="+", help="what the cross-validation was run with: experiment=accuracy data.root=PATH")
     given = parser.parse_args(arguments)
     settings = settings_of(given.overrides, given.n)
-    folds = range(settings.k) if settings.fold is None else [settings.fold]
-    with ProcessPoolExecutor(len(os.sched_getaffinity(0)), get_context("spawn")) as pool:
-        parts = list(pool.map(segment_fold, [settings] * len(folds), folds))
-    rows = pd.DataFrame([row for part in parts for row in part])
+    rows = over_folds(settings, segment_fold)
     rows = predicted(rows, 0 if given.untouched else settings.corruptions, settings.seed)
     write_text(given.output / "failures.csv", rows.to_csv(index=False, float_format="%.6f", lineterminator="\n"))
     write_text(given.output / "failures.md", table(rows))

@@ -11,11 +11,7 @@ right, left, front or back (drawn per case). Of a scan 200 mm wide the grid of 9
 
 from __future__ import annotations
 
-import argparse
-import os
-from concurrent.futures import ProcessPoolExecutor
 from dataclasses import replace
-from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +19,7 @@ import numpy as np
 import pandas as pd
 import torch
 
-from failures import settings_of
+from fold_tests import options, over_folds, settings_of
 from oasis_monai.corrupted import segmented
 from oasis_monai.features import embedder
 from oasis_monai.files import write_text
@@ -93,16 +89,10 @@ def table(rows: pd.DataFrame) -> str:
 
 
 def main(arguments: list[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
-    parser.add_argument("--output", type=Path, default=Path(__file__).resolve().parents[1] / "docs" / "results" / "quality")
-    parser.add_argument("--n", type=int, default=6, help="atlases to fuse")
-    parser.add_argument("overrides", nargs="+", help="what the cross-validation was run with: experiment=accuracy data.root=PATH")
+    parser = options(__doc__)
     given = parser.parse_args(arguments)
     settings = settings_of(given.overrides, given.n)
-    folds = range(settings.k) if settings.fold is None else [settings.fold]
-    with ProcessPoolExecutor(len(os.sched_getaffinity(0)), get_context("spawn")) as pool:
-        parts = list(pool.map(segment_fold, [settings] * len(folds), folds))
-    rows = pd.DataFrame([row for part in parts for row in part])
+    rows = over_folds(settings, segment_fold)
     write_text(given.output / "offcentre.csv", rows.to_csv(index=False, float_format="%.6f", lineterminator="\n"))
     write_text(given.output / "offcentre.md", table(rows))
     print(table(rows))
