@@ -68,11 +68,15 @@ class NetworkSettings:
         key = "preprocessing.size" if self.patch is None else "network.patch"
         if len(patch) != len(size) or any(p > s for p, s in zip(patch, size, strict=True)):
             raise ConfigError(key, f"{len(size)} numbers, none above the working grid {tuple(size)}", list(patch))
-        by = 2 ** (len(self.channels(name)) - 1)
+        by = self.divisor(name)
         if any(p % by for p in patch) or all(p == by for p in patch):
             expected = f"multiples of {by}, not all of them {by}, for {name}"
             raise ConfigError(key, expected, list(patch), f"change it or take fewer levels in network.{self.kind(name)}")
         return patch
+
+    def divisor(self, name: str) -> int:
+        """What every side must be a multiple of for the network ``name``: it halves that often."""
+        return int(2 ** (len(self.channels(name)) - 1))
 
     @staticmethod
     def kind(name: str) -> str:

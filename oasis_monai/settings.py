@@ -199,12 +199,12 @@ class Settings:
     @property
     def divisor(self) -> tuple[int, ...]:
         """What the working grid must be a multiple of along x, y (, z) for every network of the methods."""
-        found = [(2 ** (len(self.network.channels(name)) - 1),) * self.spatial_dims for name in self.networks]
+        found = [(self.network.divisor(name),) * self.spatial_dims for name in self.networks]
         if self.atlas_methods:
             found.append(self.registration.divisor(self.spatial_dims))
         if self.joint and self.has_volume_network:
-            halved = 2 ** (len(self.network.channels(self.estimator.volume_network)) - 1)
-            found.append(tuple(s * halved for s in self.estimator.volume_stride))
+            by = self.network.divisor(self.estimator.volume_network)
+            found.append(tuple(s * by for s in self.estimator.volume_stride))
         return tuple(math.lcm(*along) for along in zip(*found, strict=True))
 
     def takes(self, preprocessing: Preprocessing) -> bool:
