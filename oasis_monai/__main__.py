@@ -106,10 +106,9 @@ def run(config: Any) -> None:
     hydra_config = HydraConfig.get()
     run_dir = Path(hydra_config.runtime.output_dir)
     sweep_dir = Path(hydra_config.sweep.dir) if hydra_config.mode == RunMode.MULTIRUN else None
-    elsewhere = sweep_dir is not None and not str(hydra_config.launcher._target_).endswith(".BasicLauncher")
-    if elsewhere:  # joblib, submitit: a process whose own words are none of ours
-        sys.argv = ["oasis-monai", *hydra_config.overrides.task]
-    with _telling(elsewhere):
+    if sweep_dir is not None and not str(hydra_config.launcher._target_).endswith(".BasicLauncher"):
+        sys.argv = ["oasis-monai", *hydra_config.overrides.task]  # joblib, submitit: a process whose own words are none of ours
+    with _telling(one_of_many=sweep_dir is not None):
         from oasis_monai.tasks import run_task
 
         run_task(_plain(config), run_dir, sweep_dir)
@@ -139,9 +138,9 @@ def first_look() -> Any:
 
 
 @contextlib.contextmanager
-def _telling(elsewhere: bool = False) -> Iterator[None]:
-    """An error that is the input's or the machine's fault becomes lines on stderr and exit code 2; of a job that runs
-    ``elsewhere`` they go to the process that launched it."""
+def _telling(one_of_many: bool = False) -> Iterator[None]:
+    """An error that is the input's or the machine's fault becomes lines on stderr and exit code 2; of a sweep's job they go to
+    what launched it, which tells them when the other jobs have ended."""
     try:
         yield
     except Exception as error:
@@ -149,7 +148,7 @@ def _telling(elsewhere: bool = False) -> Iterator[None]:
         if not lines:
             raise
         text = "\n".join(f"error: {line}" for line in lines)
-        if elsewhere:
+        if one_of_many:
             from hydra.errors import CompactHydraException
 
             raise CompactHydraException(text) from None  # Hydra names the job, prints this and no stack; the other jobs go on

@@ -194,7 +194,7 @@ def _predict_quality(
     log: Log,
 ) -> None:
     """Write ``quality.csv`` and, of all honest folds, the calibrations for a model trained with the same settings."""
-    groups = patient_groups(prepared.targets, min(settings.k, len(prepared.targets)), settings.seed)  # of slices there are more
+    groups = patient_groups(prepared.targets, settings.k, settings.seed)
     table, models = quality_rows(rows, agreements, list(settings.data.labels), groups, corrupted)
     write_quality(run_dir / "quality.csv", table)
     if text := quality_text(read_quality(run_dir / "quality.csv")):

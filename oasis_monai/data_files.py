@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Iterator, Sequence
 from itertools import pairwise
@@ -17,43 +18,56 @@ HEADER = re.compile(r"\s*#+\s*@\s*package\b\s*(\S*)")
 
 
 def check_data_files(words: Sequence[str]) -> None:
-    """Look at every YAML file below ``data`` of the folder that a command line names with ``--config-dir``.
+    """Look at every YAML file below ``data`` of the folder that a command line names with ``--config-dir``, and below those of
+    :data:`GROUPS` there, which such a file may choose from.
 
-    In the package ``_global_`` such a file has the keys ``data``, ``spatial_dims`` and :data:`GROUPS`; else it is what goes
-    under ``data``. Its ``defaults`` name other data sets, or choose within these groups. A key ``_target_`` or another package
-    is refused. What is no YAML is left to Hydra to tell.
+    In the package ``_global_`` a data set's file has the keys ``data``, ``spatial_dims`` and :data:`GROUPS`; all others go
+    under the key of their folder. Its ``defaults`` name other data sets, or choose within these groups. A key ``_target_``,
+    another package or a file elsewhere is refused. What is no YAML is left to Hydra to tell.
 
     Raises:
         ConfigError: naming the file and the key.
     """
     for folder in _folders(words):
-        for path in sorted((folder / "data").rglob("*.yaml")):
-            _check(path)
+        for group in ("data", *GROUPS):
+            for path in _below(folder / group):
+                _check(path, group)
 
 
 def _folders(words: Sequence[str]) -> Iterator[Path]:
     for word, after in pairwise([*words, ""]):
         option, equals, value = word.partition("=")
+        if len(option) > len("--config-") and DIRECTORY[0].startswith(option):  # argparse takes what is left of a word
+            option = DIRECTORY[0]
         if option in DIRECTORY:
             yield Path(value if equals else after)
 
 
-def _check(path: Path) -> None:
+def _below(folder: Path) -> list[Path]:
+    """The YAML files of a folder and of those below it, links followed as Hydra follows them."""
+    return sorted(
+        Path(at) / name for at, _, names in os.walk(folder, followlinks=True) for name in names if name.endswith(".yaml")
+    )
+
+
+def _check(path: Path, group: str) -> None:
     import yaml
 
     text = path.read_text(encoding="utf-8", errors="replace")
     try:
         content = yaml.load(text, yaml.BaseLoader)  # keys and strings, it builds nothing else
+    except yaml.constructor.ConstructorError as error:  # well-formed, so it might be something to another reader
+        raise ConfigError(str(path), "plain values", error.problem or "others") from error
     except yaml.YAMLError:
         return
     packages = [found[1] for line in text.splitlines() if (found := HEADER.match(line))]
-    if any(name != "_global_" for name in packages):
-        raise ConfigError(str(path), "the package _global_, or none", packages[0])
+    if any(name != "_global_" or group != "data" for name in packages):
+        raise ConfigError(str(path), "the package _global_, or none" if group == "data" else "no package", packages[0])
     if packages and not HEADER.match(text.lstrip()):  # Hydra reads no header after another line
         raise ConfigError(str(path), "# @package _global_ in the first line", "it further down", "move it up")
     if not isinstance(content, dict):
         return
-    for key in _keys(content):
+    for key in _keys(content, set()):
         if key.startswith("_target_"):
             raise ConfigError(str(path), "a description of a data set, which names no program", key, "leave it out")
     allowed = {"data", "spatial_dims", "defaults", *GROUPS}
@@ -68,16 +82,19 @@ def _check(path: Path) -> None:
 
 def _chooses(entry: Any) -> bool:
     """Whether an entry of ``defaults`` is another data set, or an option of one of :data:`GROUPS`."""
+    name = entry
     if isinstance(entry, dict):
-        return len(entry) == 1 and next(iter(entry)) in {f"override /{name}" for name in GROUPS}
-    return isinstance(entry, str) and re.fullmatch(r"\w[\w./-]*", entry) is not None
+        if len(entry) != 1 or next(iter(entry)) not in {f"override /{name}" for name in GROUPS}:
+            return False
+        (name,) = entry.values()
+    return isinstance(name, str) and re.fullmatch(r"(?!.*\.\.)\w[\w./-]*", name) is not None
 
 
-def _keys(content: Any) -> Iterator[str]:
-    if isinstance(content, dict):
-        for key, value in content.items():
-            yield str(key)
-            yield from _keys(value)
-    elif isinstance(content, list):
-        for value in content:
-            yield from _keys(value)
+def _keys(content: Any, seen: set[int]) -> Iterator[str]:
+    """All keys; a part that an alias repeats is looked at once."""
+    if id(content) in seen or not isinstance(content, dict | list):
+        return
+    seen.add(id(content))
+    for value in content.values() if isinstance(content, dict) else content:
+        yield from _keys(value, seen)
+    yield from map(str, content if isinstance(content, dict) else ())

@@ -266,7 +266,10 @@ def _read(path: Path, size: int, changed_ns: int) -> Image:
     spacing = [float(reader.GetSpacing(i)) for i in range(2)]
     origin = np.array([float(reader.GetOrigin(i)) for i in range(3)])
     direction = np.array([[float(v) for v in reader.GetDirection(i)] for i in range(3)]).T
-    bits = int(tag("0028|0100") or 16)
+    try:
+        bits, frames = int(tag("0028|0100") or 16), int(tag(FRAMES) or 1)
+    except ValueError as error:
+        raise _unreadable(path, f"no whole number in BitsAllocated or NumberOfFrames ({error})") from error
     # the enhanced classes keep their geometry out of these tags, and GDCM finds it there
     enhanced = tag(CLASS).removeprefix(STORAGE) in ("2.1", "4.1", "128.1", "130")
     missing = () if enhanced else tuple(n for n, t in _NAMES.items() if not tag(t))
@@ -275,7 +278,7 @@ def _read(path: Path, size: int, changed_ns: int) -> Image:
         tag(SERIES),
         tag(CLASS),
         (sizes[0], sizes[1]),
-        max(int(tag(FRAMES) or 1), math.prod(sizes[2:])),
+        max(frames, math.prod(sizes[2:])),
         int(reader.GetNumberOfComponents()),
         f"{'' if tag('0028|0103') == '1' else 'u'}int{bits}",
         (spacing[0], spacing[1]),

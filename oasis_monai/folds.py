@@ -98,8 +98,12 @@ def make_split(images: Mapping[str, int], k: int, seed: int, protocol: str = "pa
 
 
 def patient_groups(cases: Iterable[str], k: int, seed: int) -> dict[str, int]:
-    """Case -> its fold under patient folds: the groups that are told apart where a slice fold has no cases of its own."""
-    return {case: fold.index for fold in make_split(dict.fromkeys(cases, 1), k, seed).folds for case in fold.test}
+    """Case -> its fold under patient folds: the groups that are told apart where a slice fold has no cases of its own. Of
+    slices there may be more folds than cases: then every case is a group."""
+    ids = sorted(cases)
+    if len(ids) < 2:
+        return dict.fromkeys(ids, 0)
+    return {case: fold.index for fold in make_split(dict.fromkeys(ids, 1), min(k, len(ids)), seed).folds for case in fold.test}
 
 
 def limit_training(split: Split, cases: int) -> Split:

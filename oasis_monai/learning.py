@@ -17,6 +17,9 @@ from oasis_monai.statistics import interval, wilcoxon
 from oasis_monai.study_tables import Table
 from oasis_monai.tables import method_rank
 
+ROW = ["train_cases", "case", "label", "region", "method"]
+"""What a row of the learning curve is known by: a method has one n at a size."""
+
 
 def learning_table(frame: pd.DataFrame, main: str = "OASIS 3D") -> Table:
     """The learning curve: whole DSC over the number of training patients, each method compared with ``main`` (paired).
@@ -84,4 +87,8 @@ def read_learning(path: Path) -> pd.DataFrame:
     missing = [c for c in ("train_cases", *tables.SCORE_COLUMNS) if c not in frame]
     if missing:
         raise DataError(Fault("", str(path), "the columns of a learning curve", f"no {', '.join(missing)}", remedy))
+    twice = frame[frame.duplicated(ROW)]  # would count a case twice, and its intervals and p with it
+    if len(twice):
+        found = ", ".join(str(twice.iloc[0][column]) for column in ROW)
+        raise DataError(Fault("", str(path), f"one row per {' x '.join(ROW)}", f"{found} twice", remedy))
     return frame

@@ -6,11 +6,13 @@ The format is a few lines of text and an array, and :mod:`oasis_monai.metaimage`
 
 from __future__ import annotations
 
+import re
 import zlib
 from pathlib import Path
 
 import numpy as np
 
+from oasis_monai.files import digest
 from oasis_monai.header_rules import Stored, flip_lps_ras, split_affine
 from oasis_monai.types import Geometry
 
@@ -39,13 +41,21 @@ def write_metaimage(path: Path, array: np.ndarray, geometry: Geometry) -> None:
     little = np.moveaxis(array, -1, 0) if array.ndim == 4 else array  # channels vary fastest, then x
     data = zlib.compress(little.astype(little.dtype.newbyteorder("<"), copy=False).tobytes(order="F"), LEVEL)
     local = path.suffix.lower() == ".mha"
-    voxels = path.with_suffix(".zraw")
+    voxels = path.with_name(_data_file(path.stem))
     channels = array.shape[3] if array.ndim == 4 else 1
     kind = ELEMENT_NAMES[array.dtype.name]
     text = header_text(geometry, kind, "LOCAL" if local else voxels.name, len(data), channels).encode("ascii")
     if not local:
         voxels.write_bytes(data)
     path.write_bytes(text + data if local else text)
+
+
+def _data_file(stem: str) -> str:
+    """The voxels' file, named as the header where all readers take that name: a header is ASCII, and ITK reads % as a pattern
+    of numbered files, LIST as a list of them and LOCAL as the header itself."""
+    if re.fullmatch(r"(?!LIST|LOCAL)\w[\w .+()-]*", stem, re.ASCII | re.IGNORECASE):
+        return f"{stem}.zraw"
+    return f"voxels-{digest(stem)[:8]}.zraw"
 
 
 def header_text(

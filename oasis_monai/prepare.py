@@ -15,7 +15,7 @@ from oasis_monai.folds import Split, limit_training, make_split
 from oasis_monai.library import AtlasLibrary, build_library
 from oasis_monai.preprocess import PreprocessCache
 from oasis_monai.segment import needs_atlases
-from oasis_monai.settings import Settings
+from oasis_monai.settings import DataSettings, Settings
 from oasis_monai.types import Case, Preprocessed
 
 Log = Callable[[str], None]
@@ -56,18 +56,10 @@ def find_and_check(settings: Settings, cache: Path | None, log: Log) -> list[Cas
 
     A data set that was found without error is not read again for it while its files stay the same.
     """
-    from oasis_monai.cases import survey
     from oasis_monai.checks import check_cases
 
     data = settings.data
-    cases, unpaired = survey(data.root, data.layout)
-    if data.only:
-        absent = sorted(set(data.only) - {case.id for case in cases})
-        if absent:
-            raise DataError(
-                [Fault(case, "data.only", "an id of the data set", "no such case", "correct the list") for case in absent]
-            )
-        cases = [case for case in cases if case.id in data.only]
+    cases, unpaired = surveyed(data)
     stamp = digest(
         [[str(f), f.stat().st_size, f.stat().st_mtime_ns] for case in cases for f in _files(case)] + [list(data.label_values)]
     )
@@ -83,6 +75,24 @@ def find_and_check(settings: Settings, cache: Path | None, log: Log) -> list[Cas
         if checked:
             write_json(checked, {"faults": [str(f) for f in faults]})
     return cases
+
+
+def surveyed(data: DataSettings) -> tuple[list[Case], list[Fault]]:
+    """The cases of a data set, cut to ``data.only`` where that names any, and what is wrong with how their files lie there.
+
+    Raises:
+        DataError: the folder is absent, or ``data.only`` names what is not there.
+    """
+    from oasis_monai.cases import survey
+
+    cases, faults = survey(data.root, data.layout)
+    if not data.only:
+        return cases, faults
+    if absent := sorted(set(data.only) - {case.id for case in cases} - {fault.case for fault in faults}):
+        raise DataError(
+            [Fault(case, "data.only", "an id of the data set", "no such case", "correct the list") for case in absent]
+        )
+    return [case for case in cases if case.id in data.only], [fault for fault in faults if fault.case in ("", *data.only)]
 
 
 def _files(case: Case) -> list[Path]:

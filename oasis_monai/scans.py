@@ -75,7 +75,8 @@ def segment_scans(
     cases = find_cases(scans, "folder")
     if output.resolve() in {case.image.resolve().parent for case in cases}:  # X_segmentation there may be X's reference
         raise ConfigError("output", "a folder other than the scans' own", str(output), "give another output=DIR")
-    settings, segmenter = load_model(model, device, batch)
+    version = file_digest(model / "model.json") if (model / "model.json").is_file() else ""  # before it is read: an edit
+    settings, segmenter = load_model(model, device, batch)  # between the two makes the scans be done again, not passed over
     method = check_choice(segmenter, method, n)
     run = _Run(
         settings,
@@ -88,7 +89,7 @@ def segment_scans(
         file_format,
         flags.reach(segmenter.library, settings.features.distance),
         calibrations(model),
-        file_digest(model / "model.json"),
+        version,
     )
     faults: list[Fault] = []
     rows: list[Row] = []
@@ -124,6 +125,14 @@ def _faults(case: Case, error: Exception) -> list[Fault]:
     text = " ".join(str(error).split())[:300]
     remedy = "look at this scan; if nothing is wrong with it, report this"
     return [Fault(case.id, "segment", "a scan that this model can segment", f"{type(error).__name__}: {text}", remedy)]
+
+
+def _same_scan(case: Case, told: dict[str, Any], content: str) -> None:
+    """Refuse to put a scan's result in the place of that of another scan with the same name, from another folder."""
+    scan, before = str(case.image.resolve()), told.get("scan")
+    if before not in (None, scan) and told["asked"].get("image") != content:
+        remedy = "give another output=DIR, or overwrite=true to replace it"
+        raise DataError(Fault(case.id, "output", f"no result of another scan of this name ({scan})", f"that of {before}", remedy))
 
 
 def _line(told: dict[str, Any]) -> str:
@@ -172,8 +181,10 @@ class _Run:
         json_file = self.output / f"{case.id}.json"
         probability_file = self.output / f"{case.id}_probability{kind}"
         told = None if overwrite else read_told(json_file)
-        if told is not None and told["asked"] == asked and (probability_file.is_file() or not self.save_probability):
-            return told, False
+        if told is not None:
+            if told["asked"] == asked and (probability_file.is_file() or not self.save_probability):
+                return told, False
+            _same_scan(case, told, self.store.content(case.image))
         bare, values = case.without_label(), self.settings.data.label_values
         again = self.settings.preprocessing.elsewhere(lambda: read_volume(bare, values))
         target, voices, moved = self.segmenter.follow(self.store.get(bare), self.method[:1], again)
@@ -182,7 +193,7 @@ class _Run:
         results, chosen = self.segmenter(target, features, self.method[:1], self.method[1:], fields, voices=voices)
         result = results[self._key]
         found = restore(result.probability, target.geometry, target.native, self.save_probability, case.id)
-        told = {"asked": asked, "case": case.id, "label": f"{case.id}_segmentation{kind}"}
+        told = {"asked": asked, "case": case.id, "scan": str(case.image.resolve()), "label": f"{case.id}_segmentation{kind}"}
         told["moved_mm"] = [move * mm for move, mm in zip(moved, target.geometry.spacing_mm, strict=True)] if any(moved) else None
         told |= self._numbers(target, result, found, chosen, fields.last)
         self._write(case, told, found, probability_file)

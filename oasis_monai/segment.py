@@ -54,7 +54,7 @@ JOINT_METHODS = ("OASIS-joint", "estimate")
 
 def result_keys(methods: Sequence[str], ns: Sequence[int]) -> list[tuple[str, int]]:
     """What a segmenter gives: every method at every n, and once, as n = 0, those that fuse no atlas."""
-    return [(m, n) for m in methods for n in ((0,) if m in UNFUSED else ns)]
+    return [(m, n) for m in methods for n in (ns if needs_atlases([m]) else (0,))]
 
 
 def needs_alignment(methods: Sequence[str]) -> bool:

@@ -60,8 +60,9 @@ class DataSettings:
         object.__setattr__(self, "labels", dict(self.labels))
         object.__setattr__(self, "regions", tuple(self.regions))
         object.__setattr__(self, "only", tuple(str(case) for case in self.only))
-        if not self.regions or len(set(self.regions)) < len(self.regions) or not set(self.regions) <= set(REGIONS):
-            raise ConfigError("data.regions", f"one or more of {list(REGIONS)}, each once", list(self.regions))
+        fine = "whole" in self.regions and len(set(self.regions)) == len(self.regions) and set(self.regions) <= set(REGIONS)
+        if not fine:  # the whole structure is what is compared, drawn and predicted
+            raise ConfigError("data.regions", f"whole and any others of {list(REGIONS)}, each once", list(self.regions))
         values = list(self.labels.values())
         if not values or len(set(values)) != len(values) or not all(isinstance(v, int) and 0 < v < 256 for v in values):
             raise ConfigError("data.labels", "names with different values of 1 to 255", dict(self.labels))
@@ -242,6 +243,8 @@ class Settings:
             "estimator": self.estimator.identity() if self.registration.joint else None,
             "seed": self.seed,
             **({"volume_network": self._volume_network()} if self.registration.joint and self.has_volume_network else {}),
+            # the estimates a joint STM is trained on; those with mirrored copies, the default, keep their names
+            **({"mirror": False} if self.registration.joint and not self.estimator.mirror else {}),
         }
 
     @property

@@ -43,7 +43,8 @@ def holm(pvalues: Sequence[float]) -> list[float]:
 def choose_n(scores: pd.DataFrame, method: str, groups: Mapping[str, int]) -> dict[int, int]:
     """For every fold the n of best mean whole-structure DSC over the cases of the *other* folds; ties go to the smaller n.
 
-    So the n a case is scored with never depends on the case's own scores, nor on those of its fold.
+    So the n a case is scored with never depends on the case's own scores, nor on those of its fold. Where all cases are of one
+    fold there is nothing to choose by, and it is the smallest.
 
     Args:
         scores: rows of one protocol, as :func:`oasis_monai.tables.read_scores` gives; means are over cases and labels, a row
@@ -51,7 +52,7 @@ def choose_n(scores: pd.DataFrame, method: str, groups: Mapping[str, int]) -> di
         groups: case -> fold. Under slice folds, where a case's slices are in all folds, the patient folds of the same seed.
 
     Raises:
-        ValueError: a case has no fold, or all cases are of one.
+        ValueError: a case has no fold.
     """
     mine = scores[(scores["method"] == method) & (scores["region"] == "whole") & scores["dsc"].notna()]
     without = sorted(set(mine["case"]) - set(groups))
@@ -60,11 +61,9 @@ def choose_n(scores: pd.DataFrame, method: str, groups: Mapping[str, int]) -> di
     fold = mine["case"].map(dict(groups))
     chosen = {}
     for own in sorted(set(fold)):
-        others = mine[fold != own]
-        if not len(others):
-            raise ValueError("groups: expected cases in two folds or more, found one fold")
-        means = others.groupby("n")["dsc"].mean()
-        chosen[int(own)] = int(means[means >= means.max() - 1e-12].index.min())
+        means = mine[fold != own].groupby("n")["dsc"].mean()
+        best = means[means >= means.max() - 1e-12].index
+        chosen[int(own)] = int(best.min() if len(best) else mine["n"].min())
     return chosen
 
 

@@ -21,6 +21,7 @@ from oasis_monai.fold_models import FoldModels
 from oasis_monai.folds import PROTOCOLS
 from oasis_monai.prepare import Log, Prepared, find_and_check, prepare, split_of
 from oasis_monai.record import Clock, run_record
+from oasis_monai.segment import result_keys
 from oasis_monai.segnets import NETWORKS
 from oasis_monai.settings import Settings, build, make_group
 from oasis_monai.workers import run_arms, train_ahead
@@ -91,6 +92,10 @@ class Job:
     suffix: str
     train_cases: int | None = None
 
+    def method(self, own: str) -> str:
+        """What the study calls a method of this arm."""
+        return own if own in NETWORKS else own + self.suffix
+
 
 def plan(study: Study, config: Mapping[str, Any]) -> list[Job]:
     """Every cross-validation of the study, each with its settings checked.
@@ -109,7 +114,41 @@ def plan(study: Study, config: Mapping[str, Any]) -> list[Job]:
     if study.learning is not None:
         for name, values in study.learning.arms.items():
             jobs += _points(study, study.learning, name, values, config)
+    _check_jobs(study, jobs, build(config))
     return jobs
+
+
+def _check_jobs(study: Study, jobs: Sequence[Job], base: Settings) -> None:
+    """Refuse jobs whose results could not be told apart or compared: before hours of training, not after."""
+    names = [job.name for job in jobs]
+    if twice := next((name for name in names if names.count(name) > 1), None):
+        raise ConfigError("study.arms", "arms and protocols that make each folder once", twice, "rename an arm")
+    arms = [job for job in jobs if job.train_cases is None]
+    for job in arms:
+        _check_folds(job, base)
+    whose: dict[tuple[Any, ...], str] = {}
+    for job in jobs:
+        of = "arms" if job in arms else "learning"
+        point = (job.settings.folds,) if job in arms else (job.train_cases, job.settings.fold)
+        for method, n in result_keys(job.settings.methods, job.settings.n):
+            other = whose.setdefault((of, *point, job.method(method), n), job.name)
+            if other != job.name:
+                found = f"{job.method(method)} in {other} and {job.name}"
+                raise ConfigError(f"study.{of}", "each method and n in one arm", found, "give an arm a suffix or other methods")
+        if of == "learning" and len(job.settings.n) > 1:  # each would count its cases once more
+            raise ConfigError(f"study.learning: {job.name}: n", "one n, as a curve has one point a size", list(job.settings.n))
+    there = {job.method(method) for job in arms for method in job.settings.methods}
+    if not {study.main, f"{study.main} 3D"} & there:
+        raise ConfigError("study.main", f"one of {sorted(there)}", study.main, "name a method as the study calls it")
+
+
+def _check_folds(job: Job, base: Settings) -> None:
+    """Arms are compared case by case and choose n on each other's folds, so they have all folds, and the same."""
+    for key, expected in (("k", base.k), ("seed", base.seed), ("fold", None)):
+        found = getattr(job.settings, key)
+        if found != expected:
+            remedy = "leave it out: n is chosen on the other folds" if key == "fold" else "set it for the whole study"
+            raise ConfigError(f"study.arms: {job.name}: {key}", f"{expected} as in all arms", found, remedy)
 
 
 def _points(study: Study, curve: Learning, arm: str, values: Mapping[str, Any], config: Mapping[str, Any]) -> list[Job]:
@@ -187,6 +226,8 @@ def run_study(study: Study, config: Mapping[str, Any], run_dir: Path, log: Log =
         train_ahead(list(trainings.values()), settings.workers, log)
     with clock("segment and score"):
         arms = [(job.name, job.settings, run_dir / "arms" / job.name) for job in waiting]
+        for _, _, folder in arms:  # a kill between its scores and its new stamp must not leave the old stamp beside them
+            (folder / ".stamp").unlink(missing_ok=True)
 
         def ended(name: str, minutes: float) -> None:
             write_text(run_dir / "arms" / name / ".stamp", stamps[name])
@@ -203,6 +244,7 @@ def run_study(study: Study, config: Mapping[str, Any], run_dir: Path, log: Log =
     cases = len(next(iter(prepared.values())).cases)
     record = run_record("study", settings, None, cases, clock.seconds)
     record["study"] = plain(study)
+    record["config"] = dict(config)  # what the arms are laid over; "settings" has it with its nulls decided
     record["arms"] = {job.name: {"suffix": job.suffix, "settings": job.settings.to_json()} for job in jobs}
     write_json(run_dir / "run.json", record)
     return run_dir / "scores.csv"
@@ -245,7 +287,7 @@ def _join(jobs: Sequence[Job], run_dir: Path) -> tuple[list[dict[str, Any]], lis
     learning: list[dict[str, Any]] = []
     for job in jobs:
         for row in tables.read_scores(run_dir / "arms" / job.name / "scores.csv").to_dict("records"):
-            method = row["method"] if row["method"] in NETWORKS else row["method"] + job.suffix
+            method = job.method(row["method"])
             if job.train_cases is None:
                 rows.append({**row, "method": method})
             else:

@@ -6,7 +6,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import re
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -19,9 +20,10 @@ from oasis_monai.files import write_text
 from oasis_monai.folds import patient_groups
 from oasis_monai.learning import learning_table, read_learning
 from oasis_monai.report import StudyParts, write_report
+from oasis_monai.segnets import NETWORKS
 from oasis_monai.settings import build
 from oasis_monai.study import Study, plan
-from oasis_monai.study_tables import Table, ablation, audit, table1, write_table
+from oasis_monai.study_tables import Table, ablation, audit, of_volumes, table1, write_table
 
 FIG3_NOTE = (
     "Mean over cases, band: 95 % t-interval. Level lines: networks without atlases. A best n read off here is chosen on the very "
@@ -46,7 +48,7 @@ def write_results(study: Study, config: Mapping[str, Any], run_dir: Path) -> Pat
     """
     scores = tables.read_scores(run_dir / "scores.csv")
     settings = build(config)
-    groups = patient_groups(sorted(set(scores["case"])), settings.k, settings.seed)
+    groups = patient_groups(set(scores["case"]), settings.k, settings.seed)
     out = run_dir / "results"
     made: dict[str, Table] = {}
     protocols = [p for p in tables.PROTOCOLS if p in set(scores["protocol"])]
@@ -58,18 +60,14 @@ def write_results(study: Study, config: Mapping[str, Any], run_dir: Path) -> Pat
         for protocol in protocols:
             table = ablation(scores, reference, study.n, protocol)
             if table.grids:
-                made[table.grids[0].name] = table
+                made[_beside(table.grids[0].name, made, reference)] = table
     leaks = audit(scores, groups)
     if leaks.grids:
         made["audit"] = leaks
     drawings = [("DSC over n (Fig. 3)", "fig3", figures.dsc_over_n(_whole_curves(scores)), FIG3_NOTE)]
     if leaks.grids:
         best = leaks.tidy[leaks.tidy["n"].isin(["n*", "0"]) & (leaks.tidy["label"] == leaks.tidy["label"].iloc[0])]
-        plain = [
-            m
-            for m in best["method"]
-            if len(set(scores.loc[scores["method"] == m, "n"])) > 1 or m.startswith(("ConvNet", "U-Net"))
-        ]
+        plain = [m for m in best["method"] if len(set(scores.loc[scores["method"] == m, "n"])) > 1 or m in NETWORKS]
         drawn = figures.fold_audit(scores[scores["method"].isin(plain)], best[best["method"].isin(plain)], study.printed)
         drawings.append(("What the folds do", "audit", drawn, AUDIT_NOTE))
     if study.learning is not None and (run_dir / "learning.csv").exists():
@@ -93,6 +91,11 @@ def write_results(study: Study, config: Mapping[str, Any], run_dir: Path) -> Pat
     return write_report(run_dir, StudyParts(grids, tuple(parts), tuple(pictures), browser))
 
 
+def _beside(name: str, others: Collection[str], reference: str) -> str:
+    """A file's name, with the reference behind it where another has taken it."""
+    return name if name not in others else f"{name}_{re.sub(r'[^A-Za-z0-9]+', '-', reference).strip('-')}"
+
+
 def _whole_curves(scores: pd.DataFrame) -> pd.DataFrame:
     """The methods with a curve over n, and the networks, which are level lines."""
     several = scores.groupby("method")["n"].nunique()
@@ -101,14 +104,15 @@ def _whole_curves(scores: pd.DataFrame) -> pd.DataFrame:
 
 
 def _sized(frame: pd.DataFrame, cases: int, k: int) -> pd.DataFrame:
-    """Whole folds, told as 0, under the number of patients they train with (the smaller one where folds differ by one)."""
+    """Whole folds, told as 0, under the number of patients they train with (the smaller one where folds differ by one). They
+    stand for a size that asks for as many."""
     whole = cases - -(-cases // k)
-    return frame.assign(train_cases=frame["train_cases"].replace(0, whole))
+    return frame[frame["train_cases"] != whole].assign(train_cases=lambda rows: rows["train_cases"].replace(0, whole))
 
 
 def _fig4(scores: pd.DataFrame, browser: Mapping[Path, str], study: Study, run_dir: Path) -> list[tuple[str, Path, str]]:
     """Best, median and worst case of the main method, under each protocol, and of its volume form under patient folds."""
-    pictures = []
+    pictures: list[tuple[str, Path, str]] = []
     for protocol in tables.PROTOCOLS:
         views = load_browser(browser, protocol)
         rows = scores[(scores["protocol"] == protocol) & (scores["region"] == "whole") & scores["n"].isin([0, study.n])]
@@ -117,7 +121,7 @@ def _fig4(scores: pd.DataFrame, browser: Mapping[Path, str], study: Study, run_d
         dsc = rows.assign(name=names).groupby(["case", "name"])["dsc"].mean().to_dict()
         for reference in study.ablation or (study.main,):
             main = tables.method_name(reference, study.n)
-            volumes = " 3D" in reference
+            volumes = of_volumes(reference)
             shown = [
                 name
                 for name in dict.fromkeys(sorted(names, key=lambda n: tables.method_rank(tables.plain_method(n))))
@@ -128,17 +132,18 @@ def _fig4(scores: pd.DataFrame, browser: Mapping[Path, str], study: Study, run_d
                 for rank, case in ranked_cases({c: v for (c, m), v in dsc.items() if m == main})
                 if case in views
             ]
-            path = run_dir / f"fig4_{'3d' if volumes else '2d'}_{protocol}.png"
+            kind = "3d" if volumes else "2d"
+            taken = [picture.stem for _, picture, _ in pictures]
+            path = run_dir / f"{_beside(f'fig4_{kind}_{protocol}', taken, reference)}.png"
             if main in shown and case_grid(path, ranked, shown, dsc):
-                kind = "volumes" if volumes else "slices"
-                title = f"Contours (Fig. 4), atlases are {kind}, {protocol} folds"
+                title = f"Contours (Fig. 4), atlases are {'volumes' if volumes else 'slices'}, {protocol} folds"
                 pictures.append((title, path, FIG4_NOTE.format(method=main)))
     return pictures
 
 
 def _in_fig4(name: str, volumes: bool, n: int) -> bool:
     """Networks and the paper's three ways of fusing, of one kind."""
-    if name.startswith(("ConvNet", "U-Net")):
-        return name.endswith("3D") == volumes
+    if name in NETWORKS:
+        return of_volumes(name) == volumes
     suffix = " 3D" if volumes else ""
     return name in {f"{method}{suffix}-{n}" for method in ("FwoW", "FWAL", "OASIS", "OASIS-joint")}

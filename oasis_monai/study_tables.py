@@ -15,6 +15,7 @@ import pandas as pd
 from oasis_monai import tables
 from oasis_monai.files import write_text
 from oasis_monai.grid_text import NONE, Cell, Grid, best_bold, interval_text, latex, markdown, number_text
+from oasis_monai.segnets import NETWORKS
 from oasis_monai.statistics import at_best_n, holm, interval, wilcoxon
 from oasis_monai.tables import method_name, method_rank
 
@@ -77,7 +78,7 @@ def table1(scores: pd.DataFrame, groups: Mapping[str, int], protocol: str, main:
             versus = against.get(method)
             cells.append(
                 [
-                    *(_mean_cell(numbers[metric, region], metric) for metric in PAPER_METRICS for region in PAPER_REGIONS),
+                    *(_mean_cell(numbers[metric, region]) for metric in PAPER_METRICS for region in PAPER_REGIONS),
                     Cell(f"{_cases(rows)} / {_misses(rows, PAPER_REGIONS)}"),
                     *_versus_cells(versus),
                 ]
@@ -129,8 +130,8 @@ def ablation(scores: pd.DataFrame, reference: str, n: int, protocol: str) -> Tab
     Variants are the methods of the same kind: all with the reference's suffix (`` 3D``) or none, and networks without n.
     """
     mine = scores[(scores["protocol"] == protocol) & scores["n"].isin([0, n])]
-    kind = " 3D" if " 3D" in reference else ""
-    methods = [m for m in sorted(set(mine["method"]), key=method_rank) if _same_kind(m, kind)]
+    volumes = of_volumes(reference)
+    methods = [m for m in sorted(set(mine["method"]), key=method_rank) if of_volumes(m) == volumes]
     tidy: list[dict[str, Any]] = []
     grids = []
     for label in sorted(set(mine["label"])):
@@ -150,7 +151,7 @@ def ablation(scores: pd.DataFrame, reference: str, n: int, protocol: str) -> Tab
             names.append(Cell(method_name(method, int(rows["n"].iloc[0]))))
             cells.append(
                 [
-                    *(_mean_cell(numbers["dsc", region], "dsc") for region in regions),
+                    *(_mean_cell(numbers["dsc", region]) for region in regions),
                     Cell(number_text(low), low),
                     Cell(number_text(hd95[0]), hd95[0]),
                     Cell(str(_misses(rows, regions))),
@@ -175,7 +176,7 @@ def ablation(scores: pd.DataFrame, reference: str, n: int, protocol: str) -> Tab
         )
         note = f"Every method that fuses atlases at n = {n}. Differences: paired, whole DSC, points [95 % interval]."
         title = f"Ablations of {reference}-{n}, {label}, {tables.PROTOCOL_TITLES[protocol]}"
-        name = f"ablation_{'3d' if kind else '2d'}_{protocol}"
+        name = f"ablation_{'3d' if volumes else '2d'}_{protocol}"
         grids.append(Grid(name, title, head, body, (note,)))
     return Table(pd.DataFrame(tidy, columns=[*TIDY, *COMPARED]), grids)
 
@@ -240,13 +241,12 @@ def write_table(folder: Path, name: str, table: Table) -> None:
 def _in_table1(method: str) -> bool:
     """The paper's rows, and ours beside them; fusion rules and ablations have a table of their own."""
     plain = method.removesuffix(" 3D")
-    return plain in (*PAPER_ROWS, "OASIS-joint") or method.startswith("U-Net")
+    return plain in (*PAPER_ROWS, "OASIS-joint") or method in NETWORKS
 
 
-def _same_kind(method: str, kind: str) -> bool:
-    if method.startswith(("ConvNet", "U-Net")):
-        return method.endswith("3D") == bool(kind)
-    return (" 3D" in method) == bool(kind)
+def of_volumes(method: str) -> bool:
+    """Whether a study's method works on volumes: a network's name decides, or the suffix an arm gives its fusion rules."""
+    return NETWORKS[method] == 3 if method in NETWORKS else " 3D" in method
 
 
 def _compared(rows_of: Mapping[str, pd.DataFrame], main: str) -> dict[str, dict[str, float]]:
@@ -307,7 +307,7 @@ def _printed_rows(protocol: str, label: str, method: str, n: int, values: Sequen
     ]
 
 
-def _mean_cell(statistics: tuple[float, float, float, float], metric: str) -> Cell:
+def _mean_cell(statistics: tuple[float, float, float, float]) -> Cell:
     return Cell(interval_text(statistics), statistics[0])
 
 

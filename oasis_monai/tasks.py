@@ -85,7 +85,12 @@ def _crossval(config: dict[str, Any], job: Mapping[str, Any], run_dir: Path, swe
         print("no case could be scored in this job yet")
     if sweep_dir is not None:
         with locked(sweep_dir):  # a job joins what is there once its own scores are: the last one to come in joins all
-            if (joined := join_jobs(sweep_dir)) is not None:
+            try:
+                joined = join_jobs(sweep_dir)
+            except DataError as error:  # a sweep over something that no column tells; each job has its own page
+                print(f"warning: the jobs of {sweep_dir} are not joined: {error}")
+                return
+            if joined is not None:
                 print(f"sweep so far: {joined}")
                 print(f"report: {write_report(sweep_dir)}")
 
@@ -201,14 +206,14 @@ def _download(config: dict[str, Any], job: Mapping[str, Any], run_dir: Path, swe
 
 
 def _check(config: dict[str, Any], job: Mapping[str, Any], run_dir: Path, sweep_dir: Path | None) -> None:
-    from oasis_monai.cases import survey
     from oasis_monai.checks import as_table, check_cases
     from oasis_monai.files import write_text
+    from oasis_monai.prepare import surveyed
     from oasis_monai.view import Extent, extent, told
 
     settings = _settings(config)
     data = settings.data
-    cases, faults = survey(data.root, data.layout)
+    cases, faults = surveyed(data)
     extents: list[Extent | None] = []
     faults += check_cases(cases, data.label_values, settings.preprocessing, lambda volume: extents.append(extent(volume)))
     if job["output"]:
@@ -234,7 +239,8 @@ def _report(config: dict[str, Any], job: Mapping[str, Any], run_dir: Path, sweep
         from oasis_monai.study import check_study
         from oasis_monai.study_results import write_results
 
-        print(f"report: {write_results(check_study(run.get('study')), run.get('settings') or {}, folder)}")
+        config = run.get("config") or run.get("settings") or {}
+        print(f"report: {write_results(check_study(run.get('study')), config, folder)}")
     else:
         print(f"report: {write_report(folder)}")
 

@@ -3,6 +3,7 @@
 import pandas as pd
 
 from oasis_monai import tables
+from oasis_monai.segnets import NETWORKS
 
 CASES = [f"Case{i:02d}" for i in range(10)]
 GROUPS = {case: i % 5 for i, case in enumerate(CASES)}
@@ -26,7 +27,7 @@ def study(methods, ns=(1, 2, 4), protocols=("patient",), dsc=None, labels=("pros
     rows = []
     for protocol in protocols:
         for method in methods:
-            for n in (0,) if method.startswith(("ConvNet", "U-Net")) else ns:
+            for n in (0,) if method in NETWORKS else ns:
                 for i, case in enumerate(CASES):
                     for label in labels:
                         rows += [
@@ -41,6 +42,6 @@ def learning(sizes=(4, 8), methods=("OASIS 3D", "U-Net3D"), dsc=None):
     rows = []
     for size in sizes:
         for method in methods:
-            n = 0 if method.startswith(("ConvNet", "U-Net")) else 6
+            n = 0 if method in NETWORKS else 6
             rows += [{"train_cases": size, **row(case, method, n, dsc(method, size, i))} for i, case in enumerate(CASES)]
     return pd.DataFrame(rows)

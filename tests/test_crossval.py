@@ -19,6 +19,7 @@ from oasis_monai.fold_models import FoldModels
 from oasis_monai.folds import make_split
 from oasis_monai.prepare import split_of
 from oasis_monai.segment import JOINT_METHODS
+from oasis_monai.tasks import run_task
 from tests.conftest import CASES, JOINT
 from tests.runs import NETS, PLAIN, REGIONS, THREE, copied, quiet, scores_of
 
@@ -265,6 +266,21 @@ def test_all_faults_of_a_data_set_are_told_at_once(settings, phantom, tmp_path):
     assert [fault.case for fault in error.value.faults] == ["Case01", "Case04", "Case05"]
     with pytest.raises(DataError, match=r"^nix: data.only: .*no such case"):
         crossval(settings({"data": {"only": ["nix", "Case00"]}}), tmp_path / "a", quiet)
+
+
+def test_what_is_wrong_with_cases_that_are_left_out_stops_nothing(settings, config, phantom, tmp_path, capsys):
+    data = copied(phantom, tmp_path)
+    for file in data.glob("Case05_segmentation.*"):
+        file.unlink()
+    four = [f"Case{i:02d}" for i in range(4)]
+    whole = {"data": {"root": str(data)}}
+    cut = {"data": {"root": str(data), "only": four}}
+    assert [case.id for case in prepare_module.find_and_check(settings(cut), None, quiet)] == four
+    for only in ([], ["Case05"]):
+        with pytest.raises(DataError, match=r"^Case05: label: expected one label file"):
+            prepare_module.find_and_check(settings(whole, {"data": {"only": only}}), None, quiet)
+    run_task({"task": "check", **config(cut)}, tmp_path, None)
+    assert capsys.readouterr().out.splitlines()[-1] == "4 cases, 0 errors, 0 warnings"
 
 
 def test_a_data_set_is_checked_again_only_when_a_file_changed(settings, phantom, tmp_path, monkeypatch):

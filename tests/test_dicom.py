@@ -161,6 +161,11 @@ def spoilt(folder, what):
         write_series(folder, VOLUME, grid)
         last = folder / "004.dcm"
         last.write_bytes(last.read_bytes()[:-20])
+    elif what == "words":
+        write_series(folder, VOLUME, grid)
+        for file in folder.iterdir():  # NumberOfFrames before Rows, in the implicit little endian that GDCM writes
+            rows, frames = b"\x28\x00\x10\x00", b"\x28\x00\x08\x00\x04\x00\x00\x001.5 "
+            file.write_bytes(file.read_bytes().replace(rows, frames + rows, 1))
     elif what == "garbage":
         folder.mkdir()
         (folder / "a.dcm").write_bytes(bytes(range(256)) * 4)
@@ -185,6 +190,7 @@ def spoilt(folder, what):
         ("sizes", "Columns, Rows", r"5 x 6 in 004.dcm \(1 of 5 images\)"),
         ("pixels", "PixelSpacing", r"another in 004.dcm"),
         ("short", "files", "1 that GDCM cannot read, such as 004.dcm"),
+        ("words", "file", r"no whole number in BitsAllocated or NumberOfFrames \(.*'1.5'\)"),
         ("garbage", "file", "1024 bytes that GDCM cannot read"),
         ("claims", "file", "332 bytes that GDCM cannot read"),
     ],

@@ -181,6 +181,8 @@ PROGRAM = "hydra:\n  callbacks:\n    evil:\n      _target_: pathlib.Path.touch\n
         ),
         ("# @package _global_\ndefaults: /hydra/callbacks\n", "found '/hydra/callbacks'"),
         ("# @ package hydra.job\nroot: .\n", "found 'hydra.job'"),
+        ("# @package _global_\ndefaults: [override /loss: ../../trap]\n", "found {'override /loss': '../../trap'}"),
+        ("defaults: [sub/../../trap]\n", "found 'sub/../../trap'"),
     ],
 )
 def test_a_data_set_s_yaml_names_no_program_and_no_place_to_write(tmp_path, text, found):
@@ -193,6 +195,28 @@ def test_a_data_set_s_yaml_names_no_program_and_no_place_to_write(tmp_path, text
     (folder / "evil.yaml").rename(folder / "sub" / "evil.yaml")
     with pytest.raises(ConfigError, match=r"sub/evil\.yaml"):
         check_data_files(["--config-dir", str(tmp_path / "conf"), "data=sub/evil"])
+    assert not (tmp_path / "trap").exists()
+
+
+@pytest.mark.parametrize(
+    ("text", "found"),
+    [
+        ("# @package _global_\nhydra: {run: {dir: trap}}\n", "expected no package, found '_global_'"),
+        ("a: [&a {_target_: os.system}, *a]\n", "names no program, found '_target_'"),
+        ("a: &a [*a]\n", "expected plain values, found 'found unconstructable recursive node'"),
+    ],
+)
+def test_nor_does_what_it_may_choose_wherever_that_lies_and_however_it_is_asked_for(tmp_path, text, found):
+    conf = tmp_path / "conf"
+    for folder in ("data", "preprocessing", "elsewhere"):
+        (conf / folder).mkdir(parents=True)
+    (conf / "elsewhere" / "evil.yaml").write_text(text)
+    (conf / "data" / "mine.yaml").write_text(
+        "# @package _global_\ndefaults: [override /preprocessing: sub/evil]\ndata: {root: .}\n"
+    )
+    (conf / "preprocessing" / "sub").symlink_to(conf / "elsewhere", target_is_directory=True)
+    for option in ("--config-dir", "--config-di", "-cd"):
+        refused(run(f"{option}={conf}", "check", "data=mine", cwd=tmp_path), "preprocessing/sub/evil.yaml", found)
     assert not (tmp_path / "trap").exists()
 
 

@@ -5,7 +5,7 @@ from dataclasses import replace
 import pytest
 
 from oasis_monai.errors import ConfigError
-from oasis_monai.folds import Fold, Split, check_no_leak, limit_training, make_split
+from oasis_monai.folds import Fold, Split, check_no_leak, limit_training, make_split, patient_groups
 
 IMAGES = {f"Case{i:02d}": 5 + i % 4 for i in range(11)}
 VOLUMES = dict.fromkeys(IMAGES, 1)
@@ -96,6 +96,11 @@ def test_one_slice_moved_to_the_other_side_is_found():
 def test_what_cannot_work_is_said(arguments, match):
     with pytest.raises(ConfigError, match=match):
         make_split(*arguments)
+
+
+def test_of_fewer_cases_than_folds_each_is_a_group():
+    assert patient_groups(["b", "a"], 5, 0) in ({"a": 0, "b": 1}, {"a": 1, "b": 0})
+    assert patient_groups(["a"], 5, 0) == {"a": 0}
 
 
 def test_a_smaller_training_set_lies_within_a_larger_one_and_tests_stay():

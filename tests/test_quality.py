@@ -33,6 +33,7 @@ from oasis_monai.quality_tables import (
     write_calibrations,
     write_quality,
 )
+from tests.conftest import JOINT
 
 
 def hot(labels: torch.Tensor, classes: int) -> torch.Tensor:
@@ -206,6 +207,13 @@ def test_what_a_calibration_is_named_by(settings):
     other = [{"features": {"name": "random"}}, {"features": {"distance": "cosine"}}, {"temperature": 0.2}, {"seed": 4}]
     found = {calibration_path(settings({"methods": ["OASIS"]}, change), content) for change in other}
     assert len(found | {name, calibration_path(asked, {"Case00": "y"})}) == len(other) + 2
+    joint = [
+        {},
+        *({"estimator": {key: value}} for key, value in (("vote", 0.5), ("mirror", False), ("views", 0), ("recentre", False))),
+    ]
+    assert len({calibration_path(settings(JOINT, {"methods": ["OASIS-joint"]}, change), content) for change in joint}) == len(
+        joint
+    )
 
 
 def test_no_corrupted_copy_is_predicted_from_its_own_corruption():
@@ -265,7 +273,7 @@ def counts_of(value: float) -> torch.Tensor:
 
 
 def test_a_run_keeps_predictions_of_whole_structures(tmp_path):
-    truth = {f"case{i}": 0.5 + 0.04 * i for i in range(10)} | {"gone": math.nan}
+    truth = {f"case{i}": 0.5 + 0.04 * i for i in range(10)} | {"NA": 0.9, "gone": math.nan}  # a name that pandas reads as none
     agreements = {(case, "OASIS-joint", 6): counts_of(0 if math.isnan(v) else v) for case, v in truth.items()}
     groups = {case: i % 5 for i, case in enumerate(truth)}
     table, models = quality_rows(rows_of(truth), agreements, ["prostate"], groups)
@@ -274,7 +282,7 @@ def test_a_run_keeps_predictions_of_whole_structures(tmp_path):
     assert sorted(group.rows["case"]) == sorted(set(truth) - {"gone"})
     assert correlation(group.rows["predicted_dsc"], group.rows["dsc"]) > 0.99
     assert mean_error(group.rows) < 0.01
-    assert failures(group.rows) == (5, 5, 5, int((group.rows["flag"] & (group.rows["dsc"] >= FAILURE)).sum()))
+    assert failures(group.rows) == (5, 5, 6, int((group.rows["flag"] & (group.rows["dsc"] >= FAILURE)).sum()))
     assert len(group.corrupted) == 0
     assert "5 of 5 failures" in quality_text([group])
     assert set(models) == {"OASIS-joint-6"}

@@ -11,10 +11,10 @@ import pandas as pd
 
 from oasis_monai.crossval import crossval
 from oasis_monai.files import load_tensors
-from oasis_monai.fold_models import FoldModels
+from oasis_monai.fold_models import ESTIMATOR, STM, FoldModels
 from oasis_monai.folds import Split, make_split
 from tests.command import Command, run
-from tests.conftest import CASES, overrides
+from tests.conftest import CASES, JOINT, overrides
 from tests.runs import REGIONS, THREE, copied, pixels, quiet, scores_of
 
 
@@ -61,6 +61,18 @@ def test_what_a_fold_model_is_named_by(prepared):
         folder(protocol="slice"),
     ]
     assert len({name, *changed}) == 7
+
+
+def test_a_joint_stm_is_named_by_the_estimates_it_is_trained_on(prepared):
+    settings, data = prepared(JOINT)
+    split = make_split(dict.fromkeys(data.targets, 1), 5, 0)
+
+    def folder(network, mirror):
+        asked = replace(settings, estimator=replace(settings.estimator, mirror=mirror))
+        return FoldModels(asked, data, split, Path(settings.cache), quiet).folder(split.folds[0], network)
+
+    assert folder(STM, True) != folder(STM, False)
+    assert folder(ESTIMATOR, True) == folder(ESTIMATOR, False)  # its mirrored copies come after training
 
 
 def test_a_changed_scan_is_aligned_again(settings, phantom, tmp_path):

@@ -26,6 +26,7 @@ from oasis_monai.settings import build
 from oasis_monai.types import Case
 from oasis_monai.volumes import read_image
 from oasis_monai.warp import folding_voxels
+from oasis_monai.writers import write_array
 from tests.command import Command, run
 from tests.conftest import CASES, JOINT, TINY, merged
 from tests.dicom_series import write_series
@@ -122,6 +123,27 @@ def test_labels_come_in_the_format_that_is_asked_for(model, images, tmp_path, no
         np.testing.assert_allclose(geometry.affine, native.affine, atol=1e-4)
     with pytest.raises(ConfigError, match=r"^format: expected null .* or one of mhd, mha, nii, nii\.gz, found 'png'"):
         segment_scans(model, images, out, n=1, log=quiet, file_format="png")
+
+
+def test_another_scan_of_the_same_name_takes_no_result_s_place(model, phantom, tmp_path, no_pictures):
+    for case, folder in (("Case00", "a"), ("Case01", "b")):
+        image, geometry = read_image(phantom / f"{case}.mhd")
+        write_array(tmp_path / folder / "t2.nii.gz", image[0].numpy(), geometry)
+    how = {"n": 1, "method": "FwoW", "log": quiet}
+    assert segment_scans(model, tmp_path / "a", tmp_path / "o", **how) == []
+    first = (tmp_path / "o" / "t2_segmentation.nii.gz").read_bytes()
+    (fault,) = segment_scans(model, tmp_path / "b", tmp_path / "o", **how)
+    assert str(fault).startswith("t2: output: expected no result of another scan of this name")
+    assert str(tmp_path / "a" / "t2.nii.gz") in str(fault)
+    assert (tmp_path / "o" / "t2_segmentation.nii.gz").read_bytes() == first
+    # the same scan elsewhere, or another version of it in its place, is no other scan
+    shutil.copytree(tmp_path / "a", tmp_path / "moved")
+    assert segment_scans(model, tmp_path / "moved", tmp_path / "o", **how) == []
+    shutil.copy(tmp_path / "b" / "t2.nii.gz", tmp_path / "a" / "t2.nii.gz")
+    assert segment_scans(model, tmp_path / "a", tmp_path / "o", **how) == []
+    assert (tmp_path / "o" / "t2_segmentation.nii.gz").read_bytes() != first
+    assert segment_scans(model, tmp_path / "moved", tmp_path / "o", overwrite=True, **how) == []
+    assert (tmp_path / "o" / "t2_segmentation.nii.gz").read_bytes() == first
 
 
 def test_a_finished_scan_without_the_probability_that_is_asked_for_is_not_finished(model, images, tmp_path, no_pictures):

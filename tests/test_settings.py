@@ -110,7 +110,8 @@ REFUSED = [
     ({"data": {"labels": {"a": True}}}, "^data.labels: expected a map of a text to a whole number"),
     ({"data": {"labels": ["a"]}}, "^data.labels: expected a map of a text to a whole number"),
     ({"data": {"regions": "whole"}}, "^data.regions: expected a list, each a text, found 'whole'"),
-    ({"data": {"regions": ["top"]}}, r"^data.regions: expected one or more of .*found \['top'\]"),
+    ({"data": {"regions": ["apex"]}}, r"^data.regions: expected whole and"),
+    ({"data": {"regions": ["top"]}}, r"^data.regions: expected whole and any others of .*found \['top'\]"),
     ({"data": {"root": None}}, "^data.root: expected a text, found None"),
 ]
 

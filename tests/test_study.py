@@ -15,7 +15,7 @@ from oasis_monai.study import Arm, Learning, Study, check_study, plan, run_study
 from oasis_monai.study_results import write_results
 from oasis_monai.tables import read_scores
 from oasis_monai.tasks import run_task
-from tests.conftest import merged
+from tests.conftest import JOINT, JOINT_2D, merged
 
 NETS = {"network": {"convnet": [4, 8], "unet": [4, 8], "dynunet": [4, 8]}, "workers": 2, "k": 2}
 PLAIN = {
@@ -35,6 +35,9 @@ PLAIN = {
     "ablation": ["OASIS", "OASIS 3D"],
     "n": 2,
 }
+
+
+ALSO = {"arms": PLAIN["arms"] | {"also": {"base": "volumes", "suffix": ", again", "settings": {"n": 5, "methods": ["U-Net3D"]}}}}
 
 
 @pytest.fixture
@@ -71,9 +74,9 @@ def test_the_plan_lays_arms_over_the_base_and_over_each_other(base):
 
 def test_a_learning_curve_fuses_no_more_atlases_than_it_has_and_may_take_some_folds(base):
     arms = {"v": Arm({"methods": ["OASIS"]}), "w": Arm({"methods": ["FwoW"]})}
-    jobs = plan(Study(arms, Learning({"v": {"n": [1, 6]}, "w": {}}, (2, 4), (1,))), base)[2:]
+    jobs = plan(Study(arms, Learning({"v": {"n": 6}, "w": {"n": 1}}, (2, 4), (1,))), base)[2:]
     assert names(jobs) == [f"learning-{arm}-{size}-1" for arm in "vw" for size in ("002", "004", "all")]
-    assert [job.settings.n for job in jobs[:3]] == [(1, 2), (1, 4), (1, 6)]
+    assert [job.settings.n for job in jobs] == [(2,), (4,), (6,), (1,), (1,), (1,)]
     assert [job.settings.methods for job in jobs] == 3 * [("OASIS",)] + 3 * [("FwoW",)]
     assert {job.settings.fold for job in jobs} == {1}
 
@@ -95,6 +98,21 @@ def test_a_learning_curve_fuses_no_more_atlases_than_it_has_and_may_take_some_fo
         ({"arms": {"a": {"settings": {"training": {"lr": -1}}}}, "learning": None}, r"study\.arms\.a: training\.lr"),
         ({"n": "six"}, r"study\.n: expected a whole number"),
         ({"arms": {"a": {"settings": {"methods": ["U-Net3D"]}}}, "learning": None}, r"study\.arms\.a: methods: .*spatial_dims=2"),
+        # what would only be found, or not even be found, after hours of training
+        ({"learning": {"arms": {"volumes": {}}}}, r"study\.learning: learning-volumes-004: n: expected one n, .*found \[1, 2\]"),
+        (
+            {"learning": {"arms": {"volumes": {"n": 2}, "no_label_term": {"n": 2, "methods": ["U-Net3D"]}}}},
+            r"study\.learning: .*U-Net3D in learning-volumes-004 and learning-no_label_term-004",
+        ),
+        ({"learning": None} | ALSO, r"study\.arms: expected each method and n in one arm, found 'U-Net3D in volumes and also"),
+        (
+            {"learning": None, "arms": {"x": {"protocols": ["patient", "slice"]}, "x-patient": {}}},
+            r"study\.arms: .*each folder once, found 'x-patient'",
+        ),
+        ({"learning": None, "arms": {"x": {"settings": {"k": 3}}}}, r"study\.arms: x: k: expected 2 as in all arms, found 3"),
+        ({"learning": None, "arms": {"x": {"settings": {"seed": 3}}}}, r"study\.arms: x: seed: expected 0 as in all arms"),
+        ({"learning": None, "arms": {"x": {"settings": {"fold": 1}}}}, r"study\.arms: x: fold: expected None as in all arms"),
+        ({"main": "Oasis"}, r"study\.main: expected one of \['ConvNet2D', 'FwoW', .*found 'Oasis'"),
     ],
 )
 def test_what_cannot_work_is_said_before_anything_runs(base, change, match):
@@ -155,8 +173,44 @@ def test_a_study_runs_is_joined_shown_and_goes_on_where_it_was(base, tmp_path):
     assert page.read_bytes() == first
 
 
+def test_scores_that_a_killed_run_left_are_not_taken_for_those_of_before(base, tmp_path, monkeypatch):
+    one, lines = check_study({"main": "FwoW", "arms": {"a": {"settings": {"methods": ["FwoW"]}}}}), []
+    run_study(one, base, tmp_path / "run", lines.append)
+    first = (tmp_path / "run" / "scores.csv").read_bytes()
+
+    def killed(arms, workers, ended):
+        whole(arms, workers, lambda *_: None)  # scored, but for the stamp
+        raise KeyboardInterrupt
+
+    whole = module.run_arms
+    monkeypatch.setattr(module, "run_arms", killed)
+    with pytest.raises(KeyboardInterrupt):
+        run_study(one, merged(base, {"n": [3]}), tmp_path / "run", lines.append)
+    monkeypatch.setattr(module, "run_arms", whole)
+    run_study(one, base, tmp_path / "run", lines.append)
+    assert (tmp_path / "run" / "scores.csv").read_bytes() == first
+
+
+def test_two_tables_of_one_kind_stand_side_by_side_and_a_page_is_made_again_from_the_folder(base, tmp_path):
+    """Of a study whose arms alone name their methods: what is ``methods: null`` below them is another thing once decided."""
+    arms = {"v": {"settings": {"methods": ["OASIS", "majority", "DynU-Net2D"]}}}
+    study = check_study({"main": "majority", "arms": arms, "ablation": ["OASIS", "majority"], "n": 2})
+    bare = merged(base, JOINT, JOINT_2D, {"methods": None, "n": [1, 2]})
+    arms["v"]["settings"]["registration"] = {"joint": False}
+    run_study(study, bare, tmp_path / "run", lambda _: None)
+    page = write_results(study, bare, tmp_path / "run")
+    tables = {p.stem for p in (tmp_path / "run" / "results").glob("*.csv")}
+    assert {"ablation_2d_patient", "ablation_2d_patient_majority"} <= tables
+    assert "DynU-Net2D" in (tmp_path / "run" / "results" / "table1_patient.md").read_text()
+    assert {p.name for p in (tmp_path / "run").glob("fig4_*")} == {"fig4_2d_patient.png"}  # majority is none of its methods
+    first = page.read_bytes()
+    page.unlink()
+    run_task({"task": "report", "output": str(tmp_path / "run"), **bare}, tmp_path / "r", None)
+    assert page.read_bytes() == first
+
+
 def test_another_setting_is_another_stamp(base, tmp_path, monkeypatch):
-    one = {"arms": {"a": {"protocols": ["patient"], "settings": {"methods": ["FwoW"]}}}}
+    one = {"main": "FwoW", "arms": {"a": {"protocols": ["patient"], "settings": {"methods": ["FwoW"]}}}}
     lines = []
     run_study(check_study(one), base, tmp_path / "run", lines.append)
     run_study(check_study(one), merged(base, {"n": [1, 3]}), tmp_path / "run", lines.append)

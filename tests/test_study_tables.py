@@ -5,16 +5,12 @@ import math
 import pandas as pd
 import pytest
 
+from oasis_monai import study_results
 from oasis_monai.errors import DataError
 from oasis_monai.grid_text import Cell, Grid, best_bold, latex, markdown
 from oasis_monai.learning import learning_table, read_learning, write_learning
-from oasis_monai.study_tables import (
-    PRINTED,
-    ablation,
-    audit,
-    table1,
-    write_table,
-)
+from oasis_monai.segnets import NETWORKS
+from oasis_monai.study_tables import PRINTED, ablation, audit, table1, write_table
 from tests import study_rows
 from tests.study_rows import CASES, GROUPS, study
 
@@ -126,6 +122,29 @@ def test_a_learning_file_that_is_none(tmp_path, text, match):
         (tmp_path / "l.csv").write_text(text)
     with pytest.raises(DataError, match=match):
         read_learning(tmp_path / "l.csv")
+
+
+def test_a_case_that_would_count_twice_in_the_learning_curve_is_refused(tmp_path):
+    rows = study_rows.learning().to_dict("records")
+    write_learning(tmp_path / "l.csv", [*rows, {**rows[0], "n": 2}])
+    with pytest.raises(DataError, match="one row per train_cases x case x label x region x method, found 4, Case00"):
+        read_learning(tmp_path / "l.csv")
+
+
+def test_the_whole_fold_stands_for_a_size_that_asks_for_as_many():
+    frame = study_rows.learning(sizes=(0, 4, 8))  # 10 cases, 5 folds: 8 train
+    sized = study_results._sized(frame, 10, 5)
+    assert sorted(set(sized["train_cases"])) == [4, 8]
+    at8 = sized[(sized["train_cases"] == 8) & (sized["method"] == "U-Net3D")]
+    assert at8["dsc"].tolist() == frame[(frame["train_cases"] == 0) & (frame["method"] == "U-Net3D")]["dsc"].tolist()
+
+
+def test_every_network_has_its_place_in_the_tables_of_its_kind():
+    scores = study_rows.study(["OASIS", "OASIS 3D", *NETWORKS], ns=(2,))
+    assert set(NETWORKS) <= set(table1(scores, study_rows.GROUPS, "patient", printed=False).tidy["method"])
+    for reference, dims in (("OASIS", 2), ("OASIS 3D", 3)):
+        own = {name for name, of in NETWORKS.items() if of == dims}
+        assert set(ablation(scores, reference, 2, "patient").tidy["method"]) == {reference, *own}
 
 
 def test_every_form_is_written(tmp_path):

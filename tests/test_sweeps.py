@@ -68,6 +68,22 @@ def test_parallel_jobs_join_the_scores_of_serial_ones_and_one_that_fails_is_name
     assert command.startswith("oasis-monai fold=1 data.name=phantom")
 
 
+def test_a_serial_sweep_goes_on_after_a_job_that_fails_and_joins_the_others(words, tmp_path):
+    done = sweep("fold=7,0,1", *words, "hydra.sweep.dir=sweep", cwd=tmp_path)
+    assert done.returncode != 0
+    assert "Traceback" not in done.stderr
+    assert "error: fold: expected null (all) or 0 to 1, found 7" in done.stderr
+    scores = tables.read_scores(tmp_path / "sweep" / "scores.csv")
+    assert set(scores["fold"]) == {0, 1}
+
+
+def test_a_sweep_over_what_no_column_tells_ends_with_a_page_a_job(words, tmp_path):
+    done = sweep(*words, "preprocessing.intensity=zscore,local", "hydra.sweep.dir=sweep", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert "warning: the jobs of sweep are not joined: " in done.stdout
+    assert len(list((tmp_path / "sweep").glob("*/report.html"))) == 2
+
+
 @pytest.mark.parametrize("slow", ["join", "page"])
 def test_jobs_that_end_at_once_leave_the_whole_sweep(settings, tmp_path, monkeypatch, slow):
     """Job 1 gets its scores when job 0 has read those there are, and job 0 writes what it made of them as late as it can."""

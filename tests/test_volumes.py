@@ -143,6 +143,17 @@ def test_probability_round_trip(tmp_path: Path, kind: str, channels: int) -> Non
     np.testing.assert_allclose(seen, AFFINES["oblique"], atol=1e-5)
 
 
+@pytest.mark.parametrize("case", ["50%_dose", "LIST01", "Local", "scan:1", "Müller", "a b (1)", ".x", "plain-1.2"])
+def test_a_header_s_voxels_are_found_whatever_the_scan_is_called(tmp_path: Path, case: str) -> None:
+    label = np.zeros(SHAPE, np.uint8)
+    label[1, 2, 1] = 1
+    path = tmp_path / f"{case}.mhd"
+    write_label(path, label, Geometry(label.shape, AFFINES["oblique"]), (0, 1))
+    write_label(tmp_path / f"other {case}.mhd", 0 * label, Geometry(label.shape, AFFINES["oblique"]), (0, 1))
+    np.testing.assert_array_equal(read_image(path)[0][0].numpy(), label)
+    np.testing.assert_array_equal(by_itk(path)[0][..., 0], label)
+
+
 def test_compressed_and_deterministic(tmp_path: Path) -> None:
     label = np.zeros((64, 64, 16), np.uint8)
     for kind in (".mhd", ".mha", ".nii.gz"):
