@@ -35,7 +35,7 @@ from oasis_monai.settings import Settings, build
 from oasis_monai.supervised import Predictor
 from oasis_monai.training import make_stm
 
-FORMAT = 1
+FORMAT = 2  # of 1 the classes of several structures may be numbered by their order in a YAML file, which is not kept
 STM_PART, LIBRARY_PART, LOA_FILE = "stm.safetensors", "library.safetensors", "loa.safetensors"
 ESTIMATOR_PART, VOLUME_PART = "estimator.safetensors", "volume.safetensors"  # of a joint model
 NEXT_LIBRARY = "library.next.safetensors"
@@ -131,13 +131,13 @@ def read_record(folder: Path) -> dict[str, Any]:
     """
     try:
         record = json.loads((folder / "model.json").read_text(encoding="utf-8"))
-        found, _, _ = record["format"], dict(record["checksums"]), dict(record["settings"])
+        found, _, labels = record["format"], dict(record["checksums"]), dict(record["settings"]["data"]["labels"])
     except (OSError, ValueError, KeyError, TypeError) as error:
         found_text = f"{folder} without a readable model.json"
         raise OasisError(
             f"model: expected a folder written by `oasis-monai train`, found {found_text}; train again or correct the path"
         ) from error
-    if found != FORMAT:
+    if found != FORMAT and not (found == 1 and len(labels) == 1):
         raise OasisError(f"model: expected format {FORMAT}, found {found} in {folder}; train it again with this version")
     return dict(record)
 

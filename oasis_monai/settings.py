@@ -39,7 +39,8 @@ class DataSettings:
         name: how reports call it.
         root: its folder.
         layout: ``promise12`` or ``msd``, see :func:`oasis_monai.cases.find_cases`.
-        labels: class name -> value in the label files; 0 is the background. Other values in a file are an error.
+        labels: class name -> value in the label files; 0 is the background. Other values in a file are an error. Classes are
+            numbered by these values, whatever the order here: a JSON file, where a model keeps them, has an order of its own.
         regions: parts of a structure to score beside the whole: thirds along the axial axis.
         only: case ids to use; empty for all.
         citation, licence: printed in the report.
@@ -66,6 +67,7 @@ class DataSettings:
         values = list(self.labels.values())
         if not values or len(set(values)) != len(values) or not all(isinstance(v, int) and 0 < v < 256 for v in values):
             raise ConfigError("data.labels", "names with different values of 1 to 255", dict(self.labels))
+        object.__setattr__(self, "labels", dict(sorted(self.labels.items(), key=lambda pair: pair[1])))
 
     @property
     def label_values(self) -> tuple[int, ...]:

@@ -216,7 +216,7 @@ def told_otherwise(**change):
         (lambda f: (f / "model.json").write_text("[1]"), "^model: expected a folder written by"),
         (lambda f: (f / "model.json").write_text("{"), "^model: expected a folder written by"),
         (lambda f: shutil.rmtree(f), "^model: expected a folder written by"),
-        (told_otherwise(format=99), "^model: expected format 1, found 99"),
+        (told_otherwise(format=99), "^model: expected format 2, found 99"),
         (told_otherwise(checksums={}), "^model: expected stm.safetensors as it was written"),
         (told_otherwise(checksums=None), "^model: "),
         (told_otherwise(settings={"magic": 1}), "^magic: expected one of"),

@@ -125,6 +125,28 @@ def test_labels_come_in_the_format_that_is_asked_for(model, images, tmp_path, no
         segment_scans(model, images, out, n=1, log=quiet, file_format="png")
 
 
+@pytest.mark.parametrize("labels", [{"zone": 1, "gland": 2}, {"gland": 2, "zone": 1}])
+def test_every_structure_keeps_its_value_whatever_its_name_and_place_in_the_settings(
+    phantom_two_labels, tmp_path, no_pictures, labels
+):
+    """A model's settings are kept as JSON, whose order is by name: that order must not number the classes."""
+    data = {"root": str(phantom_two_labels), "labels": labels}
+    model = train_model(build(merged(TINY, {"cache": str(tmp_path / "c"), "data": data})), tmp_path / "m", quiet)
+    how = {"n": 1, "method": "FwoW", "log": quiet}  # an atlas gets its own label
+    assert segment_scans(model, phantom_two_labels / "Case02.mhd", tmp_path / "o", **how) == []
+    found = read_image(tmp_path / "o" / "Case02_segmentation.mhd")[0]
+    truth = read_image(phantom_two_labels / "Case02_segmentation.mhd")[0]
+    for name, value in labels.items():
+        overlap = 2 * ((found == value) & (truth == value)).sum() / ((found == value).sum() + (truth == value).sum())
+        assert overlap > 0.7, name
+        voxel_ml = told(tmp_path / "o", "Case02")["volume_ml"][name] / (found == value).sum()
+        assert voxel_ml == pytest.approx(np.prod(read_image(phantom_two_labels / "Case02.mhd")[1].spacing_mm) / 1000, rel=1e-2)
+    record = json.loads((model / "model.json").read_text())
+    (model / "model.json").write_text(json.dumps(record | {"format": 1}))  # of before, when it did
+    with pytest.raises(OasisError, match="^model: expected format 2, found 1 in .*train it again"):
+        load_model(model)
+
+
 def test_another_scan_of_the_same_name_takes_no_result_s_place(model, phantom, tmp_path, no_pictures):
     for case, folder in (("Case00", "a"), ("Case01", "b")):
         image, geometry = read_image(phantom / f"{case}.mhd")

@@ -6,7 +6,7 @@ import json
 import pytest
 
 from oasis_monai.errors import ConfigError
-from oasis_monai.settings import Settings, build
+from oasis_monai.settings import DataSettings, Settings, build
 from tests.conftest import JOINT, TINY, merged
 
 
@@ -197,3 +197,9 @@ def test_a_joint_stm_is_the_one_of_its_volume_network() -> None:
     assert made(JOINT, alone, other).identity() == made(JOINT, alone).identity()
     patches = {"network": {"patch": [32, 32, 32]}}  # of the networks among the methods
     assert made(JOINT, patches).identity() == made(JOINT).identity()
+
+
+def test_classes_are_numbered_by_their_values_whatever_their_names_and_order():
+    labels = {f"l{i}": i for i in range(50, 0, -1)}  # by name l1, l10, l11, ...
+    assert DataSettings(labels=labels).label_values == tuple(range(51))
+    assert list(DataSettings(labels={"b": 3, "c": 1, "a": 2}).labels) == ["c", "a", "b"]
