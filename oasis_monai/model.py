@@ -131,7 +131,8 @@ def read_record(folder: Path) -> dict[str, Any]:
     """
     try:
         record = json.loads((folder / "model.json").read_text(encoding="utf-8"))
-        found, _, labels = record["format"], dict(record["checksums"]), dict(record["settings"]["data"]["labels"])
+        found, _, told = record["format"], dict(record["checksums"]), dict(record["settings"])
+        labels = dict(told.get("data", {})).get("labels", {})
     except (OSError, ValueError, KeyError, TypeError) as error:
         found_text = f"{folder} without a readable model.json"
         raise OasisError(

@@ -143,7 +143,7 @@ def test_every_structure_keeps_its_value_whatever_its_name_and_place_in_the_sett
         assert voxel_ml == pytest.approx(np.prod(read_image(phantom_two_labels / "Case02.mhd")[1].spacing_mm) / 1000, rel=1e-2)
     record = json.loads((model / "model.json").read_text())
     (model / "model.json").write_text(json.dumps(record | {"format": 1}))  # of before, when it did
-    with pytest.raises(OasisError, match="^model: expected format 2, found 1 in .*train it again"):
+    with pytest.raises(OasisError, match=r"^model: expected format 2, found 1 in .*train it again"):
         load_model(model)
 
 
