@@ -14,6 +14,7 @@ VALUED = {"--cfg", "-c", "--package", "-p", "--info", "-i", "--experimental-reru
 VALUED |= {"--config-path", "-cp", "--config-name", "-cn", "--config-dir", "-cd"}
 TASKS = ("crossval", "study", "train", "segment", "library", "bundle", "download", "check", "report", "phantom")
 PATHS = {"model", "input", "output", "add", "label", "cache", "data.root", "features.weights", "hydra.run.dir", "hydra.sweep.dir"}
+NAMES = {"case", "remove"}  # ids of cases, which may be called anything
 USAGE = """\
 oasis-monai: segment medical images from a few labelled scans (atlases), aligned in one pass and fused by label overlap.
 
@@ -66,7 +67,7 @@ def _arguments(argv: list[str]) -> list[str]:
             options.append(argument)
             if argument in VALUED:
                 options += [value for value in [next(rest, None)] if value is not None]
-        elif "=" in argument or argument.startswith("~"):
+        elif "=" in argument[1:] or argument.startswith("~"):
             overrides.append(argument)
         else:
             words.append(argument)
@@ -81,9 +82,9 @@ def _arguments(argv: list[str]) -> list[str]:
 def _quoted(override: str) -> str:
     """A path as people type it, ``input=scan (1).nii.gz``, in the quotes that Hydra's grammar wants round its brackets."""
     key, _, value = override.partition("=")
-    if key.lstrip("+") not in PATHS or re.fullmatch(r"[\w/.:+%@\\-]*", value) or value[:1] in "'\"" or "${" in value:
+    if key.lstrip("+") not in PATHS | NAMES or re.fullmatch(r"[\w/.:+%@\\-]*", value) or value[:1] in "'\"" or "${" in value:
         return override
-    if "," in value and not Path(value).exists():  # values of a sweep
+    if "," in value and key not in NAMES and not Path(value).exists():  # values of a sweep
         return override
     # a backslash means itself but before a quote
     escaped = re.sub(r"(\\*)('|$)", lambda found: 2 * found[1] + ("\\'" if found[2] else ""), value)

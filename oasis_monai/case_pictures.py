@@ -81,14 +81,14 @@ def draw_overlays(
     from oasis_monai.overlays import overlay
     from oasis_monai.volumes import read_volume, to_canonical
 
-    whole = [r for r in rows if r["region"] == settings.data.regions[0] and r["method"] == settings.methods[-1]]
+    whole = [r for r in rows if r["region"] == "whole" and r["method"] == settings.methods[-1]]
     dsc: dict[str, list[float]] = defaultdict(list)
     for row in whole:
         dsc[row["case"]].append(0.0 if np.isnan(row["dsc"]) else row["dsc"])
     ranked = sorted(dsc, key=lambda case: (float(np.mean(dsc[case])), case))
     ranks = np.linspace(0, len(ranked) - 1, min(settings.overlays, len(ranked))).round().astype(int)
     names = dict(enumerate(settings.data.labels, 1))
-    scores = {(r["case"], r["method"], r["n"], r["label"]): r["dsc"] for r in rows if r["region"] == settings.data.regions[0]}
+    scores = {(r["case"], r["method"], r["n"], r["label"]): r["dsc"] for r in rows if r["region"] == "whole"}
     for case in dict.fromkeys(ranked[rank] for rank in ranks):
         volume = read_volume(prepared.cases[case], settings.data.label_values)
         assert volume.label is not None

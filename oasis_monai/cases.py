@@ -43,8 +43,8 @@ def find_cases(root: str | Path, layout: str) -> list[Case]:
         ConfigError: unknown layout.
     """
     cases, faults = survey(root, layout)
-    if faults:
-        raise DataError(faults)
+    if errors := [fault for fault in faults if fault.severity == "error"]:
+        raise DataError(errors)
     return cases
 
 
@@ -74,16 +74,23 @@ def survey(root: str | Path, layout: str) -> tuple[list[Case], list[Fault]]:
             "msd": "imagesTr/*.nii.gz",
             "folder": "scans (.mhd, .mha, .nii, .nii.gz or DICOM)",
         }[layout]
-        faults.append(Fault("", "root", f"{expected} (layout {layout})", f"none in {root}", "correct root or layout"))
+        if layout == "folder":
+            faults.append(Fault("", "input", expected, f"none in {root}", "give another folder"))
+        else:
+            faults.append(Fault("", "root", f"{expected} (layout {layout})", f"none in {root}", "correct root or layout"))
     return sorted(cases, key=lambda case: case.id), faults
 
 
 def _promise12(root: Path, faults: list[Fault]) -> list[Case]:
     images: dict[tuple[Path, str], list[Path]] = defaultdict(list)
     labels: dict[tuple[Path, str], list[Path]] = defaultdict(list)
+    others = []
     for path in _walk(root):
         if ending(path) in METAIMAGE and (match := CASE_NAME.fullmatch(_stem(path))):
             (labels if match[2] else images)[path.parent, match[1]].append(path)
+        elif ending(path):
+            others.append(path)
+    _note_others(others, "CaseNN.mhd and CaseNN_segmentation.mhd, or .mha (layout promise12)", faults)
     pairs = _paired(images, labels, lambda key: str((key[0] / key[1]).relative_to(root)), faults)
     names = [name for _, name in pairs]
     if len(set(names)) == len(names):
@@ -106,6 +113,7 @@ def _msd(root: Path, faults: list[Fault]) -> list[Case]:
     if (homes[0] / "labelsTr").is_dir():
         for path in _scans(homes[0] / "labelsTr", NIFTI):
             labels[_stem(path)].append(path)
+    _note_others(_scans(homes[0] / "imagesTr", METAIMAGE), "NIfTI in imagesTr (layout msd)", faults)
     for path in _scans(homes[0] / "imagesTr", NIFTI):
         name = _stem(path)
         match = MODALITY.fullmatch(name)
@@ -181,6 +189,14 @@ def _note_repeated(cases: list[Case], faults: list[Fault]) -> None:
     for name, files in by_id.items():
         if len(files) > 1:
             faults.append(Fault(name, "image", "one image file", ", ".join(sorted(files)), "rename or remove one"))
+
+
+def _note_others(paths: list[Path], expected: str, faults: list[Fault]) -> None:
+    """Warn of scans that a layout has no place for: a case that is left out silently is missed by nobody."""
+    if paths:
+        more = f" and {len(paths) - 3} others" if len(paths) > 3 else ""
+        found = ", ".join(path.name for path in paths[:3]) + more
+        faults.append(Fault("", "layout", expected, f"{found}, left out", "rename or convert what belongs to the set", "warning"))
 
 
 def _stem(path: Path) -> str:

@@ -16,7 +16,7 @@ from typing import Any, TypeVar
 import torch
 
 from oasis_monai.align import Aligner, LoaTable
-from oasis_monai.errors import OasisError
+from oasis_monai.errors import ConfigError, OasisError
 from oasis_monai.estimation import make_estimator, make_whole
 from oasis_monai.estimator import Estimator
 from oasis_monai.features import Embedder, embedder
@@ -45,11 +45,19 @@ Log = Callable[[str], None]
 T = TypeVar("T")
 
 
-def train_model(settings: Settings, folder: Path, log: Log = print) -> Path:
+def train_model(settings: Settings, folder: Path, log: Log = print, overwrite: bool = False) -> Path:
     """Fit the networks on all cases of the data set and write the model folder.
 
     Training goes on from its checkpoint in ``settings.cache`` when it was interrupted.
+
+    Args:
+        overwrite: also in the place of a model whose library was edited since its training.
+
+    Raises:
+        ConfigError: there is such a model.
     """
+    if not overwrite:
+        _check_unedited(folder)
     cache, clock = Path(settings.cache), Clock()
     settings = replace(settings, methods=("OASIS-joint",) if settings.registration.joint else ("OASIS",))
     with clock("check and read"):
@@ -88,6 +96,20 @@ def train_model(settings: Settings, folder: Path, log: Log = print) -> Path:
         more = {"format": FORMAT, "checksums": checksums, "trained_on": list(prepared.cases), "atlases": atlases}
         write_json(folder / "model.json", {**record, **more, "cases": list(prepared.cases)})
     return folder
+
+
+def _check_unedited(folder: Path) -> None:
+    """Refuse to put a new model in the place of one whose atlases were added or removed by hand."""
+    try:
+        record = read_record(folder)
+    except OasisError:
+        return  # nothing there, or what an interrupted training left
+    trained = set(record.get("trained_on", record.get("cases", ())))
+    if trained != set(record.get("cases", ())):
+        remedy = "give another model=DIR, or add overwrite=true to lose the edits"
+        raise ConfigError(
+            "model", "a folder without a model, or one with its own atlases", f"{folder} with an edited library", remedy
+        )
 
 
 def voxel_volume_ml(spacing_mm: tuple[float, float, float]) -> float:

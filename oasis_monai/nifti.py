@@ -52,7 +52,9 @@ def read_nifti(path: Path, faults: Faults) -> Header | None:
                 _check_length(path, stream, offset + math.prod(shape) * np.dtype(dtype).itemsize, faults)
     except (OSError, EOFError, zlib.error) as error:  # gzip.BadGzipFile is an OSError
         kind = "a whole gzip file" if path.name.lower().endswith(".gz") else "a readable file"
-        faults.add("file", kind, f"{type(error).__name__}: {error}", "copy or compress the file again")
+        bare = isinstance(error, gzip.BadGzipFile) and _uncompressed(path)
+        remedy = "name it .nii: it is not compressed" if bare else "copy or compress the file again"
+        faults.add("file", kind, f"{type(error).__name__}: {error}", remedy)
         return None
     if shape is None or affine is None or dtype is None:
         return None
@@ -61,6 +63,12 @@ def read_nifti(path: Path, faults: Faults) -> Header | None:
 
 def _open(path: Path) -> BinaryIO:
     return cast(BinaryIO, gzip.open(path, "rb") if path.name.lower().endswith(".gz") else open(path, "rb"))
+
+
+def _uncompressed(path: Path) -> bool:
+    """Whether a file starts with the header's own size, as NIfTI does where nothing packs it."""
+    with open(path, "rb") as stream:
+        return int.from_bytes(stream.read(4), "little") in (348, 540)
 
 
 def _parse(block: bytes, faults: Faults) -> Any:
@@ -77,9 +85,8 @@ def _parse(block: bytes, faults: Faults) -> Any:
                         "magic", "n+1 or n+2 (header and voxels in one file)", ascii(magic), "convert the .hdr/.img pair to .nii"
                     )
                 return header
-    faults.add(
-        "sizeof_hdr", "348 or 540", f"{block[:4].hex() or 'an empty file'} in hex", "check that this is a whole NIfTI file"
-    )
+    found = f"{block[:4].hex()} in hex" if block else "an empty file"
+    faults.add("sizeof_hdr", "348 or 540", found, "check that this is a whole NIfTI file")
     return None
 
 

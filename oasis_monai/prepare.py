@@ -64,7 +64,7 @@ def find_and_check(settings: Settings, cache: Path | None, log: Log) -> list[Cas
         [[str(f), f.stat().st_size, f.stat().st_mtime_ns] for case in cases for f in _files(case)] + [list(data.label_values)]
     )
     checked = cache / "checked" / f"{stamp}.json" if cache else None
-    if unpaired or checked is None or not checked.exists():
+    if checked is None or not checked.exists() or any(fault.severity == "error" for fault in unpaired):
         faults = unpaired + check_cases(cases, data.label_values)
         errors = [f for f in faults if f.severity == "error"]
         for fault in faults:
@@ -85,6 +85,8 @@ def surveyed(data: DataSettings) -> tuple[list[Case], list[Fault]]:
     """
     from oasis_monai.cases import survey
 
+    if not data.root:
+        raise ConfigError("data.root", "the folder of the data set", data.root, "add data.root=PATH")
     cases, faults = survey(data.root, data.layout)
     if not data.only:
         return cases, faults

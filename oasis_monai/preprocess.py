@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import math
 import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -33,6 +34,8 @@ PERCENTILES = (0.5, 99.5)
 """Clipping of the physical setting's robust z-score."""
 
 INTENSITIES = ("zscore", "local")
+MOST_VOXELS = 2**28
+"""Of a working grid: a gigabyte an image. More is a slip of the pen, and would take the machine with it."""
 _SIZES = {("paper", 2): (320, 320), ("physical", 2): (160, 160), ("physical", 3): (48, 48, 32)}
 _SPACINGS_MM = {("physical", 2): (0.625, 0.625), ("physical", 3): (2.0, 2.0, 3.0)}
 
@@ -79,6 +82,8 @@ class Preprocessing:
             raise ConfigError("preprocessing.local_mm", "a number of mm above 0", self.local_mm)
         size = self._checked("size", self.size or _SIZES[kind], (int,), "whole number")
         object.__setattr__(self, "size", tuple(int(n) for n in size))
+        if math.prod(self.size) > MOST_VOXELS:
+            raise ConfigError("preprocessing.size", f"at most {MOST_VOXELS:,} voxels", self.size, "take a coarser grid")
         if self.name == "physical":
             spacing = self._checked("spacing_mm", self.spacing_mm or _SPACINGS_MM[kind], (int, float), "number of mm")
             object.__setattr__(self, "spacing_mm", tuple(float(mm) for mm in spacing))

@@ -19,6 +19,7 @@ from oasis_monai.files import file_digest, write_json
 from oasis_monai.fusion import decide
 from oasis_monai.grids import inside
 from oasis_monai.headers import ENDINGS, ending
+from oasis_monai.library import AtlasLibrary
 from oasis_monai.model import calibrations, load_model, model_embedder, voxel_volume_ml
 from oasis_monai.preprocess import PreprocessCache, restore
 from oasis_monai.quality import SOURCES, Calibration, overlaps
@@ -32,6 +33,7 @@ from oasis_monai.warp import folding_voxels
 
 FORMATS = tuple(e.removeprefix(".") for e in ENDINGS)
 DICOM_RESULT = ".nii.gz"  # what a DICOM series gets where nothing else is asked for
+SAME = 0.01  # standard deviations between two readings of one scan, as from another file format: an affine is float32 in NIfTI
 HOPELESS = (errno.ENOSPC, errno.EROFS, errno.EDQUOT)  # the next scan would fail as well
 Log = Callable[[str], None]
 
@@ -135,9 +137,26 @@ def _same_scan(case: Case, told: dict[str, Any], content: str) -> None:
         raise DataError(Fault(case.id, "output", f"no result of another scan of this name ({scan})", f"that of {before}", remedy))
 
 
+def _varied(target: Preprocessed) -> Preprocessed:
+    """Refuse an image with nothing to see in it: the networks would put something there all the same."""
+    if float(target.image.min()) == float(target.image.max()):
+        remedy = "export the scan again"
+        raise DataError(Fault(target.case, "image", "different intensities in the field of view", "one value everywhere", remedy))
+    return target
+
+
+def _own_atlas(library: AtlasLibrary, target: Preprocessed, chosen: Selection) -> str | None:
+    """The case of the library that this very scan is: then its own label is fused into it, which says nothing of accuracy."""
+    rows = chosen.indices[:, 0]
+    images = target.image[None] if library.spatial_dims == 3 else target.image.permute(3, 0, 1, 2)
+    same = torch.allclose(library.images[rows].float(), images.float(), rtol=0, atol=SAME)
+    return library.cases[int(rows[0])] if same else None
+
+
 def _line(told: dict[str, Any]) -> str:
     volumes = ", ".join(f"{name} {ml:.1f} ml" for name, ml in told["volume_ml"].items())
     doubts = "".join(f"; {flag['name']}: {flag['text']}" for flag in told["flags"])
+    doubts += f"; it is the model's atlas {told['is_atlas']}, no test of its accuracy" if told.get("is_atlas") else ""
     known = [f"{name} {100 * v:.0f} %" for name, v in told["predicted_dsc"].items() if v is not None]
     quality = f"; {'predicted DSC' if told['calibrated'] else 'agreement of the parts'} {', '.join(known)}" if known else ""
     return f"{told['case']}: {volumes}{quality}{doubts}"
@@ -187,7 +206,7 @@ class _Run:
             _same_scan(case, told, self.store.content(case.image))
         bare, values = case.without_label(), self.settings.data.label_values
         again = self.settings.preprocessing.elsewhere(lambda: read_volume(bare, values))
-        target, voices, moved = self.segmenter.follow(self.store.get(bare), self.method[:1], again)
+        target, voices, moved = self.segmenter.follow(_varied(self.store.get(bare)), self.method[:1], again)
         features = target_features(target, self.settings.spatial_dims, self.embed)
         fields = KeptFields(None, "")
         results, chosen = self.segmenter(target, features, self.method[:1], self.method[1:], fields, voices=voices)
@@ -195,6 +214,7 @@ class _Run:
         found = restore(result.probability, target.geometry, target.native, self.save_probability, case.id)
         told = {"asked": asked, "case": case.id, "scan": str(case.image.resolve()), "label": f"{case.id}_segmentation{kind}"}
         told["moved_mm"] = [move * mm for move, mm in zip(moved, target.geometry.spacing_mm, strict=True)] if any(moved) else None
+        told["is_atlas"] = _own_atlas(self.segmenter.library, target, chosen)
         told |= self._numbers(target, result, found, chosen, fields.last)
         self._write(case, told, found, probability_file)
         write_json(json_file, told)

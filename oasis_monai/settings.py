@@ -29,6 +29,8 @@ from oasis_monai.segment import INTERPOLATION, JOINT_METHODS, METHODS, check_met
 from oasis_monai.segnets import NETWORKS, NetworkSettings
 
 T = TypeVar("T")
+LABELLED = ("promise12", "msd")
+"""Layouts of :func:`oasis_monai.cases.find_cases` that have labels."""
 
 
 @dataclass(frozen=True)
@@ -61,6 +63,8 @@ class DataSettings:
         object.__setattr__(self, "labels", dict(self.labels))
         object.__setattr__(self, "regions", tuple(self.regions))
         object.__setattr__(self, "only", tuple(str(case) for case in self.only))
+        if self.layout not in LABELLED:
+            raise ConfigError("data.layout", f"one of {list(LABELLED)}", self.layout)
         fine = "whole" in self.regions and len(set(self.regions)) == len(self.regions) and set(self.regions) <= set(REGIONS)
         if not fine:  # the whole structure is what is compared, drawn and predicted
             raise ConfigError("data.regions", f"whole and any others of {list(REGIONS)}, each once", list(self.regions))
@@ -157,6 +161,8 @@ class Settings:
             raise ConfigError("align_batch", "1 or more", self.align_batch)
         if not 0 <= self.corruptions <= len(CORRUPTIONS):
             raise ConfigError("corruptions", f"0 to {len(CORRUPTIONS)} copies of each test case", self.corruptions)
+        if self.overlays < 0:
+            raise ConfigError("overlays", "0 or more cases to draw", self.overlays)
         if self.temperature <= 0:
             raise ConfigError("temperature", "a positive number", self.temperature)
         if self.threads is not None and self.threads < 1:

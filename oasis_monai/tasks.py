@@ -114,9 +114,15 @@ def _study(config: dict[str, Any], job: Mapping[str, Any], run_dir: Path, sweep_
 def _train(config: dict[str, Any], job: Mapping[str, Any], run_dir: Path, sweep_dir: Path | None) -> None:
     if not job["model"]:
         raise ConfigError("model", "the folder to write the model to", None, "add model=DIR")
+    _require(job)
+    own = config.get("methods") is None
+    settings = _settings(config)
     from oasis_monai.model import train_model
 
-    print(f"model: {train_model(_settings(config), Path(job['model']))}")
+    if not own and settings.networks == settings.methods:
+        remedy = "leave it out; crossval trains these networks"
+        raise ConfigError("methods", "one or more that fuse atlases, as a model does", list(settings.methods), remedy)
+    print(f"model: {train_model(settings, Path(job['model']), overwrite=bool(job['overwrite']))}")
 
 
 def _require(job: Mapping[str, Any], **paths: str) -> None:
@@ -129,6 +135,15 @@ def _require(job: Mapping[str, Any], **paths: str) -> None:
             raise ConfigError(key, "true or false", job[key])
 
 
+def _one(settings: Any, own: bool) -> tuple[int, str | None]:
+    """The number of atlases and the method (None: as suits the model) of a task that gives one result a scan."""
+    if len(settings.n) > 1:
+        raise ConfigError("n", "one number, as a scan gets one result", list(settings.n))
+    if own and len(settings.methods) > 1:
+        raise ConfigError("methods", "one method, as a scan gets one result", list(settings.methods))
+    return settings.n[0], settings.methods[0] if own else None
+
+
 def _segment(config: dict[str, Any], job: Mapping[str, Any], run_dir: Path, sweep_dir: Path | None) -> None:
     _require(job, model="the folder of a trained model", input="a scan or a folder of scans", output="a folder")
     if job["format"] is not None and not isinstance(job["format"], str):
@@ -138,14 +153,17 @@ def _segment(config: dict[str, Any], job: Mapping[str, Any], run_dir: Path, swee
     import_monai_lightly()
     from oasis_monai.scans import segment_scans
 
-    own = config.get("methods") is None
+    if not Path(job["input"]).exists():
+        raise ConfigError("input", "a scan or a folder of scans", str(job["input"]), "correct the path")
+    own = config.get("methods") is not None
     settings = _settings(config)  # what made the model travels with it; of these only the values below count
+    n, method = _one(settings, own)
     failed = segment_scans(
         Path(job["model"]),
         Path(job["input"]),
         Path(job["output"]),
-        max(settings.n),  # a scan gets one result
-        None if own else settings.methods[-1],
+        n,
+        method,
         settings.device,
         settings.align_batch,
         settings.save_probability,
@@ -164,6 +182,9 @@ def _library(config: dict[str, Any], job: Mapping[str, Any], run_dir: Path, swee
     if (job["add"] is None) != (job["label"] is None):
         missing, there = ("label", "add") if job["label"] is None else ("add", "label")
         raise ConfigError(missing, f"a file beside {there}={job[there]}", None, "give add=IMAGE label=LABEL")
+    for key in ("add", "label"):
+        if job[key] is not None and not Path(str(job[key])).exists():
+            raise ConfigError(key, "an existing file", str(job[key]), "correct the path")
     if job["case"] is not None and job["add"] is None:
         raise ConfigError("case", "the id of a case to add", job["case"], "give add=IMAGE label=LABEL case=ID, or remove=CASE")
     from oasis_monai.atlases import add_atlas, list_atlases, remove_atlas
@@ -183,14 +204,12 @@ def _library(config: dict[str, Any], job: Mapping[str, Any], run_dir: Path, swee
 
 def _bundle(config: dict[str, Any], job: Mapping[str, Any], run_dir: Path, sweep_dir: Path | None) -> None:
     _require(job, model="the folder of a trained model", output="the folder to write the bundle to")
-    own = config.get("methods") is None
+    own = config.get("methods") is not None
     settings = _settings(config)
     from oasis_monai.bundle import write_bundle
 
-    method = None if own else settings.methods[-1]
-    made = write_bundle(
-        Path(job["model"]), Path(job["output"]), max(settings.n), method, settings.align_batch, bool(job["overwrite"])
-    )
+    n, method = _one(settings, own)
+    made = write_bundle(Path(job["model"]), Path(job["output"]), n, method, settings.align_batch, bool(job["overwrite"]))
     print(f"bundle: {made}")
 
 

@@ -105,7 +105,7 @@ def told(
     assert better.spacing_mm is not None
     reach = np.max([e.reach_mm for e in extents], 0)[: preprocessing.spatial_dims]
     half = np.multiply(preprocessing.size, preprocessing.spacing_mm) / 2
-    lines = [f"field of view: labels reach {_mm(reach)} from the images' centres, the working grid {_mm(half)}"]
+    lines = [f"field of view: labels reach {_mm(reach)} from the images' centres, the working grid reaches {_mm(half)}"]
     cut = (reach > half + 1e-3).any()
     wide = (half > WIDE * np.multiply(better.size, better.spacing_mm) / 2).any()
     coarse = (np.array(preprocessing.spacing_mm) > WIDE * np.array(better.spacing_mm)).any()

@@ -263,7 +263,7 @@ def _class_indices(path: Path, values: np.ndarray, label_values: Sequence[int]) 
     if unknown:
         text = ", ".join(f"{v} ({int((values == v).sum())} voxels)" for v in unknown[:5]) + (", ..." if unknown[5:] else "")
         expected = "only " + ", ".join(map(str, label_values))
-        _fail(path, "label values", expected, text, "add them to label_values or correct the label")
+        _fail(path, "label values", expected, text, "correct the label, or name them in data.labels")
     order = np.argsort(label_values)
     return np.asarray(order.astype(np.uint8)[np.searchsorted(np.asarray(label_values)[order], values)])
 

@@ -10,7 +10,7 @@ import nibabel
 import numpy as np
 import pytest
 
-from oasis_monai.cases import find_cases
+from oasis_monai.cases import find_cases, survey
 from oasis_monai.checks import check_cases
 from oasis_monai.errors import ConfigError, DataError
 from oasis_monai.preprocess import Preprocessing
@@ -90,6 +90,28 @@ def test_msd(tmp_path: Path) -> None:
         assert cases[0].label == tmp_path / "Task04/labelsTr/a_1.nii.gz"
 
 
+@pytest.mark.parametrize(
+    ("layout", "files", "kept", "left"),
+    [
+        (
+            "promise12",
+            [*pair("Case01"), "Case 2.mhd", "a.nii.gz", "sub/case03.mha", "x.mha", "t.txt"],
+            "Case01",
+            r"Case 2.mhd, a.nii.gz, ",
+        ),
+        ("msd", ["imagesTr/a.nii", "labelsTr/a.nii", "imagesTr/b.mha", "labelsTr/b.mha"], "a", r"b.mha, left out"),
+    ],
+)
+def test_scans_that_a_layout_has_no_place_for_are_told(
+    tmp_path: Path, layout: str, files: list[str], kept: str, left: str
+) -> None:
+    touch(tmp_path, *files)
+    cases, faults = survey(tmp_path, layout)
+    assert [case.id for case in cases] == [kept] == [case.id for case in find_cases(tmp_path, layout)]
+    (fault,) = faults
+    assert (fault.severity, fault.found[: len(left)]) == ("warning", left)
+
+
 def test_folder(tmp_path: Path) -> None:
     touch(tmp_path, *pair("Case00"), "b.nii.gz", "a.b.nii", "notes.txt", "._a.nii", "sub/c.nii", "only_segmentation.nii")
     assert [c.id for c in find_cases(tmp_path, "folder")] == ["Case00", "a.b", "b", "only_segmentation"]
@@ -100,7 +122,7 @@ def test_folder(tmp_path: Path) -> None:
 REFUSED = [
     ("promise12", [], r"root: expected CaseNN\.mhd files \(layout promise12\), found none in"),
     ("msd", [], "root: expected one folder imagesTr .*found none in"),
-    ("folder", [], r"root: expected scans"),
+    ("folder", [], r"input: expected scans"),
     ("msd", ["imagesTr/notes.txt"], r"root: expected imagesTr/\*"),
     ("msd", ["A/imagesTr/x.nii", "B/imagesTr/x.nii"], "one folder imagesTr .*found A, B"),
     ("promise12", ["t/Case00.mhd"], "t/Case00: label: expected one label file, found none"),

@@ -122,6 +122,24 @@ def test_a_path_is_typed_as_it_is(name, tmp_path, monkeypatch):
     assert [o.value() for o in OverridesParser.create().parse_overrides(words)] == [name, name]
 
 
+def test_a_case_may_be_called_anything():
+    from hydra.core.override_parser.overrides_parser import OverridesParser
+
+    names = ["Pat 01 (v2)", "p[9]", "p,11", "a=6", "o'neil"]
+    words = _arguments([f"remove={name}" for name in names])
+    assert [o.value() for o in OverridesParser.create().parse_overrides(words)] == names
+
+
+def test_a_data_set_s_yaml_need_not_name_what_the_command_line_may(words, tmp_path):
+    (tmp_path / "conf" / "data").mkdir(parents=True)
+    (tmp_path / "conf" / "data" / "mine.yaml").write_text(
+        "# @package _global_\ndata: {name: mine, root: x, layout: msd, labels: {a: 1}}\n"
+    )
+    done = run("--config-dir=conf", "data=mine", "data.only=[UP07,8]", "data.regions=[whole]", "--cfg", "job", cwd=tmp_path)
+    assert done.code == 0, done.err
+    assert yaml.safe_load(done.out)["data"]["only"] == ["UP07", 8]
+
+
 def test_what_is_no_plain_path_is_left_as_it_is():
     words = ["input=a/b-1_2.nii.gz", "input='x (1)'", "model=a b,c d", "n=[1,2]", "cache=${oc.env:HOME}/x (1)", "name=(x)"]
     assert _arguments(words) == words
@@ -147,6 +165,16 @@ REFUSED = [
     (["tarin"], "error: task: expected one of crossval, study, train"),
     (["train", "segment"], "error: task: expected one of"),
     (["task=foo"], "error: task: expected one of ['crossval'"),
+    (["=3"], "error: task: expected one of crossval, study, train"),
+    (["overlays=-1"], "error: overlays: expected 0 or more cases to draw, found -1"),
+    (["check", "data.root="], "error: data.root: expected the folder of the data set"),
+    (["check", "data.layout=folder"], "error: data.layout: expected one of ['promise12', 'msd'], found 'folder'"),
+    (["preprocessing.size=[100000,100000,1000]"], "error: preprocessing.size: expected at most 268,435,456 voxels"),
+    (["train", "model=m", "methods=[U-Net3D]"], "error: methods: expected one or more that fuse atlases, as a model does"),
+    (["segment", "model=m", "input=nix", "output=o"], "error: input: expected a scan or a folder of scans, found 'nix'"),
+    (["segment", "model=m", "input=.", "output=o", "n=[1,2]"], "error: n: expected one number, as a scan gets one result"),
+    (["bundle", "model=m", "output=o", "methods=[OASIS,FwoW]"], "error: methods: expected one method, as a scan gets one"),
+    (["library", "model=m", "add=nix", "label=nix"], "error: add: expected an existing file, found 'nix'"),
     (["+colour=red"], "error: colour: expected one of"),
     (["+training.epochs=3"], "error: training.epochs: expected one of"),
     (["training.batch=1.5"], "error: training.batch: expected a whole number, found 1.5"),

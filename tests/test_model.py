@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 
+from oasis_monai.atlases import remove_atlas
 from oasis_monai.errors import ConfigError, OasisError
 from oasis_monai.files import file_digest, load_tensors, save_tensors
 from oasis_monai.model import load_model, train_model
@@ -283,6 +284,17 @@ def test_a_damaged_table_of_overlaps_is_made_anew(model, trained):
     (model / "loa.safetensors").write_bytes(b"x")
     rows = torch.arange(4)
     assert torch.equal(load_model(model)[1].loa.matrix(rows), load_model(trained)[1].loa.matrix(rows))
+
+
+def test_no_training_takes_the_place_of_a_library_that_was_edited(settings, model):
+    remove_atlas(model, "Case01")
+    with pytest.raises(
+        ConfigError, match=r"^model: expected a folder without a model.* with an edited library'; .*overwrite=true"
+    ):
+        train_model(settings, model, quiet)
+    assert len(load_model(model)[1].library) == CASES - 1
+    train_model(settings, model, quiet, overwrite=True)
+    assert len(load_model(model)[1].library) == CASES
 
 
 def test_a_model_trained_into_the_same_folder_keeps_nothing_of_the_one_before(settings, trained, model):

@@ -147,6 +147,18 @@ def test_every_structure_keeps_its_value_whatever_its_name_and_place_in_the_sett
         load_model(model)
 
 
+def test_a_scan_that_is_an_atlas_is_told_and_one_with_nothing_in_it_is_refused(model, phantom, images, tmp_path, no_pictures):
+    image, geometry = read_image(phantom / "Case02.mhd")
+    write_array(tmp_path / "in" / "renamed.nii.gz", image[0].numpy(), geometry)
+    write_array(tmp_path / "in" / "new.nii.gz", image[0].numpy()[::-1].copy(), geometry)
+    write_array(tmp_path / "in" / "flat.nii.gz", 0 * image[0].numpy() + 7, geometry)
+    lines = []
+    (fault,) = segment_scans(model, tmp_path / "in", tmp_path / "o", n=2, method="FwoW", log=lines.append)
+    assert str(fault).startswith("flat: image: expected different intensities in the field of view, found one value everywhere")
+    assert (told(tmp_path / "o", "renamed")["is_atlas"], told(tmp_path / "o", "new")["is_atlas"]) == ("Case02", None)
+    assert [line.split(":")[0] for line in lines if "the model's atlas Case02, no test of its accuracy" in line] == ["renamed"]
+
+
 def test_another_scan_of_the_same_name_takes_no_result_s_place(model, phantom, tmp_path, no_pictures):
     for case, folder in (("Case00", "a"), ("Case01", "b")):
         image, geometry = read_image(phantom / f"{case}.mhd")

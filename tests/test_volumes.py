@@ -225,7 +225,7 @@ def scan(path: Path, values: np.ndarray, matrix: np.ndarray = AFFINES["oblique"]
 
 
 LABELS: list[tuple[np.ndarray, str]] = [
-    (np.full(SHAPE, 3.0), r"label values: expected only 0, 1, found 3 \(120 voxels\); add them"),
+    (np.full(SHAPE, 3.0), r"label values: expected only 0, 1, found 3 \(120 voxels\); correct the label"),
     (np.full(SHAPE, 0.5), r"label: expected whole numbers, found 120 others, such as 0\.5"),
     (np.full(SHAPE, np.nan), "label: expected whole numbers, found 120 others, such as nan"),
     (np.full(SHAPE, np.inf), "label: expected whole numbers"),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.metadata
+import io
 import json
 import shutil
 from collections.abc import Callable
@@ -102,8 +103,9 @@ def write_bundle(
         write_json(folder / "configs" / "inference.json", configs.inference(settings, arguments))
         write_json(folder / "configs" / "train.json", configs.train(arguments))
         (folder / "models").mkdir()
-        with (folder / "models" / "model.pt").open("wb") as stream:
-            torch.save({k: v.contiguous() for k, v in network.state_dict().items()}, stream)
+        weights = io.BytesIO()  # torch's own writer turns a full disk into an error of another kind
+        torch.save({k: v.contiguous() for k, v in network.state_dict().items()}, weights)
+        (folder / "models" / "model.pt").write_bytes(weights.getbuffer())
         _copy_parts(model, folder / PARTS)
         write_text(folder / "LICENSE", _licence())
         write_text(folder / "docs" / "data_license.txt", _data_licence(settings))
