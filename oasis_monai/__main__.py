@@ -140,8 +140,8 @@ def first_look() -> Any:
 
 @contextlib.contextmanager
 def _telling(one_of_many: bool = False) -> Iterator[None]:
-    """An error that is the input's or the machine's fault becomes lines on stderr and exit code 2; of a sweep's job they go to
-    what launched it, which tells them when the other jobs have ended."""
+    """An error that is the input's or the machine's fault becomes lines on stderr and exit code 2; of a sweep's job they go
+    to what launched it as well, which tells them again when the other jobs have ended."""
     try:
         yield
     except Exception as error:
@@ -149,11 +149,11 @@ def _telling(one_of_many: bool = False) -> Iterator[None]:
         if not lines:
             raise
         text = "\n".join(f"error: {line}" for line in lines)
+        print(text, file=sys.stderr)
         if one_of_many:
             from hydra.errors import CompactHydraException
 
             raise CompactHydraException(text) from None  # Hydra names the job, prints this and no stack; the other jobs go on
-        print(text, file=sys.stderr)
         raise SystemExit(2) from None
 
 
