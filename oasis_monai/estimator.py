@@ -23,7 +23,7 @@ from oasis_monai import lite_training
 from oasis_monai.batch_norms import without_batch_norms
 from oasis_monai.errors import ConfigError
 from oasis_monai.memory import Batched
-from oasis_monai.precision import halved
+from oasis_monai.precision import careful, halved
 from oasis_monai.sampling import enlarge
 
 DESIGN = 2  # part of the identity of every joint model; raise it when the same settings would train other networks
@@ -189,6 +189,7 @@ class SliceNet(nn.Module):
         skips = ENCODER[-2::-1]
         self.up = nn.ModuleList(_twice(b + skip, out) for b, skip, out in zip(below, skips, decoder, strict=True))
         self.last = nn.Sequential(nn.Conv2d(decoder[-1], 4 * classes, 3, padding=1), nn.PixelShuffle(2))
+        careful(self)
 
     def train(self, mode: bool = True) -> SliceNet:
         super().train(mode)

@@ -19,6 +19,7 @@ from torch import nn
 
 from oasis_monai import warp as warping
 from oasis_monai.errors import ConfigError
+from oasis_monai.precision import careful
 
 BODIES = ("unet", "voxelmorph", "localnet")
 
@@ -168,6 +169,7 @@ class SpatialTransformModel(nn.Module):
         self.stem = Convolution(dims, seen, width, strides=stride, kernel_size=kernel, norm="instance", act="leakyrelu")
         self.body = _make_body(settings, dims, width)
         self.affine = _AffineNet(self.size, width, len(settings.channels) - 1) if settings.affine else None
+        careful(self)
 
     def field(self, atlas: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
         """The coarse field (B, D, *field_size), in voxels of the coarse grid: all there is to keep of an alignment."""

@@ -19,6 +19,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from oasis_monai.errors import ConfigError
+from oasis_monai.precision import careful
 
 NETWORKS = {"ConvNet2D": 2, "ConvNet3D": 3, "U-Net2D": 2, "U-Net3D": 3, "DynU-Net2D": 2, "DynU-Net3D": 3}
 """Method name -> spatial dimensions."""
@@ -99,13 +100,13 @@ def make_network(name: str, classes: int, settings: NetworkSettings) -> nn.Modul
     gives a list, its auxiliary outputs behind the main one."""
     dims = NETWORKS[name]
     if settings.kind(name) == "convnet":
-        return ConvNet(dims, classes, settings.convnet, len(settings.deep_supervision))
+        return careful(ConvNet(dims, classes, settings.convnet, len(settings.deep_supervision)))
     if settings.kind(name) == "dynunet":
-        return DynUNet(dims, classes, settings.dynunet)
+        return careful(DynUNet(dims, classes, settings.dynunet))
     from monai.networks.nets import UNet
 
     levels = settings.unet
-    return UNet(dims, 1, classes, levels, (2,) * (len(levels) - 1), num_res_units=2, norm="instance")
+    return careful(UNet(dims, 1, classes, levels, (2,) * (len(levels) - 1), num_res_units=2, norm="instance"))
 
 
 class DynUNet(nn.Module):

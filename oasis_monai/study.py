@@ -21,7 +21,7 @@ from oasis_monai.fold_models import FoldModels
 from oasis_monai.folds import PROTOCOLS
 from oasis_monai.prepare import Log, Prepared, find_and_check, prepare, split_of
 from oasis_monai.record import Clock, run_record
-from oasis_monai.segment import result_keys
+from oasis_monai.segment import needs_atlases, result_keys
 from oasis_monai.segnets import NETWORKS
 from oasis_monai.settings import Settings, build, make_group
 from oasis_monai.workers import run_arms, train_ahead
@@ -135,7 +135,7 @@ def _check_jobs(study: Study, jobs: Sequence[Job], base: Settings) -> None:
             if other != job.name:
                 found = f"{job.method(method)} in {other} and {job.name}"
                 raise ConfigError(f"study.{of}", "each method and n in one arm", found, "give an arm a suffix or other methods")
-        if of == "learning" and len(job.settings.n) > 1:  # each would count its cases once more
+        if of == "learning" and needs_atlases(job.settings.methods) and len(job.settings.n) > 1:  # each n would count the cases
             raise ConfigError(f"study.learning: {job.name}: n", "one n, as a curve has one point a size", list(job.settings.n))
     there = {job.method(method) for job in arms for method in job.settings.methods}
     if not {study.main, f"{study.main} 3D"} & there:

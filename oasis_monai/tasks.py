@@ -153,11 +153,11 @@ def _segment(config: dict[str, Any], job: Mapping[str, Any], run_dir: Path, swee
     import_monai_lightly()
     from oasis_monai.scans import segment_scans
 
-    if not Path(job["input"]).exists():
-        raise ConfigError("input", "a scan or a folder of scans", str(job["input"]), "correct the path")
     own = config.get("methods") is not None
     settings = _settings(config)  # what made the model travels with it; of these only the values below count
     n, method = _one(settings, own)
+    if not Path(job["input"]).exists():
+        raise ConfigError("input", "a scan or a folder of scans", str(job["input"]), "correct the path")
     failed = segment_scans(
         Path(job["model"]),
         Path(job["input"]),
