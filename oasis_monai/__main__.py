@@ -122,11 +122,19 @@ def first_look() -> Any:
     from hydra.experimental.callback import Callback
 
     def look(config: Any, mode: str) -> None:
+        from oasis_monai.errors import ConfigError
         from oasis_monai.files import claimed
+        from oasis_monai.tasks import OWN_FOLDER
 
         HydraConfig.instance().set_config(config)  # the folder's name may say ${hydra:...}
-        with _telling(), claimed(Path(config.hydra[mode].dir), f"hydra.{mode}.dir"):
-            pass  # the task claims it for itself, see oasis_monai.tasks
+        key = f"hydra.{mode}.dir"
+        with _telling():
+            try:
+                with claimed(Path(config.hydra[mode].dir), key):
+                    pass  # the task claims it for itself, see oasis_monai.tasks
+            except ConfigError:  # two begun in one second have one name: those whose results go elsewhere share it
+                if mode != "run" or OWN_FOLDER.get(config.task) == key:
+                    raise
 
     class FirstLook(Callback):
         def on_run_start(self, config: Any, **_: Any) -> None:

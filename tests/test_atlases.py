@@ -306,7 +306,7 @@ def test_an_edit_killed_in_the_middle_leaves_the_model_as_before_or_as_after(mod
 
 def test_two_edits_at_once_are_both_made(model, phantom, tmp_path):
     both = [
-        Command("library", f"model={model}", f"add={image}", f"label={label}", cwd=tmp_path)
+        Command("library", f"model={model}", f"add={image}", f"label={label}", f"hydra.run.dir={image.stem}", cwd=tmp_path)
         for image, label in (files(phantom, NEW), files(phantom, LAST))
     ]
     assert [(done.code, done.err) for done in (command.wait() for command in both)] == [(0, ""), (0, "")]
