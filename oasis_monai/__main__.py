@@ -24,7 +24,7 @@ tasks
   crossval   cross-validate on a labelled data set (default): scores, summary, pictures, a report page
   study      several cross-validations on the same folds, compared   experiment=paper
   train      fit on all cases and write a model folder            model=DIR
-  segment    segment a scan or a folder of scans                  model=DIR input=PATH output=DIR [format=nii.gz|mha|mhd]
+  segment    segment a scan or a folder of scans                  model=DIR input=PATH output=DIR [format=nii.gz|nii|mha|mhd]
   library    list a model's atlases, or edit them                 model=DIR [add=IMAGE label=LABEL [case=ID] | remove=CASE]
   bundle     write a model as a MONAI bundle                      model=DIR output=DIR
   download   fetch a public data set                              data=promise12|hippocampus or msd=Task09_Spleen   output=DIR

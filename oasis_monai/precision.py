@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TypeVar, cast
+from typing import Any, TypeVar, cast
 
 import torch
 from torch import nn
@@ -41,20 +41,20 @@ def _flawed(x: torch.Tensor) -> bool:
     return x.shape[-1] <= 2 and x.device.type == "cpu" and torch.is_autocast_enabled("cpu")
 
 
-class _Conv2d(nn.Conv2d):
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
+class _Careful(nn.Module):
+    def forward(self, x: torch.Tensor) -> Any:
         if not _flawed(x):
             return super().forward(x)
         with torch.autocast("cpu", enabled=False):
             return super().forward(x.float())
 
 
-class _Conv3d(nn.Conv3d):
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        if not _flawed(x):
-            return super().forward(x)
-        with torch.autocast("cpu", enabled=False):
-            return super().forward(x.float())
+class _Conv2d(_Careful, nn.Conv2d):
+    pass
+
+
+class _Conv3d(_Careful, nn.Conv3d):
+    pass
 
 
 _CAREFUL: dict[type[nn.Module], type[nn.Module]] = {nn.Conv2d: _Conv2d, nn.Conv3d: _Conv3d}

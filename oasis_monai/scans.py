@@ -77,8 +77,9 @@ def segment_scans(
     cases = find_cases(scans, "folder")
     if output.resolve() in {case.image.resolve().parent for case in cases}:  # X_segmentation there may be X's reference
         raise ConfigError("output", "a folder other than the scans' own", str(output), "give another output=DIR")
-    version = file_digest(model / "model.json") if (model / "model.json").is_file() else ""  # before it is read: an edit
-    settings, segmenter = load_model(model, device, batch)  # between the two makes the scans be done again, not passed over
+    # before the model is read: an edit between the two has its scans done again, and none passed over as finished
+    version = file_digest(model / "model.json") if (model / "model.json").is_file() else ""
+    settings, segmenter = load_model(model, device, batch)
     method = check_choice(segmenter, method, n)
     run = _Run(
         settings,

@@ -112,14 +112,12 @@ def _study(config: dict[str, Any], job: Mapping[str, Any], run_dir: Path, sweep_
 
 
 def _train(config: dict[str, Any], job: Mapping[str, Any], run_dir: Path, sweep_dir: Path | None) -> None:
-    if not job["model"]:
-        raise ConfigError("model", "the folder to write the model to", None, "add model=DIR")
-    _require(job)
-    own = config.get("methods") is None
+    _require(job, model="the folder to write the model to")
+    own = config.get("methods") is not None
     settings = _settings(config)
     from oasis_monai.model import train_model
 
-    if not own and settings.networks == settings.methods:
+    if own and settings.networks == settings.methods:
         remedy = "leave it out; crossval trains these networks"
         raise ConfigError("methods", "one or more that fuse atlases, as a model does", list(settings.methods), remedy)
     print(f"model: {train_model(settings, Path(job['model']), overwrite=bool(job['overwrite']))}")
