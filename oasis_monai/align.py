@@ -155,7 +155,8 @@ def _safe(name: str) -> str:
 class LoaTable:
     """o_jk between the atlases of one library (reading R1): Dice of atlas k's label warped onto atlas j with j's own label.
 
-    Depends on the library and the STM only, never on a target, so each pair is computed when first asked for and kept.
+    Depends on the library (with its estimates, where the STM is a joint one) and the STM only, never on a target, so each pair is
+    computed when first asked for and kept.
 
     Args:
         library, aligner: what to align, and with what.

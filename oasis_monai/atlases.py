@@ -86,7 +86,7 @@ def add_atlas(
         if name in library.cases:
             raise ConfigError("case", "an id that is not in the library", name, f"give case=ID, or remove={name} first")
         item = _preprocessed(Case(name, scans[0].image, label), settings, log)
-        twin = _twin(item, library)
+        twin = library.twin(item.image, SAME, _cases(library))
         if twin is not None:
             raise DataError(Fault(name, "image", "a scan of its own", f"the voxels of {twin}, an atlas", f"remove={twin} first"))
         made = _atlases(item, settings, segmenter, folders.model_embedder(model, settings, device))
@@ -146,16 +146,6 @@ def _preprocessed(case: Case, settings: Settings, log: Log) -> Preprocessed:
         remedy = "give a scan whose structure lies in the field of view that the model was trained with"
         raise DataError(Fault(case.id, "label", "some of it in the working field of view", "nothing", remedy))
     return item
-
-
-def _twin(item: Preprocessed, library: AtlasLibrary) -> str | None:
-    """The case of the library that has the voxels of ``item``."""
-    own = item.image[None] if library.spatial_dims == 3 else item.image.movedim(-1, 0)
-    for case in _cases(library):
-        theirs = library.images[[i for i, other in enumerate(library.cases) if other == case]]
-        if theirs.shape == own.shape and bool(((theirs - own).abs() <= SAME).all()):
-            return case
-    return None
 
 
 def _atlases(item: Preprocessed, settings: Settings, segmenter: Segmenter, embed: Embedder) -> AtlasLibrary:

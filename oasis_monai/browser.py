@@ -96,9 +96,14 @@ def write_browser(
         "atlases": list(atlases),
         "weights": dict(weights or {}),
     }
-    path = Path(folder) / f"{digest(case)}.safetensors"
+    path = browser_file(folder, case)
     save_tensors(path, {name: torch.from_numpy(np.ascontiguousarray(array)) for name, array in tensors.items()}, meta)
     return path
+
+
+def browser_file(folder: Path, case: str) -> Path:
+    """Where :func:`write_browser` keeps a case."""
+    return Path(folder) / f"{digest(case)}.safetensors"
 
 
 def load_browser(folders: Mapping[Path, str], protocol: str | None = None) -> dict[str, CaseView]:

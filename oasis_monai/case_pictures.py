@@ -76,8 +76,8 @@ def browse(
 
 def draw_overlays(
     settings: Settings, prepared: Prepared, rows: list[dict[str, Any]], kept: Mapping[tuple[str, str, int], bytes], run_dir: Path
-) -> None:
-    """Draw the cases at even ranks from the last method's worst to its best, for every method and n."""
+) -> set[Path]:
+    """Draw the cases at even ranks from the last method's worst to its best, for every method and n; -> the pictures."""
     from oasis_monai.overlays import overlay
     from oasis_monai.volumes import read_volume, to_canonical
 
@@ -89,6 +89,7 @@ def draw_overlays(
     ranks = np.linspace(0, len(ranked) - 1, min(settings.overlays, len(ranked))).round().astype(int)
     names = dict(enumerate(settings.data.labels, 1))
     scores = {(r["case"], r["method"], r["n"], r["label"]): r["dsc"] for r in rows if r["region"] == "whole"}
+    drawn = set()
     for case in dict.fromkeys(ranked[rank] for rank in ranks):
         volume = read_volume(prepared.cases[case], settings.data.label_values)
         assert volume.label is not None
@@ -100,4 +101,22 @@ def draw_overlays(
             values = [scores[case, method, n, name] for name in settings.data.labels]
             name = method_name(method, n)
             title = f"{case}  {name}  DSC " + ", ".join(f"{100 * v:.1f} %" for v in values)
-            overlay(run_dir / "overlays" / f"{case}__{name}.png", image, truth, label, spacing_mm, title, labels=names)
+            path = run_dir / "overlays" / f"{case}__{name}.png"
+            overlay(path, image, truth, label, spacing_mm, title, labels=names)
+            drawn.add(path)
+    return drawn
+
+
+def forget_others(settings: Settings, run_dir: Path, rows: list[dict[str, Any]], drawn: set[Path]) -> None:
+    """Remove what a run of before, with other settings, left in the folder to look at: the page would tell it as this run's.
+
+    Args:
+        drawn: of :func:`draw_overlays`.
+    """
+    from oasis_monai.browser import browser_file
+
+    shown = {row["case"] for row in rows} if settings.browser else set()
+    kept = drawn | {browser_file(run_dir / "browser", case) for case in shown}
+    for path in (*run_dir.glob("overlays/*__*.png"), *run_dir.glob("browser/*.safetensors")):
+        if path not in kept:
+            path.unlink()

@@ -17,7 +17,7 @@ import numpy as np
 import torch
 
 from oasis_monai.align import FieldCache
-from oasis_monai.case_pictures import Key, browse, draw_overlays, keep_label
+from oasis_monai.case_pictures import Key, browse, draw_overlays, forget_others, keep_label
 from oasis_monai.corrupted import Rows, corrupted_rows
 from oasis_monai.errors import naming
 from oasis_monai.features import embedder, target_features
@@ -87,10 +87,14 @@ def crossval(settings: Settings, run_dir: Path, log: Log = print) -> Path:
         if rows:
             write_summary(run_dir / "summary.csv", summarise(read_scores(run_dir / "scores.csv")))
             with clock("pictures"):
-                draw_overlays(settings, prepared, rows, shown, run_dir)
+                drawn = draw_overlays(settings, prepared, rows, shown, run_dir)
+                forget_others(settings, run_dir, rows, drawn)
             with clock("corrupted copies"):
                 corrupted = corrupted_rows(settings, prepared, wanted, made, models)
             _predict_quality(settings, prepared, split, rows, agreements, corrupted, run_dir, log)
+        else:
+            for name in ("summary.csv", "quality.csv", "calibration.json"):
+                (run_dir / name).unlink(missing_ok=True)
     write_json(run_dir / "run.json", run_record("crossval", settings, split, len(cases), clock.seconds))
     return run_dir / "scores.csv"
 
@@ -202,6 +206,8 @@ def _predict_quality(
     if split.protocol == "patient" and settings.fold is None and settings.train_cases is None:
         write_calibrations(run_dir / "calibration.json", models)
         keep_calibrations(calibration_path(settings, prepared.content), models)
+    else:  # one of a run before, with all folds, is not this run's
+        (run_dir / "calibration.json").unlink(missing_ok=True)
 
 
 def _segment(

@@ -6,10 +6,11 @@ budget, schedule and checkpoints are the same for all, so that a comparison at e
 
 from __future__ import annotations
 
+import hashlib
 import math
 import time
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -22,7 +23,7 @@ from oasis_monai.errors import ConfigError, OasisError
 from oasis_monai.files import load_if_whole, save_tensors, write_text
 from oasis_monai.memory import first_line, out_of_memory
 
-TRAINING_VERSION = 1  # part of every checkpoint's key; raise it when the same settings would train differently
+TRAINING_VERSION = 2  # part of every checkpoint's key; raise it when the same settings would train differently
 SCHEDULES = ("constant", "cosine", "warm_cosine")
 WARM_UP = 0.02  # of the budget
 
@@ -82,12 +83,15 @@ class TrainingSettings:
 
 @dataclass
 class _State:
-    """What a checkpoint holds beside weights and optimiser."""
+    """What a checkpoint holds beside weights and optimiser; ``recent`` are the sums of the terms of the ``counted`` steps since
+    the last row of the history."""
 
     step: int = 0
     seconds: float = 0.0
     done: bool = False
     history: list[dict[str, float]] = field(default_factory=list)
+    recent: list[float] = field(default_factory=list)
+    counted: int = 0
 
 
 class Trainer(ABC):
@@ -128,8 +132,11 @@ class Trainer(ABC):
 
 
 def generator(seed: int, step: int) -> torch.Generator:
-    """The random numbers of one step."""
-    return torch.Generator().manual_seed((seed << 32) + step)
+    """The random numbers of one step, others for every seed."""
+    own = hashlib.sha256(f"{seed} {step}".encode()).digest()[
+        :4
+    ]  # torch's generator on a CPU takes no more than 32 bits of a seed
+    return torch.Generator().manual_seed(int.from_bytes(own, "little"))
 
 
 def network_weights(tensors: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
@@ -177,8 +184,7 @@ def _run(trainer: Trainer, state: _State, path: Path | None, progress: bool, nam
     # on the CPU the computing time of this thread: what else the machine does takes nothing from the budget
     clock = time.thread_time if next(trainer.model.parameters()).device.type == "cpu" else time.monotonic
     started, before = clock(), state.seconds
-    last_saved, recent = started, torch.zeros(len(trainer.terms))
-    counted = 0
+    last_saved = started
     every = max(1, (settings.iterations or 2000) // 100)
 
     def share() -> float:
@@ -199,13 +205,16 @@ def _run(trainer: Trainer, state: _State, path: Path | None, progress: bool, nam
             state.step += 1
             now = clock()
             state.seconds = before + now - started
-            recent, counted = recent + terms, counted + 1
+            values = terms.tolist()
+            state.recent = [a + b for a, b in zip(state.recent, values, strict=True)] if state.counted else values
+            state.counted += 1
             if state.step % every == 0:
-                state.history.append(_row(state, trainer, recent / counted))
-                bar.set_postfix_str(f"step {state.step} loss {recent[0] / counted:.3f}")
-                recent, counted = torch.zeros_like(recent), 0
+                means = [value / state.counted for value in state.recent]
+                state.history.append(_row(state, trainer, means))
+                bar.set_postfix_str(f"step {state.step} loss {means[0]:.3f}")
+                state.counted = 0
             bar.update(min(100, int(100 * share())) - bar.n)
-            if path and now - last_saved > 60 * settings.checkpoint_minutes and counted == 0:
+            if path and now - last_saved > 60 * settings.checkpoint_minutes:
                 _check_weights(trainer.model, name, state, settings)
                 _save(path, trainer, state)
                 last_saved = now
@@ -252,9 +261,9 @@ def _diverged(name: str, found: str, state: _State, settings: TrainingSettings) 
     )
 
 
-def _row(state: _State, trainer: Trainer, terms: torch.Tensor) -> dict[str, float]:
+def _row(state: _State, trainer: Trainer, terms: Sequence[float]) -> dict[str, float]:
     now = {"step": state.step, "seconds": round(state.seconds, 1), "lr": trainer.optimiser.param_groups[0]["lr"]}
-    return now | {name: round(float(term), 6) for name, term in zip(trainer.terms, terms, strict=True)}
+    return now | {name: round(term, 6) for name, term in zip(trainer.terms, terms, strict=True)}
 
 
 def _save(path: Path, trainer: Trainer, state: _State) -> None:

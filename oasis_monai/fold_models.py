@@ -158,7 +158,8 @@ class FoldModels:
         if settings.joint:
             library = self.with_estimates(fold, library)
         aligner = Aligner(self.train(fold, STM, library), resolve_device(settings.device), settings.align_batch)
-        loa = LoaTable(library, aligner, self.folder(fold) / "loa.safetensors")
+        of = file_digest(*self._estimator_files(fold)) if settings.registration.joint else ""  # a joint STM sees estimates
+        loa = LoaTable(library, aligner, self.folder(fold) / "loa.safetensors", of)
         return Segmenter(library, aligner, loa, **more)
 
     def estimator(self, fold: Fold, library: AtlasLibrary) -> Estimator:

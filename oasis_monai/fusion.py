@@ -32,6 +32,24 @@ def overlap(warped: torch.Tensor, reference: torch.Tensor) -> torch.Tensor:
     return torch.where(count > 0, (per_class * there).sum(1) / count.clamp_min(1), torch.ones_like(count))
 
 
+def likeness(warped: torch.Tensor, estimate: torch.Tensor) -> torch.Tensor:
+    """o_k of reading R4: how far the warped label of each atlas agrees with the estimate, mean over the foreground classes.
+
+    The soft Dice of a class; for an atlas without the class, how sure the estimate is that it is not there: a softmax is never
+    0, and its Dice with an empty label would be, however rightly that is empty.
+
+    Args:
+        warped: (B, C, *S) labels, background in channel 0.
+        estimate: (C, *S) probabilities.
+
+    Returns:
+        (B,) in [0, 1].
+    """
+    labels, expected = warped[:, 1:], estimate[1:][None].expand_as(warped[:, 1:])
+    absent = 1 - expected.flatten(2).amax(2)
+    return torch.where(labels.flatten(2).amax(2) > 0, soft_dice(labels, expected), absent).mean(1)
+
+
 def normalise(weights: torch.Tensor) -> torch.Tensor:
     """Clip at 0 and scale to sum 1; equal weights when nothing is left (all atlases equally useless)."""
     weights = weights.double().clamp_min(0)

@@ -85,9 +85,20 @@ class AtlasLibrary:
         names = {case: number for number, case in enumerate(dict.fromkeys(self.cases))}
         return torch.tensor([names[case] for case in self.cases])
 
-    def without_case(self, case: str) -> AtlasLibrary:
-        """The library without the atlases of one case."""
-        return self.subset([i for i, other in enumerate(self.cases) if other != case])
+    def twin(self, image: torch.Tensor, tolerance: float, among: Iterable[str]) -> str | None:
+        """The case whose atlases have the voxels of a scan.
+
+        Args:
+            image: (1, x, y, z), the preprocessed scan.
+            tolerance: how far two voxels may differ, in standard deviations.
+            among: the cases to look at.
+        """
+        own = image[None] if self.spatial_dims == 3 else image.movedim(-1, 0)
+        for case in among:
+            theirs = self.images[[i for i, other in enumerate(self.cases) if other == case]]
+            if theirs.shape == own.shape and bool(((theirs.float() - own).abs() <= tolerance).all()):
+                return case
+        return None
 
     def merge(self, other: AtlasLibrary) -> AtlasLibrary:
         """This library's atlases, then ``other``'s.

@@ -41,7 +41,7 @@ def write_metaimage(path: Path, array: np.ndarray, geometry: Geometry) -> None:
     little = np.moveaxis(array, -1, 0) if array.ndim == 4 else array  # channels vary fastest, then x
     data = zlib.compress(little.astype(little.dtype.newbyteorder("<"), copy=False).tobytes(order="F"), LEVEL)
     local = path.suffix.lower() == ".mha"
-    voxels = path.with_name(_data_file(path.stem))
+    voxels = path.with_name(data_file(path.stem))
     channels = array.shape[3] if array.ndim == 4 else 1
     kind = ELEMENT_NAMES[array.dtype.name]
     text = header_text(geometry, kind, "LOCAL" if local else voxels.name, len(data), channels).encode("ascii")
@@ -50,7 +50,7 @@ def write_metaimage(path: Path, array: np.ndarray, geometry: Geometry) -> None:
     path.write_bytes(text + data if local else text)
 
 
-def _data_file(stem: str) -> str:
+def data_file(stem: str) -> str:
     """The voxels' file, named as the header where all readers take that name: a header is ASCII, and ITK reads % as a pattern
     of numbered files, LIST as a list of them and LOCAL as the header itself."""
     if re.fullmatch(r"(?!LIST|LOCAL)\w[\w .+()-]*", stem, re.ASCII | re.IGNORECASE):

@@ -25,7 +25,7 @@ from oasis_monai.fitting import load_weights
 from oasis_monai.fold_models import FoldModels, calibration_path, voice
 from oasis_monai.folds import Fold, Split
 from oasis_monai.library import AtlasLibrary
-from oasis_monai.prepare import find_and_check, prepare, resolve_device
+from oasis_monai.prepare import check_pairs, find_and_check, prepare, resolve_device
 from oasis_monai.quality import Calibration
 from oasis_monai.quality_tables import calibrations_of, plain_calibrations, read_calibrations
 from oasis_monai.record import Clock, run_record
@@ -65,7 +65,9 @@ def train_model(settings: Settings, folder: Path, log: Log = print, overwrite: b
         prepared = prepare(settings, cases, cache, log)
     images = {case: tuple(range(len(prepared.rows(case)))) for case in prepared.targets}
     everything = Fold(0, images, {})
-    models = FoldModels(settings, prepared, Split("patient", settings.seed, (everything,)), cache, log)
+    split = Split("patient", settings.seed, (everything,))
+    check_pairs(settings, split)
+    models = FoldModels(settings, prepared, split, cache, log)
     with clock("train"):
         segmenter = models.segmenter(everything)
     assert segmenter.aligner is not None

@@ -14,7 +14,7 @@ from oasis_monai.files import digest, write_json
 from oasis_monai.folds import Split, limit_training, make_split
 from oasis_monai.library import AtlasLibrary, build_library
 from oasis_monai.preprocess import PreprocessCache
-from oasis_monai.segment import needs_atlases
+from oasis_monai.segment import needs_alignment, needs_atlases
 from oasis_monai.settings import DataSettings, Settings
 from oasis_monai.types import Case, Preprocessed
 
@@ -143,11 +143,25 @@ def resolve_device(name: str) -> str:
     return name
 
 
+def check_pairs(settings: Settings, split: Split) -> None:
+    """Refuse folds whose training side makes no pair for an STM that is needed: of two patients, or of two slices under slice
+    folds.
+
+    Raises:
+        ConfigError: naming how many there are.
+    """
+    what = "cases" if split.protocol == "patient" else "slices"
+    fewest = min(len(fold.train) if what == "cases" else sum(map(len, fold.train.values())) for fold in split.folds)
+    if needs_alignment(settings.methods) and fewest < 2:
+        raise ConfigError("data", f"at least two training {what} to make pairs of", f"{fewest}", "add cases")
+
+
 def split_of(settings: Settings, prepared: Prepared) -> Split:
     """The folds of a run, their training side cut to ``train_cases`` patients where that is set.
 
     Raises:
-        ConfigError: there are fewer atlases than n or fewer cases than folds; said before hours of training, not after.
+        ConfigError: there are fewer atlases than n, fewer cases than folds, or no pairs to train the STM with; said before hours
+            of training, not after.
     """
     counts = {case: int((prepared.rows(case)).numel()) for case in prepared.targets}
     split = make_split(counts, settings.k, settings.seed, settings.folds, settings.spatial_dims)
@@ -156,6 +170,7 @@ def split_of(settings: Settings, prepared: Prepared) -> Split:
     available = min(sum(map(len, fold.train.values())) for fold in split.folds)
     if needs_atlases(settings.methods) and max(settings.n) > available:
         raise ConfigError("n", f"1 to {available}, the atlases of the smallest fold", list(settings.n), "lower n or add cases")
+    check_pairs(settings, split)
     if settings.joint and settings.estimator.atlases:
         sizes = [[len(images) for images in fold.train.values()] for fold in split.folds]
         others = min(sum(own) - (1 if split.protocol == "slice" else max(own)) for own in sizes)  # without the slice's own

@@ -30,6 +30,7 @@ from oasis_monai.settings import Settings
 from oasis_monai.types import Case, Preprocessed, Segmentation, Selection
 from oasis_monai.volumes import named, read_volume
 from oasis_monai.warp import folding_voxels
+from oasis_monai.writers import remove_array
 
 FORMATS = tuple(e.removeprefix(".") for e in ENDINGS)
 DICOM_RESULT = ".nii.gz"  # what a DICOM series gets where nothing else is asked for
@@ -75,7 +76,8 @@ def segment_scans(
     if file_format is not None and file_format not in FORMATS:
         raise ConfigError("format", f"null (as the scan) or one of {', '.join(FORMATS)}", file_format)
     cases = find_cases(scans, "folder")
-    if output.resolve() in {case.image.resolve().parent for case in cases}:  # X_segmentation there may be X's reference
+    # X_segmentation there may be X's reference, and in the folder above them a result would be the next run's scan
+    if output.resolve() in {scans.resolve(), *(case.image.resolve().parent for case in cases)}:
         raise ConfigError("output", "a folder other than the scans' own", str(output), "give another output=DIR")
     # before the model is read: an edit between the two has its scans done again, and none passed over as finished
     version = file_digest(model / "model.json") if (model / "model.json").is_file() else ""
@@ -138,6 +140,13 @@ def _same_scan(case: Case, told: dict[str, Any], content: str) -> None:
         raise DataError(Fault(case.id, "output", f"no result of another scan of this name ({scan})", f"that of {before}", remedy))
 
 
+def _files(told: dict[str, Any]) -> list[str]:
+    """Labels and probabilities that a scan's JSON file tells of, which lie beside the next result as if they were its own."""
+    own = [f"{told['case']}_{part}{kind}" for part in ("segmentation", "probability") for kind in ENDINGS]
+    told_of = told.get("files", [told["label"]])
+    return [name for name in own if name in told_of and Path(name).name == name]  # the JSON file may be anyone's
+
+
 def _varied(target: Preprocessed) -> Preprocessed:
     """Refuse an image with nothing to see in it: the networks would put something there all the same."""
     if float(target.image.min()) == float(target.image.max()):
@@ -148,10 +157,7 @@ def _varied(target: Preprocessed) -> Preprocessed:
 
 def _own_atlas(library: AtlasLibrary, target: Preprocessed, chosen: Selection) -> str | None:
     """The case of the library that this very scan is: then its own label is fused into it, which says nothing of accuracy."""
-    rows = chosen.indices[:, 0]
-    images = target.image[None] if library.spatial_dims == 3 else target.image.permute(3, 0, 1, 2)
-    same = torch.allclose(library.images[rows].float(), images.float(), rtol=0, atol=SAME)
-    return library.cases[int(rows[0])] if same else None
+    return library.twin(target.image, SAME, dict.fromkeys(library.cases[row] for row in chosen.indices[:, 0].tolist()))
 
 
 def _line(told: dict[str, Any]) -> str:
@@ -200,11 +206,12 @@ class _Run:
         asked |= {"image": self.store.content(case.image), "recentre": self.segmenter.recentre}
         json_file = self.output / f"{case.id}.json"
         probability_file = self.output / f"{case.id}_probability{kind}"
-        told = None if overwrite else read_told(json_file)
-        if told is not None:
-            if told["asked"] == asked and (probability_file.is_file() or not self.save_probability):
-                return told, False
-            _same_scan(case, told, self.store.content(case.image))
+        before = read_told(json_file)
+        if before is not None and not overwrite:
+            kept = probability_file.name in _files(before) and probability_file.is_file()
+            if before["asked"] == asked and (kept or not self.save_probability):
+                return before, False
+            _same_scan(case, before, self.store.content(case.image))
         bare, values = case.without_label(), self.settings.data.label_values
         again = self.settings.preprocessing.elsewhere(lambda: read_volume(bare, values))
         target, voices, moved = self.segmenter.follow(_varied(self.store.get(bare)), self.method[:1], again)
@@ -213,11 +220,19 @@ class _Run:
         results, chosen = self.segmenter(target, features, self.method[:1], self.method[1:], fields, voices=voices)
         result = results[self._key]
         found = restore(result.probability, target.geometry, target.native, self.save_probability, case.id)
-        told = {"asked": asked, "case": case.id, "scan": str(case.image.resolve()), "label": f"{case.id}_segmentation{kind}"}
+        told: dict[str, Any] = {"asked": asked, "case": case.id, "scan": str(case.image.resolve())}
+        told["label"] = f"{case.id}_segmentation{kind}"
         told["moved_mm"] = [move * mm for move, mm in zip(moved, target.geometry.spacing_mm, strict=True)] if any(moved) else None
         told["is_atlas"] = _own_atlas(self.segmenter.library, target, chosen)
+        told["files"] = [told["label"], *([probability_file.name] if found.probability is not None else [])]
         told |= self._numbers(target, result, found, chosen, fields.last)
         self._write(case, told, found, probability_file)
+        if before is not None:
+            same = {**before["asked"], "format": kind} == asked  # the same result in another format is still right
+            others = [name for name in _files(before) if name not in told["files"]]
+            for name in () if same else others:
+                remove_array(self.output / name)
+            told["files"] += others if same else []
         write_json(json_file, told)
         return told, True
 

@@ -85,7 +85,7 @@ def check_choice(segmenter: Segmenter, method: str | None, n: int) -> str:
         raise ConfigError("methods", "a method for new scans", method, "it needs labelled slices of the scan: folds=slice")
     if method in JOINT_METHODS and segmenter.estimator is None:
         raise ConfigError("methods", "a method of this model, which is not a joint one", method, "add methods=OASIS")
-    if not 1 <= n <= len(segmenter.library):
+    if needs_atlases([method]) and not 1 <= n <= len(segmenter.library):
         raise ConfigError("n", f"1 to {len(segmenter.library)}, the model's atlases", n)
     return method
 
@@ -316,8 +316,8 @@ class Segmenter:
         if "OASIS-joint" in methods:
             if estimate is None:
                 raise ValueError("the method 'OASIS-joint' needs a joint model")
-            reference = estimate.to(device)[None]
-            likeness = torch.cat([fusion.overlap(w, reference.expand_as(w)).cpu() for _, _, w in warped()])
+            reference = estimate.to(device)
+            likeness = torch.cat([fusion.likeness(w, reference).cpu() for _, _, w in warped()])
             weights |= {("OASIS-joint", n): fusion.normalise(likeness[:n]) for n in ns}
         summed = [key for key in keys if key[0] not in (*UNALIGNED, "STAPLE")]
         sums: dict[tuple[str, int], torch.Tensor] = {}

@@ -26,7 +26,7 @@ from oasis_monai.segnets import NETWORKS
 from oasis_monai.settings import Settings, build, make_group
 from oasis_monai.workers import run_arms, train_ahead
 
-SCORING_VERSION = 1  # part of every finished arm's stamp; raise it when the same models would score differently
+SCORING_VERSION = 2  # part of every finished arm's stamp; raise it when the same models would score differently
 
 
 @dataclass(frozen=True)
@@ -269,7 +269,7 @@ def _prepared(settings: Settings, known: dict[str, Prepared], log: Log) -> Prepa
 def _stamp(settings: Settings, prepared: Prepared) -> str:
     """What a finished arm depends on: its settings, the data (wherever it lies), the code."""
     how = ("workers", "threads", "progress", "device", "align_batch", "cache")
-    kept = {k: v for k, v in settings.to_json().items() if k not in how}
+    kept = {k: v for k, v in settings.to_json().items() if k not in (*how, "augmentation")}  # in the identity
     del kept["data"]["root"]
     return digest([kept, settings.identity(), prepared.content, TRAINING_VERSION, SCORING_VERSION])
 

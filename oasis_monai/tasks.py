@@ -120,6 +120,10 @@ def _train(config: dict[str, Any], job: Mapping[str, Any], run_dir: Path, sweep_
     if own and settings.networks == settings.methods:
         remedy = "leave it out; crossval trains these networks"
         raise ConfigError("methods", "one or more that fuse atlases, as a model does", list(settings.methods), remedy)
+    for key in ("fold", "train_cases"):  # taken for a hold-out, they would have the test cases among the atlases
+        if (value := getattr(settings, key)) is not None:
+            remedy = "leave it out; data.only=[...] chooses cases"
+            raise ConfigError(key, "null, as train uses all cases (crossval holds some out)", value, remedy)
     print(f"model: {train_model(settings, Path(job['model']), overwrite=bool(job['overwrite']))}")
 
 

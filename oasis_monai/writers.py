@@ -12,7 +12,7 @@ import numpy as np
 from oasis_monai.errors import ConfigError
 from oasis_monai.files import atomic_path, blaming
 from oasis_monai.headers import ENDINGS, ending
-from oasis_monai.metaimage_data import write_metaimage
+from oasis_monai.metaimage_data import data_file, write_metaimage
 from oasis_monai.types import Geometry
 
 
@@ -39,6 +39,13 @@ def write_array(path: Path, array: np.ndarray, geometry: Geometry) -> None:
             write_metaimage(temporary, array, geometry)
         else:
             _nibabel_write(temporary, array, geometry)
+
+
+def remove_array(path: Path) -> None:
+    """Remove what :func:`write_array` wrote to ``path``, the voxels beside a header too."""
+    path.unlink(missing_ok=True)
+    if ending(path) == ".mhd":
+        path.with_name(data_file(path.stem)).unlink(missing_ok=True)
 
 
 def _write_pair(path: Path, array: np.ndarray, geometry: Geometry) -> None:

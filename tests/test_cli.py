@@ -174,6 +174,8 @@ REFUSED = [
         ["train", "model=m", "methods=[U-Net3D]", "network.unet=[4,8]"],
         "error: methods: expected one or more that fuse atlases, as a model does",
     ),
+    (["train", "model=m", "fold=0"], "error: fold: expected null, as train uses all cases (crossval holds some out), found 0"),
+    (["train", "model=m", "train_cases=2"], "error: train_cases: expected null, as train uses all cases"),
     (
         ["segment", "model=m", "input=nix", "output=o", "n=1", "methods=OASIS"],
         "error: input: expected a scan or a folder of scans, found 'nix'",

@@ -204,6 +204,25 @@ def test_pictures_are_drawn_of_the_worst_and_the_best(settings, tmp_path):
     assert all(content[:4] == b"\x89PNG" for content in found.values())
 
 
+def test_a_folder_shows_the_pictures_of_its_last_run_alone(settings, tmp_path):
+    """The page tells what lies in overlays and browser as the run's own."""
+    folder = tmp_path / "a"
+    crossval(settings({"methods": ["FwoW"], "n": [1, 2], "overlays": 2, "k": 2, "browser": True}), folder, quiet)
+    assert len(list((folder / "browser").iterdir())) == CASES
+    (folder / "overlays" / "mine.png").write_bytes(b"a picture of the user's")
+    crossval(settings({"methods": ["FwoW"], "n": [2], "overlays": 1, "k": 2, "fold": 0, "browser": True}), folder, quiet)
+    tested = set(scores_of(folder).case)
+    assert tested
+    assert {view.case for view in load_browser({folder / "browser": ""}).values()} == tested
+    drawn = {path.name for path in (folder / "overlays").iterdir()} - {"mine.png"}
+    assert len(drawn) == 1
+    assert (folder / "overlays" / "mine.png").exists()
+    assert drawn.pop().removesuffix("__FwoW-2.png") in tested
+    crossval(settings({"methods": ["FwoW"], "n": [2], "overlays": 0, "k": 2, "fold": 0, "browser": False}), folder, quiet)
+    assert not list((folder / "browser").iterdir())
+    assert [path.name for path in (folder / "overlays").iterdir()] == ["mine.png"]
+
+
 def test_a_run_explains_itself(settings, phantom, tmp_path):
     asked = settings({"k": 2, "seed": 5})
     crossval(asked, tmp_path / "a", quiet)

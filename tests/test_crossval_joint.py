@@ -8,6 +8,7 @@ import pytest
 
 from oasis_monai.crossval import crossval
 from oasis_monai.errors import ConfigError
+from oasis_monai.files import load_tensors
 from oasis_monai.quality import cross_fitted
 from oasis_monai.report import write_report
 from tests.conftest import CASES, JOINT, JOINT_2D, merged
@@ -24,6 +25,10 @@ def test_a_joint_model_repeats_itself_and_its_networks_are_kept(settings, tmp_pa
     models = tmp_path / "cache" / "models"
     assert len(list(models.iterdir())) == 2 * (3 if dims == 3 else 2)  # a fold: STM, slice network, and in 3D the volume network
     before = {p: p.stat().st_mtime_ns for p in models.glob("*/*.safetensors") if p.stem != "loa"}
+    tables = list(models.glob("*/loa.safetensors"))
+    assert len(tables) == 2
+    for path in tables:  # pairs are aligned by what the segmentation networks make of the atlases, so they are told by these
+        assert load_tensors(path)[1]["of"]
     assert crossval(asked, tmp_path / "b", quiet).read_bytes() == first.read_bytes()
     assert before == {p: p.stat().st_mtime_ns for p in models.glob("*/*.safetensors") if p.stem != "loa"}
     fresh = replace(asked, cache=str(tmp_path / "fresh"))
@@ -65,6 +70,8 @@ def test_predicted_dsc_never_sees_its_own_fold_and_is_kept_for_training(settings
 
 def test_part_of_the_folds_calibrates_nothing(settings, tmp_path):
     asked = settings({"methods": ["OASIS"], "fold": 0, "seed": 7})
+    (tmp_path / "a").mkdir()
+    (tmp_path / "a" / "calibration.json").write_text("of a run before, with all folds")
     crossval(asked, tmp_path / "a", quiet)
     assert (tmp_path / "a" / "quality.csv").is_file()
     assert not (tmp_path / "a" / "calibration.json").exists()

@@ -13,6 +13,7 @@ from oasis_monai.fusion import (
     equal_weights,
     fuse,
     image_weights,
+    likeness,
     loa_weights,
     normalise,
     overlap,
@@ -35,6 +36,24 @@ def one_hots(indices, classes):
 
 
 # --- overlap
+def test_an_atlas_that_is_rightly_empty_is_not_one_that_missed():
+    """A softmax is never 0: by its Dice alone one wrong atlas took all the weight of a slice without the structure."""
+    atlases = torch.zeros(4, 3, 8, 8)
+    atlases[3, 1, 2:5, 2:5] = 1
+    atlases[:, 2, :4] = 1
+    nothing = torch.stack([torch.full((8, 8), 0.9), torch.full((8, 8), 0.1), torch.zeros(8, 8)])
+    nothing[2, :4] = 0.9
+    found = likeness(atlases, nothing)
+    both = overlap(atlases[:, [0, 2]], nothing[[0, 2]].expand(4, -1, -1, -1))  # of the second structure alone
+    assert found[:3].tolist() == pytest.approx([(0.9 + float(both[0])) / 2] * 3, abs=1e-5)
+    assert found[3] < found[0] - 0.3
+    there = nothing.clone()
+    there[1, 2:5, 2:5] = 1
+    assert likeness(atlases, there)[3] > likeness(atlases, there)[0] + 0.25
+    for size in ((8, 8), (6, 5, 4)):  # of atlases that have all structures the mean of the Dice values
+        labels = one_hots((seeded(0, 5, *size) * 3).long(), 3)
+        estimate = torch.softmax(seeded(1, 3, *size), 0)
+        assert torch.allclose(likeness(labels, estimate), overlap(labels, estimate.expand_as(labels)), atol=1e-6)
 
 
 def test_overlap_is_the_mean_dice_of_the_structures_that_are_there():

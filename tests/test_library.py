@@ -227,8 +227,8 @@ def test_own_case_is_never_selected(two):
         select(two, two.features[0], 2, exclude_case="a", exclude_atlas=[3])
 
 
-def test_subset_without_case_and_merge_are_consistent(two, embed):
-    a, b = two.without_case("b"), two.without_case("a")
+def test_subset_and_merge_are_consistent(two, embed):
+    a, b = (two.subset([i for i, case in enumerate(two.cases) if case == own]) for own in "ab")
     again = a.merge(b)
     assert again.cases == two.cases
     for name in ("images", "labels", "features", "slices"):
@@ -294,3 +294,18 @@ def test_library_settings(arguments, match, embed):
 def test_rows_must_agree(two):
     with pytest.raises(DataError, match="atlas library, slices: expected 5 rows"):
         AtlasLibrary(two.images, two.labels, two.features, two.cases, two.slices[1:], 2)
+
+
+@pytest.mark.parametrize("dims", [2, 3])
+def test_a_twin_is_the_case_all_of_whose_voxels_are_the_scan_s(dims):
+    blank, own, other = torch.zeros(1, 8, 8, 3), torch.rand(1, 8, 8, 3), torch.rand(1, 8, 8, 3)
+    own[..., 0] = other[..., 0] = 0  # the first slice alone does not tell them apart
+    images = torch.cat([v[None] if dims == 3 else v.movedim(-1, 0) for v in (blank, other, own)])
+    cases = ("blank", "other", "own") if dims == 3 else tuple(name for name in ("blank", "other", "own") for _ in range(3))
+    count = len(images)
+    slices = torch.full((count,), -1) if dims == 3 else torch.arange(3).repeat(3)
+    library = AtlasLibrary(images, torch.zeros_like(images, dtype=torch.uint8), torch.zeros(count, 2), cases, slices, 2)
+    assert library.twin(own, 0.01, dict.fromkeys(cases)) == "own"
+    assert library.twin(own + 0.02, 0.01, dict.fromkeys(cases)) is None
+    assert library.twin(own, 0.01, ["blank", "other"]) is None
+    assert library.twin(own[:, :4], 0.01, cases) is None

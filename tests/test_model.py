@@ -310,6 +310,15 @@ def test_a_model_trained_into_the_same_folder_keeps_nothing_of_the_one_before(se
     assert not torch.allclose(fresh.matrix(rows), before, atol=1e-4)
 
 
+@pytest.mark.parametrize("dims", [2, 3])
+def test_one_case_is_refused_before_any_network_is_trained(phantom, tmp_path, monkeypatch, dims):
+    monkeypatch.setattr("oasis_monai.fold_models.FoldModels.train", lambda *_, **__: pytest.fail("a network was trained"))
+    more = {"cache": str(tmp_path / "c"), "data": {"root": str(phantom), "only": ["Case00"]}}
+    settings = build(merged(TINY, JOINT, *([TINY_2D, JOINT_2D] if dims == 2 else []), more))
+    with pytest.raises(ConfigError, match=r"^data: expected at least two training cases to make pairs of, found '1'"):
+        train_model(settings, tmp_path / "m", quiet)
+
+
 @pytest.mark.parametrize(
     ("arguments", "match"),
     [

@@ -101,6 +101,9 @@ def test_a_series_gives_the_label_of_the_same_scan_in_nifti(model, phantom, tmp_
     np.testing.assert_allclose(labels["first"].affine, labels["whole"].affine, atol=1e-4)
     assert not np.array_equal(voxels["second"], voxels["whole"])
     assert table(tmp_path / "out")["first"]["prostate_ml"] == table(tmp_path / "out")["whole"]["prostate_ml"]
+    # above its folders a result would be the next run's scan
+    with pytest.raises(ConfigError, match=r"^output: expected a folder other than the scans' own"):
+        segment_scans(model, tmp_path / "in", tmp_path / "in", n=2, log=quiet)
     # one file of a series stands for it
     assert segment_scans(model, tmp_path / "in" / "first" / "IM3", tmp_path / "one", n=2, log=quiet) == []
     again = np.asarray(nibabel.load(tmp_path / "one" / "first_segmentation.nii.gz").dataobj)
@@ -185,6 +188,22 @@ def test_a_finished_scan_without_the_probability_that_is_asked_for_is_not_finish
     for asked in (False, True):
         assert segment_scans(model, images / "Case00.mhd", tmp_path / "o", save_probability=asked, **how) == []
         assert (tmp_path / "o" / "Case00_probability.mhd").exists() == asked
+
+
+def test_a_probability_of_another_result_is_never_taken_for_its_own(model, images, tmp_path, no_pictures):
+    out, how = tmp_path / "o", {"method": "FwoW", "log": quiet}
+    scan = images / "Case00.mhd"
+    assert segment_scans(model, scan, out, n=1, save_probability=True, **how) == []
+    of_one = (out / "Case00_probability.zraw").read_bytes()
+    assert segment_scans(model, scan, out, n=1, file_format="nii.gz", **how) == []  # the same result: both formats are right
+    assert (out / "Case00_segmentation.mhd").exists()
+    (out / "Case00_probability.nii.gz").write_bytes(b"the user's")
+    assert segment_scans(model, scan, out, n=3, **how) == []
+    left = {path.name for path in out.iterdir() if "Case00_" in path.name}
+    assert left == {"Case00_segmentation.mhd", "Case00_segmentation.zraw", "Case00_probability.nii.gz"}
+    assert segment_scans(model, scan, out, n=3, save_probability=True, **how) == []
+    assert (out / "Case00_probability.zraw").read_bytes() != of_one
+    assert told(out, "Case00")["files"] == ["Case00_segmentation.mhd", "Case00_probability.mhd"]
 
 
 def test_the_json_counts_folding_voxels_of_every_atlas(model, images, tmp_path, monkeypatch, no_pictures):

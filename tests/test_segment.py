@@ -193,7 +193,7 @@ def test_a_targets_own_case_is_no_atlas(dims):
     _, barred = segmenter(library)(target, features, ("FwoW",), (n,), exclude_case=own)
     assert own not in {library.cases[i] for i in barred.indices.flatten().tolist()}
     same, _ = segmenter(library)(target, features, ALL, (n,), exclude_case=own)
-    apart, _ = segmenter(library.without_case(own))(target, features, ALL, (n,))
+    apart, _ = segmenter(library.subset([i for i, case in enumerate(library.cases) if case != own]))(target, features, ALL, (n,))
     for key, result in same.items():
         torch.testing.assert_close(result.probability, apart[key].probability, atol=1e-5, rtol=0)
     with pytest.raises(ConfigError, match=rf"^n: expected 1 to {len(library) - len(library) // 3}"):
@@ -279,6 +279,13 @@ def test_known_methods():
     assert check_methods(["OASIS", "FwoW", "OASIS"]) == ("OASIS", "FwoW")
     assert [m for m in METHODS if not needs_alignment([m])] == ["FwoW", "estimate", "interpolation"]
     assert needs_alignment(["FwoW", "STAPLE"])
+
+
+def test_a_method_without_atlases_asks_for_none_of_them():
+    made = segmenter(world(2, cases=2, per_case=1)[0], estimator=object())
+    assert check_choice(made, "estimate", 99) == "estimate"
+    with pytest.raises(ConfigError, match=r"^n: expected 1 to 2"):
+        check_choice(made, "FwoW", 99)
 
 
 def test_interpolation_is_no_method_for_a_new_scan():

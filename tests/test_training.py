@@ -80,15 +80,25 @@ def test_killed_and_resumed_is_bitwise_never_killed(tmp_path, deaths, schedule):
 
 
 def test_a_checkpoint_between_two_rows_of_history_loses_no_row(tmp_path):
-    """Longer trainings average their history over several steps, and a checkpoint must not cut such a window."""
+    """Longer trainings average their history over several steps; a checkpoint within such a window keeps what it has of it."""
     settings = replace(SHORT, iterations=300)
+    kept = []
     with pytest.MonkeyPatch.context() as patch:
         die_before(patch, 8)
         with pytest.raises(Killed):
             train(tmp_path, settings)
     meta = load_tensors(tmp_path / "stm.safetensors")[1]
-    assert meta["step"] == 6
+    assert meta["step"] == 8
     assert [row["step"] for row in meta["history"]] == [3, 6]
+    for folder in (tmp_path, tmp_path / "never before"):
+        with pytest.MonkeyPatch.context() as patch:
+            die_before(patch, 10)
+            with pytest.raises(Killed):
+                train(folder, settings)
+        rows = load_tensors(folder / "stm.safetensors")[1]["history"]
+        kept.append([{k: v for k, v in row.items() if k != "seconds"} for row in rows])
+    assert [row["step"] for row in kept[0]] == [3, 6, 9]
+    assert kept[0] == kept[1]
 
 
 def test_a_finished_model_is_loaded_and_not_trained(tmp_path, monkeypatch):
@@ -112,6 +122,16 @@ def test_a_damaged_checkpoint_starts_again(tmp_path, change):
         patch.setattr(module._StmTrainer, "step", lambda self, at: (calls.append(at), step(self, at))[1])
         assert same(train(tmp_path), whole)
     assert calls == list(range(8))
+
+
+def test_every_seed_and_step_has_random_numbers_of_its_own():
+    """torch's generator on a CPU takes 32 bits of a seed and leaves the others out."""
+
+    def draws(seed, step):
+        return tuple(torch.rand(4, generator=fitting.generator(seed, step)).tolist())
+
+    assert len({draws(seed, step) for seed in (0, 1, 1000, 2**31) for step in range(50)}) == 200
+    assert draws(3, 4) == draws(3, 4)
 
 
 def test_seed_library_and_settings_decide_the_weights_and_the_global_generator_does_not(tmp_path):
@@ -185,14 +205,13 @@ def test_a_budget_in_minutes_ends_in_time_and_counts_what_went_before(tmp_path, 
     train(tmp_path / "whole", settings)
     meta = load_tensors(tmp_path / "whole" / "stm.safetensors")[1]
     assert (meta["step"], meta["seconds"], meta["done"]) == (6, 6.0, True)
-    # the history's window is 20 steps long here; checkpoints only fall between windows
     settings = replace(settings, minutes=1.0)
     with pytest.MonkeyPatch.context() as patch:
         die_before(patch, 45)
         with pytest.raises(Killed):
             train(tmp_path / "killed", settings)
     before = load_tensors(tmp_path / "killed" / "stm.safetensors")[1]
-    assert before["seconds"] == before["step"] == 40
+    assert before["seconds"] == before["step"] == 45
     train(tmp_path / "killed", settings)
     after = load_tensors(tmp_path / "killed" / "stm.safetensors")[1]
     assert (after["step"], after["seconds"], after["done"]) == (60, 60.0, True)
