@@ -68,7 +68,7 @@ def survey(root: str | Path, layout: str) -> tuple[list[Case], list[Fault]]:
     except OSError as error:
         found = f"{error.strerror} ({error.filename})"
         raise DataError(Fault("", "root", "a readable folder", found, "correct the permissions")) from error
-    if not cases and not faults:
+    if not cases and not any(fault.severity == "error" for fault in faults):
         expected = {
             "promise12": "CaseNN.mhd files",
             "msd": "imagesTr/*.nii.gz",
@@ -77,7 +77,7 @@ def survey(root: str | Path, layout: str) -> tuple[list[Case], list[Fault]]:
         if layout == "folder":
             faults.append(Fault("", "input", expected, f"none in {root}", "give another folder"))
         else:
-            faults.append(Fault("", "root", f"{expected} (layout {layout})", f"none in {root}", "correct root or layout"))
+            faults.append(Fault("", "root", f"{expected} (layout {layout})", f"none in {root}", "correct root or data.layout"))
     return sorted(cases, key=lambda case: case.id), faults
 
 
@@ -172,7 +172,8 @@ def _paired(
     for key in [*images, *(k for k in labels if k not in images)]:
         for kind, found in (("image", images.get(key, [])), ("label", labels.get(key, []))):
             if not found:
-                faults.append(Fault(say(key), kind, f"one {kind} file", "none", f"add the {kind} or remove the case"))
+                remedy = f"add the {kind}, its name as the other's, or remove the case"
+                faults.append(Fault(say(key), kind, f"one {kind} file", "none", remedy))
             elif len(found) > 1:
                 names = ", ".join(sorted(p.name for p in found))
                 faults.append(Fault(say(key), kind, f"one {kind} file", names, "keep one (one file type, one modality)"))

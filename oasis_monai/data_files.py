@@ -23,7 +23,7 @@ def check_data_files(words: Sequence[str]) -> None:
 
     In the package ``_global_`` a data set's file has the keys ``data``, ``spatial_dims`` and :data:`GROUPS`; all others go
     under the key of their folder. Its ``defaults`` name other data sets, or choose within these groups. A key ``_target_``,
-    another package or a file elsewhere is refused. What is no YAML is left to Hydra to tell.
+    another package or a file elsewhere is refused; so is a file that is no YAML, where the command line chooses it.
 
     Raises:
         ConfigError: naming the file and the key.
@@ -31,7 +31,7 @@ def check_data_files(words: Sequence[str]) -> None:
     for folder in _folders(words):
         for group in ("data", *GROUPS):
             for path in _below(folder / group):
-                _check(path, group)
+                _check(path, group, any(_names(word.partition("=")[2], path.stem) for word in words))
 
 
 def _folders(words: Sequence[str]) -> Iterator[Path]:
@@ -50,7 +50,12 @@ def _below(folder: Path) -> list[Path]:
     )
 
 
-def _check(path: Path, group: str) -> None:
+def _names(value: str, name: str) -> bool:
+    """Whether an override's value chooses a file of this name, alone or among others."""
+    return re.search(rf"(?<![\w.-]){re.escape(name)}(?![\w.-])", value) is not None
+
+
+def _check(path: Path, group: str, chosen: bool) -> None:
     import yaml
 
     text = path.read_text(encoding="utf-8", errors="replace")
@@ -58,8 +63,13 @@ def _check(path: Path, group: str) -> None:
         content = yaml.load(text, yaml.BaseLoader)  # keys and strings, it builds nothing else
     except yaml.constructor.ConstructorError as error:  # well-formed, so it might be something to another reader
         raise ConfigError(str(path), "plain values", error.problem or "others") from error
-    except yaml.YAMLError:
-        return
+    except yaml.YAMLError as error:
+        if not chosen:  # nothing reads it
+            return
+        mark = getattr(error, "problem_mark", None)
+        where = f" (line {mark.line + 1}, column {mark.column + 1})" if mark else ""
+        problem = f"{getattr(error, 'problem', None) or 'something else'}{where}"
+        raise ConfigError(str(path), "YAML", problem, "correct that line, its indentation or its brackets") from error
     packages = [found[1] for line in text.splitlines() if (found := HEADER.match(line))]
     if any(name != "_global_" or group != "data" for name in packages):
         raise ConfigError(str(path), "the package _global_, or none" if group == "data" else "no package", packages[0])
@@ -70,6 +80,10 @@ def _check(path: Path, group: str) -> None:
     for key in _keys(content, set()):
         if key.startswith("_target_"):
             raise ConfigError(str(path), "a description of a data set, which names no program", key, "leave it out")
+    if group == "data" and not packages and (misplaced := sorted({"data", *GROUPS} & set(content))):
+        raise ConfigError(
+            str(path), f"# @package _global_ in the first line, as there is {misplaced[0]}", "none", "add that line"
+        )
     allowed = {"data", "spatial_dims", "defaults", *GROUPS}
     if packages and (others := sorted(key for key in content if key not in allowed)):
         raise ConfigError(str(path), f"the keys {', '.join(sorted(allowed))}", others[0], "give it on the command line")

@@ -49,7 +49,8 @@ class StmSettings:
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "channels", tuple(self.channels))
-        object.__setattr__(self, "field_stride", tuple(self.field_stride))
+        stride = self.field_stride
+        object.__setattr__(self, "field_stride", (stride,) if isinstance(stride, int) else tuple(stride))
         if self.body not in BODIES:
             raise ConfigError("registration.body", f"one of {list(BODIES)}", self.body)
         if len(self.channels) < 2 or min(self.channels) < 1:
@@ -63,9 +64,9 @@ class StmSettings:
         """``field_stride`` for a grid of ``spatial_dims`` axes (one number stands for all axes)."""
         stride = self.field_stride * spatial_dims if len(self.field_stride) == 1 else self.field_stride
         if len(stride) != spatial_dims:
-            raise ConfigError(
-                "registration.field_stride", f"one number, or one per axis of spatial_dims={spatial_dims}", self.field_stride
-            )
+            expected = f"one number, or one per axis of spatial_dims={spatial_dims}"
+            remedy = f"change it, or choose a group for these: registration=joint{spatial_dims}d"
+            raise ConfigError("registration.field_stride", expected, self.field_stride, remedy)
         return stride
 
     def divisor(self, spatial_dims: int) -> tuple[int, ...]:

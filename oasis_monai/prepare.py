@@ -64,10 +64,14 @@ def find_and_check(settings: Settings, cache: Path | None, log: Log) -> list[Cas
         [[str(f), f.stat().st_size, f.stat().st_mtime_ns] for case in cases for f in _files(case)] + [list(data.label_values)]
     )
     checked = cache / "checked" / f"{stamp}.json" if cache else None
+    for fault in unpaired:  # at every run: a file without a place is not among those of the stamp
+        if fault.severity != "error":
+            log(f"warning: {fault}")
     if checked is None or not checked.exists() or any(fault.severity == "error" for fault in unpaired):
-        faults = unpaired + check_cases(cases, data.label_values)
+        found = check_cases(cases, data.label_values)
+        faults = unpaired + found
         errors = [f for f in faults if f.severity == "error"]
-        for fault in faults:
+        for fault in found:
             if fault.severity != "error":
                 log(f"warning: {fault}")
         if errors:
@@ -75,6 +79,9 @@ def find_and_check(settings: Settings, cache: Path | None, log: Log) -> list[Cas
         if checked:
             write_json(checked, {"faults": [str(f) for f in faults]})
     return cases
+
+
+ONLY_REMEDY = "correct the list (an id that begins with 0 needs quotes: '007')"
 
 
 def surveyed(data: DataSettings) -> tuple[list[Case], list[Fault]]:
@@ -91,9 +98,7 @@ def surveyed(data: DataSettings) -> tuple[list[Case], list[Fault]]:
     if not data.only:
         return cases, faults
     if absent := sorted(set(data.only) - {case.id for case in cases} - {fault.case for fault in faults}):
-        raise DataError(
-            [Fault(case, "data.only", "an id of the data set", "no such case", "correct the list") for case in absent]
-        )
+        raise DataError([Fault(case, "data.only", "an id of the data set", "no such case", ONLY_REMEDY) for case in absent])
     return [case for case in cases if case.id in data.only], [fault for fault in faults if fault.case in ("", *data.only)]
 
 

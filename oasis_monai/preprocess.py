@@ -92,7 +92,8 @@ class Preprocessing:
         listed = isinstance(values, Sequence) and not isinstance(values, str) and len(values) == self.spatial_dims
         good = listed and all(isinstance(v, kinds) and not isinstance(v, bool) and 0 < v < float("inf") for v in values)
         if not good:
-            raise ConfigError(f"preprocessing.{key}", f"{self.spatial_dims} values, each a {noun} above 0", values)
+            remedy = f"change it, or choose a group for spatial_dims={self.spatial_dims}: preprocessing=local{self.spatial_dims}d"
+            raise ConfigError(f"preprocessing.{key}", f"{self.spatial_dims} values, each a {noun} above 0", values, remedy)
         return list(values)
 
     def check_divisor(self, divisor: Sequence[int]) -> None:

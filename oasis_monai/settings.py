@@ -70,7 +70,11 @@ class DataSettings:
             raise ConfigError("data.regions", f"whole and any others of {list(REGIONS)}, each once", list(self.regions))
         values = list(self.labels.values())
         if not values or len(set(values)) != len(values) or not all(isinstance(v, int) and 0 < v < 256 for v in values):
-            raise ConfigError("data.labels", "names with different values of 1 to 255", dict(self.labels))
+            expected, remedy = (
+                "names with different values of 1 to 255",
+                "name every value in the label files but 0, the background",
+            )
+            raise ConfigError("data.labels", expected, dict(self.labels), remedy)
         object.__setattr__(self, "labels", dict(sorted(self.labels.items(), key=lambda pair: pair[1])))
 
     @property
@@ -103,6 +107,8 @@ class Settings:
         methods: names of :data:`oasis_monai.segment.METHODS` (fusion rules) and :data:`oasis_monai.segnets.NETWORKS`.
         folds: protocol, ``patient`` or ``slice``; k: their number; fold: None for all, or the one to run.
         train_cases: train with so many of each fold's patients (a learning curve); None for all.
+        seed: of the folds, initial weights and random draws.
+        device: ``cpu``, ``cuda`` (``cuda:1``), or ``auto``: a GPU where there is one; threads: of the CPU, None for all cores.
         workers: processes that train networks side by side, on one CPU core each or on the GPU they share.
         temperature: of the conditioned reading of LOA.
         align_batch: pairs per forward pass, the most that is held at once.
@@ -110,6 +116,8 @@ class Settings:
             beside the cases themselves; 0 for none. Patient folds only.
         overlays: how many cases get a picture (those at even distances from worst to best); 0 for none.
         browser: write what the report's case browser shows.
+        save_segmentations, save_probability: keep each result on the scan's own grid.
+        cache: folder of what every run can use again; progress: show bars.
     """
 
     data: DataSettings
@@ -316,13 +324,16 @@ def make_group(kind: type[T], values: Any, group: str, **more: Any) -> T:
     made = {k: tuple(v) if isinstance(v, list) else v for k, v in values.items()}
     hints = typing.get_type_hints(kind)
     for key, value in made.items():
+        if (group, key) in IDS and isinstance(value, tuple):
+            value = made[key] = tuple(str(v) if isinstance(v, int) and not isinstance(v, bool) else v for v in value)
         one_for_list = (group, key) in SCALARS and not isinstance(value, tuple)
         if not _fits((value,) if one_for_list else value, hints[key]):
             raise ConfigError(f"{group}.{key}" if group else key, _words(hints[key]), values[key])
     return kind(**made, **more)
 
 
-SCALARS = {("", "n"), ("", "methods")}  # lists that a single value may stand for
+SCALARS = {("", "n"), ("", "methods"), ("registration", "field_stride")}  # lists that a single value may stand for
+IDS = {("data", "only")}  # texts that a YAML file reads as numbers
 _NAMES = {int: "a whole number", float: "a number", str: "a text", bool: "true or false", types.NoneType: "null"}
 
 

@@ -142,6 +142,18 @@ def _check_jobs(study: Study, jobs: Sequence[Job], base: Settings) -> None:
         raise ConfigError("study.main", f"one of {sorted(there)}", study.main, "name a method as the study calls it")
 
 
+def _unnamed(study: Study, jobs: Sequence[Job]) -> list[str]:
+    """What is to be compared but is none of the methods: a misspelt one, or that of an arm which was taken out."""
+    there = [{j.method(m) for j in jobs if (j.train_cases is None) is arm for m in j.settings.methods} for arm in (True, False)]
+    asked = [("ablation", name, there[0]) for name in study.ablation]
+    asked += [("learning.main", study.learning.main, there[1])] if study.learning else []
+    return [
+        f"note: study.{key}: {name} is none of the methods {', '.join(sorted(known))}; nothing is compared with it"
+        for key, name, known in asked
+        if name not in known
+    ]
+
+
 def _check_folds(job: Job, base: Settings) -> None:
     """Arms are compared case by case and choose n on each other's folds, so they have all folds, and the same."""
     for key, expected in (("k", base.k), ("seed", base.seed), ("fold", None)):
@@ -203,6 +215,8 @@ def run_study(study: Study, config: Mapping[str, Any], run_dir: Path, log: Log =
         The path of ``scores.csv``.
     """
     settings, jobs, clock = build(config), plan(study, config), Clock()
+    for line in _unnamed(study, jobs):
+        log(line)
     stamps: dict[str, str] = {}
     waiting: list[Job] = []
     prepared: dict[str, Prepared] = {}

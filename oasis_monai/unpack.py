@@ -37,9 +37,6 @@ class Limits:
     small: int = 2**24
 
 
-LIMITS = Limits()
-
-
 @dataclass(frozen=True)
 class _Entry:
     """One entry: its path as in the archive, None for the bytes of a folder."""

@@ -49,15 +49,6 @@ def read_image(path: str | Path) -> tuple[torch.Tensor, Geometry]:
     return torch.from_numpy(array)[None], header.geometry
 
 
-def label_values_in(path: str | Path) -> tuple[int, ...]:
-    """The distinct values of a label file, ascending.
-
-    Raises:
-        DataError: any fault of the header, or a value that is not a whole number.
-    """
-    return tuple(int(v) for v in _values(_whole(Path(path))[0]))
-
-
 def read_volume(case: Case, label_values: Sequence[int]) -> Volume:
     """Read a scan with its label, if it has one.
 

@@ -121,6 +121,8 @@ def test_folder(tmp_path: Path) -> None:
 
 REFUSED = [
     ("promise12", [], r"root: expected CaseNN\.mhd files \(layout promise12\), found none in"),
+    ("promise12", ["a.nii.gz"], r"root: expected CaseNN\.mhd files \(layout promise12\), found none .*data\.layout"),
+    ("msd", ["imagesTr/x.mha", "labelsTr/x.mha"], r"root: expected imagesTr/\*"),
     ("msd", [], "root: expected one folder imagesTr .*found none in"),
     ("folder", [], r"input: expected scans"),
     ("msd", ["imagesTr/notes.txt"], r"root: expected imagesTr/\*"),

@@ -11,6 +11,8 @@ import yaml
 
 from oasis_monai.__main__ import TASKS, USAGE, _arguments
 from oasis_monai.segment import JOINT_METHODS, result_keys
+from oasis_monai.settings import build
+from oasis_monai.tasks import JOB_KEYS
 from tests.command import python, run
 from tests.conftest import CASES, overrides
 
@@ -138,6 +140,11 @@ def test_a_data_set_s_yaml_need_not_name_what_the_command_line_may(words, tmp_pa
     done = run("--config-dir=conf", "data=mine", "data.only=[UP07,8]", "data.regions=[whole]", "--cfg", "job", cwd=tmp_path)
     assert done.code == 0, done.err
     assert yaml.safe_load(done.out)["data"]["only"] == ["UP07", 8]
+    config = {key: value for key, value in yaml.safe_load(done.out).items() if key not in JOB_KEYS}
+    assert build(config).data.only == ("UP07", "8")
+    (tmp_path / "conf" / "data" / "nameless.yaml").write_text("name: mine\nroot: x\nlayout: msd\n")
+    done = run("--config-dir=conf", "check", "data=nameless", cwd=tmp_path)
+    refused(done, "error: data.labels: expected names with different values of 1 to 255, found {}; name every value")
 
 
 def test_what_is_no_plain_path_is_left_as_it_is():

@@ -313,6 +313,12 @@ def test_a_data_set_is_checked_again_only_when_a_file_changed(settings, phantom,
     for _ in range(2):
         prepare_module.find_and_check(asked, Path(asked.cache), quiet)
     assert len(looked) == 1
+    (data / "extra.nii.gz").write_bytes(b"x")  # no file of a case, so its warning would come once and never again
+    for _ in range(2):
+        said = []
+        prepare_module.find_and_check(asked, Path(asked.cache), said.append)
+        assert [line.partition(":")[0] for line in said if "left out" in line] == ["warning"]
+    assert len(looked) == 1
     (data / "Case03.raw").write_bytes(b"x")
     with pytest.raises(DataError, match=r"^Case03"):
         prepare_module.find_and_check(asked, Path(asked.cache), quiet)

@@ -1,6 +1,5 @@
 """The commands, code and links of README.md and docs/ work: each is run, in order, on the phantom at a small size."""
 
-import os
 import re
 import shlex
 import shutil
@@ -24,11 +23,6 @@ SMALL = {
     if not k.startswith("data.") and k != "methods"
 }
 TASKS_OF_A_MODEL = ("segment", "library", "bundle", "report")
-ELSEWHERE = {  # run by tests of their own, with their small settings; here only composed
-    "experiment": "tests/test_cli.py",
-    "download": "tests/test_download.py",
-    "launcher": "tests/test_sweeps.py",
-}
 
 
 def blocks(page, kind):
@@ -92,16 +86,12 @@ def test_every_command_of_a_page_runs(page, world, phantom, tmp_path):
         if "-m" not in words:
             assert done.code == 0, (words, done.err)
         if any(w.startswith(("experiment=", "hydra/launcher=")) or w in ("download", "--cfg") for w in words):
-            continue
+            continue  # composed alone: test_cli, test_download and test_sweeps run them with small settings
         done = run(*shrunk(words, phantom), cwd=cwd)
         assert done.code == 0, (words, done.out[-500:], done.err)
     code = [block for block in blocks(page, "python") if "distributed" not in block]
     if code:
         python("\n".join(code), cwd=cwd)
-
-
-def test_commands_that_are_only_composed_are_run_elsewhere():
-    assert all((ROOT / path).is_file() for path in ELSEWHERE.values())
 
 
 @pytest.mark.parametrize("page", PAGES)
@@ -124,7 +114,3 @@ def test_code_places_of_the_method_exist():
         path = ROOT / "oasis_monai" / f"{module}.py"
         if path.is_file() and name != "py":
             assert re.search(rf"^(def|class) {name}\b|^    {name}:", path.read_text(), flags=re.M), f"{module}.{name}"
-
-
-def test_tests_run_where_the_pages_are():
-    assert os.path.samefile(ROOT, Path(__file__).parents[1])

@@ -2,10 +2,15 @@
 
 import dataclasses
 import json
+import re
 
 import pytest
 
+from oasis_monai.augment import Augmentation
 from oasis_monai.errors import ConfigError
+from oasis_monai.estimator import EstimatorSettings
+from oasis_monai.fitting import TrainingSettings
+from oasis_monai.networks import StmSettings
 from oasis_monai.settings import DataSettings, Settings, build
 from tests.conftest import JOINT, TINY, merged
 
@@ -20,6 +25,8 @@ def test_lists_become_tuples_and_one_value_a_list():
     assert settings.data.label_values == (0, 2, 7)
     assert settings.data.classes == 3
     assert made({"n": [4, 2, 4]}).n == (2, 4)
+    assert made({"registration": {"field_stride": 2}}).registration.stride(3) == (2, 2, 2)
+    assert made({"data": {"only": ["a", 7]}}).data.only == ("a", "7")
     assert settings.preprocessing.size == (16, 16, 8)
 
 
@@ -95,7 +102,6 @@ REFUSED = [
     ({"loss": {"similarity": "psnr"}}, "^loss.similarity: expected one of"),
     ({"loss": {"_parts": 1}}, "^loss._parts: .*an unknown key"),
     ({"registration": {"body": "vit"}}, "^registration.body: expected one of"),
-    ({"registration": {"field_stride": 2}}, "^registration.field_stride: expected a list, each a whole number, found 2"),
     ({"registration": {"field_stride": [2, 2]}}, "^registration.field_stride: expected one number, or one per axis"),
     (
         {"registration": {"channels": [4, 8, 8, 8, 8]}},
@@ -174,9 +180,15 @@ def test_features_are_part_of_the_identity_where_they_choose_the_pairs():
     assert made(near, {"features": {"distance": "zscore"}}).identity() != made(near).identity()
 
 
+GROUPS = {"data", "preprocessing", "features", "registration", "loss", "training", "augmentation", "network", "estimator"}
+
+
 def test_every_setting_has_a_key_in_the_documentation_of_its_class():
-    names = {field.name for field in dataclasses.fields(Settings)}
-    assert names == set(made().to_json())
+    for kind in (Settings, DataSettings, TrainingSettings, Augmentation, StmSettings, EstimatorSettings):
+        told = set(re.findall(r"\w+", " ".join(re.findall(r"((?:\w+, )*\w+):", kind.__doc__))))
+        named = {field.name for field in dataclasses.fields(kind)} - GROUPS
+        assert named <= told, (kind, sorted(named - told))
+    assert {field.name for field in dataclasses.fields(Settings)} == set(made().to_json())
 
 
 def test_the_volume_network_s_grid_and_identity_are_those_of_its_own_kind():

@@ -120,6 +120,16 @@ def test_what_cannot_work_is_said_before_anything_runs(base, change, match):
         plan(check_study(PLAIN | change), base)
 
 
+def test_what_is_compared_with_nothing_is_told(base):
+    asked = check_study(PLAIN | {"ablation": ["OASIS", "Oasis"], "learning": PLAIN["learning"] | {"main": "OASIS-3D"}})
+    lines = module._unnamed(asked, plan(asked, base))
+    assert [line.partition(" is none")[0] for line in lines] == [
+        "note: study.ablation: Oasis",
+        "note: study.learning.main: OASIS-3D",
+    ]
+    assert module._unnamed(check_study(PLAIN), plan(check_study(PLAIN), base)) == []
+
+
 def test_patient_folds_are_those_of_the_cross_validation(settings, prepared):
     asked, made = prepared()
     split = module.split_of(asked, made)

@@ -22,7 +22,6 @@ from oasis_monai.metaimage import ELEMENT_TYPES
 from oasis_monai.types import Case, Geometry
 from oasis_monai.volumes import (
     canonical_axes,
-    label_values_in,
     read_image,
     read_volume,
     to_canonical,
@@ -32,6 +31,12 @@ from oasis_monai.volumes import (
 from tests.real import real_data
 
 SHAPE = (4, 5, 6)
+
+
+def label_values_in(path: Path) -> tuple[int, ...]:
+    return tuple(int(value) for value in np.unique(volumes._whole(path)[0]))
+
+
 FORMATS = (".mhd", ".mha", ".nii", ".nii.gz")
 
 

@@ -26,7 +26,7 @@ README = """\
 # {name}
 {task}.
 
-{description} Written by oasis-monai; needs `pip install oasis-monai` beside MONAI.
+{description} Written by oasis-monai, which it needs beside MONAI, installed from its source (`pip install PATH_OF_ITS_CHECKOUT`).
 
 ```python
 import monai.bundle
