@@ -1,14 +1,14 @@
 """Augmentation of training pairs, batched in torch: what a second scan of the same kind of patient could look like.
 
-Each image of a pair gets its own affine motion and intensity change; a left-right flip is drawn once per pair, so that a pair
-never asks for a mirror image (and a structure with a side keeps meeting structures of one side).
+Each image of a pair gets its own affine motion, bend and intensity change; a left-right flip is drawn once per pair, so
+that a pair never asks for a mirror image (and a structure with a side keeps meeting structures of one side).
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 
 import torch
 from torch.nn import functional as F
@@ -26,6 +26,8 @@ class Augmentation:
         shear: shear per pair of axes.
         shift: translation as a fraction of the field of view.
         flip: probability of a left-right flip of the whole pair (array axis x of the RAS-ordered grid).
+        elastic_mm: displacement along each axis of four points a side, evenly over the field of view, linear between them: how
+            patients differ in shape beyond an affine motion.
         gamma, contrast, bias, noise: intensity changes, in units of the image's standard deviation (bias: a smooth
             multiplicative coil field; gamma: exponent range of a monotonic contrast curve).
     """
@@ -35,6 +37,7 @@ class Augmentation:
     shear: float = 0.08
     shift: float = 0.06
     flip: float = 0.5
+    elastic_mm: float = 0.0
     gamma: float = 0.0
     contrast: float = 0.0
     bias: float = 0.0
@@ -43,6 +46,13 @@ class Augmentation:
     def flips(self, count: int, random: torch.Generator) -> torch.Tensor:
         """(count,) bool: which pairs are mirrored."""
         return torch.rand(count, generator=random) < self.flip
+
+    def identity(self) -> dict[str, float]:
+        """What decides the weights of what is trained with it."""
+        plain = asdict(self)
+        if not self.elastic_mm:  # models made before there was one keep their names
+            del plain["elastic_mm"]
+        return plain
 
     def __call__(
         self,
@@ -57,7 +67,9 @@ class Augmentation:
 
         ``random`` lives on the CPU whatever the device of the batch, so that a seed means the same everywhere.
         """
-        both = moved(torch.cat([image, label], 1).float(), self._transforms(image, flip, spacing_mm, random))
+        transforms = self._transforms(image, flip, spacing_mm, random)
+        bend = self._bend(image, spacing_mm, random) if self.elastic_mm else None
+        both = moved(torch.cat([image, label], 1).float(), transforms, bend)
         channels = image.shape[1]
         return self._intensity(both[:, :channels], random), both[:, channels:]
 
@@ -88,6 +100,13 @@ class Augmentation:
         shift = 2 * self.shift * uniform(dims, 1)
         return torch.cat([matrix.flip(1, 2), shift.flip(1)], 2).to(image.device)
 
+    def _bend(self, image: torch.Tensor, spacing_mm: Sequence[float], random: torch.Generator) -> torch.Tensor:
+        """(B, D, *S) displacements in voxels."""
+        batch, dims = image.shape[0], image.ndim - 2
+        points = self.elastic_mm * (2 * torch.rand(batch, dims, *[4] * dims, generator=random) - 1)
+        voxel = torch.tensor(tuple(spacing_mm), dtype=torch.float32).view(-1, *[1] * dims)
+        return enlarge((points / voxel).to(image.device), image.shape[2:], corners=True)
+
     def _intensity(self, image: torch.Tensor, random: torch.Generator) -> torch.Tensor:
         batch, dims = image.shape[0], image.ndim - 2
         column = (batch, *[1] * (dims + 1))
@@ -112,15 +131,24 @@ class Augmentation:
         return image
 
 
-def moved(images: torch.Tensor, transforms: torch.Tensor) -> torch.Tensor:
-    """Images (B, C, *S) seen through affine ``transforms`` (B, D, D+1) of torch's normalised coordinates; 0 outside."""
+def moved(images: torch.Tensor, transforms: torch.Tensor, bend: torch.Tensor | None = None) -> torch.Tensor:
+    """Images (B, C, *S) seen through affine ``transforms`` (B, D, D+1) of torch's normalised coordinates; 0 outside.
+
+    Args:
+        bend: (B, D, *S) voxels, added to where each voxel is read from.
+    """
     size = images.shape[2:]
     if len(size) == 2 or images.device.type != "cpu":
         grid = F.affine_grid(transforms, list(images.shape), align_corners=False)
+        if bend is not None:
+            halves = torch.tensor(size, device=images.device).view(-1, *[1] * len(size)) / 2
+            grid = grid + (bend / halves).movedim(1, -1).flip(-1)
         return F.grid_sample(images, grid, padding_mode="zeros", align_corners=False)
     axes = [((2 * torch.arange(s) + 1) / s - 1).view(-1, *[1] * (2 - i)) for i, s in enumerate(size)]
     where = []
     for row, s in zip(transforms.flip(1).unbind(1), size, strict=True):  # torch's coordinates start with the last axis
         z, y, x, shift = row.view(-1, 4, 1, 1, 1).unbind(1)
         where.append(((x * axes[0] + y * axes[1] + z * axes[2] + shift + 1) * s - 1) / 2)
+    if bend is not None:
+        where = [place + along for place, along in zip(where, bend.unbind(1), strict=True)]
     return sample_volume(images, where, "zeros")

@@ -254,7 +254,7 @@ class Settings:
             "registration": asdict(self.registration),
             "loss": {k: getattr(self.loss, k) for k in ("alpha", "beta", "gamma", "similarity", "smooth")},
             "training": self.training.identity(),
-            "augmentation": asdict(self.augmentation) if self.training.augment else None,
+            "augmentation": self.augmentation.identity() if self.training.augment else None,
             "features": asdict(self.features) if self.training.pairs or self.registration.joint else None,
             "estimator": self.estimator.identity() if self.registration.joint else None,
             "seed": self.seed,

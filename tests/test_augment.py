@@ -7,7 +7,7 @@ import torch
 
 from oasis_monai.augment import Augmentation
 
-STILL = {k: 0.0 for k in ("rotation_deg", "scale", "shear", "shift", "flip", "gamma", "contrast", "bias", "noise")}
+STILL = {k: 0.0 for k in ("rotation_deg", "scale", "shear", "shift", "flip", "elastic_mm", "gamma", "contrast", "bias", "noise")}
 SIZES = [(24, 20), (20, 24, 12)]
 grid = pytest.mark.parametrize("size", SIZES, ids=["2D", "3D"])
 SPACING = (0.8, 1.3, 3.0)
@@ -61,7 +61,7 @@ def test_strengths_of_zero_change_nothing(size):
 def test_image_and_label_move_together(size):
     """An image that is its own label still is after any motion; and each image of the batch moves its own way."""
     label = seeded(0, 1, 1, *size).repeat(3, 2, *[1] * len(size))
-    shape = Augmentation(gamma=0, contrast=0, bias=0, noise=0)
+    shape = Augmentation(elastic_mm=3, gamma=0, contrast=0, bias=0, noise=0)
     moved, moved_label = apply(shape, label[:, :1], label, flip=[True, False, False])
     torch.testing.assert_close(moved.expand_as(moved_label), moved_label, atol=1e-6, rtol=0)
     for one, other in ((0, 1), (1, 2)):
@@ -194,6 +194,21 @@ def test_a_slice_and_its_neighbours_change_by_one_curve_and_one_field():
     torch.testing.assert_close(label, image[:, :1])
 
 
+@grid
+def test_an_elastic_change_displaces_by_millimetres_and_not_twice_alike(size):
+    """Seen in an image of each voxel's own position: it bends smoothly, within its bound, in mm whatever the spacing."""
+    spacing, strength = SPACING[: len(size)], 2.0
+    where = positions_mm(size, spacing)[None].repeat(4, *[1] * (len(size) + 1))
+    found = apply(only(elastic_mm=strength), where, where[:, :1])[0] - where
+    inner = found[(slice(None), slice(None), *[slice(4, -4)] * len(size))]  # beyond the field of view there is nothing to see
+    assert inner.abs().amax() <= strength + 1e-3
+    assert (inner.abs().amax((0, *range(2, inner.ndim))) > 0.3 * strength).all()  # along every axis, in mm
+    for axis in range(2, inner.ndim):  # from one point of control to the next at most twice the strength
+        between = (size[axis - 2] - 1) / 3
+        assert inner.diff(dim=axis).abs().amax() <= 2 * strength / between * 1.01 + 1e-3
+    assert (inner[0] - inner[1]).abs().mean() > 0.1
+
+
 def test_volumes_are_moved_as_torch_moves_them():
     from torch.nn import functional as F
 
@@ -207,3 +222,7 @@ def test_volumes_are_moved_as_torch_moves_them():
     grid = F.affine_grid(transforms, list(images.shape), align_corners=False)
     want = F.grid_sample(images, grid, padding_mode="zeros", align_corners=False)
     torch.testing.assert_close(moved(images, transforms), want, atol=1e-4, rtol=0)
+    bend = 2 * torch.randn(3, 3, 10, 8, 6, generator=random)
+    bent = grid + 2 * (bend / torch.tensor([10.0, 8, 6]).view(3, 1, 1, 1)).movedim(1, -1).flip(-1)
+    want = F.grid_sample(images, bent, padding_mode="zeros", align_corners=False)
+    torch.testing.assert_close(moved(images, transforms, bend), want, atol=1e-4, rtol=0)
