@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 
 import torch
 from torch.nn import functional as F
@@ -46,13 +46,6 @@ class Augmentation:
     def flips(self, count: int, random: torch.Generator) -> torch.Tensor:
         """(count,) bool: which pairs are mirrored."""
         return torch.rand(count, generator=random) < self.flip
-
-    def identity(self) -> dict[str, float]:
-        """What decides the weights of what is trained with it."""
-        plain = asdict(self)
-        if not self.elastic_mm:  # models made before there was one keep their names
-            del plain["elastic_mm"]
-        return plain
 
     def __call__(
         self,

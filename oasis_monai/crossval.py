@@ -84,6 +84,8 @@ def crossval(settings: Settings, run_dir: Path, log: Log = print) -> Path:
     with _pairs_kept(made):
         rows, shown, agreements = _score_folds(settings, prepared, split, wanted, made, models, run_dir, clock)
         write_scores(run_dir / "scores.csv", rows)
+        for name in ("summary.csv", "quality.csv", "calibration.json"):  # of the scores that were there; not every run has all
+            (run_dir / name).unlink(missing_ok=True)
         if rows:
             write_summary(run_dir / "summary.csv", summarise(read_scores(run_dir / "scores.csv")))
             with clock("pictures"):
@@ -92,9 +94,6 @@ def crossval(settings: Settings, run_dir: Path, log: Log = print) -> Path:
             with clock("corrupted copies"):
                 corrupted = corrupted_rows(settings, prepared, wanted, made, models)
             _predict_quality(settings, prepared, split, rows, agreements, corrupted, run_dir, log)
-        else:
-            for name in ("summary.csv", "quality.csv", "calibration.json"):
-                (run_dir / name).unlink(missing_ok=True)
     write_json(run_dir / "run.json", run_record("crossval", settings, split, len(cases), clock.seconds))
     return run_dir / "scores.csv"
 
@@ -206,8 +205,6 @@ def _predict_quality(
     if split.protocol == "patient" and settings.fold is None and settings.train_cases is None:
         write_calibrations(run_dir / "calibration.json", models)
         keep_calibrations(calibration_path(settings, prepared.content), models)
-    else:  # one of a run before, with all folds, is not this run's
-        (run_dir / "calibration.json").unlink(missing_ok=True)
 
 
 def _segment(

@@ -133,10 +133,9 @@ class Trainer(ABC):
 
 def generator(seed: int, step: int) -> torch.Generator:
     """The random numbers of one step, others for every seed."""
-    own = hashlib.sha256(f"{seed} {step}".encode()).digest()[
-        :4
-    ]  # torch's generator on a CPU takes no more than 32 bits of a seed
-    return torch.Generator().manual_seed(int.from_bytes(own, "little"))
+    mixed = hashlib.sha256(f"{seed} {step}".encode()).digest()
+    # torch's generator on a CPU takes no more than 32 bits of a seed
+    return torch.Generator().manual_seed(int.from_bytes(mixed[:4], "little"))
 
 
 def network_weights(tensors: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:

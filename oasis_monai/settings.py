@@ -70,11 +70,8 @@ class DataSettings:
             raise ConfigError("data.regions", f"whole and any others of {list(REGIONS)}, each once", list(self.regions))
         values = list(self.labels.values())
         if not values or len(set(values)) != len(values) or not all(isinstance(v, int) and 0 < v < 256 for v in values):
-            expected, remedy = (
-                "names with different values of 1 to 255",
-                "name every value in the label files but 0, the background",
-            )
-            raise ConfigError("data.labels", expected, dict(self.labels), remedy)
+            remedy = "name every value in the label files but 0, the background"
+            raise ConfigError("data.labels", "names with different values of 1 to 255", dict(self.labels), remedy)
         object.__setattr__(self, "labels", dict(sorted(self.labels.items(), key=lambda pair: pair[1])))
 
     @property
@@ -254,7 +251,7 @@ class Settings:
             "registration": asdict(self.registration),
             "loss": {k: getattr(self.loss, k) for k in ("alpha", "beta", "gamma", "similarity", "smooth")},
             "training": self.training.identity(),
-            "augmentation": self.augmentation.identity() if self.training.augment else None,
+            "augmentation": asdict(self.augmentation) if self.training.augment else None,
             "features": asdict(self.features) if self.training.pairs or self.registration.joint else None,
             "estimator": self.estimator.identity() if self.registration.joint else None,
             "seed": self.seed,

@@ -283,7 +283,7 @@ def _prepared(settings: Settings, known: dict[str, Prepared], log: Log) -> Prepa
 def _stamp(settings: Settings, prepared: Prepared) -> str:
     """What a finished arm depends on: its settings, the data (wherever it lies), the code."""
     how = ("workers", "threads", "progress", "device", "align_batch", "cache")
-    kept = {k: v for k, v in settings.to_json().items() if k not in (*how, "augmentation")}  # in the identity
+    kept = {k: v for k, v in settings.to_json().items() if k not in how}
     del kept["data"]["root"]
     return digest([kept, settings.identity(), prepared.content, TRAINING_VERSION, SCORING_VERSION])
 

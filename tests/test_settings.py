@@ -175,11 +175,6 @@ def test_a_models_identity_has_all_that_training_depends_on(change):
     assert made(change).identity() != made().identity()
 
 
-def test_models_of_before_an_elastic_change_keep_their_names():
-    assert "elastic_mm" not in made().identity()["augmentation"]
-    assert made({"augmentation": {"elastic_mm": 2.0}}).identity() != made().identity()
-
-
 def test_features_are_part_of_the_identity_where_they_choose_the_pairs():
     near = {"training": {"pairs": 2}}
     assert made(near, {"features": {"distance": "zscore"}}).identity() != made(near).identity()
