@@ -21,8 +21,8 @@ from fold_tests import options, over_folds, settings_of
 from oasis_monai import flags
 from oasis_monai.corrupted import segmented
 from oasis_monai.corruptions import CORRUPTIONS, UNTOUCHED, drawn, left
+from oasis_monai.data.io import read_volume
 from oasis_monai.features import embedder
-from oasis_monai.files import atomic_path, write_text
 from oasis_monai.fold_models import FoldModels
 from oasis_monai.fusion import decide
 from oasis_monai.grids import inside
@@ -30,7 +30,7 @@ from oasis_monai.prepare import find_and_check, prepare, split_of
 from oasis_monai.quality import FAILURE, SOURCES, correlation, cross_fitted, overlaps
 from oasis_monai.segment import result_keys
 from oasis_monai.settings import Settings
-from oasis_monai.volumes import read_volume
+from oasis_monai.utils.files import atomic_path, write_text
 
 
 def segment_fold(settings: Settings, index: int) -> list[dict[str, Any]]:

@@ -133,7 +133,7 @@ def main() -> None:
             lines.append(f"| {name} | {flops / 1e9:.3f} | {moved / 1e6:.0f} | {1e3 * spent:.2f} | {rates} | {least} |")
     print("\n".join(lines))
     if options.output:
-        from oasis_monai.files import write_text
+        from oasis_monai.utils.files import write_text
 
         write_text(options.output / "floor.md", "\n".join(lines) + "\n")
 

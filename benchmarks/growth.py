@@ -30,10 +30,10 @@ def point(n: int, side: int, scans: int) -> dict[str, float]:
     import torch
 
     from oasis_monai.align import Aligner, LoaTable
+    from oasis_monai.data.types import Geometry, Preprocessed
     from oasis_monai.library import AtlasLibrary
     from oasis_monai.networks import SpatialTransformModel, StmSettings
     from oasis_monai.segment import Segmenter
-    from oasis_monai.types import Geometry, Preprocessed
     from world import GRIDS
 
     torch.set_flush_denormal(True)
@@ -93,7 +93,7 @@ def main() -> None:
 def write(rows: list[dict[str, Any]], folder: Path) -> None:
     """``growth.csv`` and ``growth.png``."""
     from oasis_monai.figures import _figure, write_figure
-    from oasis_monai.files import write_text
+    from oasis_monai.utils.files import write_text
 
     text = io.StringIO()
     writer = csv.DictWriter(text, list(rows[0]), lineterminator="\n")

@@ -27,11 +27,11 @@ from typing import Any
 import torch
 
 from oasis_monai.align import Aligner, LoaTable
-from oasis_monai.files import atomic_path, write_text
+from oasis_monai.data.types import Geometry, Preprocessed
 from oasis_monai.library import AtlasLibrary, save_parts, select
 from oasis_monai.networks import SpatialTransformModel, StmSettings
 from oasis_monai.segment import Segmenter
-from oasis_monai.types import Geometry, Preprocessed
+from oasis_monai.utils.files import atomic_path, write_text
 
 SIZES = (100, 316, 1_000, 3_162, 10_000, 31_623, 100_000)
 SIDE, FEATURES, PART = 96, 1000, 1000

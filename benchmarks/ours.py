@@ -14,7 +14,7 @@ from torch import nn
 from methods import Aligned, Method
 from oasis_monai import warp as warping
 from oasis_monai.align import with_structures
-from oasis_monai.files import load_if_whole, save_tensors
+from oasis_monai.utils.tensor_files import load_if_whole, save_tensors
 from registry import Entry
 from world import World, configuration
 
@@ -36,7 +36,7 @@ def train(world: World, name: str, minutes: float, folder: Path) -> None:
         return
     if load_if_whole(folder / f"{name}.safetensors") is not None:
         return
-    from oasis_monai.cases import find_cases
+    from oasis_monai.data.cases import find_cases
     from oasis_monai.fitting import fit
     from oasis_monai.prepare import prepare
     from oasis_monai.training import _StmTrainer  # same pairs, loss and augmentation, another network
@@ -141,12 +141,12 @@ def stm_pair(world: World, model: Path, batch: int, words: str) -> Method:
 def oasis_case(world: World, model: Path, words: str) -> Method:
     """The whole of ``segment`` between reading and writing: preprocessing, features, selection, estimate, alignment, LOA, fusion,
     and the result back on the scan's own grid."""
-    from oasis_monai.cases import find_cases
+    from oasis_monai.data.cases import find_cases
+    from oasis_monai.data.io import read_volume
     from oasis_monai.features import embedder, target_features
     from oasis_monai.grids import decide
     from oasis_monai.model import load_model
     from oasis_monai.preprocess import restore
-    from oasis_monai.volumes import read_volume
 
     n = world.atlases.shape[1]
     settings, segmenter = load_model(model, "cpu", n)

@@ -34,14 +34,16 @@ def segment(model: str, scan: str, output: str, born: float) -> Stages:
         for name in modules:
             __import__(name)
         stages.leave()
-    from oasis_monai.startup import import_monai_lightly
+    from oasis_monai.utils.startup import import_monai_lightly
 
     stages.enter("import monai")
     import_monai_lightly()
     stages.leave()
-    from oasis_monai import __main__, align, estimator, features, files, grids, library, overlays, preprocess, volumes
+    from oasis_monai import __main__, align, estimator, features, grids, library, overlays, preprocess
     from oasis_monai import model as models
     from oasis_monai import segment as segmenting
+    from oasis_monai.data import io as volumes
+    from oasis_monai.utils import files
 
     for owner, name, stage in (
         (files, "file_digest", "checksums"),
@@ -76,7 +78,7 @@ def trainers(model: str, root: str) -> dict[str, Any]:
     import torch
 
     from oasis_monai import estimation, supervised, training
-    from oasis_monai.cases import find_cases
+    from oasis_monai.data.cases import find_cases
     from oasis_monai.model import load_model
     from oasis_monai.prepare import prepare
 
@@ -148,7 +150,7 @@ def main() -> None:
             parts.append(f"## Training step, {name}\n\n" + text(spent, STEPS))
     print("\n\n".join(parts))
     if options.output:
-        from oasis_monai.files import write_text
+        from oasis_monai.utils.files import write_text
 
         write_text(options.output / "profile.md", "\n\n".join(parts) + "\n")
 

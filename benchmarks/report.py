@@ -15,7 +15,7 @@ def write(rows: Sequence[Row], failed: Sequence[tuple[str, str]], folder: Path, 
     """Write ``speed.csv``, ``speed.md`` and ``speed.png``; methods that failed are named in the table."""
     if not rows:
         return
-    from oasis_monai.files import write_text
+    from oasis_monai.utils.files import write_text
 
     folder.mkdir(parents=True, exist_ok=True)
     with open(folder / "speed.csv", "w", newline="", encoding="utf-8") as stream:

@@ -67,7 +67,7 @@ def main() -> int:
 
     root = options.data
     if root is None:
-        from oasis_monai.phantom import write_phantom
+        from oasis_monai.data.phantom import write_phantom
 
         root = str(options.work / "phantom")
         write_phantom(root)

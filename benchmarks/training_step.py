@@ -17,7 +17,7 @@ from monai.losses import DiceCELoss
 
 from oasis_monai import lite_training
 from oasis_monai.estimator import SliceNet
-from oasis_monai.precision import made_for_bfloat16
+from oasis_monai.utils.device import made_for_bfloat16
 
 SLICES, SIDE, CLASSES, ATLASES = 12, 96, 2, 2
 

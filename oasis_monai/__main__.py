@@ -122,9 +122,9 @@ def first_look() -> Any:
     from hydra.experimental.callback import Callback
 
     def look(config: Any, mode: str) -> None:
-        from oasis_monai.errors import ConfigError
-        from oasis_monai.files import claimed
         from oasis_monai.tasks import OWN_FOLDER
+        from oasis_monai.utils.errors import ConfigError
+        from oasis_monai.utils.files import claimed
 
         HydraConfig.instance().set_config(config)  # the folder's name may say ${hydra:...}
         key = f"hydra.{mode}.dir"
@@ -167,8 +167,8 @@ def _telling(one_of_many: bool = False) -> Iterator[None]:
 
 def _explained(error: Exception) -> list[str]:
     """What an error that is the input's or the machine's fault says to the user; nothing for one of the program's own."""
-    from oasis_monai.errors import OasisError, system_fault
-    from oasis_monai.memory import first_line, out_of_memory
+    from oasis_monai.utils.errors import OasisError, system_fault
+    from oasis_monai.utils.memory import first_line, out_of_memory
 
     if isinstance(error, OasisError):
         return str(error).splitlines()
@@ -207,8 +207,8 @@ def _compose_and_run() -> None:
     try:
         import hydra
 
-        from oasis_monai import interrupts
-        from oasis_monai.data_files import check_data_files
+        from oasis_monai.data.dataset_yaml import check_data_files
+        from oasis_monai.utils import interrupts
 
         with _telling():
             check_data_files(sys.argv[1:])

@@ -10,11 +10,12 @@ import torch
 from torch import nn
 
 from oasis_monai import warp as warping
-from oasis_monai.files import digest, load_if_whole, save_tensors
 from oasis_monai.fusion import overlap
 from oasis_monai.library import AtlasLibrary
-from oasis_monai.memory import Batched
-from oasis_monai.precision import halved
+from oasis_monai.utils.device import halved
+from oasis_monai.utils.files import digest
+from oasis_monai.utils.memory import Batched
+from oasis_monai.utils.tensor_files import load_if_whole, save_tensors
 
 Warped = tuple[slice, torch.Tensor | None, torch.Tensor]
 
@@ -42,7 +43,7 @@ class Aligner(Batched):
             structures for a joint STM.
         device: where it runs.
         batch: pairs per forward pass, and the most warped atlases held in memory at once.
-        half: run the network in bfloat16, see :func:`oasis_monai.precision.halved`.
+        half: run the network in bfloat16, see :func:`oasis_monai.utils.device.halved`.
     """
 
     def __init__(self, model: nn.Module, device: str | torch.device = "cpu", batch: int = 8, half: bool | None = None) -> None:

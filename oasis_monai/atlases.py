@@ -17,16 +17,16 @@ from typing import Any
 import torch
 
 from oasis_monai import model as folders
-from oasis_monai.errors import ConfigError, DataError, Fault
+from oasis_monai.data.types import Case, Preprocessed
 from oasis_monai.estimation import estimate_library
 from oasis_monai.features import Embedder
-from oasis_monai.files import file_digest, locked, write_json
 from oasis_monai.grid_text import aligned_text
 from oasis_monai.library import AtlasLibrary, build_library
 from oasis_monai.preprocess import PreprocessCache
 from oasis_monai.segment import Segmenter
 from oasis_monai.settings import Settings
-from oasis_monai.types import Case, Preprocessed
+from oasis_monai.utils.errors import ConfigError, DataError, Fault
+from oasis_monai.utils.files import file_digest, locked, write_json
 
 SAME = 1e-3
 """Two normalised images that differ by no more (in standard deviations) are one scan; a file format rounds its affine."""
@@ -70,7 +70,7 @@ def add_atlas(
             view, or a scan that is in the library under another id.
         OasisError: it is no model folder, or a file of it has changed.
     """
-    from oasis_monai.cases import find_cases
+    from oasis_monai.data.cases import find_cases
 
     scans = find_cases(image, "folder")
     if len(scans) != 1:

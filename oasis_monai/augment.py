@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import torch
 from torch.nn import functional as F
 
-from oasis_monai.sampling import enlarge, sample_volume
+from oasis_monai.utils.interpolation import enlarge, sample_volume
 
 
 @dataclass(frozen=True)

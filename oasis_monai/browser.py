@@ -14,9 +14,10 @@ from typing import Any
 import numpy as np
 import torch
 
-from oasis_monai.files import digest, load_tensors, save_tensors
 from oasis_monai.segnets import NETWORKS
 from oasis_monai.tables import method_name
+from oasis_monai.utils.files import digest
+from oasis_monai.utils.tensor_files import load_tensors, save_tensors
 
 MARGIN_MM = 30.0
 _RESULT = "result/"

@@ -12,8 +12,8 @@ from typing import Any
 import numpy as np
 
 from oasis_monai.browser import CaseView
-from oasis_monai.files import atomic_path
 from oasis_monai.overlays import RESULT_COLOUR, TRUTH_COLOUR, contour, display
+from oasis_monai.utils.files import atomic_path
 
 LEVELS = {"apex": 1 / 6, "mid": 1 / 2, "base": 5 / 6}
 

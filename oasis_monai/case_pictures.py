@@ -10,10 +10,10 @@ from typing import Any
 
 import numpy as np
 
+from oasis_monai.data.types import Segmentation
 from oasis_monai.prepare import Prepared
 from oasis_monai.settings import Settings
 from oasis_monai.tables import method_name
-from oasis_monai.types import Segmentation
 
 Key = tuple[str, int]
 """A method and its number of atlases; 0 for a network that uses none."""
@@ -21,7 +21,7 @@ Key = tuple[str, int]
 
 def keep_label(settings: Settings, run_dir: Path, result: Segmentation, method: str, n: int) -> bytes:
     """Write label and probability where asked for; -> the label packed small, for the pictures drawn at the end."""
-    from oasis_monai.volumes import write_label, write_probability
+    from oasis_monai.data.io import write_label, write_probability
 
     name = f"{result.case}__{method_name(method, n)}"
     path = run_dir / "segmentations" / f"{name}.nii.gz"
@@ -52,7 +52,7 @@ def browse(
         weights: by method and n, per image, one per atlas.
     """
     from oasis_monai.browser import write_browser
-    from oasis_monai.volumes import to_canonical
+    from oasis_monai.data.io import to_canonical
 
     n = 6 if 6 in settings.n else max(settings.n)
     shown = {method_name(*key): result for key, result in labels.items() if key[1] in (0, n)}
@@ -78,8 +78,8 @@ def draw_overlays(
     settings: Settings, prepared: Prepared, rows: list[dict[str, Any]], kept: Mapping[tuple[str, str, int], bytes], run_dir: Path
 ) -> set[Path]:
     """Draw the cases at even ranks from the last method's worst to its best, for every method and n; -> the pictures."""
+    from oasis_monai.data.io import read_volume, to_canonical
     from oasis_monai.overlays import overlay
-    from oasis_monai.volumes import read_volume, to_canonical
 
     whole = [r for r in rows if r["region"] == "whole" and r["method"] == settings.methods[-1]]
     dsc: dict[str, list[float]] = defaultdict(list)

@@ -12,10 +12,10 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 
-from oasis_monai.errors import DataError, Fault
+from oasis_monai.data.io import read_volume
+from oasis_monai.data.types import Case, Geometry, Volume
 from oasis_monai.preprocess import Preprocessing, outside_view, view_faults
-from oasis_monai.types import Case, Geometry, Volume
-from oasis_monai.volumes import read_volume
+from oasis_monai.utils.errors import DataError, Fault
 
 SPACING_MM = (0.1, 20.0)  # plausible voxel sizes of a clinical scan
 IN_PLANE_RATIO = 1.5  # between the two finer spacings; a scanner's pixels are square
@@ -32,7 +32,7 @@ def check_cases(
 ) -> list[Fault]:
     """Read every case and list everything wrong with the data set; a bad case never hides another.
 
-    Errors (the case cannot be used, or would falsify the result): whatever :func:`~oasis_monai.volumes.read_volume` refuses,
+    Errors (the case cannot be used, or would falsify the result): whatever :func:`~oasis_monai.data.io.read_volume` refuses,
     a constant image, a label without foreground, the same voxels under two ids when they are labelled (such a scan could be
     an atlas for itself), an id given twice.
 

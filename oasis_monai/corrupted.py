@@ -11,19 +11,20 @@ import torch
 
 from oasis_monai.align import FieldCache
 from oasis_monai.corruptions import CORRUPTIONS, CORRUPTIONS_VERSION, drawn, left
-from oasis_monai.errors import naming
+from oasis_monai.data.folds import Fold
+from oasis_monai.data.io import read_volume
+from oasis_monai.data.types import Preprocessed, Segmentation, Selection, Volume
 from oasis_monai.features import Embedder, embedder, target_features
-from oasis_monai.files import digest
 from oasis_monai.fold_models import STM, FoldModel, FoldModels
-from oasis_monai.folds import Fold
 from oasis_monai.place import STAY
-from oasis_monai.prepare import Prepared, resolve_device
+from oasis_monai.prepare import Prepared
 from oasis_monai.preprocess import restore_all
 from oasis_monai.quality import overlap_counts
 from oasis_monai.segment import INTERPOLATION, Result, Segmenter
 from oasis_monai.settings import Settings
-from oasis_monai.types import Preprocessed, Segmentation, Selection, Volume
-from oasis_monai.volumes import read_volume
+from oasis_monai.utils.device import resolve_device
+from oasis_monai.utils.errors import naming
+from oasis_monai.utils.files import digest
 
 Rows = list[tuple[dict[str, Any], torch.Tensor]]
 """Score rows with their ``corruption``, each with the counts of :func:`oasis_monai.quality.agreement`."""

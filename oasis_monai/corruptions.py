@@ -17,8 +17,8 @@ from dataclasses import replace
 import numpy as np
 import torch
 
-from oasis_monai.types import Geometry, Volume
-from oasis_monai.volumes import canonical_axes
+from oasis_monai.data.io import canonical_axes
+from oasis_monai.data.types import Geometry, Volume
 
 CORRUPTIONS_VERSION = 1
 """Raise it with every change that alters a corrupted voxel: what was made of the copies before is then never read."""

@@ -19,13 +19,13 @@ import torch
 from oasis_monai.align import FieldCache
 from oasis_monai.case_pictures import Key, browse, draw_overlays, forget_others, keep_label
 from oasis_monai.corrupted import Rows, corrupted_rows
-from oasis_monai.errors import naming
+from oasis_monai.data.folds import Fold, Split, patient_groups
+from oasis_monai.data.io import read_volume
+from oasis_monai.data.types import Case, Geometry, Preprocessed, Segmentation, Selection, Volume
 from oasis_monai.features import embedder, target_features
-from oasis_monai.files import write_json
 from oasis_monai.fold_models import STM, FoldModel, FoldModels, calibration_path
-from oasis_monai.folds import Fold, Split, patient_groups
 from oasis_monai.metrics import score_case
-from oasis_monai.prepare import Log, Prepared, find_and_check, prepare, resolve_device, split_of
+from oasis_monai.prepare import Log, Prepared, find_and_check, prepare, split_of
 from oasis_monai.preprocess import restore_all
 from oasis_monai.quality_tables import (
     keep_calibrations,
@@ -39,8 +39,9 @@ from oasis_monai.record import Clock, run_record
 from oasis_monai.segment import Result, Segmenter, needs_estimate, result_keys
 from oasis_monai.settings import Settings
 from oasis_monai.tables import read_scores, summarise, write_scores, write_summary
-from oasis_monai.types import Case, Geometry, Preprocessed, Segmentation, Selection, Volume
-from oasis_monai.volumes import read_volume
+from oasis_monai.utils.device import resolve_device
+from oasis_monai.utils.errors import naming
+from oasis_monai.utils.files import write_json
 from oasis_monai.workers import train_ahead
 
 
@@ -302,7 +303,7 @@ def _native(settings: Settings, case: Case) -> Volume:
 def _rows(
     settings: Settings, protocol: str, fold: int, result: Segmentation, reference: np.ndarray, method: str, n: int
 ) -> list[dict[str, Any]]:
-    from oasis_monai.volumes import to_canonical
+    from oasis_monai.data.io import to_canonical
 
     label, spacing_mm = to_canonical(result.label.numpy(), result.geometry.affine)
     truth, _ = to_canonical(reference, result.geometry.affine)

@@ -24,7 +24,7 @@ from torch import distributed as dist
 from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from oasis_monai.errors import ConfigError, OasisError
+from oasis_monai.utils.errors import ConfigError, OasisError
 
 if TYPE_CHECKING:
     from oasis_monai.fitting import Trainer

@@ -14,13 +14,14 @@ from oasis_monai.align import foreground, one_hot
 from oasis_monai.augment import Augmentation
 from oasis_monai.beside import beside_atlases, flanking
 from oasis_monai.between import shape_between
-from oasis_monai.estimator import Estimator, EstimatorSettings, SliceNet, SliceNets, check_size, pool
-from oasis_monai.files import load_if_whole, save_tensors
+from oasis_monai.estimator import Estimator, EstimatorSettings, SliceNet, SliceNets, check_size
 from oasis_monai.fitting import Trainer, TrainingSettings, fit, generator, load_weights
 from oasis_monai.library import AtlasLibrary
-from oasis_monai.precision import halved
 from oasis_monai.segnets import NetworkSettings
 from oasis_monai.supervised import Predictor, train_network
+from oasis_monai.utils.device import halved
+from oasis_monai.utils.interpolation import pool
+from oasis_monai.utils.tensor_files import load_if_whole, save_tensors
 
 FILE = "estimator.safetensors"
 MEMBER_SEED = 1000  # between the members of a fold; folds are 1 apart

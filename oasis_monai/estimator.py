@@ -21,10 +21,10 @@ from torch.nn import functional as F
 
 from oasis_monai import lite_training
 from oasis_monai.batch_norms import without_batch_norms
-from oasis_monai.errors import ConfigError
-from oasis_monai.memory import Batched
-from oasis_monai.precision import careful, halved
-from oasis_monai.sampling import enlarge
+from oasis_monai.utils.device import careful, halved
+from oasis_monai.utils.errors import ConfigError
+from oasis_monai.utils.interpolation import enlarge, pool
+from oasis_monai.utils.memory import Batched
 
 DESIGN = 2  # part of the identity of every joint model; raise it when the same settings would train other networks
 BESIDE = 4  # of those that are shown atlases: raise it when others would be chosen, or shown in another way
@@ -271,7 +271,7 @@ class Estimator(Batched):
         mirror, views: see :class:`EstimatorSettings`.
         device: where it runs.
         batch: slices per forward pass.
-        half: run the networks in bfloat16, see :func:`oasis_monai.precision.halved`.
+        half: run the networks in bfloat16, see :func:`oasis_monai.utils.device.halved`.
         whole: the volume network, (B, 1, \\*s) -> (B, C, \\*s) probabilities on a grid coarser by ``stride``; None without.
     """
 
@@ -349,8 +349,3 @@ class Estimator(Batched):
                 coarse = (coarse + self.whole(pooled.flip(2)).flip(2)) / 2
         fine = enlarge(coarse, image.shape[1:])[0]
         return torch.stack([by_slices, fine])
-
-
-def pool(volumes: torch.Tensor, stride: Sequence[int]) -> torch.Tensor:
-    """(B, c, x, y, z) on the grid coarser by ``stride``: the mean of every block."""
-    return F.avg_pool3d(volumes, tuple(stride))

@@ -19,9 +19,10 @@ import torch
 import torch.nn.functional as F
 
 from oasis_monai.batch_norms import without_batch_norms
-from oasis_monai.errors import ConfigError, DataError, Fault, OasisError
-from oasis_monai.files import digest, file_digest, load_if_whole, save_tensors
-from oasis_monai.types import Preprocessed
+from oasis_monai.data.types import Preprocessed
+from oasis_monai.utils.errors import ConfigError, DataError, Fault, OasisError
+from oasis_monai.utils.files import digest, file_digest
+from oasis_monai.utils.tensor_files import load_if_whole, save_tensors
 
 NAMES = ("efficientnet-lite0", "densenet121", "intensity", "random")
 DENSENET_URL = "https://download.pytorch.org/models/densenet121-a639ec97.pth"

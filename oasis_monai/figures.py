@@ -16,11 +16,11 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from oasis_monai.files import atomic_path
 from oasis_monai.quality_tables import QualityGroup
 from oasis_monai.statistics import interval
 from oasis_monai.study_tables import PRINTED
 from oasis_monai.tables import PROTOCOLS, method_rank
+from oasis_monai.utils.files import atomic_path
 
 # Okabe and Ito's palette, legible on white and on near-black to colour-blind eyes too; a line's dash and marker differ as well
 COLOURS = ("#0072b2", "#e69f00", "#009e73", "#d55e00", "#cc79a7", "#56b4e9", "#8a8f98", "#b8a100")

@@ -19,9 +19,10 @@ import torch
 from torch import nn
 
 from oasis_monai import distributed
-from oasis_monai.errors import ConfigError, OasisError
-from oasis_monai.files import load_if_whole, save_tensors, write_text
-from oasis_monai.memory import first_line, out_of_memory
+from oasis_monai.utils.errors import ConfigError, OasisError
+from oasis_monai.utils.files import write_text
+from oasis_monai.utils.memory import first_line, out_of_memory
+from oasis_monai.utils.tensor_files import load_if_whole, save_tensors
 
 TRAINING_VERSION = 2  # part of every checkpoint's key; raise it when the same settings would train differently
 SCHEDULES = ("constant", "cosine", "warm_cosine")

@@ -16,8 +16,8 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 import numpy as np
 import torch
 
-from oasis_monai.sampling import along_axis
-from oasis_monai.types import Geometry
+from oasis_monai.data.types import Geometry
+from oasis_monai.utils.interpolation import along_axis
 
 TIE = 1e-6  # probabilities this close are equal: six weights of 1/6 sum to a hair under 1/2, and in any order to another hair
 SAME_SPACING = 1e-3  # spacings this close (relative) count as equal: headers carry rounded numbers

@@ -14,7 +14,7 @@ from collections.abc import Sequence
 import numpy as np
 import torch
 
-from oasis_monai.sampling import along_axis
+from oasis_monai.utils.interpolation import along_axis
 
 LOCAL_MM = 15.0
 """Default standard deviation of the Gaussian neighbourhood: wider than a gland's nodules, narrower than a coil's reach."""

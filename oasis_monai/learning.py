@@ -10,12 +10,12 @@ from typing import Any
 import pandas as pd
 
 from oasis_monai import tables
-from oasis_monai.errors import DataError, Fault
-from oasis_monai.files import write_text
 from oasis_monai.grid_text import Cell, Grid, best_bold, interval_text
 from oasis_monai.statistics import interval, wilcoxon
 from oasis_monai.study_tables import Table
 from oasis_monai.tables import method_rank
+from oasis_monai.utils.errors import DataError, Fault
+from oasis_monai.utils.files import write_text
 
 ROW = ["train_cases", "case", "label", "region", "method"]
 """What a row of the learning curve is known by: a method has one n at a size."""

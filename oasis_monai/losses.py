@@ -135,7 +135,7 @@ class RegistrationLoss:
     _parts: tuple[Callable, Callable] = field(init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
-        from oasis_monai.errors import ConfigError
+        from oasis_monai.utils.errors import ConfigError
 
         if self.similarity not in SIMILARITIES:
             raise ConfigError("loss.similarity", f"one of {sorted(SIMILARITIES)}", self.similarity)

@@ -25,16 +25,14 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal, get_args
+from typing import Literal
 
 import numpy as np
 
-from .errors import ConfigError, DataError, Fault
+from oasis_monai.data.types import REGIONS, Region
+from oasis_monai.utils.errors import ConfigError, DataError, Fault
 
-Region = Literal["whole", "apex", "mid", "base"]
 Status = Literal["ok", "miss", "false_positive", "absent"]
-REGIONS: tuple[Region, ...] = get_args(Region)
-
 # A distance transform costs about 0.15 us per voxel of the box that holds both masks, a k-d tree about 5 us per surface voxel.
 # Both are exact; one stray voxel in a far corner makes the box the whole image and the tree over ten times faster.
 _VOXELS_PER_POINT = 50

@@ -16,16 +16,14 @@ from typing import Any, TypeVar
 import torch
 
 from oasis_monai.align import Aligner, LoaTable
-from oasis_monai.errors import ConfigError, OasisError
+from oasis_monai.data.folds import Fold, Split
 from oasis_monai.estimation import make_estimator, make_whole
 from oasis_monai.estimator import Estimator
 from oasis_monai.features import Embedder, embedder
-from oasis_monai.files import digest, file_digest, load_tensors, locked, save_tensors, write_json
 from oasis_monai.fitting import load_weights
 from oasis_monai.fold_models import FoldModels, calibration_path, voice
-from oasis_monai.folds import Fold, Split
 from oasis_monai.library import AtlasLibrary
-from oasis_monai.prepare import check_pairs, find_and_check, prepare, resolve_device
+from oasis_monai.prepare import check_pairs, find_and_check, prepare
 from oasis_monai.quality import Calibration
 from oasis_monai.quality_tables import calibrations_of, plain_calibrations, read_calibrations
 from oasis_monai.record import Clock, run_record
@@ -34,6 +32,10 @@ from oasis_monai.segnets import make_network
 from oasis_monai.settings import Settings, build
 from oasis_monai.supervised import Predictor
 from oasis_monai.training import make_stm
+from oasis_monai.utils.device import resolve_device
+from oasis_monai.utils.errors import ConfigError, OasisError
+from oasis_monai.utils.files import digest, file_digest, locked, write_json
+from oasis_monai.utils.tensor_files import load_tensors, save_tensors
 
 FORMAT = 2  # of 1 the classes of several structures may be numbered by their order in a YAML file, which is not kept
 STM_PART, LIBRARY_PART, LOA_FILE = "stm.safetensors", "library.safetensors", "loa.safetensors"

@@ -14,7 +14,7 @@ from collections.abc import Iterator
 
 import torch
 
-from oasis_monai.errors import ConfigError, DataError, Fault
+from oasis_monai.utils.errors import ConfigError, DataError, Fault
 
 DISTANCES = ("l2", "zscore", "variance")
 QUERIES = 1024  # queries ranked at a time

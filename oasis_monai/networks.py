@@ -18,8 +18,8 @@ import torch
 from torch import nn
 
 from oasis_monai import warp as warping
-from oasis_monai.errors import ConfigError
-from oasis_monai.precision import careful
+from oasis_monai.utils.device import careful
+from oasis_monai.utils.errors import ConfigError
 
 BODIES = ("unet", "voxelmorph", "localnet")
 

@@ -12,8 +12,8 @@ from typing import Any
 
 import numpy as np
 
-from oasis_monai.errors import DataError, Fault
-from oasis_monai.files import atomic_path
+from oasis_monai.utils.errors import DataError, Fault
+from oasis_monai.utils.files import atomic_path
 
 TRUTH_COLOUR, RESULT_COLOUR = "#ff2a2a", "#ffe100"  # red and yellow, as in the paper's Fig. 4
 _LINE_STYLES: tuple[Any, ...] = ("solid", "dashed", "dotted", "dashdot")

@@ -17,8 +17,8 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
+from oasis_monai.data.types import Preprocessed
 from oasis_monai.quality import overlap_counts
-from oasis_monai.types import Preprocessed
 
 SLACK = 2.0  # voxels beyond the farthest atlas that are not far
 PART = 0.5  # of the smallest atlas's foreground: less is not found

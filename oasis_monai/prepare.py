@@ -9,14 +9,16 @@ from pathlib import Path
 
 import torch
 
-from oasis_monai.errors import ConfigError, DataError, Fault, naming
-from oasis_monai.files import digest, write_json
-from oasis_monai.folds import Split, limit_training, make_split
+from oasis_monai.data.cases import DataSettings
+from oasis_monai.data.folds import Split, limit_training, make_split
+from oasis_monai.data.types import Case, Preprocessed
 from oasis_monai.library import AtlasLibrary, build_library
 from oasis_monai.preprocess import PreprocessCache
 from oasis_monai.segment import needs_alignment, needs_atlases
-from oasis_monai.settings import DataSettings, Settings
-from oasis_monai.types import Case, Preprocessed
+from oasis_monai.settings import Settings
+from oasis_monai.utils.device import resolve_device
+from oasis_monai.utils.errors import ConfigError, DataError, Fault, naming
+from oasis_monai.utils.files import digest, write_json
 
 Log = Callable[[str], None]
 
@@ -90,7 +92,7 @@ def surveyed(data: DataSettings) -> tuple[list[Case], list[Fault]]:
     Raises:
         DataError: the folder is absent, or ``data.only`` names what is not there.
     """
-    from oasis_monai.cases import survey
+    from oasis_monai.data.cases import survey
 
     if not data.root:
         raise ConfigError("data.root", "the folder of the data set", data.root, "add data.root=PATH")
@@ -103,7 +105,7 @@ def surveyed(data: DataSettings) -> tuple[list[Case], list[Fault]]:
 
 
 def _files(case: Case) -> list[Path]:
-    from oasis_monai.headers import data_files
+    from oasis_monai.data.formats.dispatch import data_files
 
     files: list[Path] = []
     for path in (case.image, case.label):
@@ -134,18 +136,6 @@ def prepare(settings: Settings, cases: list[Case], cache: Path | None, log: Log)
     content = {c.id: digest([store.content(p) for p in (c.image, c.label) if p is not None]) for c in cases}
     scans = {c.id: store.content(c.image) for c in cases}
     return Prepared({c.id: c for c in cases}, targets, library, content, scans)
-
-
-def resolve_device(name: str) -> str:
-    """``auto`` is the GPU where there is one. A GPU asked for but absent is an error, not a slow run."""
-    if name == "auto":
-        return "cuda" if torch.cuda.is_available() else "cpu"
-    try:
-        torch.empty(0, device=name)
-    except (RuntimeError, AssertionError) as error:
-        reason = str(error).splitlines()[0][:120]
-        raise ConfigError("device", "cpu, auto, or a GPU this machine has", name, f"set device=auto ({reason})") from error
-    return name
 
 
 def check_pairs(settings: Settings, split: Split) -> None:

@@ -21,11 +21,14 @@ from typing import Any
 import numpy as np
 import torch
 
-from oasis_monai import grids, headers, volumes
-from oasis_monai.errors import ConfigError, Fault
-from oasis_monai.files import digest, file_digest, load_if_whole, save_tensors
+from oasis_monai import grids
+from oasis_monai.data import io as volumes
+from oasis_monai.data.formats import dispatch as headers
+from oasis_monai.data.types import Case, Geometry, Preprocessed, Segmentation, Volume
 from oasis_monai.intensity import LOCAL_MM, local_z_score
-from oasis_monai.types import Case, Geometry, Preprocessed, Segmentation, Volume
+from oasis_monai.utils.errors import ConfigError, Fault
+from oasis_monai.utils.files import digest, file_digest
+from oasis_monai.utils.tensor_files import load_if_whole, save_tensors
 
 PREPROCESS_VERSION = 1
 """Raise it with every change that alters a preprocessed voxel: cached tensors of other versions are then never read."""

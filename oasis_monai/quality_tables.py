@@ -15,8 +15,6 @@ import pandas as pd
 import torch
 
 from oasis_monai.corruptions import UNTOUCHED
-from oasis_monai.errors import DataError, Fault
-from oasis_monai.files import locked, write_json, write_text
 from oasis_monai.quality import (
     FAILURE,
     SOURCES,
@@ -29,6 +27,8 @@ from oasis_monai.quality import (
     uncalibrated,
 )
 from oasis_monai.tables import method_name
+from oasis_monai.utils.errors import DataError, Fault
+from oasis_monai.utils.files import locked, write_json, write_text
 
 COLUMNS = ("protocol", "fold", "case", "method", "n", "label", "corruption", *SOURCES, "predicted_dsc", "flag", "dsc")
 Key = tuple[str, str, int]  # case, method, n

@@ -16,7 +16,7 @@ from typing import Any
 import torch
 
 from oasis_monai import __version__
-from oasis_monai.folds import Split
+from oasis_monai.data.folds import Split
 from oasis_monai.settings import Settings
 
 PACKAGES = ("torch", "monai", "itk", "nibabel", "numpy", "scipy", "pandas", "hydra-core", "safetensors")
@@ -48,7 +48,7 @@ def commit() -> str | None:
 
 def run_record(task: str, settings: Settings, split: Split | None, cases: int, seconds: Mapping[str, float]) -> dict[str, Any]:
     """The content of ``run.json``, plain JSON values."""
-    from oasis_monai.prepare import resolve_device
+    from oasis_monai.utils.device import resolve_device
 
     data = settings.data
     device = resolve_device(settings.device)

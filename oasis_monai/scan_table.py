@@ -10,8 +10,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from oasis_monai.files import write_text
 from oasis_monai.grid_text import aligned_text
+from oasis_monai.utils.files import write_text
 
 DONE, FLAGGED, SKIPPED, FAILED = "done", "flagged", "skipped", "failed"
 FILE = "segment.csv"

@@ -13,12 +13,12 @@ import torch
 
 from oasis_monai import flags
 from oasis_monai.align import KeptFields
-from oasis_monai.errors import ConfigError, DataError, Fault
+from oasis_monai.data.formats.dispatch import ENDINGS, ending, remove_array
+from oasis_monai.data.io import named, read_volume
+from oasis_monai.data.types import Case, Preprocessed, Segmentation, Selection
 from oasis_monai.features import Embedder, target_features
-from oasis_monai.files import file_digest, write_json
 from oasis_monai.fusion import decide
 from oasis_monai.grids import inside
-from oasis_monai.headers import ENDINGS, ending
 from oasis_monai.library import AtlasLibrary
 from oasis_monai.model import calibrations, load_model, model_embedder, voxel_volume_ml
 from oasis_monai.preprocess import PreprocessCache, restore
@@ -27,10 +27,9 @@ from oasis_monai.quality_tables import calibration_for
 from oasis_monai.scan_table import FAILED, Row, read_told, row_of, table_text, with_earlier, write_table
 from oasis_monai.segment import Result, Segmenter, check_choice, check_methods, result_keys
 from oasis_monai.settings import Settings
-from oasis_monai.types import Case, Preprocessed, Segmentation, Selection
-from oasis_monai.volumes import named, read_volume
+from oasis_monai.utils.errors import ConfigError, DataError, Fault
+from oasis_monai.utils.files import file_digest, write_json
 from oasis_monai.warp import folding_voxels
-from oasis_monai.writers import remove_array
 
 FORMATS = tuple(e.removeprefix(".") for e in ENDINGS)
 DICOM_RESULT = ".nii.gz"  # what a DICOM series gets where nothing else is asked for
@@ -52,7 +51,7 @@ def segment_scans(
     log: Log = print,
     file_format: str | None = None,
 ) -> list[Fault]:
-    """Segment one scan or every scan of a folder (see :func:`oasis_monai.cases.find_cases`, layout ``folder``).
+    """Segment one scan or every scan of a folder (see :func:`oasis_monai.data.cases.find_cases`, layout ``folder``).
 
     A scan is finished when its JSON file is there, which is written last; finished scans are skipped unless ``overwrite``. At the
     end, also when it is interrupted, ``segment.csv`` tells of all scans of the output folder.
@@ -69,7 +68,7 @@ def segment_scans(
         OasisError: no model, or no scans.
         OSError: the disk is full or cannot be written.
     """
-    from oasis_monai.cases import find_cases
+    from oasis_monai.data.cases import find_cases
 
     if method is not None:
         check_methods([method])
@@ -302,8 +301,8 @@ class _Run:
 
     def _write(self, case: Case, told: dict[str, Any], found: Segmentation, probability_file: Path) -> None:
         """Label, probability and picture of one scan."""
+        from oasis_monai.data.io import read_image, to_canonical, write_label, write_probability
         from oasis_monai.overlays import overlay
-        from oasis_monai.volumes import read_image, to_canonical, write_label, write_probability
 
         (self.output / f"{case.id}.json").unlink(missing_ok=True)  # it would tell of a label that is being replaced
         write_label(self.output / told["label"], found.label, found.geometry, self.settings.data.label_values)

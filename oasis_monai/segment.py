@@ -12,14 +12,14 @@ from oasis_monai import fusion
 from oasis_monai.align import Aligner, FieldCache, LoaTable, Warped, one_hot, with_structures
 from oasis_monai.beside import beside_atlases, flanking
 from oasis_monai.between import shape_between
-from oasis_monai.errors import ConfigError
+from oasis_monai.data.types import Preprocessed, Selection
 from oasis_monai.estimator import Estimator, with_neighbours
 from oasis_monai.library import AtlasLibrary
 from oasis_monai.losses import ncc
 from oasis_monai.nearest import Pair, nearest
 from oasis_monai.place import STAY, Move, Places, followed
 from oasis_monai.quality import agreement, consensus
-from oasis_monai.types import Preprocessed, Selection
+from oasis_monai.utils.errors import ConfigError
 
 INTERPOLATION = "interpolation"
 METHODS = {

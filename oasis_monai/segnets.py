@@ -18,8 +18,8 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from oasis_monai.errors import ConfigError
-from oasis_monai.precision import careful
+from oasis_monai.utils.device import careful
+from oasis_monai.utils.errors import ConfigError
 
 NETWORKS = {"ConvNet2D": 2, "ConvNet3D": 3, "U-Net2D": 2, "U-Net3D": 3, "DynU-Net2D": 2, "DynU-Net3D": 3}
 """Method name -> spatial dimensions."""

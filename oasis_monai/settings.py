@@ -8,80 +8,24 @@ from __future__ import annotations
 
 import dataclasses
 import math
-import types
-import typing
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 from oasis_monai.augment import Augmentation
 from oasis_monai.corruptions import CORRUPTIONS
-from oasis_monai.errors import ConfigError
+from oasis_monai.data.cases import DataSettings
+from oasis_monai.data.folds import PROTOCOLS
 from oasis_monai.estimator import EstimatorSettings, check_size
 from oasis_monai.fitting import TrainingSettings
-from oasis_monai.folds import PROTOCOLS
 from oasis_monai.losses import RegistrationLoss
-from oasis_monai.metrics import REGIONS
 from oasis_monai.networks import StmSettings
 from oasis_monai.preprocess import Preprocessing
 from oasis_monai.segment import INTERPOLATION, JOINT_METHODS, METHODS, check_methods, needs_estimate
 from oasis_monai.segnets import NETWORKS, NetworkSettings
-
-T = TypeVar("T")
-LABELLED = ("promise12", "msd")
-"""Layouts of :func:`oasis_monai.cases.find_cases` that have labels."""
-
-
-@dataclass(frozen=True)
-class DataSettings:
-    """A labelled data set (``conf/data``).
-
-    Args:
-        name: how reports call it.
-        root: its folder.
-        layout: ``promise12`` or ``msd``, see :func:`oasis_monai.cases.find_cases`.
-        labels: class name -> value in the label files; 0 is the background. Other values in a file are an error. Classes are
-            numbered by these values, whatever the order here: a JSON file, where a model keeps them, has an order of its own.
-        regions: parts of a structure to score beside the whole: thirds along the axial axis.
-        only: case ids to use; empty for all.
-        citation, licence: printed in the report.
-        source: what ``oasis-monai download`` fetches for it, see :func:`oasis_monai.sources.find_source`.
-    """
-
-    name: str = "dataset"
-    root: str = ""
-    layout: str = "promise12"
-    labels: Mapping[str, int] = field(default_factory=lambda: {"prostate": 1})
-    regions: tuple[str, ...] = ("whole", "apex", "mid", "base")
-    only: tuple[str, ...] = ()
-    citation: str = ""
-    licence: str = ""
-    source: str = ""
-
-    def __post_init__(self) -> None:
-        object.__setattr__(self, "labels", dict(self.labels))
-        object.__setattr__(self, "regions", tuple(self.regions))
-        object.__setattr__(self, "only", tuple(str(case) for case in self.only))
-        if self.layout not in LABELLED:
-            raise ConfigError("data.layout", f"one of {list(LABELLED)}", self.layout)
-        fine = "whole" in self.regions and len(set(self.regions)) == len(self.regions) and set(self.regions) <= set(REGIONS)
-        if not fine:  # the whole structure is what is compared, drawn and predicted
-            raise ConfigError("data.regions", f"whole and any others of {list(REGIONS)}, each once", list(self.regions))
-        values = list(self.labels.values())
-        if not values or len(set(values)) != len(values) or not all(isinstance(v, int) and 0 < v < 256 for v in values):
-            remedy = "name every value in the label files but 0, the background"
-            raise ConfigError("data.labels", "names with different values of 1 to 255", dict(self.labels), remedy)
-        object.__setattr__(self, "labels", dict(sorted(self.labels.items(), key=lambda pair: pair[1])))
-
-    @property
-    def label_values(self) -> tuple[int, ...]:
-        """The file's value of every class, background first."""
-        return (0, *self.labels.values())
-
-    @property
-    def classes(self) -> int:
-        return len(self.labels) + 1
+from oasis_monai.utils.config import make_group
+from oasis_monai.utils.errors import ConfigError
 
 
 @dataclass(frozen=True)
@@ -306,62 +250,6 @@ def _plain(value: Any) -> Any:
     if isinstance(value, Sequence) and not isinstance(value, str):
         return [_plain(v) for v in value]
     return str(value) if isinstance(value, Path) else value
-
-
-def make_group(kind: type[T], values: Any, group: str, **more: Any) -> T:
-    """``kind(**values)``, with keys of the group checked and lists made tuples."""
-    if not isinstance(values, Mapping):
-        raise ConfigError(group, "a group of settings", values)
-    known = {f.name for f in dataclasses.fields(kind) if f.init}  # type: ignore[arg-type]
-    unknown = sorted(set(values) - known)
-    if unknown:
-        raise ConfigError(
-            f"{group}.{unknown[0]}" if group else unknown[0], f"one of {sorted(known)}", "an unknown key", "correct or remove it"
-        )
-    made = {k: tuple(v) if isinstance(v, list) else v for k, v in values.items()}
-    hints = typing.get_type_hints(kind)
-    for key, value in made.items():
-        if (group, key) in IDS and isinstance(value, tuple):
-            value = made[key] = tuple(str(v) if isinstance(v, int) and not isinstance(v, bool) else v for v in value)
-        one_for_list = (group, key) in SCALARS and not isinstance(value, tuple)
-        if not _fits((value,) if one_for_list else value, hints[key]):
-            raise ConfigError(f"{group}.{key}" if group else key, _words(hints[key]), values[key])
-    return kind(**made, **more)
-
-
-SCALARS = {("", "n"), ("", "methods"), ("registration", "field_stride")}  # lists that a single value may stand for
-IDS = {("data", "only")}  # texts that a YAML file reads as numbers
-_NAMES = {int: "a whole number", float: "a number", str: "a text", bool: "true or false", types.NoneType: "null"}
-
-
-def _fits(value: Any, hint: Any) -> bool:
-    """Whether a value out of a YAML file is of a field's type. A whole number is a number; true and false are neither."""
-    arguments = typing.get_args(hint)
-    origin = typing.get_origin(hint)
-    if hint is Any:
-        return True
-    if origin in (types.UnionType, typing.Union):
-        return any(_fits(value, a) for a in arguments)
-    if origin is tuple:
-        return isinstance(value, tuple) and all(_fits(v, arguments[0]) for v in value)
-    if origin is Mapping:
-        return isinstance(value, Mapping) and all(_fits(k, arguments[0]) and _fits(v, arguments[1]) for k, v in value.items())
-    if hint is float:
-        return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
-    return isinstance(value, hint) and isinstance(value, bool) == (hint is bool)
-
-
-def _words(hint: Any) -> str:
-    """A field's type, for a message."""
-    arguments = typing.get_args(hint)
-    origin = typing.get_origin(hint)
-    if origin in (types.UnionType, typing.Union):
-        return " or ".join(_words(a) for a in arguments)
-    if origin is tuple:
-        return f"a list, each {_words(arguments[0])}"
-    if origin is Mapping:
-        return f"a map of {_words(arguments[0])} to {_words(arguments[1])}"
-    return _NAMES.get(hint, "a group of settings")
 
 
 def build(config: Mapping[str, Any]) -> Settings:

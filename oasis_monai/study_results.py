@@ -16,14 +16,14 @@ import pandas as pd
 from oasis_monai import figures, tables
 from oasis_monai.browser import load_browser
 from oasis_monai.case_grid import case_grid, ranked_cases
-from oasis_monai.files import write_text
-from oasis_monai.folds import patient_groups
+from oasis_monai.data.folds import patient_groups
 from oasis_monai.learning import learning_table, read_learning
 from oasis_monai.report import StudyParts, write_report
 from oasis_monai.segnets import NETWORKS
 from oasis_monai.settings import build
 from oasis_monai.study import Study, plan
 from oasis_monai.study_tables import Table, ablation, audit, of_volumes, table1, write_table
+from oasis_monai.utils.files import write_text
 
 FIG3_NOTE = (
     "Mean over cases, band: 95 % t-interval. Level lines: networks without atlases. A best n read off here is chosen on the very "

@@ -13,11 +13,11 @@ from typing import Any, NamedTuple
 import pandas as pd
 
 from oasis_monai import tables
-from oasis_monai.files import write_text
 from oasis_monai.grid_text import NONE, Cell, Grid, best_bold, interval_text, latex, markdown, number_text
 from oasis_monai.segnets import NETWORKS
 from oasis_monai.statistics import at_best_n, holm, interval, wilcoxon
 from oasis_monai.tables import method_name, method_rank
+from oasis_monai.utils.files import write_text
 
 PAPER_METRICS = {"arvd_percent": ("aRVD %", 1.0, False), "hd_mm": ("HD mm", 1.0, False), "dsc": ("DSC %", 100.0, True)}
 """Table 1's metrics: heading, scale, whether more is better."""

@@ -11,9 +11,9 @@ from oasis_monai.align import foreground
 from oasis_monai.augment import Augmentation
 from oasis_monai.fitting import Trainer, TrainingSettings, fit, generator
 from oasis_monai.library import AtlasLibrary
-from oasis_monai.memory import Batched
-from oasis_monai.precision import halved
 from oasis_monai.segnets import NetworkSettings, make_network
+from oasis_monai.utils.device import halved
+from oasis_monai.utils.memory import Batched
 
 
 def train_network(

@@ -20,9 +20,9 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from oasis_monai.errors import DataError, Fault
-from oasis_monai.files import write_text
 from oasis_monai.grid_text import aligned_text
+from oasis_monai.utils.errors import DataError, Fault
+from oasis_monai.utils.files import write_text
 
 KEY_COLUMNS = ("protocol", "method", "n", "label", "region", "case")
 METRICS = ("dsc", "rvd_percent", "arvd_percent", "hd_mm", "hd95_mm", "abd_mm")

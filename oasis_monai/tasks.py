@@ -8,7 +8,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from oasis_monai.errors import ConfigError, DataError
+from oasis_monai.utils.errors import ConfigError, DataError
 
 JOB_KEYS = (
     *("task", "model", "input", "output", "overwrite", "study", "format"),
@@ -47,7 +47,7 @@ def run_task(config: dict[str, Any], run_dir: Path, sweep_dir: Path | None) -> N
 
 def _alone(job: Mapping[str, Any], run_dir: Path) -> contextlib.AbstractContextManager[None]:
     """Refuse a second run into the folder the task writes to; a folder that is not given is told later."""
-    from oasis_monai.files import claimed
+    from oasis_monai.utils.files import claimed
 
     key = OWN_FOLDER.get(job["task"])
     folder = run_dir if key == "hydra.run.dir" else job.get(str(key))
@@ -73,9 +73,9 @@ def _settings(config: dict[str, Any]) -> Any:
 def _crossval(config: dict[str, Any], job: Mapping[str, Any], run_dir: Path, sweep_dir: Path | None) -> None:
     settings = _settings(config)
     from oasis_monai.crossval import crossval, join_jobs
-    from oasis_monai.files import locked
     from oasis_monai.report import write_report
     from oasis_monai.tables import read_scores, summarise, summary_text
+    from oasis_monai.utils.files import locked
 
     scores = read_scores(crossval(settings, run_dir))
     if len(scores):
@@ -150,7 +150,7 @@ def _segment(config: dict[str, Any], job: Mapping[str, Any], run_dir: Path, swee
     _require(job, model="the folder of a trained model", input="a scan or a folder of scans", output="a folder")
     if job["format"] is not None and not isinstance(job["format"], str):
         raise ConfigError("format", "null or the ending of a file", job["format"])
-    from oasis_monai.startup import import_monai_lightly
+    from oasis_monai.utils.startup import import_monai_lightly
 
     import_monai_lightly()
     from oasis_monai.scans import segment_scans
@@ -216,8 +216,7 @@ def _bundle(config: dict[str, Any], job: Mapping[str, Any], run_dir: Path, sweep
 
 
 def _download(config: dict[str, Any], job: Mapping[str, Any], run_dir: Path, sweep_dir: Path | None) -> None:
-    from oasis_monai.download import download
-    from oasis_monai.sources import find_source
+    from oasis_monai.data.download import download, find_source
 
     settings = _settings(config)
     output = job["output"] or ("" if job["msd"] else settings.data.root)
@@ -228,8 +227,8 @@ def _download(config: dict[str, Any], job: Mapping[str, Any], run_dir: Path, swe
 
 def _check(config: dict[str, Any], job: Mapping[str, Any], run_dir: Path, sweep_dir: Path | None) -> None:
     from oasis_monai.checks import as_table, check_cases
-    from oasis_monai.files import write_text
     from oasis_monai.prepare import surveyed
+    from oasis_monai.utils.files import write_text
     from oasis_monai.view import Extent, extent, told
 
     settings = _settings(config)
@@ -267,7 +266,7 @@ def _report(config: dict[str, Any], job: Mapping[str, Any], run_dir: Path, sweep
 
 
 def _phantom(config: dict[str, Any], job: Mapping[str, Any], run_dir: Path, sweep_dir: Path | None) -> None:
-    from oasis_monai.phantom import write_phantom
+    from oasis_monai.data.phantom import write_phantom
 
     settings = _settings(config)
     if not settings.data.root:

@@ -8,9 +8,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from oasis_monai.data.io import to_canonical
+from oasis_monai.data.types import Volume
 from oasis_monai.preprocess import Preprocessing
-from oasis_monai.types import Volume
-from oasis_monai.volumes import to_canonical
 
 MARGIN = 0.1  # surroundings the networks should see, as a part of the labels' reach
 MARGIN_MM = 5.0  # and at least

@@ -2,7 +2,7 @@
 
 A dense displacement field (``ddf``) is (B, D, *S) in **voxels** on the **fixed** (target) grid, channel i along spatial axis
 i, and is a pull-back: ``out[p] = moving[p + ddf[p]]``. Outside the moving image its border value continues. This is the
-convention of MONAI's ``Warp``, which does the sampling, but for volumes on a CPU (:mod:`oasis_monai.sampling`).
+convention of MONAI's ``Warp``, which does the sampling, but for volumes on a CPU (:mod:`oasis_monai.utils.interpolation`).
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from functools import lru_cache
 
 import torch
 
-from oasis_monai.sampling import enlarge, sample_volume
+from oasis_monai.utils.interpolation import enlarge, sample_volume
 
 
 @contextlib.contextmanager

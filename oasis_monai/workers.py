@@ -18,10 +18,10 @@ from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
 from typing import Any
 
-from oasis_monai.errors import ConfigError, DataError, OasisError, system_fault
-from oasis_monai.memory import first_line, out_of_memory
 from oasis_monai.prepare import Log
 from oasis_monai.settings import Settings
+from oasis_monai.utils.errors import ConfigError, DataError, OasisError, system_fault
+from oasis_monai.utils.memory import first_line, out_of_memory
 
 
 def side_by_side(

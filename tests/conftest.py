@@ -66,7 +66,7 @@ def overrides(config, prefix=""):
 @pytest.fixture(scope="session")
 def phantom(tmp_path_factory):
     """Folder of the tiny phantom: read only."""
-    from oasis_monai.phantom import write_phantom
+    from oasis_monai.data.phantom import write_phantom
 
     folder = tmp_path_factory.mktemp("phantom")
     write_phantom(folder, cases=CASES, size="tiny")
@@ -76,7 +76,7 @@ def phantom(tmp_path_factory):
 @pytest.fixture(scope="session")
 def phantom_two_labels(tmp_path_factory):
     """The same with two structures."""
-    from oasis_monai.phantom import write_phantom
+    from oasis_monai.data.phantom import write_phantom
 
     folder = tmp_path_factory.mktemp("phantom2")
     write_phantom(folder, cases=CASES, size="tiny", labels=2)

@@ -7,7 +7,7 @@ from pathlib import Path
 import itk
 import numpy as np
 
-from oasis_monai.header_rules import flip_lps_ras, split_affine
+from oasis_monai.data.formats.header import flip_lps_ras, split_affine
 
 MR, CT, CAPTURE = (f"1.2.840.10008.5.1.4.1.1.{kind}" for kind in ("4", "2", "7"))
 

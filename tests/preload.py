@@ -11,5 +11,5 @@ multiprocessing.RLock = threading.RLock
 for name in ("hydra", "monai.transforms", "monai.networks.nets", "pandas", "oasis_monai.model", "oasis_monai.overlays"):
     importlib.import_module(name)
 with tempfile.TemporaryDirectory() as folder:  # ITK loads what it needs, in seconds, when it first reads
-    importlib.import_module("oasis_monai.phantom").write_phantom(folder, cases=1, size="tiny")
-    importlib.import_module("oasis_monai.volumes").read_image(Path(folder) / "Case00.mhd")
+    importlib.import_module("oasis_monai.data.phantom").write_phantom(folder, cases=1, size="tiny")
+    importlib.import_module("oasis_monai.data.io").read_image(Path(folder) / "Case00.mhd")

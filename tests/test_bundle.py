@@ -13,12 +13,12 @@ from monai.data import MetaTensor
 
 from oasis_monai.bundle import OasisNetwork, scans_in, write_bundle
 from oasis_monai.bundle.configs import inert, preprocessing
-from oasis_monai.errors import ConfigError, OasisError
+from oasis_monai.data.io import read_image
 from oasis_monai.model import load_model, train_model
 from oasis_monai.preprocess import Preprocessing
 from oasis_monai.scans import segment_scans
 from oasis_monai.settings import build
-from oasis_monai.volumes import read_image
+from oasis_monai.utils.errors import ConfigError, OasisError
 from tests.command import python, run
 from tests.conftest import JOINT, JOINT_2D, TINY, TINY_2D, merged
 
@@ -68,9 +68,9 @@ def made(phantom, tmp_path_factory):
 @pytest.fixture(scope="module")
 def scans(tmp_path_factory):
     """Scans of other patients: MetaImage, compressed NIfTI, and one on an oblique grid."""
-    from oasis_monai.phantom import write_phantom
-    from oasis_monai.types import Geometry
-    from oasis_monai.writers import write_array
+    from oasis_monai.data.formats.dispatch import write_array
+    from oasis_monai.data.phantom import write_phantom
+    from oasis_monai.data.types import Geometry
 
     source, folder = tmp_path_factory.mktemp("other"), tmp_path_factory.mktemp("scans")
     write_phantom(source, cases=3, size="tiny", seed=77)
@@ -122,7 +122,7 @@ def test_another_project_loads_it_with_monai_alone_and_runs_it(made, scans, tmp_
     model, bundle = made("joint")
     settings, segmenter = load_model(model)
     image, grid = read_image(scans / "b.nii.gz")
-    from oasis_monai.types import Volume
+    from oasis_monai.data.types import Volume
 
     ready = settings.preprocessing.apply(Volume("b", image, None, grid)).image[None]
     torch.save(ready, tmp_path / "image.pt")
@@ -153,8 +153,8 @@ runpy.run_module('monai.bundle', run_name='__main__', alter_sys=True)
     python(code, "--dataset_dir", scan, "--output_dir", tmp_path / "run", cwd=tmp_path)
     segment_scans(model, scan, tmp_path / "segment", 2, log=quiet)
     np.testing.assert_array_equal(label_of(tmp_path / "run", "b")[0], label_of(tmp_path / "segment", "b")[0])
+    from oasis_monai.data.types import Preprocessed
     from oasis_monai.features import embedder, target_features
-    from oasis_monai.types import Preprocessed
 
     target = Preprocessed("b", ready[0], None, grid, grid)
     results, _ = segmenter(target, target_features(target, 3, embedder("efficientnet-lite0")), ("OASIS-joint",), (2,))
@@ -268,7 +268,7 @@ def test_inert(text, safe):
     ],
 )
 def test_the_transforms_are_the_models_preprocessing_to_the_bit(scans, setting):
-    from oasis_monai.types import Volume
+    from oasis_monai.data.types import Volume
 
     load = ConfigParser({"t": {"_target_": "Compose", "transforms": preprocessing(setting)}}).get_parsed_content("t")
     image, grid = read_image(scans / "c.nii")

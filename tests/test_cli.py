@@ -302,7 +302,7 @@ def settings_of(config):
 
 
 def test_phantom_task_writes_where_the_default_configuration_reads(monkeypatch, tmp_path, capsys):
-    from oasis_monai import phantom
+    from oasis_monai.data import phantom
     from oasis_monai.tasks import run_task
 
     asked = []

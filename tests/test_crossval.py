@@ -14,12 +14,12 @@ from oasis_monai import crossval as module
 from oasis_monai import prepare as prepare_module
 from oasis_monai.browser import load_browser
 from oasis_monai.crossval import crossval
-from oasis_monai.errors import ConfigError, DataError
+from oasis_monai.data.folds import make_split
 from oasis_monai.fold_models import FoldModels
-from oasis_monai.folds import make_split
 from oasis_monai.prepare import split_of
 from oasis_monai.segment import JOINT_METHODS
 from oasis_monai.tasks import run_task
+from oasis_monai.utils.errors import ConfigError, DataError
 from tests.conftest import CASES, JOINT
 from tests.runs import NETS, PLAIN, REGIONS, THREE, copied, quiet, scores_of
 

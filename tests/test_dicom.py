@@ -7,12 +7,12 @@ import numpy as np
 import pytest
 import torch
 
-from oasis_monai.cases import find_cases
-from oasis_monai.dicom import is_dicom, read_series
-from oasis_monai.errors import DataError
-from oasis_monai.header_rules import Faults
-from oasis_monai.headers import data_files, read_header
-from oasis_monai.volumes import read_image
+from oasis_monai.data.cases import find_cases
+from oasis_monai.data.formats.dicom import is_dicom, read_series
+from oasis_monai.data.formats.dispatch import data_files, read_header
+from oasis_monai.data.formats.header import Faults
+from oasis_monai.data.io import read_image
+from oasis_monai.utils.errors import DataError
 from tests.dicom_series import CAPTURE, CT, MR, kept_locale, write_series, write_slice
 
 VOLUME = np.random.default_rng(0).integers(-500, 1500, (7, 6, 5)).astype(np.int16)

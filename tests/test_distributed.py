@@ -14,16 +14,16 @@ import pytest
 import torch
 
 from oasis_monai import distributed, estimation
-from oasis_monai.errors import ConfigError, OasisError
 from oasis_monai.estimation import train_estimator
 from oasis_monai.estimator import EstimatorSettings
-from oasis_monai.files import load_tensors
 from oasis_monai.fitting import TrainingSettings
 from oasis_monai.losses import RegistrationLoss
 from oasis_monai.networks import StmSettings
 from oasis_monai.segnets import NetworkSettings
 from oasis_monai.supervised import train_network
 from oasis_monai.training import train_stm
+from oasis_monai.utils.errors import ConfigError, OasisError
+from oasis_monai.utils.tensor_files import load_tensors
 from tests import test_estimator, test_training
 from tests.command import CONTEXT, run
 from tests.conftest import overrides

@@ -9,8 +9,8 @@ import nibabel
 import numpy as np
 import pytest
 
-from oasis_monai.files import write_text
-from oasis_monai.volumes import read_image
+from oasis_monai.data.io import read_image
+from oasis_monai.utils.files import write_text
 from tests.command import python, run
 from tests.conftest import JOINT, TINY, merged, overrides
 

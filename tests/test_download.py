@@ -17,12 +17,11 @@ from pathlib import Path
 
 import pytest
 
-from oasis_monai import download as module
-from oasis_monai.cases import find_cases
-from oasis_monai.download import download
-from oasis_monai.errors import ConfigError, DataError, OasisError
-from oasis_monai.sources import SOURCES, find_source
-from oasis_monai.unpack import LARGEST_READ, Limits, unpack
+from oasis_monai.data import download as module
+from oasis_monai.data.archives import LARGEST_READ, Limits, unpack
+from oasis_monai.data.cases import find_cases
+from oasis_monai.data.download import SOURCES, download, find_source
+from oasis_monai.utils.errors import ConfigError, DataError, OasisError
 from tests.command import run
 
 FAST = (0.0, 0.0, 0.0)
@@ -276,7 +275,7 @@ def test_a_disk_that_fills_up_while_unpacking_leaves_nothing_half_done(server, s
         raise OSError(28, "No space left on device")
 
     with monkeypatch.context() as patch:
-        patch.setattr("oasis_monai.unpack.shutil.copyfileobj", full)
+        patch.setattr("oasis_monai.data.archives.shutil.copyfileobj", full)
         with pytest.raises(OSError, match="No space left") as error:
             fetch(source, tmp_path)
     assert error.value.filename == str(tmp_path / "training_data")

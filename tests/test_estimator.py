@@ -8,16 +8,10 @@ import torch
 
 from oasis_monai import fusion, warp
 from oasis_monai.align import Aligner, LoaTable, foreground, one_hot
-from oasis_monai.errors import ConfigError, OasisError
-from oasis_monai.estimation import (
-    _EstimatorTrainer,
-    make_estimator,
-    near_structure,
-    train_estimator,
-)
+from oasis_monai.data.types import Geometry, Preprocessed
+from oasis_monai.estimation import _EstimatorTrainer, make_estimator, near_structure, train_estimator
 from oasis_monai.estimator import REACH, VIEWS, Estimator, EstimatorSettings, SliceNet, SliceNets, turned, with_neighbours
 from oasis_monai.features import imagenet_network
-from oasis_monai.files import save_tensors
 from oasis_monai.fitting import TrainingSettings
 from oasis_monai.fusion import without_islands
 from oasis_monai.library import AtlasLibrary
@@ -26,7 +20,8 @@ from oasis_monai.networks import StmSettings
 from oasis_monai.quality import agreement
 from oasis_monai.segment import Segmenter
 from oasis_monai.training import doubted, make_stm, train_stm
-from oasis_monai.types import Geometry, Preprocessed
+from oasis_monai.utils.errors import ConfigError, OasisError
+from oasis_monai.utils.tensor_files import save_tensors
 
 SMALL = EstimatorSettings(decoder=(8, 8, 8, 8), slices=2, pretrained=False, share=0.5, volume_share=0.0)
 SHORT = TrainingSettings(iterations=4, minutes=None, checkpoint_minutes=1e-12)

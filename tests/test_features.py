@@ -9,16 +9,8 @@ import torch
 import torch.nn.functional as F
 
 from oasis_monai import features as module
-from oasis_monai.errors import ConfigError, DataError, OasisError
-from oasis_monai.features import (
-    DENSENET_URL,
-    embedder,
-    monai_name,
-    slice_features,
-    upright,
-    volume_features,
-    window,
-)
+from oasis_monai.features import DENSENET_URL, embedder, monai_name, slice_features, upright, volume_features, window
+from oasis_monai.utils.errors import ConfigError, DataError, OasisError
 
 MEAN = torch.tensor([0.485, 0.456, 0.406]).view(3, 1, 1)
 STD = torch.tensor([0.229, 0.224, 0.225]).view(3, 1, 1)

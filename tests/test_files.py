@@ -10,9 +10,10 @@ from pathlib import Path
 import pytest
 import torch
 
-from oasis_monai import files
-from oasis_monai.errors import ConfigError, system_fault
-from oasis_monai.files import atomic_path, claimed, load_if_whole, load_tensors, save_tensors, write_json, write_text
+from oasis_monai.utils import tensor_files
+from oasis_monai.utils.errors import ConfigError, system_fault
+from oasis_monai.utils.files import atomic_path, claimed, write_json, write_text
+from oasis_monai.utils.tensor_files import load_if_whole, load_tensors, save_tensors
 
 FORK = multiprocessing.get_context("fork" if hasattr(os, "fork") else "spawn")
 needs_fork = pytest.mark.skipif(not hasattr(os, "fork"), reason="needs POSIX processes")
@@ -24,7 +25,7 @@ META = {"step": 3}
 def kept(tmp_path):
     path = tmp_path / "kept.safetensors"
     save_tensors(path, TENSORS, META)
-    files._warn_damaged.cache_clear()
+    tensor_files._warn_damaged.cache_clear()
     return path
 
 

@@ -4,8 +4,8 @@ from dataclasses import replace
 
 import pytest
 
-from oasis_monai.errors import ConfigError
-from oasis_monai.folds import Fold, Split, check_no_leak, limit_training, make_split, patient_groups
+from oasis_monai.data.folds import Fold, Split, check_no_leak, limit_training, make_split, patient_groups
+from oasis_monai.utils.errors import ConfigError
 
 IMAGES = {f"Case{i:02d}": 5 + i % 4 for i in range(11)}
 VOLUMES = dict.fromkeys(IMAGES, 1)

@@ -200,8 +200,8 @@ def read_all(folder: Path, report: Path) -> None:
     import resource
 
     from oasis_monai.checks import check_cases
-    from oasis_monai.types import Case
-    from oasis_monai.volumes import read_image
+    from oasis_monai.data.io import read_image
+    from oasis_monai.data.types import Case
 
     for name in MAKERS:  # the readers' libraries are loaded, and counted, before
         (folder / name).write_bytes(HEADER.encode() if "mh" in name else nifti() + RAW)

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from oasis_monai import grids
-from oasis_monai.types import Geometry
+from oasis_monai.data.types import Geometry
 
 RAMP, OFFSET = np.array([0.7, -1.3, 0.4]), 20.0
 

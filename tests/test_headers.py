@@ -14,10 +14,10 @@ import nibabel
 import numpy as np
 import pytest
 
-from oasis_monai.errors import DataError
-from oasis_monai.header_rules import MAX_VOXELS
-from oasis_monai.headers import data_files, read_header
-from oasis_monai.volumes import read_image
+from oasis_monai.data.formats.dispatch import data_files, read_header
+from oasis_monai.data.formats.header import MAX_VOXELS
+from oasis_monai.data.io import read_image
+from oasis_monai.utils.errors import DataError
 from tests.real import real_data
 
 VOXELS = np.arange(24, dtype="<i2").reshape(4, 3, 2, order="F") - 5  # (x, y, z)

@@ -8,7 +8,7 @@ import weakref
 
 import pytest
 
-from oasis_monai.interrupts import repeated
+from oasis_monai.utils.interrupts import repeated
 from tests.command import python
 
 LOST = """

@@ -7,8 +7,8 @@ import pytest
 
 from oasis_monai import prepare as prepare_module
 from oasis_monai.crossval import crossval
+from oasis_monai.data.folds import make_split
 from oasis_monai.fold_models import FoldModels
-from oasis_monai.folds import make_split
 from tests.conftest import CASES, JOINT, merged
 from tests.runs import NETS, PLAIN, copied, pixels, quiet, scores_of
 

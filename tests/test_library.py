@@ -7,11 +7,11 @@ import pytest
 import torch
 
 from oasis_monai import nearest as module
-from oasis_monai.errors import ConfigError, DataError
+from oasis_monai.data.types import Geometry, Preprocessed
 from oasis_monai.features import embedder, volume_features
 from oasis_monai.library import AtlasLibrary, build_library, select
 from oasis_monai.nearest import DISTANCES, nearest
-from oasis_monai.types import Geometry, Preprocessed
+from oasis_monai.utils.errors import ConfigError, DataError
 
 
 def seeded(seed, *shape):

@@ -6,7 +6,6 @@ import numpy as np
 import pytest
 import torch
 
-from oasis_monai.errors import ConfigError
 from oasis_monai.losses import (
     RegistrationLoss,
     bending_energy,
@@ -18,6 +17,7 @@ from oasis_monai.losses import (
     smoothness,
     soft_dice,
 )
+from oasis_monai.utils.errors import ConfigError
 
 GRIDS = [(7, 6), (5, 6, 4)]
 grid = pytest.mark.parametrize("size", GRIDS, ids=["2D", "3D"])

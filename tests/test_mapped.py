@@ -8,10 +8,9 @@ from pathlib import Path
 import pytest
 import torch
 
-from oasis_monai.errors import DataError
-from oasis_monai.files import load_tensors, save_tensors
 from oasis_monai.library import AtlasLibrary, save_parts
-from oasis_monai.mapped import DTYPES, join_rows, map_tensors, write_tensors
+from oasis_monai.utils.errors import DataError
+from oasis_monai.utils.tensor_files import DTYPES, join_rows, load_tensors, map_tensors, save_tensors, write_tensors
 
 META = {"cases": ["ä", "b"], "classes": 2}
 
@@ -28,7 +27,7 @@ def equal(a, b):
 
 
 def test_written_in_pieces_are_the_bytes_of_safetensors(tensors, tmp_path, monkeypatch):
-    monkeypatch.setattr("oasis_monai.mapped.PIECE", 16)
+    monkeypatch.setattr("oasis_monai.utils.tensor_files.PIECE", 16)
     save_tensors(tmp_path / "at once", tensors, META)
     write_tensors(tmp_path / "pieces", tensors, META)
     assert (tmp_path / "pieces").read_bytes() == (tmp_path / "at once").read_bytes()

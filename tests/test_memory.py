@@ -9,14 +9,14 @@ from oasis_monai import training as training_module
 from oasis_monai.__main__ import _explained
 from oasis_monai.align import Aligner, LoaTable
 from oasis_monai.crossval import crossval
-from oasis_monai.errors import OasisError
+from oasis_monai.data.types import Geometry, Preprocessed
 from oasis_monai.estimation import train_estimator
 from oasis_monai.estimator import Estimator, EstimatorSettings
-from oasis_monai.memory import Batched, out_of_memory
 from oasis_monai.segment import Segmenter
 from oasis_monai.segnets import NetworkSettings, make_network
 from oasis_monai.supervised import Predictor
-from oasis_monai.types import Geometry, Preprocessed
+from oasis_monai.utils.errors import OasisError
+from oasis_monai.utils.memory import Batched, out_of_memory
 from tests.test_align import MeanShift as Known
 from tests.test_align import library_of, targets_of
 from tests.test_training import SHORT, discs, same, train

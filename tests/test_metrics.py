@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 
 from oasis_monai import metrics
-from oasis_monai.errors import ConfigError, DataError
 from oasis_monai.metrics import image_diagonal_mm, region_slices, score_case, surface_distances
+from oasis_monai.utils.errors import ConfigError, DataError
 from tests.real import real_data
 
 SPACING = (0.625, 0.75, 3.0)

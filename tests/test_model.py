@@ -10,13 +10,14 @@ import pytest
 import torch
 
 from oasis_monai.atlases import remove_atlas
-from oasis_monai.errors import ConfigError, OasisError
-from oasis_monai.files import file_digest, load_tensors, save_tensors
+from oasis_monai.data.io import read_image, read_volume
+from oasis_monai.data.types import Case
 from oasis_monai.model import load_model, train_model
 from oasis_monai.scans import segment_scans
 from oasis_monai.settings import build
-from oasis_monai.types import Case
-from oasis_monai.volumes import read_image, read_volume
+from oasis_monai.utils.errors import ConfigError, OasisError
+from oasis_monai.utils.files import file_digest
+from oasis_monai.utils.tensor_files import load_tensors, save_tensors
 from tests.command import run
 from tests.conftest import CASES, JOINT, JOINT_2D, TINY, TINY_2D, merged, overrides
 
@@ -45,7 +46,7 @@ def model(trained, tmp_path):
 @pytest.fixture(scope="module")
 def scans(tmp_path_factory):
     """Two scans of other patients, one as .mhd and one as .nii.gz, without labels; a third on an oblique grid as .mha."""
-    from oasis_monai.phantom import write_phantom
+    from oasis_monai.data.phantom import write_phantom
 
     made, folder = tmp_path_factory.mktemp("other"), tmp_path_factory.mktemp("scans")
     write_phantom(made, cases=3, size="tiny", seed=77)

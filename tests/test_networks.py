@@ -6,9 +6,9 @@ import math
 import pytest
 import torch
 
-from oasis_monai.errors import ConfigError
 from oasis_monai.losses import RegistrationLoss
 from oasis_monai.networks import BODIES, SpatialTransformModel, StmSettings
+from oasis_monai.utils.errors import ConfigError
 from oasis_monai.warp import compose, jacobian_determinant, resize_ddf, warp, warp_pair
 
 SIZES = {2: (16, 24), 3: (16, 8, 8)}

@@ -8,7 +8,7 @@ import pytest
 from PIL import Image
 
 from oasis_monai import overlays
-from oasis_monai.errors import DataError
+from oasis_monai.utils.errors import DataError
 
 SHAPE = (40, 32, 12)
 

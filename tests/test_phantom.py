@@ -14,10 +14,10 @@ import pytest
 from scipy.ndimage import label as components
 from scipy.ndimage import map_coordinates
 
-from oasis_monai.errors import ConfigError, DataError
-from oasis_monai.phantom import CENTRES, SIZES, Phantom, make_phantom, write_phantom
-from oasis_monai.phantom.patient import draw_patient
-from oasis_monai.phantom.shapes import Culler, Frame, ellipsoid, inside, rod
+from oasis_monai.data.phantom import CENTRES, SIZES, Phantom, make_phantom, write_phantom
+from oasis_monai.data.phantom.patient import draw_patient
+from oasis_monai.data.phantom.shapes import Culler, Frame, ellipsoid, inside, rod
+from oasis_monai.utils.errors import ConfigError, DataError
 
 COHORT = 16
 
@@ -219,7 +219,7 @@ def test_more_cases_keep_those_already_there(tmp_path: Path) -> None:
 def test_interrupted_at_any_file_no_half_case_is_found_and_the_next_run_completes(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("oasis_monai.phantom.folder.make_phantom", functools.cache(make_phantom))  # ten times the same two
+    monkeypatch.setattr("oasis_monai.data.phantom.folder.make_phantom", functools.cache(make_phantom))  # ten times the same two
     write_phantom(tmp_path / "whole", cases=2, seed=5, size="tiny")
     expected = content(tmp_path / "whole")
     replace, stops = os.replace, 0
@@ -235,7 +235,7 @@ def test_interrupted_at_any_file_no_half_case_is_found_and_the_next_run_complete
             replace(source, target)
 
         with monkeypatch.context() as patch:
-            patch.setattr("oasis_monai.files.os.replace", cut)
+            patch.setattr("oasis_monai.utils.files.os.replace", cut)
             try:
                 write_phantom(folder, cases=2, seed=5, size="tiny")
                 finished = True

@@ -3,10 +3,10 @@
 import pytest
 import torch
 
-from oasis_monai import precision
 from oasis_monai.align import Aligner
 from oasis_monai.estimator import Estimator, SliceNet
 from oasis_monai.networks import SpatialTransformModel, StmSettings
+from oasis_monai.utils import device as precision
 
 
 @pytest.mark.parametrize(

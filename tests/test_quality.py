@@ -7,7 +7,6 @@ import pandas as pd
 import pytest
 import torch
 
-from oasis_monai.errors import DataError
 from oasis_monai.fold_models import calibration_path
 from oasis_monai.quality import (
     FAILURE,
@@ -33,6 +32,7 @@ from oasis_monai.quality_tables import (
     write_calibrations,
     write_quality,
 )
+from oasis_monai.utils.errors import DataError
 from tests.conftest import JOINT
 
 

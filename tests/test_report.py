@@ -14,8 +14,8 @@ import pytest
 from PIL import Image
 
 from oasis_monai import report, tables
-from oasis_monai.errors import DataError
 from oasis_monai.report import page as page_module
+from oasis_monai.utils.errors import DataError
 
 EVIL = "<img src=x onerror=alert(1)>"
 VOID = {"meta", "img", "br", "path", "use", "input"}

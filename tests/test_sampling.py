@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from oasis_monai.sampling import enlarge, sample_volume
+from oasis_monai.utils.interpolation import enlarge, sample_volume
 
 
 def seeded(seed, *shape):

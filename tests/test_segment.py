@@ -6,10 +6,10 @@ import torch
 
 from oasis_monai import fusion, warp
 from oasis_monai.align import Aligner, FieldCache, LoaTable
-from oasis_monai.errors import ConfigError
+from oasis_monai.data.types import Geometry, Preprocessed
 from oasis_monai.library import AtlasLibrary
 from oasis_monai.segment import INTERPOLATION, JOINT_METHODS, METHODS, Segmenter, check_choice, check_methods, needs_alignment
-from oasis_monai.types import Geometry, Preprocessed
+from oasis_monai.utils.errors import ConfigError
 
 ALL = tuple(m for m in METHODS if m not in (*JOINT_METHODS, INTERPOLATION))
 CLASSES = 3

@@ -5,7 +5,7 @@ import sys
 
 SCRIPT = """
 import sys
-from oasis_monai.startup import UNUSED, import_monai_lightly
+from oasis_monai.utils.startup import UNUSED, import_monai_lightly
 before = set(sys.modules)
 import_monai_lightly()
 assert "monai" in sys.modules
@@ -32,7 +32,7 @@ def test_what_is_not_used_is_not_imported_and_can_be_afterwards():
 def test_where_monai_is_there_already_nothing_happens():
     import monai
 
-    from oasis_monai.startup import import_monai_lightly
+    from oasis_monai.utils.startup import import_monai_lightly
 
     before = dict(sys.modules)
     import_monai_lightly()

@@ -7,11 +7,11 @@ import torch
 from torch import nn
 
 from oasis_monai import supervised as module
-from oasis_monai.errors import OasisError
-from oasis_monai.files import load_tensors
 from oasis_monai.fitting import TrainingSettings
 from oasis_monai.segnets import NetworkSettings
 from oasis_monai.supervised import Predictor, train_network
+from oasis_monai.utils.errors import OasisError
+from oasis_monai.utils.tensor_files import load_tensors
 from tests.test_training import Killed, discs, same
 
 TINY = NetworkSettings(convnet=(4, 8), unet=(4, 8))

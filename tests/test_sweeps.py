@@ -10,8 +10,9 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
-from oasis_monai import crossval, files, report, tables, tasks
-from oasis_monai.files import locked, write_text
+from oasis_monai import crossval, report, tables, tasks
+from oasis_monai.utils import files
+from oasis_monai.utils.files import locked, write_text
 from tests.command import run
 from tests.conftest import overrides
 

@@ -6,7 +6,7 @@ import random
 import pytest
 
 from oasis_monai import tables
-from oasis_monai.errors import DataError
+from oasis_monai.utils.errors import DataError
 
 NAN = math.nan
 METRIC_NAMES = ("dsc", "rvd_percent", "arvd_percent", "hd_mm", "hd95_mm", "abd_mm")

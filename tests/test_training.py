@@ -8,12 +8,12 @@ import torch
 from oasis_monai import fitting
 from oasis_monai import training as module
 from oasis_monai.augment import Augmentation
-from oasis_monai.errors import ConfigError, OasisError
-from oasis_monai.files import load_tensors
 from oasis_monai.library import AtlasLibrary
 from oasis_monai.losses import RegistrationLoss
 from oasis_monai.networks import StmSettings
 from oasis_monai.training import Pairs, TrainingSettings, train_stm
+from oasis_monai.utils.errors import ConfigError, OasisError
+from oasis_monai.utils.tensor_files import load_tensors
 
 STM = StmSettings(channels=(4, 8), field_stride=(1,))
 SHORT = TrainingSettings(iterations=8, minutes=None, lr=5e-3, batch=2, checkpoint_minutes=1e-12)

@@ -12,7 +12,7 @@ from monai.data import MetaTensor
 from monai.transforms import Compose, MapTransform, Transform
 
 from oasis_monai import grids, transforms
-from oasis_monai.errors import DataError
+from oasis_monai.data.types import Volume
 from oasis_monai.preprocess import Preprocessing
 from oasis_monai.transforms import (
     InPlaneResize,
@@ -30,7 +30,7 @@ from oasis_monai.transforms import (
     RobustZScore,
     RobustZScored,
 )
-from oasis_monai.types import Volume
+from oasis_monai.utils.errors import DataError
 from tests.test_grids import WORLDS, dice, ellipsoid, middle_mm, random_label
 
 NATIVE = WORLDS["oblique"]

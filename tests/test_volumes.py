@@ -15,19 +15,13 @@ import numpy as np
 import pytest
 import torch
 
-from oasis_monai import volumes, writers
-from oasis_monai.errors import ConfigError, DataError
-from oasis_monai.headers import data_files, read_header
-from oasis_monai.metaimage import ELEMENT_TYPES
-from oasis_monai.types import Case, Geometry
-from oasis_monai.volumes import (
-    canonical_axes,
-    read_image,
-    read_volume,
-    to_canonical,
-    write_label,
-    write_probability,
-)
+from oasis_monai.data import io as volumes
+from oasis_monai.data.formats import dispatch as writers
+from oasis_monai.data.formats.dispatch import data_files, read_header
+from oasis_monai.data.formats.metaimage import ELEMENT_TYPES
+from oasis_monai.data.io import canonical_axes, read_image, read_volume, to_canonical, write_label, write_probability
+from oasis_monai.data.types import Case, Geometry
+from oasis_monai.utils.errors import ConfigError, DataError
 from tests.real import real_data
 
 SHAPE = (4, 5, 6)
@@ -370,8 +364,8 @@ def test_segmenting_a_metaimage_needs_no_itk(tmp_path: Path) -> None:
     """To import ITK takes longer than all else that `segment` does."""
     code = (
         "import sys, pathlib, numpy as np\n"
-        "from oasis_monai.volumes import read_image, write_label\n"
-        "from oasis_monai.types import Geometry\n"
+        "from oasis_monai.data.io import read_image, write_label\n"
+        "from oasis_monai.data.types import Geometry\n"
         "path = pathlib.Path(sys.argv[1])\n"
         "write_label(path, np.ones((3, 4, 5)), Geometry((3, 4, 5), np.eye(4)), (0, 7))\n"
         "print(float(read_image(path)[0].sum()), [m for m in ('itk', 'monai', 'nibabel') if m in sys.modules])\n"

@@ -15,8 +15,8 @@ import torch
 from tqdm import tqdm
 
 from oasis_monai.crossval import crossval
-from oasis_monai.errors import ConfigError, OasisError, naming
-from oasis_monai.files import load_tensors
+from oasis_monai.utils.errors import ConfigError, OasisError, naming
+from oasis_monai.utils.tensor_files import load_tensors
 from oasis_monai.workers import _raise_named, side_by_side
 
 

@@ -6,9 +6,10 @@ from __future__ import annotations
 import math
 from typing import Any
 
+from oasis_monai.data.cases import DataSettings
 from oasis_monai.preprocess import PERCENTILES, Preprocessing
 from oasis_monai.record import versions
-from oasis_monai.settings import DataSettings, Settings
+from oasis_monai.settings import Settings
 
 SCHEMA = "https://project-monai.github.io/schema/meta_schema_20240725.json"
 VERSION = "0.1.0"

@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from oasis_monai.align import Aligner, LoaTable
-from oasis_monai.errors import ConfigError
+from oasis_monai.data.types import Geometry, Preprocessed
 from oasis_monai.estimation import make_estimator, make_whole
 from oasis_monai.estimator import Estimator, EstimatorSettings
 from oasis_monai.features import NAMES, Embedder, Photograph, embedder, target_features, untrained_network
@@ -21,9 +21,10 @@ from oasis_monai.nearest import DISTANCES
 from oasis_monai.networks import SpatialTransformModel, StmSettings
 from oasis_monai.segment import Segmenter, check_methods, result_keys
 from oasis_monai.segnets import NetworkSettings, make_network
-from oasis_monai.settings import Settings, make_group
+from oasis_monai.settings import Settings
 from oasis_monai.supervised import Predictor
-from oasis_monai.types import Geometry, Preprocessed
+from oasis_monai.utils.config import make_group
+from oasis_monai.utils.errors import ConfigError
 
 IMAGENET = ("efficientnet-lite0", "densenet121")
 LOA_METHODS = ("OASIS", "OASIS-conditioned")  # of these a table of overlaps among the atlases travels along

@@ -15,7 +15,6 @@ import pandas as pd
 
 from oasis_monai import tables
 from oasis_monai.figures import dsc_over_n, predicted_dsc, svg_element
-from oasis_monai.files import write_text
 from oasis_monai.quality_tables import quality_text, read_quality
 from oasis_monai.report.assets import SCRIPT, STYLE
 from oasis_monai.report.browse import browser_section, browser_views
@@ -23,6 +22,7 @@ from oasis_monai.report.markup import anchor, ci, duration, flat, listed, mappin
 from oasis_monai.report.results import cases, grid_section, results
 from oasis_monai.report.run import Page, StudyParts, find_pictures, read_run
 from oasis_monai.tables import method_name
+from oasis_monai.utils.files import write_text
 
 MAX_PICTURE_BYTES = 16 * 2**20  # pictures taken into the page, all together; the rest stay in overlays/
 

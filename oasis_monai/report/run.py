@@ -11,9 +11,9 @@ from typing import Any
 import pandas as pd
 
 from oasis_monai import tables
-from oasis_monai.errors import DataError, Fault
 from oasis_monai.grid_text import Grid
 from oasis_monai.quality_tables import QualityGroup
+from oasis_monai.utils.errors import DataError, Fault
 
 _PNG = b"\x89PNG\r\n\x1a\n"
 

@@ -1,4 +1,4 @@
-"""Array transforms: each is the configured call of a pure function of :mod:`oasis_monai.grids` or :mod:`oasis_monai.volumes`.
+"""Array transforms: each is the configured call of a pure function of :mod:`oasis_monai.grids` or :mod:`oasis_monai.data.io`.
 
 Images are channel first with three spatial dimensions, (C, x, y, z). Inputs are never changed. None of them is random, lazy
 or invertible in MONAI's sense: what brings a result back is :class:`RestoreToGrid`, which needs no trace, only the affine.
@@ -23,8 +23,8 @@ from monai.utils.enums import TransformBackends
 from monai.utils.type_conversion import convert_to_dst_type, convert_to_tensor
 
 from oasis_monai import grids
+from oasis_monai.data.types import Geometry
 from oasis_monai.intensity import LOCAL_MM, local_z_score
-from oasis_monai.types import Geometry
 
 
 class LoadVolume(Transform):
@@ -35,13 +35,13 @@ class LoadVolume(Transform):
     ``filename_or_obj``, ``original_affine`` and ``spatial_shape``.
 
     Raises:
-        oasis_monai.errors.DataError: one line per fault of the file.
+        oasis_monai.utils.errors.DataError: one line per fault of the file.
     """
 
     backend = [TransformBackends.TORCH]  # noqa: RUF012 - MONAI's convention
 
     def __call__(self, filename: str | Path) -> MetaTensor:
-        from oasis_monai.volumes import read_image
+        from oasis_monai.data.io import read_image
 
         values, grid = read_image(filename)
         affine = torch.as_tensor(np.array(grid.affine), dtype=torch.float64)

@@ -1,6 +1,6 @@
 """The voxels of MetaImage files, in and out, by numpy and zlib.
 
-The format is a few lines of text and an array, and :mod:`oasis_monai.metaimage` has checked both. ITK reads and writes the same
+The format is a few lines of text and an array, and :mod:`.metaimage` has checked both. ITK reads and writes the same
 (the tests compare), but to import it takes longer than to segment a scan.
 """
 
@@ -12,9 +12,9 @@ from pathlib import Path
 
 import numpy as np
 
-from oasis_monai.files import digest
-from oasis_monai.header_rules import Stored, flip_lps_ras, split_affine
-from oasis_monai.types import Geometry
+from oasis_monai.data.formats.header import Stored, flip_lps_ras, split_affine
+from oasis_monai.data.types import Geometry
+from oasis_monai.utils.files import digest
 
 ELEMENT_NAMES = {"uint8": "MET_UCHAR", "int16": "MET_SHORT", "int32": "MET_INT", "float32": "MET_FLOAT"}
 """numpy name of what is written -> MetaImage's."""

@@ -6,7 +6,7 @@ import logging
 from collections.abc import Callable, Iterator
 from typing import TypeVar
 
-from oasis_monai.errors import OasisError
+from oasis_monai.utils.errors import OasisError
 
 T = TypeVar("T")
 NAMES = ("out of memory", "DefaultCPUAllocator", "not enough memory", "bad_alloc", "bad allocation", "ALLOC_FAILED")

@@ -17,7 +17,7 @@ from pathlib import Path
 
 import numpy as np
 
-from oasis_monai.header_rules import (
+from oasis_monai.data.formats.header import (
     Faults,
     Header,
     Stored,

@@ -10,8 +10,8 @@ from typing import Any
 
 import numpy as np
 
-from oasis_monai.phantom.patient import Patient
-from oasis_monai.phantom.shapes import Box, Culler, Frame, Points, ellipsoid, inside, paint, rod, shell
+from oasis_monai.data.phantom.patient import Patient
+from oasis_monai.data.phantom.shapes import Box, Culler, Frame, Points, ellipsoid, inside, paint, rod, shell
 
 
 @dataclass(frozen=True)

@@ -1,4 +1,4 @@
-"""Tensor files larger than memory, in the format of :func:`oasis_monai.files.save_tensors`: written piece by piece, read by
+"""Tensor files larger than memory, in the format of :func:`.save_tensors`: written piece by piece, read by
 mapping them, so that only what is indexed is ever read into memory."""
 
 from __future__ import annotations
@@ -6,16 +6,18 @@ from __future__ import annotations
 import hashlib
 import itertools
 import json
+import logging
 import math
 import mmap
 import tempfile
 from collections.abc import Iterable, Iterator, Mapping
+from functools import cache
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from oasis_monai.files import atomic_path
+from oasis_monai.utils.files import atomic_path
 
 DTYPES = {  # safetensors' names, in the order in which it lays tensors out: every one stays aligned
     "I64": torch.int64,
@@ -35,7 +37,7 @@ PIECE = 1 << 24  # bytes written at a time
 
 
 def map_tensors(path: str | Path, check: bool = True) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
-    """As :func:`oasis_monai.files.load_tensors`, but the tensors' values stay on disk until they are used. Tensors may be written
+    """As :func:`.load_tensors`, but the tensors' values stay on disk until they are used. Tensors may be written
     to; the file does not change.
 
     Args:
@@ -69,7 +71,7 @@ def _view(data: mmap.mmap, start: int, entry: Mapping[str, Any]) -> torch.Tensor
 
 
 def write_tensors(path: str | Path, tensors: Mapping[str, torch.Tensor], meta: Mapping[str, Any] | None = None) -> None:
-    """Write the very bytes of :func:`oasis_monai.files.save_tensors`, needing no memory for a second copy of them."""
+    """Write the very bytes of :func:`.save_tensors`, needing no memory for a second copy of them."""
     names = sorted(tensors, key=lambda name: (list(NAMES).index(tensors[name].dtype), name))
     header: dict[str, Any] = {"__metadata__": {"meta": json.dumps(dict(meta or {}), sort_keys=True, allow_nan=False)}}
     end = 0
@@ -128,3 +130,48 @@ def join_rows(path: str | Path, parts: Iterable[Mapping[str, torch.Tensor]], met
             flat = torch.from_file(str(Path(folder) / name), size=count, dtype=dtype) if count else torch.empty(0, dtype=dtype)
             whole[name] = flat.reshape(rows[name], *rest)
         write_tensors(path, whole, meta)
+
+
+def save_tensors(path: str | Path, tensors: Mapping[str, torch.Tensor], meta: Mapping[str, Any] | None = None) -> None:
+    """Write a flat dict of tensors and a JSON-able ``meta`` with a sha256 over the content, whole or not at all."""
+    from safetensors.torch import save
+
+    plain = {k: v.detach().cpu().contiguous() for k, v in tensors.items()}
+    meta_text = json.dumps(dict(meta or {}), sort_keys=True, allow_nan=False)
+    body = save(plain, metadata={"meta": meta_text})
+    with atomic_path(path) as temporary, open(temporary, "wb") as stream:
+        stream.write(hashlib.sha256(body).digest())
+        stream.write(body)
+
+
+def load_tensors(path: str | Path) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
+    """Read what :func:`save_tensors` wrote.
+
+    Raises:
+        OSError: the file is absent or unreadable.
+        ValueError: it is truncated or a byte of it changed (one flipped byte would otherwise load in silence).
+    """
+    from safetensors.torch import load
+
+    raw = Path(path).read_bytes()
+    body = raw[32:]
+    if len(raw) < 40 or hashlib.sha256(body).digest() != raw[:32]:
+        raise ValueError(f"{path}: expected the content of its sha256, found other bytes; delete it to have it made again")
+    header = json.loads(body[8 : 8 + int.from_bytes(body[:8], "little")])
+    return load(body), json.loads(header.get("__metadata__", {}).get("meta", "{}"))
+
+
+def load_if_whole(path: str | Path) -> tuple[dict[str, torch.Tensor], dict[str, Any]] | None:
+    """A cache read: None when the file is absent, or damaged (with a warning), so that the caller makes it anew."""
+    try:
+        return load_tensors(path)
+    except FileNotFoundError:
+        return None
+    except (OSError, ValueError, KeyError) as error:
+        _warn_damaged(str(path), type(error).__name__)
+        return None
+
+
+@cache  # once a process: a checkpoint is looked at several times before it is made anew
+def _warn_damaged(path: str, kind: str) -> None:
+    logging.getLogger(__name__).warning("warning: %s: truncated or changed since it was written (%s); made anew", path, kind)

@@ -11,8 +11,8 @@ from typing import Any, BinaryIO, cast
 
 import numpy as np
 
-from oasis_monai.header_rules import Faults, Header, check_direction, check_shape, check_spacing, geometry_difference
-from oasis_monai.types import Geometry
+from oasis_monai.data.formats.header import Faults, Header, check_direction, check_shape, check_spacing, geometry_difference
+from oasis_monai.data.types import Geometry
 
 MAX_OFFSET = 16 * 1024 * 1024  # header extensions before the voxels; nibabel holds them in memory
 CHUNK = 1 << 20

@@ -9,11 +9,10 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
-from oasis_monai.errors import ConfigError
+from oasis_monai.utils.errors import ConfigError
 
 GROUPS = ("preprocessing", "features", "registration", "loss", "training", "augmentation", "network", "estimator")
 DIRECTORY = ("--config-dir", "-cd")  # Hydra's option: a folder of the user's own settings
-
 HEADER = re.compile(r"\s*#+\s*@\s*package\b\s*(\S*)")
 
 

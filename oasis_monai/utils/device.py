@@ -7,6 +7,8 @@ from typing import Any, TypeVar, cast
 import torch
 from torch import nn
 
+from oasis_monai.utils.errors import ConfigError
+
 Net = TypeVar("Net", bound=nn.Module)
 
 
@@ -58,3 +60,15 @@ class _Conv3d(_Careful, nn.Conv3d):
 
 
 _CAREFUL: dict[type[nn.Module], type[nn.Module]] = {nn.Conv2d: _Conv2d, nn.Conv3d: _Conv3d}
+
+
+def resolve_device(name: str) -> str:
+    """``auto`` is the GPU where there is one. A GPU asked for but absent is an error, not a slow run."""
+    if name == "auto":
+        return "cuda" if torch.cuda.is_available() else "cpu"
+    try:
+        torch.empty(0, device=name)
+    except (RuntimeError, AssertionError) as error:
+        reason = str(error).splitlines()[0][:120]
+        raise ConfigError("device", "cpu, auto, or a GPU this machine has", name, f"set device=auto ({reason})") from error
+    return name

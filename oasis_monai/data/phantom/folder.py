@@ -8,11 +8,11 @@ from typing import Any
 
 import numpy as np
 
-from oasis_monai.errors import ConfigError, DataError, Fault
-from oasis_monai.files import atomic_path, file_digest, write_json, write_text
-from oasis_monai.metaimage_data import header_text
-from oasis_monai.phantom.make import Phantom, check_arguments, make_phantom
-from oasis_monai.types import Geometry
+from oasis_monai.data.formats.metaimage_data import header_text
+from oasis_monai.data.phantom.make import Phantom, check_arguments, make_phantom
+from oasis_monai.data.types import Geometry
+from oasis_monai.utils.errors import ConfigError, DataError, Fault
+from oasis_monai.utils.files import atomic_path, file_digest, write_json, write_text
 
 MANIFEST = "phantom.json"
 VERSION = 1  # raise when the same parameters give other voxels: folders of an older version are then made anew

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any
 
-from oasis_monai.errors import DataError, Fault
+from oasis_monai.utils.errors import DataError, Fault
 
 CHUNK = 2**20
 LARGEST_READ = 2**22  # tarfile reads long headers whole, and as long as they say they are

@@ -6,9 +6,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from oasis_monai.phantom.anatomy import Picture
-from oasis_monai.phantom.patient import Coil, Patient
-from oasis_monai.phantom.shapes import Frame
+from oasis_monai.data.phantom.anatomy import Picture
+from oasis_monai.data.phantom.patient import Coil, Patient
+from oasis_monai.data.phantom.shapes import Frame
 
 LPS_TO_RAS = np.diag([-1.0, -1.0, 1.0])
 
@@ -48,7 +48,6 @@ CENTRES = (
     Centre("oblique", 120, 24, (1.5, 1.5, 3.6), "", (400, 800), 0.75, 0.06, oblique_deg=9.0),
     Centre("gel", 128, 26, (1.5, 1.5, 3.3), "gel", (4095, 4095), 1.1, 0.03, saturated=True),
 )
-
 # in-plane and through-plane number of voxels relative to ``demo``; the field of view stays
 SIZES = {"tiny": (0.30, 0.45), "small": (0.5, 0.65), "demo": (1.0, 1.0), "native": (2.0, 1.2)}
 

@@ -17,8 +17,7 @@ from pathlib import Path
 
 import numpy as np
 
-from oasis_monai.errors import DataError, Fault
-from oasis_monai.header_rules import (
+from oasis_monai.data.formats.header import (
     TOLERANCE,
     Faults,
     Header,
@@ -29,6 +28,7 @@ from oasis_monai.header_rules import (
     flip_lps_ras,
     shown,
 )
+from oasis_monai.utils.errors import DataError, Fault
 
 PREAMBLE, MAGIC = 128, b"DICM"
 META_BYTES = 4096  # the file meta information is a few hundred bytes

@@ -13,8 +13,8 @@ from pathlib import Path
 
 import numpy as np
 
-from oasis_monai.errors import DataError, Fault
-from oasis_monai.types import Geometry
+from oasis_monai.data.types import Geometry
+from oasis_monai.utils.errors import DataError, Fault
 
 MAX_VOXELS = 2**29
 """Largest grid accepted, 512 x 512 x 2048: 2 GiB as float32. A header that claims more is damaged or hostile."""

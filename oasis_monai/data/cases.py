@@ -5,14 +5,15 @@ from __future__ import annotations
 import os
 import re
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TypeVar
 
-from oasis_monai.dicom import is_dicom, series_among
-from oasis_monai.errors import ConfigError, DataError, Fault
-from oasis_monai.headers import METAIMAGE, NIFTI, ending
-from oasis_monai.types import Case
+from oasis_monai.data.formats.dicom import is_dicom, series_among
+from oasis_monai.data.formats.dispatch import METAIMAGE, NIFTI, ending
+from oasis_monai.data.types import REGIONS, Case
+from oasis_monai.utils.errors import ConfigError, DataError, Fault
 
 CASE_NAME = re.compile(r"(Case\d+)(_segmentation)?")
 K = TypeVar("K")
@@ -219,3 +220,58 @@ def _walk(root: Path) -> Iterator[Path]:
         seen.add(real)
         folders[:] = sorted(f for f in folders if not f.startswith((".", "__MACOSX")))
         yield from (Path(folder) / f for f in sorted(files) if not f.startswith("."))
+
+
+LABELLED = ("promise12", "msd")
+"""Layouts of :func:`oasis_monai.data.cases.find_cases` that have labels."""
+
+
+@dataclass(frozen=True)
+class DataSettings:
+    """A labelled data set (``conf/data``).
+
+    Args:
+        name: how reports call it.
+        root: its folder.
+        layout: ``promise12`` or ``msd``, see :func:`oasis_monai.data.cases.find_cases`.
+        labels: class name -> value in the label files; 0 is the background. Other values in a file are an error. Classes are
+            numbered by these values, whatever the order here: a JSON file, where a model keeps them, has an order of its own.
+        regions: parts of a structure to score beside the whole: thirds along the axial axis.
+        only: case ids to use; empty for all.
+        citation, licence: printed in the report.
+        source: what ``oasis-monai download`` fetches for it, see :func:`oasis_monai.data.download.find_source`.
+    """
+
+    name: str = "dataset"
+    root: str = ""
+    layout: str = "promise12"
+    labels: Mapping[str, int] = field(default_factory=lambda: {"prostate": 1})
+    regions: tuple[str, ...] = ("whole", "apex", "mid", "base")
+    only: tuple[str, ...] = ()
+    citation: str = ""
+    licence: str = ""
+    source: str = ""
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "labels", dict(self.labels))
+        object.__setattr__(self, "regions", tuple(self.regions))
+        object.__setattr__(self, "only", tuple(str(case) for case in self.only))
+        if self.layout not in LABELLED:
+            raise ConfigError("data.layout", f"one of {list(LABELLED)}", self.layout)
+        fine = "whole" in self.regions and len(set(self.regions)) == len(self.regions) and set(self.regions) <= set(REGIONS)
+        if not fine:  # the whole structure is what is compared, drawn and predicted
+            raise ConfigError("data.regions", f"whole and any others of {list(REGIONS)}, each once", list(self.regions))
+        values = list(self.labels.values())
+        if not values or len(set(values)) != len(values) or not all(isinstance(v, int) and 0 < v < 256 for v in values):
+            remedy = "name every value in the label files but 0, the background"
+            raise ConfigError("data.labels", "names with different values of 1 to 255", dict(self.labels), remedy)
+        object.__setattr__(self, "labels", dict(sorted(self.labels.items(), key=lambda pair: pair[1])))
+
+    @property
+    def label_values(self) -> tuple[int, ...]:
+        """The file's value of every class, background first."""
+        return (0, *self.labels.values())
+
+    @property
+    def classes(self) -> int:
+        return len(self.labels) + 1

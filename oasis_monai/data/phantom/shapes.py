@@ -9,7 +9,6 @@ import numpy as np
 Points = tuple[np.ndarray, np.ndarray, np.ndarray]
 Triple = tuple[float, float, float]
 Box = tuple[slice, slice, slice]
-
 _HALF_MM = (104.0, 104.0, 52.0)  # random lattices always span this half-extent, so their draws do not depend on the grid
 
 

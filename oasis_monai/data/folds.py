@@ -8,8 +8,8 @@ from typing import Any
 
 import numpy as np
 
-from oasis_monai.errors import ConfigError
-from oasis_monai.files import digest
+from oasis_monai.utils.errors import ConfigError
+from oasis_monai.utils.files import digest
 
 PROTOCOLS = ("patient", "slice")
 

@@ -5,18 +5,14 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import json
-import logging
 import os
 import shutil
 import tempfile
-from collections.abc import Iterator, Mapping
-from functools import cache
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import torch
-
-from oasis_monai.errors import ConfigError
+from oasis_monai.utils.errors import ConfigError
 
 
 @contextlib.contextmanager
@@ -114,51 +110,6 @@ def file_digest(*paths: str | Path) -> str:
         with open(path, "rb") as stream:
             total.update(hashlib.file_digest(stream, "sha256").digest())
     return total.hexdigest()
-
-
-def save_tensors(path: str | Path, tensors: Mapping[str, torch.Tensor], meta: Mapping[str, Any] | None = None) -> None:
-    """Write a flat dict of tensors and a JSON-able ``meta`` with a sha256 over the content, whole or not at all."""
-    from safetensors.torch import save
-
-    plain = {k: v.detach().cpu().contiguous() for k, v in tensors.items()}
-    meta_text = json.dumps(dict(meta or {}), sort_keys=True, allow_nan=False)
-    body = save(plain, metadata={"meta": meta_text})
-    with atomic_path(path) as temporary, open(temporary, "wb") as stream:
-        stream.write(hashlib.sha256(body).digest())
-        stream.write(body)
-
-
-def load_tensors(path: str | Path) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
-    """Read what :func:`save_tensors` wrote.
-
-    Raises:
-        OSError: the file is absent or unreadable.
-        ValueError: it is truncated or a byte of it changed (one flipped byte would otherwise load in silence).
-    """
-    from safetensors.torch import load
-
-    raw = Path(path).read_bytes()
-    body = raw[32:]
-    if len(raw) < 40 or hashlib.sha256(body).digest() != raw[:32]:
-        raise ValueError(f"{path}: expected the content of its sha256, found other bytes; delete it to have it made again")
-    header = json.loads(body[8 : 8 + int.from_bytes(body[:8], "little")])
-    return load(body), json.loads(header.get("__metadata__", {}).get("meta", "{}"))
-
-
-def load_if_whole(path: str | Path) -> tuple[dict[str, torch.Tensor], dict[str, Any]] | None:
-    """A cache read: None when the file is absent, or damaged (with a warning), so that the caller makes it anew."""
-    try:
-        return load_tensors(path)
-    except FileNotFoundError:
-        return None
-    except (OSError, ValueError, KeyError) as error:
-        _warn_damaged(str(path), type(error).__name__)
-        return None
-
-
-@cache  # once a process: a checkpoint is looked at several times before it is made anew
-def _warn_damaged(path: str, kind: str) -> None:
-    logging.getLogger(__name__).warning("warning: %s: truncated or changed since it was written (%s); made anew", path, kind)
 
 
 @contextlib.contextmanager

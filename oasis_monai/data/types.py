@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal, get_args
 
 import numpy as np
 import torch
@@ -111,3 +112,7 @@ class Segmentation:
     label: torch.Tensor
     probability: torch.Tensor | None
     geometry: Geometry
+
+
+Region = Literal["whole", "apex", "mid", "base"]
+REGIONS: tuple[Region, ...] = get_args(Region)

@@ -82,3 +82,8 @@ def _weights(old: int, new: int, corners: bool) -> torch.Tensor:
         new_places = torch.arange(new, dtype=torch.float32)
         place = new_places * ((old - 1) / max(new - 1, 1)) if corners else ((new_places + 0.5) * (old / new) - 0.5)
         return (1 - (place.clamp(0, old - 1)[:, None] - torch.arange(old)).abs()).clamp_min(0)
+
+
+def pool(volumes: torch.Tensor, stride: Sequence[int]) -> torch.Tensor:
+    """(B, c, x, y, z) on the grid coarser by ``stride``: the mean of every block."""
+    return F.avg_pool3d(volumes, tuple(stride))

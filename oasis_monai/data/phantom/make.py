@@ -6,10 +6,10 @@ from typing import NamedTuple
 
 import numpy as np
 
-from oasis_monai.errors import ConfigError
-from oasis_monai.phantom.anatomy import draw_picture
-from oasis_monai.phantom.patient import draw_patient
-from oasis_monai.phantom.scanner import CENTRES, SIZES, Centre, make_grid, place_patient, scan
+from oasis_monai.data.phantom.anatomy import draw_picture
+from oasis_monai.data.phantom.patient import draw_patient
+from oasis_monai.data.phantom.scanner import CENTRES, SIZES, Centre, make_grid, place_patient, scan
+from oasis_monai.utils.errors import ConfigError
 
 
 class Phantom(NamedTuple):

@@ -1,6 +1,6 @@
 """The only place where a file becomes a tensor, and a tensor a file.
 
-After our own check of the header, a MetaImage is read by numpy (:mod:`oasis_monai.metaimage_data`), NIfTI by MONAI's
+After our own check of the header, a MetaImage is read by numpy (:mod:`oasis_monai.data.formats.metaimage_data`), NIfTI by MONAI's
 ``LoadImage`` with nibabel as its one reader, a DICOM series by ITK; what those readers report is compared with the header.
 """
 
@@ -16,13 +16,12 @@ from typing import Any, NoReturn
 import numpy as np
 import torch
 
-from oasis_monai.dicom import read_pixels
-from oasis_monai.errors import ConfigError, DataError, Fault
-from oasis_monai.header_rules import Header, geometry_difference, split_affine
-from oasis_monai.headers import ending, read_header
-from oasis_monai.metaimage_data import read_voxels
-from oasis_monai.types import Case, Geometry, Volume
-from oasis_monai.writers import write_array
+from oasis_monai.data.formats.dicom import read_pixels
+from oasis_monai.data.formats.dispatch import ending, read_header, write_array
+from oasis_monai.data.formats.header import Header, geometry_difference, split_affine
+from oasis_monai.data.formats.metaimage_data import read_voxels
+from oasis_monai.data.types import Case, Geometry, Volume
+from oasis_monai.utils.errors import ConfigError, DataError, Fault
 
 WHOLE = 1e-4  # a label value this close to a whole number is one: scaled NIfTI masks hold 0.9999999
 

@@ -7,10 +7,9 @@ from typing import Literal
 
 import numpy as np
 
-from oasis_monai.phantom.shapes import Triple
+from oasis_monai.data.phantom.shapes import Triple
 
 Coil = Literal["balloon", "gel", ""]
-
 # relative T2-weighted signal; a centre changes the contrast with a gamma and jitter per case
 SIGNAL = {
     "fat": 0.74, "muscle": 0.15, "marrow": 0.48, "cortex": 0.05, "urine": 1.0, "bladder wall": 0.22, "gas": 0.02,

@@ -1,0 +1,1 @@
+"""The file formats scans come in: one module each, and one that picks the right one."""

@@ -1,0 +1,141 @@
+"""Our own look at a scan's header, before ITK or nibabel opens the file: all faults at once, little memory, no hanging.
+
+A DICOM series is named by one of its files, see :mod:`oasis_monai.data.formats.dicom`.
+"""
+
+from __future__ import annotations
+
+import os
+import stat
+import tempfile
+from pathlib import Path
+
+import numpy as np
+
+from oasis_monai.data.formats.dicom import is_dicom, read_series
+from oasis_monai.data.formats.header import Faults, Header
+from oasis_monai.data.formats.metaimage import read_metaimage
+from oasis_monai.data.formats.metaimage_data import data_file, write_metaimage
+from oasis_monai.data.formats.nifti import read_nifti
+from oasis_monai.data.types import Geometry
+from oasis_monai.utils.errors import ConfigError
+from oasis_monai.utils.files import atomic_path, blaming
+
+__all__ = ["ENDINGS", "Header", "data_files", "ending", "read_header"]
+METAIMAGE = (".mhd", ".mha")
+NIFTI = (".nii", ".nii.gz")
+ENDINGS = METAIMAGE + NIFTI
+"""File endings of scans, in lower case."""
+
+
+def ending(path: str | Path) -> str:
+    """The one of :data:`ENDINGS` that ``path`` has, ``""`` if none."""
+    name = Path(path).name.lower()
+    return next((e for e in sorted(ENDINGS, key=len, reverse=True) if name.endswith(e)), "")
+
+
+def read_header(path: str | Path) -> Header:
+    """Read and check the header of a 3D scan with one channel.
+
+    The length of the data is verified too (compressed data is decompressed in pieces, never as a whole), so that a file which
+    passes can be read.
+
+    Args:
+        path: a .mhd, .mha, .nii or .nii.gz file, or one DICOM file of a series.
+
+    Returns:
+        Shape, RAS+ affine, element type and files (of a series: all of them, in the order of the slices).
+
+    Raises:
+        DataError: with every fault of the header: absent or unreadable file, unknown ending, data file outside the folder,
+            data longer or shorter than the header says, bad sizes, spacing, direction, element type, several channels,
+            repeated or unreadable lines.
+    """
+    path = Path(path)
+    faults = Faults(path)
+    kind = ending(path)
+    header: Header | None = None
+    try:
+        mode = os.stat(path).st_mode
+        if not kind and is_dicom(path):
+            header = read_series(path, faults)
+        elif not kind:
+            faults.add("file", "a name ending in " + ", ".join(ENDINGS) + ", or DICOM", path.name, "convert the scan")
+        elif not stat.S_ISREG(mode):  # opening a pipe would wait for ever
+            faults.add("file", "a regular file", "a folder, pipe or device", "give the header's file")
+        else:
+            header = (read_metaimage if kind in METAIMAGE else read_nifti)(path, faults)
+    except OSError as error:
+        faults.add("file", "a readable file", error.strerror or type(error).__name__, f"check the path {path}")
+    except ValueError as error:  # a NUL in the path
+        faults.add("file", "a path", error, "correct the path")
+    faults.raise_if_any()
+    assert header is not None  # every way to None notes a fault
+    return header
+
+
+def data_files(path: str | Path) -> tuple[Path, ...]:
+    """The files that make up a scan, for content hashes: the header's file, then the data file it names, if any; or all files of
+    a DICOM series.
+
+    Raises:
+        DataError: as :func:`read_header`.
+    """
+    return read_header(path).files
+
+
+def write_array(path: Path, array: np.ndarray, geometry: Geometry) -> None:
+    """Write one scan, compressed (but .nii), in the format that the ending names.
+
+    Args:
+        path: ends in .mhd (voxels go to a .zraw beside it), .mha, .nii or .nii.gz.
+        array: (x, y, z) or (x, y, z, C).
+        geometry: the grid; kept exactly in a MetaImage, to float32 in NIfTI.
+
+    Raises:
+        ConfigError: another ending.
+        OSError: it cannot be written, as to a full disk; the file before stays.
+    """
+    kind = ending(path)
+    if not kind:
+        raise ConfigError("path", "a name ending in " + ", ".join(ENDINGS), str(path))
+    if kind == ".mhd":
+        _write_pair(path, array, geometry)
+        return
+    with atomic_path(path) as temporary:
+        if kind == ".mha":
+            write_metaimage(temporary, array, geometry)
+        else:
+            _nibabel_write(temporary, array, geometry)
+
+
+def remove_array(path: Path) -> None:
+    """Remove what :func:`write_array` wrote to ``path``, the voxels beside a header too."""
+    path.unlink(missing_ok=True)
+    if ending(path) == ".mhd":
+        path.with_name(data_file(path.stem)).unlink(missing_ok=True)
+
+
+def _write_pair(path: Path, array: np.ndarray, geometry: Geometry) -> None:
+    """Header and voxels are two files, and no rename moves both. So both are finished elsewhere, the old header goes, the
+    voxels take their place, the new header follows: whenever a header is there, the voxels it names are its own, whole."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with blaming(path), tempfile.TemporaryDirectory(prefix=f".{path.name}.", dir=path.parent) as folder:
+        write_metaimage(Path(folder) / path.name, array, geometry)  # under its final name, which the header repeats
+        data = next(f for f in Path(folder).iterdir() if f.name != path.name)
+        for file in (data, Path(folder) / path.name):
+            with open(file, "rb") as done:
+                os.fsync(done.fileno())
+        path.unlink(missing_ok=True)
+        os.replace(data, path.parent / data.name)
+        os.replace(Path(folder) / path.name, path)
+
+
+def _nibabel_write(path: Path, array: np.ndarray, geometry: Geometry) -> None:
+    import nibabel
+
+    image = nibabel.Nifti1Image(array, np.asarray(geometry.affine, float))
+    image.set_sform(geometry.affine, code=1)
+    image.set_qform(geometry.affine, code=1)
+    image.header.set_xyzt_units("mm")
+    nibabel.save(image, str(path))

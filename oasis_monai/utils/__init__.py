@@ -1,0 +1,1 @@
+"""Nothing medical: errors, files and locks, tensor files, memory, devices, interpolation, processes."""
