@@ -3,7 +3,7 @@
     python benchmarks/failures.py [--output docs/results/quality] [--n 6] experiment=accuracy data.root=PATH cache=DIR
 
 Takes the fold models of a cross-validation (trains what ``cache`` lacks) and segments every test case of the honest patient
-folds as it is and after each of :data:`oasis_monai.corruptions.CORRUPTIONS`. The prediction is calibrated as it is shipped: on
+folds as it is and after each of :data:`.corruptions.CORRUPTIONS`. The prediction is calibrated as it is shipped: on
 the untouched cases of the other folds and on the copies that a cross-validation makes of them, but those of the very corruption
 that is tested. ``--untouched`` calibrates on untouched cases alone. Writes ``failures.csv`` (a row per scan and
 structure), ``failures.md`` and ``failures.png``.
@@ -20,16 +20,16 @@ import torch
 from fold_tests import options, over_folds, settings_of
 from oasis_monai import flags
 from oasis_monai.corrupted import segmented
-from oasis_monai.corruptions import CORRUPTIONS, UNTOUCHED, drawn, left
 from oasis_monai.data.io import read_volume
 from oasis_monai.features import embedder
 from oasis_monai.fold_models import FoldModels
 from oasis_monai.fusion import decide
-from oasis_monai.grids import inside
 from oasis_monai.prepare import find_and_check, prepare, split_of
 from oasis_monai.quality import FAILURE, SOURCES, correlation, cross_fitted, overlaps
 from oasis_monai.segment import result_keys
 from oasis_monai.settings import Settings
+from oasis_monai.transforms.corruptions import CORRUPTIONS, UNTOUCHED, drawn, left
+from oasis_monai.transforms.spatial import inside
 from oasis_monai.utils.files import atomic_path, write_text
 
 

@@ -32,7 +32,7 @@ def point(n: int, side: int, scans: int) -> dict[str, float]:
     from oasis_monai.align import Aligner, LoaTable
     from oasis_monai.data.types import Geometry, Preprocessed
     from oasis_monai.library import AtlasLibrary
-    from oasis_monai.networks import SpatialTransformModel, StmSettings
+    from oasis_monai.networks.registration import SpatialTransformModel, StmSettings
     from oasis_monai.segment import Segmenter
     from world import GRIDS
 

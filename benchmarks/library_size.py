@@ -29,7 +29,7 @@ import torch
 from oasis_monai.align import Aligner, LoaTable
 from oasis_monai.data.types import Geometry, Preprocessed
 from oasis_monai.library import AtlasLibrary, save_parts, select
-from oasis_monai.networks import SpatialTransformModel, StmSettings
+from oasis_monai.networks.registration import SpatialTransformModel, StmSettings
 from oasis_monai.segment import Segmenter
 from oasis_monai.utils.files import atomic_path, write_text
 

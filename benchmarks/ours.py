@@ -12,8 +12,8 @@ import torch
 from torch import nn
 
 from methods import Aligned, Method
-from oasis_monai import warp as warping
-from oasis_monai.align import with_structures
+from oasis_monai.networks import warp as warping
+from oasis_monai.networks.registration import with_structures
 from oasis_monai.utils.tensor_files import load_if_whole, save_tensors
 from registry import Entry
 from world import World, configuration
@@ -54,7 +54,7 @@ class Shipped(nn.Module):
 
     def __init__(self, name: str, dims: int) -> None:
         super().__init__()
-        from oasis_monai.networks import StmSettings
+        from oasis_monai.networks.registration import StmSettings
 
         self.settings, self.name = StmSettings(), name
         if name == "monai":
@@ -144,9 +144,9 @@ def oasis_case(world: World, model: Path, words: str) -> Method:
     from oasis_monai.data.cases import find_cases
     from oasis_monai.data.io import read_volume
     from oasis_monai.features import embedder, target_features
-    from oasis_monai.grids import decide
     from oasis_monai.model import load_model
-    from oasis_monai.preprocess import restore
+    from oasis_monai.transforms.labels import decide
+    from oasis_monai.transforms.preprocessing import restore
 
     n = world.atlases.shape[1]
     settings, segmenter = load_model(model, "cpu", n)

@@ -39,10 +39,12 @@ def segment(model: str, scan: str, output: str, born: float) -> Stages:
     stages.enter("import monai")
     import_monai_lightly()
     stages.leave()
-    from oasis_monai import __main__, align, estimator, features, grids, library, overlays, preprocess
+    from oasis_monai import __main__, align, estimator, features, library, overlays
     from oasis_monai import model as models
     from oasis_monai import segment as segmenting
     from oasis_monai.data import io as volumes
+    from oasis_monai.transforms import preprocessing as preprocess
+    from oasis_monai.transforms import spatial as grids
     from oasis_monai.utils import files
 
     for owner, name, stage in (
@@ -111,7 +113,7 @@ def training_steps(model: str, root: str) -> dict[str, dict[str, Spent]]:
     """Name of a network -> what :data:`STEPS` training steps spent, by parts."""
     import torch
 
-    from oasis_monai.augment import Augmentation
+    from oasis_monai.transforms.augmentation import Augmentation
 
     stages, found = Stages(), {}
     stages.wrap(Augmentation, "__call__", "augment")

@@ -53,7 +53,7 @@ def folded_percent(path: Path) -> float | None:
     import numpy as np
     import torch
 
-    from oasis_monai.warp import jacobian_determinant
+    from oasis_monai.networks.warp import jacobian_determinant
 
     fields = torch.from_numpy(np.load(path, allow_pickle=False)).movedim(-1, 1)
     return 100 * float((jacobian_determinant(fields) <= 0).float().mean())

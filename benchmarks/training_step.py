@@ -15,8 +15,8 @@ from collections.abc import Callable
 import torch
 from monai.losses import DiceCELoss
 
-from oasis_monai import lite_training
-from oasis_monai.estimator import SliceNet
+from oasis_monai.networks import depthwise as lite_training
+from oasis_monai.networks.slice_unet import SliceNet
 from oasis_monai.utils.device import made_for_bfloat16
 
 SLICES, SIDE, CLASSES, ATLASES = 12, 96, 2, 2

@@ -9,30 +9,17 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from oasis_monai import warp as warping
 from oasis_monai.fusion import overlap
 from oasis_monai.library import AtlasLibrary
+from oasis_monai.networks import warp as warping
+from oasis_monai.networks.registration import with_structures
+from oasis_monai.transforms.labels import foreground, one_hot
 from oasis_monai.utils.device import halved
 from oasis_monai.utils.files import digest
 from oasis_monai.utils.memory import Batched
 from oasis_monai.utils.tensor_files import load_if_whole, save_tensors
 
 Warped = tuple[slice, torch.Tensor | None, torch.Tensor]
-
-
-def foreground(label: torch.Tensor, classes: int) -> torch.Tensor:
-    """(B, 1, *S) class indices -> (B, C-1, *S) float32, one channel per structure, no background."""
-    return torch.cat([label == c for c in range(1, classes)], 1).float()
-
-
-def one_hot(label: torch.Tensor, classes: int) -> torch.Tensor:
-    """(B, 1, *S) class indices -> (B, C, *S) float32."""
-    return torch.cat([label == c for c in range(classes)], 1).float()
-
-
-def with_structures(images: torch.Tensor, structures: torch.Tensor | None) -> torch.Tensor:
-    """What an STM sees of an image: (B, 1, *S), or with the (B, C-1, *S) structures behind it where the STM is a joint one."""
-    return images.float() if structures is None else torch.cat([images.float(), structures.float()], 1)
 
 
 class Aligner(Batched):

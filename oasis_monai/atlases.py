@@ -22,9 +22,9 @@ from oasis_monai.estimation import estimate_library
 from oasis_monai.features import Embedder
 from oasis_monai.grid_text import aligned_text
 from oasis_monai.library import AtlasLibrary, build_library
-from oasis_monai.preprocess import PreprocessCache
 from oasis_monai.segment import Segmenter
 from oasis_monai.settings import Settings
+from oasis_monai.transforms.preprocessing import PreprocessCache
 from oasis_monai.utils.errors import ConfigError, DataError, Fault
 from oasis_monai.utils.files import file_digest, locked, write_json
 

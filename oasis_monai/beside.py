@@ -9,11 +9,11 @@ from __future__ import annotations
 
 import torch
 
-from oasis_monai.align import foreground
-from oasis_monai.estimator import REACH
 from oasis_monai.features import thumbnails
 from oasis_monai.library import AtlasLibrary
 from oasis_monai.nearest import Pair, nearest
+from oasis_monai.networks.slice_unet import REACH
+from oasis_monai.transforms.labels import foreground
 
 
 def flanking(slices: torch.Tensor, library: AtlasLibrary, exclude: Pair | None = None) -> torch.Tensor:

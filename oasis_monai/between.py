@@ -14,8 +14,8 @@ from collections.abc import Sequence
 import numpy as np
 import torch
 
-from oasis_monai.estimator import REACH
 from oasis_monai.library import AtlasLibrary
+from oasis_monai.networks.slice_unet import REACH
 
 
 def signed_distance(labels: torch.Tensor, classes: int) -> torch.Tensor:

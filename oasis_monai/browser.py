@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from oasis_monai.segnets import NETWORKS
+from oasis_monai.networks.segmentation import NETWORKS
 from oasis_monai.tables import method_name
 from oasis_monai.utils.files import digest
 from oasis_monai.utils.tensor_files import load_tensors, save_tensors

@@ -14,7 +14,7 @@ import numpy as np
 
 from oasis_monai.data.io import read_volume
 from oasis_monai.data.types import Case, Geometry, Volume
-from oasis_monai.preprocess import Preprocessing, outside_view, view_faults
+from oasis_monai.transforms.preprocessing import Preprocessing, outside_view, view_faults
 from oasis_monai.utils.errors import DataError, Fault
 
 SPACING_MM = (0.1, 20.0)  # plausible voxel sizes of a clinical scan

@@ -10,7 +10,6 @@ from typing import Any
 import torch
 
 from oasis_monai.align import FieldCache
-from oasis_monai.corruptions import CORRUPTIONS, CORRUPTIONS_VERSION, drawn, left
 from oasis_monai.data.folds import Fold
 from oasis_monai.data.io import read_volume
 from oasis_monai.data.types import Preprocessed, Segmentation, Selection, Volume
@@ -18,10 +17,11 @@ from oasis_monai.features import Embedder, embedder, target_features
 from oasis_monai.fold_models import STM, FoldModel, FoldModels
 from oasis_monai.place import STAY
 from oasis_monai.prepare import Prepared
-from oasis_monai.preprocess import restore_all
 from oasis_monai.quality import overlap_counts
 from oasis_monai.segment import INTERPOLATION, Result, Segmenter
 from oasis_monai.settings import Settings
+from oasis_monai.transforms.corruptions import CORRUPTIONS, CORRUPTIONS_VERSION, drawn, left
+from oasis_monai.transforms.preprocessing import restore_all
 from oasis_monai.utils.device import resolve_device
 from oasis_monai.utils.errors import naming
 from oasis_monai.utils.files import digest

@@ -26,7 +26,6 @@ from oasis_monai.features import embedder, target_features
 from oasis_monai.fold_models import STM, FoldModel, FoldModels, calibration_path
 from oasis_monai.metrics import score_case
 from oasis_monai.prepare import Log, Prepared, find_and_check, prepare, split_of
-from oasis_monai.preprocess import restore_all
 from oasis_monai.quality_tables import (
     keep_calibrations,
     quality_rows,
@@ -39,6 +38,7 @@ from oasis_monai.record import Clock, run_record
 from oasis_monai.segment import Result, Segmenter, needs_estimate, result_keys
 from oasis_monai.settings import Settings
 from oasis_monai.tables import read_scores, summarise, write_scores, write_summary
+from oasis_monai.transforms.preprocessing import restore_all
 from oasis_monai.utils.device import resolve_device
 from oasis_monai.utils.errors import naming
 from oasis_monai.utils.files import write_json

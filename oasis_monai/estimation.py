@@ -10,36 +10,22 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from oasis_monai.align import foreground, one_hot
-from oasis_monai.augment import Augmentation
 from oasis_monai.beside import beside_atlases, flanking
 from oasis_monai.between import shape_between
-from oasis_monai.estimator import Estimator, EstimatorSettings, SliceNet, SliceNets, check_size
+from oasis_monai.estimator import Estimator
 from oasis_monai.fitting import Trainer, TrainingSettings, fit, generator, load_weights
 from oasis_monai.library import AtlasLibrary
-from oasis_monai.segnets import NetworkSettings
-from oasis_monai.supervised import Predictor, train_network
+from oasis_monai.networks.segmentation import NetworkSettings, Predictor
+from oasis_monai.networks.slice_unet import EstimatorSettings, SliceNet, SliceNets, check_size, make_estimator
+from oasis_monai.supervised import train_network
+from oasis_monai.transforms.augmentation import Augmentation
+from oasis_monai.transforms.labels import foreground, one_hot
 from oasis_monai.utils.device import halved
 from oasis_monai.utils.interpolation import pool
 from oasis_monai.utils.tensor_files import load_if_whole, save_tensors
 
 FILE = "estimator.safetensors"
 MEMBER_SEED = 1000  # between the members of a fold; folds are 1 apart
-
-
-def make_estimator(
-    classes: int, settings: EstimatorSettings, pretrained: bool | None = None, shape: bool = False
-) -> SliceNet | SliceNets:
-    """The slice network or networks of the settings.
-
-    Args:
-        classes: background included.
-        pretrained: in the place of the settings'; False where weights are loaded over them anyway.
-        shape: whether beside atlases the expected shape is shown, as under slice folds.
-    """
-    start = settings.pretrained if pretrained is None else pretrained
-    made = [SliceNet(classes, settings.atlases, settings.decoder, start, shape) for _ in range(settings.members)]
-    return made[0] if len(made) == 1 else SliceNets(made)
 
 
 def train_estimator(

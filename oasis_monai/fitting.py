@@ -43,7 +43,7 @@ class TrainingSettings:
             budget: weights that were trained before survive the first steps), ``constant`` stays.
         batch: pairs per step of the STM, images per step of a segmentation network.
         pairs: each target's partner is one of its ``pairs`` nearest atlases (feature distance); 0: any other atlas.
-        augment: change both images of a pair at random (:class:`oasis_monai.augment.Augmentation`).
+        augment: change both images of a pair at random (:class:`oasis_monai.transforms.augmentation.Augmentation`).
         amp: bfloat16 autocast of the network's convolutions. The slice network and DynU-Nets do without being asked on CPUs
             that are made for it.
         checkpoint_minutes: at most so much work is lost by a kill.

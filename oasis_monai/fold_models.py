@@ -14,13 +14,15 @@ from torch import nn
 from oasis_monai.align import Aligner, FieldCache, LoaTable
 from oasis_monai.data.folds import Fold, Split
 from oasis_monai.estimation import estimate_library, make_whole, train_estimator, train_volume_network
-from oasis_monai.estimator import Estimator, EstimatorSettings, SliceNet, SliceNets
+from oasis_monai.estimator import Estimator
 from oasis_monai.fitting import TRAINING_VERSION
 from oasis_monai.library import AtlasLibrary
+from oasis_monai.networks.segmentation import Predictor
+from oasis_monai.networks.slice_unet import EstimatorSettings, SliceNet, SliceNets
 from oasis_monai.prepare import Log, Prepared
 from oasis_monai.segment import Segmenter, needs_alignment
 from oasis_monai.settings import Settings
-from oasis_monai.supervised import Predictor, train_network
+from oasis_monai.supervised import train_network
 from oasis_monai.training import train_stm
 from oasis_monai.utils.device import resolve_device
 from oasis_monai.utils.files import digest, file_digest, locked

@@ -11,8 +11,8 @@ from collections.abc import Sequence
 import numpy as np
 import torch
 
-from oasis_monai import grids
-from oasis_monai.losses import ncc, soft_dice
+from oasis_monai.networks.losses import ncc, soft_dice
+from oasis_monai.transforms.labels import decide as decide_labels
 
 
 def overlap(warped: torch.Tensor, reference: torch.Tensor) -> torch.Tensor:
@@ -116,12 +116,12 @@ def fuse(labels: torch.Tensor, weights: torch.Tensor) -> torch.Tensor:
 
 
 def decide(probability: torch.Tensor) -> torch.Tensor:
-    """(C, *S) probability of sum 1 -> (*S) uint8 class index, by the tie rule of :func:`oasis_monai.grids.decide`.
+    """(C, *S) probability of sum 1 -> (*S) uint8 class index, by the tie rule of :func:`oasis_monai.transforms.labels.decide`.
 
     The most probable class; a tie with the background goes to the structure (binary: P >= 1/2), a tie among structures to the
     lower class, so no tie depends on the number of atlases being even, and no extra label appears.
     """
-    return grids.decide(enumerate(probability[1:], 1), torch.zeros_like(probability[0]))
+    return decide_labels(enumerate(probability[1:], 1), torch.zeros_like(probability[0]))
 
 
 def without_islands(probability: torch.Tensor, atlases: torch.Tensor) -> torch.Tensor:

@@ -10,9 +10,9 @@ from typing import Any
 import torch
 
 from oasis_monai.data.types import Preprocessed, Selection
-from oasis_monai.estimator import with_neighbours
 from oasis_monai.features import Embedder, slice_features, thumbnails, volume_features
 from oasis_monai.nearest import nearest
+from oasis_monai.networks.slice_unet import with_neighbours
 from oasis_monai.utils.errors import ConfigError, DataError, Fault
 from oasis_monai.utils.tensor_files import join_rows, map_tensors, write_tensors
 

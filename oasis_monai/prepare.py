@@ -13,9 +13,9 @@ from oasis_monai.data.cases import DataSettings
 from oasis_monai.data.folds import Split, limit_training, make_split
 from oasis_monai.data.types import Case, Preprocessed
 from oasis_monai.library import AtlasLibrary, build_library
-from oasis_monai.preprocess import PreprocessCache
 from oasis_monai.segment import needs_alignment, needs_atlases
 from oasis_monai.settings import Settings
+from oasis_monai.transforms.preprocessing import PreprocessCache
 from oasis_monai.utils.device import resolve_device
 from oasis_monai.utils.errors import ConfigError, DataError, Fault, naming
 from oasis_monai.utils.files import digest, write_json

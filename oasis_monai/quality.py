@@ -18,8 +18,8 @@ from typing import Any
 import numpy as np
 import torch
 
-from oasis_monai import grids
-from oasis_monai.corruptions import UNTOUCHED
+from oasis_monai.transforms.corruptions import UNTOUCHED
+from oasis_monai.transforms.labels import decide as decide_labels
 
 SOURCES = ("networks", "atlases")
 FAILURE = 0.70  # DSC of a whole structure below which a result is a failure
@@ -56,7 +56,7 @@ def consensus(labels: torch.Tensor, fused: torch.Tensor) -> torch.Tensor:
 
 
 def _decided(probability: torch.Tensor) -> torch.Tensor:
-    return grids.decide(enumerate(probability[1:], 1), torch.zeros_like(probability[0])).cpu()
+    return decide_labels(enumerate(probability[1:], 1), torch.zeros_like(probability[0])).cpu()
 
 
 def overlap_counts(a: torch.Tensor, b: torch.Tensor, classes: int) -> torch.Tensor:
@@ -174,7 +174,7 @@ def cross_fitted(
     Args:
         values, dsc: as for :func:`fit`, but that nothing is fitted to a DSC of NaN.
         groups: fold of each; nothing is predicted from its own fold.
-        corruptions: what was done to the scan of each, :data:`oasis_monai.corruptions.UNTOUCHED` or a name. A corrupted scan is
+        corruptions: what was done to the scan of each, :data:`.corruptions.UNTOUCHED` or a name. A corrupted scan is
             not predicted from scans with the same corruption either, as a clinic's next fault will be one nobody thought of.
         fitted: (N,) bool, the results that may be fitted to; all by default.
     """

@@ -14,7 +14,6 @@ import numpy as np
 import pandas as pd
 import torch
 
-from oasis_monai.corruptions import UNTOUCHED
 from oasis_monai.quality import (
     FAILURE,
     SOURCES,
@@ -27,6 +26,7 @@ from oasis_monai.quality import (
     uncalibrated,
 )
 from oasis_monai.tables import method_name
+from oasis_monai.transforms.corruptions import UNTOUCHED
 from oasis_monai.utils.errors import DataError, Fault
 from oasis_monai.utils.files import locked, write_json, write_text
 

@@ -18,18 +18,18 @@ from oasis_monai.data.io import named, read_volume
 from oasis_monai.data.types import Case, Preprocessed, Segmentation, Selection
 from oasis_monai.features import Embedder, target_features
 from oasis_monai.fusion import decide
-from oasis_monai.grids import inside
 from oasis_monai.library import AtlasLibrary
 from oasis_monai.model import calibrations, load_model, model_embedder, voxel_volume_ml
-from oasis_monai.preprocess import PreprocessCache, restore
+from oasis_monai.networks.warp import folding_voxels
 from oasis_monai.quality import SOURCES, Calibration, overlaps
 from oasis_monai.quality_tables import calibration_for
 from oasis_monai.scan_table import FAILED, Row, read_told, row_of, table_text, with_earlier, write_table
 from oasis_monai.segment import Result, Segmenter, check_choice, check_methods, result_keys
 from oasis_monai.settings import Settings
+from oasis_monai.transforms.preprocessing import PreprocessCache, restore
+from oasis_monai.transforms.spatial import inside
 from oasis_monai.utils.errors import ConfigError, DataError, Fault
 from oasis_monai.utils.files import file_digest, write_json
-from oasis_monai.warp import folding_voxels
 
 FORMATS = tuple(e.removeprefix(".") for e in ENDINGS)
 DICOM_RESULT = ".nii.gz"  # what a DICOM series gets where nothing else is asked for

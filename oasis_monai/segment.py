@@ -9,16 +9,19 @@ from typing import NamedTuple
 import torch
 
 from oasis_monai import fusion
-from oasis_monai.align import Aligner, FieldCache, LoaTable, Warped, one_hot, with_structures
+from oasis_monai.align import Aligner, FieldCache, LoaTable, Warped
 from oasis_monai.beside import beside_atlases, flanking
 from oasis_monai.between import shape_between
 from oasis_monai.data.types import Preprocessed, Selection
-from oasis_monai.estimator import Estimator, with_neighbours
+from oasis_monai.estimator import Estimator
 from oasis_monai.library import AtlasLibrary
-from oasis_monai.losses import ncc
 from oasis_monai.nearest import Pair, nearest
+from oasis_monai.networks.losses import ncc
+from oasis_monai.networks.registration import with_structures
+from oasis_monai.networks.slice_unet import with_neighbours
 from oasis_monai.place import STAY, Move, Places, followed
 from oasis_monai.quality import agreement, consensus
+from oasis_monai.transforms.labels import one_hot
 from oasis_monai.utils.errors import ConfigError
 
 INTERPOLATION = "interpolation"
@@ -114,7 +117,7 @@ class Segmenter:
         distance: see :func:`oasis_monai.nearest.nearest`.
         temperature: of R3, see :func:`oasis_monai.fusion.conditioned_weights`.
         estimator: the segmentation network of a joint model.
-        estimator_atlases, vote, recentre: see :class:`oasis_monai.estimator.EstimatorSettings`.
+        estimator_atlases, vote, recentre: see :class:`oasis_monai.networks.slice_unet.EstimatorSettings`.
         same_case: whether the library holds labelled slices of the targets themselves (slice folds).
     """
 

@@ -13,17 +13,17 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from oasis_monai.augment import Augmentation
-from oasis_monai.corruptions import CORRUPTIONS
 from oasis_monai.data.cases import DataSettings
 from oasis_monai.data.folds import PROTOCOLS
-from oasis_monai.estimator import EstimatorSettings, check_size
 from oasis_monai.fitting import TrainingSettings
-from oasis_monai.losses import RegistrationLoss
-from oasis_monai.networks import StmSettings
-from oasis_monai.preprocess import Preprocessing
+from oasis_monai.networks.losses import RegistrationLoss
+from oasis_monai.networks.registration import StmSettings
+from oasis_monai.networks.segmentation import NETWORKS, NetworkSettings
+from oasis_monai.networks.slice_unet import EstimatorSettings, check_size
 from oasis_monai.segment import INTERPOLATION, JOINT_METHODS, METHODS, check_methods, needs_estimate
-from oasis_monai.segnets import NETWORKS, NetworkSettings
+from oasis_monai.transforms.augmentation import Augmentation
+from oasis_monai.transforms.corruptions import CORRUPTIONS
+from oasis_monai.transforms.preprocessing import Preprocessing
 from oasis_monai.utils.config import make_group
 from oasis_monai.utils.errors import ConfigError
 
@@ -45,7 +45,7 @@ class Settings:
     Args:
         spatial_dims: 3: an atlas is a volume; 2: an axial slice (the paper).
         n: numbers of atlases to fuse, each scored by itself.
-        methods: names of :data:`oasis_monai.segment.METHODS` (fusion rules) and :data:`oasis_monai.segnets.NETWORKS`.
+        methods: names of :data:`.segment.METHODS` (fusion rules) and :data:`.segmentation.NETWORKS`.
         folds: protocol, ``patient`` or ``slice``; k: their number; fold: None for all, or the one to run.
         train_cases: train with so many of each fold's patients (a learning curve); None for all.
         seed: of the folds, initial weights and random draws.
@@ -53,7 +53,7 @@ class Settings:
         workers: processes that train networks side by side, on one CPU core each or on the GPU they share.
         temperature: of the conditioned reading of LOA.
         align_batch: pairs per forward pass, the most that is held at once.
-        corruptions: corrupted copies of each test case (:mod:`oasis_monai.corruptions`) that the predicted DSC is fitted on
+        corruptions: corrupted copies of each test case (:mod:`.corruptions`) that the predicted DSC is fitted on
             beside the cases themselves; 0 for none. Patient folds only.
         overlays: how many cases get a picture (those at even distances from worst to best); 0 for none.
         browser: write what the report's case browser shows.

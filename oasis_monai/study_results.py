@@ -18,8 +18,8 @@ from oasis_monai.browser import load_browser
 from oasis_monai.case_grid import case_grid, ranked_cases
 from oasis_monai.data.folds import patient_groups
 from oasis_monai.learning import learning_table, read_learning
+from oasis_monai.networks.segmentation import NETWORKS
 from oasis_monai.report import StudyParts, write_report
-from oasis_monai.segnets import NETWORKS
 from oasis_monai.settings import build
 from oasis_monai.study import Study, plan
 from oasis_monai.study_tables import Table, ablation, audit, of_volumes, table1, write_table

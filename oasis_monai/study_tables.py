@@ -14,7 +14,7 @@ import pandas as pd
 
 from oasis_monai import tables
 from oasis_monai.grid_text import NONE, Cell, Grid, best_bold, interval_text, latex, markdown, number_text
-from oasis_monai.segnets import NETWORKS
+from oasis_monai.networks.segmentation import NETWORKS
 from oasis_monai.statistics import at_best_n, holm, interval, wilcoxon
 from oasis_monai.tables import method_name, method_rank
 from oasis_monai.utils.files import write_text

@@ -7,13 +7,12 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from oasis_monai.align import foreground
-from oasis_monai.augment import Augmentation
 from oasis_monai.fitting import Trainer, TrainingSettings, fit, generator
 from oasis_monai.library import AtlasLibrary
-from oasis_monai.segnets import NetworkSettings, make_network
+from oasis_monai.networks.segmentation import NetworkSettings, make_network
+from oasis_monai.transforms.augmentation import Augmentation
+from oasis_monai.transforms.labels import foreground
 from oasis_monai.utils.device import halved
-from oasis_monai.utils.memory import Batched
 
 
 def train_network(
@@ -29,7 +28,7 @@ def train_network(
     progress: bool = True,
     label: str | None = None,
 ) -> nn.Module:
-    """Train the network ``name`` of :data:`oasis_monai.segnets.NETWORKS` on a library, or load it when ``folder`` already
+    """Train the network ``name`` of :data:`.segmentation.NETWORKS` on a library, or load it when ``folder`` already
     holds the finished one.
 
     A step sees ``settings.batch`` images; the loss is MONAI's Dice + cross-entropy.
@@ -118,41 +117,3 @@ class _NetworkTrainer(Trainer):
             images.append(image[number][where])
             labels.append(label[number][where])
         return torch.stack(images), torch.stack(labels)
-
-
-class Predictor(Batched):
-    """A trained segmentation network: images in, class probabilities out.
-
-    Args:
-        model: ``(B, 1, *S) -> (B, C, *S)`` logits.
-        name: of the network, see :data:`oasis_monai.segnets.NETWORKS`.
-        settings: its patch and overlap.
-        device: where it runs.
-        batch: windows per forward pass; fewer once memory has run out.
-    """
-
-    def __init__(
-        self, model: nn.Module, name: str, settings: NetworkSettings, device: str | torch.device = "cpu", batch: int = 8
-    ) -> None:
-        self.model, self.name, self.settings = model.to(device).eval(), name, settings
-        self.device, self.batch = torch.device(device), batch
-
-    @torch.inference_mode()
-    def __call__(self, images: torch.Tensor) -> torch.Tensor:
-        """(T, 1, *S) -> (T, C, *S) float32 probabilities on the CPU, by a sliding window with Gaussian weights where the
-        patch is smaller than the image."""
-        from monai.inferers import sliding_window_inference
-
-        patch = self.settings.window(images.shape[2:], self.name)
-
-        def predict(rows: slice) -> torch.Tensor:
-            part = images[rows].to(self.device, torch.float32)
-            if patch == tuple(part.shape[2:]):
-                logits = self.model(part)
-            else:
-                logits = sliding_window_inference(
-                    part, patch, self.batch, self.model, overlap=self.settings.overlap, mode="gaussian"
-                )
-            return torch.softmax(logits.float(), 1).cpu()  # type: ignore[union-attr]
-
-        return torch.cat([made for _, made in self.in_batches(len(images), predict)])

@@ -6,14 +6,14 @@ from pathlib import Path
 
 import torch
 
-from oasis_monai import warp as warping
-from oasis_monai.align import foreground, with_structures
-from oasis_monai.augment import Augmentation
 from oasis_monai.fitting import Trainer, TrainingSettings, fit, generator
 from oasis_monai.library import AtlasLibrary
-from oasis_monai.losses import RegistrationLoss
 from oasis_monai.nearest import nearest
-from oasis_monai.networks import SpatialTransformModel, StmSettings
+from oasis_monai.networks import warp as warping
+from oasis_monai.networks.losses import RegistrationLoss
+from oasis_monai.networks.registration import SpatialTransformModel, StmSettings, with_structures
+from oasis_monai.transforms.augmentation import Augmentation
+from oasis_monai.transforms.labels import foreground
 from oasis_monai.utils.errors import ConfigError
 from oasis_monai.utils.interpolation import enlarge
 

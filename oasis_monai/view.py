@@ -10,7 +10,7 @@ import numpy as np
 
 from oasis_monai.data.io import to_canonical
 from oasis_monai.data.types import Volume
-from oasis_monai.preprocess import Preprocessing
+from oasis_monai.transforms.preprocessing import Preprocessing
 
 MARGIN = 0.1  # surroundings the networks should see, as a part of the labels' reach
 MARGIN_MM = 5.0  # and at least

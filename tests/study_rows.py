@@ -3,7 +3,7 @@
 import pandas as pd
 
 from oasis_monai import tables
-from oasis_monai.segnets import NETWORKS
+from oasis_monai.networks.segmentation import NETWORKS
 
 CASES = [f"Case{i:02d}" for i in range(10)]
 GROUPS = {case: i % 5 for i, case in enumerate(CASES)}

@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 
-from oasis_monai.augment import Augmentation
+from oasis_monai.transforms.augmentation import Augmentation
 
 STILL = {k: 0.0 for k in ("rotation_deg", "scale", "shear", "shift", "flip", "elastic_mm", "gamma", "contrast", "bias", "noise")}
 SIZES = [(24, 20), (20, 24, 12)]
@@ -212,7 +212,7 @@ def test_an_elastic_change_displaces_by_millimetres_and_not_twice_alike(size):
 def test_volumes_are_moved_as_torch_moves_them():
     from torch.nn import functional as F
 
-    from oasis_monai.augment import moved
+    from oasis_monai.transforms.augmentation import moved
 
     random = torch.Generator().manual_seed(0)
     images = torch.randn(3, 2, 10, 8, 6, generator=random)

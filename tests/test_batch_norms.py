@@ -3,9 +3,10 @@
 import torch
 from torch import nn
 
-from oasis_monai.batch_norms import without_batch_norms
-from oasis_monai.estimator import Estimator, SliceNet
-from oasis_monai.features import untrained_network
+from oasis_monai.estimator import Estimator
+from oasis_monai.networks.encoders import untrained_network
+from oasis_monai.networks.layers import without_batch_norms
+from oasis_monai.networks.slice_unet import SliceNet
 
 
 def norms(network):

@@ -28,9 +28,9 @@ import registry  # noqa: E402
 import report  # noqa: E402
 import speed  # noqa: E402
 import stages  # noqa: E402
-from oasis_monai.corruptions import drawn  # noqa: E402
 from oasis_monai.data.types import Geometry, Volume  # noqa: E402
 from oasis_monai.settings import build  # noqa: E402
+from oasis_monai.transforms.corruptions import drawn  # noqa: E402
 from world import World, configuration  # noqa: E402
 
 SIZE = (6, 5, 4)

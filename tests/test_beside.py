@@ -9,11 +9,12 @@ import torch
 from oasis_monai.beside import beside_atlases, flanking
 from oasis_monai.between import shape_between
 from oasis_monai.data.types import Geometry, Preprocessed
-from oasis_monai.estimation import estimate_library, make_estimator, train_estimator
-from oasis_monai.estimator import REACH, Estimator, EstimatorSettings, with_neighbours
+from oasis_monai.estimation import estimate_library, train_estimator
+from oasis_monai.estimator import Estimator
 from oasis_monai.features import thumbnails
 from oasis_monai.fitting import TrainingSettings
 from oasis_monai.library import AtlasLibrary
+from oasis_monai.networks.slice_unet import REACH, EstimatorSettings, make_estimator, with_neighbours
 from oasis_monai.segment import Segmenter
 from oasis_monai.utils.errors import ConfigError
 

@@ -4,8 +4,8 @@ import pytest
 import torch
 
 from oasis_monai.between import neighbours, shape_between, signed_distance
-from oasis_monai.estimator import REACH
 from oasis_monai.library import AtlasLibrary
+from oasis_monai.networks.slice_unet import REACH
 
 
 def discs(radii, cases, slices, classes=2, index=1, size=40):

@@ -15,9 +15,9 @@ from oasis_monai.bundle import OasisNetwork, scans_in, write_bundle
 from oasis_monai.bundle.configs import inert, preprocessing
 from oasis_monai.data.io import read_image
 from oasis_monai.model import load_model, train_model
-from oasis_monai.preprocess import Preprocessing
 from oasis_monai.scans import segment_scans
 from oasis_monai.settings import build
+from oasis_monai.transforms.preprocessing import Preprocessing
 from oasis_monai.utils.errors import ConfigError, OasisError
 from tests.command import python, run
 from tests.conftest import JOINT, JOINT_2D, TINY, TINY_2D, merged

@@ -13,7 +13,7 @@ import pytest
 from oasis_monai.checks import check_cases
 from oasis_monai.data.cases import find_cases, survey
 from oasis_monai.data.types import Case
-from oasis_monai.preprocess import Preprocessing
+from oasis_monai.transforms.preprocessing import Preprocessing
 from oasis_monai.utils.errors import ConfigError, DataError
 from tests.real import real_data
 

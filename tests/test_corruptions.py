@@ -7,11 +7,11 @@ import torch
 
 from oasis_monai import corrupted as module
 from oasis_monai.corrupted import copies, segmented, told_methods
-from oasis_monai.corruptions import CORRUPTIONS, UNTOUCHED, drawn, left
 from oasis_monai.crossval import crossval
 from oasis_monai.data.io import read_volume, to_canonical
 from oasis_monai.data.types import Geometry, Volume
 from oasis_monai.quality_tables import read_calibrations, read_quality
+from oasis_monai.transforms.corruptions import CORRUPTIONS, UNTOUCHED, drawn, left
 from tests.conftest import CASES, JOINT
 from tests.runs import NETS, quiet
 

@@ -15,11 +15,11 @@ import torch
 
 from oasis_monai import distributed, estimation
 from oasis_monai.estimation import train_estimator
-from oasis_monai.estimator import EstimatorSettings
 from oasis_monai.fitting import TrainingSettings
-from oasis_monai.losses import RegistrationLoss
-from oasis_monai.networks import StmSettings
-from oasis_monai.segnets import NetworkSettings
+from oasis_monai.networks.losses import RegistrationLoss
+from oasis_monai.networks.registration import StmSettings
+from oasis_monai.networks.segmentation import NetworkSettings
+from oasis_monai.networks.slice_unet import EstimatorSettings
 from oasis_monai.supervised import train_network
 from oasis_monai.training import train_stm
 from oasis_monai.utils.errors import ConfigError, OasisError

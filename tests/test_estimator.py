@@ -6,20 +6,23 @@ from dataclasses import replace
 import pytest
 import torch
 
-from oasis_monai import fusion, warp
-from oasis_monai.align import Aligner, LoaTable, foreground, one_hot
+from oasis_monai import fusion
+from oasis_monai.align import Aligner, LoaTable
 from oasis_monai.data.types import Geometry, Preprocessed
-from oasis_monai.estimation import _EstimatorTrainer, make_estimator, near_structure, train_estimator
-from oasis_monai.estimator import REACH, VIEWS, Estimator, EstimatorSettings, SliceNet, SliceNets, turned, with_neighbours
-from oasis_monai.features import imagenet_network
+from oasis_monai.estimation import _EstimatorTrainer, near_structure, train_estimator
+from oasis_monai.estimator import Estimator, turned
 from oasis_monai.fitting import TrainingSettings
 from oasis_monai.fusion import without_islands
 from oasis_monai.library import AtlasLibrary
-from oasis_monai.losses import RegistrationLoss
-from oasis_monai.networks import StmSettings
+from oasis_monai.networks import warp
+from oasis_monai.networks.encoders import imagenet_network
+from oasis_monai.networks.losses import RegistrationLoss
+from oasis_monai.networks.registration import StmSettings
+from oasis_monai.networks.slice_unet import REACH, VIEWS, EstimatorSettings, SliceNet, SliceNets, make_estimator, with_neighbours
 from oasis_monai.quality import agreement
 from oasis_monai.segment import Segmenter
 from oasis_monai.training import doubted, make_stm, train_stm
+from oasis_monai.transforms.labels import foreground, one_hot
 from oasis_monai.utils.errors import ConfigError, OasisError
 from oasis_monai.utils.tensor_files import save_tensors
 

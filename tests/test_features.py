@@ -9,7 +9,9 @@ import torch
 import torch.nn.functional as F
 
 from oasis_monai import features as module
-from oasis_monai.features import DENSENET_URL, embedder, monai_name, slice_features, upright, volume_features, window
+from oasis_monai.features import embedder, slice_features, upright, volume_features, window
+from oasis_monai.networks import encoders
+from oasis_monai.networks.encoders import DENSENET_URL, monai_name
 from oasis_monai.utils.errors import ConfigError, DataError, OasisError
 
 MEAN = torch.tensor([0.485, 0.456, 0.406]).view(3, 1, 1)
@@ -270,7 +272,7 @@ def test_a_cached_file_of_another_checksum_is_not_used(hub, dense_state):
 def test_a_cached_file_of_the_right_checksum_is_used(hub, dense_state, monkeypatch):
     hub.file.parent.mkdir(parents=True)
     torch.save(dense_state[1]["torchvision"], hub.file)
-    monkeypatch.setattr(module, "DENSENET_SHA256_PREFIX", module._sha256(hub.file)[:8])
+    monkeypatch.setattr(encoders, "DENSENET_SHA256_PREFIX", encoders._sha256(hub.file)[:8])
     assert embedder("densenet121").key.startswith("densenet121-")
     assert hub.asked == ()
 

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from oasis_monai import fusion, grids
+from oasis_monai import fusion
 from oasis_monai.fusion import (
     conditioned_weights,
     decide,
@@ -19,6 +19,7 @@ from oasis_monai.fusion import (
     overlap,
     staple,
 )
+from oasis_monai.transforms import spatial as grids
 
 
 def seeded(seed, *shape):

@@ -6,8 +6,9 @@ import numpy as np
 import pytest
 import torch
 
-from oasis_monai import grids
 from oasis_monai.data.types import Geometry
+from oasis_monai.transforms import spatial as grids
+from oasis_monai.transforms.intensity import z_score
 
 RAMP, OFFSET = np.array([0.7, -1.3, 0.4]), 20.0
 
@@ -303,10 +304,10 @@ def test_z_score_is_numpys_inside_and_zero_outside():
     values = image[0][where].numpy().astype(float)
     clipped = np.clip(values, *np.percentile(values, (0.5, 99.5)))
     want = (clipped - clipped.mean()) / clipped.std()
-    got = grids.z_score(image, where, 0.5, 99.5)
+    got = z_score(image, where, 0.5, 99.5)
     np.testing.assert_allclose(got[0][where], want, atol=1e-4)
     assert not got[0][~where].any()
-    plain = grids.z_score(image, where)
+    plain = z_score(image, where)
     assert abs(float(plain[0][where].std(correction=0)) - 1) < 1e-5
     assert float(plain.max()) > float(got.max())
 
@@ -321,7 +322,7 @@ EVERYWHERE = torch.ones(4, 4, 4, dtype=torch.bool)
 @pytest.mark.parametrize("image", [FLAT, NOISE, torch.zeros(1, 4, 4, 4), torch.full((1, 4, 4, 4), -1e30)])
 @pytest.mark.parametrize("where", [EVERYWHERE, ~EVERYWHERE, torch.arange(64).reshape(4, 4, 4) == 5])
 def test_an_image_without_contrast_becomes_zero(image, where):
-    assert not grids.z_score(image, where, 0.5, 99.5).any()
+    assert not z_score(image, where, 0.5, 99.5).any()
 
 
 @pytest.mark.parametrize("value", [torch.nan, torch.inf, -torch.inf])
@@ -329,8 +330,8 @@ def test_a_voxel_that_is_no_number_is_refused_unless_it_is_padding(value):
     image = torch.rand(1, 4, 4, 4)
     image[0, 1, 2, 3] = value
     with pytest.raises(ValueError, match="expected finite values"):
-        grids.z_score(image, EVERYWHERE)
-    got = grids.z_score(image, torch.isfinite(image))
+        z_score(image, EVERYWHERE)
+    got = z_score(image, torch.isfinite(image))
     assert torch.isfinite(got).all()
     assert got[0, 1, 2, 3] == 0
 

@@ -5,7 +5,7 @@ import pytest
 import torch
 from scipy.ndimage import gaussian_filter
 
-from oasis_monai.intensity import FLOOR, OFFSET, local_z_score
+from oasis_monai.transforms.intensity import FLOOR, OFFSET, local_z_score
 
 SIGMA = (3.0, 2.0, 1.5)
 

@@ -3,9 +3,9 @@
 import pytest
 import torch
 
-from oasis_monai import lite_training
-from oasis_monai.estimator import SliceNet
-from oasis_monai.features import untrained_network
+from oasis_monai.networks import depthwise as lite_training
+from oasis_monai.networks.encoders import untrained_network
+from oasis_monai.networks.slice_unet import SliceNet
 
 BLOCKS = {  # of the encoder, by what is special about them
     "without expansion": 0,

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from oasis_monai.losses import (
+from oasis_monai.networks.losses import (
     RegistrationLoss,
     bending_energy,
     dice_loss,

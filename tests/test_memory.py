@@ -11,10 +11,10 @@ from oasis_monai.align import Aligner, LoaTable
 from oasis_monai.crossval import crossval
 from oasis_monai.data.types import Geometry, Preprocessed
 from oasis_monai.estimation import train_estimator
-from oasis_monai.estimator import Estimator, EstimatorSettings
+from oasis_monai.estimator import Estimator
+from oasis_monai.networks.segmentation import NetworkSettings, Predictor, make_network
+from oasis_monai.networks.slice_unet import EstimatorSettings
 from oasis_monai.segment import Segmenter
-from oasis_monai.segnets import NetworkSettings, make_network
-from oasis_monai.supervised import Predictor
 from oasis_monai.utils.errors import OasisError
 from oasis_monai.utils.memory import Batched, out_of_memory
 from tests.test_align import MeanShift as Known
@@ -128,7 +128,7 @@ def test_alignment_and_overlaps_are_the_same_in_what_memory_allows(caplog):
 
 
 def test_memory_that_ends_while_labels_are_warped_loses_none(monkeypatch):
-    from oasis_monai import warp
+    from oasis_monai.networks import warp
 
     library, rows = library_of(6), torch.arange(6)
     want = LoaTable(library, Aligner(Known(), batch=8)).matrix(rows)

@@ -6,10 +6,10 @@ import math
 import pytest
 import torch
 
-from oasis_monai.losses import RegistrationLoss
-from oasis_monai.networks import BODIES, SpatialTransformModel, StmSettings
+from oasis_monai.networks.losses import RegistrationLoss
+from oasis_monai.networks.registration import BODIES, SpatialTransformModel, StmSettings
+from oasis_monai.networks.warp import compose, jacobian_determinant, resize_ddf, warp, warp_pair
 from oasis_monai.utils.errors import ConfigError
-from oasis_monai.warp import compose, jacobian_determinant, resize_ddf, warp, warp_pair
 
 SIZES = {2: (16, 24), 3: (16, 8, 8)}
 STRIDES = {2: (2, 1), 3: (2, 2, 1)}

@@ -14,8 +14,8 @@ from oasis_monai.data.types import Geometry, Preprocessed, Volume
 from oasis_monai.estimator import Estimator
 from oasis_monai.model import train_model
 from oasis_monai.place import STAY, Places, followed
-from oasis_monai.preprocess import Preprocessing, restore
 from oasis_monai.scans import segment_scans
+from oasis_monai.transforms.preprocessing import Preprocessing, restore
 from tests.conftest import CASES, JOINT
 from tests.runs import pixels, quiet
 

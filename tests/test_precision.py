@@ -4,8 +4,10 @@ import pytest
 import torch
 
 from oasis_monai.align import Aligner
-from oasis_monai.estimator import Estimator, SliceNet
-from oasis_monai.networks import SpatialTransformModel, StmSettings
+from oasis_monai.estimator import Estimator
+from oasis_monai.networks.layers import careful
+from oasis_monai.networks.registration import SpatialTransformModel, StmSettings
+from oasis_monai.networks.slice_unet import SliceNet
 from oasis_monai.utils import device as precision
 
 
@@ -53,13 +55,13 @@ def test_estimates_are_those_of_float32_but_for_rounding():
 
 @pytest.mark.parametrize("size", [(8, 8, 2), (8, 8, 1), (16, 2), (8, 8, 4)])
 def test_a_narrow_strided_convolution_is_right_whatever_lay_in_memory(size):
-    """oneDNN's kernels of CPUs with AMX read beyond what was written; this fails there without :func:`precision.careful`."""
+    """oneDNN's kernels of CPUs with AMX read beyond what was written; this fails there without :func:`careful`."""
     torch.manual_seed(0)
     kind = {2: torch.nn.Conv2d, 3: torch.nn.Conv3d}[len(size)]
     network = torch.nn.Sequential(kind(16, 32, 3, stride=2, padding=1))
     expected = network(image := torch.randn(2, 16, *size))
     names = list(network.state_dict())
-    assert precision.careful(network) is network
+    assert careful(network) is network
     assert list(network.state_dict()) == names
     for _ in range(3):
         garbage = [torch.full((k * 2**j,), float("nan"), dtype=torch.bfloat16) for k in (1, 3, 5) for j in range(5, 20)]

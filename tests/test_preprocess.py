@@ -7,9 +7,9 @@ import numpy as np
 import pytest
 import torch
 
-from oasis_monai import preprocess
 from oasis_monai.data.types import Case, Geometry, Volume
-from oasis_monai.preprocess import PreprocessCache, Preprocessing, label_lost, restore, view_faults
+from oasis_monai.transforms import preprocessing as preprocess
+from oasis_monai.transforms.preprocessing import PreprocessCache, Preprocessing, label_lost, restore, view_faults
 from oasis_monai.utils.errors import ConfigError
 from tests.real import real_data
 from tests.test_grids import WORLDS, depth, dice, ellipsoid, geometry, middle_mm, positions_mm, random_label

@@ -21,12 +21,12 @@ from oasis_monai.data.types import Case
 from oasis_monai.features import embedder, target_features
 from oasis_monai.library import build_library
 from oasis_monai.model import load_model, train_model
-from oasis_monai.preprocess import PreprocessCache, Preprocessing
+from oasis_monai.networks.warp import folding_voxels
 from oasis_monai.scan_table import FILE, read_told
 from oasis_monai.scans import segment_scans
 from oasis_monai.settings import build
+from oasis_monai.transforms.preprocessing import PreprocessCache, Preprocessing
 from oasis_monai.utils.errors import ConfigError, OasisError
-from oasis_monai.warp import folding_voxels
 from tests.command import Command, run
 from tests.conftest import CASES, JOINT, TINY, merged
 from tests.dicom_series import write_series

@@ -4,10 +4,11 @@ import numpy as np
 import pytest
 import torch
 
-from oasis_monai import fusion, warp
+from oasis_monai import fusion
 from oasis_monai.align import Aligner, FieldCache, LoaTable
 from oasis_monai.data.types import Geometry, Preprocessed
 from oasis_monai.library import AtlasLibrary
+from oasis_monai.networks import warp
 from oasis_monai.segment import INTERPOLATION, JOINT_METHODS, METHODS, Segmenter, check_choice, check_methods, needs_alignment
 from oasis_monai.utils.errors import ConfigError
 

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from oasis_monai.segnets import NETWORKS, ConvNet, NetworkSettings, make_network
+from oasis_monai.networks.segmentation import NETWORKS, ConvNet, NetworkSettings, make_network
 from oasis_monai.utils.errors import ConfigError
 
 TINY = NetworkSettings(convnet=(4, 6, 8), unet=(4, 6, 8), dynunet=(4, 6, 8), deep_supervision=(0.5, 0.25))

@@ -8,7 +8,7 @@ import pytest
 from oasis_monai import study_results
 from oasis_monai.grid_text import Cell, Grid, best_bold, latex, markdown
 from oasis_monai.learning import learning_table, read_learning, write_learning
-from oasis_monai.segnets import NETWORKS
+from oasis_monai.networks.segmentation import NETWORKS
 from oasis_monai.study_tables import PRINTED, ablation, audit, table1, write_table
 from oasis_monai.utils.errors import DataError
 from tests import study_rows

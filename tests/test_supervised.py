@@ -8,8 +8,8 @@ from torch import nn
 
 from oasis_monai import supervised as module
 from oasis_monai.fitting import TrainingSettings
-from oasis_monai.segnets import NetworkSettings
-from oasis_monai.supervised import Predictor, train_network
+from oasis_monai.networks.segmentation import NetworkSettings, Predictor
+from oasis_monai.supervised import train_network
 from oasis_monai.utils.errors import OasisError
 from oasis_monai.utils.tensor_files import load_tensors
 from tests.test_training import Killed, discs, same

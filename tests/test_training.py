@@ -7,11 +7,11 @@ import torch
 
 from oasis_monai import fitting
 from oasis_monai import training as module
-from oasis_monai.augment import Augmentation
 from oasis_monai.library import AtlasLibrary
-from oasis_monai.losses import RegistrationLoss
-from oasis_monai.networks import StmSettings
+from oasis_monai.networks.losses import RegistrationLoss
+from oasis_monai.networks.registration import StmSettings
 from oasis_monai.training import Pairs, TrainingSettings, train_stm
+from oasis_monai.transforms.augmentation import Augmentation
 from oasis_monai.utils.errors import ConfigError, OasisError
 from oasis_monai.utils.tensor_files import load_tensors
 

@@ -11,9 +11,8 @@ from monai.bundle import ConfigParser
 from monai.data import MetaTensor
 from monai.transforms import Compose, MapTransform, Transform
 
-from oasis_monai import grids, transforms
+from oasis_monai import transforms
 from oasis_monai.data.types import Volume
-from oasis_monai.preprocess import Preprocessing
 from oasis_monai.transforms import (
     InPlaneResize,
     InPlaneResized,
@@ -30,6 +29,9 @@ from oasis_monai.transforms import (
     RobustZScore,
     RobustZScored,
 )
+from oasis_monai.transforms import spatial as grids
+from oasis_monai.transforms.intensity import z_score
+from oasis_monai.transforms.preprocessing import Preprocessing
 from oasis_monai.utils.errors import DataError
 from tests.test_grids import WORLDS, dice, ellipsoid, middle_mm, random_label
 
@@ -180,7 +182,7 @@ def test_z_score_tells_padding_from_dark_voxels():
     values = torch.rand(1, 10, 10, 10) + 5
     padded = values.clone()
     padded[:, :4] = 0
-    want = grids.z_score(padded, padded != 0, 0.5, 99.5)
+    want = z_score(padded, padded != 0, 0.5, 99.5)
     assert torch.equal(RobustZScore(padding=0)(padded), want)
     assert not torch.equal(RobustZScore()(padded), want)
     padded[:, :4] = torch.nan

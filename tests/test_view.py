@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from oasis_monai.data.types import Geometry, Volume
-from oasis_monai.preprocess import Preprocessing
+from oasis_monai.transforms.preprocessing import Preprocessing
 from oasis_monai.view import VOXELS, Extent, extent, suited, told
 from tests.command import run
 

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from oasis_monai.warp import compose, folding_voxels, integrate, jacobian_determinant, resize_ddf, warp, warp_pair
+from oasis_monai.networks.warp import compose, folding_voxels, integrate, jacobian_determinant, resize_ddf, warp, warp_pair
 
 GRIDS = [(13, 9), (9, 7, 6)]
 grid = pytest.mark.parametrize("size", GRIDS, ids=["2D", "3D"])

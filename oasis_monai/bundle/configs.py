@@ -7,9 +7,9 @@ import math
 from typing import Any
 
 from oasis_monai.data.cases import DataSettings
-from oasis_monai.preprocess import PERCENTILES, Preprocessing
 from oasis_monai.record import versions
 from oasis_monai.settings import Settings
+from oasis_monai.transforms.preprocessing import PERCENTILES, Preprocessing
 
 SCHEMA = "https://project-monai.github.io/schema/meta_schema_20240725.json"
 VERSION = "0.1.0"
@@ -79,7 +79,7 @@ def network_def(network: dict[str, Any]) -> dict[str, Any]:
 
 
 def preprocessing(setting: Preprocessing) -> list[dict[str, Any]]:
-    """A :class:`~oasis_monai.preprocess.Preprocessing` as transforms, to the bit."""
+    """A :class:`~oasis_monai.transforms.preprocessing.Preprocessing` as transforms, to the bit."""
     padding: dict[str, Any] = {}
     lower, upper = PERCENTILES if setting.name == "physical" else (0.0, 100.0)
     if setting.spacing_mm is None:

@@ -11,18 +11,19 @@ from torch import nn
 
 from oasis_monai.align import Aligner, LoaTable
 from oasis_monai.data.types import Geometry, Preprocessed
-from oasis_monai.estimation import make_estimator, make_whole
-from oasis_monai.estimator import Estimator, EstimatorSettings
-from oasis_monai.features import NAMES, Embedder, Photograph, embedder, target_features, untrained_network
+from oasis_monai.estimation import make_whole
+from oasis_monai.estimator import Estimator
+from oasis_monai.features import Embedder, Photograph, embedder, target_features
 from oasis_monai.fold_models import voice
-from oasis_monai.grids import plain
 from oasis_monai.library import AtlasLibrary
 from oasis_monai.nearest import DISTANCES
-from oasis_monai.networks import SpatialTransformModel, StmSettings
+from oasis_monai.networks.encoders import NAMES, untrained_network
+from oasis_monai.networks.registration import SpatialTransformModel, StmSettings
+from oasis_monai.networks.segmentation import NetworkSettings, Predictor, make_network
+from oasis_monai.networks.slice_unet import EstimatorSettings, make_estimator
 from oasis_monai.segment import Segmenter, check_methods, result_keys
-from oasis_monai.segnets import NetworkSettings, make_network
 from oasis_monai.settings import Settings
-from oasis_monai.supervised import Predictor
+from oasis_monai.transforms.spatial import plain
 from oasis_monai.utils.config import make_group
 from oasis_monai.utils.errors import ConfigError
 
@@ -42,8 +43,8 @@ class OasisNetwork(nn.Module):
         atlases, features: number of atlases and length of their feature vectors.
         embedding, distance: what similarity means, see :class:`oasis_monai.settings.FeatureSettings`.
         method, n: how many atlases are fused, and how (:data:`oasis_monai.segment.METHODS`).
-        registration: :class:`oasis_monai.networks.StmSettings` as a dict.
-        estimator: of a joint model, :class:`oasis_monai.estimator.EstimatorSettings` as a dict.
+        registration: :class:`oasis_monai.networks.registration.StmSettings` as a dict.
+        estimator: of a joint model, :class:`oasis_monai.networks.slice_unet.EstimatorSettings` as a dict.
         volume_channels: feature channels of a joint model's volume network.
         temperature: of ``OASIS-conditioned``.
         pairs: how many overlaps of atlas pairs are stored; others are computed when they are needed.

@@ -1,4 +1,4 @@
-"""Array transforms: each is the configured call of a pure function of :mod:`oasis_monai.grids` or :mod:`oasis_monai.data.io`.
+"""Array transforms: each is the configured call of a pure function of :mod:`.spatial` or :mod:`.io`.
 
 Images are channel first with three spatial dimensions, (C, x, y, z). Inputs are never changed. None of them is random, lazy
 or invertible in MONAI's sense: what brings a result back is :class:`RestoreToGrid`, which needs no trace, only the affine.
@@ -22,9 +22,9 @@ from monai.transforms.utility.array import MapLabelValue
 from monai.utils.enums import TransformBackends
 from monai.utils.type_conversion import convert_to_dst_type, convert_to_tensor
 
-from oasis_monai import grids
 from oasis_monai.data.types import Geometry
-from oasis_monai.intensity import LOCAL_MM, local_z_score
+from oasis_monai.transforms import spatial as grids
+from oasis_monai.transforms.intensity import LOCAL_MM, local_z_score, z_score
 
 
 class LoadVolume(Transform):
@@ -79,14 +79,14 @@ class RobustZScore(Transform):
     def __call__(self, img: np.ndarray | torch.Tensor) -> torch.Tensor:
         tensor = _tensor(img)
         values = grids.plain(tensor)
-        scored = grids.z_score(values, _not_padding(values, self.padding), self.lower, self.upper)
+        scored = z_score(values, _not_padding(values, self.padding), self.lower, self.upper)
         out: Any = convert_to_dst_type(scored, tensor, dtype=torch.float32)[0]
         return _own(out)
 
 
 class LocalZScore(Transform):
     """Take the field of a receive coil out of an MR image: subtract the local mean of its logarithm, divide by the local
-    deviation (:func:`oasis_monai.intensity.local_z_score`); padding becomes 0.
+    deviation (:func:`oasis_monai.transforms.intensity.local_z_score`); padding becomes 0.
 
     Args:
         sigma_mm: standard deviation of the Gaussian neighbourhood.

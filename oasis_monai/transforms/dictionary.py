@@ -9,7 +9,6 @@ from monai.config.type_definitions import KeysCollection
 from monai.transforms.transform import MapTransform
 from monai.utils.misc import ensure_tuple_rep
 
-from oasis_monai.intensity import LOCAL_MM
 from oasis_monai.transforms.array import (
     InPlaneResize,
     LoadVolume,
@@ -19,6 +18,7 @@ from oasis_monai.transforms.array import (
     RestoreToGrid,
     RobustZScore,
 )
+from oasis_monai.transforms.intensity import LOCAL_MM
 
 
 class _EachKey(MapTransform):

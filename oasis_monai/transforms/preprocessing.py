@@ -21,21 +21,19 @@ from typing import Any
 import numpy as np
 import torch
 
-from oasis_monai import grids
 from oasis_monai.data import io as volumes
 from oasis_monai.data.formats import dispatch as headers
 from oasis_monai.data.types import Case, Geometry, Preprocessed, Segmentation, Volume
-from oasis_monai.intensity import LOCAL_MM, local_z_score
+from oasis_monai.transforms import spatial as grids
+from oasis_monai.transforms.intensity import LOCAL_MM, local_z_score, z_score
 from oasis_monai.utils.errors import ConfigError, Fault
 from oasis_monai.utils.files import digest, file_digest
 from oasis_monai.utils.tensor_files import load_if_whole, save_tensors
 
 PREPROCESS_VERSION = 1
 """Raise it with every change that alters a preprocessed voxel: cached tensors of other versions are then never read."""
-
 PERCENTILES = (0.5, 99.5)
 """Clipping of the physical setting's robust z-score."""
-
 INTENSITIES = ("zscore", "local")
 MOST_VOXELS = 2**28
 """Of a working grid: a gigabyte an image. More is a slip of the pen, and would take the machine with it."""
@@ -54,7 +52,7 @@ class Preprocessing:
         size: voxels along x, y (, z). Default 320 x 320 (paper), 160 x 160 or 48 x 48 x 32 (physical).
         spacing_mm: voxel size along x, y (, z); only for ``physical``. Default 0.625 x 0.625 or 2 x 2 x 3 mm.
         intensity: ``zscore`` (mean 0, deviation 1 over the volume) or ``local``
-            (:func:`oasis_monai.intensity.local_z_score`, for MR with strong coil fields).
+            (:func:`oasis_monai.transforms.intensity.local_z_score`, for MR with strong coil fields).
         local_mm: standard deviation of the Gaussian neighbourhood of ``local``.
 
     Raises:
@@ -142,7 +140,7 @@ class Preprocessing:
         """Put a scan on the working grid and normalise it.
 
         The image is interpolated linearly, smoothed before where the grid gets coarser; the label class by class
-        (:func:`oasis_monai.grids.resample_label`). Voxels beyond the scan are 0 and background. ``moved``: see
+        (:func:`oasis_monai.transforms.spatial.resample_label`). Voxels beyond the scan are 0 and background. ``moved``: see
         :meth:`working_geometry`.
 
         Raises:
@@ -155,7 +153,7 @@ class Preprocessing:
         if self.intensity == "local":
             image = local_z_score(image, inside, [self.local_mm / mm for mm in working.spacing_mm], lower, upper)
         else:
-            image = grids.z_score(image, inside, lower, upper)
+            image = z_score(image, inside, lower, upper)
         label = None if volume.label is None else grids.resample_label(volume.label, volume.geometry, working)
         return Preprocessed(volume.case, image, label, working, volume.geometry)
 
@@ -168,14 +166,14 @@ class Preprocessing:
 def restore(
     probability: torch.Tensor, working: Geometry, native: Geometry, keep_probability: bool = False, case: str = ""
 ) -> Segmentation:
-    """A probability map (C, \\*working) as a segmentation on the scan's own grid; see :func:`oasis_monai.grids.restore`."""
+    """A probability map (C, \\*working) as a segmentation on the scan's own grid; see :func:`.restore`."""
     return restore_all([probability], working, native, keep_probability, case)[0]
 
 
 def restore_all(
     probabilities: Sequence[torch.Tensor], working: Geometry, native: Geometry, keep_probability: bool = False, case: str = ""
 ) -> list[Segmentation]:
-    """:func:`restore` of several maps of one scan at once; see :func:`oasis_monai.grids.restore_all`."""
+    """:func:`restore` of several maps of one scan at once; see :func:`oasis_monai.transforms.spatial.restore_all`."""
     made = grids.restore_all(probabilities, working, native, keep_probability)
     return [Segmentation(case, label, kept, native) for label, kept in made]
 

@@ -18,10 +18,8 @@ from oasis_monai.utils.interpolation import along_axis
 
 LOCAL_MM = 15.0
 """Default standard deviation of the Gaussian neighbourhood: wider than a gland's nodules, narrower than a coil's reach."""
-
 OFFSET = 0.05
 """Added before the logarithm, as a fraction of the mean: noise in dark corners must not become contrast."""
-
 FLOOR = 0.1
 """Added to the local standard deviation of the logarithm: where there is less contrast than 10 %, it is left low."""
 
@@ -80,3 +78,35 @@ def _blurred(values: torch.Tensor, kernels: Sequence[torch.Tensor | None]) -> to
         if kernel is not None:
             values = along_axis(kernel, values, axis)
     return values
+
+
+def z_score(image: torch.Tensor, where: torch.Tensor, lower: float = 0.0, upper: float = 100.0) -> torch.Tensor:
+    """Mean 0, standard deviation 1 over the voxels ``where``, after clipping to percentiles of the same voxels; 0 elsewhere.
+
+    An image without contrast (deviation below float32's resolution of its values) becomes 0, not noise and not NaN.
+
+    Args:
+        image: (C, \\*S) float; all channels share one mean and deviation.
+        where: (C, \\*S) or (\\*S) bool.
+        lower: percentile (0..100) to clip to from below.
+        upper: percentile (0..100) to clip to from above.
+
+    Returns:
+        (C, \\*S) float32.
+
+    Raises:
+        ValueError: a voxel of ``where`` is NaN or infinite.
+    """
+    where = where.expand_as(image)
+    out = torch.zeros(image.shape, device=image.device)
+    values = image[where].double()
+    if not len(values):
+        return out
+    if lower > 0 or upper < 100:
+        values = values.clamp(*np.percentile(values.numpy(force=True), (lower, upper)).tolist())
+    deviation = values.std(correction=0)
+    if not torch.isfinite(deviation):
+        raise ValueError("image: expected finite values, found NaN or infinite ones; repair the scan or mark them as padding")
+    if deviation > 1e-6 * values.abs().max():
+        out[where] = ((values - values.mean()) / deviation).float()
+    return out

@@ -22,7 +22,6 @@ from oasis_monai.data.types import Geometry, Volume
 
 CORRUPTIONS_VERSION = 1
 """Raise it with every change that alters a corrupted voxel: what was made of the copies before is then never read."""
-
 UNTOUCHED = "untouched"
 Corruption = Callable[[Volume, int], Volume]
 """A labelled scan and a seed -> another scan; the one given is not written to."""

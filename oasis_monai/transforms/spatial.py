@@ -1,6 +1,6 @@
 """Voxel grids: where they lie, and how values move from one to another.
 
-Pure functions under :mod:`oasis_monai.preprocess` and :mod:`oasis_monai.transforms`. Voxel centres are at whole numbers, so there
+Pure functions under :mod:`.preprocessing` and :mod:`.transforms`. Voxel centres are at whole numbers, so there
 is no half-voxel shift between grids. Where the axes of two grids run along each other, as those of a scan and its working grid
 always do, linear interpolation is done axis by axis; else by MONAI's ``SpatialResample``.
 
@@ -11,15 +11,15 @@ world's axes: a slice of an oblique scan stays a slice.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 import numpy as np
 import torch
 
 from oasis_monai.data.types import Geometry
+from oasis_monai.transforms.labels import decide
 from oasis_monai.utils.interpolation import along_axis
 
-TIE = 1e-6  # probabilities this close are equal: six weights of 1/6 sum to a hair under 1/2, and in any order to another hair
 SAME_SPACING = 1e-3  # spacings this close (relative) count as equal: headers carry rounded numbers
 TRUNCATED = 4.0  # standard deviations at which the anti-alias Gaussian ends
 UNSMOOTHED = 0.05  # a Gaussian narrower than this, in voxels, is the identity
@@ -133,30 +133,6 @@ def resample_label(label: torch.Tensor, source: Geometry, target: Geometry) -> t
     return (decide(maps(), start) * inside(source, target, label.device))[None]
 
 
-def decide(foreground: Iterable[tuple[int, torch.Tensor]], background_only: torch.Tensor) -> torch.Tensor:
-    """The tie rule: with f the strongest foreground class (the lowest index among those equal within 1e-6), a voxel is f
-    where P_f >= P_background - 1e-6 and P_f > 1e-6, else background. With two classes: P >= 1/2. Never a class in between.
-
-    P_background is 1 less the sum of the foreground maps.
-
-    Args:
-        foreground: pairs (class index, (\\*S) float map) in ascending order; each map is looked at once, so a generator
-            keeps one in memory.
-        background_only: (\\*S) float zeros: shape, dtype and device of the result where there is no foreground class.
-
-    Returns:
-        (\\*S) uint8.
-    """
-    total, best = background_only.clone(), background_only.clone()
-    winner = torch.zeros_like(best, dtype=torch.uint8)
-    for index, probability in foreground:
-        total += probability
-        better = probability > best + TIE
-        best = torch.where(better, probability, best)
-        winner = torch.where(better, torch.tensor(index, dtype=torch.uint8, device=winner.device), winner)
-    return winner * ~(best < 1 - total - TIE)  # filling by masks takes half as long again
-
-
 def restore(
     probability: torch.Tensor, working: Geometry, native: Geometry, keep_probability: bool = False
 ) -> tuple[torch.Tensor, torch.Tensor | None]:
@@ -217,38 +193,6 @@ def restore_all(
                 kept[number][1:, x, y, z] = maps
                 kept[number][0, x, y, z] = (1 - maps.sum(0)).clamp(min=0)
     return results
-
-
-def z_score(image: torch.Tensor, where: torch.Tensor, lower: float = 0.0, upper: float = 100.0) -> torch.Tensor:
-    """Mean 0, standard deviation 1 over the voxels ``where``, after clipping to percentiles of the same voxels; 0 elsewhere.
-
-    An image without contrast (deviation below float32's resolution of its values) becomes 0, not noise and not NaN.
-
-    Args:
-        image: (C, \\*S) float; all channels share one mean and deviation.
-        where: (C, \\*S) or (\\*S) bool.
-        lower: percentile (0..100) to clip to from below.
-        upper: percentile (0..100) to clip to from above.
-
-    Returns:
-        (C, \\*S) float32.
-
-    Raises:
-        ValueError: a voxel of ``where`` is NaN or infinite.
-    """
-    where = where.expand_as(image)
-    out = torch.zeros(image.shape, device=image.device)
-    values = image[where].double()
-    if not len(values):
-        return out
-    if lower > 0 or upper < 100:
-        values = values.clamp(*np.percentile(values.numpy(force=True), (lower, upper)).tolist())
-    deviation = values.std(correction=0)
-    if not torch.isfinite(deviation):
-        raise ValueError("image: expected finite values, found NaN or infinite ones; repair the scan or mark them as padding")
-    if deviation > 1e-6 * values.abs().max():
-        out[where] = ((values - values.mean()) / deviation).float()
-    return out
 
 
 def plain(values: torch.Tensor) -> torch.Tensor:

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import copy
-from typing import TypeVar
+from typing import Any, TypeVar, cast
 
+import torch
 from torch import nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
@@ -30,3 +31,41 @@ def without_batch_norms(network: Network) -> Network:
                 setattr(part, convolution, fuse_conv_bn_eval(before, behind))
                 setattr(part, norm, nn.Identity())
     return network
+
+
+Net = TypeVar("Net", bound=nn.Module)
+
+
+def careful(model: Net) -> Net:
+    """The same network, whose strided convolutions of a last axis of one or two voxels are done in float32 on a CPU.
+
+    oneDNN's kernels for CPUs with AMX (torch 2.13, bfloat16) read memory there that nobody wrote: the result is NaN, garbage or a
+    crash. Weights and their names stay as they are.
+    """
+    for module in model.modules():
+        if type(module) in _CAREFUL and max(cast(nn.Conv3d, module).stride) > 1:
+            module.__class__ = _CAREFUL[type(module)]
+    return model
+
+
+def _flawed(x: torch.Tensor) -> bool:
+    return x.shape[-1] <= 2 and x.device.type == "cpu" and torch.is_autocast_enabled("cpu")
+
+
+class _Careful(nn.Module):
+    def forward(self, x: torch.Tensor) -> Any:
+        if not _flawed(x):
+            return super().forward(x)
+        with torch.autocast("cpu", enabled=False):
+            return super().forward(x.float())
+
+
+class _Conv2d(_Careful, nn.Conv2d):
+    pass
+
+
+class _Conv3d(_Careful, nn.Conv3d):
+    pass
+
+
+_CAREFUL: dict[type[nn.Module], type[nn.Module]] = {nn.Conv2d: _Conv2d, nn.Conv3d: _Conv3d}

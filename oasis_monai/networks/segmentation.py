@@ -18,8 +18,9 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from oasis_monai.utils.device import careful
+from oasis_monai.networks.layers import careful
 from oasis_monai.utils.errors import ConfigError
+from oasis_monai.utils.memory import Batched
 
 NETWORKS = {"ConvNet2D": 2, "ConvNet3D": 3, "U-Net2D": 2, "U-Net3D": 3, "DynU-Net2D": 2, "DynU-Net3D": 3}
 """Method name -> spatial dimensions."""
@@ -191,3 +192,41 @@ class ConvNet(nn.Module):
         size = image.shape[2:]
         coarse = [F.interpolate(o, size=size, mode=self.mode, align_corners=False) for o in outputs[-2::-1]]
         return [outputs[-1], *coarse]
+
+
+class Predictor(Batched):
+    """A trained segmentation network: images in, class probabilities out.
+
+    Args:
+        model: ``(B, 1, *S) -> (B, C, *S)`` logits.
+        name: of the network, see :data:`oasis_monai.networks.segmentation.NETWORKS`.
+        settings: its patch and overlap.
+        device: where it runs.
+        batch: windows per forward pass; fewer once memory has run out.
+    """
+
+    def __init__(
+        self, model: nn.Module, name: str, settings: NetworkSettings, device: str | torch.device = "cpu", batch: int = 8
+    ) -> None:
+        self.model, self.name, self.settings = model.to(device).eval(), name, settings
+        self.device, self.batch = torch.device(device), batch
+
+    @torch.inference_mode()
+    def __call__(self, images: torch.Tensor) -> torch.Tensor:
+        """(T, 1, *S) -> (T, C, *S) float32 probabilities on the CPU, by a sliding window with Gaussian weights where the
+        patch is smaller than the image."""
+        from monai.inferers import sliding_window_inference
+
+        patch = self.settings.window(images.shape[2:], self.name)
+
+        def predict(rows: slice) -> torch.Tensor:
+            part = images[rows].to(self.device, torch.float32)
+            if patch == tuple(part.shape[2:]):
+                logits = self.model(part)
+            else:
+                logits = sliding_window_inference(
+                    part, patch, self.batch, self.model, overlap=self.settings.overlap, mode="gaussian"
+                )
+            return torch.softmax(logits.float(), 1).cpu()  # type: ignore[union-attr]
+
+        return torch.cat([made for _, made in self.in_batches(len(images), predict)])

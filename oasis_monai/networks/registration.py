@@ -17,8 +17,8 @@ from typing import Any
 import torch
 from torch import nn
 
-from oasis_monai import warp as warping
-from oasis_monai.utils.device import careful
+from oasis_monai.networks import warp as warping
+from oasis_monai.networks.layers import careful
 from oasis_monai.utils.errors import ConfigError
 
 BODIES = ("unet", "voxelmorph", "localnet")
@@ -137,7 +137,7 @@ class SpatialTransformModel(nn.Module):
         structures: label channels behind each image, for a joint STM: the number of foreground classes.
 
     Shapes: ``forward((B, 1 + structures, *S) atlas, (B, 1 + structures, *S) target) -> (B, D, *S)`` field in voxels (see
-    :mod:`oasis_monai.warp`).
+    :mod:`oasis_monai.networks.warp`).
     """
 
     def __init__(self, size: Sequence[int], settings: StmSettings | None = None, structures: int = 0) -> None:
@@ -217,3 +217,8 @@ class _AffineNet(nn.Module):
             relative = self.gain * self.net(pool(torch.cat([atlas, target], 1).float(), self.pool))
             fine = nn.functional.interpolate(relative, size=self.size, mode=mode, align_corners=False)
         return fine * torch.tensor(self.extent, device=fine.device).view(1, -1, *[1] * len(self.size))
+
+
+def with_structures(images: torch.Tensor, structures: torch.Tensor | None) -> torch.Tensor:
+    """What an STM sees of an image: (B, 1, *S), or with the (B, C-1, *S) structures behind it where the STM is a joint one."""
+    return images.float() if structures is None else torch.cat([images.float(), structures.float()], 1)

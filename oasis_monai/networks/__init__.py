@@ -1,0 +1,1 @@
+"""Torch modules and their mathematics: registration, segmentation, slice U-Net, ImageNet encoders, warp, losses."""
