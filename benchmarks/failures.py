@@ -18,15 +18,16 @@ import pandas as pd
 import torch
 
 from fold_tests import options, over_folds, settings_of
-from oasis_monai import flags
+from oasis_monai.atlases.features import embedder
 from oasis_monai.corrupted import segmented
 from oasis_monai.data.io import read_volume
-from oasis_monai.features import embedder
 from oasis_monai.fold_models import FoldModels
-from oasis_monai.fusion import decide
 from oasis_monai.prepare import find_and_check, prepare, split_of
-from oasis_monai.quality import FAILURE, SOURCES, correlation, cross_fitted, overlaps
-from oasis_monai.segment import result_keys
+from oasis_monai.quality import FAILURE, correlation, cross_fitted
+from oasis_monai.segmentation import flags
+from oasis_monai.segmentation.agreement import SOURCES, overlaps
+from oasis_monai.segmentation.fusion import decide
+from oasis_monai.segmentation.methods import result_keys
 from oasis_monai.settings import Settings
 from oasis_monai.transforms.corruptions import CORRUPTIONS, UNTOUCHED, drawn, left
 from oasis_monai.transforms.spatial import inside

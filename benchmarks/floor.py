@@ -64,10 +64,10 @@ def tasks(dims: int) -> dict[str, tuple[int, Callable[[], object]]]:
     training step of MONAI's VoxelMorph, with our STM's widths and as shipped, with the same loss, stands beside ours."""
     from monai.networks.nets import VoxelMorph, VoxelMorphUNet
 
-    from oasis_monai.align import Aligner
     from oasis_monai.networks import warp
     from oasis_monai.networks.losses import RegistrationLoss
     from oasis_monai.networks.registration import SpatialTransformModel, StmSettings
+    from oasis_monai.segmentation.alignment import Aligner
 
     grid = GRIDS[dims]
     size = tuple(grid["preprocessing"]["size"])

@@ -29,11 +29,12 @@ def point(n: int, side: int, scans: int) -> dict[str, float]:
     """Seconds and memory of selecting, aligning, weighing by LOA (its table is there) and fusing."""
     import torch
 
-    from oasis_monai.align import Aligner, LoaTable
+    from oasis_monai.atlases.library import AtlasLibrary
     from oasis_monai.data.types import Geometry, Preprocessed
-    from oasis_monai.library import AtlasLibrary
     from oasis_monai.networks.registration import SpatialTransformModel, StmSettings
-    from oasis_monai.segment import Segmenter
+    from oasis_monai.segmentation.alignment import Aligner
+    from oasis_monai.segmentation.loa import LoaTable
+    from oasis_monai.segmentation.segmenter import Segmenter
     from world import GRIDS
 
     torch.set_flush_denormal(True)

@@ -26,11 +26,12 @@ from typing import Any
 
 import torch
 
-from oasis_monai.align import Aligner, LoaTable
+from oasis_monai.atlases.library import AtlasLibrary, save_parts, select
 from oasis_monai.data.types import Geometry, Preprocessed
-from oasis_monai.library import AtlasLibrary, save_parts, select
 from oasis_monai.networks.registration import SpatialTransformModel, StmSettings
-from oasis_monai.segment import Segmenter
+from oasis_monai.segmentation.alignment import Aligner
+from oasis_monai.segmentation.loa import LoaTable
+from oasis_monai.segmentation.segmenter import Segmenter
 from oasis_monai.utils.files import atomic_path, write_text
 
 SIZES = (100, 316, 1_000, 3_162, 10_000, 31_623, 100_000)

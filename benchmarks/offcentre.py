@@ -20,10 +20,10 @@ import pandas as pd
 import torch
 
 from fold_tests import options, over_folds, settings_of
+from oasis_monai.atlases.features import embedder
 from oasis_monai.corrupted import segmented
 from oasis_monai.data.io import canonical_axes, read_volume
 from oasis_monai.data.types import Geometry, Volume
-from oasis_monai.features import embedder
 from oasis_monai.fold_models import FoldModels
 from oasis_monai.prepare import find_and_check, prepare, split_of
 from oasis_monai.settings import Settings

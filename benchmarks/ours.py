@@ -37,9 +37,9 @@ def train(world: World, name: str, minutes: float, folder: Path) -> None:
     if load_if_whole(folder / f"{name}.safetensors") is not None:
         return
     from oasis_monai.data.cases import find_cases
-    from oasis_monai.fitting import fit
     from oasis_monai.prepare import prepare
-    from oasis_monai.training import _StmTrainer  # same pairs, loss and augmentation, another network
+    from oasis_monai.training.registration import _StmTrainer  # same pairs, loss and augmentation, another network
+    from oasis_monai.training.trainer import fit
 
     cases = [case for case in find_cases(world.root, "promise12") if case.id in world.train]
     library = prepare(settings, cases, folder / "cache", print).library
@@ -141,9 +141,9 @@ def stm_pair(world: World, model: Path, batch: int, words: str) -> Method:
 def oasis_case(world: World, model: Path, words: str) -> Method:
     """The whole of ``segment`` between reading and writing: preprocessing, features, selection, estimate, alignment, LOA, fusion,
     and the result back on the scan's own grid."""
+    from oasis_monai.atlases.features import embedder, target_features
     from oasis_monai.data.cases import find_cases
     from oasis_monai.data.io import read_volume
-    from oasis_monai.features import embedder, target_features
     from oasis_monai.model import load_model
     from oasis_monai.transforms.labels import decide
     from oasis_monai.transforms.preprocessing import restore

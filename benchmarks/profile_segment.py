@@ -39,10 +39,14 @@ def segment(model: str, scan: str, output: str, born: float) -> Stages:
     stages.enter("import monai")
     import_monai_lightly()
     stages.leave()
-    from oasis_monai import __main__, align, estimator, features, library, overlays
+    from oasis_monai import __main__, overlays
     from oasis_monai import model as models
-    from oasis_monai import segment as segmenting
+    from oasis_monai.atlases import features, library
     from oasis_monai.data import io as volumes
+    from oasis_monai.segmentation import alignment as align
+    from oasis_monai.segmentation import estimate as estimator
+    from oasis_monai.segmentation import loa
+    from oasis_monai.segmentation import segmenter as segmenting
     from oasis_monai.transforms import preprocessing as preprocess
     from oasis_monai.transforms import spatial as grids
     from oasis_monai.utils import files
@@ -59,7 +63,7 @@ def segment(model: str, scan: str, output: str, born: float) -> Stages:
         (estimator.Estimator, "volume", "estimate"),
         (estimator.Estimator, "__call__", "estimate"),
         (align.Aligner, "fields", "align"),
-        (align.LoaTable, "require", "LOA"),
+        (loa.LoaTable, "require", "LOA"),
         (segmenting.Segmenter, "_fuse", "warp, weigh, fuse"),
         (grids, "restore_all", "restore"),
         (volumes, "write_label", "write label"),
@@ -79,10 +83,12 @@ def trainers(model: str, root: str) -> dict[str, Any]:
     """The trainers of the networks that the model consists of, on four cases of the data set."""
     import torch
 
-    from oasis_monai import estimation, supervised, training
     from oasis_monai.data.cases import find_cases
     from oasis_monai.model import load_model
     from oasis_monai.prepare import prepare
+    from oasis_monai.training import registration as training
+    from oasis_monai.training import segmentation as supervised
+    from oasis_monai.training import slices as estimation
 
     settings = load_model(Path(model), "cpu")[0]
     prepared = prepare(settings, find_cases(root, settings.data.layout)[:4], None, print)
@@ -105,7 +111,7 @@ def trainers(model: str, root: str) -> dict[str, Any]:
         estimation.train_estimator(library, spacing_mm, settings.estimator, *how, augmentation, False, "slice network")
         if settings.estimator.shares(settings.spatial_dims)[1]:
             networks = (settings.estimator, settings.network)
-            estimation.train_volume_network(library, spacing_mm, *networks, *how, augmentation, False, "volume network")
+            supervised.train_volume_network(library, spacing_mm, *networks, *how, augmentation, False, "volume network")
     return found
 
 

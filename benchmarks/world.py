@@ -95,9 +95,9 @@ def make_world(root: str, dims: int, model: Path | None, pairs: int, cases: int,
     """
     import torch
 
+    from oasis_monai.atlases.selection import nearest
     from oasis_monai.data.cases import find_cases
     from oasis_monai.model import load_model
-    from oasis_monai.nearest import nearest
     from oasis_monai.prepare import prepare
     from oasis_monai.settings import build
     from oasis_monai.utils.errors import ConfigError

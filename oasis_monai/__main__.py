@@ -191,7 +191,7 @@ def main() -> None:
         _compose_and_run()
         return
     # one of several processes that torchrun started
-    from oasis_monai import distributed
+    from oasis_monai.training import distributed
 
     with _telling(), distributed.joined() as team:
         if team.leads:

@@ -9,16 +9,17 @@ from typing import Any
 
 import torch
 
-from oasis_monai.align import FieldCache
+from oasis_monai.atlases.features import Embedder, embedder, target_features
 from oasis_monai.data.folds import Fold
 from oasis_monai.data.io import read_volume
 from oasis_monai.data.types import Preprocessed, Segmentation, Selection, Volume
-from oasis_monai.features import Embedder, embedder, target_features
 from oasis_monai.fold_models import STM, FoldModel, FoldModels
-from oasis_monai.place import STAY
 from oasis_monai.prepare import Prepared
-from oasis_monai.quality import overlap_counts
-from oasis_monai.segment import INTERPOLATION, Result, Segmenter
+from oasis_monai.segmentation.agreement import overlap_counts
+from oasis_monai.segmentation.alignment import FieldCache
+from oasis_monai.segmentation.methods import INTERPOLATION
+from oasis_monai.segmentation.recentre import STAY
+from oasis_monai.segmentation.segmenter import Result, Segmenter
 from oasis_monai.settings import Settings
 from oasis_monai.transforms.corruptions import CORRUPTIONS, CORRUPTIONS_VERSION, drawn, left
 from oasis_monai.transforms.preprocessing import restore_all
@@ -27,7 +28,7 @@ from oasis_monai.utils.errors import naming
 from oasis_monai.utils.files import digest
 
 Rows = list[tuple[dict[str, Any], torch.Tensor]]
-"""Score rows with their ``corruption``, each with the counts of :func:`oasis_monai.quality.agreement`."""
+"""Score rows with their ``corruption``, each with the counts of :func:`oasis_monai.segmentation.agreement.agreement`."""
 Key = tuple[str, int]
 UNTOLD = ("FwoW", "STAPLE", INTERPOLATION)
 """Methods whose parts are not compared, so that nothing is predicted of them."""

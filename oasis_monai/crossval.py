@@ -16,13 +16,12 @@ from typing import Any
 import numpy as np
 import torch
 
-from oasis_monai.align import FieldCache
+from oasis_monai.atlases.features import embedder, target_features
 from oasis_monai.case_pictures import Key, browse, draw_overlays, forget_others, keep_label
 from oasis_monai.corrupted import Rows, corrupted_rows
 from oasis_monai.data.folds import Fold, Split, patient_groups
 from oasis_monai.data.io import read_volume
 from oasis_monai.data.types import Case, Geometry, Preprocessed, Segmentation, Selection, Volume
-from oasis_monai.features import embedder, target_features
 from oasis_monai.fold_models import STM, FoldModel, FoldModels, calibration_path
 from oasis_monai.metrics import score_case
 from oasis_monai.prepare import Log, Prepared, find_and_check, prepare, split_of
@@ -35,7 +34,9 @@ from oasis_monai.quality_tables import (
     write_quality,
 )
 from oasis_monai.record import Clock, run_record
-from oasis_monai.segment import Result, Segmenter, needs_estimate, result_keys
+from oasis_monai.segmentation.alignment import FieldCache
+from oasis_monai.segmentation.methods import needs_estimate, result_keys
+from oasis_monai.segmentation.segmenter import Result, Segmenter
 from oasis_monai.settings import Settings
 from oasis_monai.tables import read_scores, summarise, write_scores, write_summary
 from oasis_monai.transforms.preprocessing import restore_all
@@ -115,9 +116,9 @@ class _Fused:
     """What a case's folds have made of it so far. A patient is one fold's; slices of one case may be several folds'.
 
     probability, weights: per method and n; weights hold one list per image of the case (slices), empty where not yet known.
-    agreement: overlap counts of the parts of each result, summed over its images (:func:`oasis_monai.quality.agreement`).
+    agreement: overlap counts of the parts of each result, summed over its images (:func:`.agreement`).
     atlases: per image, [case, slice, distance] of the atlases chosen, nearest first.
-    grids: the working grid of each map where it was moved (:mod:`oasis_monai.place`).
+    grids: the working grid of each map where it was moved (:mod:`oasis_monai.segmentation.recentre`).
     """
 
     images: int

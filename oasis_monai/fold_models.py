@@ -11,19 +11,21 @@ from typing import Any
 import torch
 from torch import nn
 
-from oasis_monai.align import Aligner, FieldCache, LoaTable
+from oasis_monai.atlases.library import AtlasLibrary
 from oasis_monai.data.folds import Fold, Split
-from oasis_monai.estimation import estimate_library, make_whole, train_estimator, train_volume_network
-from oasis_monai.estimator import Estimator
-from oasis_monai.fitting import TRAINING_VERSION
-from oasis_monai.library import AtlasLibrary
 from oasis_monai.networks.segmentation import Predictor
 from oasis_monai.networks.slice_unet import EstimatorSettings, SliceNet, SliceNets
 from oasis_monai.prepare import Log, Prepared
-from oasis_monai.segment import Segmenter, needs_alignment
+from oasis_monai.segmentation.alignment import Aligner, FieldCache
+from oasis_monai.segmentation.estimate import Estimator, estimate_library, make_whole
+from oasis_monai.segmentation.loa import LoaTable
+from oasis_monai.segmentation.methods import needs_alignment
+from oasis_monai.segmentation.segmenter import Segmenter
 from oasis_monai.settings import Settings
-from oasis_monai.supervised import train_network
-from oasis_monai.training import train_stm
+from oasis_monai.training.registration import train_stm
+from oasis_monai.training.segmentation import train_network, train_volume_network
+from oasis_monai.training.slices import train_estimator
+from oasis_monai.training.trainer import TRAINING_VERSION
 from oasis_monai.utils.device import resolve_device
 from oasis_monai.utils.files import digest, file_digest, locked
 from oasis_monai.utils.tensor_files import load_if_whole, save_tensors
@@ -48,7 +50,7 @@ class FoldModel:
 
 
 def voice(settings: EstimatorSettings) -> dict[str, Any]:
-    """What a :class:`oasis_monai.segment.Segmenter` has to know of its estimator."""
+    """What a :class:`oasis_monai.segmentation.segmenter.Segmenter` has to know of its estimator."""
     return {"estimator_atlases": settings.atlases, "vote": settings.vote, "recentre": settings.recentre}
 
 

@@ -15,23 +15,23 @@ from typing import Any, TypeVar
 
 import torch
 
-from oasis_monai.align import Aligner, LoaTable
+from oasis_monai.atlases.features import Embedder, embedder
+from oasis_monai.atlases.library import AtlasLibrary
 from oasis_monai.data.folds import Fold, Split
-from oasis_monai.estimation import make_whole
-from oasis_monai.estimator import Estimator
-from oasis_monai.features import Embedder, embedder
-from oasis_monai.fitting import load_weights
 from oasis_monai.fold_models import FoldModels, calibration_path, voice
-from oasis_monai.library import AtlasLibrary
 from oasis_monai.networks.segmentation import Predictor, make_network
 from oasis_monai.networks.slice_unet import make_estimator
 from oasis_monai.prepare import check_pairs, find_and_check, prepare
 from oasis_monai.quality import Calibration
 from oasis_monai.quality_tables import calibrations_of, plain_calibrations, read_calibrations
 from oasis_monai.record import Clock, run_record
-from oasis_monai.segment import Segmenter
+from oasis_monai.segmentation.alignment import Aligner
+from oasis_monai.segmentation.estimate import Estimator, make_whole
+from oasis_monai.segmentation.loa import LoaTable
+from oasis_monai.segmentation.segmenter import Segmenter
 from oasis_monai.settings import Settings, build
-from oasis_monai.training import make_stm
+from oasis_monai.training.registration import make_stm
+from oasis_monai.training.trainer import load_weights
 from oasis_monai.utils.device import resolve_device
 from oasis_monai.utils.errors import ConfigError, OasisError
 from oasis_monai.utils.files import digest, file_digest, locked, write_json

@@ -9,11 +9,11 @@ from pathlib import Path
 
 import torch
 
+from oasis_monai.atlases.library import AtlasLibrary, build_library
 from oasis_monai.data.cases import DataSettings
 from oasis_monai.data.folds import Split, limit_training, make_split
 from oasis_monai.data.types import Case, Preprocessed
-from oasis_monai.library import AtlasLibrary, build_library
-from oasis_monai.segment import needs_alignment, needs_atlases
+from oasis_monai.segmentation.methods import needs_alignment, needs_atlases
 from oasis_monai.settings import Settings
 from oasis_monai.transforms.preprocessing import PreprocessCache
 from oasis_monai.utils.device import resolve_device
@@ -119,7 +119,7 @@ def _files(case: Case) -> list[Path]:
 
 def prepare(settings: Settings, cases: list[Case], cache: Path | None, log: Log) -> Prepared:
     """Preprocess and embed all cases (from the cache where it holds them)."""
-    from oasis_monai.features import embedder
+    from oasis_monai.atlases.features import embedder
 
     store = PreprocessCache(cache / "preprocessed" if cache else None, settings.preprocessing, settings.data.label_values)
     embed = embedder(settings.features.name, settings.features.weights, resolve_device(settings.device))

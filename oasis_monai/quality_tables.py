@@ -14,17 +14,8 @@ import numpy as np
 import pandas as pd
 import torch
 
-from oasis_monai.quality import (
-    FAILURE,
-    SOURCES,
-    Calibration,
-    correlation,
-    cross_fitted,
-    fit,
-    known_sources,
-    overlaps,
-    uncalibrated,
-)
+from oasis_monai.quality import FAILURE, Calibration, correlation, cross_fitted, fit, uncalibrated
+from oasis_monai.segmentation.agreement import SOURCES, known_sources, overlaps
 from oasis_monai.tables import method_name
 from oasis_monai.transforms.corruptions import UNTOUCHED
 from oasis_monai.utils.errors import DataError, Fault
@@ -70,7 +61,7 @@ def quality_rows(
 
     Args:
         scores: score rows of the run; only whole structures are used. A row absent on both sides has no DSC to predict.
-        agreements: (2, C-1, 2) counts, see :func:`oasis_monai.quality.agreement`.
+        agreements: (2, C-1, 2) counts, see :func:`oasis_monai.segmentation.agreement.agreement`.
         labels: structure names in the order of the classes.
         groups: case -> fold; no case is predicted from its own fold.
         corrupted: score rows of corrupted copies of the cases, each with a ``corruption``, and the counts of its result.

@@ -27,7 +27,7 @@ class Row:
         volume_ml: per label; empty when it failed.
         predicted_dsc: per label, 0 to 1; without those for which there is no prediction.
         calibrated: whether the predictions come from a cross-validation; else they are the plain agreement of the parts.
-        flags: names, see :mod:`oasis_monai.flags`.
+        flags: names, see :mod:`oasis_monai.segmentation.flags`.
         reason: why it failed, one line.
     """
 

@@ -11,20 +11,22 @@ from typing import Any
 
 import torch
 
-from oasis_monai import flags
-from oasis_monai.align import KeptFields
+from oasis_monai.atlases.features import Embedder, target_features
+from oasis_monai.atlases.library import AtlasLibrary
 from oasis_monai.data.formats.dispatch import ENDINGS, ending, remove_array
 from oasis_monai.data.io import named, read_volume
 from oasis_monai.data.types import Case, Preprocessed, Segmentation, Selection
-from oasis_monai.features import Embedder, target_features
-from oasis_monai.fusion import decide
-from oasis_monai.library import AtlasLibrary
 from oasis_monai.model import calibrations, load_model, model_embedder, voxel_volume_ml
 from oasis_monai.networks.warp import folding_voxels
-from oasis_monai.quality import SOURCES, Calibration, overlaps
+from oasis_monai.quality import Calibration
 from oasis_monai.quality_tables import calibration_for
 from oasis_monai.scan_table import FAILED, Row, read_told, row_of, table_text, with_earlier, write_table
-from oasis_monai.segment import Result, Segmenter, check_choice, check_methods, result_keys
+from oasis_monai.segmentation import flags
+from oasis_monai.segmentation.agreement import SOURCES, overlaps
+from oasis_monai.segmentation.alignment import KeptFields
+from oasis_monai.segmentation.fusion import decide
+from oasis_monai.segmentation.methods import check_methods, result_keys
+from oasis_monai.segmentation.segmenter import Result, Segmenter, check_choice
 from oasis_monai.settings import Settings
 from oasis_monai.transforms.preprocessing import PreprocessCache, restore
 from oasis_monai.transforms.spatial import inside
@@ -178,7 +180,7 @@ def _keep_pairs(segmenter: Segmenter, model: Path, log: Log) -> None:
 
 @dataclass(frozen=True)
 class _Run:
-    """What is the same for all scans. ``method`` with its n; ``reach``: see :func:`oasis_monai.flags.reach`;
+    """What is the same for all scans. ``method`` with its n; ``reach``: see :func:`oasis_monai.segmentation.flags.reach`;
     ``calibrations``: :func:`oasis_monai.model.calibrations`."""
 
     settings: Settings

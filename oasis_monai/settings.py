@@ -13,29 +13,20 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+from oasis_monai.atlases.features import FeatureSettings
 from oasis_monai.data.cases import DataSettings
 from oasis_monai.data.folds import PROTOCOLS
-from oasis_monai.fitting import TrainingSettings
 from oasis_monai.networks.losses import RegistrationLoss
 from oasis_monai.networks.registration import StmSettings
 from oasis_monai.networks.segmentation import NETWORKS, NetworkSettings
 from oasis_monai.networks.slice_unet import EstimatorSettings, check_size
-from oasis_monai.segment import INTERPOLATION, JOINT_METHODS, METHODS, check_methods, needs_estimate
+from oasis_monai.segmentation.methods import INTERPOLATION, JOINT_METHODS, METHODS, check_methods, needs_estimate
+from oasis_monai.training.trainer import TrainingSettings
 from oasis_monai.transforms.augmentation import Augmentation
 from oasis_monai.transforms.corruptions import CORRUPTIONS
 from oasis_monai.transforms.preprocessing import Preprocessing
 from oasis_monai.utils.config import make_group
 from oasis_monai.utils.errors import ConfigError
-
-
-@dataclass(frozen=True)
-class FeatureSettings:
-    """What similarity between images means (``conf/features``): see :func:`oasis_monai.features.embedder` and
-    :func:`oasis_monai.nearest.nearest`."""
-
-    name: str = "efficientnet-lite0"
-    weights: str | None = None
-    distance: str = "l2"
 
 
 @dataclass(frozen=True)

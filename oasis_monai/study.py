@@ -15,13 +15,13 @@ from typing import Any
 
 from oasis_monai import tables
 from oasis_monai.data.folds import PROTOCOLS
-from oasis_monai.fitting import TRAINING_VERSION
 from oasis_monai.fold_models import FoldModels
 from oasis_monai.networks.segmentation import NETWORKS
 from oasis_monai.prepare import Log, Prepared, find_and_check, prepare, split_of
 from oasis_monai.record import Clock, run_record
-from oasis_monai.segment import needs_atlases, result_keys
+from oasis_monai.segmentation.methods import needs_atlases, result_keys
 from oasis_monai.settings import Settings, build
+from oasis_monai.training.trainer import TRAINING_VERSION
 from oasis_monai.utils.config import make_group
 from oasis_monai.utils.errors import ConfigError
 from oasis_monai.utils.files import digest, write_json, write_text

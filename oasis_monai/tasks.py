@@ -58,8 +58,8 @@ def _settings(config: dict[str, Any]) -> Any:
     """The settings of the run, checked, and torch set up for it."""
     import torch
 
-    from oasis_monai import distributed
     from oasis_monai.settings import build
+    from oasis_monai.training import distributed
 
     settings = build(config)
     if settings.workers > 1 and distributed.size() > 1:
@@ -98,7 +98,7 @@ def _crossval(config: dict[str, Any], job: Mapping[str, Any], run_dir: Path, swe
 def _study(config: dict[str, Any], job: Mapping[str, Any], run_dir: Path, sweep_dir: Path | None) -> None:
     if job["study"] is None:
         raise ConfigError("study", "the arms of a study", None, "add experiment=paper, or write an experiment with a study")
-    from oasis_monai import distributed
+    from oasis_monai.training import distributed
 
     if distributed.size() > 1:
         raise ConfigError("task", "crossval or train under torchrun", "study", "start it alone; workers=N trains N at once")
@@ -189,7 +189,7 @@ def _library(config: dict[str, Any], job: Mapping[str, Any], run_dir: Path, swee
             raise ConfigError(key, "an existing file", str(job[key]), "correct the path")
     if job["case"] is not None and job["add"] is None:
         raise ConfigError("case", "the id of a case to add", job["case"], "give add=IMAGE label=LABEL case=ID, or remove=CASE")
-    from oasis_monai.atlases import add_atlas, list_atlases, remove_atlas
+    from oasis_monai.workflows.library import add_atlas, list_atlases, remove_atlas
 
     model = Path(job["model"])
     if job["add"] is not None:

@@ -118,7 +118,7 @@ def prepared(settings, tmp_path):
 @pytest.fixture
 def aligned(monkeypatch):
     """Number of pairs the network has aligned, counted."""
-    from oasis_monai.align import Aligner
+    from oasis_monai.segmentation.alignment import Aligner
 
     counted = []
     whole = Aligner.fields

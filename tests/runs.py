@@ -7,7 +7,7 @@ import nibabel
 import numpy as np
 import pandas as pd
 
-from oasis_monai.segment import INTERPOLATION, JOINT_METHODS, METHODS
+from oasis_monai.segmentation.methods import INTERPOLATION, JOINT_METHODS, METHODS
 
 REGIONS = ("whole", "apex", "mid", "base")
 

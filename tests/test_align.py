@@ -5,10 +5,11 @@ import itertools
 import pytest
 import torch
 
-from oasis_monai.align import Aligner, FieldCache, LoaTable
-from oasis_monai.fusion import overlap
-from oasis_monai.library import AtlasLibrary
+from oasis_monai.atlases.library import AtlasLibrary
 from oasis_monai.networks.warp import resize_ddf, warp
+from oasis_monai.segmentation.alignment import Aligner, FieldCache
+from oasis_monai.segmentation.fusion import overlap
+from oasis_monai.segmentation.loa import LoaTable
 from oasis_monai.transforms.labels import foreground, one_hot
 
 SIZE, STRIDE = (12, 8), 2

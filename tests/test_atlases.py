@@ -11,19 +11,19 @@ import numpy as np
 import pytest
 import torch
 
-from oasis_monai import atlases
-from oasis_monai.align import LoaTable
-from oasis_monai.atlases import add_atlas, list_atlases, remove_atlas
-from oasis_monai.beside import beside_atlases, flanking
+from oasis_monai.atlases.library import AtlasLibrary
+from oasis_monai.atlases.slices import beside_atlases, flanking
 from oasis_monai.data.io import read_image, read_volume
 from oasis_monai.data.types import Case
-from oasis_monai.library import AtlasLibrary
 from oasis_monai.model import load_model, train_model
 from oasis_monai.prepare import find_and_check, prepare
 from oasis_monai.scans import segment_scans
+from oasis_monai.segmentation.loa import LoaTable
 from oasis_monai.settings import build
 from oasis_monai.utils.errors import ConfigError, DataError, OasisError
 from oasis_monai.utils.tensor_files import load_tensors
+from oasis_monai.workflows import library as atlases
+from oasis_monai.workflows.library import add_atlas, list_atlases, remove_atlas
 from tests.command import CONTEXT, Command, run
 from tests.conftest import JOINT, JOINT_2D, TINY, TINY_2D, merged
 from tests.dicom_series import write_series

@@ -3,10 +3,10 @@
 import torch
 from torch import nn
 
-from oasis_monai.estimator import Estimator
 from oasis_monai.networks.encoders import untrained_network
 from oasis_monai.networks.layers import without_batch_norms
 from oasis_monai.networks.slice_unet import SliceNet
+from oasis_monai.segmentation.estimate import Estimator
 
 
 def norms(network):

@@ -6,16 +6,15 @@ import numpy as np
 import pytest
 import torch
 
-from oasis_monai.beside import beside_atlases, flanking
-from oasis_monai.between import shape_between
+from oasis_monai.atlases.features import thumbnails
+from oasis_monai.atlases.library import AtlasLibrary
+from oasis_monai.atlases.slices import beside_atlases, flanking, shape_between
 from oasis_monai.data.types import Geometry, Preprocessed
-from oasis_monai.estimation import estimate_library, train_estimator
-from oasis_monai.estimator import Estimator
-from oasis_monai.features import thumbnails
-from oasis_monai.fitting import TrainingSettings
-from oasis_monai.library import AtlasLibrary
 from oasis_monai.networks.slice_unet import REACH, EstimatorSettings, make_estimator, with_neighbours
-from oasis_monai.segment import Segmenter
+from oasis_monai.segmentation.estimate import Estimator, estimate_library
+from oasis_monai.segmentation.segmenter import Segmenter
+from oasis_monai.training.slices import train_estimator
+from oasis_monai.training.trainer import TrainingSettings
 from oasis_monai.utils.errors import ConfigError
 
 SMALL = EstimatorSettings(decoder=(8, 8, 8, 8), slices=2, pretrained=False, share=0.5, volume_share=0.0, atlases=2)

@@ -3,8 +3,8 @@
 import pytest
 import torch
 
-from oasis_monai.between import neighbours, shape_between, signed_distance
-from oasis_monai.library import AtlasLibrary
+from oasis_monai.atlases.library import AtlasLibrary
+from oasis_monai.atlases.slices import neighbours, shape_between, signed_distance
 from oasis_monai.networks.slice_unet import REACH
 
 

@@ -153,8 +153,8 @@ runpy.run_module('monai.bundle', run_name='__main__', alter_sys=True)
     python(code, "--dataset_dir", scan, "--output_dir", tmp_path / "run", cwd=tmp_path)
     segment_scans(model, scan, tmp_path / "segment", 2, log=quiet)
     np.testing.assert_array_equal(label_of(tmp_path / "run", "b")[0], label_of(tmp_path / "segment", "b")[0])
+    from oasis_monai.atlases.features import embedder, target_features
     from oasis_monai.data.types import Preprocessed
-    from oasis_monai.features import embedder, target_features
 
     target = Preprocessed("b", ready[0], None, grid, grid)
     results, _ = segmenter(target, target_features(target, 3, embedder("efficientnet-lite0")), ("OASIS-joint",), (2,))

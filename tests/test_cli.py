@@ -10,7 +10,7 @@ import pytest
 import yaml
 
 from oasis_monai.__main__ import TASKS, USAGE, _arguments
-from oasis_monai.segment import JOINT_METHODS, result_keys
+from oasis_monai.segmentation.methods import JOINT_METHODS, result_keys
 from oasis_monai.settings import build
 from oasis_monai.tasks import JOB_KEYS
 from tests.command import python, run

@@ -17,7 +17,7 @@ from oasis_monai.crossval import crossval
 from oasis_monai.data.folds import make_split
 from oasis_monai.fold_models import FoldModels
 from oasis_monai.prepare import split_of
-from oasis_monai.segment import JOINT_METHODS
+from oasis_monai.segmentation.methods import JOINT_METHODS
 from oasis_monai.tasks import run_task
 from oasis_monai.utils.errors import ConfigError, DataError
 from tests.conftest import CASES, JOINT
@@ -59,7 +59,7 @@ def test_networks_are_scored_once_beside_every_n_and_trained_once(settings, tmp_
     def never(*_):
         raise AssertionError("trained again")
 
-    monkeypatch.setattr("oasis_monai.supervised._NetworkTrainer.step", never)
+    monkeypatch.setattr("oasis_monai.training.segmentation._NetworkTrainer.step", never)
     crossval(replace(asked, methods=("U-Net3D",), n=(99,)), tmp_path / "b", quiet)  # alone it needs no STM and no n atlases
     alone = scores_of(tmp_path / "b")
     merged = alone.merge(rows, on=["case", "region", "method", "n"], suffixes=("", "_before"))
@@ -326,7 +326,7 @@ def test_a_data_set_is_checked_again_only_when_a_file_changed(settings, phantom,
 
 @pytest.mark.parametrize("distance", ["l2", "zscore", "variance"])
 def test_training_pairs_are_near_by_the_distance_that_is_set(prepared, monkeypatch, distance):
-    from oasis_monai import training
+    from oasis_monai.training import registration as training
 
     asked = []
     whole = training.nearest

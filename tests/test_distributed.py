@@ -13,15 +13,16 @@ import pandas as pd
 import pytest
 import torch
 
-from oasis_monai import distributed, estimation
-from oasis_monai.estimation import train_estimator
-from oasis_monai.fitting import TrainingSettings
 from oasis_monai.networks.losses import RegistrationLoss
 from oasis_monai.networks.registration import StmSettings
 from oasis_monai.networks.segmentation import NetworkSettings
 from oasis_monai.networks.slice_unet import EstimatorSettings
-from oasis_monai.supervised import train_network
-from oasis_monai.training import train_stm
+from oasis_monai.training import distributed
+from oasis_monai.training import slices as estimation
+from oasis_monai.training.registration import train_stm
+from oasis_monai.training.segmentation import train_network
+from oasis_monai.training.slices import train_estimator
+from oasis_monai.training.trainer import TrainingSettings
 from oasis_monai.utils.errors import ConfigError, OasisError
 from oasis_monai.utils.tensor_files import load_tensors
 from tests import test_estimator, test_training

@@ -6,22 +6,24 @@ from dataclasses import replace
 import pytest
 import torch
 
-from oasis_monai import fusion
-from oasis_monai.align import Aligner, LoaTable
+from oasis_monai.atlases.library import AtlasLibrary
+from oasis_monai.atlases.slices import near_structure
 from oasis_monai.data.types import Geometry, Preprocessed
-from oasis_monai.estimation import _EstimatorTrainer, near_structure, train_estimator
-from oasis_monai.estimator import Estimator, turned
-from oasis_monai.fitting import TrainingSettings
-from oasis_monai.fusion import without_islands
-from oasis_monai.library import AtlasLibrary
 from oasis_monai.networks import warp
 from oasis_monai.networks.encoders import imagenet_network
 from oasis_monai.networks.losses import RegistrationLoss
 from oasis_monai.networks.registration import StmSettings
 from oasis_monai.networks.slice_unet import REACH, VIEWS, EstimatorSettings, SliceNet, SliceNets, make_estimator, with_neighbours
-from oasis_monai.quality import agreement
-from oasis_monai.segment import Segmenter
-from oasis_monai.training import doubted, make_stm, train_stm
+from oasis_monai.segmentation import fusion
+from oasis_monai.segmentation.agreement import agreement
+from oasis_monai.segmentation.alignment import Aligner
+from oasis_monai.segmentation.estimate import Estimator, turned
+from oasis_monai.segmentation.fusion import without_islands
+from oasis_monai.segmentation.loa import LoaTable
+from oasis_monai.segmentation.segmenter import Segmenter
+from oasis_monai.training.registration import doubted, make_stm, train_stm
+from oasis_monai.training.slices import _EstimatorTrainer, train_estimator
+from oasis_monai.training.trainer import TrainingSettings
 from oasis_monai.transforms.labels import foreground, one_hot
 from oasis_monai.utils.errors import ConfigError, OasisError
 from oasis_monai.utils.tensor_files import save_tensors
@@ -136,7 +138,7 @@ def test_it_learns_a_disc(dims):
 
 
 def test_a_killed_training_ends_with_the_same_weights(tmp_path, monkeypatch):
-    from oasis_monai import estimation
+    from oasis_monai.training import slices as estimation
 
     library, settings = discs(2), replace(SMALL, atlases=2)
     whole = train_estimator(library, (1.0, 1.0), settings, SHORT, 1, tmp_path / "a", progress=False)

@@ -8,8 +8,8 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from oasis_monai import features as module
-from oasis_monai.features import embedder, slice_features, upright, volume_features, window
+from oasis_monai.atlases import features as module
+from oasis_monai.atlases.features import embedder, slice_features, upright, volume_features, window
 from oasis_monai.networks import encoders
 from oasis_monai.networks.encoders import DENSENET_URL, monai_name
 from oasis_monai.utils.errors import ConfigError, DataError, OasisError

@@ -2,8 +2,8 @@
 
 import torch
 
-from oasis_monai import flags
-from oasis_monai.library import AtlasLibrary
+from oasis_monai.atlases.library import AtlasLibrary
+from oasis_monai.segmentation import flags
 
 
 def library_of(features, cases, slices=None):

@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 import torch
 
-from oasis_monai import fusion
-from oasis_monai.fusion import (
+from oasis_monai.segmentation import fusion
+from oasis_monai.segmentation.fusion import (
     conditioned_weights,
     decide,
     equal_weights,

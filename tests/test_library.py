@@ -6,11 +6,11 @@ import numpy as np
 import pytest
 import torch
 
-from oasis_monai import nearest as module
+from oasis_monai.atlases import selection as module
+from oasis_monai.atlases.features import embedder, volume_features
+from oasis_monai.atlases.library import AtlasLibrary, build_library, select
+from oasis_monai.atlases.selection import DISTANCES, nearest
 from oasis_monai.data.types import Geometry, Preprocessed
-from oasis_monai.features import embedder, volume_features
-from oasis_monai.library import AtlasLibrary, build_library, select
-from oasis_monai.nearest import DISTANCES, nearest
 from oasis_monai.utils.errors import ConfigError, DataError
 
 

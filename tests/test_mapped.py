@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from oasis_monai.library import AtlasLibrary, save_parts
+from oasis_monai.atlases.library import AtlasLibrary, save_parts
 from oasis_monai.utils.errors import DataError
 from oasis_monai.utils.tensor_files import DTYPES, join_rows, load_tensors, map_tensors, save_tensors, write_tensors
 
@@ -120,7 +120,7 @@ def test_a_mapped_library_needs_memory_for_what_is_used_alone(tmp_path):
     code = """
 import sys
 from pathlib import Path
-from oasis_monai.library import AtlasLibrary, select
+from oasis_monai.atlases.library import AtlasLibrary, select
 def resident():
     return next(int(line.split()[1]) for line in open("/proc/self/status") if line.startswith("VmHWM")) / 1024
 before = resident()

@@ -5,16 +5,17 @@ import re
 import pytest
 import torch
 
-from oasis_monai import training as training_module
 from oasis_monai.__main__ import _explained
-from oasis_monai.align import Aligner, LoaTable
 from oasis_monai.crossval import crossval
 from oasis_monai.data.types import Geometry, Preprocessed
-from oasis_monai.estimation import train_estimator
-from oasis_monai.estimator import Estimator
 from oasis_monai.networks.segmentation import NetworkSettings, Predictor, make_network
 from oasis_monai.networks.slice_unet import EstimatorSettings
-from oasis_monai.segment import Segmenter
+from oasis_monai.segmentation.alignment import Aligner
+from oasis_monai.segmentation.estimate import Estimator
+from oasis_monai.segmentation.loa import LoaTable
+from oasis_monai.segmentation.segmenter import Segmenter
+from oasis_monai.training import registration as training_module
+from oasis_monai.training.slices import train_estimator
 from oasis_monai.utils.errors import OasisError
 from oasis_monai.utils.memory import Batched, out_of_memory
 from tests.test_align import MeanShift as Known
@@ -199,7 +200,7 @@ def test_training_names_what_lowers_its_memory_and_keeps_its_checkpoint(tmp_path
 
 
 def test_the_slice_network_is_told_by_its_slices(tmp_path, monkeypatch):
-    from oasis_monai import estimation
+    from oasis_monai.training import slices as estimation
 
     def step(self, number):
         raise torch.OutOfMemoryError(CUDA)

@@ -9,7 +9,6 @@ import numpy as np
 import pytest
 import torch
 
-from oasis_monai.atlases import remove_atlas
 from oasis_monai.data.io import read_image, read_volume
 from oasis_monai.data.types import Case
 from oasis_monai.model import load_model, train_model
@@ -18,6 +17,7 @@ from oasis_monai.settings import build
 from oasis_monai.utils.errors import ConfigError, OasisError
 from oasis_monai.utils.files import file_digest
 from oasis_monai.utils.tensor_files import load_tensors, save_tensors
+from oasis_monai.workflows.library import remove_atlas
 from tests.command import run
 from tests.conftest import CASES, JOINT, JOINT_2D, TINY, TINY_2D, merged, overrides
 
@@ -247,7 +247,7 @@ def test_weights_of_a_network_with_other_layers_are_told_in_one_line(model):
 
 
 def test_killed_while_it_is_written_a_folder_is_no_model_and_then_is_one_again(settings, model, monkeypatch):
-    from oasis_monai.library import AtlasLibrary
+    from oasis_monai.atlases.library import AtlasLibrary
 
     class Killed(BaseException):
         pass

@@ -11,10 +11,10 @@ import torch
 from oasis_monai.crossval import crossval
 from oasis_monai.data.io import read_image
 from oasis_monai.data.types import Geometry, Preprocessed, Volume
-from oasis_monai.estimator import Estimator
 from oasis_monai.model import train_model
-from oasis_monai.place import STAY, Places, followed
 from oasis_monai.scans import segment_scans
+from oasis_monai.segmentation.estimate import Estimator
+from oasis_monai.segmentation.recentre import STAY, Places, followed
 from oasis_monai.transforms.preprocessing import Preprocessing, restore
 from tests.conftest import CASES, JOINT
 from tests.runs import pixels, quiet

@@ -3,11 +3,11 @@
 import pytest
 import torch
 
-from oasis_monai.align import Aligner
-from oasis_monai.estimator import Estimator
 from oasis_monai.networks.layers import careful
 from oasis_monai.networks.registration import SpatialTransformModel, StmSettings
 from oasis_monai.networks.slice_unet import SliceNet
+from oasis_monai.segmentation.alignment import Aligner
+from oasis_monai.segmentation.estimate import Estimator
 from oasis_monai.utils import device as precision
 
 

@@ -8,19 +8,7 @@ import pytest
 import torch
 
 from oasis_monai.fold_models import calibration_path
-from oasis_monai.quality import (
-    FAILURE,
-    PRIOR_CASES,
-    Calibration,
-    agreement,
-    consensus,
-    correlation,
-    cross_fitted,
-    fit,
-    known_sources,
-    overlaps,
-    uncalibrated,
-)
+from oasis_monai.quality import FAILURE, PRIOR_CASES, Calibration, correlation, cross_fitted, fit, uncalibrated
 from oasis_monai.quality_tables import (
     failures,
     keep_calibrations,
@@ -32,6 +20,7 @@ from oasis_monai.quality_tables import (
     write_calibrations,
     write_quality,
 )
+from oasis_monai.segmentation.agreement import agreement, consensus, known_sources, overlaps
 from oasis_monai.utils.errors import DataError
 from tests.conftest import JOINT
 

@@ -13,17 +13,18 @@ import numpy as np
 import pytest
 import torch
 
-from oasis_monai import flags, scans
+from oasis_monai import scans
+from oasis_monai.atlases.features import embedder, target_features
+from oasis_monai.atlases.library import build_library
 from oasis_monai.crossval import crossval
 from oasis_monai.data.formats.dispatch import write_array
 from oasis_monai.data.io import read_image
 from oasis_monai.data.types import Case
-from oasis_monai.features import embedder, target_features
-from oasis_monai.library import build_library
 from oasis_monai.model import load_model, train_model
 from oasis_monai.networks.warp import folding_voxels
 from oasis_monai.scan_table import FILE, read_told
 from oasis_monai.scans import segment_scans
+from oasis_monai.segmentation import flags
 from oasis_monai.settings import build
 from oasis_monai.transforms.preprocessing import PreprocessCache, Preprocessing
 from oasis_monai.utils.errors import ConfigError, OasisError
@@ -208,7 +209,9 @@ def test_a_probability_of_another_result_is_never_taken_for_its_own(model, image
 
 def test_the_json_counts_folding_voxels_of_every_atlas(model, images, tmp_path, monkeypatch, no_pictures):
     """The fields are made to fold: with the network's own the counts would be zeros."""
-    monkeypatch.setattr("oasis_monai.align.Aligner.fields", lambda self, a, t: torch.randn(len(a), 3, *a.shape[2:]).half() * 2)
+    monkeypatch.setattr(
+        "oasis_monai.segmentation.alignment.Aligner.fields", lambda self, a, t: torch.randn(len(a), 3, *a.shape[2:]).half() * 2
+    )
     kept = []
     monkeypatch.setattr(scans, "folding_voxels", lambda fields, size: kept.append(folding_voxels(fields, size)) or kept[-1])
     assert segment_scans(model, images / "Case00.mhd", tmp_path / "o", n=3, log=quiet) == []

@@ -4,12 +4,14 @@ import numpy as np
 import pytest
 import torch
 
-from oasis_monai import fusion
-from oasis_monai.align import Aligner, FieldCache, LoaTable
+from oasis_monai.atlases.library import AtlasLibrary
 from oasis_monai.data.types import Geometry, Preprocessed
-from oasis_monai.library import AtlasLibrary
 from oasis_monai.networks import warp
-from oasis_monai.segment import INTERPOLATION, JOINT_METHODS, METHODS, Segmenter, check_choice, check_methods, needs_alignment
+from oasis_monai.segmentation import fusion
+from oasis_monai.segmentation.alignment import Aligner, FieldCache
+from oasis_monai.segmentation.loa import LoaTable
+from oasis_monai.segmentation.methods import INTERPOLATION, JOINT_METHODS, METHODS, check_methods, needs_alignment
+from oasis_monai.segmentation.segmenter import Segmenter, check_choice
 from oasis_monai.utils.errors import ConfigError
 
 ALL = tuple(m for m in METHODS if m not in (*JOINT_METHODS, INTERPOLATION))

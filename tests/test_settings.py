@@ -7,10 +7,10 @@ import re
 import pytest
 
 from oasis_monai.data.cases import DataSettings
-from oasis_monai.fitting import TrainingSettings
 from oasis_monai.networks.registration import StmSettings
 from oasis_monai.networks.slice_unet import EstimatorSettings
 from oasis_monai.settings import Settings, build
+from oasis_monai.training.trainer import TrainingSettings
 from oasis_monai.transforms.augmentation import Augmentation
 from oasis_monai.utils.errors import ConfigError
 from tests.conftest import JOINT, TINY, merged

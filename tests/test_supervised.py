@@ -6,10 +6,10 @@ import pytest
 import torch
 from torch import nn
 
-from oasis_monai import supervised as module
-from oasis_monai.fitting import TrainingSettings
 from oasis_monai.networks.segmentation import NetworkSettings, Predictor
-from oasis_monai.supervised import train_network
+from oasis_monai.training import segmentation as module
+from oasis_monai.training.segmentation import train_network
+from oasis_monai.training.trainer import TrainingSettings
 from oasis_monai.utils.errors import OasisError
 from oasis_monai.utils.tensor_files import load_tensors
 from tests.test_training import Killed, discs, same

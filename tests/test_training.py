@@ -5,12 +5,12 @@ from dataclasses import replace
 import pytest
 import torch
 
-from oasis_monai import fitting
-from oasis_monai import training as module
-from oasis_monai.library import AtlasLibrary
+from oasis_monai.atlases.library import AtlasLibrary
 from oasis_monai.networks.losses import RegistrationLoss
 from oasis_monai.networks.registration import StmSettings
-from oasis_monai.training import Pairs, TrainingSettings, train_stm
+from oasis_monai.training import registration as module
+from oasis_monai.training import trainer as fitting
+from oasis_monai.training.registration import Pairs, TrainingSettings, train_stm
 from oasis_monai.transforms.augmentation import Augmentation
 from oasis_monai.utils.errors import ConfigError, OasisError
 from oasis_monai.utils.tensor_files import load_tensors

@@ -9,19 +9,20 @@ import numpy as np
 import torch
 from torch import nn
 
-from oasis_monai.align import Aligner, LoaTable
+from oasis_monai.atlases.features import Embedder, Photograph, embedder, target_features
+from oasis_monai.atlases.library import AtlasLibrary
+from oasis_monai.atlases.selection import DISTANCES
 from oasis_monai.data.types import Geometry, Preprocessed
-from oasis_monai.estimation import make_whole
-from oasis_monai.estimator import Estimator
-from oasis_monai.features import Embedder, Photograph, embedder, target_features
 from oasis_monai.fold_models import voice
-from oasis_monai.library import AtlasLibrary
-from oasis_monai.nearest import DISTANCES
 from oasis_monai.networks.encoders import NAMES, untrained_network
 from oasis_monai.networks.registration import SpatialTransformModel, StmSettings
 from oasis_monai.networks.segmentation import NetworkSettings, Predictor, make_network
 from oasis_monai.networks.slice_unet import EstimatorSettings, make_estimator
-from oasis_monai.segment import Segmenter, check_methods, result_keys
+from oasis_monai.segmentation.alignment import Aligner
+from oasis_monai.segmentation.estimate import Estimator, make_whole
+from oasis_monai.segmentation.loa import LoaTable
+from oasis_monai.segmentation.methods import check_methods, result_keys
+from oasis_monai.segmentation.segmenter import Segmenter
 from oasis_monai.settings import Settings
 from oasis_monai.transforms.spatial import plain
 from oasis_monai.utils.config import make_group
@@ -41,8 +42,8 @@ class OasisNetwork(nn.Module):
         size: the working grid (x, y, z), or (x, y) of a model whose atlases are slices.
         classes: C, background included.
         atlases, features: number of atlases and length of their feature vectors.
-        embedding, distance: what similarity means, see :class:`oasis_monai.settings.FeatureSettings`.
-        method, n: how many atlases are fused, and how (:data:`oasis_monai.segment.METHODS`).
+        embedding, distance: what similarity means, see :class:`oasis_monai.atlases.features.FeatureSettings`.
+        method, n: how many atlases are fused, and how (:data:`oasis_monai.segmentation.methods.METHODS`).
         registration: :class:`oasis_monai.networks.registration.StmSettings` as a dict.
         estimator: of a joint model, :class:`oasis_monai.networks.slice_unet.EstimatorSettings` as a dict.
         volume_channels: feature channels of a joint model's volume network.

@@ -15,7 +15,7 @@ from oasis_monai.bundle import configs
 from oasis_monai.bundle.network import OasisNetwork, network_arguments
 from oasis_monai.data.cases import find_cases
 from oasis_monai.model import load_model, model_embedder
-from oasis_monai.segment import check_choice
+from oasis_monai.segmentation.segmenter import check_choice
 from oasis_monai.settings import Settings
 from oasis_monai.utils.errors import ConfigError
 from oasis_monai.utils.files import atomic_folder, digest, write_json, write_text

@@ -36,7 +36,7 @@ class StmSettings:
         diffeomorphic: take the predicted field as a stationary velocity field and integrate it.
         squarings: number of squarings of that integration.
         joint: the STM sees labels as well: an atlas's own, and for the target what the joint model's segmentation network
-            makes of it (:mod:`oasis_monai.estimator`).
+            makes of it (:mod:`oasis_monai.segmentation.estimate`).
     """
 
     body: str = "unet"

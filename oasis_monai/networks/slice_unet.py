@@ -50,8 +50,8 @@ class EstimatorSettings:
         decoder: feature channels of the decoder at strides 16, 8, 4 and 2; the finest gives the four voxels under each of its own
             at once (sub-pixel convolution, Shi et al. 2016, arXiv 1609.05158): a decoder at stride 1 would cost half of a step.
         atlases: 2: beside a slice two atlases are shown, image and label, unaligned: those most like the slice below and above it
-            (:mod:`oasis_monai.beside`), under slice folds with the shape between the scan's own labelled slices
-            (:mod:`oasis_monai.between`); 0: none. 2D only: volumes have one atlas for all of their slices.
+            (:mod:`oasis_monai.atlases.slices`), under slice folds with the shape between the scan's own labelled slices
+            (:mod:`oasis_monai.atlases.slices`); 0: none. 2D only: volumes have one atlas for all of their slices.
         members: slice networks of different random starts that share the budget equally; their mean is the estimate.
         share: of the training budget for this network.
         volume_share: of the budget for a U-Net on the whole volume, whose estimate is averaged with that of the slices: it sees
@@ -67,7 +67,7 @@ class EstimatorSettings:
         views: average the estimate with that of so many turned and scaled copies of every slice (0 to 4).
         mirror: average the estimate with that of the mirrored scan (left and right exchanged). Not for structures with a side.
         recentre: move the working grid to where the estimate finds the structures, if that is farther out than in every atlas
-            (:mod:`oasis_monai.place`; 3D, and with a volume network).
+            (:mod:`oasis_monai.segmentation.recentre`; 3D, and with a volume network).
         vote: the estimate's part in the vote of ``OASIS-joint``, 0 to 1; the atlases share the rest.
     """
 
@@ -153,7 +153,7 @@ class SliceNet(nn.Module):
     Args:
         classes: output channels, background included.
         atlases: atlases behind the three slices, ``classes`` channels each: image, structures
-            (:func:`oasis_monai.beside.beside_atlases`). They enter the encoder by a convolution that starts at zero, so that
+            (:func:`.beside_atlases`). They enter the encoder by a convolution that starts at zero, so that
             the pre-trained network first sees what it knows; and the mean of their labels is added to the logits, so that
             what is learnt is where the slice differs from its atlases.
         shape: behind the atlases is the shape expected of each structure, ``classes - 1`` channels; it takes the place of the

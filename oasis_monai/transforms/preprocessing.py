@@ -123,7 +123,7 @@ class Preprocessing:
         voxels are cut or padded and not interpolated.
 
         Args:
-            moved: put the grid so many of its voxels aside along x, y, z, where the structures are (:mod:`oasis_monai.place`).
+            moved: put the grid so many of its voxels aside along x, y, z, where the structures are (:mod:`.recentre`).
         """
         free = (None,) * (3 - self.spatial_dims)
         if self.spacing_mm is None:

@@ -7,8 +7,8 @@ from dataclasses import asdict, dataclass
 
 import torch
 
-from oasis_monai.library import AtlasLibrary
-from oasis_monai.nearest import nearest
+from oasis_monai.atlases.library import AtlasLibrary
+from oasis_monai.atlases.selection import nearest
 
 UNLIKE_ATLASES, EMPTY, CUT, FOLDING, UNSURE = "unlike_atlases", "empty", "cut", "folding", "unsure"
 MARGIN = 1.25

@@ -2,26 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 
 import torch
-from torch import nn
-from torch.nn import functional as F
 
-from oasis_monai.beside import beside_atlases, flanking
-from oasis_monai.between import shape_between
-from oasis_monai.estimator import Estimator
-from oasis_monai.fitting import Trainer, TrainingSettings, fit, generator, load_weights
-from oasis_monai.library import AtlasLibrary
-from oasis_monai.networks.segmentation import NetworkSettings, Predictor
+from oasis_monai.atlases.library import AtlasLibrary
+from oasis_monai.atlases.slices import _expected, _near, _slices, beside_atlases, near_structure
 from oasis_monai.networks.slice_unet import EstimatorSettings, SliceNet, SliceNets, check_size, make_estimator
-from oasis_monai.supervised import train_network
+from oasis_monai.training.trainer import Trainer, TrainingSettings, fit, generator, load_weights
 from oasis_monai.transforms.augmentation import Augmentation
-from oasis_monai.transforms.labels import foreground, one_hot
+from oasis_monai.transforms.labels import foreground
 from oasis_monai.utils.device import halved
-from oasis_monai.utils.interpolation import pool
 from oasis_monai.utils.tensor_files import load_if_whole, save_tensors
 
 FILE = "estimator.safetensors"
@@ -87,101 +79,8 @@ def train_estimator(
     return together
 
 
-def coarser(library: AtlasLibrary, stride: Sequence[int]) -> AtlasLibrary:
-    """A library of volumes on the volume network's grid: images averaged over blocks of ``stride`` voxels, labels by majority."""
-    hot = torch.stack([pool(one_hot(label[None], library.classes), stride)[0] for label in library.labels])
-    labels = hot.argmax(1, keepdim=True).to(torch.uint8)
-    return replace(library, images=pool(library.images.float(), stride), labels=labels, estimates=None)
-
-
-def train_volume_network(
-    library: AtlasLibrary,
-    spacing_mm: tuple[float, ...],
-    settings: EstimatorSettings,
-    network: NetworkSettings,
-    training: TrainingSettings,
-    seed: int,
-    folder: Path | None,
-    device: str | torch.device = "cpu",
-    augmentation: Augmentation | None = None,
-    progress: bool = True,
-    name: str = "volume network",
-) -> nn.Module:
-    """Train the U-Net on whole volumes on its share of the budget, as :func:`oasis_monai.supervised.train_network`."""
-    coarse_mm = tuple(mm * s for mm, s in zip(spacing_mm, settings.volume_stride, strict=True))
-    budget = training.part(settings.shares(3)[1])
-    library, network = coarser(library, settings.volume_stride), replace(network, patch=None)
-    kind = settings.volume_network
-    return train_network(kind, library, coarse_mm, network, budget, seed, folder, device, augmentation, progress, name)
-
-
-def make_whole(
-    network: nn.Module, name: str, settings: NetworkSettings, device: str | torch.device = "cpu"
-) -> Callable[[torch.Tensor], torch.Tensor]:
-    """The trained volume network, ``name`` of the estimator's settings, as :class:`oasis_monai.estimator.Estimator` wants it."""
-    return Predictor(network, name, replace(settings, patch=None), device)
-
-
-def estimate_library(
-    estimator: Estimator,
-    library: AtlasLibrary,
-    atlases: int = 0,
-    same_case: bool = False,
-    rows: torch.Tensor | None = None,
-) -> torch.Tensor:
-    """What the network makes of the atlases ``rows`` (default all) of its own library: (R, C-1, \\*S) float16. A slice never sees
-    itself as an atlas."""
-    rows = torch.arange(len(library)) if rows is None else rows
-    estimator = estimator.plain()  # the STM is trained to doubt it anyway
-    if library.spatial_dims == 3:
-        return torch.stack([estimator.volume(library.images[row])[1:].half() for row in rows.tolist()])
-    near = _near(library, atlases, same_case, rows)
-    found = []
-    for part, of in zip(rows.split(64), near.split(64), strict=True):
-        slices = _slices(library, part)
-        shape = _expected(library, part, of) if atlases and same_case else None
-        slices = beside_atlases(slices, library, of, shape)
-        found.append(estimator(slices)[:, 1:].half())
-    return torch.cat(found)
-
-
-def _slices(library: AtlasLibrary, rows: torch.Tensor) -> torch.Tensor:
-    """(B, 3, x, y) atlases of a library of slices between their neighbours."""
-    if library.context is None:
-        raise ValueError("a library of slices without their neighbours; build it again")
-    below, above = library.context[rows].split(1, 1)
-    return torch.cat([below, library.images[rows], above], 1).float()
-
-
-def _near(library: AtlasLibrary, count: int, same_case: bool, rows: torch.Tensor) -> torch.Tensor:
-    """(R, count) the atlases shown beside the atlases ``rows``."""
-    if not count:
-        return torch.empty((len(rows), 0), dtype=torch.int64)
-    own = library.groups(same_case)
-    parts = rows.split(1024)  # all slices with their neighbours are three libraries
-    return torch.cat([flanking(_slices(library, part), library, (own[part], own)) for part in parts])
-
-
-def _expected(library: AtlasLibrary, rows: torch.Tensor, near: torch.Tensor) -> torch.Tensor:
-    """(R, C-1, x, y) the shape expected of the atlases ``rows``, their own label not looked at; ``near``: see :func:`_near`."""
-    return shape_between(library, [(library.cases[row], int(library.slices[row])) for row in rows.tolist()], near)
-
-
-def near_structure(library: AtlasLibrary, reach: int = 2) -> torch.Tensor:
-    """Whether a structure is within ``reach`` slices: (N, z) bool of volumes, (N,) of slices, whose neighbours are those of their
-    case that are in the library."""
-    there = (library.labels > 0).flatten(1, 3).any(1) if library.spatial_dims == 3 else (library.labels > 0).flatten(1).any(1)
-    if library.spatial_dims == 3:
-        spread = F.max_pool1d(there[:, None].float(), 2 * reach + 1, stride=1, padding=reach)
-        return spread[:, 0] > 0
-    known = {(case, int(z)) for case, z, fg in zip(library.cases, library.slices, there.tolist(), strict=True) if fg}
-    around = range(-reach, reach + 1)
-    near = [any((case, int(z) + d) in known for d in around) for case, z in zip(library.cases, library.slices, strict=True)]
-    return torch.tensor(near)
-
-
 class _EstimatorTrainer(Trainer):
-    """One step of training on slices drawn from the whole library; see :class:`oasis_monai.fitting.Trainer`."""
+    """One step of training on slices drawn from the whole library; see :class:`oasis_monai.training.trainer.Trainer`."""
 
     terms = ("loss",)
     knob = "estimator.slices"

@@ -6,12 +6,12 @@ from pathlib import Path
 
 import torch
 
-from oasis_monai.fitting import Trainer, TrainingSettings, fit, generator
-from oasis_monai.library import AtlasLibrary
-from oasis_monai.nearest import nearest
+from oasis_monai.atlases.library import AtlasLibrary
+from oasis_monai.atlases.selection import nearest
 from oasis_monai.networks import warp as warping
 from oasis_monai.networks.losses import RegistrationLoss
 from oasis_monai.networks.registration import SpatialTransformModel, StmSettings, with_structures
+from oasis_monai.training.trainer import Trainer, TrainingSettings, fit, generator
 from oasis_monai.transforms.augmentation import Augmentation
 from oasis_monai.transforms.labels import foreground
 from oasis_monai.utils.errors import ConfigError
@@ -23,7 +23,7 @@ class Pairs:
 
     Args:
         library: the training atlases.
-        distance: of :func:`oasis_monai.nearest.nearest`.
+        distance: of :func:`oasis_monai.atlases.selection.nearest`.
         nearest_count: partners are the so many nearest by feature distance; 0: all.
         same_case: whether an atlas may meet another one of its own case (slices under slice folds); itself never.
     """

@@ -27,8 +27,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from oasis_monai.utils.errors import ConfigError, OasisError
 
 if TYPE_CHECKING:
-    from oasis_monai.fitting import Trainer
-
+    from oasis_monai.training.trainer import Trainer
 PATIENCE = timedelta(days=30)  # helpers wait while the first process segments; one that has died is noticed at once
 STOP = -1  # instead of a step's number
 

@@ -9,9 +9,9 @@ from typing import Any
 
 import torch
 
+from oasis_monai.atlases.features import Embedder, slice_features, thumbnails, volume_features
+from oasis_monai.atlases.selection import nearest
 from oasis_monai.data.types import Preprocessed, Selection
-from oasis_monai.features import Embedder, slice_features, thumbnails, volume_features
-from oasis_monai.nearest import nearest
 from oasis_monai.networks.slice_unet import with_neighbours
 from oasis_monai.utils.errors import ConfigError, DataError, Fault
 from oasis_monai.utils.tensor_files import join_rows, map_tensors, write_tensors
@@ -29,7 +29,7 @@ class AtlasLibrary:
         slices: (N,) int64 index of the slice along z, -1 for a volume.
         classes: number of classes with the background.
         context: slices only: (N, 2, *S) float32 images (no labels) of the slices below and above in the same scan.
-        thumbnails: slices only: (N, F') float16, see :func:`oasis_monai.features.thumbnails`.
+        thumbnails: slices only: (N, F') float16, see :func:`oasis_monai.atlases.features.thumbnails`.
         estimates: (N, C-1, *S) float16 what a joint model's segmentation network makes of each atlas; see :meth:`with_estimates`.
     """
 

@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import torch
 from torch import nn
 
-from oasis_monai.fitting import Trainer, TrainingSettings, fit, generator
-from oasis_monai.library import AtlasLibrary
+from oasis_monai.atlases.library import AtlasLibrary
 from oasis_monai.networks.segmentation import NetworkSettings, make_network
+from oasis_monai.networks.slice_unet import EstimatorSettings
+from oasis_monai.training.trainer import Trainer, TrainingSettings, fit, generator
 from oasis_monai.transforms.augmentation import Augmentation
-from oasis_monai.transforms.labels import foreground
+from oasis_monai.transforms.labels import foreground, one_hot
 from oasis_monai.utils.device import halved
+from oasis_monai.utils.interpolation import pool
 
 
 def train_network(
@@ -51,7 +55,7 @@ def train_network(
 
 
 class _NetworkTrainer(Trainer):
-    """One step of training; see :class:`oasis_monai.fitting.Trainer`."""
+    """One step of training; see :class:`oasis_monai.training.trainer.Trainer`."""
 
     terms = ("loss", "main")
 
@@ -117,3 +121,31 @@ class _NetworkTrainer(Trainer):
             images.append(image[number][where])
             labels.append(label[number][where])
         return torch.stack(images), torch.stack(labels)
+
+
+def coarser(library: AtlasLibrary, stride: Sequence[int]) -> AtlasLibrary:
+    """A library of volumes on the volume network's grid: images averaged over blocks of ``stride`` voxels, labels by majority."""
+    hot = torch.stack([pool(one_hot(label[None], library.classes), stride)[0] for label in library.labels])
+    labels = hot.argmax(1, keepdim=True).to(torch.uint8)
+    return replace(library, images=pool(library.images.float(), stride), labels=labels, estimates=None)
+
+
+def train_volume_network(
+    library: AtlasLibrary,
+    spacing_mm: tuple[float, ...],
+    settings: EstimatorSettings,
+    network: NetworkSettings,
+    training: TrainingSettings,
+    seed: int,
+    folder: Path | None,
+    device: str | torch.device = "cpu",
+    augmentation: Augmentation | None = None,
+    progress: bool = True,
+    name: str = "volume network",
+) -> nn.Module:
+    """Train the U-Net on whole volumes on its share of the budget, as :func:`oasis_monai.training.segmentation.train_network`."""
+    coarse_mm = tuple(mm * s for mm, s in zip(spacing_mm, settings.volume_stride, strict=True))
+    budget = training.part(settings.shares(3)[1])
+    library, network = coarser(library, settings.volume_stride), replace(network, patch=None)
+    kind = settings.volume_network
+    return train_network(kind, library, coarse_mm, network, budget, seed, folder, device, augmentation, progress, name)

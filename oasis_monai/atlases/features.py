@@ -205,3 +205,13 @@ def _random(slices: torch.Tensor, _: int) -> torch.Tensor:
 def target_features(target: Preprocessed, spatial_dims: int, embed: Embedder) -> torch.Tensor:
     """(T, F) features of a target: one row for a volume, one per slice."""
     return slice_features(target.image, embed) if spatial_dims == 2 else volume_features(target.image, embed)[None]
+
+
+@dataclass(frozen=True)
+class FeatureSettings:
+    """What similarity between images means (``conf/features``): see :func:`oasis_monai.atlases.features.embedder` and
+    :func:`oasis_monai.atlases.selection.nearest`."""
+
+    name: str = "efficientnet-lite0"
+    weights: str | None = None
+    distance: str = "l2"

@@ -18,7 +18,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from oasis_monai import distributed
+from oasis_monai.training import distributed
 from oasis_monai.utils.errors import ConfigError, OasisError
 from oasis_monai.utils.files import write_text
 from oasis_monai.utils.memory import first_line, out_of_memory
@@ -111,7 +111,7 @@ class Trainer(ABC):
     """The setting that lowers the memory of a step."""
     device: torch.device
     team: distributed.Alone = distributed.Alone()
-    """Who shares the work of a step, see :mod:`oasis_monai.distributed`."""
+    """Who shares the work of a step, see :mod:`oasis_monai.training.distributed`."""
 
     @abstractmethod
     def step(self, number: int) -> torch.Tensor:

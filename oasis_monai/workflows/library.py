@@ -17,12 +17,12 @@ from typing import Any
 import torch
 
 from oasis_monai import model as folders
+from oasis_monai.atlases.features import Embedder
+from oasis_monai.atlases.library import AtlasLibrary, build_library
 from oasis_monai.data.types import Case, Preprocessed
-from oasis_monai.estimation import estimate_library
-from oasis_monai.features import Embedder
 from oasis_monai.grid_text import aligned_text
-from oasis_monai.library import AtlasLibrary, build_library
-from oasis_monai.segment import Segmenter
+from oasis_monai.segmentation.estimate import estimate_library
+from oasis_monai.segmentation.segmenter import Segmenter
 from oasis_monai.settings import Settings
 from oasis_monai.transforms.preprocessing import PreprocessCache
 from oasis_monai.utils.errors import ConfigError, DataError, Fault

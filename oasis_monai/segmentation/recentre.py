@@ -18,7 +18,7 @@ import numpy as np
 import torch
 
 from oasis_monai.data.types import Preprocessed
-from oasis_monai.quality import overlap_counts
+from oasis_monai.segmentation.agreement import overlap_counts
 
 SLACK = 2.0  # voxels beyond the farthest atlas that are not far
 PART = 0.5  # of the smallest atlas's foreground: less is not found

@@ -11,11 +11,16 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 
 import torch
+from torch import nn
 from torch.nn import functional as F
 
+from oasis_monai.atlases.library import AtlasLibrary
+from oasis_monai.atlases.slices import _expected, _near, _slices, beside_atlases
 from oasis_monai.networks.layers import without_batch_norms
+from oasis_monai.networks.segmentation import NetworkSettings, Predictor
 from oasis_monai.networks.slice_unet import VIEWS, SliceNet, SliceNets, with_neighbours
 from oasis_monai.utils.device import halved
 from oasis_monai.utils.interpolation import enlarge, pool
@@ -125,3 +130,33 @@ class Estimator(Batched):
                 coarse = (coarse + self.whole(pooled.flip(2)).flip(2)) / 2
         fine = enlarge(coarse, image.shape[1:])[0]
         return torch.stack([by_slices, fine])
+
+
+def make_whole(
+    network: nn.Module, name: str, settings: NetworkSettings, device: str | torch.device = "cpu"
+) -> Callable[[torch.Tensor], torch.Tensor]:
+    """The trained volume network, ``name`` of the estimator's settings, as :class:`.estimate.Estimator` wants it."""
+    return Predictor(network, name, replace(settings, patch=None), device)
+
+
+def estimate_library(
+    estimator: Estimator,
+    library: AtlasLibrary,
+    atlases: int = 0,
+    same_case: bool = False,
+    rows: torch.Tensor | None = None,
+) -> torch.Tensor:
+    """What the network makes of the atlases ``rows`` (default all) of its own library: (R, C-1, \\*S) float16. A slice never sees
+    itself as an atlas."""
+    rows = torch.arange(len(library)) if rows is None else rows
+    estimator = estimator.plain()  # the STM is trained to doubt it anyway
+    if library.spatial_dims == 3:
+        return torch.stack([estimator.volume(library.images[row])[1:].half() for row in rows.tolist()])
+    near = _near(library, atlases, same_case, rows)
+    found = []
+    for part, of in zip(rows.split(64), near.split(64), strict=True):
+        slices = _slices(library, part)
+        shape = _expected(library, part, of) if atlases and same_case else None
+        slices = beside_atlases(slices, library, of, shape)
+        found.append(estimator(slices)[:, 1:].half())
+    return torch.cat(found)

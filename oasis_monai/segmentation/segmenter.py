@@ -8,71 +8,31 @@ from typing import NamedTuple
 
 import torch
 
-from oasis_monai import fusion
-from oasis_monai.align import Aligner, FieldCache, LoaTable, Warped
-from oasis_monai.beside import beside_atlases, flanking
-from oasis_monai.between import shape_between
+from oasis_monai.atlases.library import AtlasLibrary
+from oasis_monai.atlases.selection import Pair, nearest
+from oasis_monai.atlases.slices import beside_atlases, flanking, shape_between
 from oasis_monai.data.types import Preprocessed, Selection
-from oasis_monai.estimator import Estimator
-from oasis_monai.library import AtlasLibrary
-from oasis_monai.nearest import Pair, nearest
 from oasis_monai.networks.losses import ncc
 from oasis_monai.networks.registration import with_structures
 from oasis_monai.networks.slice_unet import with_neighbours
-from oasis_monai.place import STAY, Move, Places, followed
-from oasis_monai.quality import agreement, consensus
+from oasis_monai.segmentation import fusion
+from oasis_monai.segmentation.agreement import agreement, consensus
+from oasis_monai.segmentation.alignment import Aligner, FieldCache, Warped
+from oasis_monai.segmentation.estimate import Estimator
+from oasis_monai.segmentation.loa import LoaTable
+from oasis_monai.segmentation.methods import (
+    INTERPOLATION,
+    JOINT_METHODS,
+    UNALIGNED,
+    check_methods,
+    needs_alignment,
+    needs_atlases,
+    needs_estimate,
+    result_keys,
+)
+from oasis_monai.segmentation.recentre import STAY, Move, Places, followed
 from oasis_monai.transforms.labels import one_hot
 from oasis_monai.utils.errors import ConfigError
-
-INTERPOLATION = "interpolation"
-METHODS = {
-    "FwoW": "fuse without warping, weights by image similarity",
-    "FWAL": "fuse warped atlas labels, weights by image similarity",
-    "OASIS": "fuse warped labels, weights by LOA among the atlases (R1)",
-    "OASIS-consensus": "fuse warped labels, weights by LOA in the target's space (R2)",
-    "OASIS-conditioned": "fuse warped labels, weights by LOA, nearer atlases count more (R3)",
-    "OASIS-joint": "fuse warped labels and the joint model's estimate, weights by LOA with the estimate (R4)",
-    "estimate": "the joint model's own estimate, no atlas",
-    "majority": "fuse warped labels, equal weights",
-    "STAPLE": "STAPLE on the warped labels",
-    INTERPOLATION: "no image: the shape between the scan's own labelled slices, what slice folds give away",
-}
-UNALIGNED = ("FwoW", "estimate", INTERPOLATION)
-"""Methods that need no STM."""
-UNFUSED = ("estimate", INTERPOLATION)
-"""Methods that fuse no atlas: once, as n = 0."""
-
-
-def check_methods(methods: Sequence[str], more: Sequence[str] = ()) -> tuple[str, ...]:
-    """The methods asked for, in order; a name that is none of :data:`METHODS` or ``more`` is a ConfigError."""
-    unknown = [m for m in methods if m not in METHODS and m not in more]
-    if unknown or not methods:
-        raise ConfigError("methods", f"one or more of {[*METHODS, *more]}", list(methods))
-    return tuple(dict.fromkeys(methods))
-
-
-JOINT_METHODS = ("OASIS-joint", "estimate")
-"""Methods that only a joint model has."""
-
-
-def result_keys(methods: Sequence[str], ns: Sequence[int]) -> list[tuple[str, int]]:
-    """What a segmenter gives: every method at every n, and once, as n = 0, those that fuse no atlas."""
-    return [(m, n) for m in methods for n in (ns if needs_atlases([m]) else (0,))]
-
-
-def needs_alignment(methods: Sequence[str]) -> bool:
-    """:data:`UNALIGNED` and the segmentation networks need no STM."""
-    return any(m not in UNALIGNED and m in METHODS for m in methods)
-
-
-def needs_atlases(methods: Sequence[str]) -> bool:
-    """Whether any of the methods fuses atlases."""
-    return any(m not in UNFUSED and m in METHODS for m in methods)
-
-
-def needs_estimate(methods: Sequence[str]) -> bool:
-    """Whether a joint model's segmentation network has a part in any of the methods."""
-    return any(m not in ("FwoW", INTERPOLATION) and m in METHODS for m in methods)
 
 
 def check_choice(segmenter: Segmenter, method: str | None, n: int) -> str:
@@ -98,7 +58,7 @@ class Result(NamedTuple):
 
     probability: (C, x, y, z) float32. weights: (T, n) per target image (T = 1, or the slices), None for STAPLE and where no atlas
     is fused.
-    agreement: (2, C-1, 2) overlap counts of what the result is made of, see :func:`oasis_monai.quality.agreement`; None
+    agreement: (2, C-1, 2) overlap counts of what the result is made of, see :func:`.agreement`; None
     where nothing is compared.
     """
 
@@ -114,8 +74,8 @@ class Segmenter:
         library: the atlases: slices (``spatial_dims`` 2) or volumes (3).
         aligner: None when only methods of :data:`UNALIGNED` are wanted.
         loa: the table of R1; made anew when None.
-        distance: see :func:`oasis_monai.nearest.nearest`.
-        temperature: of R3, see :func:`oasis_monai.fusion.conditioned_weights`.
+        distance: see :func:`oasis_monai.atlases.selection.nearest`.
+        temperature: of R3, see :func:`oasis_monai.segmentation.fusion.conditioned_weights`.
         estimator: the segmentation network of a joint model.
         estimator_atlases, vote, recentre: see :class:`oasis_monai.networks.slice_unet.EstimatorSettings`.
         same_case: whether the library holds labelled slices of the targets themselves (slice folds).
@@ -167,7 +127,7 @@ class Segmenter:
     def follow(
         self, target: Preprocessed, methods: Sequence[str], again: Callable[[Move], Preprocessed]
     ) -> tuple[Preprocessed, torch.Tensor | None, Move]:
-        """The scan on the grid that shows its structures where atlases have theirs: see :func:`oasis_monai.place.followed`.
+        """The scan on the grid that shows its structures where atlases have theirs: see :func:`.followed`.
 
         Returns:
             The target, what :meth:`voices` makes of it, and by how many voxels its grid was moved. Of a model whose grid does
@@ -251,7 +211,7 @@ class Segmenter:
 
     def _between(self, case: str, which: torch.Tensor, otherwise: torch.Tensor | None = None) -> torch.Tensor:
         """(T, C-1, x, y) signed distances to the shape between the case's own labelled slices; ``otherwise`` as for
-        :func:`oasis_monai.between.shape_between`."""
+        :func:`oasis_monai.atlases.slices.shape_between`."""
         if not self.same_case or self.spatial_dims == 3:
             raise ValueError("a shape between slices needs slices of the target in the library")
         return shape_between(self.library, [(case, z) for z in which.tolist()], otherwise)

@@ -1,0 +1,165 @@
+"""Where a structure of a slice should lie, from labels alone: shape-based interpolation (Raya and Udupa 1990) between two slices.
+
+The signed distance to the structure's edge (inside positive) is interpolated voxel by voxel; where it is positive is the shape
+between. The two are the next labelled slices of the same scan, weighted by their distance along z; atlases of other scans, not
+aligned yet, tell less (docs/results/accuracy.md). The image is never looked at, so it is also what a slice fold gives away: see
+``interpolation`` of :data:`oasis_monai.segmentation.methods.METHODS`.
+"""
+
+from __future__ import annotations
+
+from bisect import bisect_left
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from torch.nn import functional as F
+
+from oasis_monai.atlases.features import thumbnails
+from oasis_monai.atlases.library import AtlasLibrary
+from oasis_monai.atlases.selection import Pair, nearest
+from oasis_monai.networks.slice_unet import REACH
+from oasis_monai.transforms.labels import foreground
+
+
+def signed_distance(labels: torch.Tensor, classes: int) -> torch.Tensor:
+    """(B, 1, x, y) class indices -> (B, C-1, x, y) float32 voxels from the edge of each structure, positive inside, at least
+    ``-REACH``; ``-REACH`` everywhere where there is none."""
+    from scipy.ndimage import distance_transform_edt
+
+    found = torch.full((len(labels), classes - 1, *labels.shape[2:]), -REACH)
+    for row, label in enumerate(labels[:, 0].cpu().numpy()):
+        for index in np.unique(label[label > 0]).tolist():
+            inside = label == index
+            if inside.all():  # scipy would measure from beyond one corner
+                found[row, index - 1] = max(inside.shape)
+                continue
+            edge = distance_transform_edt(inside) - distance_transform_edt(~inside)
+            found[row, index - 1] = torch.from_numpy(edge.astype(np.float32)).clamp_min(-REACH)
+    return found
+
+
+def neighbours(library: AtlasLibrary, places: Sequence[tuple[str, int]]) -> tuple[torch.Tensor, torch.Tensor]:
+    """The next labelled slices of the same scan below and above each place, never the place itself.
+
+    Args:
+        places: B pairs of case and slice number.
+
+    Returns:
+        (B, 2) rows of the library, -1 where there is none, and (B, 2) weights of sum 1, larger for the nearer one. A neighbour
+        that is not there is taken to be one slice beyond the place.
+    """
+    wanted = {case for case, _ in places}
+    known: dict[str, list[tuple[int, int]]] = {case: [] for case in wanted}
+    for row, (case, z) in enumerate(zip(library.cases, library.slices.tolist(), strict=True)):
+        if case in wanted:
+            known[case].append((z, row))
+    rows = torch.full((len(places), 2), -1)
+    weights = torch.empty(len(places), 2)
+    for mine in known.values():
+        mine.sort()
+    for number, (case, z) in enumerate(places):
+        mine = known[case]
+        at = bisect_left(mine, (z, -1))
+        above = at + 1 if at < len(mine) and mine[at][0] == z else at
+        low, high = z - 1, z + 1
+        if at > 0:
+            low, rows[number, 0] = mine[at - 1]
+        if above < len(mine):
+            high, rows[number, 1] = mine[above]
+        weights[number] = torch.tensor([high - z, z - low]) / (high - low)
+    return rows, weights
+
+
+def shape_between(
+    library: AtlasLibrary, places: Sequence[tuple[str, int]], otherwise: torch.Tensor | None = None
+) -> torch.Tensor:
+    """(B, C-1, x, y) signed distance in voxels to the edge of the shape between the labelled :func:`neighbours` of each place;
+    a neighbour that is not there counts as one without any structure.
+
+    Args:
+        otherwise: (B, 2) rows of the library, between which the shape is where a scan has no other labelled slice.
+    """
+    rows, weights = neighbours(library, places)
+    if otherwise is not None:
+        rows = torch.where((rows < 0).all(1, keepdim=True), otherwise, rows)
+    used, where = rows.unique(return_inverse=True)
+    maps = signed_distance(library.labels[used.clamp_min(0)], library.classes)
+    maps[used < 0] = -REACH
+    return torch.einsum("bk,bk...->b...", weights, maps[where])
+
+
+def flanking(slices: torch.Tensor, library: AtlasLibrary, exclude: Pair | None = None) -> torch.Tensor:
+    """(Q, 3, x, y) slices between their neighbours -> (Q, 2) rows of the library: the atlas most like the slice below, and that
+    most like the slice above. Never the same: of the pairs of two, the one that is more like both.
+
+    Args:
+        exclude: as for :func:`oasis_monai.atlases.selection.nearest`.
+
+    Raises:
+        ConfigError: fewer than two atlases are available to some slice.
+    """
+    known = library.thumbnails if library.thumbnails is not None else thumbnails(library.images)
+    (below, near), (above, far) = (nearest(thumbnails(side), known, 2, "l2", exclude) for side in (slices[:, :1], slices[:, 2:]))
+    rows = torch.stack([below[:, 0], above[:, 0]], 1)
+    # correlation = 1 - distance^2 / 2
+    give_way = near[:, 0].square() + far[:, 1].square() > near[:, 1].square() + far[:, 0].square()
+    second = torch.where(give_way, below[:, 1], above[:, 1])
+    clash = rows[:, 0] == rows[:, 1]
+    rows[clash & give_way, 0], rows[clash & ~give_way, 1] = second[clash & give_way], second[clash & ~give_way]
+    return rows
+
+
+def beside_atlases(
+    slices: torch.Tensor, library: AtlasLibrary, rows: torch.Tensor, shape: torch.Tensor | None = None
+) -> torch.Tensor:
+    """Put atlases beside slices.
+
+    Args:
+        slices: (B, 3, x, y), each between its neighbours.
+        rows: (B, k) of the library: the atlases of each.
+        shape: (B, C-1, x, y) signed distance to where each structure is expected (slice folds: :mod:`.slices`).
+
+    Returns:
+        (B, 3 + k * C, x, y): per atlas its image, then its structures, unaligned; with a shape C-1 channels more,
+        ``1 + distance / REACH``, so that 0, what lies beyond an image, means far outside.
+    """
+    parts = [slices]
+    for column in rows.unbind(1):
+        parts += [library.images[column].float(), foreground(library.labels[column], library.classes)]
+    return torch.cat(parts if shape is None else [*parts, 1 + shape / REACH], 1)
+
+
+def _slices(library: AtlasLibrary, rows: torch.Tensor) -> torch.Tensor:
+    """(B, 3, x, y) atlases of a library of slices between their neighbours."""
+    if library.context is None:
+        raise ValueError("a library of slices without their neighbours; build it again")
+    below, above = library.context[rows].split(1, 1)
+    return torch.cat([below, library.images[rows], above], 1).float()
+
+
+def _near(library: AtlasLibrary, count: int, same_case: bool, rows: torch.Tensor) -> torch.Tensor:
+    """(R, count) the atlases shown beside the atlases ``rows``."""
+    if not count:
+        return torch.empty((len(rows), 0), dtype=torch.int64)
+    own = library.groups(same_case)
+    parts = rows.split(1024)  # all slices with their neighbours are three libraries
+    return torch.cat([flanking(_slices(library, part), library, (own[part], own)) for part in parts])
+
+
+def _expected(library: AtlasLibrary, rows: torch.Tensor, near: torch.Tensor) -> torch.Tensor:
+    """(R, C-1, x, y) the shape expected of the atlases ``rows``, their own label not looked at; ``near``: see :func:`_near`."""
+    return shape_between(library, [(library.cases[row], int(library.slices[row])) for row in rows.tolist()], near)
+
+
+def near_structure(library: AtlasLibrary, reach: int = 2) -> torch.Tensor:
+    """Whether a structure is within ``reach`` slices: (N, z) bool of volumes, (N,) of slices, whose neighbours are those of their
+    case that are in the library."""
+    there = (library.labels > 0).flatten(1, 3).any(1) if library.spatial_dims == 3 else (library.labels > 0).flatten(1).any(1)
+    if library.spatial_dims == 3:
+        spread = F.max_pool1d(there[:, None].float(), 2 * reach + 1, stride=1, padding=reach)
+        return spread[:, 0] > 0
+    known = {(case, int(z)) for case, z, fg in zip(library.cases, library.slices, there.tolist(), strict=True) if fg}
+    around = range(-reach, reach + 1)
+    near = [any((case, int(z) + d) in known for d in around) for case, z in zip(library.cases, library.slices, strict=True)]
+    return torch.tensor(near)

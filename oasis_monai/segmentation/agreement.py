@@ -1,0 +1,67 @@
+"""How much the parts of a result agree with each other: overlaps of networks, atlases and their fusion."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+
+from oasis_monai.transforms.labels import decide as decide_labels
+
+SOURCES = ("networks", "atlases")
+
+
+def agreement(voices: torch.Tensor, fused: torch.Tensor | None) -> torch.Tensor:
+    """Overlap counts of the parts of a joint model's result: networks with each other, atlases with networks.
+
+    Args:
+        voices: (V, C, *S) probabilities, one per network (V is 1 or 2).
+        fused: (C, *S) the atlases' vote, or None.
+
+    Returns:
+        (2, C-1, 2) float64 in the order of :data:`SOURCES`: twice the common voxels, and the voxels of both. They add up over
+        slices. (0, 0) where there is nothing to compare.
+    """
+    counts = torch.zeros(2, voices.shape[1] - 1, 2, dtype=torch.float64)
+    if len(voices) > 1:
+        counts[0] = overlap_counts(_decided(voices[0]), _decided(voices[1]), voices.shape[1])
+    if fused is not None:
+        counts[1] = overlap_counts(_decided(fused), _decided(voices.mean(0)), voices.shape[1])
+    return counts
+
+
+def consensus(labels: torch.Tensor, fused: torch.Tensor) -> torch.Tensor:
+    """The same (2, C-1, 2) counts where no network is beside the atlases: (n, *S) warped labels, each with (C, *S) ``fused``."""
+    counts = torch.zeros(2, fused.shape[0] - 1, 2, dtype=torch.float64)
+    whole = _decided(fused)
+    for label in labels:
+        counts[1] += overlap_counts(label, whole, fused.shape[0])
+    return counts
+
+
+def _decided(probability: torch.Tensor) -> torch.Tensor:
+    return decide_labels(enumerate(probability[1:], 1), torch.zeros_like(probability[0])).cpu()
+
+
+def overlap_counts(a: torch.Tensor, b: torch.Tensor, classes: int) -> torch.Tensor:
+    """Two label maps of one shape -> (C-1, 2) float64: twice the common voxels and the voxels of both, per structure."""
+    pairs = torch.bincount((a.int() * classes + b).flatten(), minlength=classes**2).view(classes, classes)
+    return torch.stack([2 * pairs.diagonal(), pairs.sum(0) + pairs.sum(1)], 1)[1:].double()
+
+
+def overlaps(counts: torch.Tensor) -> np.ndarray:
+    """(2, C-1, 2) counts -> (C-1, 2) Dice per structure and source. A structure that neither part has found is no agreement to
+    rely on: 0. A source that compares nothing at all is NaN."""
+    common, both = counts[..., 0].numpy(), counts[..., 1].numpy()
+    dice = np.where(both > 0, common / np.maximum(both, 1), 0.0)
+    dice[both.sum(1) == 0] = math.nan
+    return np.asarray(dice.T)
+
+
+def known_sources(values: Sequence[Sequence[float]] | np.ndarray) -> np.ndarray:
+    """(N, 2) overlaps of many results: where a source compares nothing in one of them but does in others, its parts found no
+    structure at all, which is no agreement to rely on: 0. A source that no result has stays NaN."""
+    array = np.array(values, dtype=float).reshape(-1, len(SOURCES))
+    return np.where(np.isnan(array) & ~np.isnan(array).all(0), 0.0, array)

@@ -1,0 +1,1 @@
+"""Fitting the networks: the loop, several processes, one module per kind of network."""

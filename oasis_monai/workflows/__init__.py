@@ -1,0 +1,1 @@
+"""What each command does: cross-validation, study, train, segment, library, check, bundle."""
