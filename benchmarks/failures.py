@@ -19,11 +19,8 @@ import torch
 
 from fold_tests import options, over_folds, settings_of
 from oasis_monai.atlases.features import embedder
-from oasis_monai.corrupted import segmented
 from oasis_monai.data.io import read_volume
-from oasis_monai.fold_models import FoldModels
-from oasis_monai.prepare import find_and_check, prepare, split_of
-from oasis_monai.quality import FAILURE, correlation, cross_fitted
+from oasis_monai.evaluation.quality import FAILURE, correlation, cross_fitted
 from oasis_monai.segmentation import flags
 from oasis_monai.segmentation.agreement import SOURCES, overlaps
 from oasis_monai.segmentation.fusion import decide
@@ -32,6 +29,9 @@ from oasis_monai.settings import Settings
 from oasis_monai.transforms.corruptions import CORRUPTIONS, UNTOUCHED, drawn, left
 from oasis_monai.transforms.spatial import inside
 from oasis_monai.utils.files import atomic_path, write_text
+from oasis_monai.workflows.corrupted_copies import segmented
+from oasis_monai.workflows.fold_models import FoldModels
+from oasis_monai.workflows.prepare import find_and_check, prepare, split_of
 
 
 def segment_fold(settings: Settings, index: int) -> list[dict[str, Any]]:

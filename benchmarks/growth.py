@@ -93,7 +93,7 @@ def main() -> None:
 
 def write(rows: list[dict[str, Any]], folder: Path) -> None:
     """``growth.csv`` and ``growth.png``."""
-    from oasis_monai.figures import _figure, write_figure
+    from oasis_monai.evaluation.figures import _figure, write_figure
     from oasis_monai.utils.files import write_text
 
     text = io.StringIO()

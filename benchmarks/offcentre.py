@@ -21,13 +21,13 @@ import torch
 
 from fold_tests import options, over_folds, settings_of
 from oasis_monai.atlases.features import embedder
-from oasis_monai.corrupted import segmented
 from oasis_monai.data.io import canonical_axes, read_volume
 from oasis_monai.data.types import Geometry, Volume
-from oasis_monai.fold_models import FoldModels
-from oasis_monai.prepare import find_and_check, prepare, split_of
 from oasis_monai.settings import Settings
 from oasis_monai.utils.files import write_text
+from oasis_monai.workflows.corrupted_copies import segmented
+from oasis_monai.workflows.fold_models import FoldModels
+from oasis_monai.workflows.prepare import find_and_check, prepare, split_of
 
 ASIDE_MM = (0, 10, 20, 30, 40)
 

@@ -26,8 +26,8 @@ Predict = Callable[[torch.Tensor, torch.Tensor, torch.Tensor], torch.Tensor]  # 
 
 def train(world: World, name: str, minutes: float, folder: Path) -> None:
     """Train ``plain`` or ``joint`` (models of ours), or ``monai`` or ``voxelmorph`` (networks as shipped); finished ones stay."""
-    from oasis_monai.model import train_model
     from oasis_monai.settings import build
+    from oasis_monai.workflows.train import train_model
 
     settings = build(configuration(world.root, world.dims, name == "joint", minutes, world.train, folder))
     if name in ("plain", "joint"):
@@ -37,9 +37,9 @@ def train(world: World, name: str, minutes: float, folder: Path) -> None:
     if load_if_whole(folder / f"{name}.safetensors") is not None:
         return
     from oasis_monai.data.cases import find_cases
-    from oasis_monai.prepare import prepare
     from oasis_monai.training.registration import _StmTrainer  # same pairs, loss and augmentation, another network
     from oasis_monai.training.trainer import fit
+    from oasis_monai.workflows.prepare import prepare
 
     cases = [case for case in find_cases(world.root, "promise12") if case.id in world.train]
     library = prepare(settings, cases, folder / "cache", print).library
@@ -119,7 +119,7 @@ def shipped_pair(world: World, name: str, folder: Path, words: str) -> Method:
 
 def stm_pair(world: World, model: Path, batch: int, words: str) -> Method:
     """The STM of a model folder. A joint one is shown its estimate of the target, which is made once per target before."""
-    from oasis_monai.model import load_model
+    from oasis_monai.workflows.model_folder import load_model
 
     _, segmenter = load_model(model, "cpu", batch)
     aligner, estimator = segmenter.aligner, segmenter.estimator
@@ -144,9 +144,9 @@ def oasis_case(world: World, model: Path, words: str) -> Method:
     from oasis_monai.atlases.features import embedder, target_features
     from oasis_monai.data.cases import find_cases
     from oasis_monai.data.io import read_volume
-    from oasis_monai.model import load_model
     from oasis_monai.transforms.labels import decide
     from oasis_monai.transforms.preprocessing import restore
+    from oasis_monai.workflows.model_folder import load_model
 
     n = world.atlases.shape[1]
     settings, segmenter = load_model(model, "cpu", n)

@@ -28,7 +28,15 @@ def segment(model: str, scan: str, output: str, born: float) -> Stages:
     for stage, modules in (
         ("import hydra", ("hydra", "omegaconf")),
         ("import torch", ("torch",)),
-        ("import oasis_monai", ("oasis_monai.__main__", "oasis_monai.tasks", "oasis_monai.model", "oasis_monai.overlays")),
+        (
+            "import oasis_monai",
+            (
+                "oasis_monai.__main__",
+                "oasis_monai.tasks",
+                "oasis_monai.workflows.model_folder",
+                "oasis_monai.evaluation.contours",
+            ),
+        ),
     ):
         stages.enter(stage)
         for name in modules:
@@ -39,10 +47,10 @@ def segment(model: str, scan: str, output: str, born: float) -> Stages:
     stages.enter("import monai")
     import_monai_lightly()
     stages.leave()
-    from oasis_monai import __main__, overlays
-    from oasis_monai import model as models
+    from oasis_monai import __main__
     from oasis_monai.atlases import features, library
     from oasis_monai.data import io as volumes
+    from oasis_monai.evaluation import contours as overlays
     from oasis_monai.segmentation import alignment as align
     from oasis_monai.segmentation import estimate as estimator
     from oasis_monai.segmentation import loa
@@ -50,6 +58,7 @@ def segment(model: str, scan: str, output: str, born: float) -> Stages:
     from oasis_monai.transforms import preprocessing as preprocess
     from oasis_monai.transforms import spatial as grids
     from oasis_monai.utils import files
+    from oasis_monai.workflows import model_folder as models
 
     for owner, name, stage in (
         (files, "file_digest", "checksums"),
@@ -84,11 +93,11 @@ def trainers(model: str, root: str) -> dict[str, Any]:
     import torch
 
     from oasis_monai.data.cases import find_cases
-    from oasis_monai.model import load_model
-    from oasis_monai.prepare import prepare
     from oasis_monai.training import registration as training
     from oasis_monai.training import segmentation as supervised
     from oasis_monai.training import slices as estimation
+    from oasis_monai.workflows.model_folder import load_model
+    from oasis_monai.workflows.prepare import prepare
 
     settings = load_model(Path(model), "cpu")[0]
     prepared = prepare(settings, find_cases(root, settings.data.layout)[:4], None, print)

@@ -37,7 +37,7 @@ def _machine(threads: int) -> str:
     """What the numbers were measured with."""
     import os
 
-    from oasis_monai.record import versions
+    from oasis_monai.workflows.run_record import versions
 
     cpu = "unknown processor"
     info = Path("/proc/cpuinfo")
@@ -69,7 +69,7 @@ def table(rows: Sequence[Row], reference: str) -> str:
 
 def plot(rows: Sequence[Row], path: Path) -> None:
     """DSC over seconds, logarithmic: up and left is better."""
-    from oasis_monai.figures import _figure, write_figure
+    from oasis_monai.evaluation.figures import _figure, write_figure
 
     kinds = [k for k in ((3, "pair"), (3, "case"), (2, "pair")) if any((r["dims"], r["kind"]) == k for r in rows)]
     figure = _figure(4.2 * len(kinds), 4.6)

@@ -97,10 +97,10 @@ def make_world(root: str, dims: int, model: Path | None, pairs: int, cases: int,
 
     from oasis_monai.atlases.selection import nearest
     from oasis_monai.data.cases import find_cases
-    from oasis_monai.model import load_model
-    from oasis_monai.prepare import prepare
     from oasis_monai.settings import build
     from oasis_monai.utils.errors import ConfigError
+    from oasis_monai.workflows.model_folder import load_model
+    from oasis_monai.workflows.prepare import prepare
 
     found = find_cases(root, "promise12")
     ids = [case.id for case in found]

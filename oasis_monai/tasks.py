@@ -72,10 +72,10 @@ def _settings(config: dict[str, Any]) -> Any:
 
 def _crossval(config: dict[str, Any], job: Mapping[str, Any], run_dir: Path, sweep_dir: Path | None) -> None:
     settings = _settings(config)
-    from oasis_monai.crossval import crossval, join_jobs
-    from oasis_monai.report import write_report
-    from oasis_monai.tables import read_scores, summarise, summary_text
+    from oasis_monai.evaluation.report import write_report
+    from oasis_monai.evaluation.scores import read_scores, summarise, summary_text
     from oasis_monai.utils.files import locked
+    from oasis_monai.workflows.crossval import crossval, join_jobs
 
     scores = read_scores(crossval(settings, run_dir))
     if len(scores):
@@ -103,8 +103,8 @@ def _study(config: dict[str, Any], job: Mapping[str, Any], run_dir: Path, sweep_
     if distributed.size() > 1:
         raise ConfigError("task", "crossval or train under torchrun", "study", "start it alone; workers=N trains N at once")
     _settings(config)
-    from oasis_monai.study import check_study, run_study
-    from oasis_monai.study_results import write_results
+    from oasis_monai.workflows.study import check_study, run_study
+    from oasis_monai.workflows.study_report import write_results
 
     study = check_study(job["study"])
     run_study(study, config, run_dir)
@@ -115,7 +115,7 @@ def _train(config: dict[str, Any], job: Mapping[str, Any], run_dir: Path, sweep_
     _require(job, model="the folder to write the model to")
     own = config.get("methods") is not None
     settings = _settings(config)
-    from oasis_monai.model import train_model
+    from oasis_monai.workflows.train import train_model
 
     if own and settings.networks == settings.methods:
         remedy = "leave it out; crossval trains these networks"
@@ -153,7 +153,7 @@ def _segment(config: dict[str, Any], job: Mapping[str, Any], run_dir: Path, swee
     from oasis_monai.utils.startup import import_monai_lightly
 
     import_monai_lightly()
-    from oasis_monai.scans import segment_scans
+    from oasis_monai.workflows.segment import segment_scans
 
     own = config.get("methods") is not None
     settings = _settings(config)  # what made the model travels with it; of these only the values below count
@@ -208,7 +208,7 @@ def _bundle(config: dict[str, Any], job: Mapping[str, Any], run_dir: Path, sweep
     _require(job, model="the folder of a trained model", output="the folder to write the bundle to")
     own = config.get("methods") is not None
     settings = _settings(config)
-    from oasis_monai.bundle import write_bundle
+    from oasis_monai.workflows.bundle import write_bundle
 
     n, method = _one(settings, own)
     made = write_bundle(Path(job["model"]), Path(job["output"]), n, method, settings.align_batch, bool(job["overwrite"]))
@@ -226,10 +226,10 @@ def _download(config: dict[str, Any], job: Mapping[str, Any], run_dir: Path, swe
 
 
 def _check(config: dict[str, Any], job: Mapping[str, Any], run_dir: Path, sweep_dir: Path | None) -> None:
-    from oasis_monai.checks import as_table, check_cases
-    from oasis_monai.prepare import surveyed
     from oasis_monai.utils.files import write_text
-    from oasis_monai.view import Extent, extent, told
+    from oasis_monai.workflows.check import as_table, check_cases
+    from oasis_monai.workflows.field_of_view import Extent, extent, told
+    from oasis_monai.workflows.prepare import surveyed
 
     settings = _settings(config)
     data = settings.data
@@ -249,15 +249,15 @@ def _check(config: dict[str, Any], job: Mapping[str, Any], run_dir: Path, sweep_
 
 
 def _report(config: dict[str, Any], job: Mapping[str, Any], run_dir: Path, sweep_dir: Path | None) -> None:
-    from oasis_monai.report import read_run, write_report
+    from oasis_monai.evaluation.report import read_run, write_report
 
     if not job["output"]:
         raise ConfigError("output", "the folder of a finished run, with its scores.csv", None, "add output=RUN_DIR")
     folder = Path(job["output"])
     run = read_run(folder / "run.json") or {}
     if run.get("task") == "study":
-        from oasis_monai.study import check_study
-        from oasis_monai.study_results import write_results
+        from oasis_monai.workflows.study import check_study
+        from oasis_monai.workflows.study_report import write_results
 
         config = run.get("config") or run.get("settings") or {}
         print(f"report: {write_results(check_study(run.get('study')), config, folder)}")

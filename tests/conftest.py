@@ -105,7 +105,7 @@ def settings(config):
 @pytest.fixture
 def prepared(settings, tmp_path):
     """Function: (settings, prepared data set) of the tiny configuration."""
-    from oasis_monai.prepare import find_and_check, prepare
+    from oasis_monai.workflows.prepare import find_and_check, prepare
 
     def make(*more, dims=3):
         made = settings(*more, dims=dims)

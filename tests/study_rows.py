@@ -2,7 +2,7 @@
 
 import pandas as pd
 
-from oasis_monai import tables
+from oasis_monai.evaluation import scores as tables
 from oasis_monai.networks.segmentation import NETWORKS
 
 CASES = [f"Case{i:02d}" for i in range(10)]

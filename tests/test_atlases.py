@@ -15,15 +15,16 @@ from oasis_monai.atlases.library import AtlasLibrary
 from oasis_monai.atlases.slices import beside_atlases, flanking
 from oasis_monai.data.io import read_image, read_volume
 from oasis_monai.data.types import Case
-from oasis_monai.model import load_model, train_model
-from oasis_monai.prepare import find_and_check, prepare
-from oasis_monai.scans import segment_scans
 from oasis_monai.segmentation.loa import LoaTable
 from oasis_monai.settings import build
 from oasis_monai.utils.errors import ConfigError, DataError, OasisError
 from oasis_monai.utils.tensor_files import load_tensors
 from oasis_monai.workflows import library as atlases
 from oasis_monai.workflows.library import add_atlas, list_atlases, remove_atlas
+from oasis_monai.workflows.model_folder import load_model
+from oasis_monai.workflows.prepare import find_and_check, prepare
+from oasis_monai.workflows.segment import segment_scans
+from oasis_monai.workflows.train import train_model
 from tests.command import CONTEXT, Command, run
 from tests.conftest import JOINT, JOINT_2D, TINY, TINY_2D, merged
 from tests.dicom_series import write_series
@@ -110,7 +111,7 @@ def test_an_added_case_is_an_atlas_like_those_of_training_and_removed_leaves_no_
 
 
 def test_a_scan_finds_the_added_case_among_its_atlases(model, phantom, tmp_path, monkeypatch):
-    monkeypatch.setattr("oasis_monai.overlays.overlay", lambda *a, **k: None)
+    monkeypatch.setattr("oasis_monai.evaluation.contours.overlay", lambda *a, **k: None)
 
     def nearest():
         segment_scans(model, phantom / f"{NEW}.mhd", tmp_path / "o", n=1, method="FwoW", log=quiet)

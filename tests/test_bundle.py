@@ -11,14 +11,15 @@ import torch
 from monai.bundle import ConfigParser
 from monai.data import MetaTensor
 
-from oasis_monai.bundle import OasisNetwork, scans_in, write_bundle
-from oasis_monai.bundle.configs import inert, preprocessing
 from oasis_monai.data.io import read_image
-from oasis_monai.model import load_model, train_model
-from oasis_monai.scans import segment_scans
 from oasis_monai.settings import build
 from oasis_monai.transforms.preprocessing import Preprocessing
 from oasis_monai.utils.errors import ConfigError, OasisError
+from oasis_monai.workflows.bundle import OasisNetwork, scans_in, write_bundle
+from oasis_monai.workflows.bundle.configs import inert, preprocessing
+from oasis_monai.workflows.model_folder import load_model
+from oasis_monai.workflows.segment import segment_scans
+from oasis_monai.workflows.train import train_model
 from tests.command import python, run
 from tests.conftest import JOINT, JOINT_2D, TINY, TINY_2D, merged
 
@@ -85,7 +86,7 @@ def scans(tmp_path_factory):
 @pytest.fixture(autouse=True)
 def no_pictures(monkeypatch):
     """Drawing takes most of a tiny scan's time."""
-    monkeypatch.setattr("oasis_monai.overlays.overlay", lambda *a, **k: None)
+    monkeypatch.setattr("oasis_monai.evaluation.contours.overlay", lambda *a, **k: None)
 
 
 def label_of(folder, case):
@@ -179,7 +180,7 @@ def test_it_is_an_ordinary_network(made, kind):
     """A batch is its images one by one, metadata stays, what comes out can be trained on, a new state dict counts at once."""
     _, bundle = made(kind)
     config = json.loads((bundle / "configs" / "train.json").read_text())["network_def"]
-    assert config.pop("_target_") == "oasis_monai.bundle.OasisNetwork"
+    assert config.pop("_target_") == "oasis_monai.workflows.bundle.OasisNetwork"
     net = OasisNetwork(**config).eval()
     images = torch.randn(2, 1, *net.size, *([3] if kind == "slices" else []))
     blank = net(images)
@@ -282,7 +283,9 @@ def test_a_bundle_is_there_whole_or_not_at_all(made, tmp_path, monkeypatch):
     model, _ = made("plain")
     out = tmp_path / "b"
     with monkeypatch.context() as patch:
-        patch.setattr("oasis_monai.bundle.write._copy_parts", lambda *a: (_ for _ in ()).throw(OSError(28, "No space left")))
+        patch.setattr(
+            "oasis_monai.workflows.bundle.write._copy_parts", lambda *a: (_ for _ in ()).throw(OSError(28, "No space left"))
+        )
         with pytest.raises(OSError, match="No space left") as error:
             write_bundle(model, out, 2, log=quiet)
         assert error.value.filename == str(out)

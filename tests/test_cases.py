@@ -10,11 +10,11 @@ import nibabel
 import numpy as np
 import pytest
 
-from oasis_monai.checks import check_cases
 from oasis_monai.data.cases import find_cases, survey
 from oasis_monai.data.types import Case
 from oasis_monai.transforms.preprocessing import Preprocessing
 from oasis_monai.utils.errors import ConfigError, DataError
+from oasis_monai.workflows.check import check_cases
 from tests.real import real_data
 
 SHAPE = (16, 16, 8)

@@ -363,7 +363,7 @@ def test_there_are_experiments():
 
 @pytest.mark.parametrize("name", EXPERIMENTS)
 def test_every_committed_experiment_composes_and_runs_on_the_phantom(name, phantom, phantom_two_labels, tmp_path):
-    from oasis_monai.crossval import crossval
+    from oasis_monai.workflows.crossval import crossval
 
     config = composed(f"experiment={name}")
     settings_of(composed(f"experiment={name}", "device=cpu"))  # that of a GPU is refused where there is none
@@ -419,8 +419,8 @@ def test_the_paper_s_own_arms_keep_its_weights_of_eq_1():
 
 
 def test_the_paper_s_joint_arms_train_the_networks_of_experiment_accuracy():
-    from oasis_monai.study import check_study, plan
     from oasis_monai.tasks import JOB_KEYS
+    from oasis_monai.workflows.study import check_study, plan
 
     def arms(name):
         config = composed(f"experiment={name}")
@@ -435,8 +435,8 @@ def test_the_paper_s_joint_arms_train_the_networks_of_experiment_accuracy():
 
 def runs_as_a_study(name, small, tmp_path):
     """A study's arms at the smallest sizes: those of three dimensions need sizes of their own."""
-    from oasis_monai.study import check_study
     from oasis_monai.tasks import run_task
+    from oasis_monai.workflows.study import check_study
 
     whole = composed(f"experiment={name}")
     study = check_study(whole["study"])

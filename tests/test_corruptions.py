@@ -5,13 +5,13 @@ import pandas as pd
 import pytest
 import torch
 
-from oasis_monai import corrupted as module
-from oasis_monai.corrupted import copies, segmented, told_methods
-from oasis_monai.crossval import crossval
 from oasis_monai.data.io import read_volume, to_canonical
 from oasis_monai.data.types import Geometry, Volume
-from oasis_monai.quality_tables import read_calibrations, read_quality
+from oasis_monai.evaluation.quality_tables import read_calibrations, read_quality
 from oasis_monai.transforms.corruptions import CORRUPTIONS, UNTOUCHED, drawn, left
+from oasis_monai.workflows import corrupted_copies as module
+from oasis_monai.workflows.corrupted_copies import copies, segmented, told_methods
+from oasis_monai.workflows.crossval import crossval
 from tests.conftest import CASES, JOINT
 from tests.runs import NETS, quiet
 
@@ -229,7 +229,7 @@ def test_a_copy_that_ends_the_run_takes_no_score_and_no_aligned_pair_with_it(set
     assert len(list((tmp_path / "cache").rglob("loa.safetensors"))) == 2
     with monkeypatch.context() as patch:
         before = sum(aligned)
-        patch.setattr("oasis_monai.crossval.corrupted_rows", lambda *_: [])
+        patch.setattr("oasis_monai.workflows.crossval.corrupted_rows", lambda *_: [])
         crossval(asked, tmp_path / "a", quiet)
         assert sum(aligned) == before
 

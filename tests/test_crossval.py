@@ -10,16 +10,16 @@ import pandas as pd
 import pytest
 import torch
 
-from oasis_monai import crossval as module
-from oasis_monai import prepare as prepare_module
-from oasis_monai.browser import load_browser
-from oasis_monai.crossval import crossval
 from oasis_monai.data.folds import make_split
-from oasis_monai.fold_models import FoldModels
-from oasis_monai.prepare import split_of
+from oasis_monai.evaluation.case_view import load_browser
 from oasis_monai.segmentation.methods import JOINT_METHODS
 from oasis_monai.tasks import run_task
 from oasis_monai.utils.errors import ConfigError, DataError
+from oasis_monai.workflows import crossval as module
+from oasis_monai.workflows import prepare as prepare_module
+from oasis_monai.workflows.crossval import crossval
+from oasis_monai.workflows.fold_models import FoldModels
+from oasis_monai.workflows.prepare import split_of
 from tests.conftest import CASES, JOINT
 from tests.runs import NETS, PLAIN, REGIONS, THREE, copied, quiet, scores_of
 
@@ -303,7 +303,7 @@ def test_what_is_wrong_with_cases_that_are_left_out_stops_nothing(settings, conf
 
 
 def test_a_data_set_is_checked_again_only_when_a_file_changed(settings, phantom, tmp_path, monkeypatch):
-    from oasis_monai import checks
+    from oasis_monai.workflows import check as checks
 
     data = copied(phantom, tmp_path)
     asked = settings({"data": {"root": str(data)}})

@@ -6,11 +6,11 @@ from pathlib import Path
 import pandas as pd
 import pytest
 
-from oasis_monai.crossval import crossval
-from oasis_monai.quality import cross_fitted
-from oasis_monai.report import write_report
+from oasis_monai.evaluation.quality import cross_fitted
+from oasis_monai.evaluation.report import write_report
 from oasis_monai.utils.errors import ConfigError
 from oasis_monai.utils.tensor_files import load_tensors
+from oasis_monai.workflows.crossval import crossval
 from tests.conftest import CASES, JOINT, JOINT_2D, merged
 from tests.runs import THREE, quiet, scores_of
 

@@ -12,12 +12,12 @@ import pytest
 import torch
 import yaml
 
-from oasis_monai.crossval import crossval
 from oasis_monai.data.dataset_yaml import check_data_files
 from oasis_monai.utils import tensor_files
 from oasis_monai.utils.errors import ConfigError
 from oasis_monai.utils.files import claimed
 from oasis_monai.utils.tensor_files import load_tensors
+from oasis_monai.workflows.crossval import crossval
 from tests.command import Command, run
 from tests.conftest import JOINT, overrides
 from tests.test_cli import refused

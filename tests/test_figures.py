@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 from matplotlib.colors import to_hex
 
-from oasis_monai.figures import COLOURS, dsc_over_n, fold_audit, learning_curve, svg_element, write_figure
-from oasis_monai.study_tables import audit
+from oasis_monai.evaluation.comparison import audit
+from oasis_monai.evaluation.figures import COLOURS, dsc_over_n, fold_audit, learning_curve, svg_element, write_figure
 from tests import study_rows
 from tests.study_rows import GROUPS, study
 

@@ -199,9 +199,9 @@ def read_all(folder: Path, report: Path) -> None:
     """In a process of its own: make and read all files; what came of each goes into ``report``."""
     import resource
 
-    from oasis_monai.checks import check_cases
     from oasis_monai.data.io import read_image
     from oasis_monai.data.types import Case
+    from oasis_monai.workflows.check import check_cases
 
     for name in MAKERS:  # the readers' libraries are loaded, and counted, before
         (folder / name).write_bytes(HEADER.encode() if "mh" in name else nifti() + RAW)

@@ -5,10 +5,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from oasis_monai import prepare as prepare_module
-from oasis_monai.crossval import crossval
 from oasis_monai.data.folds import make_split
-from oasis_monai.fold_models import FoldModels
+from oasis_monai.workflows import prepare as prepare_module
+from oasis_monai.workflows.crossval import crossval
+from oasis_monai.workflows.fold_models import FoldModels
 from tests.conftest import CASES, JOINT, merged
 from tests.runs import NETS, PLAIN, copied, pixels, quiet, scores_of
 

@@ -6,7 +6,6 @@ import pytest
 import torch
 
 from oasis_monai.__main__ import _explained
-from oasis_monai.crossval import crossval
 from oasis_monai.data.types import Geometry, Preprocessed
 from oasis_monai.networks.segmentation import NetworkSettings, Predictor, make_network
 from oasis_monai.networks.slice_unet import EstimatorSettings
@@ -18,6 +17,7 @@ from oasis_monai.training import registration as training_module
 from oasis_monai.training.slices import train_estimator
 from oasis_monai.utils.errors import OasisError
 from oasis_monai.utils.memory import Batched, out_of_memory
+from oasis_monai.workflows.crossval import crossval
 from tests.test_align import MeanShift as Known
 from tests.test_align import library_of, targets_of
 from tests.test_training import SHORT, discs, same, train

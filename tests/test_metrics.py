@@ -7,8 +7,8 @@ from dataclasses import astuple
 import numpy as np
 import pytest
 
-from oasis_monai import metrics
-from oasis_monai.metrics import image_diagonal_mm, region_slices, score_case, surface_distances
+from oasis_monai.evaluation import metrics
+from oasis_monai.evaluation.metrics import image_diagonal_mm, region_slices, score_case, surface_distances
 from oasis_monai.utils.errors import ConfigError, DataError
 from tests.real import real_data
 

@@ -11,13 +11,14 @@ import torch
 
 from oasis_monai.data.io import read_image, read_volume
 from oasis_monai.data.types import Case
-from oasis_monai.model import load_model, train_model
-from oasis_monai.scans import segment_scans
 from oasis_monai.settings import build
 from oasis_monai.utils.errors import ConfigError, OasisError
 from oasis_monai.utils.files import file_digest
 from oasis_monai.utils.tensor_files import load_tensors, save_tensors
 from oasis_monai.workflows.library import remove_atlas
+from oasis_monai.workflows.model_folder import load_model
+from oasis_monai.workflows.segment import segment_scans
+from oasis_monai.workflows.train import train_model
 from tests.command import run
 from tests.conftest import CASES, JOINT, JOINT_2D, TINY, TINY_2D, merged, overrides
 
@@ -62,7 +63,7 @@ def scans(tmp_path_factory):
 @pytest.fixture
 def no_pictures(monkeypatch):
     """Drawing takes most of a tiny scan's time."""
-    monkeypatch.setattr("oasis_monai.overlays.overlay", lambda *a, **k: None)
+    monkeypatch.setattr("oasis_monai.evaluation.contours.overlay", lambda *a, **k: None)
 
 
 def overlap(found, truth):
@@ -313,7 +314,9 @@ def test_a_model_trained_into_the_same_folder_keeps_nothing_of_the_one_before(se
 
 @pytest.mark.parametrize("dims", [2, 3])
 def test_one_case_is_refused_before_any_network_is_trained(phantom, tmp_path, monkeypatch, dims):
-    monkeypatch.setattr("oasis_monai.fold_models.FoldModels.train", lambda *_, **__: pytest.fail("a network was trained"))
+    monkeypatch.setattr(
+        "oasis_monai.workflows.fold_models.FoldModels.train", lambda *_, **__: pytest.fail("a network was trained")
+    )
     more = {"cache": str(tmp_path / "c"), "data": {"root": str(phantom), "only": ["Case00"]}}
     settings = build(merged(TINY, JOINT, *([TINY_2D, JOINT_2D] if dims == 2 else []), more))
     with pytest.raises(ConfigError, match=r"^data: expected at least two training cases to make pairs of, found '1'"):

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from oasis_monai import overlays
+from oasis_monai.evaluation import contours as overlays
 from oasis_monai.utils.errors import DataError
 
 SHAPE = (40, 32, 12)
@@ -182,7 +182,7 @@ def test_bad_input(tmp_path, change, match):
 
 def test_pyplot_is_never_loaded(tmp_path):
     code = (
-        "import sys, numpy as np; from oasis_monai.overlays import overlay; loaded = 'matplotlib' in sys.modules;"
+        "import sys, numpy as np; from oasis_monai.evaluation.contours import overlay; loaded = 'matplotlib' in sys.modules;"
         f"overlay({str(tmp_path / 'o.png')!r}, np.zeros((9, 9, 9)), None, np.ones((9, 9, 9)), (1, 1, 1), 'c');"
         "sys.exit(loaded or 'matplotlib.pyplot' in sys.modules)"
     )

@@ -8,14 +8,14 @@ import pandas as pd
 import pytest
 import torch
 
-from oasis_monai.crossval import crossval
 from oasis_monai.data.io import read_image
 from oasis_monai.data.types import Geometry, Preprocessed, Volume
-from oasis_monai.model import train_model
-from oasis_monai.scans import segment_scans
 from oasis_monai.segmentation.estimate import Estimator
 from oasis_monai.segmentation.recentre import STAY, Places, followed
 from oasis_monai.transforms.preprocessing import Preprocessing, restore
+from oasis_monai.workflows.crossval import crossval
+from oasis_monai.workflows.segment import segment_scans
+from oasis_monai.workflows.train import train_model
 from tests.conftest import CASES, JOINT
 from tests.runs import pixels, quiet
 
@@ -216,7 +216,7 @@ def test_a_cross_validation_puts_results_of_a_moved_grid_where_they_belong(setti
 
 
 def test_segment_follows_and_tells_by_how_much(settings, phantom, tmp_path, monkeypatch):
-    monkeypatch.setattr("oasis_monai.overlays.overlay", lambda *a, **k: None)
+    monkeypatch.setattr("oasis_monai.evaluation.contours.overlay", lambda *a, **k: None)
     model = train_model(settings(JOINT), tmp_path / "m", quiet)
     found = {}
     for name, step in (("still", lambda *_: STAY), ("moved", once((1, 0, 0)))):

@@ -7,9 +7,8 @@ import pandas as pd
 import pytest
 import torch
 
-from oasis_monai.fold_models import calibration_path
-from oasis_monai.quality import FAILURE, PRIOR_CASES, Calibration, correlation, cross_fitted, fit, uncalibrated
-from oasis_monai.quality_tables import (
+from oasis_monai.evaluation.quality import FAILURE, PRIOR_CASES, Calibration, correlation, cross_fitted, fit, uncalibrated
+from oasis_monai.evaluation.quality_tables import (
     failures,
     keep_calibrations,
     mean_error,
@@ -22,6 +21,7 @@ from oasis_monai.quality_tables import (
 )
 from oasis_monai.segmentation.agreement import agreement, consensus, known_sources, overlaps
 from oasis_monai.utils.errors import DataError
+from oasis_monai.workflows.fold_models import calibration_path
 from tests.conftest import JOINT
 
 

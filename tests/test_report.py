@@ -13,8 +13,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from oasis_monai import report, tables
-from oasis_monai.report import page as page_module
+from oasis_monai.evaluation import report
+from oasis_monai.evaluation import scores as tables
+from oasis_monai.evaluation.report import page as page_module
 from oasis_monai.utils.errors import DataError
 
 EVIL = "<img src=x onerror=alert(1)>"

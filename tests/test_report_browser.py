@@ -12,10 +12,11 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from oasis_monai import report, tables
-from oasis_monai.browser import load_browser, write_browser
-from oasis_monai.grid_text import Cell, Grid
-from oasis_monai.report import StudyParts, browse
+from oasis_monai.evaluation import report
+from oasis_monai.evaluation import scores as tables
+from oasis_monai.evaluation.case_view import load_browser, write_browser
+from oasis_monai.evaluation.report import StudyParts, browse
+from oasis_monai.evaluation.tables import Cell, Grid
 from tests.test_report import EVIL, Page, rows
 
 SHAPE = (64, 60, 6)

@@ -9,10 +9,10 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from oasis_monai.crossval import crossval
 from oasis_monai.data.folds import Split, make_split
-from oasis_monai.fold_models import ESTIMATOR, STM, FoldModels
 from oasis_monai.utils.tensor_files import load_tensors
+from oasis_monai.workflows.crossval import crossval
+from oasis_monai.workflows.fold_models import ESTIMATOR, STM, FoldModels
 from tests.command import Command, run
 from tests.conftest import CASES, JOINT, overrides
 from tests.runs import REGIONS, THREE, copied, pixels, quiet, scores_of

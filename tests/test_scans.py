@@ -13,21 +13,22 @@ import numpy as np
 import pytest
 import torch
 
-from oasis_monai import scans
 from oasis_monai.atlases.features import embedder, target_features
 from oasis_monai.atlases.library import build_library
-from oasis_monai.crossval import crossval
 from oasis_monai.data.formats.dispatch import write_array
 from oasis_monai.data.io import read_image
 from oasis_monai.data.types import Case
-from oasis_monai.model import load_model, train_model
 from oasis_monai.networks.warp import folding_voxels
-from oasis_monai.scan_table import FILE, read_told
-from oasis_monai.scans import segment_scans
 from oasis_monai.segmentation import flags
 from oasis_monai.settings import build
 from oasis_monai.transforms.preprocessing import PreprocessCache, Preprocessing
 from oasis_monai.utils.errors import ConfigError, OasisError
+from oasis_monai.workflows import segment as scans
+from oasis_monai.workflows.crossval import crossval
+from oasis_monai.workflows.model_folder import load_model
+from oasis_monai.workflows.segment import segment_scans
+from oasis_monai.workflows.segment_table import FILE, read_told
+from oasis_monai.workflows.train import train_model
 from tests.command import Command, run
 from tests.conftest import CASES, JOINT, TINY, merged
 from tests.dicom_series import write_series
@@ -60,7 +61,7 @@ def images(phantom, tmp_path):
 def no_pictures(monkeypatch):
     """Titles of the pictures that would have been drawn."""
     titles = []
-    monkeypatch.setattr("oasis_monai.overlays.overlay", lambda path, *a, **k: titles.append(a[4]))
+    monkeypatch.setattr("oasis_monai.evaluation.contours.overlay", lambda path, *a, **k: titles.append(a[4]))
     return titles
 
 

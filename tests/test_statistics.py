@@ -6,7 +6,7 @@ from itertools import product
 import numpy as np
 import pytest
 
-from oasis_monai.statistics import at_best_n, choose_n, holm, interval, wilcoxon
+from oasis_monai.evaluation.statistics import at_best_n, choose_n, holm, interval, wilcoxon
 from tests.study_rows import CASES, GROUPS, row, study
 from tests.study_rows import frame as framed
 

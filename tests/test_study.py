@@ -7,14 +7,14 @@ from pathlib import Path
 import pandas as pd
 import pytest
 
-from oasis_monai import study as module
 from oasis_monai.data.folds import patient_groups
+from oasis_monai.evaluation.scores import read_scores
 from oasis_monai.settings import Settings
-from oasis_monai.study import Arm, Learning, Study, check_study, plan, run_study
-from oasis_monai.study_results import write_results
-from oasis_monai.tables import read_scores
 from oasis_monai.tasks import run_task
 from oasis_monai.utils.errors import ConfigError
+from oasis_monai.workflows import study as module
+from oasis_monai.workflows.study import Arm, Learning, Study, check_study, plan, run_study
+from oasis_monai.workflows.study_report import write_results
 from tests.conftest import JOINT, JOINT_2D, merged
 
 NETS = {"network": {"convnet": [4, 8], "unet": [4, 8], "dynunet": [4, 8]}, "workers": 2, "k": 2}

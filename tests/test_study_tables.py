@@ -5,12 +5,12 @@ import math
 import pandas as pd
 import pytest
 
-from oasis_monai import study_results
-from oasis_monai.grid_text import Cell, Grid, best_bold, latex, markdown
-from oasis_monai.learning import learning_table, read_learning, write_learning
+from oasis_monai.evaluation.comparison import PRINTED, ablation, audit, table1, write_table
+from oasis_monai.evaluation.learning_curve import learning_table, read_learning, write_learning
+from oasis_monai.evaluation.tables import Cell, Grid, best_bold, latex, markdown
 from oasis_monai.networks.segmentation import NETWORKS
-from oasis_monai.study_tables import PRINTED, ablation, audit, table1, write_table
 from oasis_monai.utils.errors import DataError
+from oasis_monai.workflows import study_report as study_results
 from tests import study_rows
 from tests.study_rows import CASES, GROUPS, study
 

@@ -10,9 +10,12 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
-from oasis_monai import crossval, report, tables, tasks
+from oasis_monai import tasks
+from oasis_monai.evaluation import report
+from oasis_monai.evaluation import scores as tables
 from oasis_monai.utils import files
 from oasis_monai.utils.files import locked, write_text
+from oasis_monai.workflows import crossval
 from tests.command import run
 from tests.conftest import overrides
 

@@ -5,7 +5,7 @@ import random
 
 import pytest
 
-from oasis_monai import tables
+from oasis_monai.evaluation import scores as tables
 from oasis_monai.utils.errors import DataError
 
 NAN = math.nan

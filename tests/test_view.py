@@ -9,7 +9,7 @@ import torch
 
 from oasis_monai.data.types import Geometry, Volume
 from oasis_monai.transforms.preprocessing import Preprocessing
-from oasis_monai.view import VOXELS, Extent, extent, suited, told
+from oasis_monai.workflows.field_of_view import VOXELS, Extent, extent, suited, told
 from tests.command import run
 
 LOCAL = Preprocessing("physical", 3, (96, 96, 32), (1.0, 1.0, 3.0), "local", 15.0)

@@ -14,10 +14,10 @@ import pytest
 import torch
 from tqdm import tqdm
 
-from oasis_monai.crossval import crossval
 from oasis_monai.utils.errors import ConfigError, OasisError, naming
+from oasis_monai.utils.processes import _raise_named, side_by_side
 from oasis_monai.utils.tensor_files import load_tensors
-from oasis_monai.workers import _raise_named, side_by_side
+from oasis_monai.workflows.crossval import crossval
 
 
 def quiet(_):
@@ -123,7 +123,7 @@ def parent_of_two_jobs(tmp_path):
             f"""
             import sys
             from tests.test_workers import sleep_and_write
-            from oasis_monai.workers import side_by_side
+            from oasis_monai.utils.processes import side_by_side
             if __name__ == "__main__":
                 jobs = [("quick", ({str(tmp_path / "started")!r}, 0)), ("slow", ({str(tmp_path / "slow")!r}, 5))]
                 try:

@@ -16,17 +16,17 @@ from typing import Any
 
 import torch
 
-from oasis_monai import model as folders
 from oasis_monai.atlases.features import Embedder
 from oasis_monai.atlases.library import AtlasLibrary, build_library
 from oasis_monai.data.types import Case, Preprocessed
-from oasis_monai.grid_text import aligned_text
+from oasis_monai.evaluation.tables import aligned_text
 from oasis_monai.segmentation.estimate import estimate_library
 from oasis_monai.segmentation.segmenter import Segmenter
 from oasis_monai.settings import Settings
 from oasis_monai.transforms.preprocessing import PreprocessCache
 from oasis_monai.utils.errors import ConfigError, DataError, Fault
 from oasis_monai.utils.files import file_digest, locked, write_json
+from oasis_monai.workflows import model_folder as folders
 
 SAME = 1e-3
 """Two normalised images that differ by no more (in standard deviations) are one scan; a file format rounds its affine."""
@@ -66,7 +66,7 @@ def add_atlas(
 
     Raises:
         ConfigError: the id is in the library, or cannot be one.
-        DataError: the files cannot be an atlas: see :func:`oasis_monai.checks.check_cases`, a label outside the working field of
+        DataError: the files cannot be an atlas: see :func:`.check_cases`, a label outside the working field of
             view, or a scan that is in the library under another id.
         OasisError: it is no model folder, or a file of it has changed.
     """
@@ -127,7 +127,7 @@ def _cases(library: AtlasLibrary) -> list[str]:
 
 def _preprocessed(case: Case, settings: Settings, log: Log) -> Preprocessed:
     """A labelled case on the working grid, after the checks a data set has to pass."""
-    from oasis_monai.checks import check_cases
+    from oasis_monai.workflows.check import check_cases
 
     faults = check_cases([case], settings.data.label_values)
     store = PreprocessCache(None, settings.preprocessing, settings.data.label_values)

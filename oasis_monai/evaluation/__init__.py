@@ -1,0 +1,1 @@
+"""Metrics, scores, statistics, predicted Dice, tables, figures and the HTML report."""

@@ -1,0 +1,183 @@
+"""What a report's case browser and Fig. 4 show of a case: image, reference and results, cropped round the reference.
+
+One file a case, written by the cross-validation and read by whoever draws. It holds slices of the scans: where the data may not
+be passed on, nor may it, nor a page made of it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from oasis_monai.evaluation.scores import method_name
+from oasis_monai.networks.segmentation import NETWORKS
+from oasis_monai.utils.files import digest
+from oasis_monai.utils.tensor_files import load_tensors, save_tensors
+
+MARGIN_MM = 30.0
+_RESULT = "result/"
+
+
+@dataclass
+class CaseView:
+    """One case; arrays are (x, y, z) in RAS order, cropped in plane.
+
+    Args:
+        image: uint8, windowed round the reference.
+        reference, results: uint8 class indices; results by method name.
+        crop: x0, x1, y0, y1 in the whole slice.
+        outside: voxels of a result beyond the crop, by method name.
+        atlases: per target image (one for a volume, one per slice) [case, slice, distance], nearest first.
+        weights: method name -> per target image the atlases' weights.
+    """
+
+    case: str
+    protocol: str
+    fold: int
+    spacing_mm: tuple[float, float, float]
+    labels: tuple[str, ...]
+    crop: tuple[int, int, int, int]
+    image: np.ndarray
+    reference: np.ndarray
+    results: dict[str, np.ndarray] = field(default_factory=dict)
+    outside: dict[str, int] = field(default_factory=dict)
+    atlases: dict[str, list[Any]] = field(default_factory=dict)
+    weights: dict[str, list[Any]] = field(default_factory=dict)
+
+
+def write_browser(
+    folder: Path,
+    case: str,
+    protocol: str,
+    fold: int,
+    image: np.ndarray,
+    reference: np.ndarray,
+    results: Mapping[str, np.ndarray],
+    spacing_mm: Sequence[float],
+    labels: Sequence[str],
+    atlases: Sequence[Any] = (),
+    weights: Mapping[str, Any] | None = None,
+) -> Path:
+    """Keep what the browser shows of a case.
+
+    The crop is the reference's box with a margin of 30 mm in plane, or the whole plane without a reference, so every run keeps
+    the same part of a case.
+
+    Args:
+        folder: where; the file's name is made of the case's id.
+        image: (x, y, z) intensities in RAS order, uncropped.
+        reference, results: (x, y, z) class indices on the image's grid.
+        labels: names of the classes 1, 2, ...
+        atlases, weights: see :class:`CaseView`; ``atlases`` are the same for every method of a run.
+
+    Raises:
+        ValueError: shapes differ.
+    """
+    shapes = {image.shape, reference.shape, *(r.shape for r in results.values())}
+    if len(shapes) > 1 or image.ndim != 3:
+        raise ValueError(f"{case}: expected image, reference and results of one shape (x, y, z), found {sorted(shapes)}")
+    crop = _crop(reference, spacing_mm)
+    where = (slice(crop[0], crop[1]), slice(crop[2], crop[3]))
+    tensors = {"image": _grey(image[where]), "reference": reference[where].astype(np.uint8)}
+    tensors |= {_RESULT + name: result[where].astype(np.uint8) for name, result in results.items()}
+    outside = {name: int((result != 0).sum() - (result[where] != 0).sum()) for name, result in results.items()}
+    meta = {
+        "case": case,
+        "protocol": protocol,
+        "fold": fold,
+        "spacing_mm": [float(s) for s in spacing_mm],
+        "labels": list(labels),
+        "crop": list(crop),
+        "outside": outside,
+        "atlases": list(atlases),
+        "weights": dict(weights or {}),
+    }
+    path = browser_file(folder, case)
+    save_tensors(path, {name: torch.from_numpy(np.ascontiguousarray(array)) for name, array in tensors.items()}, meta)
+    return path
+
+
+def browser_file(folder: Path, case: str) -> Path:
+    """Where :func:`write_browser` keeps a case."""
+    return Path(folder) / f"{digest(case)}.safetensors"
+
+
+def load_browser(folders: Mapping[Path, str], protocol: str | None = None) -> dict[str, CaseView]:
+    """The cases of one or several runs, by case id in order; what several runs have of a case is put together.
+
+    A damaged file is left out. Where two runs hold one method of a case, the first stands.
+
+    Args:
+        folders: of :func:`write_browser`, each with the suffix its atlas methods go by (``" 3D"``: ``OASIS-6`` becomes
+            ``OASIS 3D-6``); one that is absent holds no cases.
+        protocol: only runs under these folds.
+    """
+    views: dict[str, CaseView] = {}
+    for folder, suffix in folders.items():
+        for path in sorted(Path(folder).glob("*.safetensors")):
+            try:
+                tensors, meta = load_tensors(path)
+            except (OSError, ValueError):
+                continue
+            if protocol is None or meta["protocol"] == protocol:
+                _add(views, {name: tensor.numpy() for name, tensor in tensors.items()}, meta, suffix)
+    return dict(sorted(views.items()))
+
+
+def _add(views: dict[str, CaseView], arrays: Mapping[str, np.ndarray], meta: Mapping[str, Any], suffix: str) -> None:
+    x, y, z = meta["spacing_mm"]
+    a, b, c, d = meta["crop"]
+    fresh = CaseView(
+        meta["case"],
+        meta["protocol"],
+        meta["fold"],
+        (x, y, z),
+        tuple(meta["labels"]),
+        (a, b, c, d),
+        arrays["image"],
+        arrays["reference"],
+    )
+    view = views.setdefault(meta["case"], fresh)
+    if view.image.shape != fresh.image.shape or view.crop != fresh.crop:
+        return  # of other data: it cannot be shown on this case's slices
+    for key, array in sorted(arrays.items()):  # the file gives them in any order
+        if not key.startswith(_RESULT):
+            continue
+        own = key.removeprefix(_RESULT)
+        method, _, n = own.rpartition("-")
+        fuses = n.isdecimal()  # the others use no atlases, and have no n: networks, and a joint model's estimate
+        name = method_name(method + suffix, int(n)) if fuses else own if own in NETWORKS else own + suffix
+        if name in view.results:
+            continue
+        view.results[name] = array
+        view.outside[name] = meta["outside"].get(own, 0)
+        if own in meta["weights"]:
+            view.weights[name] = meta["weights"][own]
+        if fuses:
+            view.atlases[name] = meta["atlases"]
+
+
+def _crop(reference: np.ndarray, spacing_mm: Sequence[float]) -> tuple[int, int, int, int]:
+    if not reference.any():
+        return 0, reference.shape[0], 0, reference.shape[1]
+    box: list[int] = []
+    for axis in (0, 1):
+        hit = np.flatnonzero(reference.any(axis=(1 - axis, 2)))
+        margin = round(MARGIN_MM / spacing_mm[axis])
+        box += [max(0, int(hit[0]) - margin), min(reference.shape[axis], int(hit[-1]) + 1 + margin)]
+    return box[0], box[1], box[2], box[3]
+
+
+def _grey(near: np.ndarray) -> np.ndarray:
+    """The crop in 0..255, the 1st and 99.5th percentile as black and white; a flat image is black."""
+    finite = near[np.isfinite(near)]
+    low, high = np.percentile(finite, (1, 99.5)).tolist() if finite.size else (0.0, 0.0)
+    if high <= low:
+        low, high = (float(finite.min()), float(finite.max())) if finite.size else (0.0, 0.0)
+    scaled = (np.nan_to_num(near, nan=low) - low) / ((high - low) or 1.0)
+    return np.rint(255 * scaled.clip(0, 1)).astype(np.uint8)

@@ -1,0 +1,196 @@
+"""Predicted against true DSC of a cross-validation: ``quality.csv``, and the calibrations a model trained like it can use."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections import defaultdict
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import torch
+
+from oasis_monai.evaluation.quality import FAILURE, Calibration, correlation, cross_fitted, fit, uncalibrated
+from oasis_monai.evaluation.scores import method_name
+from oasis_monai.segmentation.agreement import SOURCES, known_sources, overlaps
+from oasis_monai.transforms.corruptions import UNTOUCHED
+from oasis_monai.utils.errors import DataError, Fault
+from oasis_monai.utils.files import locked, write_json, write_text
+
+COLUMNS = ("protocol", "fold", "case", "method", "n", "label", "corruption", *SOURCES, "predicted_dsc", "flag", "dsc")
+Key = tuple[str, str, int]  # case, method, n
+
+
+@dataclass(frozen=True)
+class QualityGroup:
+    """One method, n and label of a run: what there is to say of its predictions."""
+
+    protocol: str
+    method: str
+    n: int
+    label: str
+    rows: pd.DataFrame
+    """Of :data:`COLUMNS`, the untouched cases where truth and prediction are known."""
+    corrupted: pd.DataFrame
+    """The same of their corrupted copies."""
+
+
+def mean_error(rows: pd.DataFrame) -> float:
+    """Mean absolute difference of predicted and true DSC."""
+    return float((rows["predicted_dsc"] - rows["dsc"]).abs().mean())
+
+
+def failures(rows: pd.DataFrame) -> tuple[int, int, int, int]:
+    """Results whose DSC is below :data:`.quality.FAILURE`; those of them flagged; all others; those flagged."""
+    bad, flag = rows["dsc"] < FAILURE, rows["flag"]
+    return int(bad.sum()), int((bad & flag).sum()), int((~bad).sum()), int((~bad & flag).sum())
+
+
+def quality_rows(
+    scores: Iterable[Mapping[str, Any]],
+    agreements: Mapping[Key, torch.Tensor],
+    labels: list[str],
+    groups: Mapping[str, int],
+    corrupted: Iterable[tuple[Mapping[str, Any], torch.Tensor]] = (),
+) -> tuple[pd.DataFrame, dict[str, dict[str, Calibration]]]:
+    """Predict every case from the cases of the other folds, and fit what a new scan is predicted with on all.
+
+    Args:
+        scores: score rows of the run; only whole structures are used. A row absent on both sides has no DSC to predict.
+        agreements: (2, C-1, 2) counts, see :func:`oasis_monai.segmentation.agreement.agreement`.
+        labels: structure names in the order of the classes.
+        groups: case -> fold; no case is predicted from its own fold.
+        corrupted: score rows of corrupted copies of the cases, each with a ``corruption``, and the counts of its result.
+
+    Returns:
+        Rows of :data:`COLUMNS`; and "method-n" -> label -> calibration.
+    """
+    parts: dict[tuple[str, int, str], list[dict[str, Any]]] = defaultdict(list)
+    untouched = (({**row, "corruption": UNTOUCHED}, agreements.get((row["case"], row["method"], row["n"]))) for row in scores)
+    for row, counts in [*untouched, *corrupted]:
+        if row["region"] != "whole" or counts is None or math.isnan(row["dsc"]):
+            continue
+        told = overlaps(counts)[labels.index(row["label"])]
+        kept = {k: row[k] for k in ("protocol", "fold", "case", "method", "n", "label", "corruption", "dsc")}
+        parts[row["method"], row["n"], row["label"]].append(kept | dict(zip(SOURCES, map(float, told), strict=True)))
+    made: list[dict[str, Any]] = []
+    models: dict[str, dict[str, Calibration]] = defaultdict(dict)
+    for (method, n, label), rows in sorted(parts.items()):
+        values, dsc = known_sources([[r[s] for s in SOURCES] for r in rows]), np.array([r["dsc"] for r in rows])
+        predicted, flags = cross_fitted(values, dsc, [groups[r["case"]] for r in rows], [r["corruption"] for r in rows])
+        models[method_name(method, n)][label] = fit(values, dsc)
+        made += [r | {"predicted_dsc": float(p), "flag": bool(f)} for r, p, f in zip(rows, predicted, flags, strict=True)]
+    return pd.DataFrame(made, columns=list(COLUMNS)), dict(models)
+
+
+def write_quality(path: Path, rows: pd.DataFrame) -> None:
+    """Write ``quality.csv``, whole or not at all."""
+    write_text(path, rows.to_csv(index=False, float_format="%.6f", lineterminator="\n"))
+
+
+def read_quality(path: Path) -> list[QualityGroup]:
+    """The groups of a run's ``quality.csv``; empty where there is none.
+
+    Raises:
+        DataError: it is not what :func:`write_quality` writes.
+    """
+    if not path.is_file():
+        return []
+    try:
+        text = dict.fromkeys(("case", "label", "method", "protocol", "corruption"), str)
+        rows = pd.read_csv(path, dtype=text, keep_default_na=False, na_values=[""])  # a structure may be called NA
+        rows["corruption"] = rows.get("corruption", UNTOUCHED)  # a file of before there were any
+        rows = rows[list(COLUMNS)].astype({c: float for c in (*SOURCES, "predicted_dsc", "dsc")} | {"flag": bool, "n": int})
+    except (OSError, ValueError, KeyError) as error:
+        remedy = "delete it, or write it again from the run"
+        raise DataError(Fault("", str(path), f"a CSV with the columns {', '.join(COLUMNS)}", str(error), remedy)) from error
+    known = rows.dropna(subset=["predicted_dsc", "dsc"])
+    by = ["protocol", "method", "n", "label"]
+    return [
+        QualityGroup(str(p), str(m), int(n), str(label), part[clean], part[~clean])
+        for (p, m, n, label), part in known.groupby(by, sort=True)
+        for clean in [part["corruption"] == UNTOUCHED]
+    ]
+
+
+def quality_text(groups: Iterable[QualityGroup]) -> str:
+    """Lines for a terminal: correlation, mean error, failures and false alarms of every method, n and label, and of the
+    corrupted copies."""
+    lines = []
+    for g in groups:
+        name = f"predicted DSC, {method_name(g.method, g.n)}, {g.label}"
+        lines += [f"{name}: {_told(g.rows)}"] if len(g.rows) else []
+        lines += [f"{name}, {len(g.corrupted)} scans corrupted on purpose: {_told(g.corrupted)}"] if len(g.corrupted) else []
+    return "\n".join(lines)
+
+
+def _told(rows: pd.DataFrame) -> str:
+    bad, caught, good, alarms = failures(rows)
+    value = correlation(rows["predicted_dsc"], rows["dsc"])
+    r = "undefined" if math.isnan(value) else f"{value:.2f}"
+    return (
+        f"r {r}, mean error {100 * mean_error(rows):.1f} points; "
+        f"{caught} of {bad} failures (DSC under {100 * FAILURE:.0f} %) flagged, {alarms} false alarms in {good}"
+    )
+
+
+def write_calibrations(path: Path, models: Mapping[str, Mapping[str, Calibration]]) -> None:
+    """Write "method-n" -> label -> calibration as JSON."""
+    write_json(path, plain_calibrations(models))
+
+
+def keep_calibrations(path: Path, models: Mapping[str, Mapping[str, Calibration]]) -> None:
+    """Add calibrations to those of earlier runs with other methods or n. Of the same method, n and label the one fitted on more
+    results stays, of equal ones the new one: a run without corrupted copies takes nothing away."""
+    if not models:
+        return
+    with locked(path.parent):
+        kept = read_calibrations(path) or {}
+        for name, by_label in models.items():
+            own = kept.setdefault(name, {})
+            own |= {label: new for label, new in by_label.items() if label not in own or new.cases >= own[label].cases}
+        write_calibrations(path, kept)
+
+
+def plain_calibrations(models: Mapping[str, Mapping[str, Calibration]]) -> dict[str, Any]:
+    """Calibrations as plain JSON values, which :func:`calibrations_of` takes back."""
+    return {name: {label: c.to_json() for label, c in by_label.items()} for name, by_label in models.items()}
+
+
+def read_calibrations(path: Path) -> dict[str, dict[str, Calibration]] | None:
+    """What :func:`write_calibrations` wrote; None where there is none or it is damaged (it can always be made again)."""
+    try:
+        return calibrations_of(json.loads(path.read_text(encoding="utf-8")))
+    except (OSError, ValueError):
+        return None
+
+
+def calibrations_of(told: Any) -> dict[str, dict[str, Calibration]]:
+    """Calibrations from their plain JSON value.
+
+    Raises:
+        ValueError: it is none.
+    """
+    try:
+        return {str(name): {str(k): Calibration.from_json(v) for k, v in by.items()} for name, by in told.items()}
+    except (AttributeError, KeyError, TypeError) as error:
+        raise ValueError(f"calibration: expected method -> label -> weights, found {told!r}") from error
+
+
+def calibration_for(
+    models: Mapping[str, Mapping[str, Calibration]], method: str, n: int, label: str, values: Iterable[float]
+) -> Calibration:
+    """What predicts a new scan's DSC: fitted for this method at this n, else at the nearest n; else nothing is fitted
+    (:func:`oasis_monai.evaluation.quality.uncalibrated`, for the sources that have ``values``)."""
+    others = {name: by for name, by in models.items() if name.rpartition("-")[0] == method and label in by}
+    exact = models.get(method_name(method, n), {}).get(label)
+    if exact is not None:
+        return exact
+    if others:
+        nearest = min(others, key=lambda name: (abs(int(name.rpartition("-")[2]) - n), name))
+        return others[nearest][label]
+    return uncalibrated(list(values))

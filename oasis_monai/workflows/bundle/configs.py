@@ -1,0 +1,156 @@
+"""The JSON files of a bundle. MONAI instantiates every ``_target_`` and evaluates every text that starts with ``$``: all of
+those stand here, and text that comes from a data set or a model passes :func:`inert`."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+from oasis_monai.data.cases import DataSettings
+from oasis_monai.settings import Settings
+from oasis_monai.transforms.preprocessing import PERCENTILES, Preprocessing
+from oasis_monai.workflows.run_record import versions
+
+SCHEMA = "https://project-monai.github.io/schema/meta_schema_20240725.json"
+VERSION = "0.1.0"
+PAPER = "Zhu, Du, Yan: OASIS, one-pass aligned atlas set for medical image segmentation. Neurocomputing 470 (2022), 130-138, "
+PAPER += "doi 10.1016/j.neucom.2021.10.114, arXiv 1912.02417"
+MONAI = "Cardoso et al.: MONAI, an open-source framework for deep learning in healthcare. arXiv 2211.02701"
+REQUIRED = ("nibabel", "itk", "scipy", "safetensors", "efficientnet-lite-pytorch", "pytorch-ignite", "fire")
+"""What is needed beside MONAI, PyTorch and NumPy; the last two only by ``python -m monai.bundle run``."""
+USE = "Research only; not a medical device and not for diagnosis. Scans of the kind it was trained on: see data_source."
+
+
+def inert(text: str) -> str:
+    """One line that MONAI's configuration parser takes as text: no expression (``$``), reference (``@``) or macro (``%``)."""
+    words = text.replace("@", " at ").replace("#", " no. ").replace("::", ": ").split()
+    line = " ".join(words)
+    return f"text: {line}" if line.startswith(("$", "%")) else line
+
+
+def metadata(settings: Settings, network: dict[str, Any], value_range: tuple[float, float]) -> dict[str, Any]:
+    """``configs/metadata.json``.
+
+    Args:
+        network: the network's arguments.
+        value_range: lowest and highest value among the atlases.
+    """
+    found, data = versions(("monai", "torch", "numpy", *REQUIRED)), settings.data
+    names = ["background", *(inert(name) for name in data.labels)]
+    channels = {str(i): name for i, name in enumerate(names)}
+    shape = [*network["size"], *(["*"] if len(network["size"]) == 2 else [])]
+    common = {"spatial_shape": shape, "dtype": "float32", "is_patch_data": False}
+    image = {"type": "image", "format": "magnitude", "modality": "n/a", "num_channels": 1, "channel_def": {"0": "image"}}
+    prediction = {"type": "probabilities", "format": "segmentation", "num_channels": len(names), "channel_def": channels}
+    title = inert(data.name)
+    return {
+        "schema": SCHEMA,
+        "version": VERSION,
+        "changelog": {VERSION: "written by oasis-monai bundle"},
+        "monai_version": found["monai"],
+        "pytorch_version": found["torch"].partition("+")[0],
+        "numpy_version": found["numpy"],
+        "required_packages_version": {name: found[name] for name in ("oasis-monai", *REQUIRED)},
+        "supported_apps": {},
+        "name": f"OASIS {title}",
+        "task": f"Segmentation of {', '.join(names[1:])} in volumes by aligned atlases",
+        "description": f"{network['method']}: the {network['n']} of {network['atlases']} atlases most similar to the image are "
+        "aligned with it by one pass of a registration network and their labels fused. The network holds the atlases.",
+        "authors": "the users of oasis-monai who trained it",
+        "copyright": "program: Apache-2.0, see LICENSE; weights and atlases are made of the data, see docs/data_license.txt",
+        "data_source": f"{title}: {inert(data.citation) or 'not stated'}",
+        "data_license": inert(data.licence) or "not stated",
+        "data_type": "MetaImage or NIfTI",
+        "image_classes": "one channel, see the preprocessing of configs/inference.json",
+        "label_classes": ", ".join(f"{value}: {name}" for value, name in zip(data.label_values, names, strict=True)),
+        "pred_classes": f"{len(names)} channels of probability, background first",
+        "eval_metrics": {},
+        "intended_use": USE,
+        "references": [PAPER, MONAI, *([inert(data.citation)] if data.citation else [])],
+        "network_data_format": {
+            "inputs": {"image": {**image, **common, "value_range": [math.floor(value_range[0]), math.ceil(value_range[1])]}},
+            "outputs": {"pred": {**prediction, **common, "value_range": [0, 1]}},
+        },
+    }
+
+
+def network_def(network: dict[str, Any]) -> dict[str, Any]:
+    return {"_target_": "oasis_monai.workflows.bundle.OasisNetwork", **network}
+
+
+def preprocessing(setting: Preprocessing) -> list[dict[str, Any]]:
+    """A :class:`~oasis_monai.transforms.preprocessing.Preprocessing` as transforms, to the bit."""
+    padding: dict[str, Any] = {}
+    lower, upper = PERCENTILES if setting.name == "physical" else (0.0, 100.0)
+    if setting.spacing_mm is None:
+        grid: dict[str, Any] = {"_target_": "oasis_monai.transforms.InPlaneResized", "size": list(setting.size)}
+    else:
+        padding = {"padding": "$float('nan')"}
+        grid = {"_target_": "oasis_monai.transforms.PhysicalFieldOfViewd", **padding}
+        grid |= {"spacing_mm": list(setting.spacing_mm), "size": list(setting.size)}
+    if setting.intensity == "local":
+        score: dict[str, Any] = {"_target_": "oasis_monai.transforms.LocalZScored", "sigma_mm": setting.local_mm}
+    else:
+        score = {"_target_": "oasis_monai.transforms.RobustZScored"}
+    score |= {"lower": lower, "upper": upper, **padding}
+    return [{**step, "keys": "image"} for step in ({"_target_": "oasis_monai.transforms.LoadVolumed"}, grid, score)]
+
+
+def postprocessing(data: DataSettings) -> list[dict[str, Any]]:
+    """The probability back on the scan's own grid, thresholded there, in the data set's label values, saved."""
+    save = {"output_dir": "@output_dir", "output_postfix": "segmentation", "output_dtype": "$np.uint8"}
+    return [
+        {"_target_": "oasis_monai.transforms.RestoreToGridd", "keys": "pred", "reference_keys": "image"},
+        {
+            "_target_": "MapLabelValued",
+            "keys": "pred",
+            "orig_labels": list(range(data.classes)),
+            "target_labels": list(data.label_values),
+            "dtype": "$np.uint8",
+        },
+        {"_target_": "SaveImaged", "keys": "pred", **save, "separate_folder": False, "resample": False},
+    ]
+
+
+def inference(settings: Settings, network: dict[str, Any]) -> dict[str, Any]:
+    """``configs/inference.json``: every scan of ``dataset_dir`` segmented into ``output_dir``."""
+    return {
+        "imports": ["$import numpy as np", "$import torch"],
+        "bundle_root": ".",
+        "dataset_dir": "scans",
+        "output_dir": "$@bundle_root + '/eval'",
+        "device": "$torch.device('cuda:0' if torch.cuda.is_available() else 'cpu')",
+        "network_def": network_def(network),
+        "network": "$@network_def.to(@device)",
+        "preprocessing": {"_target_": "Compose", "transforms": preprocessing(settings.preprocessing)},
+        "dataset": {
+            "_target_": "Dataset",
+            "data": {"_target_": "oasis_monai.workflows.bundle.scans_in", "path": "@dataset_dir"},
+            "transform": "@preprocessing",
+        },
+        "dataloader": {"_target_": "DataLoader", "dataset": "@dataset", "batch_size": 1, "shuffle": False, "num_workers": 0},
+        "inferer": {"_target_": "SimpleInferer"},
+        "postprocessing": {"_target_": "Compose", "transforms": postprocessing(settings.data)},
+        "handlers": [
+            {
+                "_target_": "CheckpointLoader",
+                "load_path": "$@bundle_root + '/models/model.pt'",
+                "load_dict": {"model": "@network"},
+            }
+        ],
+        "evaluator": {
+            "_target_": "SupervisedEvaluator",
+            "device": "@device",
+            "val_data_loader": "@dataloader",
+            "network": "@network",
+            "inferer": "@inferer",
+            "postprocessing": "@postprocessing",
+            "val_handlers": "@handlers",
+        },
+        "run": ["$@evaluator.run()"],
+    }
+
+
+def train(network: dict[str, Any]) -> dict[str, Any]:
+    """``configs/train.json``, where ``monai.bundle.load`` looks for the network unless it is told otherwise; no training."""
+    return {"note": "the network alone, for monai.bundle.load; train with oasis-monai train", "network_def": network_def(network)}

@@ -1,0 +1,205 @@
+"""Select, align, weigh and fuse as one ``torch`` module whose state dict holds the atlases."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+
+from oasis_monai.atlases.features import Embedder, Photograph, embedder, target_features
+from oasis_monai.atlases.library import AtlasLibrary
+from oasis_monai.atlases.selection import DISTANCES
+from oasis_monai.data.types import Geometry, Preprocessed
+from oasis_monai.networks.encoders import NAMES, untrained_network
+from oasis_monai.networks.registration import SpatialTransformModel, StmSettings
+from oasis_monai.networks.segmentation import NetworkSettings, Predictor, make_network
+from oasis_monai.networks.slice_unet import EstimatorSettings, make_estimator
+from oasis_monai.segmentation.alignment import Aligner
+from oasis_monai.segmentation.estimate import Estimator, make_whole
+from oasis_monai.segmentation.loa import LoaTable
+from oasis_monai.segmentation.methods import check_methods, result_keys
+from oasis_monai.segmentation.segmenter import Segmenter
+from oasis_monai.settings import Settings
+from oasis_monai.transforms.spatial import plain
+from oasis_monai.utils.config import make_group
+from oasis_monai.utils.errors import ConfigError
+from oasis_monai.workflows.fold_models import voice
+
+IMAGENET = ("efficientnet-lite0", "densenet121")
+LOA_METHODS = ("OASIS", "OASIS-conditioned")  # of these a table of overlaps among the atlases travels along
+
+
+class OasisNetwork(nn.Module):
+    """A whole model as a network: preprocessed scans in, class probabilities out. For inference; nothing in it is trained.
+
+    All arguments are plain numbers and names, and decide the shape of every tensor of the state dict; a new network holds no
+    atlases until a state dict is loaded.
+
+    Args:
+        size: the working grid (x, y, z), or (x, y) of a model whose atlases are slices.
+        classes: C, background included.
+        atlases, features: number of atlases and length of their feature vectors.
+        embedding, distance: what similarity means, see :class:`oasis_monai.atlases.features.FeatureSettings`.
+        method, n: how many atlases are fused, and how (:data:`oasis_monai.segmentation.methods.METHODS`).
+        registration: :class:`oasis_monai.networks.registration.StmSettings` as a dict.
+        estimator: of a joint model, :class:`oasis_monai.networks.slice_unet.EstimatorSettings` as a dict.
+        volume_channels: feature channels of a joint model's volume network.
+        temperature: of ``OASIS-conditioned``.
+        pairs: how many overlaps of atlas pairs are stored; others are computed when they are needed.
+        batch: atlases aligned at once.
+
+    Shapes: ``forward((B, 1, x, y, z)) -> (B, C, x, y, z)`` float32, sum 1 over C; a model of slices takes any z. The
+    metadata of a ``MetaTensor`` stays with the result.
+
+    Raises:
+        ConfigError: an argument that cannot work.
+        ValueError: an image of another shape.
+    """
+
+    images: torch.Tensor
+    labels: torch.Tensor
+    features: torch.Tensor
+    estimates: torch.Tensor | None
+    pairs: torch.Tensor
+    values: torch.Tensor
+
+    def __init__(
+        self,
+        size: Sequence[int],
+        classes: int,
+        atlases: int,
+        features: int,
+        embedding: str,
+        distance: str,
+        method: str,
+        n: int,
+        registration: Mapping[str, Any],
+        estimator: Mapping[str, Any] | None = None,
+        volume_channels: Sequence[int] | None = None,
+        temperature: float = 0.1,
+        pairs: int = 0,
+        batch: int = 8,
+    ) -> None:
+        super().__init__()
+        for key, value, known in (("embedding", embedding, NAMES), ("distance", distance, DISTANCES)):
+            if value not in known:
+                raise ConfigError(key, f"one of {list(known)}", value)
+        (self.method,) = check_methods([method])
+        if not 1 <= n <= atlases:
+            raise ConfigError("n", f"1 to {atlases}, the network's atlases", n)
+        self.size, self.classes, self.n = tuple(size), classes, n
+        self.embedding_name, self.distance, self.temperature, self.batch = embedding, distance, temperature, batch
+        stm = make_group(StmSettings, registration, "registration")
+        self.joint = None if estimator is None else make_group(EstimatorSettings, estimator, "estimator")
+        if stm.joint and self.joint is None:
+            raise ConfigError("estimator", "the settings of a joint model", None)
+        self.stm = SpatialTransformModel(self.size, stm, classes - 1 if stm.joint else 0)
+        self.embedding = untrained_network(embedding).requires_grad_(False) if embedding in IMAGENET else None
+        self.slice_network = None if self.joint is None else make_estimator(classes, self.joint, pretrained=False)
+        self.volume_settings, self.volume_network = None, None
+        if volume_channels is not None and self.joint is not None:
+            kind = self.joint.volume_network
+            channels: dict[str, Any] = {NetworkSettings.kind(kind): tuple(volume_channels)}
+            self.volume_settings = NetworkSettings(**channels)
+            self.volume_network = make_network(kind, classes, self.volume_settings)
+        self.register_buffer("images", torch.zeros(atlases, 1, *self.size))
+        self.register_buffer("labels", torch.zeros(atlases, 1, *self.size, dtype=torch.uint8))
+        self.register_buffer("features", torch.zeros(atlases, features))
+        self.register_buffer("pairs", torch.zeros(pairs, 2, dtype=torch.int64))
+        self.register_buffer("values", torch.zeros(pairs, dtype=torch.float64))
+        seen = stm.joint and method in LOA_METHODS  # an atlas in the place of a target is seen with what the networks make of it
+        half = torch.zeros(atlases, classes - 1, *self.size, dtype=torch.float16)
+        self.register_buffer("estimates", half if seen else None)
+
+    def fill(self, segmenter: Segmenter, embed: Embedder) -> None:
+        """Take over the weights and atlases of a model."""
+        assert segmenter.aligner is not None
+        self.stm.load_state_dict(segmenter.aligner.model.state_dict())
+        if isinstance(embed.network, Photograph) and self.embedding is not None:
+            self.embedding.load_state_dict(embed.network.network.state_dict())
+        if segmenter.estimator is not None and self.slice_network is not None:
+            self.slice_network.load_state_dict(segmenter.estimator.model.state_dict())
+            if isinstance(segmenter.estimator.whole, Predictor) and self.volume_network is not None:
+                self.volume_network.load_state_dict(segmenter.estimator.whole.model.state_dict())
+        held = {k: getattr(segmenter.library, k) for k in ("images", "labels", "features", "estimates")}
+        held |= segmenter.loa.tensors() if len(self.pairs) and segmenter.loa is not None else {}
+        for name, value in held.items():
+            if getattr(self, name) is not None:
+                getattr(self, name).copy_(value)
+
+    def forward(self, image: torch.Tensor) -> torch.Tensor:
+        shape = tuple(image.shape)
+        if len(shape) != 5 or shape[1] != 1 or shape[2 : 2 + len(self.size)] != self.size:
+            wanted = ", ".join(map(str, (*self.size, "any z")[:3]))
+            raise ValueError(f"image: expected (B, 1, {wanted}), preprocessed as the model's atlases, found {shape}")
+        segmenter, embed = self._segmenter(image.device), self._embedder(image.device)
+        key, nowhere = result_keys((self.method,), (self.n,))[0], Geometry((shape[2], shape[3], shape[4]), np.eye(4))
+        found = []
+        for one in plain(image).float().cpu():
+            target = Preprocessed("", one, None, nowhere, nowhere)
+            features = target_features(target, len(self.size), embed)
+            found.append(segmenter(target, features, (self.method,), (self.n,))[0][key].probability)
+        probability = torch.stack(found).to(image.device)
+        return _like(probability, image)
+
+    def _embedder(self, device: torch.device) -> Embedder:
+        if self.embedding is None:
+            return embedder(self.embedding_name, device=str(device))
+        return Embedder("", Photograph(self.embedding.to(device).eval()), device, 32)
+
+    def _segmenter(self, device: torch.device) -> Segmenter:
+        """The parts as they are now: a state dict loaded or a device changed since the last call counts."""
+        library = AtlasLibrary(
+            self.images.cpu(),
+            self.labels.cpu(),
+            self.features.cpu(),
+            tuple(map(str, range(len(self.images)))),
+            torch.full((len(self.images),), -1),
+            self.classes,
+            estimates=None if self.estimates is None else self.estimates.cpu(),
+        )
+        aligner = Aligner(self.stm, device, self.batch)
+        table = LoaTable(library, aligner)
+        table.learn({"pairs": self.pairs, "values": self.values})
+        more: dict[str, Any] = {}
+        if self.joint is not None and self.slice_network is not None:
+            whole = None
+            if self.volume_network is not None and self.volume_settings is not None:
+                whole = make_whole(self.volume_network, self.joint.volume_network, self.volume_settings, device)
+            stride = self.joint.volume_stride
+            how = self.joint
+            estimator = Estimator(self.slice_network, how.mirror, device, whole=whole, stride=stride, views=how.views)
+            more = {"estimator": estimator}
+            more |= voice(self.joint)
+        return Segmenter(library, aligner, table, self.distance, self.temperature, **more)
+
+
+def network_arguments(settings: Settings, segmenter: Segmenter, method: str, n: int, batch: int) -> dict[str, Any]:
+    """The arguments of the :class:`OasisNetwork` of a model: numbers, and names out of closed lists; never free text."""
+    whole = segmenter.estimator.whole if segmenter.estimator is not None else None
+    plain_settings = settings.to_json()
+    return {
+        "size": list(segmenter.library.images.shape[2:]),
+        "classes": segmenter.library.classes,
+        "atlases": len(segmenter.library),
+        "features": segmenter.library.features.shape[1],
+        "embedding": settings.features.name,
+        "distance": settings.features.distance,
+        "method": method,
+        "n": n,
+        "registration": plain_settings["registration"],
+        "estimator": None if segmenter.estimator is None else plain_settings["estimator"],
+        "volume_channels": None if whole is None else list(settings.network.channels(settings.estimator.volume_network)),
+        "temperature": settings.temperature,
+        "pairs": len(segmenter.loa) if method in LOA_METHODS and segmenter.loa is not None else 0,
+        "batch": batch,
+    }
+
+
+def _like(probability: torch.Tensor, image: torch.Tensor) -> torch.Tensor:
+    from monai.data.meta_tensor import MetaTensor
+
+    return MetaTensor(probability).copy_meta_from(image) if isinstance(image, MetaTensor) else probability

@@ -1,0 +1,149 @@
+"""Write the folder of a bundle: ``configs/``, ``models/model.pt``, the model's own parts, ``LICENSE``, ``docs/``."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import io
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+
+from oasis_monai.data.cases import find_cases
+from oasis_monai.segmentation.segmenter import check_choice
+from oasis_monai.settings import Settings
+from oasis_monai.utils.errors import ConfigError
+from oasis_monai.utils.files import atomic_folder, digest, write_json, write_text
+from oasis_monai.workflows.bundle import configs
+from oasis_monai.workflows.bundle.network import OasisNetwork, network_arguments
+from oasis_monai.workflows.model_folder import load_model, model_embedder
+
+PARTS = "models/oasis"  # the model folder within the bundle
+PRIVATE = ("command", "commit", "timings_s")  # of model.json: about the machine that trained, not about the model
+README = """\
+# {name}
+{task}.
+
+{description} Written by oasis-monai, which it needs beside MONAI, installed from its source (`pip install PATH_OF_ITS_CHECKOUT`).
+
+```python
+import monai.bundle
+from oasis_monai.transforms import RestoreToGridd
+
+net = monai.bundle.load("{folder}", bundle_dir="..").eval()  # (B, 1, {shape}) -> (B, {classes}, {shape}) probabilities
+parser = monai.bundle.ConfigParser()
+parser.read_config("configs/inference.json")
+prepare = parser.get_parsed_content("preprocessing")  # a Compose
+
+item = prepare({{"image": "scan.mhd"}})
+item["pred"] = net(item["image"][None])[0]
+label = RestoreToGridd(keys="pred")(item)["pred"]  # class indices on the scan's own grid
+```
+
+Every scan (MetaImage or NIfTI) of a folder, each result on the scan's own grid:
+
+```sh
+python -m monai.bundle run --config_file configs/inference.json --bundle_root . --dataset_dir SCANS --output_dir RESULTS
+oasis-monai segment model={parts} input=SCANS output=RESULTS
+```
+
+The first stops at a scan that cannot be read, the second tells it and goes on. Both write the labels' own values; the class
+indices above are the structures in the order of these values (`channel_def` in `configs/metadata.json` names them).
+
+## Intended use
+{intended_use}
+
+## Data
+{data_source}. Licence: {data_license}. **The bundle holds the {atlases} training images and labels it compares with, on a grid
+of {size} voxels: pass it on only where their licence allows that.** It was trained on all of them, so no score is given;
+estimate one by cross-validation (`oasis-monai`).
+
+## References
+{references}
+"""
+
+
+def scans_in(path: str) -> list[dict[str, str]]:
+    """The scans of a folder (or the one file ``path``) as MONAI's data sets want them: ``[{"image": PATH}, ...]``."""
+    return [{"image": str(case.image)} for case in find_cases(path, "folder")]
+
+
+def write_bundle(
+    model: Path,
+    output: Path,
+    n: int = 6,
+    method: str | None = None,
+    batch: int = 8,
+    overwrite: bool = False,
+    log: Callable[[str], None] = print,
+) -> Path:
+    """Write the bundle of a model folder, whole or not at all.
+
+    Args:
+        n, method: as of :func:`oasis_monai.workflows.segment.segment_scans`.
+        batch: atlases aligned at once.
+        overwrite: put it in the place of a bundle that is there.
+
+    Raises:
+        OasisError: no model, a choice it cannot serve, or something else where the bundle should go.
+    """
+    there = output.exists() and (not output.is_dir() or any(output.iterdir()))
+    if there and not (overwrite and (output / "configs" / "metadata.json").is_file()):
+        remedy = "give another output=DIR, or add overwrite=true to replace a bundle"
+        raise ConfigError("output", "a folder that is not there yet", str(output), remedy)
+    settings, segmenter = load_model(model, "cpu", batch)
+    method = check_choice(segmenter, method, n)
+    embed = model_embedder(model, settings, "cpu")
+    arguments = network_arguments(settings, segmenter, method, n, batch)
+    network = OasisNetwork(**arguments)
+    network.fill(segmenter, embed)
+    images = segmenter.library.images
+    meta = configs.metadata(settings, arguments, (float(images.min()), float(images.max())))
+    with atomic_folder(output) as folder:
+        write_json(folder / "configs" / "metadata.json", meta)
+        write_json(folder / "configs" / "inference.json", configs.inference(settings, arguments))
+        write_json(folder / "configs" / "train.json", configs.train(arguments))
+        (folder / "models").mkdir()
+        weights = io.BytesIO()  # torch's own writer turns a full disk into an error of another kind
+        torch.save({k: v.contiguous() for k, v in network.state_dict().items()}, weights)
+        (folder / "models" / "model.pt").write_bytes(weights.getbuffer())
+        _copy_parts(model, folder / PARTS)
+        write_text(folder / "LICENSE", _licence())
+        write_text(folder / "docs" / "data_license.txt", _data_licence(settings))
+        shape = ", ".join([*map(str, arguments["size"]), "z"][:3])
+        more = {"folder": output.name, "parts": PARTS, "shape": shape, "classes": arguments["classes"]}
+        more |= {"atlases": arguments["atlases"], "size": " x ".join(map(str, arguments["size"]))}
+        more["references"] = "\n".join(f"- {text}" for text in meta["references"])
+        write_text(folder / "docs" / "README.md", README.format(**{**meta, **more}))
+    log(f"note: the bundle holds the {arguments['atlases']} labelled atlases; licence of the data: {meta['data_license']}")
+    return output
+
+
+def _copy_parts(model: Path, folder: Path) -> None:
+    """The model folder as ``oasis-monai segment`` reads it, without the paths of the machine that trained it."""
+    folder.mkdir()
+    for part in sorted(model.iterdir()):
+        if part.is_file() and part.name != "model.json" and not part.name.startswith("."):
+            shutil.copyfile(part, folder / part.name)
+    told = json.loads((model / "model.json").read_text(encoding="utf-8"))
+    record = {k: v for k, v in told.items() if k not in PRIVATE}
+    for holder in (record["settings"], record["settings"].get("data", {}), record.get("data", {})):
+        for path in ("cache", "root"):
+            holder.pop(path, None)
+    record["checksums"] = {**record["checksums"], "settings": digest(record["settings"])}
+    write_json(folder / "model.json", record)
+
+
+def _licence() -> str:
+    try:
+        text = importlib.metadata.distribution("oasis-monai").read_text("licenses/LICENSE")
+    except importlib.metadata.PackageNotFoundError:
+        text = None
+    return text or "Apache License, Version 2.0: https://www.apache.org/licenses/LICENSE-2.0\n"
+
+
+def _data_licence(settings: Settings) -> str:
+    data = settings.data
+    return f"Data: {data.name}\nLicence: {data.licence or 'not stated'}\nCite: {data.citation or 'not stated'}\n"

@@ -1,0 +1,122 @@
+"""What a cross-validation keeps of a case to look at: labels, the page's case browser, pictures of the worst to the best."""
+
+from __future__ import annotations
+
+import zlib
+from collections import defaultdict
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from oasis_monai.data.types import Segmentation
+from oasis_monai.evaluation.scores import method_name
+from oasis_monai.settings import Settings
+from oasis_monai.workflows.prepare import Prepared
+
+Key = tuple[str, int]
+"""A method and its number of atlases; 0 for a network that uses none."""
+
+
+def keep_label(settings: Settings, run_dir: Path, result: Segmentation, method: str, n: int) -> bytes:
+    """Write label and probability where asked for; -> the label packed small, for the pictures drawn at the end."""
+    from oasis_monai.data.io import write_label, write_probability
+
+    name = f"{result.case}__{method_name(method, n)}"
+    path = run_dir / "segmentations" / f"{name}.nii.gz"
+    if settings.save_segmentations:
+        write_label(path, result.label, result.geometry, settings.data.label_values)
+    if settings.save_probability and result.probability is not None:
+        write_probability(path.with_name(f"{name}_probability.nii.gz"), result.probability, result.geometry)
+    return zlib.compress(result.label.numpy().tobytes(), 1)
+
+
+def browse(
+    settings: Settings,
+    run_dir: Path,
+    protocol: str,
+    fold: int,
+    image: np.ndarray,
+    reference: np.ndarray,
+    labels: Mapping[Key, Segmentation],
+    atlases: list[list[list[Any]]],
+    weights: Mapping[Key, list[list[float]]],
+) -> None:
+    """Write what the page's case browser shows of a case: every method at one n (6, the paper's, or the largest).
+
+    Args:
+        image, reference: (x, y, z) on the scan's own grid.
+        labels: by method and n.
+        atlases: per image of the case, [case, slice, distance] of those chosen, nearest first.
+        weights: by method and n, per image, one per atlas.
+    """
+    from oasis_monai.data.io import to_canonical
+    from oasis_monai.evaluation.case_view import write_browser
+
+    n = 6 if 6 in settings.n else max(settings.n)
+    shown = {method_name(*key): result for key, result in labels.items() if key[1] in (0, n)}
+    first = next(iter(shown.values()))
+    affine = first.geometry.affine
+    canonical, spacing_mm = to_canonical(image, affine)
+    write_browser(
+        run_dir / "browser",
+        first.case,
+        protocol,
+        fold,
+        canonical,
+        to_canonical(reference, affine)[0],
+        {name: to_canonical(result.label.numpy(), affine)[0] for name, result in shown.items()},
+        spacing_mm,
+        list(settings.data.labels),
+        [rows[:n] for rows in atlases] if settings.atlas_methods else [],
+        {method_name(*key): rows for key, rows in weights.items() if key[1] == n},
+    )
+
+
+def draw_overlays(
+    settings: Settings, prepared: Prepared, rows: list[dict[str, Any]], kept: Mapping[tuple[str, str, int], bytes], run_dir: Path
+) -> set[Path]:
+    """Draw the cases at even ranks from the last method's worst to its best, for every method and n; -> the pictures."""
+    from oasis_monai.data.io import read_volume, to_canonical
+    from oasis_monai.evaluation.contours import overlay
+
+    whole = [r for r in rows if r["region"] == "whole" and r["method"] == settings.methods[-1]]
+    dsc: dict[str, list[float]] = defaultdict(list)
+    for row in whole:
+        dsc[row["case"]].append(0.0 if np.isnan(row["dsc"]) else row["dsc"])
+    ranked = sorted(dsc, key=lambda case: (float(np.mean(dsc[case])), case))
+    ranks = np.linspace(0, len(ranked) - 1, min(settings.overlays, len(ranked))).round().astype(int)
+    names = dict(enumerate(settings.data.labels, 1))
+    scores = {(r["case"], r["method"], r["n"], r["label"]): r["dsc"] for r in rows if r["region"] == "whole"}
+    drawn = set()
+    for case in dict.fromkeys(ranked[rank] for rank in ranks):
+        volume = read_volume(prepared.cases[case], settings.data.label_values)
+        assert volume.label is not None
+        image, spacing_mm = to_canonical(volume.image[0].numpy(), volume.geometry.affine)
+        truth, _ = to_canonical(volume.label[0].numpy(), volume.geometry.affine)
+        for _, method, n in sorted(key for key in kept if key[0] == case):
+            packed = np.frombuffer(zlib.decompress(kept[case, method, n]), np.uint8).reshape(volume.geometry.shape)
+            label, _ = to_canonical(packed, volume.geometry.affine)
+            values = [scores[case, method, n, name] for name in settings.data.labels]
+            name = method_name(method, n)
+            title = f"{case}  {name}  DSC " + ", ".join(f"{100 * v:.1f} %" for v in values)
+            path = run_dir / "overlays" / f"{case}__{name}.png"
+            overlay(path, image, truth, label, spacing_mm, title, labels=names)
+            drawn.add(path)
+    return drawn
+
+
+def forget_others(settings: Settings, run_dir: Path, rows: list[dict[str, Any]], drawn: set[Path]) -> None:
+    """Remove what a run of before, with other settings, left in the folder to look at: the page would tell it as this run's.
+
+    Args:
+        drawn: of :func:`draw_overlays`.
+    """
+    from oasis_monai.evaluation.case_view import browser_file
+
+    shown = {row["case"] for row in rows} if settings.browser else set()
+    kept = drawn | {browser_file(run_dir / "browser", case) for case in shown}
+    for path in (*run_dir.glob("overlays/*__*.png"), *run_dir.glob("browser/*.safetensors")):
+        if path not in kept:
+            path.unlink()

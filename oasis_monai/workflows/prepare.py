@@ -1,0 +1,175 @@
+"""A data set made ready for atlas work: found, checked, preprocessed, embedded, split into folds; each step kept in the cache."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from functools import cached_property
+from pathlib import Path
+
+import torch
+
+from oasis_monai.atlases.library import AtlasLibrary, build_library
+from oasis_monai.data.cases import DataSettings
+from oasis_monai.data.folds import Split, limit_training, make_split
+from oasis_monai.data.types import Case, Preprocessed
+from oasis_monai.segmentation.methods import needs_alignment, needs_atlases
+from oasis_monai.settings import Settings
+from oasis_monai.transforms.preprocessing import PreprocessCache
+from oasis_monai.utils.device import resolve_device
+from oasis_monai.utils.errors import ConfigError, DataError, Fault, naming
+from oasis_monai.utils.files import digest, write_json
+
+Log = Callable[[str], None]
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """A data set ready for atlas work.
+
+    Args:
+        cases: all cases, by id.
+        targets: the preprocessed cases **without labels**: what ``segment`` may see.
+        library: every image of every case as an atlas, with labels and features.
+        content: case id -> digest of its files.
+        scans: case id -> digest of its image's files alone.
+    """
+
+    cases: dict[str, Case]
+    targets: dict[str, Preprocessed]
+    library: AtlasLibrary
+    content: dict[str, str]
+    scans: dict[str, str]
+
+    def rows(self, case: str) -> torch.Tensor:
+        """Rows of the library that are this case's, in slice order."""
+        return torch.tensor(self._rows.get(case, []), dtype=torch.int64)
+
+    @cached_property
+    def _rows(self) -> dict[str, list[int]]:
+        found: dict[str, list[int]] = {}
+        for row, case in enumerate(self.library.cases):
+            found.setdefault(case, []).append(row)
+        return found
+
+
+def find_and_check(settings: Settings, cache: Path | None, log: Log) -> list[Case]:
+    """The cases of the data set, after all of its faults have been looked for; errors raise together, warnings are logged.
+
+    A data set that was found without error is not read again for it while its files stay the same.
+    """
+    from oasis_monai.workflows.check import check_cases
+
+    data = settings.data
+    cases, unpaired = surveyed(data)
+    stamp = digest(
+        [[str(f), f.stat().st_size, f.stat().st_mtime_ns] for case in cases for f in _files(case)] + [list(data.label_values)]
+    )
+    checked = cache / "checked" / f"{stamp}.json" if cache else None
+    for fault in unpaired:  # at every run: a file without a place is not among those of the stamp
+        if fault.severity != "error":
+            log(f"warning: {fault}")
+    if checked is None or not checked.exists() or any(fault.severity == "error" for fault in unpaired):
+        found = check_cases(cases, data.label_values)
+        faults = unpaired + found
+        errors = [f for f in faults if f.severity == "error"]
+        for fault in found:
+            if fault.severity != "error":
+                log(f"warning: {fault}")
+        if errors:
+            raise DataError(errors)
+        if checked:
+            write_json(checked, {"faults": [str(f) for f in faults]})
+    return cases
+
+
+ONLY_REMEDY = "correct the list (an id that begins with 0 needs quotes: '007')"
+
+
+def surveyed(data: DataSettings) -> tuple[list[Case], list[Fault]]:
+    """The cases of a data set, cut to ``data.only`` where that names any, and what is wrong with how their files lie there.
+
+    Raises:
+        DataError: the folder is absent, or ``data.only`` names what is not there.
+    """
+    from oasis_monai.data.cases import survey
+
+    if not data.root:
+        raise ConfigError("data.root", "the folder of the data set", data.root, "add data.root=PATH")
+    cases, faults = survey(data.root, data.layout)
+    if not data.only:
+        return cases, faults
+    if absent := sorted(set(data.only) - {case.id for case in cases} - {fault.case for fault in faults}):
+        raise DataError([Fault(case, "data.only", "an id of the data set", "no such case", ONLY_REMEDY) for case in absent])
+    return [case for case in cases if case.id in data.only], [fault for fault in faults if fault.case in ("", *data.only)]
+
+
+def _files(case: Case) -> list[Path]:
+    from oasis_monai.data.formats.dispatch import data_files
+
+    files: list[Path] = []
+    for path in (case.image, case.label):
+        if path is not None:
+            try:
+                files += data_files(path)
+            except DataError:  # the check that follows tells it, with all other faults
+                files.append(path)
+    return [file for file in files if file.exists()]
+
+
+def prepare(settings: Settings, cases: list[Case], cache: Path | None, log: Log) -> Prepared:
+    """Preprocess and embed all cases (from the cache where it holds them)."""
+    from oasis_monai.atlases.features import embedder
+
+    store = PreprocessCache(cache / "preprocessed" if cache else None, settings.preprocessing, settings.data.label_values)
+    embed = embedder(settings.features.name, settings.features.weights, resolve_device(settings.device))
+    if cache:
+        embed = replace(embed, cache=cache / "features")
+    items = []
+    for case in cases:
+        with naming(case.id):
+            items.append(store.get(case))
+    for fault in store.faults():
+        log(f"warning: {fault}")
+    library = build_library(items, settings.spatial_dims, embed, settings.data.classes)
+    targets = {item.case: replace(item, label=None) for item in items}
+    content = {c.id: digest([store.content(p) for p in (c.image, c.label) if p is not None]) for c in cases}
+    scans = {c.id: store.content(c.image) for c in cases}
+    return Prepared({c.id: c for c in cases}, targets, library, content, scans)
+
+
+def check_pairs(settings: Settings, split: Split) -> None:
+    """Refuse folds whose training side makes no pair for an STM that is needed: of two patients, or of two slices under slice
+    folds.
+
+    Raises:
+        ConfigError: naming how many there are.
+    """
+    what = "cases" if split.protocol == "patient" else "slices"
+    fewest = min(len(fold.train) if what == "cases" else sum(map(len, fold.train.values())) for fold in split.folds)
+    if needs_alignment(settings.methods) and fewest < 2:
+        raise ConfigError("data", f"at least two training {what} to make pairs of", f"{fewest}", "add cases")
+
+
+def split_of(settings: Settings, prepared: Prepared) -> Split:
+    """The folds of a run, their training side cut to ``train_cases`` patients where that is set.
+
+    Raises:
+        ConfigError: there are fewer atlases than n, fewer cases than folds, or no pairs to train the STM with; said before hours
+            of training, not after.
+    """
+    counts = {case: int((prepared.rows(case)).numel()) for case in prepared.targets}
+    split = make_split(counts, settings.k, settings.seed, settings.folds, settings.spatial_dims)
+    if settings.train_cases is not None:
+        split = limit_training(split, settings.train_cases)
+    available = min(sum(map(len, fold.train.values())) for fold in split.folds)
+    if needs_atlases(settings.methods) and max(settings.n) > available:
+        raise ConfigError("n", f"1 to {available}, the atlases of the smallest fold", list(settings.n), "lower n or add cases")
+    check_pairs(settings, split)
+    if settings.joint and settings.estimator.atlases:
+        sizes = [[len(images) for images in fold.train.values()] for fold in split.folds]
+        others = min(sum(own) - (1 if split.protocol == "slice" else max(own)) for own in sizes)  # without the slice's own
+        if settings.estimator.atlases > others:
+            expected = f"0, as a fold has {others} atlases for a slice"
+            raise ConfigError("estimator.atlases", expected, settings.estimator.atlases, "add cases")
+    return split

@@ -1,0 +1,104 @@
+"""The table at the end of a ``segment`` run: one line per scan, for people and as ``segment.csv``."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from oasis_monai.evaluation.tables import aligned_text
+from oasis_monai.utils.files import write_text
+
+DONE, FLAGGED, SKIPPED, FAILED = "done", "flagged", "skipped", "failed"
+FILE = "segment.csv"
+
+
+@dataclass(frozen=True)
+class Row:
+    """One scan.
+
+    Args:
+        case: its id.
+        status: :data:`DONE`, :data:`FLAGGED` (done, with doubts), :data:`SKIPPED` (finished before) or :data:`FAILED`.
+        volume_ml: per label; empty when it failed.
+        predicted_dsc: per label, 0 to 1; without those for which there is no prediction.
+        calibrated: whether the predictions come from a cross-validation; else they are the plain agreement of the parts.
+        flags: names, see :mod:`oasis_monai.segmentation.flags`.
+        reason: why it failed, one line.
+    """
+
+    case: str
+    status: str
+    volume_ml: Mapping[str, float] = field(default_factory=dict)
+    flags: tuple[str, ...] = ()
+    reason: str = ""
+    predicted_dsc: Mapping[str, float] = field(default_factory=dict)
+    calibrated: bool = False
+
+
+def row_of(told: Mapping[str, Any], skipped: bool = False) -> Row:
+    """The row of a scan by its JSON file's content."""
+    flags = tuple(str(flag["name"]) for flag in told["flags"])
+    volumes = {str(name): float(ml) for name, ml in told["volume_ml"].items()}
+    predicted = {str(name): float(v) for name, v in told["predicted_dsc"].items() if v is not None}
+    status = SKIPPED if skipped else FLAGGED if flags else DONE
+    return Row(str(told["case"]), status, volumes, flags, "", predicted, told["calibrated"] is True)
+
+
+def read_told(path: Path) -> dict[str, Any] | None:
+    """The JSON file of a finished scan; None if it is none, is damaged or its label is gone."""
+    try:
+        told = json.loads(path.read_text(encoding="utf-8"))
+        row_of(told)
+        return told if isinstance(told["asked"], dict) and path.with_name(told["label"]).is_file() else None
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        return None
+
+
+def with_earlier(rows: Sequence[Row], output: Path) -> list[Row]:
+    """``rows`` and those of scans that an earlier run finished in the folder ``output``, by case."""
+    known = {row.case: row for row in rows}
+    for path in sorted(output.glob("*.json")):
+        told = read_told(path)
+        if told is not None and told["case"] not in known:
+            known[told["case"]] = row_of(told, skipped=True)
+    return [known[case] for case in sorted(known)]
+
+
+def _labels(rows: Sequence[Row]) -> list[str]:
+    return list(dict.fromkeys(name for row in rows for name in row.volume_ml))
+
+
+def table_text(rows: Sequence[Row]) -> str:
+    """Aligned columns with a head; flags and reasons last."""
+    labels = _labels(rows)
+    expected = [row for row in rows if row.predicted_dsc]
+    noun = "DSC % predicted" if all(row.calibrated for row in expected) else "agreement %"
+    more = [f"{name} {noun}" for name in labels] if expected else []
+    lines = [["case", "status", *(f"{name} ml" for name in labels), *more, "flags and faults"]]
+    for row in rows:
+        volumes = [f"{row.volume_ml[name]:.1f}" if name in row.volume_ml else "-" for name in labels]
+        told = [f"{100 * row.predicted_dsc[name]:.0f}" if name in row.predicted_dsc else "-" for name in labels if expected]
+        lines.append([row.case, row.status, *volumes, *told, row.reason or ", ".join(row.flags)])
+    return aligned_text(lines, left=(0, 1, len(lines[0]) - 1))
+
+
+def write_table(output: Path, rows: Sequence[Row]) -> Path:
+    """Write ``segment.csv``, whole or not at all: case, status, ``LABEL_ml`` and ``LABEL_predicted_dsc`` (0 to 1) for each
+    label, calibrated (false: the plain agreement of the parts), flags (with ; between), reason."""
+    labels = _labels(rows)
+    out = io.StringIO()
+    writer = csv.writer(out, lineterminator="\n")
+    head = [f"{name}_ml" for name in labels] + [f"{name}_predicted_dsc" for name in labels]
+    writer.writerow(["case", "status", *head, "calibrated", "flags", "reason"])
+    for row in rows:
+        volumes = [row.volume_ml.get(name, "") for name in labels]
+        predicted = [row.predicted_dsc.get(name, "") for name in labels]
+        calibrated = str(row.calibrated).lower() if row.predicted_dsc else ""
+        writer.writerow([row.case, row.status, *volumes, *predicted, calibrated, ";".join(row.flags), row.reason])
+    write_text(output / FILE, out.getvalue())
+    return output / FILE
