@@ -17,13 +17,9 @@ demo: $(READY)
 	$(BIN)/oasis-monai experiment=demo hydra.run.dir=outputs/demo
 
 # two processes: the pipeline's tests load every library there is, the oracles of the unit tests want a fresh one
-PIPELINE := tests/test_crossval.py tests/test_crossval_joint.py tests/test_leaks.py tests/test_resume.py tests/test_cli.py \
-	tests/test_model.py tests/test_scans.py tests/test_atlases.py tests/test_study.py tests/test_workers.py tests/test_bundle.py \
-	tests/test_download.py tests/test_faults.py tests/test_planted.py tests/test_docs.py
-
 test: $(READY)
-	$(BIN)/python -m pytest $(PIPELINE)
-	$(BIN)/python -m pytest $(PIPELINE:%=--ignore=%)
+	$(BIN)/python -m pytest tests/system tests/workflows
+	$(BIN)/python -m pytest tests --ignore=tests/system --ignore=tests/workflows
 
 # an environment of its own: antspyx wants an older numpy, and no user of ours should need its peers
 BENCH := .venv-bench

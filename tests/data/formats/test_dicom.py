@@ -1,0 +1,227 @@
+"""A DICOM series is the same scan as the NIfTI file of it, or a clear fault: never a scan at another place."""
+
+import shutil
+
+import nibabel
+import numpy as np
+import pytest
+import torch
+
+from oasis_monai.data.cases import find_cases
+from oasis_monai.data.formats.dicom import is_dicom, read_series
+from oasis_monai.data.formats.dispatch import data_files, read_header
+from oasis_monai.data.formats.header import Faults
+from oasis_monai.data.io import read_image
+from oasis_monai.utils.errors import DataError
+from tests.helpers.dicom_series import CAPTURE, CT, MR, kept_locale, write_series, write_slice
+
+VOLUME = np.random.default_rng(0).integers(-500, 1500, (7, 6, 5)).astype(np.int16)
+
+
+def turned(*degrees):
+    """Rotation about x, then y, then z."""
+    matrix = np.eye(3)
+    for axis, angle in enumerate(np.radians(degrees)):
+        i, j = [a for a in range(3) if a != axis]
+        one = np.eye(3)
+        one[i, i] = one[j, j] = np.cos(angle)
+        one[i, j], one[j, i] = -np.sin(angle), np.sin(angle)
+        matrix = one @ matrix
+    return matrix
+
+
+def affine(rotation=None, spacing=(1.5, 1.25, 3.0), origin=(-20.5, 31.25, 100.0)):
+    """RAS affine whose axes run to the left, to the back and up before the rotation, as DICOM's do in an axial scan."""
+    matrix = np.eye(4)
+    matrix[:3, :3] = (np.eye(3) if rotation is None else rotation) @ np.diag([-1.0, -1.0, 1.0]) * spacing
+    matrix[:3, 3] = origin
+    return matrix
+
+
+def only(folder):
+    (case,) = find_cases(folder, "folder")
+    return case
+
+
+GRIDS = {
+    "axial": affine(),
+    "oblique": affine(turned(12, -7, 20)),
+    "sagittal": affine(turned(0, 90, 0)),
+    "coronal oblique": affine(turned(80, 5, 3)),
+    "upside down": affine(turned(180, 0, 0)),
+}
+
+
+@pytest.mark.parametrize("grid", GRIDS)
+@pytest.mark.parametrize("kind", [MR, CT])
+def test_a_series_is_the_same_scan_as_its_nifti(tmp_path, grid, kind):
+    write_series(tmp_path / "scan", VOLUME, GRIDS[grid], kind=kind)
+    nibabel.save(nibabel.Nifti1Image(VOLUME, GRIDS[grid]), tmp_path / "scan.nii.gz")
+    image, geometry = read_image(only(tmp_path / "scan").image)
+    wanted, native = read_image(tmp_path / "scan.nii.gz")
+    assert torch.equal(image, wanted)
+    np.testing.assert_allclose(geometry.affine, native.affine, atol=1e-4)
+
+
+@pytest.mark.parametrize("order", [[4, 3, 2, 1, 0], [2, 0, 4, 1, 3]])
+def test_slices_are_sorted_by_position_and_not_by_name(tmp_path, order):
+    write_series(tmp_path / "mixed", VOLUME, GRIDS["oblique"], order=order)
+    image, geometry = read_image(only(tmp_path / "mixed").image)
+    np.testing.assert_array_equal(image[0].numpy(), VOLUME)
+    np.testing.assert_allclose(geometry.affine, GRIDS["oblique"], atol=1e-4)
+    files = data_files(only(tmp_path / "mixed").image)
+    assert [int(f.name[:3]) for f in files] == [order.index(z) for z in range(5)]
+
+
+def test_a_stack_whose_slices_run_against_their_normal_comes_back_in_place(tmp_path):
+    """Left-handed in the file's order: voxels may come in another order, each at its own place."""
+    backwards = GRIDS["oblique"].copy()
+    backwards[:3, 2] *= -1
+    write_series(tmp_path / "s", VOLUME, backwards)
+    image, geometry = read_image(only(tmp_path / "s").image)
+    np.testing.assert_array_equal(image[0].numpy(), VOLUME[..., ::-1])
+    np.testing.assert_allclose(geometry.affine @ [1, 2, 0, 1], backwards @ [1, 2, 4, 1], atol=1e-4)
+
+
+def test_rescaling_is_applied_to_every_slice(tmp_path):
+    for z in range(3):
+        place = affine(origin=(0, 0, 3.0 * z))
+        scale = {"0028|1052": "-1000", "0028|1053": f"{z + 1}"}
+        write_slice(tmp_path / f"{z}.dcm", VOLUME[..., z] * (z + 1) - 1000, place, CT, **scale)
+    image, _ = read_image(only(tmp_path).image)
+    np.testing.assert_allclose(image[0].numpy(), VOLUME[..., :3] * np.arange(1, 4) - 1000)
+    header = read_header(only(tmp_path).image)
+    assert header.shape == (7, 6, 3)
+    assert len(header.files) == 3
+
+
+def test_files_without_an_ending_and_several_series_folders(tmp_path):
+    for name in ("anna", "berta"):
+        write_series(tmp_path / "in" / name, VOLUME, affine(), name="IM{:04d}", series=f"1.2.{name == 'anna':d}")
+    write_series(tmp_path / "in" / "both" / "deep", VOLUME, affine(), series="1.2.77.1")
+    write_series(tmp_path / "in" / "both" / "deep", VOLUME + 1, affine(), name="b{}", series="1.2.78.1")
+    write_series(tmp_path / "in" / "more" / "anna", VOLUME, affine(), series="1.2.9")
+    (tmp_path / "in" / "anna" / "notes.txt").write_text("no scan")
+    (tmp_path / "in" / "anna" / ".DS_Store").write_bytes(b"\0" * 200)
+    nibabel.save(nibabel.Nifti1Image(VOLUME, affine()), tmp_path / "in" / "carla.nii.gz")
+    found = {case.id: case.image for case in find_cases(tmp_path / "in", "folder")}
+    assert list(found) == ["anna", "berta", "carla", "deep_77.1", "deep_78.1", "more_anna"]
+    assert float(read_image(found["deep_78.1"])[0].sum() - read_image(found["deep_77.1"])[0].sum()) == VOLUME.size
+    (case,) = find_cases(tmp_path / "in" / "berta" / "IM0002", "folder")
+    assert (case.id, read_image(case.image)[1].shape) == ("berta", (7, 6, 5))
+
+
+def test_a_name_never_leaves_the_folder(tmp_path):
+    for number, series in enumerate(("1.2./../../x", "1.2.3")):
+        write_series(tmp_path / "s", VOLUME, affine(), name=f"{number}-{{}}.dcm", series=series)
+    assert all("/" not in case.id and ".." not in case.id for case in find_cases(tmp_path / "s", "folder"))
+    assert len(find_cases(tmp_path / "s", "folder")) == 2
+
+
+def spoilt(folder, what):
+    grid = GRIDS["oblique"]
+    if what == "missing":
+        write_series(folder, VOLUME, grid, skip=(2,))
+    elif what == "second missing":
+        write_series(folder, VOLUME, grid, skip=(1,))
+    elif what == "uneven":
+        write_series(folder, VOLUME, grid, shift=lambda z: z + 0.3 * (z > 2))
+    elif what == "twice":
+        write_series(folder, VOLUME, grid)
+        write_series(folder, VOLUME + 1, grid, name="again{}.dcm")
+    elif what == "capture":
+        write_series(folder, VOLUME, grid, kind=CAPTURE)
+    elif what == "frames":
+        import itk
+
+        image = itk.image_from_array(VOLUME.T.copy())
+        image.GetMetaDataDictionary()["0020|000e"] = "1.2.3"
+        image.GetMetaDataDictionary()["0008|0060"] = "MR"
+        folder.mkdir()
+        with kept_locale():
+            itk.imwrite(image, str(folder / "all.dcm"), imageio=itk.GDCMImageIO.New())
+    elif what == "no position":
+        write_series(folder, VOLUME, grid)
+        for file in folder.iterdir():  # GDCM would write a position of 0: the tag becomes one that nobody knows
+            file.write_bytes(file.read_bytes().replace(b"\x20\x00\x32\x00", b"\x20\x00\x33\x00"))
+    elif what == "one":
+        write_series(folder, VOLUME[..., :1], grid)
+    elif what == "sheared":
+        write_series(folder, VOLUME, np.array(grid) + np.outer([0, 1, 0, 0], [0, 0, 0.5, 0]))
+    elif what == "turned":
+        write_series(folder, VOLUME, grid, skip=(4,))
+        write_series(folder, VOLUME, GRIDS["axial"], skip=(0, 1, 2, 3))
+    elif what == "sizes":
+        write_series(folder, VOLUME, grid, skip=(4,))
+        write_series(folder, VOLUME[:5], grid, skip=(0, 1, 2, 3))
+    elif what == "pixels":
+        write_series(folder, VOLUME, grid, skip=(4,))
+        write_series(folder, VOLUME, affine(turned(12, -7, 20), spacing=(2.0, 2.0, 3.0)), skip=(0, 1, 2, 3))
+    elif what == "short":
+        write_series(folder, VOLUME, grid)
+        last = folder / "004.dcm"
+        last.write_bytes(last.read_bytes()[:-20])
+    elif what == "words":
+        write_series(folder, VOLUME, grid)
+        for file in folder.iterdir():  # NumberOfFrames before Rows, in the implicit little endian that GDCM writes
+            rows, frames = b"\x28\x00\x10\x00", b"\x28\x00\x08\x00\x04\x00\x00\x001.5 "
+            file.write_bytes(file.read_bytes().replace(rows, frames + rows, 1))
+    elif what == "garbage":
+        folder.mkdir()
+        (folder / "a.dcm").write_bytes(bytes(range(256)) * 4)
+    elif what == "claims":
+        folder.mkdir()
+        (folder / "a").write_bytes(bytes(128) + b"DICM" + bytes(range(200)))
+
+
+@pytest.mark.parametrize(
+    ("what", "field", "found"),
+    [
+        ("missing", "ImagePositionPatient", r"6 mm between 001.dcm and 003.dcm \(1 missing\?\), others 3 mm"),
+        ("second missing", "ImagePositionPatient", r"6 mm between 000.dcm and 002.dcm \(1 missing\?\)"),
+        ("uneven", "ImagePositionPatient", "3.9 mm between 002.dcm and 003.dcm, others 3 mm"),
+        ("twice", "ImagePositionPatient", "0 mm apart"),
+        ("capture", "SOPClassUID", r"a secondary capture: 000.dcm \(5 of 5 images\)"),
+        ("frames", "NumberOfFrames", "5 in all.dcm"),
+        ("no position", "geometry", r"none of ImagePositionPatient in 000.dcm \(5 of 5 images\)"),
+        ("one", "series", "1"),
+        ("sheared", "ImageOrientationPatient, ImagePositionPatient", "a deviation of 0.1"),
+        ("turned", "ImageOrientationPatient", r"another in 004.dcm \(1 of 5 images\)"),
+        ("sizes", "Columns, Rows", r"5 x 6 in 004.dcm \(1 of 5 images\)"),
+        ("pixels", "PixelSpacing", r"another in 004.dcm"),
+        ("short", "files", "1 that GDCM cannot read, such as 004.dcm"),
+        ("words", "file", r"no whole number in BitsAllocated or NumberOfFrames \(.*'1.5'\)"),
+        ("garbage", "file", "1024 bytes that GDCM cannot read"),
+        ("claims", "file", "332 bytes that GDCM cannot read"),
+    ],
+)
+def test_faults_are_told_in_one_line_each(tmp_path, what, field, found):
+    spoilt(tmp_path / "s", what)
+    case = only(tmp_path / "s")
+    with pytest.raises(DataError, match=rf"{field}: expected .*{found}") as error:
+        read_image(case.image)
+    assert len(str(error.value).splitlines()) == len(error.value.faults) == 1
+
+
+def test_reports_and_plans_beside_the_images_are_passed_over(tmp_path):
+    write_series(tmp_path / "s", VOLUME, affine())
+    whole = (tmp_path / "s" / "000.dcm").read_bytes()
+    report = whole.replace(MR.encode() + b"\0", b"1.2.840.10008.5.1.4.1.1.88.11", 1)
+    start = report.index(b"\x02\x00\x02\x00UI") + 6
+    report = report[:start] + (29).to_bytes(2, "little") + report[start + 2 :]
+    (tmp_path / "s" / "report").write_bytes(report)
+    assert not is_dicom(tmp_path / "s" / "report")
+    assert read_image(only(tmp_path / "s").image)[1].shape == (7, 6, 5)
+
+
+def test_a_changed_file_is_read_again(tmp_path):
+    write_series(tmp_path / "s", VOLUME, affine())
+    case = only(tmp_path / "s")
+    read_header(case.image)
+    shutil.rmtree(tmp_path / "s")
+    write_series(tmp_path / "s", VOLUME, affine(origin=(1, 2, 3)))
+    assert read_header(case.image).affine[:3, 3] == pytest.approx([1, 2, 3])
+    (tmp_path / "s" / "000.dcm").unlink()
+    faults = Faults(case.image)
+    assert read_series(case.image, faults) is None
+    assert "No such file" in str(faults.all[0])

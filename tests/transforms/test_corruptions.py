@@ -1,0 +1,243 @@
+"""Scans corrupted on purpose: the truth stays where the anatomy is, and what they teach the predicted DSC."""
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+
+from oasis_monai.data.io import read_volume, to_canonical
+from oasis_monai.data.types import Geometry, Volume
+from oasis_monai.evaluation.quality_tables import read_calibrations, read_quality
+from oasis_monai.transforms.corruptions import CORRUPTIONS, UNTOUCHED, drawn, left
+from oasis_monai.workflows import corrupted_copies as module
+from oasis_monai.workflows.corrupted_copies import copies, segmented, told_methods
+from oasis_monai.workflows.crossval import crossval
+from tests.conftest import CASES, JOINT
+from tests.helpers.runs import NETS, quiet
+
+
+def scan(floor: float) -> Volume:
+    label = torch.zeros(1, 40, 30, 12, dtype=torch.uint8)
+    label[:, 8:20, 8:22, 2:8] = 1
+    return Volume("a", floor + 50 + 100 * label.float(), label, Geometry((40, 30, 12), np.diag([0.5, 0.8, 3.0, 1.0])))
+
+
+@pytest.mark.parametrize("floor", [0.0, -1000.0], ids=["mr", "ct"])
+@pytest.mark.parametrize("name", CORRUPTIONS)
+def test_a_corrupted_scan_keeps_its_truth_where_the_anatomy_is(name, floor):
+    volume = scan(floor)
+    image, label = volume.image.clone(), volume.label.clone()
+    made = CORRUPTIONS[name](volume, 7)
+    assert torch.equal(volume.image, image)
+    assert torch.equal(volume.label, label)
+    assert type(made.image) is type(made.label) is torch.Tensor
+    assert (made.image.dtype, made.label.dtype) == (torch.float32, torch.uint8)
+    assert torch.isfinite(made.image).all()
+    assert tuple(made.image.shape[1:]) == tuple(made.label.shape[1:]) == made.geometry.shape
+    assert name == "wrong voxel size" or not torch.equal(made.image, image)
+    inside, outside = made.image[made.label == 1].mean(), made.image[made.label == 0].mean()
+    assert inside - outside < -90 if name == "inverted" else inside - outside > 40  # of 100
+    moved = name.startswith("turned") or name == "upside down"
+    assert torch.equal(made.label, label) is not moved
+    assert float(made.label.sum()) == pytest.approx(float(label.sum()), rel=0.05)
+    assert torch.equal(made.image, CORRUPTIONS[name](volume, 7).image)
+
+
+def stored(axes: str, mm: tuple[float, float, float], radii: tuple[float, float, float]) -> Volume:
+    """An ellipsoid of ``radii`` in mm along R, A, S at the centre of a scan whose array axes run along ``axes``."""
+    affine, shape, at = np.zeros((4, 4)), [], []
+    affine[3, 3] = 1
+    for column, name in enumerate(axes):
+        world = "RAS".index(name) if name in "RAS" else "LPI".index(name)
+        size = mm[world]
+        affine[world, column] = size if name in "RAS" else -size
+        shape.append(round(80 / size))
+        shift = [1, 1, 1]
+        shift[column] = -1
+        at.append(((np.arange(shape[-1]) + 0.5 - shape[-1] / 2) * size / radii[world]).reshape(shift) ** 2)
+    label = torch.from_numpy((at[0] + at[1] + at[2] <= 1).astype(np.uint8))[None]
+    return Volume("a", 100 * label.float(), label, Geometry(tuple(shape), affine))
+
+
+def spread_mm(volume: Volume) -> np.ndarray:
+    """Covariance of the label's voxels along R, A, S, in mm."""
+    label, spacing = to_canonical(volume.label[0].numpy(), volume.geometry.affine)
+    return np.cov((np.argwhere(label) * spacing).T)
+
+
+@pytest.mark.parametrize("axes", ["RAS", "LPS", "PIR", "ASL", "SRA"])
+@pytest.mark.parametrize("mm", [(1.0, 1.0, 1.0), (0.7, 0.5, 2.0), (3.0, 0.7, 0.7)])
+def test_a_turned_patient_is_turned_about_the_long_axis_in_mm_however_the_scan_is_stored(axes, mm):
+    volume = stored(axes, mm, (10.0, 25.0, 15.0))
+    before = spread_mm(volume)
+    for seed in (0, 1):
+        made = CORRUPTIONS["turned by 20 degrees"](volume, seed)
+        after = spread_mm(made)
+        own, vectors = np.linalg.eigh(after[:2, :2])
+        assert np.sqrt(own) == pytest.approx(np.sqrt([before[0, 0], before[1, 1]]), rel=0.06)  # no shear, no new size
+        assert abs(np.degrees(np.arctan2(*vectors[:, 1])) % 180 - 90) == pytest.approx(70, abs=2.5)
+        assert after[2, 2] == pytest.approx(before[2, 2], rel=0.03)
+        assert float(((made.image > 50) != (made.label > 0)).float().mean()) < 0.01  # image and label go together
+    made = CORRUPTIONS["turned by 90 degrees"](volume, 0)
+    after = spread_mm(made)
+    assert [after[1, 1], after[0, 0], after[2, 2]] == pytest.approx(np.diag(before).tolist(), rel=1e-6)
+    world = [axes.index(name) if name in axes else axes.index("LPI"["RAS".index(name)]) for name in "RAS"]
+    assert [made.geometry.spacing_mm[a] for a in world] == pytest.approx([mm[1], mm[0], mm[2]])
+
+
+@pytest.mark.parametrize("axes", ["RAS", "PIR", "SRA"])
+def test_upside_down_is_that_and_slices_are_those_of_the_scanner(axes):
+    volume = stored(axes, (3.0, 0.8, 1.0), (10.0, 15.0, 12.0))
+    marked = volume.image.clone()
+    up, right = axes.index("S") if "S" in axes else axes.index("I"), axes.index("R")
+    marked.movedim(1 + up, 0)[0] = 500
+    volume = Volume("a", marked, volume.label, volume.geometry)
+    turned = CORRUPTIONS["upside down"](volume, 0).image.movedim(1 + up, 0)
+    assert (turned[-1] == 500).all()
+    assert not (turned[0] == 500).any()
+    lost = CORRUPTIONS["lost slices"](volume, 3).image.movedim(1 + right, 0)  # sagittal slices of 3 mm
+    assert not lost[::3].any()
+    assert lost[1].any()
+    thick = CORRUPTIONS["thick slices"](volume, 0).image.movedim(1 + right, 0)
+    assert torch.equal(thick[0], thick[2])
+    assert not torch.equal(thick[11], thick[12])
+    wrong = CORRUPTIONS["wrong voxel size"](volume, 0).geometry.spacing_mm
+    assert wrong[right] == pytest.approx(3.0)
+    assert sorted(wrong) == pytest.approx([1.2, 1.5, 3.0])
+
+
+def test_an_unlabelled_scan_is_not_turned():
+    volume = scan(0)
+    with pytest.raises(ValueError, match="a: only a labelled scan"):
+        CORRUPTIONS["upside down"](Volume("a", volume.image, None, volume.geometry), 0)
+
+
+def test_a_copy_of_which_nothing_is_left_is_told():
+    one = Volume("a", torch.rand(1, 8, 8, 1) + 1, torch.ones(1, 8, 8, 1, dtype=torch.uint8), Geometry((8, 8, 1), np.eye(4)))
+    assert not left(CORRUPTIONS["lost slices"](one, 0))
+    assert left(CORRUPTIONS["lost slices"](one, 1))
+    corner = Volume("a", torch.rand(1, 40, 8, 2), torch.zeros(1, 40, 8, 2, dtype=torch.uint8), Geometry((40, 8, 2), np.eye(4)))
+    corner.label[:, 0, 0] = 1
+    assert left(corner)
+    assert not left(CORRUPTIONS["turned by 20 degrees"](corner, 1)) or not left(CORRUPTIONS["turned by 20 degrees"](corner, 0))
+
+
+def test_every_case_draws_its_own_and_always_the_same():
+    one = {f"Case{i:02d}": drawn(f"Case{i:02d}", 3, 0) for i in range(40)}
+    assert all(len({name for name, _ in names}) == 3 for names in one.values())
+    assert {name for names in one.values() for name, _ in names} == set(CORRUPTIONS)
+    assert len({seed for names in one.values() for _, seed in names}) == 120
+    assert one["Case07"] == drawn("Case07", 3, 0) != drawn("Case07", 3, 1)
+    assert drawn("Case07", 0, 0) == []
+
+
+@pytest.mark.parametrize("dims", [3, 2])
+def test_a_cross_validation_predicts_its_corrupted_copies(settings, tmp_path, dims):
+    asked = {"methods": ["FwoW", "STAPLE", "majority", "OASIS"], "n": [1, 2], "k": 2, "corruptions": 2}
+    crossval(settings(asked, dims=dims), tmp_path / "a", quiet)
+    scores = pd.read_csv(tmp_path / "a" / "scores.csv")
+    assert len(scores[scores.region == "whole"]) == CASES * 4 * 2  # copies are no scores
+    groups = read_quality(tmp_path / "a" / "quality.csv")
+    assert {(g.method, g.n) for g in groups} == {(m, n) for m in ("majority", "OASIS") for n in (1, 2)}
+    for group in groups:
+        assert len(group.rows) == CASES
+        assert len(group.corrupted) == 2 * CASES
+        expected = {(case, name) for case in group.rows["case"] for name, _ in drawn(case, 2, 0)}
+        assert set(zip(group.corrupted["case"], group.corrupted["corruption"], strict=True)) == expected
+        assert set(group.rows["corruption"]) == {UNTOUCHED}
+    models = read_calibrations(tmp_path / "a" / "calibration.json")
+    assert {model.cases for by_label in models.values() for model in by_label.values()} == {3 * CASES}
+    crossval(settings(asked, dims=dims), tmp_path / "b", quiet)
+    assert (tmp_path / "b" / "quality.csv").read_bytes() == (tmp_path / "a" / "quality.csv").read_bytes()
+
+
+def test_copies_are_made_of_what_is_predicted_only(settings, tmp_path):
+    made = {"methods": ["OASIS"], "corruptions": 2}
+    assert copies(settings(made)) == 2
+    for change in (
+        {"folds": "slice"},
+        {"methods": ["FwoW", "STAPLE"]},
+        {"fold": 0},
+        {"corruptions": 0},
+        {"methods": ["U-Net2D"]},
+    ):
+        assert copies(settings(made | change, NETS, dims=2)) == 0
+    alone = {"methods": ["estimate"], "corruptions": 1}
+    assert copies(settings(alone, JOINT)) == 1
+    assert copies(settings(alone, JOINT, {"estimator": {"volume_share": 0.0}})) == 0
+    both = {"methods": ["estimate", "OASIS-joint"], "estimator": {"volume_share": 0.0}}
+    assert told_methods(settings(JOINT, both)) == ("OASIS-joint",)
+    crossval(settings({"methods": ["FwoW"], "n": [1], "k": 2, "corruptions": 2}, dims=2), tmp_path / "a", quiet)
+    assert read_quality(tmp_path / "a" / "quality.csv") == []
+
+
+def test_a_run_goes_on_without_a_copy_of_which_nothing_is_left(settings, tmp_path, monkeypatch):
+    monkeypatch.setattr(module, "left", lambda copy: not copy.case.endswith("3"))
+    crossval(settings({"methods": ["majority"], "n": [2], "k": 2, "corruptions": 1}), tmp_path / "a", quiet)
+    (group,) = read_quality(tmp_path / "a" / "quality.csv")
+    assert (len(group.rows), len(group.corrupted)) == (CASES, CASES - 1)
+
+
+def test_a_copy_is_segmented_by_a_model_that_never_saw_its_scan_and_scored_against_its_own_truth(
+    settings, prepared, tmp_path, monkeypatch
+):
+    seen = {}
+
+    def watched(config, segmenter, embed, volume, *more):
+        assert volume.case not in segmenter.library.cases
+        found = segmented(config, segmenter, embed, volume, *more)
+        (key,) = found.dsc
+        a, b = found.labels[key].label > 0, volume.label[0] > 0
+        seen[volume.case] = volume.label, float(2 * (a & b).sum() / (a.sum() + b.sum()))
+        return found
+
+    monkeypatch.setattr(module, "segmented", watched)
+    crossval(settings({"methods": ["majority"], "n": [2], "k": 2, "corruptions": 1}), tmp_path / "a", quiet)
+    (group,) = read_quality(tmp_path / "a" / "quality.csv")
+    _, data = prepared()
+    for case, name, dsc in group.corrupted[["case", "corruption", "dsc"]].itertuples(index=False):
+        ((drawn_name, seed),) = drawn(case, 1, 0)
+        assert name == drawn_name
+        assert torch.equal(seen[case][0], CORRUPTIONS[name](read_volume(data.cases[case], (0, 1)), seed).label)
+        assert dsc == pytest.approx(seen[case][1], abs=1e-6)
+    assert len(seen) == CASES
+
+
+def test_copies_are_aligned_once(settings, tmp_path, aligned):
+    base = {"methods": ["majority"], "k": 2, "corruptions": 2}
+    crossval(settings(base, {"n": [1, 2]}), tmp_path / "a", quiet)
+    assert sum(aligned) == 2 * 3 * CASES
+    first = (tmp_path / "a" / "quality.csv").read_bytes()
+    crossval(settings(base, {"n": [1, 2]}), tmp_path / "b", quiet)
+    assert sum(aligned) == 2 * 3 * CASES
+    assert (tmp_path / "b" / "quality.csv").read_bytes() == first
+    crossval(settings(base, {"n": 3}), tmp_path / "c", quiet)
+    assert sum(aligned) == 3 * 3 * CASES
+
+
+def test_a_copy_that_ends_the_run_takes_no_score_and_no_aligned_pair_with_it(settings, tmp_path, monkeypatch, aligned):
+    asked = settings({"methods": ["OASIS"], "n": [2], "k": 2, "corruptions": 1})
+    with monkeypatch.context() as patch:
+
+        def fail(*_):
+            raise MemoryError
+
+        patch.setattr(module, "segmented", fail)
+        with pytest.raises(MemoryError):
+            crossval(asked, tmp_path / "a", quiet)
+    assert len(pd.read_csv(tmp_path / "a" / "scores.csv")["case"].unique()) == CASES
+    assert len(list((tmp_path / "cache").rglob("loa.safetensors"))) == 2
+    with monkeypatch.context() as patch:
+        before = sum(aligned)
+        patch.setattr("oasis_monai.workflows.crossval.corrupted_rows", lambda *_: [])
+        crossval(asked, tmp_path / "a", quiet)
+        assert sum(aligned) == before
+
+
+def test_the_networks_of_a_joint_model_see_the_corrupted_scan(settings, tmp_path):
+    asked = {"methods": ["estimate", "OASIS-joint"], "n": [2], "k": 2, "corruptions": 3}
+    crossval(settings(asked, JOINT), tmp_path / "a", quiet)
+    for group in read_quality(tmp_path / "a" / "quality.csv"):
+        both = group.corrupted.merge(group.rows, on="case", suffixes=("", "_clean"))
+        turned = both[both["corruption"].isin(["turned by 90 degrees", "upside down", "lost slices", "noise", "ghosts"])]
+        assert (turned["networks"] != turned["networks_clean"]).any()

@@ -1,0 +1,324 @@
+"""The two preprocessing settings, their configuration errors, what they do to a scan, and the cache."""
+
+import dataclasses
+import os
+
+import numpy as np
+import pytest
+import torch
+
+from oasis_monai.data.types import Case, Geometry, Volume
+from oasis_monai.transforms import preprocessing as preprocess
+from oasis_monai.transforms.preprocessing import PreprocessCache, Preprocessing, label_lost, restore, view_faults
+from oasis_monai.utils.errors import ConfigError
+from tests.helpers.real import real_data
+from tests.transforms.test_spatial import WORLDS, depth, dice, ellipsoid, geometry, middle_mm, positions_mm, random_label
+
+PAPER = Preprocessing("paper", 2, (24, 40))
+FLAT = Preprocessing("physical", 2, (16, 18), (1.3, 1.1))
+SOLID = Preprocessing("physical", 3, (16, 18, 8), (1.3, 1.1, 2.9))
+settings = pytest.mark.parametrize("setting", [PAPER, FLAT, SOLID], ids=["paper", "physical 2D", "physical 3D"])
+world = pytest.mark.parametrize("native", WORLDS.values(), ids=WORLDS)
+
+
+def volume(native, seed=0, classes=3):
+    image = 900 * torch.rand(1, *native.shape, generator=torch.Generator().manual_seed(seed)) ** 2
+    return Volume(f"case{seed}", image, random_label(native.shape, classes, seed), native)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "match"),
+    [
+        ({"name": "papr"}, r"^preprocessing\.name: expected 'paper' or 'physical', found 'papr'"),
+        ({"name": None}, r"^preprocessing\.name"),
+        ({"name": "paper", "spatial_dims": 3}, r"^preprocessing\.name: .* found 'paper'; set preprocessing\.name=physical"),
+        ({"name": "paper", "spatial_dims": 2, "spacing_mm": (1.0, 1.0)}, r"^preprocessing\.spacing_mm: .*only resizes"),
+        ({"spatial_dims": 4}, r"^preprocessing\.spatial_dims: expected 2 or 3, found 4"),
+        ({"spatial_dims": True}, r"^preprocessing\.spatial_dims"),
+        ({"size": (80, 80)}, r"^preprocessing\.size: expected 3 values, each a whole number above 0, found \(80, 80\)"),
+        ({"size": (80, 80, 32, 1)}, r"^preprocessing\.size"),
+        ({"size": (80, 80, 0)}, r"^preprocessing\.size"),
+        ({"size": (80, 80, -32)}, r"^preprocessing\.size"),
+        ({"size": (80, 80, 32.5)}, r"^preprocessing\.size"),
+        ({"size": (80, 80, True)}, r"^preprocessing\.size"),
+        ({"size": "808"}, r"^preprocessing\.size"),
+        ({"size": 80}, r"^preprocessing\.size"),
+        ({"spatial_dims": 2, "size": (80, 80, 32)}, r"^preprocessing\.size: expected 2 values"),
+        ({"spacing_mm": (1.25, 1.25)}, r"^preprocessing\.spacing_mm: expected 3 values, each a number of mm above 0"),
+        ({"spacing_mm": (1.25, 1.25, 0.0)}, r"^preprocessing\.spacing_mm"),
+        ({"spacing_mm": (1.25, float("nan"), 3.0)}, r"^preprocessing\.spacing_mm"),
+        ({"spacing_mm": (1.25, float("inf"), 3.0)}, r"^preprocessing\.spacing_mm"),
+        ({"spacing_mm": ("1.25", 1.25, 3.0)}, r"^preprocessing\.spacing_mm"),
+    ],
+    ids=str,
+)
+def test_a_setting_that_cannot_work_names_its_key(arguments, match):
+    with pytest.raises(ConfigError, match=match):
+        Preprocessing(**arguments)
+
+
+def test_defaults_and_lists():
+    assert Preprocessing() == Preprocessing("physical", 3, [48, 48, 32], [2, 2, 3])
+    assert Preprocessing("paper", 2).size == (320, 320)
+    assert Preprocessing("paper", 2).spacing_mm is None
+    assert hash(Preprocessing(size=[64, 64, 16])) == hash(Preprocessing(size=(64, 64, 16)))
+
+
+@pytest.mark.parametrize(
+    ("size", "divisor", "nearest"),
+    [
+        ((80, 84, 32), (16, 16, 16), r"\(80, 80, 32\) or \(80, 96, 32\)"),
+        ((8, 80, 32), (16, 16, 16), r"the nearest that work are \(16, 80, 32\)$"),
+        ((80, 80, 30), (16, 16, 4), r"\(80, 80, 28\) or \(80, 80, 32\)"),
+    ],
+)
+def test_sizes_are_checked_against_the_networks_divisor(size, divisor, nearest):
+    setting = Preprocessing(size=size)
+    with pytest.raises(ConfigError, match=nearest) as caught:
+        setting.check_divisor(divisor)
+    assert caught.value.key == "preprocessing.size"
+    setting.check_divisor((4, 4, 2))
+
+
+@settings
+@world
+def test_a_scan_comes_normalised_and_in_place(setting, native):
+    scan = volume(native)
+    before = scan.image.clone(), scan.label.clone()
+    got = setting.apply(scan)
+    own = preprocess.grids.closest_ras(native)
+    assert got.geometry.shape == (*setting.size, *own.shape[len(setting.size) :])
+    assert got.image.shape == got.label.shape == (1, *got.geometry.shape)
+    assert (got.image.dtype, got.label.dtype, got.native) == (torch.float32, torch.uint8, native)
+    assert torch.equal(scan.image, before[0])
+    assert torch.equal(scan.label, before[1])
+    within = depth(native, got.geometry, -0.5)
+    values = got.image[0][within].double()
+    assert abs(float(values.mean())) < 1e-4
+    assert abs(float(values.std(correction=0)) - 1) < 1e-4
+    assert not got.image[0][~within].any()
+    assert not got.label[0][~within].any()
+    without = setting.apply(dataclasses.replace(scan, label=None))
+    assert without.label is None
+    assert torch.equal(without.image, got.image)
+
+
+@world
+def test_the_paper_clips_nothing_and_the_physical_setting_clips_outliers(native):
+    scan = volume(native)
+    spiked = scan.image.clone()
+    spiked[0, native.shape[0] // 2, native.shape[1] // 2, native.shape[2] // 2] = 1e5
+    scan = dataclasses.replace(scan, image=spiked)
+    assert Preprocessing("paper", 2, native.shape[:2]).apply(scan).image.max() > 10
+    assert SOLID.apply(scan).image.max() < 5
+
+
+@world
+def test_anatomy_stays_where_it_is_in_mm(native):
+    truth = ellipsoid(native, middle_mm(native) + np.array([1.0, -2.0, 1.5]), np.array([7.0, 5.0, 8.0]))
+    scan = Volume("a", truth.float() * 100, truth, native)
+    for setting in (Preprocessing("paper", 2, (40, 44)), Preprocessing(size=(40, 40, 24), spacing_mm=(0.8, 0.8, 1.5))):
+        got = setting.apply(scan)
+        centre = positions_mm(got.geometry)[got.label[0].numpy() > 0].mean(0)
+        np.testing.assert_allclose(centre, positions_mm(native)[truth[0].numpy() > 0].mean(0), atol=0.25)
+        seen = got.image[0] > got.image[0].float().mean() + 1  # the image went the same way as the label
+        assert dice(seen, got.label[0] > 0) > 0.8
+
+
+@pytest.mark.parametrize("setting", [PAPER, FLAT], ids=["paper", "physical"])
+@pytest.mark.parametrize("name", ["anisotropic", "oblique"])
+def test_in_two_dimensions_a_slice_stays_a_slice(setting, name):
+    native = WORLDS[name]
+    scan = volume(native)
+    changed = scan.image.clone()
+    changed[..., 4] = 450
+    ours, theirs = (preprocess.grids.resample(i, native, setting.working_geometry(native)) for i in (scan.image, changed))
+    flip = native.affine[2, 2] < 0
+    differs = (ours - theirs).abs().amax(dim=(0, 1, 2)) > 1e-2
+    assert differs.nonzero().flatten().tolist() == [native.shape[2] - 1 - 4 if flip else 4]
+
+
+@settings
+def test_a_constant_scan_becomes_zero(setting):
+    native = WORLDS["oblique"]
+    got = setting.apply(Volume("a", torch.full((1, *native.shape), 100.3), None, native))
+    assert not got.image.any()
+
+
+def test_a_scan_with_nan_is_refused():
+    native = WORLDS["plain"]
+    with pytest.raises(ValueError, match="finite"):
+        SOLID.apply(Volume("a", torch.full((1, *native.shape), torch.nan), None, native))
+
+
+@settings
+@world
+def test_labels_come_back_on_the_native_grid(setting, native):
+    truth = ellipsoid(native, middle_mm(native), np.array([8.0, 6.0, 9.0]))
+    fine = {"paper": (60, 60), "physical": (40, 40)}[setting.name]
+    size, spacing = (*fine, 30)[: setting.spatial_dims], (0.6, 0.6, 1.2)[: setting.spatial_dims]
+    setting = dataclasses.replace(setting, size=size, spacing_mm=None if setting.name == "paper" else spacing)
+    made = setting.apply(Volume("a", truth.float(), truth, native))
+    onehot = torch.cat([made.label == 0, made.label == 1]).float()
+    back = restore(onehot, made.geometry, made.native, keep_probability=True, case="a")
+    assert dice(back.label > 0, truth[0] > 0) > 0.96
+    assert (back.case, back.geometry, back.label.dtype) == ("a", native, torch.uint8)
+    assert torch.equal(back.label > 0, back.probability[1] >= 0.5)
+
+
+@pytest.mark.parametrize(
+    ("box", "in_plane_mm", "lost"),
+    [
+        (np.s_[:, 15:17, 12:15, 3:6], 1.0, 0.0),
+        (np.s_[:, 0:2, 0:2, 0:2], 1.0, 1.0),
+        (np.s_[:, :, 12, 4], 1.0, 6 / 30),  # 24 of its 30 voxels of 1 mm lie in the 24 mm field of view
+        (np.s_[:, 0:0], 1.0, 0.0),
+        (np.s_[:, 14, 12, 4], 3.0, 1.0),  # seen, but too small to survive 3 mm voxels
+    ],
+)
+def test_label_lost_is_the_fraction_cut_away(box, in_plane_mm, lost):
+    native = geometry((30, 26, 9), (1.0, 1.0, 4.0))
+    label = torch.zeros(1, *native.shape, dtype=torch.uint8)
+    label[box] = 1
+    scan = Volume("a", torch.rand(1, *native.shape), label, native)
+    made = Preprocessing(size=(int(24 / in_plane_mm), 4, 4), spacing_mm=(in_plane_mm, in_plane_mm, 4.0)).apply(scan)
+    assert label_lost(scan, made) == pytest.approx(lost)
+    assert label_lost(dataclasses.replace(scan, label=None), dataclasses.replace(made, label=None)) == 0
+
+
+@pytest.fixture
+def world_on_disk(tmp_path, monkeypatch):
+    """Two cases whose `files` are real bytes and whose reading is counted."""
+    reads, hashes = [], []
+
+    def read_volume(case, label_values):
+        reads.append((case.id, case.label is not None))
+        scan = volume(WORLDS["oblique"], seed=case.image.read_bytes()[0])
+        return dataclasses.replace(scan, case=case.id, label=scan.label if case.label else None)
+
+    original = preprocess.file_digest
+    monkeypatch.setattr(preprocess.volumes, "read_volume", read_volume)
+    monkeypatch.setattr(preprocess.headers, "data_files", lambda path: (path, path.with_suffix(".raw")))
+    monkeypatch.setattr(preprocess, "file_digest", lambda *files: (hashes.append(files), original(*files))[1])
+    for name in ("a", "b", "a_label", "b_label"):
+        (tmp_path / f"{name}.mhd").write_bytes(name.encode())
+        (tmp_path / f"{name}.raw").write_bytes(b"voxels of " + name.encode())
+    cases = [Case(n, tmp_path / f"{n}.mhd", tmp_path / f"{n}_label.mhd") for n in ("a", "b")]
+    return cases, tmp_path / "cache", reads, hashes
+
+
+def same(one, other):
+    for name in ("image", "label"):
+        a, b = getattr(one, name), getattr(other, name)
+        assert (a is None) == (b is None)
+        assert a is None or (torch.equal(a, b) and a.dtype == b.dtype)
+    for name in ("geometry", "native"):
+        a, b = getattr(one, name), getattr(other, name)
+        assert a.shape == b.shape
+        assert np.array_equal(a.affine, b.affine)
+    assert one.case == other.case
+
+
+def test_a_cached_case_is_the_case_and_is_read_once(world_on_disk):
+    cases, folder, reads, hashes = world_on_disk
+    fresh = [PreprocessCache(None, SOLID, (0, 1, 2)).get(c) for c in cases]
+    reads.clear()
+    cache = PreprocessCache(folder, SOLID, (0, 1, 2))
+    for _ in range(3):
+        for case, want in zip(cases, fresh, strict=True):
+            same(cache.get(case), want)
+    assert reads == [("a", True), ("b", True)]
+    assert len(hashes) == 4  # every scan's bytes once, whatever the number of calls
+    later = PreprocessCache(folder, SOLID, (0, 1, 2))
+    same(later.get(cases[0]), fresh[0])
+    assert len(reads) == 2
+    assert later.lost == {"a": cache.lost["a"]}
+    assert cache.lost["a"] > 0
+
+
+def test_a_target_shares_its_image_and_carries_no_label(world_on_disk):
+    cases, folder, reads, _ = world_on_disk
+    cache = PreprocessCache(folder, SOLID, (0, 1, 2))
+    want = cache.get(cases[0])
+    target = cache.get(cases[0].without_label())
+    same(target, dataclasses.replace(want, label=None))
+    assert reads == [("a", True)]
+    other = PreprocessCache(folder, SOLID, (0, 1, 2))
+    assert other.get(cases[1].without_label()).label is None
+    assert other.get(cases[1]).label is not None
+    assert reads == [("a", True), ("b", False), ("b", True)]
+    assert other.lost.keys() == {"b"}
+
+
+def test_other_bytes_settings_or_label_values_are_other_entries(world_on_disk, monkeypatch):
+    cases, folder, reads, _ = world_on_disk
+    case = cases[0]
+
+    def reads_of(setting=SOLID, values=(0, 1, 2), cache=None):
+        before = len(reads)
+        (cache or PreprocessCache(folder, setting, values)).get(case)
+        return len(reads) - before
+
+    kept = PreprocessCache(folder, SOLID, (0, 1, 2))
+    assert [reads_of(cache=kept), reads_of()] == [1, 0]
+    assert [reads_of(dataclasses.replace(SOLID, size=(16, 18, 12))), reads_of(values=(0, 2, 1)), reads_of(PAPER)] == [1, 1, 1]
+    for path in (case.image.with_suffix(".raw"), case.label.with_suffix(".raw")):
+        path.write_bytes(path.read_bytes() + b" changed")
+        assert [reads_of(cache=kept), reads_of(), reads_of(cache=kept)] == [1, 0, 0]
+    os.utime(case.image)  # a new time, the same bytes
+    assert reads_of(cache=kept) == 0
+    monkeypatch.setattr(preprocess, "PREPROCESS_VERSION", -1)
+    assert [reads_of(), reads_of()] == [1, 0]
+
+
+@pytest.mark.parametrize("ending", ["image", "label"])
+@pytest.mark.parametrize("damage", ["flip", "cut", "empty"])
+def test_a_damaged_entry_is_made_anew(world_on_disk, ending, damage):
+    cases, folder, reads, _ = world_on_disk
+    want = PreprocessCache(folder, SOLID, (0, 1, 2)).get(cases[0])
+    (entry,) = folder.glob(f"*.{ending}")
+    whole = entry.read_bytes()
+    middle = len(whole) // 2
+    entry.write_bytes(
+        {"flip": whole[:middle] + bytes([whole[middle] ^ 1]) + whole[middle + 1 :], "cut": whole[:middle], "empty": b""}[damage]
+    )
+    same(PreprocessCache(folder, SOLID, (0, 1, 2)).get(cases[0]), want)
+    assert entry.read_bytes() == whole
+    assert len(reads) == 2
+
+
+def test_cut_labels_are_warned_of(world_on_disk):
+    cases, folder, _, _ = world_on_disk
+    cache = PreprocessCache(folder, SOLID, (0, 1, 2))
+    for case in cases:
+        cache.get(case)
+    faults = cache.faults()
+    assert [f.case for f in faults] == ["a", "b"]
+    assert {f.severity for f in faults} == {"warning"}
+    assert f"{cache.lost['a']:.1%} of it outside" in str(faults[0])
+    assert [f.case for f in view_faults({"c": 0.02, "d": 0.01, "b": 0.5})] == ["b", "c"]
+
+
+def test_a_real_prostate_with_an_odd_number_of_slices_keeps_its_volume(tmp_path):
+    """23 slices of 3 mm into 32 of 3 mm: centred on the half voxel, the label used to grow by 12.5 %."""
+    folder = real_data("promise12")
+    case = Case("Case28", folder / "Case28.mhd", folder / "Case28_segmentation.mhd")
+    fine = Preprocessing(size=(80, 80, 32), spacing_mm=(1.25, 1.25, 3.0))
+    cache = PreprocessCache(tmp_path, fine, (0, 1))
+    made = cache.get(case)
+    same(PreprocessCache(tmp_path, fine, (0, 1)).get(case), made)
+    truth = preprocess.volumes.read_volume(case, (0, 1)).label[0]
+    back = restore(torch.cat([made.label == 0, made.label == 1]).float(), made.geometry, made.native).label
+    assert dice(back > 0, truth > 0) > 0.98
+    assert abs(float(back.sum()) / float(truth.sum()) - 1) < 0.01
+    assert cache.lost == {"Case28": 0}
+
+
+def test_geometries_survive_the_cache_to_the_last_bit(world_on_disk):
+    cases, folder, _, _ = world_on_disk
+    PreprocessCache(folder, SOLID, (0, 1)).get(cases[0])
+    got = PreprocessCache(folder, SOLID, (0, 1)).get(cases[0])
+    assert isinstance(got.geometry, Geometry)
+    assert got.geometry.affine.dtype == np.float64
+    assert np.array_equal(got.native.affine, WORLDS["oblique"].affine)
+    assert all(type(n) is int for n in (*got.geometry.shape, *got.native.shape))

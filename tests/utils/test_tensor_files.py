@@ -1,0 +1,155 @@
+"""Tensor files that are mapped: the same bytes as those written at once, read without being loaded, damage told."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from oasis_monai.atlases.library import AtlasLibrary, save_parts
+from oasis_monai.utils.errors import DataError
+from oasis_monai.utils.tensor_files import DTYPES, join_rows, load_tensors, map_tensors, save_tensors, write_tensors
+
+META = {"cases": ["ä", "b"], "classes": 2}
+
+
+@pytest.fixture
+def tensors():
+    random = torch.Generator().manual_seed(0)
+    made = {f"t{name.lower()}": (9 * torch.rand(5, 3, 2, generator=random)).to(dtype) for name, dtype in DTYPES.items()}
+    return made | {"é": torch.arange(5), "none": torch.empty(0, 4), "scalar": torch.tensor(2.5), "turned": torch.rand(4, 3).T}
+
+
+def equal(a, b):
+    return a.keys() == b.keys() and all(a[k].dtype == b[k].dtype and torch.equal(a[k], b[k]) for k in a)
+
+
+def test_written_in_pieces_are_the_bytes_of_safetensors(tensors, tmp_path, monkeypatch):
+    monkeypatch.setattr("oasis_monai.utils.tensor_files.PIECE", 16)
+    save_tensors(tmp_path / "at once", tensors, META)
+    write_tensors(tmp_path / "pieces", tensors, META)
+    assert (tmp_path / "pieces").read_bytes() == (tmp_path / "at once").read_bytes()
+
+
+def test_mapped_is_what_was_saved_and_writing_to_it_leaves_the_file(tensors, tmp_path):
+    save_tensors(tmp_path / "a", tensors, META)
+    before = (tmp_path / "a").read_bytes()
+    found, meta = map_tensors(tmp_path / "a")
+    assert meta == META
+    assert equal(found, tensors)
+    found["tf32"] += 1
+    assert torch.equal(found["tf32"], tensors["tf32"] + 1)
+    assert (tmp_path / "a").read_bytes() == before
+
+
+def test_rows_joined_are_the_concatenation(tensors, tmp_path):
+    rows = {name: tensor for name, tensor in tensors.items() if tensor.ndim == 3}
+    write_tensors(tmp_path / "whole", rows, META)
+    join_rows(
+        tmp_path / "joined", ({name: t[part] for name, t in rows.items()} for part in (slice(2), slice(2, 2), slice(2, 5))), META
+    )
+    assert (tmp_path / "joined").read_bytes() == (tmp_path / "whole").read_bytes()
+    assert sorted(os.listdir(tmp_path)) == ["joined", "whole"]
+
+
+@pytest.mark.parametrize(
+    "parts", [[], [{"a": torch.zeros(2, 3)}, {"a": torch.zeros(2, 4)}], [{"a": torch.zeros(2)}, {"b": torch.zeros(2)}]]
+)
+def test_parts_that_do_not_fit_leave_nothing(tmp_path, parts):
+    with pytest.raises(ValueError, match="expected"):
+        join_rows(tmp_path / "a", parts, {})
+    assert os.listdir(tmp_path) == []
+
+
+@pytest.mark.parametrize("check", [True, False])
+@pytest.mark.parametrize("change", ["truncate", "flip", "empty", "head", "none"])
+def test_damage_is_told(tensors, tmp_path, change, check):
+    path = tmp_path / "a"
+    save_tensors(path, tensors, META)
+    raw = bytearray(path.read_bytes())
+    if change == "flip":
+        raw[-1] ^= 1
+    elif change == "head":
+        raw[34] ^= 255
+    path.write_bytes({"truncate": raw[:-9], "empty": b""}.get(change, raw))
+    if change == "none" or (change == "flip" and not check):  # what nobody looks at is not seen
+        assert map_tensors(path, check)[1] == META
+    else:
+        with pytest.raises(ValueError, match=r"expected|buffer"):
+            map_tensors(path, check)
+        with pytest.raises(ValueError, match="expected"):
+            load_tensors(path)
+
+
+def library(case, rows=4, side=4, classes=2, first=0):
+    images = torch.rand(rows, 1, side, side, generator=torch.Generator().manual_seed(rows))
+    slices = torch.arange(first, first + rows)
+    return AtlasLibrary(images, (images > 0.5).to(torch.uint8), images.flatten(1), (case,) * rows, slices, classes)
+
+
+def test_a_library_saved_in_parts_is_their_merger(tmp_path):
+    parts = [library("a"), library("b", 2), library("a", 3, first=4)]
+    save_parts(tmp_path / "parts", iter(parts))
+    parts[0].merge(parts[1]).merge(parts[2]).save(tmp_path / "merged")
+    assert (tmp_path / "parts").read_bytes() == (tmp_path / "merged").read_bytes()
+
+
+@pytest.mark.parametrize(
+    ("other", "match"),
+    [
+        (library("b", side=5), "parts made with the same settings"),
+        (library("b", classes=3), "expected parts of 2 classes, found one of 3"),
+        (library("a", 1, first=3), "^a: slice 3: expected each atlas once"),
+    ],
+)
+def test_parts_of_different_kinds_are_no_library(tmp_path, other, match):
+    with pytest.raises(DataError, match=match):
+        save_parts(tmp_path / "a", [library("a"), other])
+    assert os.listdir(tmp_path) == []
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="reads /proc")
+def test_a_mapped_library_needs_memory_for_what_is_used_alone(tmp_path):
+    """98 MB of images and labels on disk, of which six slices are looked at."""
+    count, side = 1200, 128
+    labels, images = torch.zeros(count, 1, side, side, dtype=torch.uint8), torch.ones(count, 1, side, side)
+    features = torch.randn(count, 8, generator=torch.Generator().manual_seed(1))
+    AtlasLibrary(images, labels, features, ("a",) * count, torch.arange(count), 2).save(tmp_path / "library")
+    code = """
+import sys
+from pathlib import Path
+from oasis_monai.atlases.library import AtlasLibrary, select
+def resident():
+    return next(int(line.split()[1]) for line in open("/proc/self/status") if line.startswith("VmHWM")) / 1024
+before = resident()
+library = AtlasLibrary.load(sys.argv[1])
+chosen = select(library, library.features[7], 6)
+print(int(chosen.indices[0]), float(library.images[chosen.indices].float().mean()), resident() - before)
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", code, str(tmp_path / "library")], capture_output=True, text=True, timeout=120, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    row, mean, megabytes = map(float, done.stdout.split())
+    assert (row, mean) == (7, 1)
+    assert megabytes < 40
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="reads /proc")
+def test_the_benchmark_over_library_sizes_writes_its_numbers_and_a_plot(tmp_path):
+    script = Path(__file__).resolve().parents[2] / "benchmarks" / "library_size.py"
+    words = ["--max", "100", "--targets", "1", "--output", str(tmp_path / "out"), "--scratch", str(tmp_path)]
+    environment = os.environ | {"OMP_NUM_THREADS": "1"}
+    done = subprocess.run(
+        [sys.executable, str(script), *words], capture_output=True, text=True, timeout=300, check=False, env=environment
+    )
+    assert done.returncode == 0, done.stderr
+    head, row = (tmp_path / "out" / "library_size.csv").read_text().splitlines()
+    values = dict(zip(head.split(","), map(float, row.split(",")), strict=True))
+    assert values["slices"] == 100
+    assert values["file_mb"] == pytest.approx(100 * (3 * 96 * 96 + 4000 + 8) / 2**20, rel=0.02)
+    assert values["segment_s"] > values["select_s"] > 0
+    assert (tmp_path / "out" / "library_size.png").read_bytes().startswith(b"\x89PNG")
+    assert os.listdir(tmp_path) == ["out"]  # no library is left
