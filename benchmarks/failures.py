@@ -29,7 +29,7 @@ from oasis_monai.settings import Settings
 from oasis_monai.transforms.corruptions import CORRUPTIONS, UNTOUCHED, drawn, left
 from oasis_monai.transforms.spatial import inside
 from oasis_monai.utils.files import atomic_path, write_text
-from oasis_monai.workflows.corrupted_copies import segmented
+from oasis_monai.workflows.corrupted_copies import segment_labelled
 from oasis_monai.workflows.fold_models import FoldModels
 from oasis_monai.workflows.prepare import find_and_check, prepare, split_of
 
@@ -53,7 +53,7 @@ def segment_fold(settings: Settings, index: int) -> list[dict[str, Any]]:
             scan = CORRUPTIONS[change](volume, seed) if change != UNTOUCHED else volume
             if not left(scan):
                 continue
-            found = segmented(settings, segmenter, embed, scan, settings.methods)
+            found = segment_labelled(settings, segmenter, embed, scan, settings.methods)
             result, target = found.results[key], found.target
             assert result.agreement is not None
             doubts = [

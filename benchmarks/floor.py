@@ -66,12 +66,12 @@ def tasks(dims: int) -> dict[str, tuple[int, Callable[[], object]]]:
 
     from oasis_monai.networks import warp
     from oasis_monai.networks.losses import RegistrationLoss
-    from oasis_monai.networks.registration import SpatialTransformModel, StmSettings
+    from oasis_monai.networks.registration import RegistrationSettings, SpatialTransformModel
     from oasis_monai.segmentation.alignment import Aligner
 
     grid = GRIDS[dims]
     size = tuple(grid["preprocessing"]["size"])
-    model = SpatialTransformModel(size, StmSettings(**grid["registration"]))
+    model = SpatialTransformModel(size, RegistrationSettings(**grid["registration"]))
     aligner = Aligner(model, batch=BATCH)
     atlas, target = torch.rand(BATCH, 1, *size), torch.rand(BATCH, 1, *size)
     label = (torch.rand(BATCH, 1, *size) > 0.5).float()

@@ -31,7 +31,7 @@ def point(n: int, side: int, scans: int) -> dict[str, float]:
 
     from oasis_monai.atlases.library import AtlasLibrary
     from oasis_monai.data.types import Geometry, Preprocessed
-    from oasis_monai.networks.registration import SpatialTransformModel, StmSettings
+    from oasis_monai.networks.registration import RegistrationSettings, SpatialTransformModel
     from oasis_monai.segmentation.alignment import Aligner
     from oasis_monai.segmentation.loa import LoaTable
     from oasis_monai.segmentation.segmenter import Segmenter
@@ -44,7 +44,7 @@ def point(n: int, side: int, scans: int) -> dict[str, float]:
     labels[..., side // 4 : -side // 4, side // 4 : -side // 4, 8:-8] = 1
     names = tuple(f"a{i}" for i in range(count))
     library = AtlasLibrary(images, labels, torch.rand(count, 1000), names, torch.full((count,), -1), 2)
-    aligner = Aligner(SpatialTransformModel(size, StmSettings(**GRIDS[3]["registration"])), batch=8)
+    aligner = Aligner(SpatialTransformModel(size, RegistrationSettings(**GRIDS[3]["registration"])), batch=8)
     grid = Geometry(size, torch.eye(4, dtype=torch.float64).numpy())
     target, features = Preprocessed("t", torch.rand(1, *size), None, grid, grid), torch.rand(1, 1000)
     loa = LoaTable(library, aligner)

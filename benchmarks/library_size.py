@@ -28,7 +28,7 @@ import torch
 
 from oasis_monai.atlases.library import AtlasLibrary, save_parts, select
 from oasis_monai.data.types import Geometry, Preprocessed
-from oasis_monai.networks.registration import SpatialTransformModel, StmSettings
+from oasis_monai.networks.registration import RegistrationSettings, SpatialTransformModel
 from oasis_monai.segmentation.alignment import Aligner
 from oasis_monai.segmentation.loa import LoaTable
 from oasis_monai.segmentation.segmenter import Segmenter
@@ -64,7 +64,7 @@ def measure(path: Path, targets: int) -> dict[str, float]:
     """Use a library for so many target slices; -> seconds of computing, and MiB beyond those before it was loaded."""
     torch.set_num_threads(1)
     torch.manual_seed(0)
-    model = SpatialTransformModel((SIDE, SIDE), StmSettings(field_stride=(2,)))
+    model = SpatialTransformModel((SIDE, SIDE), RegistrationSettings(field_stride=(2,)))
     random = torch.Generator().manual_seed(1)
     geometry = Geometry((SIDE, SIDE, targets), torch.eye(4).numpy())
     target = Preprocessed("target", torch.rand(1, SIDE, SIDE, targets, generator=random), None, geometry, geometry)

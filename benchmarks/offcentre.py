@@ -6,7 +6,7 @@ Takes the fold models of a cross-validation (trains what ``cache`` lacks) and se
 folds as OASIS-joint, after dark slices were added on one side so that the image's centre lies :data:`ASIDE_MM` farther to the
 right, left, front or back (drawn per case). Of a scan 200 mm wide the grid of 96 mm sees none of them, of one of 140 mm up to
 18 % of it is dark. With the grid that follows the structures
-(``estimator.recentre``) and with the one round the image's centre. Writes ``offcentre.csv`` and ``offcentre.md``.
+(``joint.recentre``) and with the one round the image's centre. Writes ``offcentre.csv`` and ``offcentre.md``.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from oasis_monai.data.io import canonical_axes, read_volume
 from oasis_monai.data.types import Geometry, Volume
 from oasis_monai.settings import Settings
 from oasis_monai.utils.files import write_text
-from oasis_monai.workflows.corrupted_copies import segmented
+from oasis_monai.workflows.corrupted_copies import segment_labelled
 from oasis_monai.workflows.fold_models import FoldModels
 from oasis_monai.workflows.prepare import find_and_check, prepare, split_of
 
@@ -62,13 +62,13 @@ def segment_fold(settings: Settings, index: int) -> list[dict[str, Any]]:
     embed = embedder(settings.features.name, settings.features.weights)
     rows = []
     for follows in (True, False):
-        own = replace(settings, estimator=replace(settings.estimator, recentre=follows))
+        own = replace(settings, joint=replace(settings.joint, recentre=follows))
         segmenter = FoldModels(own, prepared, split, cache, print).segmenter(split.folds[index])
         for case in sorted(split.folds[index].test):
             volume = read_volume(prepared.cases[case], settings.data.label_values)
             direction = int(np.random.default_rng([settings.seed, *case.encode()]).integers(4))
             for mm in ASIDE_MM:
-                found = segmented(own, segmenter, embed, padded(volume, mm, direction), own.methods)
+                found = segment_labelled(own, segmenter, embed, padded(volume, mm, direction), own.methods)
                 ((_, values),) = found.dsc.items()
                 row = {"fold": index, "case": case, "aside_mm": mm, "direction": "RLAP"[direction], "follows": follows}
                 rows += [row | {"label": name, "dsc": dsc} for name, dsc in zip(settings.data.labels, values, strict=True)]

@@ -13,7 +13,7 @@ from torch import nn
 
 from methods import Aligned, Method
 from oasis_monai.networks import warp as warping
-from oasis_monai.networks.registration import with_structures
+from oasis_monai.networks.registration import append_structures
 from oasis_monai.utils.tensor_files import load_if_whole, save_tensors
 from registry import Entry
 from world import World, configuration
@@ -37,7 +37,7 @@ def train(world: World, name: str, minutes: float, folder: Path) -> None:
     if load_if_whole(folder / f"{name}.safetensors") is not None:
         return
     from oasis_monai.data.cases import find_cases
-    from oasis_monai.training.registration import _StmTrainer  # same pairs, loss and augmentation, another network
+    from oasis_monai.training.registration import _RegistrationTrainer  # same pairs, loss and augmentation, another network
     from oasis_monai.training.trainer import fit
     from oasis_monai.workflows.prepare import prepare
 
@@ -45,7 +45,7 @@ def train(world: World, name: str, minutes: float, folder: Path) -> None:
     library = prepare(settings, cases, folder / "cache", print).library
     network: Any = Shipped(name, world.dims)
     how = (settings.loss, settings.training, settings.seed, False, "l2", settings.augmentation)
-    fit(_StmTrainer(library, world.spacing_mm, network, *how), None, False, name)
+    fit(_RegistrationTrainer(library, world.spacing_mm, network, *how), None, False, name)
     save_tensors(folder / f"{name}.safetensors", network.state_dict())
 
 
@@ -54,9 +54,9 @@ class Shipped(nn.Module):
 
     def __init__(self, name: str, dims: int) -> None:
         super().__init__()
-        from oasis_monai.networks.registration import StmSettings
+        from oasis_monai.networks.registration import RegistrationSettings
 
-        self.settings, self.name = StmSettings(), name
+        self.settings, self.name = RegistrationSettings(), name
         if name == "monai":
             from monai.networks.nets import VoxelMorph
 
@@ -132,7 +132,7 @@ def stm_pair(world: World, model: Path, batch: int, words: str) -> Method:
 
     def predict(target: torch.Tensor, atlas: torch.Tensor, structure: torch.Tensor) -> torch.Tensor:
         estimates = torch.stack([known[image.numpy().tobytes()] for image in target]) if joint else None
-        fields = aligner.fields(with_structures(atlas, structure if joint else None), with_structures(target, estimates))
+        fields = aligner.fields(append_structures(atlas, structure if joint else None), append_structures(target, estimates))
         return warping.resize_ddf(fields.float(), target.shape[2:])
 
     return Method(words, align=_aligner(predict), batch=batch, repeats=10)

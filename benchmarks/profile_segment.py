@@ -115,11 +115,13 @@ def trainers(model: str, root: str) -> dict[str, Any]:
         module.fit = keep  # type: ignore[attr-defined]
     how = (settings.training, 0, None, "cpu")
     augmentation = settings.augmentation
-    training.train_stm(library, spacing_mm, settings.registration, settings.loss, *how, augmentation=augmentation, name="STM")
+    training.train_registration(
+        library, spacing_mm, settings.registration, settings.loss, *how, augmentation=augmentation, name="STM"
+    )
     if joint:
-        estimation.train_estimator(library, spacing_mm, settings.estimator, *how, augmentation, False, "slice network")
-        if settings.estimator.shares(settings.spatial_dims)[1]:
-            networks = (settings.estimator, settings.network)
+        estimation.train_slice_network(library, spacing_mm, settings.joint, *how, augmentation, False, "slice network")
+        if settings.joint.budgets(settings.spatial_dims)[1]:
+            networks = (settings.joint, settings.network)
             supervised.train_volume_network(library, spacing_mm, *networks, *how, augmentation, False, "volume network")
     return found
 

@@ -16,8 +16,8 @@ import torch
 from monai.losses import DiceCELoss
 
 from oasis_monai.networks import depthwise as lite_training
-from oasis_monai.networks.slice_unet import SliceNet
-from oasis_monai.utils.device import made_for_bfloat16
+from oasis_monai.networks.slice_unet import SliceUNet
+from oasis_monai.utils.device import has_fast_bfloat16
 
 SLICES, SIDE, CLASSES, ATLASES = 12, 96, 2, 2
 
@@ -25,7 +25,7 @@ SLICES, SIDE, CLASSES, ATLASES = 12, 96, 2, 2
 def stepper(ours: bool, half: bool) -> Callable[[], None]:
     """A function that makes one step of a network of its own."""
     torch.manual_seed(0)
-    network = SliceNet(CLASSES, ATLASES).train()
+    network = SliceUNet(CLASSES, ATLASES).train()
     network.encoder.to(memory_format=torch.channels_last)
     optimiser = torch.optim.AdamW(network.parameters(), lr=1e-4, fused=True if ours else None)
     loss = DiceCELoss(softmax=True, include_background=False, batch=True)
@@ -55,7 +55,7 @@ def main() -> None:
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
     steps = {"the package's blocks, float32": stepper(False, False), "ours, float32": stepper(True, False)}
-    if made_for_bfloat16():
+    if has_fast_bfloat16():
         steps["ours, bfloat16 where it is faster (what training does here)"] = stepper(True, True)
     clock = time.thread_time if options.threads == 1 else time.perf_counter  # alone, a thread's own time: others may be busy
     times: dict[str, list[float]] = {name: [] for name in steps}

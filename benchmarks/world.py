@@ -18,7 +18,7 @@ GRIDS: dict[int, dict[str, Any]] = {
     2: {
         "preprocessing": {"name": "paper", "size": [320, 320]},
         "registration": {"channels": [16, 32, 32, 64], "field_stride": [4, 4]},
-        "training": {"batch": 4, "pairs": 4},
+        "training": {"batch": 4, "nearest_partners": 4},
     },
 }
 """The grids of the paper's comparison, with an STM whose field lies on a grid four times coarser in plane."""
@@ -74,7 +74,7 @@ def configuration(root: str, dims: int, joint: bool, minutes: float, train: tupl
     grid = GRIDS[dims]
     return {
         "spatial_dims": dims,
-        "data": {"name": Path(root).name, "root": root, "layout": "promise12", "only": list(train)},
+        "data": {"name": Path(root).name, "root": root, "layout": "promise12", "include": list(train)},
         "methods": ["OASIS-joint"] if joint else ["OASIS"],
         "cache": str(folder / "cache"),
         "progress": False,
@@ -113,7 +113,9 @@ def make_world(root: str, dims: int, model: Path | None, pairs: int, cases: int,
     train = tuple(i for i in ids if i not in test)
     if not test or len(train) < n:
         expected = f"a data set with cases the model has not seen and {n} atlases or more"
-        raise ConfigError("model", expected, f"{len(test)} and {len(train)}", "train the model on fewer cases: data.only=[...]")
+        raise ConfigError(
+            "model", expected, f"{len(test)} and {len(train)}", "train the model on fewer cases: data.include=[...]"
+        )
     prepared = prepare(settings, found, folder / "cache", print)
     library = prepared.library
     from_test = torch.tensor([case in test for case in library.cases])

@@ -115,7 +115,7 @@ def run(config: Any) -> None:
         run_task(_plain(config), run_dir, sweep_dir)
 
 
-def first_look() -> Any:
+def check_run_folder() -> Any:
     """A callback of Hydra's (``hydra.callbacks`` in ``conf/config.yaml``): before Hydra writes into the run's folder, see to it
     that this can be done and that no other run is at work there."""
     from hydra.core.hydra_config import HydraConfig
@@ -124,26 +124,26 @@ def first_look() -> Any:
     def look(config: Any, mode: str) -> None:
         from oasis_monai.tasks import OWN_FOLDER
         from oasis_monai.utils.errors import ConfigError
-        from oasis_monai.utils.files import claimed
+        from oasis_monai.utils.files import exclusive_folder
 
         HydraConfig.instance().set_config(config)  # the folder's name may say ${hydra:...}
         key = f"hydra.{mode}.dir"
         with _telling():
             try:
-                with claimed(Path(config.hydra[mode].dir), key):
+                with exclusive_folder(Path(config.hydra[mode].dir), key):
                     pass  # the task claims it for itself, see oasis_monai.tasks
             except ConfigError:  # two begun in one second have one name: those whose results go elsewhere share it
                 if mode != "run" or OWN_FOLDER.get(config.task) == key:
                     raise
 
-    class FirstLook(Callback):
+    class CheckRunFolder(Callback):
         def on_run_start(self, config: Any, **_: Any) -> None:
             look(config, "run")
 
         def on_multirun_start(self, config: Any, **_: Any) -> None:
             look(config, "sweep")
 
-    return FirstLook()
+    return CheckRunFolder()
 
 
 @contextlib.contextmanager
@@ -209,8 +209,12 @@ def _compose_and_run() -> None:
 
         from oasis_monai.data.dataset_yaml import check_data_files
         from oasis_monai.utils import interrupts
+        from oasis_monai.utils.config import check_renamed
 
         with _telling():
+            for word in sys.argv[1:]:
+                if not word.startswith("-"):
+                    check_renamed(word.partition("=")[0].lstrip("+~").replace("/", ".").partition("@")[0])
             check_data_files(sys.argv[1:])
         with interrupts.repeated():
             hydra.main(version_base="1.3", config_path="pkg://oasis_monai.conf", config_name="config")(run)()

@@ -17,9 +17,9 @@ from oasis_monai.atlases.features import FeatureSettings
 from oasis_monai.data.cases import DataSettings
 from oasis_monai.data.folds import PROTOCOLS
 from oasis_monai.networks.losses import RegistrationLoss
-from oasis_monai.networks.registration import StmSettings
+from oasis_monai.networks.registration import RegistrationSettings
 from oasis_monai.networks.segmentation import NETWORKS, NetworkSettings
-from oasis_monai.networks.slice_unet import EstimatorSettings, check_size
+from oasis_monai.networks.slice_unet import JointSettings, check_size
 from oasis_monai.segmentation.methods import INTERPOLATION, JOINT_METHODS, METHODS, check_methods, needs_estimate
 from oasis_monai.training.trainer import TrainingSettings
 from oasis_monai.transforms.augmentation import Augmentation
@@ -55,12 +55,12 @@ class Settings:
     data: DataSettings
     preprocessing: Preprocessing
     features: FeatureSettings
-    registration: StmSettings
+    registration: RegistrationSettings
     loss: RegistrationLoss
     training: TrainingSettings
     augmentation: Augmentation
     network: NetworkSettings = field(default_factory=NetworkSettings)
-    estimator: EstimatorSettings = field(default_factory=EstimatorSettings)
+    joint: JointSettings = field(default_factory=JointSettings)
     spatial_dims: int = 3
     n: tuple[int, ...] = (6,)
     methods: tuple[str, ...] = ("FwoW", "FWAL", "OASIS")
@@ -121,11 +121,11 @@ class Settings:
         if INTERPOLATION in self.methods and not (self.folds == "slice" and self.spatial_dims == 2):
             remedy = "set folds=slice spatial_dims=2, or leave it out: it needs labelled slices of the very scan"
             raise ConfigError("methods", "methods for new scans", INTERPOLATION, remedy)
-        if self.joint:
+        if self.uses_joint_model:
             check_size(self.preprocessing.size)
-            if self.spatial_dims == 3 and self.estimator.atlases:
-                raise ConfigError("estimator.atlases", "0 where spatial_dims is 3", self.estimator.atlases)
-            if self.estimator.shares(self.spatial_dims)[1]:
+            if self.spatial_dims == 3 and self.joint.atlases:
+                raise ConfigError("joint.atlases", "0 where spatial_dims is 3", self.joint.atlases)
+            if self.joint.budgets(self.spatial_dims)[1]:
                 self._check_volume_network()
         for name in self.networks:
             if NETWORKS[name] != self.spatial_dims:
@@ -135,15 +135,15 @@ class Settings:
 
     def _check_volume_network(self) -> None:
         """The volume network's grid must be one it can halve often enough."""
-        size, stride, name = self.preprocessing.size, self.estimator.volume_stride, self.estimator.volume_network
+        size, stride, name = self.preprocessing.size, self.joint.volume_stride, self.joint.volume_network
         if any(n % s for n, s in zip(size, stride, strict=True)):
-            raise ConfigError("estimator.volume_stride", f"divisors of preprocessing.size {size}", stride)
+            raise ConfigError("joint.volume_stride", f"divisors of preprocessing.size {size}", stride)
         try:
             replace(self.network, patch=None).window([n // s for n, s in zip(size, stride, strict=True)], name)
         except ConfigError as error:
             levels = f"network.{self.network.kind(name)}"
-            remedy = f"change estimator.volume_stride or preprocessing.size, take fewer levels in {levels}, or volume_share=0"
-            raise ConfigError("estimator.volume_stride", f"a grid of {error.expected}", error.found, remedy) from None
+            remedy = f"change joint.volume_stride or preprocessing.size, take fewer levels in {levels}, or joint.volume_budget=0"
+            raise ConfigError("joint.volume_stride", f"a grid of {error.expected}", error.found, remedy) from None
 
     @property
     def divisor(self) -> tuple[int, ...]:
@@ -151,9 +151,9 @@ class Settings:
         found = [(self.network.divisor(name),) * self.spatial_dims for name in self.networks]
         if self.atlas_methods:
             found.append(self.registration.divisor(self.spatial_dims))
-        if self.joint and self.has_volume_network:
-            by = self.network.divisor(self.estimator.volume_network)
-            found.append(tuple(s * by for s in self.estimator.volume_stride))
+        if self.uses_joint_model and self.has_volume_network:
+            by = self.network.divisor(self.joint.volume_network)
+            found.append(tuple(s * by for s in self.joint.volume_stride))
         return tuple(math.lcm(*along) for along in zip(*found, strict=True))
 
     def takes(self, preprocessing: Preprocessing) -> bool:
@@ -170,7 +170,7 @@ class Settings:
         return tuple(m for m in self.methods if m in METHODS)
 
     @property
-    def joint(self) -> bool:
+    def uses_joint_model(self) -> bool:
         """Whether the methods need the segmentation network of a joint model."""
         return self.registration.joint and needs_estimate(self.methods)
 
@@ -187,40 +187,40 @@ class Settings:
             "loss": {k: getattr(self.loss, k) for k in ("alpha", "beta", "gamma", "similarity", "smooth")},
             "training": self.training.identity(),
             "augmentation": asdict(self.augmentation) if self.training.augment else None,
-            "features": asdict(self.features) if self.training.pairs or self.registration.joint else None,
-            "estimator": self.estimator.identity() if self.registration.joint else None,
+            "features": asdict(self.features) if self.training.nearest_partners or self.registration.joint else None,
+            "joint": self.joint.identity() if self.registration.joint else None,
             "seed": self.seed,
             **({"volume_network": self._volume_network()} if self.registration.joint and self.has_volume_network else {}),
             # the estimates a joint STM is trained on; those with mirrored copies, the default, keep their names
-            **({"mirror": False} if self.registration.joint and not self.estimator.mirror else {}),
+            **({"tta_flip": False} if self.registration.joint and not self.joint.tta_flip else {}),
         }
 
     @property
     def has_volume_network(self) -> bool:
         """Whether a joint model has a network on the volume beside that on slices."""
-        return self.estimator.shares(self.spatial_dims)[1] > 0
+        return self.joint.budgets(self.spatial_dims)[1] > 0
 
     def _volume_network(self) -> dict[str, Any]:
         """What decides the weights of a joint model's volume network, which always sees whole volumes."""
-        return dataclasses.replace(self.network, patch=None).identity(self.estimator.volume_network)
+        return dataclasses.replace(self.network, patch=None).identity(self.joint.volume_network)
 
-    def estimator_identity(self) -> dict[str, Any]:
+    def slice_network_identity(self) -> dict[str, Any]:
         """What a joint model's segmentation network depends on beside its training data."""
         shared = self.identity()
         training = {k: v for k, v in shared["training"].items() if k in ("iterations", "minutes", "augment", "amp")}
-        kept = {k: shared[k] for k in ("preprocessing", "augmentation", "features", "estimator", "seed")}
+        kept = {k: shared[k] for k in ("preprocessing", "augmentation", "features", "joint", "seed")}
         return {**kept, "training": training}
 
     def volume_identity(self) -> dict[str, Any]:
         """What a joint model's volume network depends on beside its training data."""
-        estimator = {k: getattr(self.estimator, k) for k in ("share", "volume_share", "volume_stride")}
-        shared = self.network_identity(self.estimator.volume_network)
-        return {**shared, "network": self._volume_network(), "estimator": estimator}
+        joint = {k: getattr(self.joint, k) for k in ("slice_budget", "volume_budget", "volume_stride")}
+        shared = self.network_identity(self.joint.volume_network)
+        return {**shared, "network": self._volume_network(), "joint": joint}
 
     def network_identity(self, name: str) -> dict[str, Any]:
         """What a trained segmentation network depends on beside its training data."""
         shared = self.identity()
-        training = {k: v for k, v in shared["training"].items() if k != "pairs"}
+        training = {k: v for k, v in shared["training"].items() if k != "nearest_partners"}
         kept = {k: shared[k] for k in ("preprocessing", "augmentation", "seed")}
         return {**kept, "training": training, "network": self.network.identity(name)}
 
@@ -254,12 +254,12 @@ def build(config: Mapping[str, Any]) -> Settings:
     groups: dict[str, Any] = {
         "data": DataSettings,
         "features": FeatureSettings,
-        "registration": StmSettings,
+        "registration": RegistrationSettings,
         "loss": RegistrationLoss,
         "training": TrainingSettings,
         "augmentation": Augmentation,
         "network": NetworkSettings,
-        "estimator": EstimatorSettings,
+        "joint": JointSettings,
     }
     dims = top.get("spatial_dims", 3)
     made: dict[str, Any] = {name: make_group(kind, top.pop(name, {}), name) for name, kind in groups.items()}

@@ -47,11 +47,11 @@ def run_task(config: dict[str, Any], run_dir: Path, sweep_dir: Path | None) -> N
 
 def _alone(job: Mapping[str, Any], run_dir: Path) -> contextlib.AbstractContextManager[None]:
     """Refuse a second run into the folder the task writes to; a folder that is not given is told later."""
-    from oasis_monai.utils.files import claimed
+    from oasis_monai.utils.files import exclusive_folder
 
     key = OWN_FOLDER.get(job["task"])
     folder = run_dir if key == "hydra.run.dir" else job.get(str(key))
-    return claimed(Path(folder), key) if key and folder else contextlib.nullcontext()
+    return exclusive_folder(Path(folder), key) if key and folder else contextlib.nullcontext()
 
 
 def _settings(config: dict[str, Any]) -> Any:
@@ -122,7 +122,7 @@ def _train(config: dict[str, Any], job: Mapping[str, Any], run_dir: Path, sweep_
         raise ConfigError("methods", "one or more that fuse atlases, as a model does", list(settings.methods), remedy)
     for key in ("fold", "train_cases"):  # taken for a hold-out, they would have the test cases among the atlases
         if (value := getattr(settings, key)) is not None:
-            remedy = "leave it out; data.only=[...] chooses cases"
+            remedy = "leave it out; data.include=[...] chooses cases"
             raise ConfigError(key, "null, as train uses all cases (crossval holds some out)", value, remedy)
     print(f"model: {train_model(settings, Path(job['model']), overwrite=bool(job['overwrite']))}")
 
@@ -229,11 +229,11 @@ def _check(config: dict[str, Any], job: Mapping[str, Any], run_dir: Path, sweep_
     from oasis_monai.utils.files import write_text
     from oasis_monai.workflows.check import as_table, check_cases
     from oasis_monai.workflows.field_of_view import Extent, extent, told
-    from oasis_monai.workflows.prepare import surveyed
+    from oasis_monai.workflows.prepare import find_selected_cases
 
     settings = _settings(config)
     data = settings.data
-    cases, faults = surveyed(data)
+    cases, faults = find_selected_cases(data)
     extents: list[Extent | None] = []
     faults += check_cases(cases, data.label_values, settings.preprocessing, lambda volume: extents.append(extent(volume)))
     if job["output"]:

@@ -35,10 +35,10 @@ TINY_2D = {
 JOINT = {  # laid over TINY: the joint model, on slices large enough for its encoder
     "preprocessing": {"size": [32, 32, 8], "spacing_mm": [2.5, 2.5, 8.0], "intensity": "local"},
     "registration": {"joint": True},
-    "estimator": {"slices": 2, "decoder": [8, 8, 8, 8], "volume_stride": [2, 2, 1]},
+    "joint": {"slices_per_step": 2, "decoder": [8, 8, 8, 8], "volume_stride": [2, 2, 1]},
     "network": {"unet": [4, 8], "dynunet": [4, 8]},
 }
-JOINT_2D = {"preprocessing": {"size": [32, 32], "spacing_mm": [2.5, 2.5]}, "estimator": {"atlases": 2}}
+JOINT_2D = {"preprocessing": {"size": [32, 32], "spacing_mm": [2.5, 2.5]}, "joint": {"atlases": 2}}
 
 
 def merged(*parts):

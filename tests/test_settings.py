@@ -7,8 +7,8 @@ import re
 import pytest
 
 from oasis_monai.data.cases import DataSettings
-from oasis_monai.networks.registration import StmSettings
-from oasis_monai.networks.slice_unet import EstimatorSettings
+from oasis_monai.networks.registration import RegistrationSettings
+from oasis_monai.networks.slice_unet import JointSettings
 from oasis_monai.settings import Settings, build
 from oasis_monai.training.trainer import TrainingSettings
 from oasis_monai.transforms.augmentation import Augmentation
@@ -21,13 +21,13 @@ def made(*more):
 
 
 def test_lists_become_tuples_and_one_value_a_list():
-    settings = made({"n": 3, "methods": "OASIS", "data": {"labels": {"a": 2, "b": 7}, "only": ["x"]}})
-    assert (settings.n, settings.methods, settings.data.only) == ((3,), ("OASIS",), ("x",))
+    settings = made({"n": 3, "methods": "OASIS", "data": {"labels": {"a": 2, "b": 7}, "include": ["x"]}})
+    assert (settings.n, settings.methods, settings.data.include) == ((3,), ("OASIS",), ("x",))
     assert settings.data.label_values == (0, 2, 7)
     assert settings.data.classes == 3
     assert made({"n": [4, 2, 4]}).n == (2, 4)
     assert made({"registration": {"field_stride": 2}}).registration.stride(3) == (2, 2, 2)
-    assert made({"data": {"only": ["a", 7]}}).data.only == ("a", "7")
+    assert made({"data": {"include": ["a", 7]}}).data.include == ("a", "7")
     assert settings.preprocessing.size == (16, 16, 8)
 
 
@@ -50,7 +50,7 @@ def test_methods_are_of_two_kinds():
 
 def test_what_a_network_s_name_depends_on():
     plain = made(NETS)
-    for change in ({"n": 5}, {"methods": ["FwoW"]}, {"workers": 3}, {"training": {"pairs": 3}}, {"loss": {"beta": 0}}):
+    for change in ({"n": 5}, {"methods": ["FwoW"]}, {"workers": 3}, {"training": {"nearest_partners": 3}}, {"loss": {"beta": 0}}):
         assert made(NETS, change).network_identity("U-Net3D") == plain.network_identity("U-Net3D"), change
     for change in (
         {"training": {"lr": 1e-3}},
@@ -167,7 +167,7 @@ def test_a_models_identity_ignores_what_training_never_sees(key):
         {"loss": {"similarity": "mse"}},
         {"training": {"lr": 1e-4}},
         {"training": {"iterations": 5}},
-        {"training": {"pairs": 2}},
+        {"training": {"nearest_partners": 2}},
         {"augmentation": {"noise": 0.5}},
     ],
     ids=str,
@@ -177,15 +177,15 @@ def test_a_models_identity_has_all_that_training_depends_on(change):
 
 
 def test_features_are_part_of_the_identity_where_they_choose_the_pairs():
-    near = {"training": {"pairs": 2}}
+    near = {"training": {"nearest_partners": 2}}
     assert made(near, {"features": {"distance": "zscore"}}).identity() != made(near).identity()
 
 
-GROUPS = {"data", "preprocessing", "features", "registration", "loss", "training", "augmentation", "network", "estimator"}
+GROUPS = {"data", "preprocessing", "features", "registration", "loss", "training", "augmentation", "network", "joint"}
 
 
 def test_every_setting_has_a_key_in_the_documentation_of_its_class():
-    for kind in (Settings, DataSettings, TrainingSettings, Augmentation, StmSettings, EstimatorSettings):
+    for kind in (Settings, DataSettings, TrainingSettings, Augmentation, RegistrationSettings, JointSettings):
         told = set(re.findall(r"\w+", " ".join(re.findall(r"((?:\w+, )*\w+):", kind.__doc__))))
         named = {field.name for field in dataclasses.fields(kind)} - GROUPS
         assert named <= told, (kind, sorted(named - told))
@@ -195,7 +195,7 @@ def test_every_setting_has_a_key_in_the_documentation_of_its_class():
 def test_the_volume_network_s_grid_and_identity_are_those_of_its_own_kind():
     joint = merged(JOINT, {"network": {"dynunet": [4, 8, 8, 8, 8]}})
     assert made(joint).volume_identity() != made(joint, {"network": {"unet": [4, 9]}}).volume_identity()
-    fine = {"estimator": {"volume_network": "DynU-Net3D"}}
+    fine = {"joint": {"volume_network": "DynU-Net3D"}}
     with pytest.raises(ConfigError, match=r"take fewer levels in network\.dynunet"):
         made(joint, fine)
     assert made(JOINT, fine).volume_identity() == made(JOINT, fine, {"network": {"unet": [4, 9]}}).volume_identity()
@@ -206,7 +206,7 @@ def test_a_joint_stm_is_the_one_of_its_volume_network() -> None:
     """It learns from what that network makes of its atlases."""
     other = {"network": {"unet": [4, 9]}}
     assert made(JOINT, other).identity() != made(JOINT).identity()
-    alone = {"estimator": {"volume_share": 0.0}}
+    alone = {"joint": {"volume_budget": 0.0}}
     assert made(JOINT, alone, other).identity() == made(JOINT, alone).identity()
     patches = {"network": {"patch": [32, 32, 32]}}  # of the networks among the methods
     assert made(JOINT, patches).identity() == made(JOINT).identity()

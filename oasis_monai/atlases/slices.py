@@ -71,7 +71,7 @@ def neighbours(library: AtlasLibrary, places: Sequence[tuple[str, int]]) -> tupl
     return rows, weights
 
 
-def shape_between(
+def interpolate_shape(
     library: AtlasLibrary, places: Sequence[tuple[str, int]], otherwise: torch.Tensor | None = None
 ) -> torch.Tensor:
     """(B, C-1, x, y) signed distance in voxels to the edge of the shape between the labelled :func:`neighbours` of each place;
@@ -89,7 +89,7 @@ def shape_between(
     return torch.einsum("bk,bk...->b...", weights, maps[where])
 
 
-def flanking(slices: torch.Tensor, library: AtlasLibrary, exclude: Pair | None = None) -> torch.Tensor:
+def adjacent_slice_atlases(slices: torch.Tensor, library: AtlasLibrary, exclude: Pair | None = None) -> torch.Tensor:
     """(Q, 3, x, y) slices between their neighbours -> (Q, 2) rows of the library: the atlas most like the slice below, and that
     most like the slice above. Never the same: of the pairs of two, the one that is more like both.
 
@@ -110,7 +110,7 @@ def flanking(slices: torch.Tensor, library: AtlasLibrary, exclude: Pair | None =
     return rows
 
 
-def beside_atlases(
+def append_atlas_channels(
     slices: torch.Tensor, library: AtlasLibrary, rows: torch.Tensor, shape: torch.Tensor | None = None
 ) -> torch.Tensor:
     """Put atlases beside slices.
@@ -144,15 +144,15 @@ def _near(library: AtlasLibrary, count: int, same_case: bool, rows: torch.Tensor
         return torch.empty((len(rows), 0), dtype=torch.int64)
     own = library.groups(same_case)
     parts = rows.split(1024)  # all slices with their neighbours are three libraries
-    return torch.cat([flanking(_slices(library, part), library, (own[part], own)) for part in parts])
+    return torch.cat([adjacent_slice_atlases(_slices(library, part), library, (own[part], own)) for part in parts])
 
 
 def _expected(library: AtlasLibrary, rows: torch.Tensor, near: torch.Tensor) -> torch.Tensor:
     """(R, C-1, x, y) the shape expected of the atlases ``rows``, their own label not looked at; ``near``: see :func:`_near`."""
-    return shape_between(library, [(library.cases[row], int(library.slices[row])) for row in rows.tolist()], near)
+    return interpolate_shape(library, [(library.cases[row], int(library.slices[row])) for row in rows.tolist()], near)
 
 
-def near_structure(library: AtlasLibrary, reach: int = 2) -> torch.Tensor:
+def slices_near_structure(library: AtlasLibrary, reach: int = 2) -> torch.Tensor:
     """Whether a structure is within ``reach`` slices: (N, z) bool of volumes, (N,) of slices, whose neighbours are those of their
     case that are in the library."""
     there = (library.labels > 0).flatten(1, 3).any(1) if library.spatial_dims == 3 else (library.labels > 0).flatten(1).any(1)

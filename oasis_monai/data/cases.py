@@ -237,7 +237,7 @@ class DataSettings:
         labels: class name -> value in the label files; 0 is the background. Other values in a file are an error. Classes are
             numbered by these values, whatever the order here: a JSON file, where a model keeps them, has an order of its own.
         regions: parts of a structure to score beside the whole: thirds along the axial axis.
-        only: case ids to use; empty for all.
+        include: case ids to use; empty for all.
         citation, licence: printed in the report.
         source: what ``oasis-monai download`` fetches for it, see :func:`oasis_monai.data.download.find_source`.
     """
@@ -247,7 +247,7 @@ class DataSettings:
     layout: str = "promise12"
     labels: Mapping[str, int] = field(default_factory=lambda: {"prostate": 1})
     regions: tuple[str, ...] = ("whole", "apex", "mid", "base")
-    only: tuple[str, ...] = ()
+    include: tuple[str, ...] = ()
     citation: str = ""
     licence: str = ""
     source: str = ""
@@ -255,7 +255,7 @@ class DataSettings:
     def __post_init__(self) -> None:
         object.__setattr__(self, "labels", dict(self.labels))
         object.__setattr__(self, "regions", tuple(self.regions))
-        object.__setattr__(self, "only", tuple(str(case) for case in self.only))
+        object.__setattr__(self, "include", tuple(str(case) for case in self.include))
         if self.layout not in LABELLED:
             raise ConfigError("data.layout", f"one of {list(LABELLED)}", self.layout)
         fine = "whole" in self.regions and len(set(self.regions)) == len(self.regions) and set(self.regions) <= set(REGIONS)

@@ -9,9 +9,10 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
+from oasis_monai.utils.config import check_renamed
 from oasis_monai.utils.errors import ConfigError
 
-GROUPS = ("preprocessing", "features", "registration", "loss", "training", "augmentation", "network", "estimator")
+GROUPS = ("preprocessing", "features", "registration", "loss", "training", "augmentation", "network", "joint")
 DIRECTORY = ("--config-dir", "-cd")  # Hydra's option: a folder of the user's own settings
 HEADER = re.compile(r"\s*#+\s*@\s*package\b\s*(\S*)")
 
@@ -76,6 +77,11 @@ def _check(path: Path, group: str, chosen: bool) -> None:
         raise ConfigError(str(path), "# @package _global_ in the first line", "it further down", "move it up")
     if not isinstance(content, dict):
         return
+    for key in _dotted(content if packages else {group: content}):
+        try:
+            check_renamed(key.removeprefix("override /").removeprefix("override "))
+        except ConfigError as error:
+            raise ConfigError(f"{path}: {key}", error.expected, error.found, error.remedy) from None
     for key in _keys(content, set()):
         if key.startswith("_target_"):
             raise ConfigError(str(path), "a description of a data set, which names no program", key, "leave it out")
@@ -101,6 +107,17 @@ def _chooses(entry: Any) -> bool:
             return False
         (name,) = entry.values()
     return isinstance(name, str) and re.fullmatch(r"(?!.*\.\.)\w[\w./-]*", name) is not None
+
+
+def _dotted(content: dict[str, Any]) -> Iterator[str]:
+    """The keys of a file's groups and of what they hold, as on the command line, and the groups its ``defaults`` choose from."""
+    for group, values in content.items():
+        yield str(group)
+        if isinstance(values, dict):
+            yield from (f"{group}.{key}" for key in values)
+    defaults = content.get("defaults", [])
+    for entry in defaults if isinstance(defaults, list) else []:
+        yield from map(str, entry if isinstance(entry, dict) else ())
 
 
 def _keys(content: Any, seen: set[int]) -> Iterator[str]:

@@ -36,7 +36,7 @@ def without_batch_norms(network: Network) -> Network:
 Net = TypeVar("Net", bound=nn.Module)
 
 
-def careful(model: Net) -> Net:
+def avoid_amx_bug(model: Net) -> Net:
     """The same network, whose strided convolutions of a last axis of one or two voxels are done in float32 on a CPU.
 
     oneDNN's kernels for CPUs with AMX (torch 2.13, bfloat16) read memory there that nobody wrote: the result is NaN, garbage or a

@@ -18,14 +18,14 @@ import torch
 from torch import nn
 
 from oasis_monai.networks import warp as warping
-from oasis_monai.networks.layers import careful
+from oasis_monai.networks.layers import avoid_amx_bug
 from oasis_monai.utils.errors import ConfigError
 
 BODIES = ("unet", "voxelmorph", "localnet")
 
 
 @dataclass(frozen=True)
-class StmSettings:
+class RegistrationSettings:
     """What the STM is made of. The fields are the keys of ``conf/registration``.
 
     Args:
@@ -80,7 +80,7 @@ def _zero(layer: nn.Module) -> None:
         nn.init.zeros_(parameter)
 
 
-def _make_body(settings: StmSettings, spatial_dims: int, in_channels: int) -> nn.Module:
+def _make_body(settings: RegistrationSettings, spatial_dims: int, in_channels: int) -> nn.Module:
     """(B, in_channels, *s) features of the pair -> (B, D, *s) local field or velocity, zero at start."""
     channels = settings.channels
     if settings.body == "localnet":
@@ -133,18 +133,18 @@ class SpatialTransformModel(nn.Module):
 
     Args:
         size: working grid *S*; checked against :meth:`StmSettings.divisor`.
-        settings: see :class:`StmSettings`.
+        settings: see :class:`RegistrationSettings`.
         structures: label channels behind each image, for a joint STM: the number of foreground classes.
 
     Shapes: ``forward((B, 1 + structures, *S) atlas, (B, 1 + structures, *S) target) -> (B, D, *S)`` field in voxels (see
     :mod:`oasis_monai.networks.warp`).
     """
 
-    def __init__(self, size: Sequence[int], settings: StmSettings | None = None, structures: int = 0) -> None:
+    def __init__(self, size: Sequence[int], settings: RegistrationSettings | None = None, structures: int = 0) -> None:
         super().__init__()
         from monai.networks.blocks import Convolution
 
-        self.settings = settings = settings or StmSettings()
+        self.settings = settings = settings or RegistrationSettings()
         self.size = tuple(int(s) for s in size)
         dims = len(self.size)
         stride, divisor = settings.stride(dims), settings.divisor(dims)
@@ -170,7 +170,7 @@ class SpatialTransformModel(nn.Module):
         self.stem = Convolution(dims, seen, width, strides=stride, kernel_size=kernel, norm="instance", act="leakyrelu")
         self.body = _make_body(settings, dims, width)
         self.affine = _AffineNet(self.size, width, len(settings.channels) - 1) if settings.affine else None
-        careful(self)
+        avoid_amx_bug(self)
 
     def field(self, atlas: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
         """The coarse field (B, D, *field_size), in voxels of the coarse grid: all there is to keep of an alignment."""
@@ -219,6 +219,6 @@ class _AffineNet(nn.Module):
         return fine * torch.tensor(self.extent, device=fine.device).view(1, -1, *[1] * len(self.size))
 
 
-def with_structures(images: torch.Tensor, structures: torch.Tensor | None) -> torch.Tensor:
+def append_structures(images: torch.Tensor, structures: torch.Tensor | None) -> torch.Tensor:
     """What an STM sees of an image: (B, 1, *S), or with the (B, C-1, *S) structures behind it where the STM is a joint one."""
     return images.float() if structures is None else torch.cat([images.float(), structures.float()], 1)

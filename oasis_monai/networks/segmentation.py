@@ -18,7 +18,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from oasis_monai.networks.layers import careful
+from oasis_monai.networks.layers import avoid_amx_bug
 from oasis_monai.utils.errors import ConfigError
 from oasis_monai.utils.memory import Batched
 
@@ -101,13 +101,13 @@ def make_network(name: str, classes: int, settings: NetworkSettings) -> nn.Modul
     gives a list, its auxiliary outputs behind the main one."""
     dims = NETWORKS[name]
     if settings.kind(name) == "convnet":
-        return careful(ConvNet(dims, classes, settings.convnet, len(settings.deep_supervision)))
+        return avoid_amx_bug(ConvNet(dims, classes, settings.convnet, len(settings.deep_supervision)))
     if settings.kind(name) == "dynunet":
-        return careful(DynUNet(dims, classes, settings.dynunet))
+        return avoid_amx_bug(DynUNet(dims, classes, settings.dynunet))
     from monai.networks.nets import UNet
 
     levels = settings.unet
-    return careful(UNet(dims, 1, classes, levels, (2,) * (len(levels) - 1), num_res_units=2, norm="instance"))
+    return avoid_amx_bug(UNet(dims, 1, classes, levels, (2,) * (len(levels) - 1), num_res_units=2, norm="instance"))
 
 
 class DynUNet(nn.Module):

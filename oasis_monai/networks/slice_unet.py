@@ -12,13 +12,13 @@ from torch import nn
 from torch.nn import functional as F
 
 from oasis_monai.networks import depthwise as lite_training
-from oasis_monai.networks.layers import careful
+from oasis_monai.networks.layers import avoid_amx_bug
 from oasis_monai.utils.errors import ConfigError
 
 
-def make_estimator(
-    classes: int, settings: EstimatorSettings, pretrained: bool | None = None, shape: bool = False
-) -> SliceNet | SliceNets:
+def make_slice_network(
+    classes: int, settings: JointSettings, pretrained: bool | None = None, shape: bool = False
+) -> SliceUNet | SliceUNetEnsemble:
     """The slice network or networks of the settings.
 
     Args:
@@ -27,8 +27,8 @@ def make_estimator(
         shape: whether beside atlases the expected shape is shown, as under slice folds.
     """
     start = settings.pretrained if pretrained is None else pretrained
-    made = [SliceNet(classes, settings.atlases, settings.decoder, start, shape) for _ in range(settings.members)]
-    return made[0] if len(made) == 1 else SliceNets(made)
+    made = [SliceUNet(classes, settings.atlases, settings.decoder, start, shape) for _ in range(settings.members)]
+    return made[0] if len(made) == 1 else SliceUNetEnsemble(made)
 
 
 DESIGN = 2  # part of the identity of every joint model; raise it when the same settings would train other networks
@@ -42,8 +42,8 @@ VIEWS = ((0.1, 1.1), (-0.1, 0.9), (0.1, 0.9), (-0.1, 1.1))  # angle in radians, 
 
 
 @dataclass(frozen=True)
-class EstimatorSettings:
-    """The segmentation network of a joint model. The fields are the keys of ``conf/estimator``.
+class JointSettings:
+    """The segmentation network of a joint model. The fields are the keys of ``conf/joint``.
 
     Args:
         pretrained: start from ImageNet weights; false starts from random ones (the ablation).
@@ -53,40 +53,40 @@ class EstimatorSettings:
             (:mod:`oasis_monai.atlases.slices`), under slice folds with the shape between the scan's own labelled slices
             (:mod:`oasis_monai.atlases.slices`); 0: none. 2D only: volumes have one atlas for all of their slices.
         members: slice networks of different random starts that share the budget equally; their mean is the estimate.
-        share: of the training budget for this network.
-        volume_share: of the budget for a U-Net on the whole volume, whose estimate is averaged with that of the slices: it sees
+        slice_budget: of the training budget for this network.
+        volume_budget: of the budget for a U-Net on the whole volume, whose estimate is averaged with that of the slices: it sees
             less detail and more of the third axis, and the two fail at different places. 0: none; in 2D there is none and its
             share goes to the slices. What is left of the budget is the STM's.
         volume_network: ``U-Net3D`` or ``DynU-Net3D`` (:mod:`.segmentation`). In minutes the first finds a prostate in
             its surroundings more surely, the second follows a hippocampus closer (docs/results/accuracy.md).
         volume_stride: voxels of the working grid per voxel of that U-Net, per axis.
-        slices: slices per training step.
+        slices_per_step: slices per training step.
         lr: Adam's learning rate of the decoder; encoder_lr: of the pre-trained encoder, relative to it.
-        empty: how often a training slice far from any structure (none within two slices) is drawn, relative to the others: it
-            has little to teach. 1: as often.
-        views: average the estimate with that of so many turned and scaled copies of every slice (0 to 4).
-        mirror: average the estimate with that of the mirrored scan (left and right exchanged). Not for structures with a side.
+        empty_slice_weight: how often a training slice far from any structure (none within two slices) is drawn, relative to the
+            others: it has little to teach. 1: as often.
+        tta_views: average the estimate with that of so many turned and scaled copies of every slice (0 to 4).
+        tta_flip: average the estimate with that of the mirrored scan (left and right exchanged). Not for structures with a side.
         recentre: move the working grid to where the estimate finds the structures, if that is farther out than in every atlas
             (:mod:`oasis_monai.segmentation.recentre`; 3D, and with a volume network).
-        vote: the estimate's part in the vote of ``OASIS-joint``, 0 to 1; the atlases share the rest.
+        estimate_weight: the estimate's part in the vote of ``OASIS-joint``, 0 to 1; the atlases share the rest.
     """
 
     pretrained: bool = True
     decoder: tuple[int, ...] = (96, 48, 32, 16)
     atlases: int = 0
     members: int = 1
-    share: float = 0.5
-    volume_share: float = 0.35
+    slice_budget: float = 0.5
+    volume_budget: float = 0.35
     volume_network: str = VOLUME_NETWORKS[0]
     volume_stride: tuple[int, ...] = (2, 2, 1)
-    slices: int = 12
+    slices_per_step: int = 12
     lr: float = 1e-3
     encoder_lr: float = 0.3
-    empty: float = 0.25
-    views: int = 4
-    mirror: bool = True
+    empty_slice_weight: float = 0.25
+    tta_views: int = 4
+    tta_flip: bool = True
     recentre: bool = True
-    vote: float = 0.75
+    estimate_weight: float = 0.75
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "decoder", tuple(self.decoder))
@@ -94,34 +94,45 @@ class EstimatorSettings:
 
         def require(key: str, fine: bool, expected: str) -> None:
             if not fine:
-                raise ConfigError(f"estimator.{key}", expected, getattr(self, key))
+                raise ConfigError(f"joint.{key}", expected, getattr(self, key))
 
         require(
             "decoder", len(self.decoder) == len(ENCODER) - 1 and min(self.decoder) > 0, f"{len(ENCODER) - 1} positive numbers"
         )
         require("atlases", self.atlases in (0, 2), "0 or 2")
         require("members", self.members > 0, "1 or more networks")
-        require("share", 0 < self.share < 1, "above 0 and below 1")
-        require("volume_share", 0 <= self.volume_share < 1 - self.share, "0 or more, and with estimator.share below 1")
+        require("slice_budget", 0 < self.slice_budget < 1, "above 0 and below 1")
+        require(
+            "volume_budget", 0 <= self.volume_budget < 1 - self.slice_budget, "0 or more, and with joint.slice_budget below 1"
+        )
         require("volume_network", self.volume_network in VOLUME_NETWORKS, f"one of {list(VOLUME_NETWORKS)}")
         fine = len(self.volume_stride) == 3 and min(self.volume_stride) > 0
         require("volume_stride", fine, "3 whole numbers of 1 or more")
-        require("slices", self.slices > 0, "1 or more slices")
+        require("slices_per_step", self.slices_per_step > 0, "1 or more slices")
         require("lr", self.lr > 0, "a positive learning rate")
         require("encoder_lr", self.encoder_lr >= 0, "0 (a fixed encoder) or more")
-        require("empty", 0 < self.empty <= 1, "above 0, at most 1")
-        require("views", 0 <= self.views <= len(VIEWS), f"0 to {len(VIEWS)}")
-        require("vote", 0 <= self.vote <= 1, "0 to 1")
+        require("empty_slice_weight", 0 < self.empty_slice_weight <= 1, "above 0, at most 1")
+        require("tta_views", 0 <= self.tta_views <= len(VIEWS), f"0 to {len(VIEWS)}")
+        require("estimate_weight", 0 <= self.estimate_weight <= 1, "0 to 1")
 
-    def shares(self, spatial_dims: int) -> tuple[float, float, float]:
+    def budgets(self, spatial_dims: int) -> tuple[float, float, float]:
         """The parts of the budget: slice network, volume network, STM."""
-        volume = self.volume_share if spatial_dims == 3 else 0.0
-        slices = self.share + self.volume_share - volume
+        volume = self.volume_budget if spatial_dims == 3 else 0.0
+        slices = self.slice_budget + self.volume_budget - volume
         return slices, volume, 1 - slices - volume
 
     def identity(self) -> dict[str, Any]:
         """What decides the networks' weights."""
-        kept = ("pretrained", "atlases", "share", "volume_share", "slices", "lr", "encoder_lr", "empty")
+        kept = (
+            "pretrained",
+            "atlases",
+            "slice_budget",
+            "volume_budget",
+            "slices_per_step",
+            "lr",
+            "encoder_lr",
+            "empty_slice_weight",
+        )
         listed = {"decoder": list(self.decoder), "volume_stride": list(self.volume_stride)}
         more: dict[str, Any] = {"beside": BESIDE} if self.atlases else {}
         if self.volume_network != VOLUME_NETWORKS[0]:  # models made before there was a choice keep their names
@@ -147,18 +158,18 @@ def with_neighbours(volume: torch.Tensor) -> torch.Tensor:
     return padded[0].unfold(2, 3, 1).permute(2, 3, 0, 1).contiguous()
 
 
-class SliceNet(nn.Module):
+class SliceUNet(nn.Module):
     """U-Net with EfficientNet-Lite0 as its encoder.
 
     Args:
         classes: output channels, background included.
         atlases: atlases behind the three slices, ``classes`` channels each: image, structures
-            (:func:`.beside_atlases`). They enter the encoder by a convolution that starts at zero, so that
+            (:func:`.append_atlas_channels`). They enter the encoder by a convolution that starts at zero, so that
             the pre-trained network first sees what it knows; and the mean of their labels is added to the logits, so that
             what is learnt is where the slice differs from its atlases.
         shape: behind the atlases is the shape expected of each structure, ``classes - 1`` channels; it takes the place of the
             mean label.
-        decoder: see :class:`EstimatorSettings`.
+        decoder: see :class:`JointSettings`.
         pretrained: load the ImageNet weights of the installed package.
 
     Shapes: ``forward((B, 3 + extra, x, y)) -> (B, classes, x, y)`` logits, ``extra`` the channels of atlases and shape;
@@ -193,9 +204,9 @@ class SliceNet(nn.Module):
         skips = ENCODER[-2::-1]
         self.up = nn.ModuleList(_twice(b + skip, out) for b, skip, out in zip(below, skips, decoder, strict=True))
         self.last = nn.Sequential(nn.Conv2d(decoder[-1], 4 * classes, 3, padding=1), nn.PixelShuffle(2))
-        careful(self)
+        avoid_amx_bug(self)
 
-    def train(self, mode: bool = True) -> SliceNet:
+    def train(self, mode: bool = True) -> SliceUNet:
         super().train(mode)
         for module in self.encoder.modules():
             if isinstance(module, nn.BatchNorm2d):
@@ -234,10 +245,10 @@ class SliceNet(nn.Module):
         return trust * (2 * torch.cat([1 - labels.sum(1, keepdim=True), labels], 1) - 1)
 
 
-class SliceNets(nn.Module):
+class SliceUNetEnsemble(nn.Module):
     """Slice networks of one kind whose mean is the estimate; trained one by one, kept and loaded as one."""
 
-    def __init__(self, members: Sequence[SliceNet]) -> None:
+    def __init__(self, members: Sequence[SliceUNet]) -> None:
         super().__init__()
         self.members = nn.ModuleList(members)
 

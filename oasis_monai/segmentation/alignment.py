@@ -11,9 +11,9 @@ from torch import nn
 
 from oasis_monai.atlases.library import AtlasLibrary
 from oasis_monai.networks import warp as warping
-from oasis_monai.networks.registration import with_structures
+from oasis_monai.networks.registration import append_structures
 from oasis_monai.transforms.labels import foreground
-from oasis_monai.utils.device import halved
+from oasis_monai.utils.device import use_bfloat16
 from oasis_monai.utils.files import digest
 from oasis_monai.utils.memory import Batched
 from oasis_monai.utils.tensor_files import load_if_whole, save_tensors
@@ -29,17 +29,17 @@ class Aligner(Batched):
             structures for a joint STM.
         device: where it runs.
         batch: pairs per forward pass, and the most warped atlases held in memory at once.
-        half: run the network in bfloat16, see :func:`oasis_monai.utils.device.halved`.
+        half: run the network in bfloat16, see :func:`oasis_monai.utils.device.use_bfloat16`.
     """
 
     def __init__(self, model: nn.Module, device: str | torch.device = "cpu", batch: int = 8, half: bool | None = None) -> None:
         self.model, self.device, self.batch = model.to(device).eval(), torch.device(device), batch
-        self.half = halved(self.device, half)
+        self.half = use_bfloat16(self.device, half)
         self.joint = bool(getattr(getattr(model, "settings", None), "joint", False))
 
     def seen(self, library: AtlasLibrary, rows: torch.Tensor) -> torch.Tensor:
         """The atlases ``rows`` as the STM sees an atlas: (P, c, *S) image, and labels for a joint STM."""
-        return with_structures(library.images[rows], foreground(library.labels[rows], library.classes) if self.joint else None)
+        return append_structures(library.images[rows], foreground(library.labels[rows], library.classes) if self.joint else None)
 
     @torch.inference_mode()
     def fields(self, atlases: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:

@@ -18,18 +18,18 @@ from torch import nn
 from torch.nn import functional as F
 
 from oasis_monai.atlases.library import AtlasLibrary
-from oasis_monai.atlases.slices import _expected, _near, _slices, beside_atlases
+from oasis_monai.atlases.slices import _expected, _near, _slices, append_atlas_channels
 from oasis_monai.networks.layers import without_batch_norms
 from oasis_monai.networks.segmentation import NetworkSettings, Predictor
-from oasis_monai.networks.slice_unet import VIEWS, SliceNet, SliceNets, with_neighbours
-from oasis_monai.utils.device import halved
+from oasis_monai.networks.slice_unet import VIEWS, SliceUNet, SliceUNetEnsemble, with_neighbours
+from oasis_monai.utils.device import use_bfloat16
 from oasis_monai.utils.interpolation import enlarge, pool
 from oasis_monai.utils.memory import Batched
 
 FAINT = 0.05  # probability of any structure below which a slice is background, whatever a second look says
 
 
-def turned(images: torch.Tensor, angle: float, scale: float, back: bool = False) -> torch.Tensor:
+def rotate_and_scale(images: torch.Tensor, angle: float, scale: float, back: bool = False) -> torch.Tensor:
     """Slices (B, c, x, y) seen through a field of view turned by ``angle`` radians and ``scale`` times as large; ``back`` undoes
     it. Voxels are taken to be square."""
     cos, sin = math.cos(angle), math.sin(angle)
@@ -49,10 +49,10 @@ class Estimator(Batched):
 
     Args:
         model: the slice network, or several whose probabilities are averaged.
-        mirror, views: see :class:`EstimatorSettings`.
+        tta_flip, tta_views: see :class:`JointSettings`.
         device: where it runs.
         batch: slices per forward pass.
-        half: run the networks in bfloat16, see :func:`oasis_monai.utils.device.halved`.
+        half: run the networks in bfloat16, see :func:`oasis_monai.utils.device.use_bfloat16`.
         whole: the volume network, (B, 1, \\*s) -> (B, C, \\*s) probabilities on a grid coarser by ``stride``; None without.
     """
 
@@ -60,26 +60,26 @@ class Estimator(Batched):
 
     def __init__(
         self,
-        model: SliceNet | SliceNets,
-        mirror: bool = True,
+        model: SliceUNet | SliceUNetEnsemble,
+        tta_flip: bool = True,
         device: str | torch.device = "cpu",
         batch: int = 32,
         whole: Callable[[torch.Tensor], torch.Tensor] | None = None,
         stride: Sequence[int] = (2, 2, 1),
-        views: int = 0,
+        tta_views: int = 0,
         half: bool | None = None,
     ) -> None:
-        self.model, self.mirror, self.views = model.to(device).eval(), mirror, views
-        members = model.members if isinstance(model, SliceNets) else [model]
+        self.model, self.tta_flip, self.tta_views = model.to(device).eval(), tta_flip, tta_views
+        members = model.members if isinstance(model, SliceUNetEnsemble) else [model]
         self._fused = [without_batch_norms(member) for member in members]  # what runs; the model is what is kept
         self.device, self.batch = torch.device(device), batch
-        self.half = halved(self.device, half)
+        self.half = use_bfloat16(self.device, half)
         self.whole, self.stride = whole, tuple(stride)
 
     def plain(self) -> Estimator:
         """The same without turned and scaled copies: a fifth of the time."""
-        how = (self.model, self.mirror, self.device, self.batch, self.whole, self.stride)
-        return Estimator(*how, half=self.half) if self.views else self
+        how = (self.model, self.tta_flip, self.device, self.batch, self.whole, self.stride)
+        return Estimator(*how, half=self.half) if self.tta_views else self
 
     @torch.inference_mode()
     def __call__(self, slices: torch.Tensor) -> torch.Tensor:
@@ -89,8 +89,8 @@ class Estimator(Batched):
             part = slices[rows].to(self.device, torch.float32)
             probability = self._one(part)
             seen = (1 - probability[:, 0]).flatten(1).amax(1) > FAINT  # in many slices of a scan there is nothing to turn
-            if self.views and seen.any():
-                several = [probability[seen], *(self._there_and_back(part[seen], *view) for view in VIEWS[: self.views])]
+            if self.tta_views and seen.any():
+                several = [probability[seen], *(self._there_and_back(part[seen], *view) for view in VIEWS[: self.tta_views])]
                 probability[seen] = torch.stack(several).mean(0)
             return probability.cpu()
 
@@ -98,7 +98,7 @@ class Estimator(Batched):
 
     def _one(self, slices: torch.Tensor) -> torch.Tensor:
         probability = self._seen(slices)
-        if self.mirror:  # array axis x runs from left to right on every working grid
+        if self.tta_flip:  # array axis x runs from left to right on every working grid
             probability = (probability + self._seen(slices.flip(2)).flip(2)) / 2
         return probability
 
@@ -110,7 +110,7 @@ class Estimator(Batched):
 
     def _there_and_back(self, slices: torch.Tensor, angle: float, scale: float) -> torch.Tensor:
         """The estimate of one turned and scaled copy; what a smaller field of view does not show is background."""
-        seen = turned(self._one(turned(slices, angle, scale))[:, 1:], angle, scale, back=True)
+        seen = rotate_and_scale(self._one(rotate_and_scale(slices, angle, scale))[:, 1:], angle, scale, back=True)
         return torch.cat([(1 - seen.sum(1, keepdim=True)).clamp_min(0), seen], 1)
 
     def volume(self, image: torch.Tensor) -> torch.Tensor:
@@ -126,20 +126,20 @@ class Estimator(Batched):
         pooled = pool(image[None].float(), self.stride)
         with torch.autocast(self.device.type, torch.bfloat16, enabled=self.half):
             coarse = self.whole(pooled)
-            if self.mirror:
+            if self.tta_flip:
                 coarse = (coarse + self.whole(pooled.flip(2)).flip(2)) / 2
         fine = enlarge(coarse, image.shape[1:])[0]
         return torch.stack([by_slices, fine])
 
 
-def make_whole(
+def make_volume_network(
     network: nn.Module, name: str, settings: NetworkSettings, device: str | torch.device = "cpu"
 ) -> Callable[[torch.Tensor], torch.Tensor]:
     """The trained volume network, ``name`` of the estimator's settings, as :class:`.estimate.Estimator` wants it."""
     return Predictor(network, name, replace(settings, patch=None), device)
 
 
-def estimate_library(
+def estimate_atlases(
     estimator: Estimator,
     library: AtlasLibrary,
     atlases: int = 0,
@@ -157,6 +157,6 @@ def estimate_library(
     for part, of in zip(rows.split(64), near.split(64), strict=True):
         slices = _slices(library, part)
         shape = _expected(library, part, of) if atlases and same_case else None
-        slices = beside_atlases(slices, library, of, shape)
+        slices = append_atlas_channels(slices, library, of, shape)
         found.append(estimator(slices)[:, 1:].half())
     return torch.cat(found)

@@ -32,7 +32,7 @@ def overlap(warped: torch.Tensor, reference: torch.Tensor) -> torch.Tensor:
     return torch.where(count > 0, (per_class * there).sum(1) / count.clamp_min(1), torch.ones_like(count))
 
 
-def likeness(warped: torch.Tensor, estimate: torch.Tensor) -> torch.Tensor:
+def agreement_with_estimate(warped: torch.Tensor, estimate: torch.Tensor) -> torch.Tensor:
     """o_k of reading R4: how far the warped label of each atlas agrees with the estimate, mean over the foreground classes.
 
     The soft Dice of a class; for an atlas without the class, how sure the estimate is that it is not there: a softmax is never
@@ -124,7 +124,7 @@ def decide(probability: torch.Tensor) -> torch.Tensor:
     return decide_labels(enumerate(probability[1:], 1), torch.zeros_like(probability[0]))
 
 
-def without_islands(probability: torch.Tensor, atlases: torch.Tensor) -> torch.Tensor:
+def remove_unsupported_components(probability: torch.Tensor, atlases: torch.Tensor) -> torch.Tensor:
     """Give pieces of a result that no aligned atlas supports back to the background.
 
     A network that labels voxels can find a structure twice; aligned atlases can not: each brings one anatomy. So a connected

@@ -8,7 +8,7 @@ from pathlib import Path
 import torch
 
 from oasis_monai.atlases.library import AtlasLibrary
-from oasis_monai.networks.registration import with_structures
+from oasis_monai.networks.registration import append_structures
 from oasis_monai.segmentation.alignment import Aligner
 from oasis_monai.segmentation.fusion import overlap
 from oasis_monai.transforms.labels import one_hot
@@ -68,7 +68,7 @@ class LoaTable:
     def _overlaps(self, pairs: torch.Tensor) -> torch.Tensor:
         onto, atlas = pairs[:, 0], pairs[:, 1]
         library = self.library
-        onto_seen = with_structures(library.images[onto], self._estimates(onto) if self.aligner.joint else None)
+        onto_seen = append_structures(library.images[onto], self._estimates(onto) if self.aligner.joint else None)
         fields = self.aligner.fields(self.aligner.seen(library, atlas), onto_seen)
         parts = [
             overlap(moved, one_hot(library.labels[onto[part]].to(moved.device), library.classes)).cpu()

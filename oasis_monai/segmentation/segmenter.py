@@ -10,10 +10,10 @@ import torch
 
 from oasis_monai.atlases.library import AtlasLibrary
 from oasis_monai.atlases.selection import Pair, nearest
-from oasis_monai.atlases.slices import beside_atlases, flanking, shape_between
+from oasis_monai.atlases.slices import adjacent_slice_atlases, append_atlas_channels, interpolate_shape
 from oasis_monai.data.types import Preprocessed, Selection
 from oasis_monai.networks.losses import ncc
-from oasis_monai.networks.registration import with_structures
+from oasis_monai.networks.registration import append_structures
 from oasis_monai.networks.slice_unet import with_neighbours
 from oasis_monai.segmentation import fusion
 from oasis_monai.segmentation.agreement import agreement, consensus
@@ -77,7 +77,7 @@ class Segmenter:
         distance: see :func:`oasis_monai.atlases.selection.nearest`.
         temperature: of R3, see :func:`oasis_monai.segmentation.fusion.conditioned_weights`.
         estimator: the segmentation network of a joint model.
-        estimator_atlases, vote, recentre: see :class:`oasis_monai.networks.slice_unet.EstimatorSettings`.
+        estimator_atlases, vote, recentre: see :class:`oasis_monai.networks.slice_unet.JointSettings`.
         same_case: whether the library holds labelled slices of the targets themselves (slice folds).
     """
 
@@ -115,9 +115,9 @@ class Segmenter:
             return self.estimator.voices(target.image)[None]
         slices = with_neighbours(target.image)[which]
         if self.estimator_atlases:
-            rows = flanking(slices, self.library, self._barred(len(slices), exclude_case))
+            rows = adjacent_slice_atlases(slices, self.library, self._barred(len(slices), exclude_case))
             shape = self._between(target.case, which, rows) if self.same_case else None
-            slices = beside_atlases(slices, self.library, rows, shape)
+            slices = append_atlas_channels(slices, self.library, rows, shape)
         return self.estimator(slices)[:, None]
 
     @cached_property
@@ -188,7 +188,7 @@ class Segmenter:
         if needs_alignment(methods):
             if self.aligner is None or self.loa is None:
                 raise ValueError("these methods need an aligner")
-            seen = with_structures(images, estimates[:, 1:] if estimates is not None and self.aligner.joint else None)
+            seen = append_structures(images, estimates[:, 1:] if estimates is not None and self.aligner.joint else None)
             made = (fields or FieldCache(None, "")).get(target.case, seen, chosen.indices, self.library, self.aligner)
             if {"OASIS", "OASIS-conditioned"} & set(methods):
                 self.loa.require(list(chosen.indices))
@@ -211,10 +211,10 @@ class Segmenter:
 
     def _between(self, case: str, which: torch.Tensor, otherwise: torch.Tensor | None = None) -> torch.Tensor:
         """(T, C-1, x, y) signed distances to the shape between the case's own labelled slices; ``otherwise`` as for
-        :func:`oasis_monai.atlases.slices.shape_between`."""
+        :func:`oasis_monai.atlases.slices.interpolate_shape`."""
         if not self.same_case or self.spatial_dims == 3:
             raise ValueError("a shape between slices needs slices of the target in the library")
-        return shape_between(self.library, [(case, z) for z in which.tolist()], otherwise)
+        return interpolate_shape(self.library, [(case, z) for z in which.tolist()], otherwise)
 
     def _stack(self, parts: list[Result], which: torch.Tensor, total: int) -> Result:
         weights = None if parts[0].weights is None else torch.stack([p.weights for p in parts if p.weights is not None])
@@ -280,8 +280,8 @@ class Segmenter:
             if estimate is None:
                 raise ValueError("the method 'OASIS-joint' needs a joint model")
             reference = estimate.to(device)
-            likeness = torch.cat([fusion.likeness(w, reference).cpu() for _, _, w in warped()])
-            weights |= {("OASIS-joint", n): fusion.normalise(likeness[:n]) for n in ns}
+            agreement_with_estimate = torch.cat([fusion.agreement_with_estimate(w, reference).cpu() for _, _, w in warped()])
+            weights |= {("OASIS-joint", n): fusion.normalise(agreement_with_estimate[:n]) for n in ns}
         summed = [key for key in keys if key[0] not in (*UNALIGNED, "STAPLE")]
         sums: dict[tuple[str, int], torch.Tensor] = {}
         votes: list[torch.Tensor] = []  # hard labels, for the rules that want raters and for what the atlases think of each other
@@ -300,7 +300,7 @@ class Segmenter:
             if key[0] == "OASIS-joint" and estimate is not None:
                 vote = (1 - self.vote) * fused + self.vote * estimate
                 # of a slice at the end of a structure all atlases may be empty with good reason; of a volume none is
-                fused = fusion.without_islands(vote, fused) if self.spatial_dims == 3 else vote
+                fused = fusion.remove_unsupported_components(vote, fused) if self.spatial_dims == 3 else vote
             results[key] = Result(fused, weights[key], told)
         if "STAPLE" in methods:
             results |= {("STAPLE", n): Result(fusion.staple(torch.stack(votes[:n]), library.classes), None) for n in ns}

@@ -32,7 +32,7 @@ PATIENCE = timedelta(days=30)  # helpers wait while the first process segments; 
 STOP = -1  # instead of a step's number
 
 
-class Alone:
+class SingleProcess:
     """A process without helpers: every step is all its own."""
 
     leads = True
@@ -54,7 +54,7 @@ class Alone:
         yield
 
 
-class Team(Alone):
+class ProcessGroup(SingleProcess):
     """This process among those of ``torchrun``.
 
     Args:
@@ -113,7 +113,7 @@ class Team(Alone):
         try:
             yield
         finally:
-            trainer.team = Alone()
+            trainer.team = SingleProcess()
             if not self.broken:
                 self._number(STOP)
 
@@ -228,12 +228,12 @@ def _local_gpu() -> int:
     return number
 
 
-_team: Team | None = None
+_team: ProcessGroup | None = None
 
 
-def team() -> Alone:
+def team() -> SingleProcess:
     """Who trains with this process."""
-    return _team or Alone()
+    return _team or SingleProcess()
 
 
 def size() -> int:
@@ -242,7 +242,7 @@ def size() -> int:
 
 
 @contextlib.contextmanager
-def joined() -> Iterator[Team]:
+def joined() -> Iterator[ProcessGroup]:
     """Meet the other processes; on leaving, the first one lets them go.
 
     Raises:
@@ -258,7 +258,7 @@ def joined() -> Iterator[Team]:
     except (RuntimeError, ValueError) as error:
         reason = " ".join(str(error).split())[:200]
         raise OasisError(f"torchrun: expected all processes to meet, found {reason}; check its addresses and ports") from error
-    _team = Team(dist.get_rank(), dist.get_world_size(), group)
+    _team = ProcessGroup(dist.get_rank(), dist.get_world_size(), group)
     try:
         yield _team
     finally:

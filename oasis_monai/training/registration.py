@@ -10,7 +10,7 @@ from oasis_monai.atlases.library import AtlasLibrary
 from oasis_monai.atlases.selection import nearest
 from oasis_monai.networks import warp as warping
 from oasis_monai.networks.losses import RegistrationLoss
-from oasis_monai.networks.registration import SpatialTransformModel, StmSettings, with_structures
+from oasis_monai.networks.registration import RegistrationSettings, SpatialTransformModel, append_structures
 from oasis_monai.training.trainer import Trainer, TrainingSettings, fit, generator
 from oasis_monai.transforms.augmentation import Augmentation
 from oasis_monai.transforms.labels import foreground
@@ -53,10 +53,10 @@ class Pairs:
         return atlases, targets
 
 
-def train_stm(
+def train_registration(
     library: AtlasLibrary,
     spacing_mm: tuple[float, ...],
-    stm: StmSettings,
+    stm: RegistrationSettings,
     loss: RegistrationLoss,
     settings: TrainingSettings,
     seed: int,
@@ -82,18 +82,18 @@ def train_stm(
     """
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)  # the initial weights
-        model = make_stm(library, stm).to(device)
-    trainer = _StmTrainer(library, spacing_mm, model, loss, settings, seed, same_case, distance, augmentation)
+        model = make_registration_network(library, stm).to(device)
+    trainer = _RegistrationTrainer(library, spacing_mm, model, loss, settings, seed, same_case, distance, augmentation)
     fit(trainer, folder / "stm.safetensors" if folder else None, progress, name)
     return model
 
 
-def make_stm(library: AtlasLibrary, stm: StmSettings) -> SpatialTransformModel:
+def make_registration_network(library: AtlasLibrary, stm: RegistrationSettings) -> SpatialTransformModel:
     """An STM for the grid and, where it is a joint one, the structures of a library."""
     return SpatialTransformModel(library.images.shape[2:], stm, library.classes - 1 if stm.joint else 0)
 
 
-def doubted(estimate: torch.Tensor, random: torch.Generator, strength: float = 2.0) -> torch.Tensor:
+def perturb_estimate(estimate: torch.Tensor, random: torch.Generator, strength: float = 2.0) -> torch.Tensor:
     """Estimates (B, C-1, \\*S) as a network would make them of scans it was not trained on: their logits moved up and down by
     a smooth random field of up to ``strength``. A joint STM trained on the estimates of training scans as they are, which are
     better than any it will meet, would learn to believe them."""
@@ -104,7 +104,7 @@ def doubted(estimate: torch.Tensor, random: torch.Generator, strength: float = 2
     return torch.sigmoid(torch.logit(estimate.float(), eps=1e-3) + field.to(estimate.device))
 
 
-class _StmTrainer(Trainer):
+class _RegistrationTrainer(Trainer):
     """One step of training; holds the library on the device."""
 
     terms = ("loss", "similarity", "dice", "smoothness")
@@ -128,7 +128,7 @@ class _StmTrainer(Trainer):
         self.optimiser = torch.optim.Adam(model.parameters(), lr=settings.lr, fused=True)
         self.loss, self.settings, self.seed = loss, settings, seed
         self.augmentation = (augmentation or Augmentation()) if settings.augment else None
-        self.pairs = Pairs(library, settings.pairs, distance, same_case)
+        self.pairs = Pairs(library, settings.nearest_partners, distance, same_case)
         self.device = next(model.parameters()).device
 
     def _batch(self, rows: torch.Tensor, estimated: bool = False) -> tuple[torch.Tensor, torch.Tensor]:
@@ -153,7 +153,7 @@ class _StmTrainer(Trainer):
         seen, onto = atlas, target
         if joint:
             target_label, estimate = target_label.split(self.library.classes - 1, 1)
-            seen, onto = with_structures(atlas, atlas_label), with_structures(target, doubted(estimate, random))
+            seen, onto = append_structures(atlas, atlas_label), append_structures(target, perturb_estimate(estimate, random))
         self.model.train()
         with torch.autocast(self.device.type, torch.bfloat16, enabled=settings.amp):
             ddf = self.team.forward(self.model, seen, onto)

@@ -11,11 +11,11 @@ from torch import nn
 
 from oasis_monai.atlases.library import AtlasLibrary
 from oasis_monai.networks.segmentation import NetworkSettings, make_network
-from oasis_monai.networks.slice_unet import EstimatorSettings
+from oasis_monai.networks.slice_unet import JointSettings
 from oasis_monai.training.trainer import Trainer, TrainingSettings, fit, generator
 from oasis_monai.transforms.augmentation import Augmentation
 from oasis_monai.transforms.labels import foreground, one_hot
-from oasis_monai.utils.device import halved
+from oasis_monai.utils.device import use_bfloat16
 from oasis_monai.utils.interpolation import pool
 
 
@@ -81,7 +81,7 @@ class _NetworkTrainer(Trainer):
         self.loss = DiceCELoss(softmax=True, include_background=False)
         self.device = next(model.parameters()).device
         # full-size convolutions take half of the time in bfloat16 on a CPU that is made for it; others gain little
-        self.half = settings.amp or (network.kind(name) == "dynunet" and halved(self.device, None))
+        self.half = settings.amp or (network.kind(name) == "dynunet" and use_bfloat16(self.device, None))
 
     def step(self, number: int) -> torch.Tensor:
         """(2,) the loss, and its part of the finest output."""
@@ -123,7 +123,7 @@ class _NetworkTrainer(Trainer):
         return torch.stack(images), torch.stack(labels)
 
 
-def coarser(library: AtlasLibrary, stride: Sequence[int]) -> AtlasLibrary:
+def coarsen_library(library: AtlasLibrary, stride: Sequence[int]) -> AtlasLibrary:
     """A library of volumes on the volume network's grid: images averaged over blocks of ``stride`` voxels, labels by majority."""
     hot = torch.stack([pool(one_hot(label[None], library.classes), stride)[0] for label in library.labels])
     labels = hot.argmax(1, keepdim=True).to(torch.uint8)
@@ -133,7 +133,7 @@ def coarser(library: AtlasLibrary, stride: Sequence[int]) -> AtlasLibrary:
 def train_volume_network(
     library: AtlasLibrary,
     spacing_mm: tuple[float, ...],
-    settings: EstimatorSettings,
+    settings: JointSettings,
     network: NetworkSettings,
     training: TrainingSettings,
     seed: int,
@@ -145,7 +145,7 @@ def train_volume_network(
 ) -> nn.Module:
     """Train the U-Net on whole volumes on its share of the budget, as :func:`oasis_monai.training.segmentation.train_network`."""
     coarse_mm = tuple(mm * s for mm, s in zip(spacing_mm, settings.volume_stride, strict=True))
-    budget = training.part(settings.shares(3)[1])
-    library, network = coarser(library, settings.volume_stride), replace(network, patch=None)
+    budget = training.part(settings.budgets(3)[1])
+    library, network = coarsen_library(library, settings.volume_stride), replace(network, patch=None)
     kind = settings.volume_network
     return train_network(kind, library, coarse_mm, network, budget, seed, folder, device, augmentation, progress, name)

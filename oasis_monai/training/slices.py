@@ -8,22 +8,22 @@ from pathlib import Path
 import torch
 
 from oasis_monai.atlases.library import AtlasLibrary
-from oasis_monai.atlases.slices import _expected, _near, _slices, beside_atlases, near_structure
-from oasis_monai.networks.slice_unet import EstimatorSettings, SliceNet, SliceNets, check_size, make_estimator
+from oasis_monai.atlases.slices import _expected, _near, _slices, append_atlas_channels, slices_near_structure
+from oasis_monai.networks.slice_unet import JointSettings, SliceUNet, SliceUNetEnsemble, check_size, make_slice_network
 from oasis_monai.training.trainer import Trainer, TrainingSettings, fit, generator, load_weights
 from oasis_monai.transforms.augmentation import Augmentation
 from oasis_monai.transforms.labels import foreground
-from oasis_monai.utils.device import halved
+from oasis_monai.utils.device import use_bfloat16
 from oasis_monai.utils.tensor_files import load_if_whole, save_tensors
 
 FILE = "estimator.safetensors"
 MEMBER_SEED = 1000  # between the members of a fold; folds are 1 apart
 
 
-def train_estimator(
+def train_slice_network(
     library: AtlasLibrary,
     spacing_mm: tuple[float, ...],
-    settings: EstimatorSettings,
+    settings: JointSettings,
     training: TrainingSettings,
     seed: int,
     folder: Path | None,
@@ -32,7 +32,7 @@ def train_estimator(
     progress: bool = True,
     name: str = "slice network",
     same_case: bool = False,
-) -> SliceNet | SliceNets:
+) -> SliceUNet | SliceUNetEnsemble:
     """Train the network on its share of the budget, or load it when ``folder`` already holds the finished one. Several members
     are trained one after the other, each with its own random numbers and an equal part of the share.
 
@@ -50,15 +50,15 @@ def train_estimator(
     """
     check_size(tuple(library.images.shape[2:]))
     path, members = folder / FILE if folder else None, settings.members
-    part = training.part(settings.shares(library.spatial_dims)[0] / members)
+    part = training.part(settings.budgets(library.spatial_dims)[0] / members)
     budget = replace(part, lr=settings.lr, schedule="warm_cosine")
 
-    def train(number: int, where: Path | None, called: str) -> SliceNet:
+    def train(number: int, where: Path | None, called: str) -> SliceUNet:
         own = seed + MEMBER_SEED * number
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(own)  # the decoder's initial weights
-            model = SliceNet(library.classes, settings.atlases, settings.decoder, settings.pretrained, same_case).to(device)
-        trainer = _EstimatorTrainer(library, model, settings, budget, own, augmentation, spacing_mm, same_case)
+            model = SliceUNet(library.classes, settings.atlases, settings.decoder, settings.pretrained, same_case).to(device)
+        trainer = _SliceTrainer(library, model, settings, budget, own, augmentation, spacing_mm, same_case)
         fit(trainer, where, progress, called)
         return model
 
@@ -67,11 +67,11 @@ def train_estimator(
     stored = load_if_whole(path) if path else None
     files = [path.parent / f"member{number}" / FILE if path else None for number in range(members)]
     if path and stored:
-        together = make_estimator(library.classes, settings, False, same_case)
+        together = make_slice_network(library.classes, settings, False, same_case)
         load_weights(together, stored[0], path)
         together = together.to(device).eval()
     else:
-        together = SliceNets([train(i, file, f"{name} {i + 1} of {members}") for i, file in enumerate(files)]).eval()
+        together = SliceUNetEnsemble([train(i, file, f"{name} {i + 1} of {members}") for i, file in enumerate(files)]).eval()
         if path:
             save_tensors(path, {f"model.{k}": v for k, v in together.state_dict().items()}, {"done": True})
     for file in filter(None, files):  # their histories stay
@@ -79,17 +79,17 @@ def train_estimator(
     return together
 
 
-class _EstimatorTrainer(Trainer):
+class _SliceTrainer(Trainer):
     """One step of training on slices drawn from the whole library; see :class:`oasis_monai.training.trainer.Trainer`."""
 
     terms = ("loss",)
-    knob = "estimator.slices"
+    knob = "joint.slices_per_step"
 
     def __init__(
         self,
         library: AtlasLibrary,
-        model: SliceNet,
-        estimator: EstimatorSettings,
+        model: SliceUNet,
+        estimator: JointSettings,
         settings: TrainingSettings,
         seed: int,
         augmentation: Augmentation | None,
@@ -98,7 +98,7 @@ class _EstimatorTrainer(Trainer):
     ) -> None:
         from monai.losses import DiceCELoss
 
-        self.library, self.model, self.settings, self.seed, self.count = library, model, settings, seed, estimator.slices
+        self.library, self.model, self.settings, self.seed, self.count = library, model, settings, seed, estimator.slices_per_step
         self.device = next(model.parameters()).device
         model.encoder.to(memory_format=torch.channels_last)  # the decoder's instance norms are faster with channels first
         own = {id(p) for p in model.encoder.parameters()}
@@ -107,7 +107,7 @@ class _EstimatorTrainer(Trainer):
             {"params": [p for p in model.parameters() if id(p) not in own], "scale": 1.0},
         ]
         self.optimiser = torch.optim.AdamW(groups, lr=settings.lr, weight_decay=1e-4, fused=True)
-        self.half = settings.amp or halved(self.device, None)
+        self.half = settings.amp or use_bfloat16(self.device, None)
         self.augmentation = (augmentation or Augmentation()) if settings.augment else None
         self.spacing_mm = spacing_mm[:2]
         # over the batch, not per slice: a slice without the structure has no Dice of its own
@@ -119,12 +119,12 @@ class _EstimatorTrainer(Trainer):
             self.expected = torch.cat([_expected(library, part, self.near[part]).half() for part in rows.split(256)])
         # volumes: (row, z) of every slice that shows something; padding beyond the scan teaches nothing
         self.places: torch.Tensor | None = None
-        near = near_structure(library)
+        near = slices_near_structure(library)
         if library.spatial_dims == 3:
             images = library.images
             self.places = (images.amax((1, 2, 3)) > images.amin((1, 2, 3))).nonzero()
             near = near[self.places[:, 0], self.places[:, 1]]
-        self.chances = torch.where(near, 1.0, estimator.empty)
+        self.chances = torch.where(near, 1.0, estimator.empty_slice_weight)
 
     def _draw(self, random: torch.Generator) -> tuple[torch.Tensor, torch.Tensor]:
         """(B, 3 + extra, x, y) slices and their (B, C-1, x, y) structures."""
@@ -132,7 +132,7 @@ class _EstimatorTrainer(Trainer):
         if self.places is None:
             rows = torch.multinomial(self.chances, self.count, replacement=True, generator=random)
             shape = None if self.expected is None else self.expected[rows].float()
-            image = beside_atlases(_slices(library, rows), library, self.near[rows], shape)
+            image = append_atlas_channels(_slices(library, rows), library, self.near[rows], shape)
             return image, foreground(library.labels[rows], library.classes)
         chosen = self.places[torch.multinomial(self.chances, self.count, replacement=True, generator=random)].tolist()
         last = library.images.shape[-1] - 1

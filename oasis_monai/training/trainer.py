@@ -42,7 +42,7 @@ class TrainingSettings:
         schedule: ``cosine`` falls to 1 % of ``lr`` by the end of the budget, ``warm_cosine`` rises to it first (2 % of the
             budget: weights that were trained before survive the first steps), ``constant`` stays.
         batch: pairs per step of the STM, images per step of a segmentation network.
-        pairs: each target's partner is one of its ``pairs`` nearest atlases (feature distance); 0: any other atlas.
+        nearest_partners: each target's partner is one of so many nearest atlases (feature distance); 0: any other atlas.
         augment: change both images of a pair at random (:class:`oasis_monai.transforms.augmentation.Augmentation`).
         amp: bfloat16 autocast of the network's convolutions. The slice network and DynU-Nets do without being asked on CPUs
             that are made for it.
@@ -54,7 +54,7 @@ class TrainingSettings:
     lr: float = 2e-3
     schedule: str = "cosine"
     batch: int = 2
-    pairs: int = 0
+    nearest_partners: int = 0
     augment: bool = True
     amp: bool = False
     checkpoint_minutes: float = 1.0
@@ -70,7 +70,7 @@ class TrainingSettings:
         require("lr", self.lr > 0, "a positive learning rate")
         require("schedule", self.schedule in SCHEDULES, f"one of {list(SCHEDULES)}")
         require("batch", self.batch > 0, "1 or more pairs")
-        require("pairs", self.pairs >= 0, "0 (random) or a number of nearest atlases")
+        require("nearest_partners", self.nearest_partners >= 0, "0 (random) or a number of nearest atlases")
 
     def part(self, share: float) -> TrainingSettings:
         """These settings with ``share`` (0..1) of the budget."""
@@ -110,7 +110,7 @@ class Trainer(ABC):
     knob = "training.batch"
     """The setting that lowers the memory of a step."""
     device: torch.device
-    team: distributed.Alone = distributed.Alone()
+    team: distributed.SingleProcess = distributed.SingleProcess()
     """Who shares the work of a step, see :mod:`oasis_monai.training.distributed`."""
 
     @abstractmethod

@@ -12,6 +12,34 @@ from typing import Any, TypeVar
 from oasis_monai.utils.errors import ConfigError
 
 T = TypeVar("T")
+RENAMED = {
+    "estimator": "joint",
+    "estimator.share": "joint.slice_budget",
+    "estimator.volume_share": "joint.volume_budget",
+    "estimator.slices": "joint.slices_per_step",
+    "estimator.empty": "joint.empty_slice_weight",
+    "estimator.views": "joint.tta_views",
+    "estimator.mirror": "joint.tta_flip",
+    "estimator.vote": "joint.estimate_weight",
+    "training.pairs": "training.nearest_partners",
+    "data.only": "data.include",
+}
+"""Options that had another name before: old -> new. Within ``estimator`` the other keys kept their names."""
+
+
+def check_renamed(key: str) -> None:
+    """Refuse the old name of an option.
+
+    Args:
+        key: with its groups, as on the command line (``estimator.share``).
+
+    Raises:
+        ConfigError: the key is an old name; the message tells the new one.
+    """
+    group, dot, name = key.partition(".")
+    new = RENAMED.get(key) or (f"{RENAMED[group]}{dot}{name}" if group in RENAMED else None)
+    if new is not None:
+        raise ConfigError(key, f"{new}, as this option is called now", key, f"write {new}")
 
 
 def make_group(kind: type[T], values: Any, group: str, **more: Any) -> T:
@@ -21,6 +49,7 @@ def make_group(kind: type[T], values: Any, group: str, **more: Any) -> T:
     known = {f.name for f in dataclasses.fields(kind) if f.init}  # type: ignore[arg-type]
     unknown = sorted(set(values) - known)
     if unknown:
+        check_renamed(f"{group}.{unknown[0]}" if group else unknown[0])
         raise ConfigError(
             f"{group}.{unknown[0]}" if group else unknown[0], f"one of {sorted(known)}", "an unknown key", "correct or remove it"
         )
@@ -36,7 +65,7 @@ def make_group(kind: type[T], values: Any, group: str, **more: Any) -> T:
 
 
 SCALARS = {("", "n"), ("", "methods"), ("registration", "field_stride")}  # lists that a single value may stand for
-IDS = {("data", "only")}  # texts that a YAML file reads as numbers
+IDS = {("data", "include")}  # texts that a YAML file reads as numbers
 _NAMES = {int: "a whole number", float: "a number", str: "a text", bool: "true or false", types.NoneType: "null"}
 
 

@@ -7,19 +7,19 @@ import torch
 from oasis_monai.utils.errors import ConfigError
 
 
-def made_for_bfloat16() -> bool:
+def has_fast_bfloat16() -> bool:
     """Whether this CPU multiplies bfloat16 in hardware; elsewhere it would be slower than float32."""
     told = getattr(torch.ops.mkldnn, "_is_mkldnn_bf16_supported", None)
     return bool(torch.backends.mkldnn.is_available() and told is not None and told())
 
 
-def halved(device: torch.device, asked: bool | None) -> bool:
+def use_bfloat16(device: torch.device, asked: bool | None) -> bool:
     """Whether networks run in bfloat16: as ``asked``, or where None on CPUs that are made for it.
 
     It takes half of the time there. Over 34 prostates, as volumes and as slices, no whole Dice changed by more than 0.1 points,
     and no mean by 0.01.
     """
-    return asked if asked is not None else device.type == "cpu" and made_for_bfloat16()
+    return asked if asked is not None else device.type == "cpu" and has_fast_bfloat16()
 
 
 def resolve_device(name: str) -> str:

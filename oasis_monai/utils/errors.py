@@ -77,7 +77,7 @@ def system_fault(error: OSError) -> Fault:
 
 
 @contextlib.contextmanager
-def naming(what: str) -> Iterator[None]:
+def with_case_in_errors(what: str) -> Iterator[None]:
     """Note on any error that is not the input's (those name their case themselves) what was at work: a case, a network."""
     try:
         yield

@@ -26,7 +26,7 @@ def atomic_path(path: str | Path) -> Iterator[Path]:
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     suffix = "".join(path.suffixes[-2:]) if path.name.endswith(".gz") else path.suffix
-    with blaming(path):
+    with with_path_in_errors(path):
         handle, name = tempfile.mkstemp(prefix=f".{path.name}.", suffix=suffix, dir=path.parent)
         os.close(handle)
         temporary = Path(name)
@@ -41,7 +41,7 @@ def atomic_path(path: str | Path) -> Iterator[Path]:
 
 
 @contextlib.contextmanager
-def blaming(path: Path) -> Iterator[None]:
+def with_path_in_errors(path: Path) -> Iterator[None]:
     """An OSError of what is done inside names ``path``: a full disk names no file, and a temporary one beside ``path`` means
     nothing to the user."""
     try:
@@ -127,7 +127,7 @@ def locked(folder: Path) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def claimed(folder: Path, key: str) -> Iterator[None]:
+def exclusive_folder(folder: Path, key: str) -> Iterator[None]:
     """This process is the only one that writes its results into ``folder``: two runs would mix their files. The claim goes with
     the process, however it ends.
 

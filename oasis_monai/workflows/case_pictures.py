@@ -13,7 +13,7 @@ import numpy as np
 from oasis_monai.data.types import Segmentation
 from oasis_monai.evaluation.scores import method_name
 from oasis_monai.settings import Settings
-from oasis_monai.workflows.prepare import Prepared
+from oasis_monai.workflows.prepare import Dataset
 
 Key = tuple[str, int]
 """A method and its number of atlases; 0 for a network that uses none."""
@@ -75,7 +75,7 @@ def browse(
 
 
 def draw_overlays(
-    settings: Settings, prepared: Prepared, rows: list[dict[str, Any]], kept: Mapping[tuple[str, str, int], bytes], run_dir: Path
+    settings: Settings, prepared: Dataset, rows: list[dict[str, Any]], kept: Mapping[tuple[str, str, int], bytes], run_dir: Path
 ) -> set[Path]:
     """Draw the cases at even ranks from the last method's worst to its best, for every method and n; -> the pictures."""
     from oasis_monai.data.io import read_volume, to_canonical

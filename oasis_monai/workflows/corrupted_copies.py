@@ -22,29 +22,29 @@ from oasis_monai.settings import Settings
 from oasis_monai.transforms.corruptions import CORRUPTIONS, CORRUPTIONS_VERSION, drawn, left
 from oasis_monai.transforms.preprocessing import restore_all
 from oasis_monai.utils.device import resolve_device
-from oasis_monai.utils.errors import naming
+from oasis_monai.utils.errors import with_case_in_errors
 from oasis_monai.utils.files import digest
 from oasis_monai.workflows.fold_models import STM, FoldModel, FoldModels
-from oasis_monai.workflows.prepare import Prepared
+from oasis_monai.workflows.prepare import Dataset
 
 Rows = list[tuple[dict[str, Any], torch.Tensor]]
 """Score rows with their ``corruption``, each with the counts of :func:`oasis_monai.segmentation.agreement.agreement`."""
 Key = tuple[str, int]
-UNTOLD = ("FwoW", "STAPLE", INTERPOLATION)
+WITHOUT_PREDICTED_DICE = ("FwoW", "STAPLE", INTERPOLATION)
 """Methods whose parts are not compared, so that nothing is predicted of them."""
 
 
-def told_methods(settings: Settings) -> tuple[str, ...]:
+def methods_with_predicted_dice(settings: Settings) -> tuple[str, ...]:
     """Those of the methods whose parts are compared."""
     alone = ("estimate",) if not settings.has_volume_network else ()  # a slice network with nobody to disagree with
-    return tuple(m for m in settings.atlas_methods if m not in (*UNTOLD, *alone))
+    return tuple(m for m in settings.atlas_methods if m not in (*WITHOUT_PREDICTED_DICE, *alone))
 
 
 def copies(settings: Settings) -> int:
     """Corrupted copies of each test case that a cross-validation makes. None where nothing is predicted: of methods that are not
     told, in a job of one fold (a case is predicted from the other folds), and under slice folds, where a scan's neighbouring
     slices would be as they were."""
-    useful = settings.folds == "patient" and settings.fold is None and told_methods(settings)
+    useful = settings.folds == "patient" and settings.fold is None and methods_with_predicted_dice(settings)
     return settings.corruptions if useful else 0
 
 
@@ -65,7 +65,7 @@ class Segmented:
     dsc: dict[Key, list[float]]
 
 
-def segmented(
+def segment_labelled(
     settings: Settings,
     segmenter: Segmenter,
     embed: Embedder,
@@ -91,7 +91,7 @@ def segmented(
 
 
 def corrupted_rows(
-    settings: Settings, prepared: Prepared, folds: Sequence[Fold], made: Mapping[int, FoldModel], models: FoldModels
+    settings: Settings, prepared: Dataset, folds: Sequence[Fold], made: Mapping[int, FoldModel], models: FoldModels
 ) -> Rows:
     """Rows of :func:`copies` of every case, each segmented by the model of the fold that tests it."""
     from tqdm import tqdm
@@ -100,13 +100,13 @@ def corrupted_rows(
     if not count:
         return rows
     embed = embedder(settings.features.name, settings.features.weights, resolve_device(settings.device))
-    methods = told_methods(settings)
+    methods = methods_with_predicted_dice(settings)
     testing = {case: fold for fold in folds for case in fold.test}
     for case in tqdm(sorted(testing), desc="corrupted copies", disable=not settings.progress):
         fold = testing[case]
         segmenter = made[fold.index].segmenter
         assert segmenter is not None
-        with naming(case):
+        with with_case_in_errors(case):
             volume = read_volume(prepared.cases[case], settings.data.label_values)
             for name, seed in drawn(case, count, settings.seed):
                 copy = CORRUPTIONS[name](volume, seed)
@@ -116,7 +116,7 @@ def corrupted_rows(
                 if STM in models.needed():
                     kept = models.fields(fold, case)
                     fields = FieldCache(kept.folder, digest([kept.key, name, seed, CORRUPTIONS_VERSION]))
-                found = segmented(settings, segmenter, embed, copy, methods, fields)
+                found = segment_labelled(settings, segmenter, embed, copy, methods, fields)
                 about = {"protocol": "patient", "fold": fold.index, "case": case, "corruption": name, "region": "whole"}
                 for key, result in found.results.items():
                     if result.agreement is not None:

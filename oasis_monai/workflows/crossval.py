@@ -36,12 +36,12 @@ from oasis_monai.segmentation.segmenter import Result, Segmenter
 from oasis_monai.settings import Settings
 from oasis_monai.transforms.preprocessing import restore_all
 from oasis_monai.utils.device import resolve_device
-from oasis_monai.utils.errors import naming
+from oasis_monai.utils.errors import with_case_in_errors
 from oasis_monai.utils.files import write_json
 from oasis_monai.workflows.case_pictures import Key, browse, draw_overlays, forget_others, keep_label
 from oasis_monai.workflows.corrupted_copies import Rows, corrupted_rows
 from oasis_monai.workflows.fold_models import STM, FoldModel, FoldModels, calibration_path, train_ahead
-from oasis_monai.workflows.prepare import Log, Prepared, find_and_check, prepare, split_of
+from oasis_monai.workflows.prepare import Dataset, Log, find_and_check, prepare, split_of
 from oasis_monai.workflows.run_record import Clock, run_record
 
 
@@ -143,7 +143,7 @@ class _Fused:
 
 def _score_folds(
     settings: Settings,
-    prepared: Prepared,
+    prepared: Dataset,
     split: Split,
     folds: list[Fold],
     made: Mapping[int, FoldModel],
@@ -160,12 +160,12 @@ def _score_folds(
     agreements: dict[tuple[str, str, int], torch.Tensor] = {}
     tested = {case for fold in folds for case in fold.test}
     for case in tqdm(sorted(tested), desc="segment", disable=not settings.progress):
-        with clock("segment"), naming(case):
+        with clock("segment"), with_case_in_errors(case):
             own = next(fold for fold in folds if case in fold.test)
             fold_index = own.index if split.protocol == "patient" else -1
             fused = _segment(settings, prepared, split, folds, made, models, case)
         agreements |= {(case, *key): counts for key, counts in fused.agreement.items()}
-        with clock("score"), naming(case):
+        with clock("score"), with_case_in_errors(case):
             target = prepared.targets[case]
             volume = _native(settings, prepared.cases[case])
             assert volume.label is not None
@@ -189,7 +189,7 @@ def _score_folds(
 
 def _predict_quality(
     settings: Settings,
-    prepared: Prepared,
+    prepared: Dataset,
     split: Split,
     rows: list[dict[str, Any]],
     agreements: Mapping[tuple[str, str, int], torch.Tensor],
@@ -210,7 +210,7 @@ def _predict_quality(
 
 def _segment(
     settings: Settings,
-    prepared: Prepared,
+    prepared: Dataset,
     split: Split,
     folds: list[Fold],
     made: Mapping[int, FoldModel],
@@ -249,7 +249,7 @@ def _segment(
 
 def _atlas_results(
     settings: Settings,
-    prepared: Prepared,
+    prepared: Dataset,
     segmenter: Segmenter,
     target: Preprocessed,
     features: torch.Tensor,

@@ -14,22 +14,22 @@ from torch import nn
 from oasis_monai.atlases.library import AtlasLibrary
 from oasis_monai.data.folds import Fold, Split
 from oasis_monai.networks.segmentation import Predictor
-from oasis_monai.networks.slice_unet import EstimatorSettings, SliceNet, SliceNets
+from oasis_monai.networks.slice_unet import JointSettings, SliceUNet, SliceUNetEnsemble
 from oasis_monai.segmentation.alignment import Aligner, FieldCache
-from oasis_monai.segmentation.estimate import Estimator, estimate_library, make_whole
+from oasis_monai.segmentation.estimate import Estimator, estimate_atlases, make_volume_network
 from oasis_monai.segmentation.loa import LoaTable
 from oasis_monai.segmentation.methods import needs_alignment
 from oasis_monai.segmentation.segmenter import Segmenter
 from oasis_monai.settings import Settings
-from oasis_monai.training.registration import train_stm
+from oasis_monai.training.registration import train_registration
 from oasis_monai.training.segmentation import train_network, train_volume_network
-from oasis_monai.training.slices import train_estimator
+from oasis_monai.training.slices import train_slice_network
 from oasis_monai.training.trainer import TRAINING_VERSION
 from oasis_monai.utils.device import resolve_device
 from oasis_monai.utils.files import digest, file_digest, locked
 from oasis_monai.utils.processes import side_by_side
 from oasis_monai.utils.tensor_files import load_if_whole, save_tensors
-from oasis_monai.workflows.prepare import Log, Prepared
+from oasis_monai.workflows.prepare import Dataset, Log
 
 STM = "STM"
 ESTIMATOR = "estimator"
@@ -50,9 +50,9 @@ class FoldModel:
     predictors: dict[str, Predictor]
 
 
-def voice(settings: EstimatorSettings) -> dict[str, Any]:
+def voice(settings: JointSettings) -> dict[str, Any]:
     """What a :class:`oasis_monai.segmentation.segmenter.Segmenter` has to know of its estimator."""
-    return {"estimator_atlases": settings.atlases, "vote": settings.vote, "recentre": settings.recentre}
+    return {"estimator_atlases": settings.atlases, "vote": settings.estimate_weight, "recentre": settings.recentre}
 
 
 def calibration_path(settings: Settings, content: Mapping[str, str]) -> Path:
@@ -67,7 +67,7 @@ def calibration_path(settings: Settings, content: Mapping[str, str]) -> Path:
         "selection": asdict(settings.features),
         "temperature": settings.temperature,
     }
-    identity |= {k: getattr(settings.estimator, k) for k in ("vote", "mirror", "views", "recentre")}
+    identity |= {k: getattr(settings.joint, k) for k in ("estimate_weight", "tta_flip", "tta_views", "recentre")}
     return Path(settings.cache) / "calibrations" / f"{digest(identity)}.json"
 
 
@@ -78,7 +78,7 @@ class FoldModels:
     inference), so that every run that needs one finds it.
     """
 
-    def __init__(self, settings: Settings, prepared: Prepared, split: Split, cache: Path, log: Log) -> None:
+    def __init__(self, settings: Settings, prepared: Dataset, split: Split, cache: Path, log: Log) -> None:
         self.settings, self.prepared, self.split, self.cache, self.log = settings, prepared, split, cache, log
 
     def library(self, fold: Fold) -> AtlasLibrary:
@@ -92,16 +92,22 @@ class FoldModels:
     def needed(self) -> list[str]:
         """The networks that the settings' methods need: :data:`STM` (a joint one brings those of its estimator along),
         those of the estimator alone, and names of segmentation networks."""
-        own = [STM] if needs_alignment(self.settings.methods) else self._of_the_estimator() if self.settings.joint else []
+        own = (
+            [STM]
+            if needs_alignment(self.settings.methods)
+            else self._of_the_estimator()
+            if self.settings.uses_joint_model
+            else []
+        )
         return [*own, *self.settings.networks]
 
     def _of_the_estimator(self) -> list[str]:
-        return [ESTIMATOR, *([VOLUME] if self.settings.estimator.shares(self.settings.spatial_dims)[1] else [])]
+        return [ESTIMATOR, *([VOLUME] if self.settings.joint.budgets(self.settings.spatial_dims)[1] else [])]
 
     def folder(self, fold: Fold, network: str = STM) -> Path:
         """Where a network of the fold lives."""
         content = {case: self.prepared.content[case] for case in fold.train}
-        identities = {STM: self.settings.identity, ESTIMATOR: self.settings.estimator_identity}
+        identities = {STM: self.settings.identity, ESTIMATOR: self.settings.slice_network_identity}
         identities[VOLUME] = self.settings.volume_identity
         own = identities[network]() if network in identities else self.settings.network_identity(network)
         identity: dict[str, Any] = {**own, "split": fold.key(), "content": content, "version": TRAINING_VERSION}
@@ -125,19 +131,19 @@ class FoldModels:
         training = settings.training
         if network == STM and settings.registration.joint:  # before the lock: a lock held in wait for another's may never open
             library = self.with_estimates(fold, library)
-            training = training.part(settings.estimator.shares(settings.spatial_dims)[2])
+            training = training.part(settings.joint.budgets(settings.spatial_dims)[2])
         with locked(folder):  # jobs of one sweep may want the same fold at the same time
             how = (settings.training, seed, folder, device, settings.augmentation, settings.progress, name)
             if network == ESTIMATOR:
-                return train_estimator(library, self._spacing_mm(), settings.estimator, *how, same_case=self._same_case)
+                return train_slice_network(library, self._spacing_mm(), settings.joint, *how, same_case=self._same_case)
             if network == VOLUME:
-                return train_volume_network(library, self._spacing_mm(), settings.estimator, settings.network, *how)
+                return train_volume_network(library, self._spacing_mm(), settings.joint, settings.network, *how)
             if network != STM:
                 return train_network(network, library, self._spacing_mm(), settings.network, *how)
             if not self.trained(fold):  # what was aligned by a model that was lost or damaged is no longer true
                 (folder / "loa.safetensors").unlink(missing_ok=True)
                 shutil.rmtree(folder / "fields", ignore_errors=True)
-            return train_stm(
+            return train_registration(
                 library,
                 self._spacing_mm(),
                 settings.registration,
@@ -158,11 +164,11 @@ class FoldModels:
         settings, library = self.settings, self.library(fold)
         more: dict[str, Any] = {"distance": settings.features.distance, "temperature": settings.temperature}
         more["same_case"] = self._same_case
-        if settings.joint:
-            more |= {"estimator": self.estimator(fold, library)} | voice(settings.estimator)
+        if settings.uses_joint_model:
+            more |= {"estimator": self.estimator(fold, library)} | voice(settings.joint)
         if not needs_alignment(settings.methods):
             return Segmenter(library, **more)
-        if settings.joint:
+        if settings.uses_joint_model:
             library = self.with_estimates(fold, library)
         aligner = Aligner(self.train(fold, STM, library), resolve_device(settings.device), settings.align_batch)
         of = file_digest(*self._estimator_files(fold)) if settings.registration.joint else ""  # a joint STM sees estimates
@@ -172,13 +178,15 @@ class FoldModels:
     def estimator(self, fold: Fold, library: AtlasLibrary) -> Estimator:
         """The joint model's segmentation network of the fold, trained if need be."""
         network = self.train(fold, ESTIMATOR, library)
-        assert isinstance(network, SliceNet | SliceNets)
+        assert isinstance(network, SliceUNet | SliceUNetEnsemble)
         settings, device = self.settings, resolve_device(self.settings.device)
         whole = None
         if VOLUME in self._of_the_estimator():
-            whole = make_whole(self.train(fold, VOLUME, library), settings.estimator.volume_network, settings.network, device)
-        how = settings.estimator
-        return Estimator(network, how.mirror, device, whole=whole, stride=how.volume_stride, views=how.views)
+            whole = make_volume_network(
+                self.train(fold, VOLUME, library), settings.joint.volume_network, settings.network, device
+            )
+        how = settings.joint
+        return Estimator(network, how.tta_flip, device, whole=whole, stride=how.volume_stride, tta_views=how.tta_views)
 
     def _estimator_files(self, fold: Fold) -> list[Path]:
         return [self.folder(fold, name) / _FILES.get(name, "network.safetensors") for name in self._of_the_estimator()]
@@ -189,11 +197,11 @@ class FoldModels:
             return library
         settings = self.settings
         network = self.estimator(fold, library)
-        path = self.folder(fold, ESTIMATOR) / f"estimates-{digest([settings.estimator.mirror])}.safetensors"
+        path = self.folder(fold, ESTIMATOR) / f"estimates-{digest([settings.joint.tta_flip])}.safetensors"
         stored = load_if_whole(path)
         of = file_digest(*self._estimator_files(fold))
         if stored is None or stored[1].get("networks") != of:
-            made = estimate_library(network, library, settings.estimator.atlases, self._same_case)
+            made = estimate_atlases(network, library, settings.joint.atlases, self._same_case)
             save_tensors(path, {"estimates": made}, {"networks": of})
             return library.with_estimates(made)
         return library.with_estimates(stored[0]["estimates"])
@@ -217,8 +225,12 @@ class FoldModels:
         """Where the fields onto a test case of the fold are kept: the fold's model, the scan, and how atlases are chosen."""
         features = self.settings.features
         parts: list[Any] = [features.name, features.weights, features.distance, fold.index, self.prepared.scans[case]]
-        if self.settings.joint:  # its fields depend on the estimate
-            parts += [file_digest(*self._estimator_files(fold)), self.settings.estimator.mirror, self.settings.estimator.views]
+        if self.settings.uses_joint_model:  # its fields depend on the estimate
+            parts += [
+                file_digest(*self._estimator_files(fold)),
+                self.settings.joint.tta_flip,
+                self.settings.joint.tta_views,
+            ]
         chosen = digest(parts)
         return FieldCache(self.folder(fold) / "fields", chosen)
 

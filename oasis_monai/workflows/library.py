@@ -20,7 +20,7 @@ from oasis_monai.atlases.features import Embedder
 from oasis_monai.atlases.library import AtlasLibrary, build_library
 from oasis_monai.data.types import Case, Preprocessed
 from oasis_monai.evaluation.tables import aligned_text
-from oasis_monai.segmentation.estimate import estimate_library
+from oasis_monai.segmentation.estimate import estimate_atlases
 from oasis_monai.segmentation.segmenter import Segmenter
 from oasis_monai.settings import Settings
 from oasis_monai.transforms.preprocessing import PreprocessCache
@@ -40,7 +40,7 @@ def list_atlases(model: Path) -> str:
     Raises:
         OasisError: it is no model folder, or its library has changed.
     """
-    record, library = folders.steady(lambda: folders.read_library(model))
+    record, library = folders.retry_once(lambda: folders.read_library(model))
     labels, features = record["settings"]["data"]["labels"], record["settings"]["features"]
     lines = [["case", "images", *(f"{name} ml" for name in labels), "trained on"]]
     for case in _cases(library):
@@ -111,7 +111,7 @@ def remove_atlas(model: Path, case: str, device: str = "auto", batch: int = 8, l
         if case not in library.cases:
             raise ConfigError("remove", f"a case of the library: {', '.join(_cases(library))}", case, "choose one of these")
         rows = torch.tensor([i for i, other in enumerate(library.cases) if other != case], dtype=torch.int64)
-        least = max(1, settings.estimator.atlases if settings.registration.joint else 0)
+        least = max(1, settings.joint.atlases if settings.registration.joint else 0)
         if len(rows) < least:
             raise ConfigError("remove", f"a library that keeps {least} atlases or more", case, "add another case first")
         shorter = library.subset(rows)
@@ -157,7 +157,7 @@ def _atlases(item: Preprocessed, settings: Settings, segmenter: Segmenter, embed
         return made
     both = replace(library, estimates=None).merge(made)
     rows = torch.arange(len(library), len(both))
-    return made.with_estimates(estimate_library(segmenter.estimator, both, settings.estimator.atlases, rows=rows))
+    return made.with_estimates(estimate_atlases(segmenter.estimator, both, settings.joint.atlases, rows=rows))
 
 
 def _settled(model: Path) -> dict[str, Any]:

@@ -19,13 +19,13 @@ from oasis_monai.atlases.library import AtlasLibrary
 from oasis_monai.evaluation.quality import Calibration
 from oasis_monai.evaluation.quality_tables import calibrations_of
 from oasis_monai.networks.segmentation import make_network
-from oasis_monai.networks.slice_unet import make_estimator
+from oasis_monai.networks.slice_unet import make_slice_network
 from oasis_monai.segmentation.alignment import Aligner
-from oasis_monai.segmentation.estimate import Estimator, make_whole
+from oasis_monai.segmentation.estimate import Estimator, make_volume_network
 from oasis_monai.segmentation.loa import LoaTable
 from oasis_monai.segmentation.segmenter import Segmenter
 from oasis_monai.settings import Settings, build
-from oasis_monai.training.registration import make_stm
+from oasis_monai.training.registration import make_registration_network
 from oasis_monai.training.trainer import load_weights
 from oasis_monai.utils.device import resolve_device
 from oasis_monai.utils.errors import OasisError
@@ -142,10 +142,10 @@ def load_model(folder: Path, device: str = "auto", batch: int = 8) -> tuple[Sett
     Raises:
         OasisError: it is no model folder, of another format, or a file of it has changed.
     """
-    return steady(lambda: _load(folder, device, batch))
+    return retry_once(lambda: _load(folder, device, batch))
 
 
-def steady(read: Callable[[], T]) -> T:
+def retry_once(read: Callable[[], T]) -> T:
     """Read from a model folder that someone may be editing: what was not there as told may just have been replaced."""
     try:
         return read()
@@ -168,25 +168,25 @@ def _load(folder: Path, device: str, batch: int) -> tuple[Settings, Segmenter]:
     settings, where = build(record["settings"]), resolve_device(device)  # before the library is read: it may be large
     if record["checksums"].get("settings", digest(record["settings"])) != digest(record["settings"]):
         raise OasisError(f"model: expected model.json as it was written, found other settings in {folder}; copy the model again")
-    with_volume = settings.registration.joint and settings.estimator.shares(settings.spatial_dims)[1] > 0
+    with_volume = settings.registration.joint and settings.joint.budgets(settings.spatial_dims)[1] > 0
     needed = [STM_PART, *([ESTIMATOR_PART] if settings.registration.joint else []), *([VOLUME_PART] if with_volume else [])]
     files = {name: part(folder, record, name) for name in needed}
     record, library = read_library(folder)
-    network = _loaded(make_stm(library, settings.registration), files[STM_PART])
+    network = _loaded(make_registration_network(library, settings.registration), files[STM_PART])
     aligner = Aligner(network, where, batch)
     loa = LoaTable(library, aligner, folder / LOA_FILE, record["checksums"][LIBRARY_PART])
     more: dict[str, Any] = {}
     if settings.registration.joint:
-        net = make_estimator(library.classes, settings.estimator, pretrained=False)
+        net = make_slice_network(library.classes, settings.joint, pretrained=False)
         _loaded(net, files[ESTIMATOR_PART])
         whole = None
         if with_volume:
-            kind = settings.estimator.volume_network
+            kind = settings.joint.volume_network
             volume = _loaded(make_network(kind, library.classes, settings.network), files[VOLUME_PART])
-            whole = make_whole(volume, kind, settings.network, where)
-        how = settings.estimator
-        estimator = Estimator(net, how.mirror, where, whole=whole, stride=how.volume_stride, views=how.views)
-        more = {"estimator": estimator, **voice(settings.estimator)}
+            whole = make_volume_network(volume, kind, settings.network, where)
+        how = settings.joint
+        estimator = Estimator(net, how.tta_flip, where, whole=whole, stride=how.volume_stride, tta_views=how.tta_views)
+        more = {"estimator": estimator, **voice(settings.joint)}
     return settings, Segmenter(library, aligner, loa, settings.features.distance, settings.temperature, **more)
 
 

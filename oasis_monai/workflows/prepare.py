@@ -17,14 +17,14 @@ from oasis_monai.segmentation.methods import needs_alignment, needs_atlases
 from oasis_monai.settings import Settings
 from oasis_monai.transforms.preprocessing import PreprocessCache
 from oasis_monai.utils.device import resolve_device
-from oasis_monai.utils.errors import ConfigError, DataError, Fault, naming
+from oasis_monai.utils.errors import ConfigError, DataError, Fault, with_case_in_errors
 from oasis_monai.utils.files import digest, write_json
 
 Log = Callable[[str], None]
 
 
 @dataclass(frozen=True)
-class Prepared:
+class Dataset:
     """A data set ready for atlas work.
 
     Args:
@@ -61,7 +61,7 @@ def find_and_check(settings: Settings, cache: Path | None, log: Log) -> list[Cas
     from oasis_monai.workflows.check import check_cases
 
     data = settings.data
-    cases, unpaired = surveyed(data)
+    cases, unpaired = find_selected_cases(data)
     stamp = digest(
         [[str(f), f.stat().st_size, f.stat().st_mtime_ns] for case in cases for f in _files(case)] + [list(data.label_values)]
     )
@@ -86,22 +86,22 @@ def find_and_check(settings: Settings, cache: Path | None, log: Log) -> list[Cas
 ONLY_REMEDY = "correct the list (an id that begins with 0 needs quotes: '007')"
 
 
-def surveyed(data: DataSettings) -> tuple[list[Case], list[Fault]]:
-    """The cases of a data set, cut to ``data.only`` where that names any, and what is wrong with how their files lie there.
+def find_selected_cases(data: DataSettings) -> tuple[list[Case], list[Fault]]:
+    """The cases of a data set, cut to ``data.include`` where that names any, and what is wrong with how their files lie there.
 
     Raises:
-        DataError: the folder is absent, or ``data.only`` names what is not there.
+        DataError: the folder is absent, or ``data.include`` names what is not there.
     """
     from oasis_monai.data.cases import survey
 
     if not data.root:
         raise ConfigError("data.root", "the folder of the data set", data.root, "add data.root=PATH")
     cases, faults = survey(data.root, data.layout)
-    if not data.only:
+    if not data.include:
         return cases, faults
-    if absent := sorted(set(data.only) - {case.id for case in cases} - {fault.case for fault in faults}):
-        raise DataError([Fault(case, "data.only", "an id of the data set", "no such case", ONLY_REMEDY) for case in absent])
-    return [case for case in cases if case.id in data.only], [fault for fault in faults if fault.case in ("", *data.only)]
+    if absent := sorted(set(data.include) - {case.id for case in cases} - {fault.case for fault in faults}):
+        raise DataError([Fault(case, "data.include", "an id of the data set", "no such case", ONLY_REMEDY) for case in absent])
+    return [case for case in cases if case.id in data.include], [fault for fault in faults if fault.case in ("", *data.include)]
 
 
 def _files(case: Case) -> list[Path]:
@@ -117,7 +117,7 @@ def _files(case: Case) -> list[Path]:
     return [file for file in files if file.exists()]
 
 
-def prepare(settings: Settings, cases: list[Case], cache: Path | None, log: Log) -> Prepared:
+def prepare(settings: Settings, cases: list[Case], cache: Path | None, log: Log) -> Dataset:
     """Preprocess and embed all cases (from the cache where it holds them)."""
     from oasis_monai.atlases.features import embedder
 
@@ -127,7 +127,7 @@ def prepare(settings: Settings, cases: list[Case], cache: Path | None, log: Log)
         embed = replace(embed, cache=cache / "features")
     items = []
     for case in cases:
-        with naming(case.id):
+        with with_case_in_errors(case.id):
             items.append(store.get(case))
     for fault in store.faults():
         log(f"warning: {fault}")
@@ -135,7 +135,7 @@ def prepare(settings: Settings, cases: list[Case], cache: Path | None, log: Log)
     targets = {item.case: replace(item, label=None) for item in items}
     content = {c.id: digest([store.content(p) for p in (c.image, c.label) if p is not None]) for c in cases}
     scans = {c.id: store.content(c.image) for c in cases}
-    return Prepared({c.id: c for c in cases}, targets, library, content, scans)
+    return Dataset({c.id: c for c in cases}, targets, library, content, scans)
 
 
 def check_pairs(settings: Settings, split: Split) -> None:
@@ -151,7 +151,7 @@ def check_pairs(settings: Settings, split: Split) -> None:
         raise ConfigError("data", f"at least two training {what} to make pairs of", f"{fewest}", "add cases")
 
 
-def split_of(settings: Settings, prepared: Prepared) -> Split:
+def split_of(settings: Settings, prepared: Dataset) -> Split:
     """The folds of a run, their training side cut to ``train_cases`` patients where that is set.
 
     Raises:
@@ -166,10 +166,10 @@ def split_of(settings: Settings, prepared: Prepared) -> Split:
     if needs_atlases(settings.methods) and max(settings.n) > available:
         raise ConfigError("n", f"1 to {available}, the atlases of the smallest fold", list(settings.n), "lower n or add cases")
     check_pairs(settings, split)
-    if settings.joint and settings.estimator.atlases:
+    if settings.uses_joint_model and settings.joint.atlases:
         sizes = [[len(images) for images in fold.train.values()] for fold in split.folds]
         others = min(sum(own) - (1 if split.protocol == "slice" else max(own)) for own in sizes)  # without the slice's own
-        if settings.estimator.atlases > others:
+        if settings.joint.atlases > others:
             expected = f"0, as a fold has {others} atlases for a slice"
-            raise ConfigError("estimator.atlases", expected, settings.estimator.atlases, "add cases")
+            raise ConfigError("joint.atlases", expected, settings.joint.atlases, "add cases")
     return split

@@ -24,7 +24,7 @@ from oasis_monai.utils.errors import ConfigError
 from oasis_monai.utils.files import digest, write_json, write_text
 from oasis_monai.utils.processes import side_by_side
 from oasis_monai.workflows.fold_models import FoldModels, _quiet, _silent, train_ahead
-from oasis_monai.workflows.prepare import Log, Prepared, find_and_check, prepare, split_of
+from oasis_monai.workflows.prepare import Dataset, Log, find_and_check, prepare, split_of
 from oasis_monai.workflows.run_record import Clock, run_record
 
 SCORING_VERSION = 2  # part of every finished arm's stamp; raise it when the same models would score differently
@@ -220,7 +220,7 @@ def run_study(study: Study, config: Mapping[str, Any], run_dir: Path, log: Log =
         log(line)
     stamps: dict[str, str] = {}
     waiting: list[Job] = []
-    prepared: dict[str, Prepared] = {}
+    prepared: dict[str, Dataset] = {}
     trainings: dict[Path, tuple[Settings, int, str]] = {}
     with clock("check and read"):
         for job in jobs:
@@ -271,7 +271,7 @@ def plain(study: Study) -> dict[str, Any]:
     return told
 
 
-def _prepared(settings: Settings, known: dict[str, Prepared], log: Log) -> Prepared:
+def _prepared(settings: Settings, known: dict[str, Dataset], log: Log) -> Dataset:
     """The data set as the settings need it, made once for all arms that need the same."""
     told = settings.to_json()
     key = digest([told[k] for k in ("data", "preprocessing", "features", "spatial_dims", "cache")])
@@ -281,7 +281,7 @@ def _prepared(settings: Settings, known: dict[str, Prepared], log: Log) -> Prepa
     return known[key]
 
 
-def _stamp(settings: Settings, prepared: Prepared) -> str:
+def _stamp(settings: Settings, prepared: Dataset) -> str:
     """What a finished arm depends on: its settings, the data (wherever it lies), the code."""
     how = ("workers", "threads", "progress", "device", "align_batch", "cache")
     kept = {k: v for k, v in settings.to_json().items() if k not in how}

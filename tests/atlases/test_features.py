@@ -183,10 +183,10 @@ def test_the_key_names_network_and_weights(lite, tmp_path):
     assert embedder("intensity").key not in (lite.key, other.key)
 
 
-@pytest.mark.parametrize("naming", ["monai", "torchvision", "torchvision of 2017"])
-def test_densenet121_under_every_naming(naming, dense_state, tmp_path):
+@pytest.mark.parametrize("with_case_in_errors", ["monai", "torchvision", "torchvision of 2017"])
+def test_densenet121_under_every_naming(with_case_in_errors, dense_state, tmp_path):
     network, states = dense_state
-    torch.save(states[naming], tmp_path / "weights.pth")
+    torch.save(states[with_case_in_errors], tmp_path / "weights.pth")
     slices = noise(1, 1, 64, 64)
     photo = F.interpolate(upright(window(slices)), size=(64, 64), mode="bilinear", antialias=True)
     with torch.no_grad():

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from oasis_monai.atlases.library import AtlasLibrary
-from oasis_monai.atlases.slices import neighbours, shape_between, signed_distance
+from oasis_monai.atlases.slices import interpolate_shape, neighbours, signed_distance
 from oasis_monai.networks.slice_unet import REACH
 
 
@@ -53,18 +53,18 @@ def test_neighbours_are_the_next_ones_of_the_same_scan_weighted_by_distance():
 
 def test_a_place_never_sees_its_own_label():
     library = discs([4, 12, 6], "aaa", [0, 1, 2])
-    assert radius(shape_between(library, [("a", 1)])[0, 0]) == pytest.approx(5, abs=0.4)
+    assert radius(interpolate_shape(library, [("a", 1)])[0, 0]) == pytest.approx(5, abs=0.4)
 
 
 def test_the_shape_between_two_discs_is_a_disc_between():
     library = discs([6, 14], "aa", [0, 4])
-    between = shape_between(library, [("a", 1), ("a", 2), ("a", 3)])
+    between = interpolate_shape(library, [("a", 1), ("a", 2), ("a", 3)])
     # outside the reach the smaller disc no longer tells how far away it is: the disc is a little larger than linear
     assert [radius(one[0]) for one in between] == pytest.approx([8, 10, 12], abs=0.8)
 
 
 def test_beyond_the_last_labelled_slice_the_shape_shrinks():
-    between = shape_between(discs([12], "a", [3]), [("a", 4), ("a", 5), ("a", 30)])
+    between = interpolate_shape(discs([12], "a", [3]), [("a", 4), ("a", 5), ("a", 30)])
     assert radius(between[0, 0]) == pytest.approx(12 - REACH, abs=0.6)
     assert radius(between[1, 0]) == pytest.approx(12 - 2 * REACH, abs=0.6)
     assert not (between[2] > 0).any()
@@ -72,10 +72,10 @@ def test_beyond_the_last_labelled_slice_the_shape_shrinks():
 
 def test_a_scan_without_labelled_slices_has_no_shape():
     library, places = discs([6, 10, 6], "abb", [0, 0, 1]), [("a", 0), ("c", 1), ("b", 0)]
-    assert bool((shape_between(library, places)[:2] == -REACH).all())
-    between = shape_between(library, places, torch.tensor([[1, 2], [1, 1], [0, 0]]))  # but what is between two others
+    assert bool((interpolate_shape(library, places)[:2] == -REACH).all())
+    between = interpolate_shape(library, places, torch.tensor([[1, 2], [1, 1], [0, 0]]))  # but what is between two others
     assert [radius(one[0]) for one in between[:2]] == pytest.approx([8, 10], abs=0.6)
-    assert torch.equal(between[2], shape_between(library, places)[2])
+    assert torch.equal(between[2], interpolate_shape(library, places)[2])
 
 
 def test_a_structure_that_fills_the_slice_has_no_edge_in_it():
@@ -85,7 +85,7 @@ def test_a_structure_that_fills_the_slice_has_no_edge_in_it():
 
 def test_every_structure_has_a_shape_of_its_own():
     one, two = discs([8], "a", [0], classes=3), discs([5], "a", [2], classes=3, index=2)
-    between = shape_between(one.merge(two), [("a", 1)])
+    between = interpolate_shape(one.merge(two), [("a", 1)])
     assert between.shape == (1, 2, 40, 40)
     assert radius(between[0, 0]) == pytest.approx(8 - REACH, abs=0.8)
     assert not (between[0, 1, 20, 30:] > 0).any()

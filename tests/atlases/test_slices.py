@@ -8,16 +8,16 @@ import torch
 
 from oasis_monai.atlases.features import thumbnails
 from oasis_monai.atlases.library import AtlasLibrary
-from oasis_monai.atlases.slices import beside_atlases, flanking, shape_between
+from oasis_monai.atlases.slices import adjacent_slice_atlases, append_atlas_channels, interpolate_shape
 from oasis_monai.data.types import Geometry, Preprocessed
-from oasis_monai.networks.slice_unet import REACH, EstimatorSettings, make_estimator, with_neighbours
-from oasis_monai.segmentation.estimate import Estimator, estimate_library
+from oasis_monai.networks.slice_unet import REACH, JointSettings, make_slice_network, with_neighbours
+from oasis_monai.segmentation.estimate import Estimator, estimate_atlases
 from oasis_monai.segmentation.segmenter import Segmenter
-from oasis_monai.training.slices import train_estimator
+from oasis_monai.training.slices import train_slice_network
 from oasis_monai.training.trainer import TrainingSettings
 from oasis_monai.utils.errors import ConfigError
 
-SMALL = EstimatorSettings(decoder=(8, 8, 8, 8), slices=2, pretrained=False, share=0.5, volume_share=0.0, atlases=2)
+SMALL = JointSettings(decoder=(8, 8, 8, 8), slices_per_step=2, pretrained=False, slice_budget=0.5, volume_budget=0.0, atlases=2)
 
 
 def scans(depths=(9, 7), keep=lambda case, z: True, classes=2):
@@ -59,9 +59,9 @@ def test_thumbnails_tell_correlation():
 def test_the_next_labelled_slices_of_a_scan_flank_it():
     library, made = scans(keep=lambda case, z: z not in (2, 5, 6))
     slices = with_neighbours(made[0])
-    got = places(library, flanking(slices[[2]], library))
+    got = places(library, adjacent_slice_atlases(slices[[2]], library))
     assert got == [[("c0", 1), ("c0", 3)]]
-    got = places(library, flanking(slices[[5]], library))  # its neighbour above is not among the atlases either
+    got = places(library, adjacent_slice_atlases(slices[[5]], library))  # its neighbour above is not among the atlases either
     assert got == [[("c0", 4), ("c0", 7)]]
 
 
@@ -71,31 +71,31 @@ def test_two_neighbours_that_like_one_atlas_share():
     one, two, three = torch.rand(3, 1, 1, 32, 32, generator=torch.Generator().manual_seed(3))
     library = replace(library, images=torch.cat([one, two, three]), thumbnails=None)
     keen, torn = 0.9 * one + 0.1 * two, 0.6 * one + 0.4 * three
-    assert flanking(torch.cat([keen, one, torn], 1), library).tolist() == [[0, 2]]
-    assert flanking(torch.cat([torn, one, keen], 1), library).tolist() == [[2, 0]]
+    assert adjacent_slice_atlases(torch.cat([keen, one, torn], 1), library).tolist() == [[0, 2]]
+    assert adjacent_slice_atlases(torch.cat([torn, one, keen], 1), library).tolist() == [[2, 0]]
 
 
 def test_rows_differ_and_what_is_barred_never_comes():
     library, _ = scans()
     slices = torch.cat([library.context[:, :1], library.images, library.context[:, 1:]], 1)
     for own in (library.groups(), library.groups(same_case=True)):
-        rows = flanking(slices, library, (own, own))
+        rows = adjacent_slice_atlases(slices, library, (own, own))
         assert bool((rows[:, 0] != rows[:, 1]).all())
         assert not bool((own[rows] == own[:, None]).any())
-        assert torch.equal(rows, flanking(slices, replace(library, thumbnails=None), (own, own)))
+        assert torch.equal(rows, adjacent_slice_atlases(slices, replace(library, thumbnails=None), (own, own)))
 
 
 def test_too_few_atlases_are_told():
     library, _ = scans((3,))
     with pytest.raises(ConfigError, match="1 to 1, the atlases available"):
-        flanking(with_neighbours(torch.rand(1, 32, 32, 1)), library.subset([0]))
+        adjacent_slice_atlases(with_neighbours(torch.rand(1, 32, 32, 1)), library.subset([0]))
 
 
 def test_atlases_beside_a_slice_are_image_then_structures():
     library, _ = scans(classes=3)
     slices, rows = torch.rand(2, 3, 32, 32), torch.tensor([[1, 3], [0, 5]])
     shape = 9 * torch.rand(2, 2, 32, 32) - REACH
-    got = beside_atlases(slices, library, rows, shape)
+    got = append_atlas_channels(slices, library, rows, shape)
     assert got.shape == (2, 3 + 2 * 3 + 2, 32, 32)
     torch.testing.assert_close(got[:, 9:], 1 + shape / REACH)
     assert torch.equal(got[:, :3], slices)
@@ -116,8 +116,8 @@ def test_no_slice_is_its_own_atlas():
                     seen.append([j for one in given for j, image in enumerate(library.images) if torch.equal(image[0], one)])
                 return super().__call__(slices)
 
-        model = make_estimator(2, SMALL, shape=same_case)
-        estimate_library(Watched(model, mirror=False), library, 2, same_case)
+        model = make_slice_network(2, SMALL, shape=same_case)
+        estimate_atlases(Watched(model, tta_flip=False), library, 2, same_case)
         assert [len(rows) for rows in seen] == [2] * len(library)
         assert not any(barred(i, j) for i, rows in enumerate(seen) for j in rows)
 
@@ -135,11 +135,11 @@ def test_a_target_is_shown_the_shape_that_training_showed(same_case, case):
 
     grid = Geometry(tuple(made[0].shape[1:]), np.eye(4))
     target, which = Preprocessed(case, made[0], None, grid, grid), torch.tensor([2, 5, 6])
-    estimator = Watched(make_estimator(2, SMALL, shape=same_case), mirror=False)
+    estimator = Watched(make_slice_network(2, SMALL, shape=same_case), tta_flip=False)
     Segmenter(library, estimator=estimator, estimator_atlases=2, same_case=same_case).voices(target, which)
-    rows = flanking(with_neighbours(made[0])[which], library)
-    shape = shape_between(library, [(case, z) for z in which.tolist()], rows) if same_case else None
-    assert torch.equal(seen[0], beside_atlases(with_neighbours(made[0])[which], library, rows, shape))
+    rows = adjacent_slice_atlases(with_neighbours(made[0])[which], library)
+    shape = interpolate_shape(library, [(case, z) for z in which.tolist()], rows) if same_case else None
+    assert torch.equal(seen[0], append_atlas_channels(with_neighbours(made[0])[which], library, rows, shape))
 
 
 def test_a_slice_between_its_labelled_neighbours_is_easy():
@@ -170,11 +170,13 @@ def test_a_slice_between_its_labelled_neighbours_is_easy():
     hidden = torch.arange(len(parts)) % 4 == 2
     known = library.subset(~hidden)
     training = TrainingSettings(iterations=30, minutes=None, augment=False)
-    model = train_estimator(known, (1.0, 1.0), replace(SMALL, slices=8), training, 0, None, progress=False, same_case=True)
+    model = train_slice_network(
+        known, (1.0, 1.0), replace(SMALL, slices_per_step=8), training, 0, None, progress=False, same_case=True
+    )
     slices = whole[hidden]
-    rows = flanking(slices, known)
+    rows = adjacent_slice_atlases(slices, known)
     places = [(names[i], zs[i]) for i in hidden.nonzero()[:, 0].tolist()]
-    shown = beside_atlases(slices, known, rows, shape_between(known, places))
-    got = Estimator(model, mirror=False)(shown)[:, 1] >= 0.5
+    shown = append_atlas_channels(slices, known, rows, interpolate_shape(known, places))
+    got = Estimator(model, tta_flip=False)(shown)[:, 1] >= 0.5
     truth = library.labels[hidden][:, 0] == 1
     assert 2 * float((got & truth).sum()) / float(got.sum() + truth.sum()) > 0.9

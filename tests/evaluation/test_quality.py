@@ -198,7 +198,10 @@ def test_what_a_calibration_is_named_by(settings):
     assert len(found | {name, calibration_path(asked, {"Case00": "y"})}) == len(other) + 2
     joint = [
         {},
-        *({"estimator": {key: value}} for key, value in (("vote", 0.5), ("mirror", False), ("views", 0), ("recentre", False))),
+        *(
+            {"joint": {key: value}}
+            for key, value in (("estimate_weight", 0.5), ("tta_flip", False), ("tta_views", 0), ("recentre", False))
+        ),
     ]
     assert len({calibration_path(settings(JOINT, {"methods": ["OASIS-joint"]}, change), content) for change in joint}) == len(
         joint

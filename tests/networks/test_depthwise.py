@@ -5,7 +5,7 @@ import torch
 
 from oasis_monai.networks import depthwise as lite_training
 from oasis_monai.networks.encoders import untrained_network
-from oasis_monai.networks.slice_unet import SliceNet
+from oasis_monai.networks.slice_unet import SliceUNet
 
 BLOCKS = {  # of the encoder, by what is special about them
     "without expansion": 0,
@@ -67,7 +67,7 @@ def test_in_bfloat16_it_is_nearly_the_same(encoder, name: str) -> None:
 
 def test_slice_network_is_the_same_function_trained_and_used() -> None:
     torch.manual_seed(1)
-    network, image = SliceNet(2, 2, (8, 8, 8, 8), pretrained=False).train(), torch.randn(2, 7, 64, 48)
+    network, image = SliceUNet(2, 2, (8, 8, 8, 8), pretrained=False).train(), torch.randn(2, 7, 64, 48)
     with torch.no_grad():
         used = network(image)
     torch.testing.assert_close(network(image), used, rtol=1e-4, atol=1e-5)

@@ -5,7 +5,7 @@ from torch import nn
 
 from oasis_monai.networks.encoders import untrained_network
 from oasis_monai.networks.layers import without_batch_norms
-from oasis_monai.networks.slice_unet import SliceNet
+from oasis_monai.networks.slice_unet import SliceUNet
 from oasis_monai.segmentation.estimate import Estimator
 
 
@@ -48,9 +48,9 @@ def test_other_networks_are_only_copied():
 
 
 def test_an_estimator_runs_without_them_and_keeps_the_model_that_was_given():
-    model = SliceNet(2, pretrained=False)
+    model = SliceUNet(2, pretrained=False)
     used(model.encoder)
-    estimator = Estimator(model, mirror=False, half=False)
+    estimator = Estimator(model, tta_flip=False, half=False)
     slices = torch.randn(2, 3, 64, 64, generator=torch.Generator().manual_seed(2))
     with torch.no_grad():
         wanted = torch.softmax(model(slices), 1)

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from oasis_monai.networks.losses import RegistrationLoss
-from oasis_monai.networks.registration import BODIES, SpatialTransformModel, StmSettings
+from oasis_monai.networks.registration import BODIES, RegistrationSettings, SpatialTransformModel
 from oasis_monai.networks.warp import compose, jacobian_determinant, resize_ddf, warp, warp_pair
 from oasis_monai.utils.errors import ConfigError
 
@@ -24,7 +24,7 @@ def seeded(seed, *shape):
 
 def model_of(dims=2, body="unet", affine=False, diffeomorphic=False, size=None, channels=(4, 6, 8), stride=None):
     torch.manual_seed(0)
-    settings = StmSettings(body, channels, stride or STRIDES[dims], affine, diffeomorphic)
+    settings = RegistrationSettings(body, channels, stride or STRIDES[dims], affine, diffeomorphic)
     return SpatialTransformModel(size or SIZES[dims], settings)
 
 
@@ -166,7 +166,7 @@ def test_a_pair_is_aligned_alike_in_any_batch(body, affine):
     ],
 )
 def test_sizes_are_checked_before_training(size, settings, message):
-    settings = StmSettings(**{"channels": (4, 4, 4), "field_stride": (2, 1)} | settings)
+    settings = RegistrationSettings(**{"channels": (4, 4, 4), "field_stride": (2, 1)} | settings)
     if message is not None:
         with pytest.raises(ConfigError, match=message):
             SpatialTransformModel(size, settings)
@@ -189,9 +189,9 @@ def test_sizes_are_checked_before_training(size, settings, message):
 )
 def test_settings_that_cannot_work(settings, message):
     with pytest.raises(ConfigError, match=message):
-        StmSettings(**settings)
+        RegistrationSettings(**settings)
 
 
 def test_lists_from_a_configuration_are_the_same_settings():
-    assert StmSettings(channels=[8, 16], field_stride=[2]) == StmSettings(channels=(8, 16), field_stride=(2,))
-    assert StmSettings(channels=(8, 16, 16), field_stride=(2,)).divisor(3) == (8, 8, 8)
+    assert RegistrationSettings(channels=[8, 16], field_stride=[2]) == RegistrationSettings(channels=(8, 16), field_stride=(2,))
+    assert RegistrationSettings(channels=(8, 16, 16), field_stride=(2,)).divisor(3) == (8, 8, 8)

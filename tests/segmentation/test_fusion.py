@@ -8,12 +8,12 @@ import torch
 
 from oasis_monai.segmentation import fusion
 from oasis_monai.segmentation.fusion import (
+    agreement_with_estimate,
     conditioned_weights,
     decide,
     equal_weights,
     fuse,
     image_weights,
-    likeness,
     loa_weights,
     normalise,
     overlap,
@@ -44,17 +44,17 @@ def test_an_atlas_that_is_rightly_empty_is_not_one_that_missed():
     atlases[:, 2, :4] = 1
     nothing = torch.stack([torch.full((8, 8), 0.9), torch.full((8, 8), 0.1), torch.zeros(8, 8)])
     nothing[2, :4] = 0.9
-    found = likeness(atlases, nothing)
+    found = agreement_with_estimate(atlases, nothing)
     both = overlap(atlases[:, [0, 2]], nothing[[0, 2]].expand(4, -1, -1, -1))  # of the second structure alone
     assert found[:3].tolist() == pytest.approx([(0.9 + float(both[0])) / 2] * 3, abs=1e-5)
     assert found[3] < found[0] - 0.3
     there = nothing.clone()
     there[1, 2:5, 2:5] = 1
-    assert likeness(atlases, there)[3] > likeness(atlases, there)[0] + 0.25
+    assert agreement_with_estimate(atlases, there)[3] > agreement_with_estimate(atlases, there)[0] + 0.25
     for size in ((8, 8), (6, 5, 4)):  # of atlases that have all structures the mean of the Dice values
         labels = one_hots((seeded(0, 5, *size) * 3).long(), 3)
         estimate = torch.softmax(seeded(1, 3, *size), 0)
-        assert torch.allclose(likeness(labels, estimate), overlap(labels, estimate.expand_as(labels)), atol=1e-6)
+        assert torch.allclose(agreement_with_estimate(labels, estimate), overlap(labels, estimate.expand_as(labels)), atol=1e-6)
 
 
 def test_overlap_is_the_mean_dice_of_the_structures_that_are_there():
@@ -366,22 +366,22 @@ NEAR, FAR = np.s_[2:6, 2:6, 1:4], np.s_[9:12, 9:12, 4:6]
 
 
 def test_a_piece_without_any_atlas_is_background():
-    result = fusion.without_islands(0.9 * volume_with(NEAR, FAR) + 0.05, volume_with(NEAR))
+    result = fusion.remove_unsupported_components(0.9 * volume_with(NEAR, FAR) + 0.05, volume_with(NEAR))
     assert torch.equal(fusion.decide(result), fusion.decide(volume_with(NEAR)))
     assert torch.equal(result.sum(0), torch.ones(12, 12, 6))
 
 
 def test_a_piece_one_voxel_of_which_an_atlas_supports_stays():
     result = volume_with(NEAR, FAR)
-    assert fusion.without_islands(result, volume_with(NEAR, np.s_[9:10, 9:10, 4:5])) is result
+    assert fusion.remove_unsupported_components(result, volume_with(NEAR, np.s_[9:10, 9:10, 4:5])) is result
 
 
 def test_structures_that_touch_are_one_piece():
     result = volume_with(NEAR, np.s_[6:8, 2:6, 1:4], classes=3)
-    assert fusion.without_islands(result, volume_with(NEAR, classes=3)) is result
+    assert fusion.remove_unsupported_components(result, volume_with(NEAR, classes=3)) is result
 
 
 def test_atlases_that_meet_nothing_remove_nothing():
     result = volume_with(NEAR)
-    assert fusion.without_islands(result, volume_with(FAR)) is result
-    assert fusion.without_islands(result, volume_with()) is result
+    assert fusion.remove_unsupported_components(result, volume_with(FAR)) is result
+    assert fusion.remove_unsupported_components(result, volume_with()) is result

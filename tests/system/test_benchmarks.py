@@ -192,7 +192,7 @@ def test_seconds_are_of_the_runs_after_the_warm_up(clock):
 @pytest.mark.parametrize(("dims", "joint"), [(2, False), (3, False), (3, True)])
 def test_the_models_of_ours_that_are_trained_have_settings_that_fit_their_grid(dims, joint, tmp_path):
     settings = build(configuration("scans", dims, joint, 2.0, ("Case00",), tmp_path))
-    assert (settings.joint, settings.spatial_dims, settings.training.minutes) == (joint, dims, 2.0)
+    assert (settings.uses_joint_model, settings.spatial_dims, settings.training.minutes) == (joint, dims, 2.0)
 
 
 def test_a_scan_that_is_padded_has_its_structure_aside_of_its_centre_by_so_much():

@@ -137,11 +137,11 @@ def test_a_data_set_s_yaml_need_not_name_what_the_command_line_may(words, tmp_pa
     (tmp_path / "conf" / "data" / "mine.yaml").write_text(
         "# @package _global_\ndata: {name: mine, root: x, layout: msd, labels: {a: 1}}\n"
     )
-    done = run("--config-dir=conf", "data=mine", "data.only=[UP07,8]", "data.regions=[whole]", "--cfg", "job", cwd=tmp_path)
+    done = run("--config-dir=conf", "data=mine", "data.include=[UP07,8]", "data.regions=[whole]", "--cfg", "job", cwd=tmp_path)
     assert done.code == 0, done.err
-    assert yaml.safe_load(done.out)["data"]["only"] == ["UP07", 8]
+    assert yaml.safe_load(done.out)["data"]["include"] == ["UP07", 8]
     config = {key: value for key, value in yaml.safe_load(done.out).items() if key not in JOB_KEYS}
-    assert build(config).data.only == ("UP07", "8")
+    assert build(config).data.include == ("UP07", "8")
     (tmp_path / "conf" / "data" / "nameless.yaml").write_text("name: mine\nroot: x\nlayout: msd\n")
     done = run("--config-dir=conf", "check", "data=nameless", cwd=tmp_path)
     refused(done, "error: data.labels: expected names with different values of 1 to 255, found {}; name every value")
@@ -320,10 +320,10 @@ def test_every_group_option_is_a_valid_setting():
     for group, name in GROUPS:
         flat = ["spatial_dims=2", "preprocessing=physical2d", "registration=unet2d"]
         dims3 = group not in ("preprocessing", "registration") or name == "hippocampus" or "3d" in name
-        if (group, name) in (("estimator", "slices"), ("registration", "joint2d")):
+        if (group, name) in (("joint", "slices"), ("registration", "joint2d")):
             dims3, flat = False, ["spatial_dims=2", "preprocessing=local2d", "registration=joint2d"]
         if (group, name) == ("preprocessing", "hippocampus"):  # for a field of view of 48 voxels
-            flat, dims3 = ["registration.field_stride=[2,2,2]", "estimator.volume_stride=[1,1,1]"], False
+            flat, dims3 = ["registration.field_stride=[2,2,2]", "joint.volume_stride=[1,1,1]"], False
         if (group, name) == ("preprocessing", "physical3d"):
             flat, dims3 = ["registration=unet3d"], False
         settings = settings_of(composed(*([] if dims3 else flat), f"{group}={name}"))
@@ -334,10 +334,10 @@ def test_the_defaults_in_yaml_are_the_defaults_of_the_classes():
     """A key that is left out of a YAML file means what the YAML file says."""
     from oasis_monai.settings import build
 
-    named = ["preprocessing=physical3d", "registration=unet3d", "estimator=default"]  # what a class alone stands for
+    named = ["preprocessing=physical3d", "registration=unet3d", "joint=default"]  # what a class alone stands for
     yaml = settings_of(composed(*named)).to_json()
     plain = build({}).to_json()
-    for group in ("features", "loss", "training", "augmentation", "registration", "preprocessing", "network", "estimator"):
+    for group in ("features", "loss", "training", "augmentation", "registration", "preprocessing", "network", "joint"):
         assert yaml[group] == plain[group], group
     own = (
         "k",
@@ -377,11 +377,11 @@ def test_every_committed_experiment_composes_and_runs_on_the_phantom(name, phant
         f"data.root={phantom_two_labels if two else phantom}",
         "data.layout=promise12",
         *([] if two else ["data.labels={prostate:1}"]),
-        f"data.only={[f'Case{i:02d}' for i in range(4)]}".replace(" ", ""),
+        f"data.include={[f'Case{i:02d}' for i in range(4)]}".replace(" ", ""),
         f"preprocessing.size={size[:dims]}".replace(" ", ""),
         *([f"preprocessing.spacing_mm={spacing_mm[:dims]}".replace(" ", "")] if physical else []),
         *(
-            ["estimator.slices=2", "registration.field_stride=[1]", "network.convnet=[4,8]", "network.unet=[4,8]"]
+            ["joint.slices_per_step=2", "registration.field_stride=[1]", "network.convnet=[4,8]", "network.unet=[4,8]"]
             if joint
             else []
         ),
@@ -429,7 +429,7 @@ def test_the_paper_s_joint_arms_train_the_networks_of_experiment_accuracy():
 
     paper, accuracy = arms("paper"), arms("accuracy")
     for one, other in (("joint_slices", "slices"), ("joint_volumes", "volumes")):
-        for identity in ("identity", "estimator_identity", "volume_identity"):
+        for identity in ("identity", "slice_network_identity", "volume_identity"):
             assert getattr(paper[one], identity)() == getattr(accuracy[other], identity)(), (one, identity)
 
 

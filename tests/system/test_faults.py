@@ -15,7 +15,7 @@ import yaml
 from oasis_monai.data.dataset_yaml import check_data_files
 from oasis_monai.utils import tensor_files
 from oasis_monai.utils.errors import ConfigError
-from oasis_monai.utils.files import claimed
+from oasis_monai.utils.files import exclusive_folder
 from oasis_monai.utils.tensor_files import load_tensors
 from oasis_monai.workflows.crossval import crossval
 from tests.conftest import JOINT, overrides
@@ -23,7 +23,7 @@ from tests.helpers.command import Command, run
 from tests.system.test_cli import refused
 from tests.utils.test_files import Payload
 
-FEW = {"data": {"only": [f"Case{i:02d}" for i in range(4)]}, "k": 2, "fold": 0, "n": [1], "methods": ["OASIS"]}
+FEW = {"data": {"include": [f"Case{i:02d}" for i in range(4)]}, "k": 2, "fold": 0, "n": [1], "methods": ["OASIS"]}
 
 
 @pytest.fixture
@@ -36,7 +36,7 @@ def words(config):
 )
 def test_a_second_run_into_a_folder_is_refused_at_once_and_changes_nothing(words, tmp_path, task, key):
     folder = tmp_path / "r"
-    with claimed(folder, key):
+    with exclusive_folder(folder, key):
         (folder / ".hydra").mkdir()
         (folder / ".hydra" / "overrides.yaml").write_text("of the first run")
         before = {p: p.read_bytes() for p in folder.rglob("*") if p.is_file()}

@@ -68,7 +68,7 @@ def test_a_joint_stm_is_named_by_the_estimates_it_is_trained_on(prepared):
     split = make_split(dict.fromkeys(data.targets, 1), 5, 0)
 
     def folder(network, mirror):
-        asked = replace(settings, estimator=replace(settings.estimator, mirror=mirror))
+        asked = replace(settings, joint=replace(settings.joint, tta_flip=mirror))
         return FoldModels(asked, data, split, Path(settings.cache), quiet).folder(split.folds[0], network)
 
     assert folder(STM, True) != folder(STM, False)
@@ -111,7 +111,7 @@ KILLED = {
     "k": 2,
     "n": [1, 2],
     "methods": ["OASIS", "OASIS-consensus"],  # STAPLE would load its part of ITK at every start
-    "data": {"only": ["Case00", "Case01", "Case02", "Case03", "Case04"]},
+    "data": {"include": ["Case00", "Case01", "Case02", "Case03", "Case04"]},
 }
 
 
@@ -174,7 +174,7 @@ def test_a_multirun_over_n_and_fold_joins_its_jobs(config, tmp_path):
 
 
 def test_slice_folds_by_multirun_leave_whole_cases(config, tmp_path):
-    asked = config({"folds": "slice", "k": 2, "data": {"only": THREE}, "methods": ["FwoW", "FWAL"], "n": 1}, dims=2)
+    asked = config({"folds": "slice", "k": 2, "data": {"include": THREE}, "methods": ["FwoW", "FWAL"], "n": 1}, dims=2)
     done = run("-m", "fold=0,1", "hydra.sweep.dir=sweep", *overrides(asked), cwd=tmp_path)
     assert done.code == 0, done.err
     assert "folds [1] have no model yet" in done.out

@@ -14,14 +14,14 @@ import pytest
 import torch
 
 from oasis_monai.networks.losses import RegistrationLoss
-from oasis_monai.networks.registration import StmSettings
+from oasis_monai.networks.registration import RegistrationSettings
 from oasis_monai.networks.segmentation import NetworkSettings
-from oasis_monai.networks.slice_unet import EstimatorSettings
+from oasis_monai.networks.slice_unet import JointSettings
 from oasis_monai.training import distributed
 from oasis_monai.training import slices as estimation
-from oasis_monai.training.registration import train_stm
+from oasis_monai.training.registration import train_registration
 from oasis_monai.training.segmentation import train_network
-from oasis_monai.training.slices import train_estimator
+from oasis_monai.training.slices import train_slice_network
 from oasis_monai.training.trainer import TrainingSettings
 from oasis_monai.utils.errors import ConfigError, OasisError
 from oasis_monai.utils.tensor_files import load_tensors
@@ -31,28 +31,32 @@ from tests.training import test_registration as test_training
 from tests.training import test_slices as test_estimator
 
 SHORT = TrainingSettings(iterations=6, minutes=None, lr=5e-3, batch=2, checkpoint_minutes=1e-12)
-STM = StmSettings(channels=(4, 8), field_stride=(1,))
+STM = RegistrationSettings(channels=(4, 8), field_stride=(1,))
 NETWORKS = NetworkSettings(convnet=(4, 8), unet=(4, 8))
 
 
 def stm(folder, batch=2, settings=STM, loss=None, **more):
     training = replace(SHORT, batch=batch, **more)
-    return train_stm(test_training.discs(), (1.0, 1.0), settings, loss or RegistrationLoss(), training, 3, folder, progress=False)
+    return train_registration(
+        test_training.discs(), (1.0, 1.0), settings, loss or RegistrationLoss(), training, 3, folder, progress=False
+    )
 
 
 def joint_stm(folder):
     library = test_estimator.discs(2)
     library = library.with_estimates(0.1 + 0.8 * (library.labels == 1).float())
     training = replace(SHORT, batch=3)
-    return train_stm(library, (1.0, 1.0), replace(STM, joint=True), RegistrationLoss(), training, 3, folder, progress=False)
+    return train_registration(
+        library, (1.0, 1.0), replace(STM, joint=True), RegistrationLoss(), training, 3, folder, progress=False
+    )
 
 
 def slice_net(folder):
-    settings = EstimatorSettings(decoder=(8, 8, 8, 8), slices=5, atlases=2, volume_share=0.0)
+    settings = JointSettings(decoder=(8, 8, 8, 8), slices_per_step=5, atlases=2, volume_budget=0.0)
     training = replace(SHORT, iterations=12)  # half the budget is this network's
     with pytest.MonkeyPatch.context() as patch:  # in bfloat16 a sum of two parts is not the whole to 1e-4
-        patch.setattr(estimation, "halved", lambda device, asked: False)
-        return train_estimator(test_estimator.discs(2), (1.0, 1.0), settings, training, 3, folder, progress=False)
+        patch.setattr(estimation, "use_bfloat16", lambda device, asked: False)
+        return train_slice_network(test_estimator.discs(2), (1.0, 1.0), settings, training, 3, folder, progress=False)
 
 
 def network(folder, name="U-Net2D", batch=2):
@@ -98,14 +102,14 @@ def member(rank, port, work, folder, size):
     torch.set_num_threads(1)
     torch.set_flush_denormal(True)
     sys.stderr = open(folder / f"err{rank}", "w", buffering=1)  # noqa: SIM115
-    steps, start = [], distributed.Team._share_weights
+    steps, start = [], distributed.ProcessGroup._share_weights
 
     def counted(self, model):
         steps.append(1)
         (folder / f"steps{rank}").write_text(str(len(steps)))
         start(self, model)
 
-    distributed.Team._share_weights = counted
+    distributed.ProcessGroup._share_weights = counted
     try:
         with distributed.joined() as team:
             if team.leads:
@@ -253,7 +257,7 @@ def test_torchrun_with_the_command_line(config, tmp_path):
 def test_side_by_side_and_together_is_too_much(config, monkeypatch):
     from oasis_monai.tasks import run_task
 
-    monkeypatch.setattr(distributed, "_team", distributed.Team(0, 2))
+    monkeypatch.setattr(distributed, "_team", distributed.ProcessGroup(0, 2))
     with pytest.raises(ConfigError, match=r"^workers: expected 1 under torchrun"):
         run_task(config({"workers": 2}) | {"task": "crossval"}, Path(), None)
     with pytest.raises(ConfigError, match=r"^task: expected crossval or train under torchrun, found 'study'; start it alone"):

@@ -7,30 +7,38 @@ import pytest
 import torch
 
 from oasis_monai.atlases.library import AtlasLibrary
-from oasis_monai.atlases.slices import near_structure
+from oasis_monai.atlases.slices import slices_near_structure
 from oasis_monai.data.types import Geometry, Preprocessed
 from oasis_monai.networks import warp
 from oasis_monai.networks.encoders import imagenet_network
 from oasis_monai.networks.losses import RegistrationLoss
-from oasis_monai.networks.registration import StmSettings
-from oasis_monai.networks.slice_unet import REACH, VIEWS, EstimatorSettings, SliceNet, SliceNets, make_estimator, with_neighbours
+from oasis_monai.networks.registration import RegistrationSettings
+from oasis_monai.networks.slice_unet import (
+    REACH,
+    VIEWS,
+    JointSettings,
+    SliceUNet,
+    SliceUNetEnsemble,
+    make_slice_network,
+    with_neighbours,
+)
 from oasis_monai.segmentation import fusion
 from oasis_monai.segmentation.agreement import agreement
 from oasis_monai.segmentation.alignment import Aligner
-from oasis_monai.segmentation.estimate import Estimator, turned
-from oasis_monai.segmentation.fusion import without_islands
+from oasis_monai.segmentation.estimate import Estimator, rotate_and_scale
+from oasis_monai.segmentation.fusion import remove_unsupported_components
 from oasis_monai.segmentation.loa import LoaTable
 from oasis_monai.segmentation.segmenter import Segmenter
-from oasis_monai.training.registration import doubted, make_stm, train_stm
-from oasis_monai.training.slices import _EstimatorTrainer, train_estimator
+from oasis_monai.training.registration import make_registration_network, perturb_estimate, train_registration
+from oasis_monai.training.slices import _SliceTrainer, train_slice_network
 from oasis_monai.training.trainer import TrainingSettings
 from oasis_monai.transforms.labels import foreground, one_hot
 from oasis_monai.utils.errors import ConfigError, OasisError
 from oasis_monai.utils.tensor_files import save_tensors
 
-SMALL = EstimatorSettings(decoder=(8, 8, 8, 8), slices=2, pretrained=False, share=0.5, volume_share=0.0)
+SMALL = JointSettings(decoder=(8, 8, 8, 8), slices_per_step=2, pretrained=False, slice_budget=0.5, volume_budget=0.0)
 SHORT = TrainingSettings(iterations=4, minutes=None, checkpoint_minutes=1e-12)
-JOINT = StmSettings(channels=(4, 8), field_stride=(2,), joint=True)
+JOINT = RegistrationSettings(channels=(4, 8), field_stride=(2,), joint=True)
 
 
 def discs(dims, cases=4, per_case=2, size=32, classes=2):
@@ -60,7 +68,7 @@ def discs(dims, cases=4, per_case=2, size=32, classes=2):
 
 def net(seed=0, **more):
     torch.manual_seed(seed)
-    return SliceNet(2, decoder=(8, 8, 8, 8), **more).eval()
+    return SliceUNet(2, decoder=(8, 8, 8, 8), **more).eval()
 
 
 def test_neighbours_stand_beside_every_slice():
@@ -116,7 +124,7 @@ def test_every_size_from_32_up(size):
 def test_mirrored_scans_get_mirrored_estimates():
     model = net(pretrained=False)
     image = torch.rand(1, 32, 32, 5, generator=torch.Generator().manual_seed(2))
-    both, alone = Estimator(model, mirror=True, batch=2), Estimator(model, mirror=False)
+    both, alone = Estimator(model, tta_flip=True, batch=2), Estimator(model, tta_flip=False)
     torch.testing.assert_close(both.volume(image.flip(1)), both.volume(image).flip(1), atol=1e-5, rtol=1e-4)
     assert not torch.allclose(alone.volume(image.flip(1)), alone.volume(image).flip(1), atol=1e-3)
     torch.testing.assert_close(
@@ -127,10 +135,10 @@ def test_mirrored_scans_get_mirrored_estimates():
 @pytest.mark.parametrize("dims", [2, 3])
 def test_it_learns_a_disc(dims):
     library = discs(dims)
-    short = replace(SMALL, lr=5e-3, share=0.5, slices=4)
-    model = train_estimator(library, (1.0, 1.0), short, replace(SHORT, iterations=120), 0, None, progress=False)
+    short = replace(SMALL, lr=5e-3, slice_budget=0.5, slices_per_step=4)
+    model = train_slice_network(library, (1.0, 1.0), short, replace(SHORT, iterations=120), 0, None, progress=False)
     images = library.images if dims == 3 else [image[..., None] for image in library.images]
-    estimator = Estimator(model, mirror=False)
+    estimator = Estimator(model, tta_flip=False)
     for image, label in zip(images, library.labels, strict=True):
         got = estimator.volume(image)[1] >= 0.5
         truth = label[0] == 1 if dims == 3 else (label[0] == 1)[..., None]
@@ -141,8 +149,8 @@ def test_a_killed_training_ends_with_the_same_weights(tmp_path, monkeypatch):
     from oasis_monai.training import slices as estimation
 
     library, settings = discs(2), replace(SMALL, atlases=2)
-    whole = train_estimator(library, (1.0, 1.0), settings, SHORT, 1, tmp_path / "a", progress=False)
-    step = estimation._EstimatorTrainer.step
+    whole = train_slice_network(library, (1.0, 1.0), settings, SHORT, 1, tmp_path / "a", progress=False)
+    step = estimation._SliceTrainer.step
 
     class Killed(BaseException):
         pass
@@ -152,11 +160,11 @@ def test_a_killed_training_ends_with_the_same_weights(tmp_path, monkeypatch):
             raise Killed
         return step(self, number)
 
-    monkeypatch.setattr(estimation._EstimatorTrainer, "step", dying)
+    monkeypatch.setattr(estimation._SliceTrainer, "step", dying)
     with pytest.raises(Killed):
-        train_estimator(library, (1.0, 1.0), settings, SHORT, 1, tmp_path / "b", progress=False)
-    monkeypatch.setattr(estimation._EstimatorTrainer, "step", step)
-    again = train_estimator(library, (1.0, 1.0), settings, SHORT, 1, tmp_path / "b", progress=False)
+        train_slice_network(library, (1.0, 1.0), settings, SHORT, 1, tmp_path / "b", progress=False)
+    monkeypatch.setattr(estimation._SliceTrainer, "step", step)
+    again = train_slice_network(library, (1.0, 1.0), settings, SHORT, 1, tmp_path / "b", progress=False)
     assert all(torch.equal(v, again.state_dict()[k]) for k, v in whole.state_dict().items())
 
 
@@ -168,7 +176,7 @@ def test_the_budget_is_shared():
 
 def test_what_the_atlases_say_is_where_the_slice_network_starts_from():
     """Without a decoder's say the result is the mean of the atlases' labels, whatever the number of classes."""
-    model = SliceNet(3, atlases=2, decoder=(8, 8, 8, 8), pretrained=False).eval()
+    model = SliceUNet(3, atlases=2, decoder=(8, 8, 8, 8), pretrained=False).eval()
     for weights in model.last.parameters():
         torch.nn.init.zeros_(weights)
     labels = torch.nn.functional.one_hot(torch.randint(0, 3, (1, 2, 33, 40)), 3).movedim(-1, 2).float()
@@ -179,7 +187,7 @@ def test_what_the_atlases_say_is_where_the_slice_network_starts_from():
 
 def test_the_expected_shape_is_where_the_slice_network_starts_from():
     """Without a decoder's say the result is the shape expected of each structure, whatever the number of classes."""
-    model = SliceNet(3, atlases=2, decoder=(8, 8, 8, 8), pretrained=False, shape=True).eval()
+    model = SliceUNet(3, atlases=2, decoder=(8, 8, 8, 8), pretrained=False, shape=True).eval()
     for weights in model.last.parameters():
         torch.nn.init.zeros_(weights)
     distance = torch.full((1, 2, 33, 40), -REACH)
@@ -194,19 +202,19 @@ def test_the_expected_shape_is_where_the_slice_network_starts_from():
 def test_members_are_trained_apart_averaged_and_kept_as_one(tmp_path):
     library, short = discs(2), replace(SHORT, iterations=8)
     settings = replace(SMALL, members=2)
-    alone = train_estimator(library, (1.0, 1.0), SMALL, replace(short, iterations=4), 1, None, progress=False)
-    both = train_estimator(library, (1.0, 1.0), settings, short, 1, tmp_path, progress=False)
-    assert isinstance(both, SliceNets)
+    alone = train_slice_network(library, (1.0, 1.0), SMALL, replace(short, iterations=4), 1, None, progress=False)
+    both = train_slice_network(library, (1.0, 1.0), settings, short, 1, tmp_path, progress=False)
+    assert isinstance(both, SliceUNetEnsemble)
     one, other = both.members
     for name, weight in alone.state_dict().items():  # half of the budget each, the first as if it were alone
         assert torch.equal(weight, one.state_dict()[name]), name
     assert not torch.equal(one.last[0].weight, other.last[0].weight)
     slices = torch.rand(2, 3, 32, 32)
-    parts = [Estimator(member, mirror=False)(slices) for member in (one, other)]
-    torch.testing.assert_close(Estimator(both, mirror=False)(slices), torch.stack(parts).mean(0))
+    parts = [Estimator(member, tta_flip=False)(slices) for member in (one, other)]
+    torch.testing.assert_close(Estimator(both, tta_flip=False)(slices), torch.stack(parts).mean(0))
     assert sorted(str(p.relative_to(tmp_path)) for p in tmp_path.rglob("*.safetensors")) == ["estimator.safetensors"]
     (tmp_path / "member1" / "estimator.safetensors").write_bytes(b"what a kill left")
-    again = train_estimator(
+    again = train_slice_network(
         library, (1.0, 1.0), settings, replace(short, iterations=None, minutes=60.0), 1, tmp_path, progress=False
     )
     assert not list(tmp_path.glob("member*/*.safetensors"))
@@ -215,27 +223,27 @@ def test_members_are_trained_apart_averaged_and_kept_as_one(tmp_path):
 
 def test_a_kill_between_members_costs_no_member(tmp_path):
     library, settings, short = discs(2), replace(SMALL, members=2), replace(SHORT, iterations=4)
-    whole = train_estimator(library, (1.0, 1.0), settings, short, 1, tmp_path / "a", progress=False)
-    train_estimator(
+    whole = train_slice_network(library, (1.0, 1.0), settings, short, 1, tmp_path / "a", progress=False)
+    train_slice_network(
         library, (1.0, 1.0), SMALL, replace(short, iterations=2), 1, tmp_path / "b" / "member0", progress=False
     )  # what the first leaves
     before = (tmp_path / "b" / "member0" / "history.csv").stat().st_mtime_ns
-    again = train_estimator(library, (1.0, 1.0), settings, short, 1, tmp_path / "b", progress=False)
+    again = train_slice_network(library, (1.0, 1.0), settings, short, 1, tmp_path / "b", progress=False)
     assert (tmp_path / "b" / "member0" / "history.csv").stat().st_mtime_ns == before
     assert all(torch.equal(again.state_dict()[name], weight) for name, weight in whole.state_dict().items())
 
 
 @pytest.mark.parametrize("members", [1, 2])
 def test_a_cache_with_weights_of_other_layers_is_told_in_one_line(tmp_path, members):
-    made = make_estimator(2, replace(SMALL, members=members, decoder=(8, 8, 8, 4)), pretrained=False)
+    made = make_slice_network(2, replace(SMALL, members=members, decoder=(8, 8, 8, 4)), pretrained=False)
     save_tensors(tmp_path / "estimator.safetensors", {f"model.{k}": v for k, v in made.state_dict().items()}, {"done": True})
-    with pytest.raises(OasisError, match=r"^model: estimator.safetensors: expected the weights of this version's SliceNet"):
-        train_estimator(discs(2), (1.0, 1.0), replace(SMALL, members=members), SHORT, 1, tmp_path, progress=False)
+    with pytest.raises(OasisError, match=r"^model: estimator.safetensors: expected the weights of this version's SliceUNet"):
+        train_slice_network(discs(2), (1.0, 1.0), replace(SMALL, members=members), SHORT, 1, tmp_path, progress=False)
 
 
 def test_doubt_keeps_the_sure_and_moves_the_edge():
     estimate = torch.tensor([0.0, 0.5, 1.0]).view(1, 1, 3, 1).repeat(4, 1, 8, 24)
-    got = doubted(estimate, torch.Generator().manual_seed(0))
+    got = perturb_estimate(estimate, torch.Generator().manual_seed(0))
     assert torch.equal((got > 0.5)[estimate == 1], torch.ones_like(got, dtype=torch.bool)[estimate == 1])
     assert not (got > 0.5)[estimate == 0].any()
     assert float(got[estimate == 0.5].std()) > 0.05
@@ -249,7 +257,7 @@ def test_the_joint_stm_learns_to_move_labels_onto_estimates(dims):
     told = blank.with_estimates(foreground(library.labels, 2))
     settings = replace(SHORT, iterations=150, lr=1e-2, batch=4, augment=False)
     loss = RegistrationLoss(alpha=0, gamma=0.001)
-    model = train_stm(told, (1.0,) * dims, JOINT, loss, settings, 0, None, progress=False).eval()
+    model = train_registration(told, (1.0,) * dims, JOINT, loss, settings, 0, None, progress=False).eval()
     aligner = Aligner(model)
     assert aligner.joint
     pairs = torch.tensor([(j, k) for j in range(6) for k in range(6) if j != k])
@@ -262,10 +270,10 @@ def test_the_joint_stm_learns_to_move_labels_onto_estimates(dims):
 
 def test_a_joint_stm_wants_estimates():
     with pytest.raises(ValueError, match="estimates"):
-        train_stm(discs(3), (1.0,) * 3, JOINT, RegistrationLoss(), SHORT, 0, None, progress=False)
+        train_registration(discs(3), (1.0,) * 3, JOINT, RegistrationLoss(), SHORT, 0, None, progress=False)
     library = discs(3)
     with pytest.raises(ValueError, match="estimates"):
-        LoaTable(library, Aligner(make_stm(library, JOINT))).require([torch.arange(2)])
+        LoaTable(library, Aligner(make_registration_network(library, JOINT))).require([torch.arange(2)])
 
 
 class Shifted(torch.nn.Module):
@@ -286,7 +294,7 @@ class Shifted(torch.nn.Module):
 @pytest.mark.parametrize("vote", [0.0, 0.3, 1.0])
 def test_the_joint_vote_formula_by_formula(dims, vote):
     library = discs(dims)
-    estimator = Estimator(net(pretrained=False), mirror=True)
+    estimator = Estimator(net(pretrained=False), tta_flip=True)
     image = torch.rand(1, 32, 32, 4, generator=torch.Generator().manual_seed(3))
     grid = Geometry((32, 32, 4), torch.eye(4).double().numpy())
     target = Preprocessed("t", image, None, grid, grid)
@@ -312,7 +320,7 @@ def test_the_joint_vote_formula_by_formula(dims, vote):
         atlases = sum(w * m for w, m in zip(want, moved, strict=True))
         wanted_counts += agreement(here[None], atlases)
         fused = vote * here + (1 - vote) * atlases
-        fused = without_islands(fused, atlases) if dims == 3 else fused
+        fused = remove_unsupported_components(fused, atlases) if dims == 3 else fused
         torch.testing.assert_close(got if dims == 3 else got[..., number], fused, atol=1e-4, rtol=1e-4)
     torch.testing.assert_close(counts, wanted_counts, atol=4, rtol=0)  # a voxel at exactly one half may fall either way
 
@@ -328,7 +336,7 @@ def test_beside_a_target_stands_no_atlas_of_its_own_case():
             seen.append(slices)
             return super().__call__(slices)
 
-    segmenter = Segmenter(library, estimator=Watched(net(pretrained=False, atlases=2), mirror=False), estimator_atlases=2)
+    segmenter = Segmenter(library, estimator=Watched(net(pretrained=False, atlases=2), tta_flip=False), estimator_atlases=2)
     target = Preprocessed("c0", image, None, grid, grid)
     for barred, expected in (("c0", False), (None, True)):
         segmenter(target, torch.randn(4, 5), ("estimate",), (2,), exclude_case=barred)
@@ -341,7 +349,7 @@ def test_methods_of_a_joint_model_need_one():
     library = discs(3)
     image = torch.rand(1, 32, 32, 4)
     grid = Geometry((32, 32, 4), torch.eye(4).double().numpy())
-    plain = Segmenter(library, Aligner(make_stm(library, replace(JOINT, joint=False))))
+    plain = Segmenter(library, Aligner(make_registration_network(library, replace(JOINT, joint=False))))
     for method in ("estimate", "OASIS-joint"):
         with pytest.raises(ValueError, match="joint model"):
             plain(Preprocessed("t", image, None, grid, grid), torch.zeros(1, 5), (method,), (2,))
@@ -353,16 +361,16 @@ def test_methods_of_a_joint_model_need_one():
         ({"decoder": (8, 8)}, "decoder"),
         ({"atlases": -1}, "atlases"),
         ({"atlases": 1}, "atlases"),
-        ({"share": 1.0}, "share"),
-        ({"slices": 0}, "slices"),
+        ({"slice_budget": 1.0}, "slice_budget"),
+        ({"slices_per_step": 0}, "slices_per_step"),
         ({"lr": 0.0}, "lr"),
         ({"encoder_lr": -0.1}, "encoder_lr"),
-        ({"vote": 1.2}, "vote"),
+        ({"estimate_weight": 1.2}, "estimate_weight"),
     ],
 )
 def test_settings_out_of_range(given, key):
-    with pytest.raises(ConfigError, match=rf"estimator\.{key}"):
-        EstimatorSettings(**given)
+    with pytest.raises(ConfigError, match=rf"joint\.{key}"):
+        JointSettings(**given)
 
 
 @pytest.mark.parametrize(
@@ -371,8 +379,8 @@ def test_settings_out_of_range(given, key):
         ({"methods": ["OASIS-joint"]}, r"registration\.joint=true"),
         ({"registration": {"joint": True}}, "at least 32 voxels"),
         (
-            {"registration": {"joint": True}, "preprocessing": {"size": [32, 32, 8]}, "estimator": {"atlases": 2}},
-            r"estimator\.atlases",
+            {"registration": {"joint": True}, "preprocessing": {"size": [32, 32, 8]}, "joint": {"atlases": 2}},
+            r"joint\.atlases",
         ),
     ],
 )
@@ -383,7 +391,7 @@ def test_configurations_that_cannot_be(settings, given, message):
 
 def test_nothing_but_the_seed_decides_the_stms_start():
     library = discs(3).with_estimates(foreground(discs(3).labels, 2))
-    a, b = (train_stm(library, (1.0,) * 3, JOINT, RegistrationLoss(), SHORT, 5, None, progress=False) for _ in range(2))
+    a, b = (train_registration(library, (1.0,) * 3, JOINT, RegistrationLoss(), SHORT, 5, None, progress=False) for _ in range(2))
     assert all(torch.equal(v, b.state_dict()[k]) for k, v in a.state_dict().items())
 
 
@@ -393,8 +401,8 @@ def test_a_turned_slice_turns_back(size):
     x, y = torch.meshgrid(*(torch.arange(n) - (n - 1) / 2 for n in size), indexing="ij")
     blob = torch.exp(-((x - 6) ** 2 + (y + 4) ** 2) / 18)[None, None]
     for angle, scale in VIEWS:
-        there = turned(blob, angle, scale)
-        torch.testing.assert_close(turned(there, angle, scale, back=True), blob, atol=0.04, rtol=0)
+        there = rotate_and_scale(blob, angle, scale)
+        torch.testing.assert_close(rotate_and_scale(there, angle, scale, back=True), blob, atol=0.04, rtol=0)
         total = there.sum()
         centre = float((there * x).sum() / total), float((there * y).sum() / total)
         # what is at p in the turned slice was at scale * R p; torch's grid counts the last axis first
@@ -406,10 +414,10 @@ def test_a_turned_slice_turns_back(size):
 def test_views_are_a_mean_over_turned_copies_where_there_is_something_to_see():
     model = net(pretrained=False)
     slices = torch.rand(3, 3, 32, 32, generator=torch.Generator().manual_seed(5))
-    one, more = Estimator(model, mirror=False), Estimator(model, mirror=False, views=2)
+    one, more = Estimator(model, tta_flip=False), Estimator(model, tta_flip=False, tta_views=2)
     copies = [one(slices)]
     for angle, scale in VIEWS[:2]:
-        seen = turned(one(turned(slices, angle, scale))[:, 1:], angle, scale, back=True)
+        seen = rotate_and_scale(one(rotate_and_scale(slices, angle, scale))[:, 1:], angle, scale, back=True)
         copies.append(torch.cat([1 - seen.sum(1, keepdim=True), seen], 1))
     torch.testing.assert_close(more(slices), torch.stack(copies).mean(0), atol=1e-5, rtol=1e-4)
     assert torch.equal(more.plain()(slices), one(slices))
@@ -421,7 +429,7 @@ def test_views_are_a_mean_over_turned_copies_where_there_is_something_to_see():
             Blank.calls += 1
             return torch.stack([torch.full(image.shape[2:], 9.0), torch.zeros(image.shape[2:])]).expand(len(image), -1, -1, -1)
 
-    assert float(Estimator(Blank(), mirror=False, views=4)(slices)[:, 1].max()) < 1e-3
+    assert float(Estimator(Blank(), tta_flip=False, tta_views=4)(slices)[:, 1].max()) < 1e-3
     assert Blank.calls == 1
 
 
@@ -433,13 +441,13 @@ def test_slices_near_a_structure(dims):
         labels = labels.new_zeros(len(labels), 1, 32, 32, 9)
         labels[1, 0, 16, 16, 6] = 1
         library = replace(library, images=torch.zeros(labels.shape), labels=labels)
-        near = near_structure(library)
+        near = slices_near_structure(library)
         assert near[1].tolist() == [False] * 4 + [True] * 5
         assert near.sum() == 5
         return
     row = 1
     labels[row, 0, 16, 16] = 1
-    near = near_structure(replace(library, labels=labels))
+    near = slices_near_structure(replace(library, labels=labels))
     here = (library.cases[row], int(library.slices[row]))
     assert near.tolist() == [
         case == here[0] and abs(int(z) - here[1]) <= 2 for case, z in zip(library.cases, library.slices, strict=True)
@@ -452,11 +460,11 @@ def test_slices_far_from_structures_are_drawn_less_often():
     labels = torch.zeros_like(library.labels)
     labels[0, 0, 16, 16] = 1
     library = replace(library, labels=labels)
-    near = near_structure(library)
-    trainer = _EstimatorTrainer(
+    near = slices_near_structure(library)
+    trainer = _SliceTrainer(
         library,
         net(pretrained=False),
-        replace(SMALL, slices=4000, empty=0.25),
+        replace(SMALL, slices_per_step=4000, empty_slice_weight=0.25),
         TrainingSettings(),
         0,
         None,
@@ -473,10 +481,8 @@ def test_slices_far_from_structures_are_drawn_less_often():
 
 
 def test_the_volume_network_is_part_of_what_decides_the_weights():
-    plain, fine = EstimatorSettings(), EstimatorSettings(volume_network="DynU-Net3D")
+    plain, fine = JointSettings(), JointSettings(volume_network="DynU-Net3D")
     assert plain.identity() != fine.identity()
-    assert EstimatorSettings(volume_network="U-Net3D").identity() == plain.identity()
-    with pytest.raises(
-        ConfigError, match=r"estimator\.volume_network: expected one of \['U-Net3D', 'DynU-Net3D'\], found 'U-Net2D'"
-    ):
-        EstimatorSettings(volume_network="U-Net2D")
+    assert JointSettings(volume_network="U-Net3D").identity() == plain.identity()
+    with pytest.raises(ConfigError, match=r"joint\.volume_network: expected one of \['U-Net3D', 'DynU-Net3D'\], found 'U-Net2D'"):
+        JointSettings(volume_network="U-Net2D")

@@ -10,7 +10,7 @@ from oasis_monai.data.types import Geometry, Volume
 from oasis_monai.evaluation.quality_tables import read_calibrations, read_quality
 from oasis_monai.transforms.corruptions import CORRUPTIONS, UNTOUCHED, drawn, left
 from oasis_monai.workflows import corrupted_copies as module
-from oasis_monai.workflows.corrupted_copies import copies, segmented, told_methods
+from oasis_monai.workflows.corrupted_copies import copies, methods_with_predicted_dice, segment_labelled
 from oasis_monai.workflows.crossval import crossval
 from tests.conftest import CASES, JOINT
 from tests.helpers.runs import NETS, quiet
@@ -164,9 +164,9 @@ def test_copies_are_made_of_what_is_predicted_only(settings, tmp_path):
         assert copies(settings(made | change, NETS, dims=2)) == 0
     alone = {"methods": ["estimate"], "corruptions": 1}
     assert copies(settings(alone, JOINT)) == 1
-    assert copies(settings(alone, JOINT, {"estimator": {"volume_share": 0.0}})) == 0
-    both = {"methods": ["estimate", "OASIS-joint"], "estimator": {"volume_share": 0.0}}
-    assert told_methods(settings(JOINT, both)) == ("OASIS-joint",)
+    assert copies(settings(alone, JOINT, {"joint": {"volume_budget": 0.0}})) == 0
+    both = {"methods": ["estimate", "OASIS-joint"], "joint": {"volume_budget": 0.0}}
+    assert methods_with_predicted_dice(settings(JOINT, both)) == ("OASIS-joint",)
     crossval(settings({"methods": ["FwoW"], "n": [1], "k": 2, "corruptions": 2}, dims=2), tmp_path / "a", quiet)
     assert read_quality(tmp_path / "a" / "quality.csv") == []
 
@@ -185,13 +185,13 @@ def test_a_copy_is_segmented_by_a_model_that_never_saw_its_scan_and_scored_again
 
     def watched(config, segmenter, embed, volume, *more):
         assert volume.case not in segmenter.library.cases
-        found = segmented(config, segmenter, embed, volume, *more)
+        found = segment_labelled(config, segmenter, embed, volume, *more)
         (key,) = found.dsc
         a, b = found.labels[key].label > 0, volume.label[0] > 0
         seen[volume.case] = volume.label, float(2 * (a & b).sum() / (a.sum() + b.sum()))
         return found
 
-    monkeypatch.setattr(module, "segmented", watched)
+    monkeypatch.setattr(module, "segment_labelled", watched)
     crossval(settings({"methods": ["majority"], "n": [2], "k": 2, "corruptions": 1}), tmp_path / "a", quiet)
     (group,) = read_quality(tmp_path / "a" / "quality.csv")
     _, data = prepared()
@@ -222,7 +222,7 @@ def test_a_copy_that_ends_the_run_takes_no_score_and_no_aligned_pair_with_it(set
         def fail(*_):
             raise MemoryError
 
-        patch.setattr(module, "segmented", fail)
+        patch.setattr(module, "segment_labelled", fail)
         with pytest.raises(MemoryError):
             crossval(asked, tmp_path / "a", quiet)
     assert len(pd.read_csv(tmp_path / "a" / "scores.csv")["case"].unique()) == CASES

@@ -107,9 +107,9 @@ def test_a_resized_grid_has_the_outer_edges_of_the_scan(native):
 def test_a_ramp_in_mm_is_exact_on_every_grid(native, spacing):
     working = grids.centred(native, spacing, (20, 18, 8))
     got, want = grids.resample(ramp(native), native, working), ramp(working)
-    coarser = max(grids._sigma(native, working)) > 0
-    within = depth(native, working, 4 if coarser else 0)  # the Gaussian is one-sided at the edge
-    if coarser and not within.any():
+    coarsen_library = max(grids._sigma(native, working)) > 0
+    within = depth(native, working, 4 if coarsen_library else 0)  # the Gaussian is one-sided at the edge
+    if coarsen_library and not within.any():
         got, within = grids.resample(ramp(native), native, working, anti_alias=False), depth(native, working, 0)
     assert within.sum() > 50
     assert (got - want)[0][within].abs().max() < 1e-3

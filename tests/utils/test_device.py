@@ -3,9 +3,9 @@
 import pytest
 import torch
 
-from oasis_monai.networks.layers import careful
-from oasis_monai.networks.registration import SpatialTransformModel, StmSettings
-from oasis_monai.networks.slice_unet import SliceNet
+from oasis_monai.networks.layers import avoid_amx_bug
+from oasis_monai.networks.registration import RegistrationSettings, SpatialTransformModel
+from oasis_monai.networks.slice_unet import SliceUNet
 from oasis_monai.segmentation.alignment import Aligner
 from oasis_monai.segmentation.estimate import Estimator
 from oasis_monai.utils import device as precision
@@ -16,18 +16,18 @@ from oasis_monai.utils import device as precision
     [("cpu", True, None, True), ("cpu", False, None, False), ("cuda", True, None, False), ("cpu", False, True, True)],
 )
 def test_where_it_is_used(monkeypatch, device, made, asked, expected):
-    monkeypatch.setattr(precision, "made_for_bfloat16", lambda: made)
-    assert precision.halved(torch.device(device), asked) is expected
+    monkeypatch.setattr(precision, "has_fast_bfloat16", lambda: made)
+    assert precision.use_bfloat16(torch.device(device), asked) is expected
 
 
 def test_a_torch_that_cannot_tell_is_taken_for_no(monkeypatch):
     monkeypatch.setattr(torch.backends.mkldnn, "is_available", lambda: False)
-    assert precision.made_for_bfloat16() is False
+    assert precision.has_fast_bfloat16() is False
 
 
 def test_fields_are_those_of_float32_but_for_rounding():
     torch.manual_seed(0)
-    model = SpatialTransformModel((16, 16, 8), StmSettings(channels=(8, 16), field_stride=(2, 2, 1)))
+    model = SpatialTransformModel((16, 16, 8), RegistrationSettings(channels=(8, 16), field_stride=(2, 2, 1)))
     torch.nn.init.normal_(model.body[1].weight, std=0.05)
     pair = torch.randn(3, 1, 16, 16, 8), torch.randn(3, 1, 16, 16, 8)
     exact, half = (Aligner(model, half=half).fields(*pair).float() for half in (False, True))
@@ -38,14 +38,14 @@ def test_fields_are_those_of_float32_but_for_rounding():
 
 def test_estimates_are_those_of_float32_but_for_rounding():
     torch.manual_seed(0)
-    model = SliceNet(3, decoder=(8, 8, 8, 8))
-    whole = SliceNet(3, decoder=(8, 8, 8, 8), pretrained=False).eval()
+    model = SliceUNet(3, decoder=(8, 8, 8, 8))
+    whole = SliceUNet(3, decoder=(8, 8, 8, 8), pretrained=False).eval()
 
     def volume(x):
         return torch.softmax(whole(x[..., 0].repeat(1, 3, 1, 1)).float(), 1)[..., None].repeat(1, 1, 1, 1, 4)
 
     image = torch.rand(1, 32, 32, 4)
-    exact, half = (Estimator(model, whole=volume, stride=(1, 1, 1), views=2, half=half) for half in (False, True))
+    exact, half = (Estimator(model, whole=volume, stride=(1, 1, 1), tta_views=2, half=half) for half in (False, True))
     assert (exact.plain().half, half.plain().half) == (False, True)
     one, other = exact.voices(image), half.voices(image)
     assert (one.dtype, other.dtype) == (torch.float32, torch.float32)
@@ -55,13 +55,13 @@ def test_estimates_are_those_of_float32_but_for_rounding():
 
 @pytest.mark.parametrize("size", [(8, 8, 2), (8, 8, 1), (16, 2), (8, 8, 4)])
 def test_a_narrow_strided_convolution_is_right_whatever_lay_in_memory(size):
-    """oneDNN's kernels of CPUs with AMX read beyond what was written; this fails there without :func:`careful`."""
+    """oneDNN's kernels of CPUs with AMX read beyond what was written; this fails there without :func:`avoid_amx_bug`."""
     torch.manual_seed(0)
     kind = {2: torch.nn.Conv2d, 3: torch.nn.Conv3d}[len(size)]
     network = torch.nn.Sequential(kind(16, 32, 3, stride=2, padding=1))
     expected = network(image := torch.randn(2, 16, *size))
     names = list(network.state_dict())
-    assert careful(network) is network
+    assert avoid_amx_bug(network) is network
     assert list(network.state_dict()) == names
     for _ in range(3):
         garbage = [torch.full((k * 2**j,), float("nan"), dtype=torch.bfloat16) for k in (1, 3, 5) for j in range(5, 20)]

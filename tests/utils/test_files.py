@@ -12,7 +12,7 @@ import torch
 
 from oasis_monai.utils import tensor_files
 from oasis_monai.utils.errors import ConfigError, system_fault
-from oasis_monai.utils.files import atomic_path, claimed, write_json, write_text
+from oasis_monai.utils.files import atomic_path, exclusive_folder, write_json, write_text
 from oasis_monai.utils.tensor_files import load_if_whole, load_tensors, save_tensors
 
 FORK = multiprocessing.get_context("fork" if hasattr(os, "fork") else "spawn")
@@ -166,7 +166,7 @@ def test_an_interrupt_in_a_write_leaves_nothing_behind(tmp_path):
 
 
 def hold(folder, held):
-    with claimed(folder, "output"):
+    with exclusive_folder(folder, "output"):
         held.set()
         time.sleep(60)
 
@@ -179,29 +179,29 @@ def test_a_folder_has_one_run_at_a_time_and_is_free_when_that_ends_however_it_en
     assert held.wait(60)
     started = time.monotonic()
     match = rf"^output: expected a folder no other run writes to, found .*process {holder.pid}'; wait for that run"
-    with pytest.raises(ConfigError, match=match), claimed(folder, "output"):
+    with pytest.raises(ConfigError, match=match), exclusive_folder(folder, "output"):
         raise AssertionError("two runs in one folder")
     assert time.monotonic() - started < 5
     holder.kill()
     holder.join()
-    with claimed(folder, "output"):
+    with exclusive_folder(folder, "output"):
         (folder / "result").touch()
     assert [p.name for p in folder.iterdir()] == ["result"]
 
 
 def test_a_folder_that_got_nothing_is_not_left_behind(tmp_path):
-    with pytest.raises(ConfigError, match=r"^n: "), claimed(tmp_path / "a" / "out", "output"):
+    with pytest.raises(ConfigError, match=r"^n: "), exclusive_folder(tmp_path / "a" / "out", "output"):
         raise ConfigError("n", "1", 2)
     assert not (tmp_path / "a" / "out").exists()
     (tmp_path / "mine").mkdir()
-    with claimed(tmp_path / "mine", "output"):
+    with exclusive_folder(tmp_path / "mine", "output"):
         pass
     assert (tmp_path / "mine").exists()
 
 
 def test_a_folder_that_cannot_be_claimed_is_named_itself(tmp_path):
     (tmp_path / "out" / ".running").mkdir(parents=True)  # as root, who may write everywhere, would still meet it
-    with pytest.raises(IsADirectoryError) as caught, claimed(tmp_path / "out", "output"):
+    with pytest.raises(IsADirectoryError) as caught, exclusive_folder(tmp_path / "out", "output"):
         raise AssertionError
     assert str(system_fault(caught.value)).startswith(f"{tmp_path / 'out'}: expected to read or write it, found Is a directory")
 
@@ -213,6 +213,6 @@ def test_a_file_system_without_locks_is_worked_on_all_the_same(tmp_path, monkeyp
         raise OSError(errno.ENOLCK, os.strerror(errno.ENOLCK))
 
     monkeypatch.setattr(fcntl, "flock", refuse)
-    with claimed(tmp_path / "out", "output"):
+    with exclusive_folder(tmp_path / "out", "output"):
         (tmp_path / "out" / "result").touch()
     assert (tmp_path / "out" / "result").exists()

@@ -8,13 +8,13 @@ import torch
 from oasis_monai.__main__ import _explained
 from oasis_monai.data.types import Geometry, Preprocessed
 from oasis_monai.networks.segmentation import NetworkSettings, Predictor, make_network
-from oasis_monai.networks.slice_unet import EstimatorSettings
+from oasis_monai.networks.slice_unet import JointSettings
 from oasis_monai.segmentation.alignment import Aligner
 from oasis_monai.segmentation.estimate import Estimator
 from oasis_monai.segmentation.loa import LoaTable
 from oasis_monai.segmentation.segmenter import Segmenter
 from oasis_monai.training import registration as training_module
-from oasis_monai.training.slices import train_estimator
+from oasis_monai.training.slices import train_slice_network
 from oasis_monai.utils.errors import OasisError
 from oasis_monai.utils.memory import Batched, out_of_memory
 from oasis_monai.workflows.crossval import crossval
@@ -181,7 +181,7 @@ def test_estimates_are_the_same_in_what_memory_allows(caplog):
 
 
 def test_training_names_what_lowers_its_memory_and_keeps_its_checkpoint(tmp_path, monkeypatch):
-    whole = training_module._StmTrainer.step
+    whole = training_module._RegistrationTrainer.step
 
     def step(self, number):
         if number == 5:
@@ -189,7 +189,7 @@ def test_training_names_what_lowers_its_memory_and_keeps_its_checkpoint(tmp_path
         return whole(self, number)
 
     with monkeypatch.context() as patch:
-        patch.setattr(training_module._StmTrainer, "step", step)
+        patch.setattr(training_module._RegistrationTrainer, "step", step)
         with pytest.raises(
             OasisError,
             match=r"^STM: training\.batch: expected memory for a step, found none left at step 5 .*lower training\.batch",
@@ -205,18 +205,18 @@ def test_the_slice_network_is_told_by_its_slices(tmp_path, monkeypatch):
     def step(self, number):
         raise torch.OutOfMemoryError(CUDA)
 
-    monkeypatch.setattr(estimation._EstimatorTrainer, "step", step)
+    monkeypatch.setattr(estimation._SliceTrainer, "step", step)
     library = discs(4, size=32)
     library = type(library)(**{**vars(library), "context": library.images.expand(-1, 2, -1, -1)})
-    settings = EstimatorSettings(pretrained=False, slices=2, decoder=(8, 8, 8, 8))
-    with pytest.raises(OasisError, match=r"^slice network: estimator\.slices: expected memory for a step"):
-        train_estimator(library, (1.0, 1.0), settings, SHORT, 0, tmp_path, progress=False)
+    settings = JointSettings(pretrained=False, slices_per_step=2, decoder=(8, 8, 8, 8))
+    with pytest.raises(OasisError, match=r"^slice network: joint\.slices_per_step: expected memory for a step"):
+        train_slice_network(library, (1.0, 1.0), settings, SHORT, 0, tmp_path, progress=False)
 
 
 def test_what_nobody_foresaw_names_its_case_and_memory_is_one_line_on_the_command_line(settings, tmp_path, monkeypatch):
     """An error of ours keeps its stack, with the case in it; memory that runs out anywhere is the machine's, and one line."""
     asked = settings(
-        {"methods": ["FWAL"], "n": [1], "k": 2, "fold": 0, "data": {"only": ["Case00", "Case01", "Case02", "Case03"]}}
+        {"methods": ["FWAL"], "n": [1], "k": 2, "fold": 0, "data": {"include": ["Case00", "Case01", "Case02", "Case03"]}}
     )
     told = []
     for error in (RuntimeError("shapes differ"), MemoryError()):

@@ -14,7 +14,7 @@ import pytest
 import torch
 from tqdm import tqdm
 
-from oasis_monai.utils.errors import ConfigError, OasisError, naming
+from oasis_monai.utils.errors import ConfigError, OasisError, with_case_in_errors
 from oasis_monai.utils.processes import _raise_named, side_by_side
 from oasis_monai.utils.tensor_files import load_tensors
 from oasis_monai.workflows.crossval import crossval
@@ -69,7 +69,7 @@ def be_killed():
 
 
 def fail_at_a_case():
-    with naming("Case03"):
+    with with_case_in_errors("Case03"):
         raise RuntimeError("unheard of\nand more")
 
 

@@ -25,7 +25,7 @@ from tests.helpers.command import python, run
 
 KINDS = {  # model, method
     "plain": ([{}], "OASIS"),
-    "joint": ([JOINT, {"features": {"name": "efficientnet-lite0"}, "estimator": {"volume_network": "DynU-Net3D"}}], None),
+    "joint": ([JOINT, {"features": {"name": "efficientnet-lite0"}, "joint": {"volume_network": "DynU-Net3D"}}], None),
     "slices": ([TINY_2D, JOINT, JOINT_2D], "OASIS-conditioned"),
 }
 
@@ -56,7 +56,7 @@ def made(phantom, tmp_path_factory):
     def make(kind):
         if kind not in known:
             more, method = KINDS[kind]
-            data_settings = {"root": str(data), "only": ["Case00", "Case01", "Case02"], **odd(trace)}
+            data_settings = {"root": str(data), "include": ["Case00", "Case01", "Case02"], **odd(trace)}
             settings = build(merged(TINY, *more, {"cache": str(root / "cache" / kind), "data": data_settings}))
             model = train_model(settings, root / f"{kind}-model", quiet)
             known[kind] = (model, write_bundle(model, root / "all" / kind, 2, method, log=quiet))

@@ -121,7 +121,7 @@ def test_fewer_training_patients_are_fewer_atlases(settings, prepared, tmp_path)
 
 
 def test_slice_folds_are_scored_in_3d_once_all_are_trained(settings, tmp_path, aligned):
-    base = {"folds": "slice", "k": 2, "data": {"only": THREE}, "methods": ["FwoW", "FWAL", "OASIS"], "n": [2]}
+    base = {"folds": "slice", "k": 2, "data": {"include": THREE}, "methods": ["FwoW", "FWAL", "OASIS"], "n": [2]}
     crossval(settings(base, {"fold": 0}, dims=2), tmp_path / "first", quiet)
     assert len(scores_of(tmp_path / "first")) == 0
     assert json.loads((tmp_path / "first" / "run.json").read_text())["protocol"] == "slice"
@@ -143,7 +143,7 @@ def test_slice_folds_are_scored_in_3d_once_all_are_trained(settings, tmp_path, a
 
 
 def test_slice_folds_need_no_more_cases_than_folds(settings, tmp_path):
-    asked = {"data": {"only": THREE}, "folds": "slice", "k": 5, "methods": ["majority"], "n": [1]}
+    asked = {"data": {"include": THREE}, "folds": "slice", "k": 5, "methods": ["majority"], "n": [1]}
     crossval(settings(asked, dims=2), tmp_path / "a", quiet)
     assert set(scores_of(tmp_path / "a").case) == set(THREE)
     assert (tmp_path / "a" / "run.json").is_file()
@@ -283,8 +283,8 @@ def test_all_faults_of_a_data_set_are_told_at_once(settings, phantom, tmp_path):
     with pytest.raises(DataError) as error:
         crossval(settings({"data": {"root": str(data)}}), tmp_path / "a", quiet)
     assert [fault.case for fault in error.value.faults] == ["Case01", "Case04", "Case05"]
-    with pytest.raises(DataError, match=r"^nix: data.only: .*no such case"):
-        crossval(settings({"data": {"only": ["nix", "Case00"]}}), tmp_path / "a", quiet)
+    with pytest.raises(DataError, match=r"^nix: data.include: .*no such case"):
+        crossval(settings({"data": {"include": ["nix", "Case00"]}}), tmp_path / "a", quiet)
 
 
 def test_what_is_wrong_with_cases_that_are_left_out_stops_nothing(settings, config, phantom, tmp_path, capsys):
@@ -293,11 +293,11 @@ def test_what_is_wrong_with_cases_that_are_left_out_stops_nothing(settings, conf
         file.unlink()
     four = [f"Case{i:02d}" for i in range(4)]
     whole = {"data": {"root": str(data)}}
-    cut = {"data": {"root": str(data), "only": four}}
+    cut = {"data": {"root": str(data), "include": four}}
     assert [case.id for case in prepare_module.find_and_check(settings(cut), None, quiet)] == four
     for only in ([], ["Case05"]):
         with pytest.raises(DataError, match=r"^Case05: label: expected one label file"):
-            prepare_module.find_and_check(settings(whole, {"data": {"only": only}}), None, quiet)
+            prepare_module.find_and_check(settings(whole, {"data": {"include": only}}), None, quiet)
     run_task({"task": "check", **config(cut)}, tmp_path, None)
     assert capsys.readouterr().out.splitlines()[-1] == "4 cases, 0 errors, 0 warnings"
 
@@ -336,7 +336,7 @@ def test_training_pairs_are_near_by_the_distance_that_is_set(prepared, monkeypat
         return whole(queries, library, n, distance, **more)
 
     monkeypatch.setattr(training, "nearest", nearest)
-    settings, data = prepared({"features": {"distance": distance}, "training": {"pairs": 1}, "methods": ["OASIS"]})
+    settings, data = prepared({"features": {"distance": distance}, "training": {"nearest_partners": 1}, "methods": ["OASIS"]})
     split = make_split(dict.fromkeys(data.targets, 1), settings.k, settings.seed)
     FoldModels(settings, data, split, Path(settings.cache), quiet).segmenter(split.folds[0])
     assert asked == [(1, distance)]

@@ -42,8 +42,8 @@ def test_the_estimate_alone_trains_no_stm(settings, tmp_path):
 
 
 def test_more_atlases_beside_a_slice_than_there_are(settings, tmp_path):
-    given = settings(JOINT, JOINT_2D, {"methods": "estimate", "k": 2, "data": {"only": THREE[:2]}}, dims=2)
-    with pytest.raises(ConfigError, match=r"^estimator\.atlases: expected 0, as a fold has 0 atlases for a slice, found 2"):
+    given = settings(JOINT, JOINT_2D, {"methods": "estimate", "k": 2, "data": {"include": THREE[:2]}}, dims=2)
+    with pytest.raises(ConfigError, match=r"^joint\.atlases: expected 0, as a fold has 0 atlases for a slice, found 2"):
         crossval(given, tmp_path / "a", quiet)
 
 

@@ -82,7 +82,7 @@ def test_a_suggested_grid_is_taken_by_a_joint_model_on_fine_voxels(settings):
         "methods": ["OASIS-joint"],
         "preprocessing": {"size": [64, 64, 32]},
     }
-    for more in ({}, {"estimator": {"volume_stride": [1, 1, 1]}}, {"estimator": {"volume_share": 0.0}}):
+    for more in ({}, {"joint": {"volume_stride": [1, 1, 1]}}, {"joint": {"volume_budget": 0.0}}):
         asked = settings(joint, more)
         found = suited([small], LOCAL, asked.divisor, asked.takes)
         assert min(found.size[:2]) >= 32

@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from oasis_monai.atlases.library import AtlasLibrary
-from oasis_monai.atlases.slices import beside_atlases, flanking
+from oasis_monai.atlases.slices import adjacent_slice_atlases, append_atlas_channels
 from oasis_monai.data.io import read_image, read_volume
 from oasis_monai.data.types import Case
 from oasis_monai.segmentation.loa import LoaTable
@@ -50,7 +50,7 @@ def make_trained(phantom, tmp_path_factory):
     def make(kind):
         if kind not in made:
             base = tmp_path_factory.mktemp("models")
-            data = {"data": {"root": str(phantom), "only": OLD}, "cache": str(base / "cache")}
+            data = {"data": {"root": str(phantom), "include": OLD}, "cache": str(base / "cache")}
             settings = build(merged(*KINDS[kind], data))
             made[kind] = settings, train_model(settings, base / "model", quiet)
         return made[kind]
@@ -84,7 +84,7 @@ def test_an_added_case_is_an_atlas_like_those_of_training_and_removed_leaves_no_
     assert add_atlas(model, *files(phantom, NEW), log=quiet) == NEW
     _, segmenter = load_model(model)
     found = segmenter.library
-    both = build(merged(*KINDS[kind], {"data": {"root": str(phantom), "only": [*OLD, NEW]}}))
+    both = build(merged(*KINDS[kind], {"data": {"root": str(phantom), "include": [*OLD, NEW]}}))
     wanted = prepare(both, find_and_check(both, None, quiet), None, quiet).library
     assert found.cases == wanted.cases
     for name in ("images", "labels", "features", "slices", *(["context", "thumbnails"] if "slices" in kind else [])):
@@ -94,8 +94,8 @@ def test_an_added_case_is_an_atlas_like_those_of_training_and_removed_leaves_no_
         image = found.images[row:]
         if "slices" in kind:
             own = torch.cat([found.context[row:, :1], image, found.context[row:, 1:]], 1)
-            near = flanking(own, load_model(trained)[1].library)
-            shown = beside_atlases(own, found, near)
+            near = adjacent_slice_atlases(own, load_model(trained)[1].library)
+            shown = append_atlas_channels(own, found, near)
             estimate = segmenter.estimator.plain()(shown)[:, 1:]
         else:
             estimate = segmenter.estimator.plain().volume(image[0])[1:][None]

@@ -317,7 +317,7 @@ def test_one_case_is_refused_before_any_network_is_trained(phantom, tmp_path, mo
     monkeypatch.setattr(
         "oasis_monai.workflows.fold_models.FoldModels.train", lambda *_, **__: pytest.fail("a network was trained")
     )
-    more = {"cache": str(tmp_path / "c"), "data": {"root": str(phantom), "only": ["Case00"]}}
+    more = {"cache": str(tmp_path / "c"), "data": {"root": str(phantom), "include": ["Case00"]}}
     settings = build(merged(TINY, JOINT, *([TINY_2D, JOINT_2D] if dims == 2 else []), more))
     with pytest.raises(ConfigError, match=r"^data: expected at least two training cases to make pairs of, found '1'"):
         train_model(settings, tmp_path / "m", quiet)
@@ -348,7 +348,7 @@ def test_results_never_go_among_the_scans(trained, phantom, tmp_path):
 
 
 def test_a_model_of_slices(phantom, scans, tmp_path, no_pictures):
-    more = {"cache": str(tmp_path / "c"), "data": {"root": str(phantom), "only": ["Case00", "Case01", "Case02"]}}
+    more = {"cache": str(tmp_path / "c"), "data": {"root": str(phantom), "include": ["Case00", "Case01", "Case02"]}}
     settings = build(merged(TINY, TINY_2D, more))
     model = train_model(settings, tmp_path / "m", quiet)
     assert segment_scans(model, scans / "second.nii.gz", tmp_path / "o", n=2, method="OASIS", log=quiet) == []
@@ -362,7 +362,7 @@ def test_a_model_of_slices(phantom, scans, tmp_path, no_pictures):
 @pytest.mark.parametrize("dims", [2, 3])
 def test_a_joint_model(phantom, scans, tmp_path, no_pictures, dims):
     """All of its networks travel in the folder; it segments as the model that was just trained does, and none may be missing."""
-    more = {"cache": str(tmp_path / "c"), "data": {"root": str(phantom), "only": ["Case00", "Case01", "Case02"]}}
+    more = {"cache": str(tmp_path / "c"), "data": {"root": str(phantom), "include": ["Case00", "Case01", "Case02"]}}
     settings = build(merged(TINY, JOINT, *([TINY_2D, JOINT_2D] if dims == 2 else []), more))
     model = train_model(settings, tmp_path / "m", quiet)
     _, segmenter = load_model(model)

@@ -19,7 +19,7 @@ from oasis_monai.data.formats.metaimage_data import data_file, write_metaimage
 from oasis_monai.data.formats.nifti import read_nifti
 from oasis_monai.data.types import Geometry
 from oasis_monai.utils.errors import ConfigError
-from oasis_monai.utils.files import atomic_path, blaming
+from oasis_monai.utils.files import atomic_path, with_path_in_errors
 
 __all__ = ["ENDINGS", "Header", "data_files", "ending", "read_header"]
 METAIMAGE = (".mhd", ".mha")
@@ -120,7 +120,7 @@ def _write_pair(path: Path, array: np.ndarray, geometry: Geometry) -> None:
     """Header and voxels are two files, and no rename moves both. So both are finished elsewhere, the old header goes, the
     voxels take their place, the new header follows: whenever a header is there, the voxels it names are its own, whole."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    with blaming(path), tempfile.TemporaryDirectory(prefix=f".{path.name}.", dir=path.parent) as folder:
+    with with_path_in_errors(path), tempfile.TemporaryDirectory(prefix=f".{path.name}.", dir=path.parent) as folder:
         write_metaimage(Path(folder) / path.name, array, geometry)  # under its final name, which the header repeats
         data = next(f for f in Path(folder).iterdir() if f.name != path.name)
         for file in (data, Path(folder) / path.name):

@@ -14,11 +14,11 @@ from oasis_monai.atlases.library import AtlasLibrary
 from oasis_monai.atlases.selection import DISTANCES
 from oasis_monai.data.types import Geometry, Preprocessed
 from oasis_monai.networks.encoders import NAMES, untrained_network
-from oasis_monai.networks.registration import SpatialTransformModel, StmSettings
+from oasis_monai.networks.registration import RegistrationSettings, SpatialTransformModel
 from oasis_monai.networks.segmentation import NetworkSettings, Predictor, make_network
-from oasis_monai.networks.slice_unet import EstimatorSettings, make_estimator
+from oasis_monai.networks.slice_unet import JointSettings, make_slice_network
 from oasis_monai.segmentation.alignment import Aligner
-from oasis_monai.segmentation.estimate import Estimator, make_whole
+from oasis_monai.segmentation.estimate import Estimator, make_volume_network
 from oasis_monai.segmentation.loa import LoaTable
 from oasis_monai.segmentation.methods import check_methods, result_keys
 from oasis_monai.segmentation.segmenter import Segmenter
@@ -44,8 +44,8 @@ class OasisNetwork(nn.Module):
         atlases, features: number of atlases and length of their feature vectors.
         embedding, distance: what similarity means, see :class:`oasis_monai.atlases.features.FeatureSettings`.
         method, n: how many atlases are fused, and how (:data:`oasis_monai.segmentation.methods.METHODS`).
-        registration: :class:`oasis_monai.networks.registration.StmSettings` as a dict.
-        estimator: of a joint model, :class:`oasis_monai.networks.slice_unet.EstimatorSettings` as a dict.
+        registration: :class:`oasis_monai.networks.registration.RegistrationSettings` as a dict.
+        estimator: of a joint model, :class:`oasis_monai.networks.slice_unet.JointSettings` as a dict.
         volume_channels: feature channels of a joint model's volume network.
         temperature: of ``OASIS-conditioned``.
         pairs: how many overlaps of atlas pairs are stored; others are computed when they are needed.
@@ -77,7 +77,7 @@ class OasisNetwork(nn.Module):
         method: str,
         n: int,
         registration: Mapping[str, Any],
-        estimator: Mapping[str, Any] | None = None,
+        joint: Mapping[str, Any] | None = None,
         volume_channels: Sequence[int] | None = None,
         temperature: float = 0.1,
         pairs: int = 0,
@@ -92,13 +92,13 @@ class OasisNetwork(nn.Module):
             raise ConfigError("n", f"1 to {atlases}, the network's atlases", n)
         self.size, self.classes, self.n = tuple(size), classes, n
         self.embedding_name, self.distance, self.temperature, self.batch = embedding, distance, temperature, batch
-        stm = make_group(StmSettings, registration, "registration")
-        self.joint = None if estimator is None else make_group(EstimatorSettings, estimator, "estimator")
+        stm = make_group(RegistrationSettings, registration, "registration")
+        self.joint = None if joint is None else make_group(JointSettings, joint, "joint")
         if stm.joint and self.joint is None:
-            raise ConfigError("estimator", "the settings of a joint model", None)
+            raise ConfigError("joint", "the settings of a joint model", None)
         self.stm = SpatialTransformModel(self.size, stm, classes - 1 if stm.joint else 0)
         self.embedding = untrained_network(embedding).requires_grad_(False) if embedding in IMAGENET else None
-        self.slice_network = None if self.joint is None else make_estimator(classes, self.joint, pretrained=False)
+        self.slice_network = None if self.joint is None else make_slice_network(classes, self.joint, pretrained=False)
         self.volume_settings, self.volume_network = None, None
         if volume_channels is not None and self.joint is not None:
             kind = self.joint.volume_network
@@ -168,10 +168,10 @@ class OasisNetwork(nn.Module):
         if self.joint is not None and self.slice_network is not None:
             whole = None
             if self.volume_network is not None and self.volume_settings is not None:
-                whole = make_whole(self.volume_network, self.joint.volume_network, self.volume_settings, device)
+                whole = make_volume_network(self.volume_network, self.joint.volume_network, self.volume_settings, device)
             stride = self.joint.volume_stride
             how = self.joint
-            estimator = Estimator(self.slice_network, how.mirror, device, whole=whole, stride=stride, views=how.views)
+            estimator = Estimator(self.slice_network, how.tta_flip, device, whole=whole, stride=stride, tta_views=how.tta_views)
             more = {"estimator": estimator}
             more |= voice(self.joint)
         return Segmenter(library, aligner, table, self.distance, self.temperature, **more)
@@ -191,8 +191,8 @@ def network_arguments(settings: Settings, segmenter: Segmenter, method: str, n: 
         "method": method,
         "n": n,
         "registration": plain_settings["registration"],
-        "estimator": None if segmenter.estimator is None else plain_settings["estimator"],
-        "volume_channels": None if whole is None else list(settings.network.channels(settings.estimator.volume_network)),
+        "joint": None if segmenter.estimator is None else plain_settings["joint"],
+        "volume_channels": None if whole is None else list(settings.network.channels(settings.joint.volume_network)),
         "temperature": settings.temperature,
         "pairs": len(segmenter.loa) if method in LOA_METHODS and segmenter.loa is not None else 0,
         "batch": batch,
