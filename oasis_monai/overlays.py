@@ -6,7 +6,7 @@ processes and notebooks may call this at any time.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -60,9 +60,10 @@ def overlay(
     truth = None if truth is None else np.asarray(truth)
     shown = (result != 0) if truth is None else (result != 0) | (truth != 0)
     main = truth if truth is not None and truth.any() else result
-    window = _crop(shown, spacing_mm) if zoom else (slice(None), slice(None))
+    window = crop_box(shown, spacing_mm, 10.0, 0.25) if zoom else (slice(None), slice(None))
     numbers = _slice_numbers(np.flatnonzero(main.any(axis=(0, 1))), image.shape[2], slices)
-    low, high = _grey_window(image[(*_crop(shown, spacing_mm, margin=0), numbers)], image[..., numbers])
+    # around the structure, so that the bright rim near a coil does not darken it; of the whole slices where it is flat there
+    low, high = grey_window(image[(*crop_box(shown, spacing_mm), numbers)], image[..., numbers], headroom=0.15)
     classes = sorted({int(c) for a in (truth, result) if a is not None for c in np.unique(a)} - {0})
     empty = [name for name, a in (("reference", truth), ("result", result)) if a is not None and not a.any()]
     heading = f"{title}: {' and '.join(empty)} {'are' if len(empty) > 1 else 'is'} empty" if empty else title
@@ -114,31 +115,43 @@ def _slice_numbers(occupied: np.ndarray, depth: int, count: int) -> list[int]:
     return sorted({int(z) for z in np.rint(spread)})
 
 
-def _crop(shown: np.ndarray, spacing_mm: tuple[float, float, float], margin: float = 0.25) -> tuple[slice, slice]:
-    """In-plane box of the structures, wider on every side by ``margin`` of its longer side (at least 10 mm, if at all)."""
-    if not shown.any():
-        return slice(None), slice(None)
-    spans = []
-    for axis in (0, 1):
-        hit = np.flatnonzero(shown.any(axis=(1 - axis, 2)))
-        spans.append((int(hit[0]), int(hit[-1]) + 1))
-    margin_mm = (margin > 0) * max(10.0, margin * max((b - a) * s for (a, b), s in zip(spans, spacing_mm, strict=False)))
+def crop_box(mask: np.ndarray, spacing_mm: Sequence[float], margin_mm: float = 0.0, margin: float = 0.0) -> tuple[slice, slice]:
+    """In-plane box of a (x, y, z) mask, wider on every side by a margin as far as the image goes; all of an empty mask.
+
+    Args:
+        margin_mm: the margin, at least.
+        margin: the margin as a share of the box's longer side.
+    """
+    if not mask.any():
+        return slice(0, mask.shape[0]), slice(0, mask.shape[1])
+    hits = [np.flatnonzero(mask.any(axis=(1 - axis, 2))) for axis in (0, 1)]
+    spans = [(int(hit[0]), int(hit[-1]) + 1) for hit in hits]
+    wider_mm = max(margin_mm, margin * max((b - a) * s for (a, b), s in zip(spans, spacing_mm, strict=False)))
     first, second = (
-        slice(max(0, a - round(margin_mm / s)), min(size, b + round(margin_mm / s)))
-        for (a, b), s, size in zip(spans, spacing_mm, shown.shape, strict=False)
+        slice(max(0, a - round(wider_mm / s)), min(size, b + round(wider_mm / s)))
+        for (a, b), s, size in zip(spans, spacing_mm, mask.shape, strict=False)
     )
     return first, second
 
 
-def _grey_window(near: np.ndarray, everything: np.ndarray) -> tuple[float, float]:
-    """Black and white levels: the 1st and 99th percentile around the structure, with some room above, so that a coil's glare
-    elsewhere does not darken it; of the whole slices where it is flat there."""
-    for values in (near, everything):
+def grey_window(*candidates: np.ndarray, highest: float = 99.0, headroom: float = 0.0) -> tuple[float, float]:
+    """The intensities shown black and white: of the first candidate that is not flat, the 1st and the ``highest`` percentile.
+
+    Args:
+        candidates: intensities, finite or not; where all percentiles agree, the last one's extremes count.
+        headroom: a share of the window added above it, so that bright tissue keeps its structure.
+    """
+    low = high = 0.0
+    for values in candidates:
         finite = values[np.isfinite(values)]
-        low, high = np.percentile(finite, (1, 99)).tolist() if finite.size else (0.0, 0.0)
-        if high > low:
-            return low, high + 0.15 * (high - low)
-    return low, low + 1
+        if not finite.size:
+            continue
+        low, high = np.percentile(finite, (1, highest)).tolist()
+        if high <= low:
+            low, high = float(finite.min()), float(finite.max())
+            continue
+        return low, high + headroom * (high - low)
+    return (low, high) if high > low else (low, low + 1)
 
 
 def _figure(panels: int, aspect: float, heading: str) -> Any:
