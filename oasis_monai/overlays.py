@@ -52,8 +52,6 @@ def overlay(
     Raises:
         DataError: an array is not three-dimensional, shapes differ, or a spacing is not a positive number.
     """
-    from matplotlib.patheffects import withStroke
-
     image = np.asarray(image, dtype=np.float64)
     result = np.asarray(result)
     _check(image, truth, result, spacing_mm, title)
@@ -70,22 +68,17 @@ def overlay(
 
     width_mm, height_mm = (np.array(image[(*window, 0)].shape) * spacing_mm[:2]).tolist()
     figure = _figure(len(numbers), width_mm / height_mm, heading)
-    axes = figure.subplots(1, len(numbers), squeeze=False)[0]
-    rim = [withStroke(linewidth=2, foreground="black")]  # keeps white letters legible on bright tissue
     # red lies below and is wider, so that where the two agree both are seen
     outlines = [(a, c, w) for a, c, w in ((truth, TRUTH_COLOUR, 2.0), (result, RESULT_COLOUR, 1.1)) if a is not None]
-    for ax, z in zip(axes, numbers, strict=True):
-        grey = display(image[(*window, z)])
-        ax.imshow(grey, cmap="gray", vmin=low, vmax=high, extent=(0, width_mm, height_mm, 0), interpolation="bilinear")
+    for ax, z in zip(figure.subplots(1, len(numbers), squeeze=False)[0], numbers, strict=True):
+        plane = (*window, z)
+        extent = (0, width_mm, height_mm, 0)
+        ax.imshow(display(image[plane]), cmap="gray", vmin=low, vmax=high, extent=extent, interpolation="bilinear")
         for array, colour, width in outlines:
             for i, c in enumerate(classes):
                 line = {"colors": [colour], "linewidths": width, "linestyles": [_LINE_STYLES[i % 4]]}
-                contour(ax, display(array[(*window, z)] == c), spacing_mm, line)
-        ax.set_axis_off()
-        small = {"color": "white", "fontsize": 8, "transform": ax.transAxes, "path_effects": rim}
-        ax.text(0.02, 0.02, f"slice {z + 1} of {image.shape[2]}", va="bottom", **small)
-        ax.text(0.02, 0.5, "R", va="center", **small)
-        ax.text(0.5, 0.98, "A", va="top", ha="center", **small)
+                contour(ax, display(array[plane] == c), spacing_mm, line)
+        _letter(ax, f"slice {z + 1} of {image.shape[2]}")
     _legend(figure, classes, truth is not None, labels or {})
     with atomic_path(path) as temporary:
         figure.savefig(temporary, format="png", dpi=_DPI, facecolor=figure.get_facecolor(), metadata={"Software": None})
@@ -167,6 +160,18 @@ def _figure(panels: int, aspect: float, heading: str) -> Any:
     size = min(10.0, 10.0 * width / max(0.085 * len(heading), 1e-9))  # a long heading shrinks rather than being cut off
     figure.text(0.01, 1 - 0.16 / height, heading, color="white", fontsize=size, va="center", parse_math=False)
     return figure
+
+
+def _letter(ax: Any, name: str) -> None:
+    """The slice's name and the patient's right and front, in white with a black rim that keeps them legible on bright tissue."""
+    from matplotlib.patheffects import withStroke
+
+    ax.set_axis_off()
+    rim = [withStroke(linewidth=2, foreground="black")]
+    small = {"color": "white", "fontsize": 8, "transform": ax.transAxes, "path_effects": rim}
+    ax.text(0.02, 0.02, name, va="bottom", **small)
+    ax.text(0.02, 0.5, "R", va="center", **small)
+    ax.text(0.5, 0.98, "A", va="top", ha="center", **small)
 
 
 def contour(ax: Any, mask: np.ndarray, spacing_mm: tuple[float, ...], line: dict[str, Any]) -> None:

@@ -207,3 +207,34 @@ def test_a_link_opens_a_case_a_method_and_a_slice(tmp_path, chromium):
     assert (state["case"], state["method"], state["slice"]) == ("Case00", "FwoW-6", "0")
     assert state["edges"] == "0 0"  # nothing lies on the lowest slice
     assert "slice 1 of 6" in dom
+
+
+ACTIONS = """
+const press = key => document.querySelector(".browser").dispatchEvent(new KeyboardEvent("keydown", {key, bubbles: true}));
+const click = selector => document.querySelector(selector).click();
+const first = () => document.querySelector("tbody[data-region='0'] tr:not(.group) th").textContent;
+const seen = {start: {...document.querySelector(".browser").dataset}, before: first()};
+press("ArrowUp"); press("m"); press("t");
+seen.keys = {...document.querySelector(".browser").dataset};
+click("[data-axis=region][data-value='1']");
+seen.shown = [...document.querySelectorAll("tbody[data-region]")].filter(body => !body.hidden).map(body => body.dataset.region);
+click("thead [data-column='4']"); click("thead [data-column='4']");
+seen.after = first();
+document.body.dataset.seen = JSON.stringify(seen);
+"""
+
+
+def test_keys_tabs_and_headings_do_what_they_say(tmp_path, chromium):
+    """The page with a second script that acts as its reader; only without the security policy may it run."""
+    page = report.write_report(run_folder(tmp_path))
+    text = re.sub(r'<meta http-equiv="Content-Security-Policy"[^>]*>', "", page.read_text(encoding="utf-8"))
+    page.write_text(text.replace("</body>", f"<script>{ACTIONS}</script></body>"), encoding="utf-8")
+    _, dom, log = opened(chromium, page, tmp_path)
+    assert "CONSOLE" not in log
+    seen = json.loads(html.unescape(re.search(r'data-seen="([^"]*)"', dom).group(1)))
+    start, keys = seen["start"], seen["keys"]
+    assert int(keys["slice"]) == int(start["slice"]) + 1
+    assert (start["method"], keys["method"]) == ("OASIS-6", "FwoW-6")
+    assert keys["edges"].split() == ["0", "80"]  # the reference is hidden
+    assert seen["shown"] == ["1"]
+    assert (seen["before"], seen["after"]) == ("FwoW-6", "OASIS-6")  # by DSC, the highest first
