@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from oasis_monai.evaluation.contours import crop_box, grey_window
 from oasis_monai.evaluation.scores import method_name
 from oasis_monai.networks.segmentation import NETWORKS
 from oasis_monai.utils.files import digest
@@ -81,8 +82,7 @@ def write_browser(
     shapes = {image.shape, reference.shape, *(r.shape for r in results.values())}
     if len(shapes) > 1 or image.ndim != 3:
         raise ValueError(f"{case}: expected image, reference and results of one shape (x, y, z), found {sorted(shapes)}")
-    crop = _crop(reference, spacing_mm)
-    where = (slice(crop[0], crop[1]), slice(crop[2], crop[3]))
+    where = crop_box(reference, spacing_mm, MARGIN_MM)
     tensors = {"image": _grey(image[where]), "reference": reference[where].astype(np.uint8)}
     tensors |= {_RESULT + name: result[where].astype(np.uint8) for name, result in results.items()}
     outside = {name: int((result != 0).sum() - (result[where] != 0).sum()) for name, result in results.items()}
@@ -92,7 +92,7 @@ def write_browser(
         "fold": fold,
         "spacing_mm": [float(s) for s in spacing_mm],
         "labels": list(labels),
-        "crop": list(crop),
+        "crop": [end for box in where for end in (box.start, box.stop)],
         "outside": outside,
         "atlases": list(atlases),
         "weights": dict(weights or {}),
@@ -162,22 +162,8 @@ def _add(views: dict[str, CaseView], arrays: Mapping[str, np.ndarray], meta: Map
             view.atlases[name] = meta["atlases"]
 
 
-def _crop(reference: np.ndarray, spacing_mm: Sequence[float]) -> tuple[int, int, int, int]:
-    if not reference.any():
-        return 0, reference.shape[0], 0, reference.shape[1]
-    box: list[int] = []
-    for axis in (0, 1):
-        hit = np.flatnonzero(reference.any(axis=(1 - axis, 2)))
-        margin = round(MARGIN_MM / spacing_mm[axis])
-        box += [max(0, int(hit[0]) - margin), min(reference.shape[axis], int(hit[-1]) + 1 + margin)]
-    return box[0], box[1], box[2], box[3]
-
-
 def _grey(near: np.ndarray) -> np.ndarray:
-    """The crop in 0..255, the 1st and 99.5th percentile as black and white; a flat image is black."""
-    finite = near[np.isfinite(near)]
-    low, high = np.percentile(finite, (1, 99.5)).tolist() if finite.size else (0.0, 0.0)
-    if high <= low:
-        low, high = (float(finite.min()), float(finite.max())) if finite.size else (0.0, 0.0)
+    """The crop in 0..255; a flat image is black."""
+    low, high = grey_window(near, highest=99.5)
     scaled = (np.nan_to_num(near, nan=low) - low) / ((high - low) or 1.0)
     return np.rint(255 * scaled.clip(0, 1)).astype(np.uint8)

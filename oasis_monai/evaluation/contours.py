@@ -12,7 +12,6 @@ from typing import Any
 
 import numpy as np
 
-from oasis_monai.evaluation.case_view import CaseView
 from oasis_monai.utils.errors import DataError, Fault
 from oasis_monai.utils.files import atomic_path
 
@@ -53,39 +52,33 @@ def overlay(
     Raises:
         DataError: an array is not three-dimensional, shapes differ, or a spacing is not a positive number.
     """
-    from matplotlib.patheffects import withStroke
-
     image = np.asarray(image, dtype=np.float64)
     result = np.asarray(result)
     _check(image, truth, result, spacing_mm, title)
     truth = None if truth is None else np.asarray(truth)
     shown = (result != 0) if truth is None else (result != 0) | (truth != 0)
     main = truth if truth is not None and truth.any() else result
-    window = _crop(shown, spacing_mm) if zoom else (slice(None), slice(None))
+    window = crop_box(shown, spacing_mm, 10.0, 0.25) if zoom else (slice(None), slice(None))
     numbers = _slice_numbers(np.flatnonzero(main.any(axis=(0, 1))), image.shape[2], slices)
-    low, high = _grey_window(image[(*_crop(shown, spacing_mm, margin=0), numbers)], image[..., numbers])
+    # around the structure, so that the bright rim near a coil does not darken it; of the whole slices where it is flat there
+    low, high = grey_window(image[(*crop_box(shown, spacing_mm), numbers)], image[..., numbers], headroom=0.15)
     classes = sorted({int(c) for a in (truth, result) if a is not None for c in np.unique(a)} - {0})
     empty = [name for name, a in (("reference", truth), ("result", result)) if a is not None and not a.any()]
     heading = f"{title}: {' and '.join(empty)} {'are' if len(empty) > 1 else 'is'} empty" if empty else title
 
     width_mm, height_mm = (np.array(image[(*window, 0)].shape) * spacing_mm[:2]).tolist()
     figure = _figure(len(numbers), width_mm / height_mm, heading)
-    axes = figure.subplots(1, len(numbers), squeeze=False)[0]
-    rim = [withStroke(linewidth=2, foreground="black")]  # keeps white letters legible on bright tissue
     # red lies below and is wider, so that where the two agree both are seen
     outlines = [(a, c, w) for a, c, w in ((truth, TRUTH_COLOUR, 2.0), (result, RESULT_COLOUR, 1.1)) if a is not None]
-    for ax, z in zip(axes, numbers, strict=True):
-        grey = display(image[(*window, z)])
-        ax.imshow(grey, cmap="gray", vmin=low, vmax=high, extent=(0, width_mm, height_mm, 0), interpolation="bilinear")
+    for ax, z in zip(figure.subplots(1, len(numbers), squeeze=False)[0], numbers, strict=True):
+        plane = (*window, z)
+        extent = (0, width_mm, height_mm, 0)
+        ax.imshow(display(image[plane]), cmap="gray", vmin=low, vmax=high, extent=extent, interpolation="bilinear")
         for array, colour, width in outlines:
             for i, c in enumerate(classes):
                 line = {"colors": [colour], "linewidths": width, "linestyles": [_LINE_STYLES[i % 4]]}
-                contour(ax, display(array[(*window, z)] == c), spacing_mm, line)
-        ax.set_axis_off()
-        small = {"color": "white", "fontsize": 8, "transform": ax.transAxes, "path_effects": rim}
-        ax.text(0.02, 0.02, f"slice {z + 1} of {image.shape[2]}", va="bottom", **small)
-        ax.text(0.02, 0.5, "R", va="center", **small)
-        ax.text(0.5, 0.98, "A", va="top", ha="center", **small)
+                contour(ax, display(array[plane] == c), spacing_mm, line)
+        _letter(ax, f"slice {z + 1} of {image.shape[2]}")
     _legend(figure, classes, truth is not None, labels or {})
     with atomic_path(path) as temporary:
         figure.savefig(temporary, format="png", dpi=_DPI, facecolor=figure.get_facecolor(), metadata={"Software": None})
@@ -115,31 +108,43 @@ def _slice_numbers(occupied: np.ndarray, depth: int, count: int) -> list[int]:
     return sorted({int(z) for z in np.rint(spread)})
 
 
-def _crop(shown: np.ndarray, spacing_mm: tuple[float, float, float], margin: float = 0.25) -> tuple[slice, slice]:
-    """In-plane box of the structures, wider on every side by ``margin`` of its longer side (at least 10 mm, if at all)."""
-    if not shown.any():
-        return slice(None), slice(None)
-    spans = []
-    for axis in (0, 1):
-        hit = np.flatnonzero(shown.any(axis=(1 - axis, 2)))
-        spans.append((int(hit[0]), int(hit[-1]) + 1))
-    margin_mm = (margin > 0) * max(10.0, margin * max((b - a) * s for (a, b), s in zip(spans, spacing_mm, strict=False)))
+def crop_box(mask: np.ndarray, spacing_mm: Sequence[float], margin_mm: float = 0.0, margin: float = 0.0) -> tuple[slice, slice]:
+    """In-plane box of a (x, y, z) mask, wider on every side by a margin as far as the image goes; all of an empty mask.
+
+    Args:
+        margin_mm: the margin, at least.
+        margin: the margin as a share of the box's longer side.
+    """
+    if not mask.any():
+        return slice(0, mask.shape[0]), slice(0, mask.shape[1])
+    hits = [np.flatnonzero(mask.any(axis=(1 - axis, 2))) for axis in (0, 1)]
+    spans = [(int(hit[0]), int(hit[-1]) + 1) for hit in hits]
+    wider_mm = max(margin_mm, margin * max((b - a) * s for (a, b), s in zip(spans, spacing_mm, strict=False)))
     first, second = (
-        slice(max(0, a - round(margin_mm / s)), min(size, b + round(margin_mm / s)))
-        for (a, b), s, size in zip(spans, spacing_mm, shown.shape, strict=False)
+        slice(max(0, a - round(wider_mm / s)), min(size, b + round(wider_mm / s)))
+        for (a, b), s, size in zip(spans, spacing_mm, mask.shape, strict=False)
     )
     return first, second
 
 
-def _grey_window(near: np.ndarray, everything: np.ndarray) -> tuple[float, float]:
-    """Black and white levels: the 1st and 99th percentile around the structure, with some room above, so that a coil's glare
-    elsewhere does not darken it; of the whole slices where it is flat there."""
-    for values in (near, everything):
+def grey_window(*candidates: np.ndarray, highest: float = 99.0, headroom: float = 0.0) -> tuple[float, float]:
+    """The intensities shown black and white: of the first candidate that is not flat, the 1st and the ``highest`` percentile.
+
+    Args:
+        candidates: intensities, finite or not; where all percentiles agree, the last one's extremes count.
+        headroom: a share of the window added above it, so that bright tissue keeps its structure.
+    """
+    low = high = 0.0
+    for values in candidates:
         finite = values[np.isfinite(values)]
-        low, high = np.percentile(finite, (1, 99)).tolist() if finite.size else (0.0, 0.0)
-        if high > low:
-            return low, high + 0.15 * (high - low)
-    return low, low + 1
+        if not finite.size:
+            continue
+        low, high = np.percentile(finite, (1, highest)).tolist()
+        if high <= low:
+            low, high = float(finite.min()), float(finite.max())
+            continue
+        return low, high + headroom * (high - low)
+    return (low, high) if high > low else (low, low + 1)
 
 
 def _figure(panels: int, aspect: float, heading: str) -> Any:
@@ -155,6 +160,18 @@ def _figure(panels: int, aspect: float, heading: str) -> Any:
     size = min(10.0, 10.0 * width / max(0.085 * len(heading), 1e-9))  # a long heading shrinks rather than being cut off
     figure.text(0.01, 1 - 0.16 / height, heading, color="white", fontsize=size, va="center", parse_math=False)
     return figure
+
+
+def _letter(ax: Any, name: str) -> None:
+    """The slice's name and the patient's right and front, in white with a black rim that keeps them legible on bright tissue."""
+    from matplotlib.patheffects import withStroke
+
+    ax.set_axis_off()
+    rim = [withStroke(linewidth=2, foreground="black")]
+    small = {"color": "white", "fontsize": 8, "transform": ax.transAxes, "path_effects": rim}
+    ax.text(0.02, 0.02, name, va="bottom", **small)
+    ax.text(0.02, 0.5, "R", va="center", **small)
+    ax.text(0.5, 0.98, "A", va="top", ha="center", **small)
 
 
 def contour(ax: Any, mask: np.ndarray, spacing_mm: tuple[float, ...], line: dict[str, Any]) -> None:
@@ -177,85 +194,3 @@ def _legend(figure: Any, classes: list[int], reference: bool, labels: Mapping[in
     legend = figure.legend(handles=handles, loc="lower left", ncols=len(handles), frameon=False, fontsize=8, labelcolor="white")
     for text in legend.get_texts():
         text.set_parse_math(False)
-
-
-LEVELS = {"apex": 1 / 6, "mid": 1 / 2, "base": 5 / 6}
-
-
-def ranked_cases(dsc: Mapping[str, float]) -> list[tuple[str, str]]:
-    """(rank, case) of the best, the median (the lower of two) and the worst case; each case once."""
-    order = sorted(dsc, key=lambda case: (-dsc[case], case))
-    picks = {"best": 0, "median": len(order) // 2, "worst": len(order) - 1}
-    chosen: dict[str, str] = {}
-    for rank, place in picks.items():
-        if order:
-            chosen.setdefault(order[place], rank)
-    return [(rank, case) for case, rank in chosen.items()]
-
-
-def case_grid(
-    path: str | Path,
-    rows: Sequence[tuple[str, CaseView]],
-    methods: Sequence[str],
-    dsc: Mapping[tuple[str, str], float],
-    level: str = "mid",
-) -> bool:
-    """Write Fig. 4 as a PNG, whole or not at all.
-
-    Args:
-        rows: (rank or other text, case) from top to bottom.
-        methods: names of results, left to right; a case without one has an empty field.
-        dsc: (case, method name) -> whole DSC 0..1, printed under each field.
-        level: ``apex``, ``mid`` or ``base``: the slice at 1/6, 1/2 or 5/6 of the reference's slices.
-
-    Returns:
-        False, and nothing is written, without rows or methods.
-    """
-    if not rows or not methods:
-        return False
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-
-    inch = 1.75
-    figure = Figure(
-        figsize=(inch * len(methods) + 0.9, (inch + 0.28) * len(rows) + 0.35), facecolor="white", layout="constrained"
-    )
-    FigureCanvasAgg(figure)
-    axes = figure.subplots(len(rows), len(methods), squeeze=False)
-    for line, (rank, view) in enumerate(rows):
-        z = _slice(view.reference, level)
-        for column, method in enumerate(methods):
-            ax = axes[line, column]
-            _field(ax, view, method, z)
-            if line == 0:
-                ax.set_title(method, fontsize=9, parse_math=False)
-            value = dsc.get((view.case, method))
-            ax.set_xlabel("" if value is None else f"DSC {100 * value:.1f} %", fontsize=8)
-            if column == 0:
-                ax.set_ylabel(f"{rank}: {view.case}\nslice {z + 1}", fontsize=9, parse_math=False)
-    with atomic_path(path) as temporary:
-        figure.savefig(temporary, format="png", dpi=150, metadata={"Software": None})
-    return True
-
-
-def _slice(reference: np.ndarray, level: str) -> int:
-    occupied = np.flatnonzero(reference.any(axis=(0, 1)))
-    if not len(occupied):
-        return reference.shape[2] // 2
-    return round(occupied[0] + LEVELS[level] * (occupied[-1] - occupied[0]))
-
-
-def _field(ax: Any, view: CaseView, method: str, z: int) -> None:
-    ax.set_xticks([])
-    ax.set_yticks([])
-    ax.spines[:].set_visible(False)
-    across, down = (n * s for n, s in zip(view.image.shape[:2], view.spacing_mm[:2], strict=True))
-    ax.imshow(display(view.image[..., z]), cmap="gray", vmin=0, vmax=255, extent=(0, across, down, 0), interpolation="bilinear")
-    layers: list[tuple[np.ndarray, str, float]] = [(view.reference, TRUTH_COLOUR, 1.6)]
-    if method in view.results:
-        layers.append((view.results[method], RESULT_COLOUR, 1.0))
-    else:
-        ax.text(0.5, 0.5, "no result", transform=ax.transAxes, color="white", ha="center")
-    for array, colour, width in layers:
-        for c in range(1, len(view.labels) + 1):
-            contour(ax, display(array[..., z] == c), view.spacing_mm, {"colors": [colour], "linewidths": width})

@@ -16,9 +16,9 @@ import pandas as pd
 from oasis_monai.data.folds import patient_groups
 from oasis_monai.evaluation import figures
 from oasis_monai.evaluation import scores as tables
+from oasis_monai.evaluation.case_grid import case_grid, ranked_cases
 from oasis_monai.evaluation.case_view import load_browser
 from oasis_monai.evaluation.comparison import Table, ablation, audit, of_volumes, table1, write_table
-from oasis_monai.evaluation.contours import case_grid, ranked_cases
 from oasis_monai.evaluation.learning_curve import learning_table, read_learning
 from oasis_monai.evaluation.report import StudyParts, write_report
 from oasis_monai.networks.segmentation import NETWORKS

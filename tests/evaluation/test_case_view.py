@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from oasis_monai.evaluation.case_grid import case_grid, ranked_cases
 from oasis_monai.evaluation.case_view import load_browser, write_browser
-from oasis_monai.evaluation.contours import case_grid, ranked_cases
 
 SHAPE = (80, 70, 6)
 SPACING_MM = (1.0, 2.0, 3.0)

@@ -2,6 +2,7 @@
 
 import ast
 import base64
+import configparser
 import hashlib
 import io
 import json
@@ -10,12 +11,15 @@ from html.parser import HTMLParser
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 import pytest
 from PIL import Image
 
 from oasis_monai.evaluation import report
 from oasis_monai.evaluation import scores as tables
-from oasis_monai.evaluation.report import page as page_module
+from oasis_monai.evaluation.quality_tables import COLUMNS, write_quality
+from oasis_monai.evaluation.report import pictures
+from oasis_monai.transforms.corruptions import UNTOUCHED
 from oasis_monai.utils.errors import DataError
 
 EVIL = "<img src=x onerror=alert(1)>"
@@ -112,7 +116,8 @@ def sections(page):
 
 def test_the_page_says_what_was_run_and_what_came_out(tmp_path):
     page = make(tmp_path, rows())
-    assert "5 cases of phantom, segmented by FwoW and OASIS from n = 6 atlases, with 5 folds drawn over patients" in page.text
+    assert "5 cases of phantom, segmented by FwoW and OASIS from n = 6 atlases." in page.text
+    assert "Cross-validation with 5 folds, split by patient: no scan of a test patient is among the atlases" in page.text
     assert "patient folds (honest)" in page.text
     # OASIS: 0.806 + 0.02 i, i = 0..4: mean 0.846, sd 0.0316228, half width 2.776445 * sd / sqrt 5 = 0.0392649
     assert "84.6 % [80.7, 88.5]" in page.text.replace("%[", "% [")
@@ -128,7 +133,7 @@ def test_the_page_says_what_was_run_and_what_came_out(tmp_path):
 def test_the_slice_protocol_is_named_and_warned_of(tmp_path):
     page = make(tmp_path, rows(protocol="slice"), RUN | {"protocol": "slice"})
     assert "slice folds (the paper's protocol: slices of one patient on both sides)" in page.text
-    assert "these scores do not say how well a new patient is segmented" in page.text
+    assert "These scores do not show how well a new patient is segmented." in page.text
     assert "not complete" not in page.text
 
 
@@ -155,7 +160,11 @@ def test_nothing_is_fetched_and_only_our_script_may_run(tmp_path):
         assert element["tag"] not in {"link", "iframe", "object", "embed", "base", "form", "audio", "video"}
         for name, value in element["attrs"].items():
             if name in {"src", "href", "xlink:href", "action", "srcset", "data", "poster"}:
-                assert value.startswith(("data:image/png;base64,", "#")), (element["tag"], name, value[:80])
+                assert value.startswith(("data:image/png;base64,", "data:image/webp;base64,", "#")), (
+                    element["tag"],
+                    name,
+                    value[:80],
+                )
             if name == "style" or name == "clip-path":
                 assert not re.search(r"url\((?!#)", value)
     assert not re.search(r"url\(|@import", page.all("style")[0]["text"])
@@ -268,32 +277,72 @@ def test_pictures_lowest_median_highest_then_the_others(tmp_path):
     assert base64.b64decode(shown[0]["attrs"]["src"].split(",")[1]) == png(0)
 
 
+def outlined(shape=(60, 200)):
+    """(H, W, 3) of coloured lines on noisy grey, as a PNG and as an array."""
+    grey = np.random.default_rng(0).integers(60, 120, shape).astype(np.uint8)
+    rgb = np.repeat(grey[..., None], 3, axis=2)
+    rgb[10:40, [20, 60]] = (255, 42, 42)
+    rgb[[10, 39], 20:61] = (255, 225, 0)
+    rgb[5, 5:30] = (160, 90, 80)  # a line's soft edge
+    stream = io.BytesIO()
+    Image.fromarray(rgb).save(stream, format="PNG")
+    return stream.getvalue(), rgb
+
+
+def test_a_picture_s_outlines_are_kept_and_its_greys_are_made_small(tmp_path):
+    data, rgb = outlined()
+    (tmp_path / "overlays").mkdir()
+    (tmp_path / "overlays" / "Case00__OASIS-6.png").write_bytes(data)
+    layers = [e["attrs"]["src"] for e in make(tmp_path, rows()).all("img")]
+    assert [src.split(";")[0] for src in layers] == ["data:image/webp", "data:image/png"]
+    below, above = (Image.open(io.BytesIO(base64.b64decode(src.split(",")[1]))) for src in layers)
+    outlines = np.asarray(above.convert("RGBA")).astype(int)
+    coloured = rgb.max(axis=2) != rgb.min(axis=2)
+    assert np.array_equal(outlines[..., 3] > 0, coloured)
+    assert set(np.unique(outlines[..., 3])) == {0, 255}
+    assert np.array_equal(outlines[coloured][:, :3], rgb[coloured])
+    grey = np.asarray(below.convert("L")).astype(int)
+    assert grey.shape == coloured.shape
+    assert abs(grey - rgb[..., 0])[~coloured].mean() < 8
+    assert sum(len(src) for src in layers) < 0.8 * len(data)
+
+
+def test_a_grey_picture_is_one_layer_and_one_of_many_colours_stays_as_it_is(tmp_path):
+    (tmp_path / "overlays").mkdir()
+    grey = np.random.default_rng(0).integers(60, 120, (90, 90)).astype(np.uint8)
+    Image.fromarray(grey).save(tmp_path / "overlays" / "Case00__OASIS-6.png")
+    page = make(tmp_path, rows(), pictures=["Case02__OASIS-6.png"])
+    lowest, median = (e["attrs"]["src"] for e in page.all("img"))
+    assert lowest.startswith("data:image/webp;")
+    assert base64.b64decode(median.split(",")[1]) == png(0)
+
+
 def test_what_a_kill_left_of_a_picture_is_none(tmp_path):
     page = make(tmp_path, rows(), pictures=["Case00__OASIS-6.png", ".Case01__OASIS-6.png.k3x_9.png"])
     assert [e["text"] for e in page.all("figcaption")] == ["lowest: Case00 · OASIS-6 · DSC 80.6 %"]
 
 
 def test_pictures_beyond_the_limit_stay_outside_and_no_picture_is_no_data_uri(tmp_path, monkeypatch):
-    monkeypatch.setattr(page_module, "MAX_PICTURE_BYTES", int(2.5 * len(png())))
+    monkeypatch.setattr(pictures, "MAX_PICTURE_BYTES", int(2.5 * len(png())))
     (tmp_path / "overlays").mkdir()
     (tmp_path / "overlays" / "Case03__OASIS-6.png").write_text("<svg onload=alert(1)>")
     page = make(tmp_path, rows(), pictures=["Case00__OASIS-6.png", "Case02__OASIS-6.png", "Case01__OASIS-6.png"])
     assert [e["text"][:6] for e in page.all("figcaption")] == ["lowest", "median"]
-    assert "1 more in the folder overlays" in page.text
-    assert "No picture of OASIS-6 was written for these cases: highest (Case04)." in page.text
+    assert "Pictures left out to limit the size of this page: 1. They are in the folder overlays." in page.text
+    assert "There is no picture of OASIS-6 for these cases: highest (Case04)." in page.text
 
 
 MISSING = [
     ({"run": None}, "There is no run.json in this folder"),
-    ({"score_rows": rows(cases=1)}, "There is one case only: it has no spread and its mean no interval."),
-    ({}, "No overlay pictures were written"),
+    ({"score_rows": rows(cases=1)}, "There is only one case, so there is no standard deviation and no confidence interval."),
+    ({}, "This run wrote no contour pictures."),
     ({"score_rows": rows(cases=2)}, "Only 2 of 5 cases are scored (fold 0, 1)"),
     ({"score_rows": rows(cases=2), "run": RUN | {"data": {"cases": list("abc")}}}, "Only 2 of 3 cases are scored"),
     ({"score_rows": []}, "No case is scored yet."),
     ({"score_rows": [], "run": RUN | {"protocol": "slice"}}, "The slice protocol is not complete: 0 of 5 cases are scored."),
     ({"score_rows": rows(protocol="slice", cases=3)}, "The slice protocol is not complete: 3 of 5 cases"),
-    ({"score_rows": rows() + rows(protocol="slice")}, "Both protocols are in this run."),
-    ({"run": {"data": None, "settings": [], "timings_s": 3, "notes": None}}, "No overlay pictures were written"),
+    ({"score_rows": rows() + rows(protocol="slice")}, "This run used both protocols."),
+    ({"run": {"data": None, "settings": [], "timings_s": 3, "notes": None}}, "This run wrote no contour pictures."),
 ]
 
 
@@ -345,7 +394,45 @@ def test_no_scores_is_an_error_and_writes_no_page(tmp_path):
     assert not list(tmp_path.iterdir())
 
 
-@pytest.mark.parametrize("module", ["tables", "overlays", "figures", "report/page", "report/results", "report/markup"])
+def test_predictions_of_all_methods_stand_in_a_table(tmp_path):
+    tmp_path.mkdir(exist_ok=True)
+    lines = []
+    for method, offset in (("OASIS", 0.05), ("FwoW", 0.2)):
+        for i in range(4):
+            for corruption in ("", "noise"):
+                dsc = 0.6 + 0.05 * i
+                told = {"dsc": dsc, "predicted_dsc": dsc - offset, "flag": dsc < 0.68, "networks": 0.5, "atlases": 0.5}
+                place = {"protocol": "patient", "fold": i, "case": f"Case{i:02d}", "method": method, "n": 6, "label": "prostate"}
+                lines.append(place | told | {"corruption": corruption or UNTOUCHED})
+    write_quality(tmp_path / "quality.csv", pd.DataFrame(lines, columns=list(COLUMNS)))
+    page = make(tmp_path, rows())
+    assert "Predicted DSC" in sections(page)
+    found = [[cell for cell in line if "data-v" in cell] for _, lines in bodies(tmp_path) for line in lines]
+    shown = [[cell["data-v"] for cell in line] for line in found if len(line) == 8]
+    main = [["prostate", "test scans", "4.0"], ["prostate", "corrupted copies", "4.0"]]
+    assert [line[1:4] for line in shown] == main * 3  # the main method's, then every method's
+    for line, error in zip(shown, [0.05] * 2 + [0.2] * 2 + [0.05] * 2, strict=True):
+        assert float(line[4]) == pytest.approx(1.0)
+        assert float(line[5]) == pytest.approx(error)
+        assert line[6:] == ["1.0", "0.0"]  # two failures, both flagged; no false alarm
+    assert "2 of 2" in page.text
+
+
+def test_templates_style_and_script_are_in_a_built_package(tmp_path):
+    """What setup.cfg names as package data is every file beside the report's modules."""
+    config = configparser.ConfigParser()
+    config.read(Path(__file__).parents[2] / "setup.cfg")
+    folder = Path(report.__file__).parent
+    patterns = config["options.package_data"][report.__name__].split(", ")
+    packed = {path for pattern in patterns for path in folder.glob(pattern)}
+    there = {path for path in folder.rglob("*") if path.is_file() and path.suffix not in {".py", ".pyc"}}
+    assert packed == there
+    assert len({path.name for path in packed}) > 2
+
+
+@pytest.mark.parametrize(
+    "module", ["scores", "contours", "figures", "report/page", "report/results", "report/pictures", "report/text"]
+)
 def test_neither_torch_nor_pyplot_is_imported_here(module):
     tree = ast.parse((Path(report.__file__).parents[1] / f"{module}.py").read_text(encoding="utf-8"))
     names = {alias.name for node in ast.walk(tree) if isinstance(node, ast.Import) for alias in node.names}

@@ -57,11 +57,14 @@ def entries(text):
 def decoded(text, shape):
     """Run lengths read as the page's script reads them, back in (x, y, z)."""
     flat = np.zeros(np.prod(shape), np.uint8)
-    place = 0
+    place, expected, structure = 0, 0, 1
     for run in text.split(",") if text else []:
-        value, length = (int(part, 36) for part in run.split(":"))
+        *named, length = (int(part, 36) for part in run.split(":"))
+        value = named[0] if named else expected
         flat[place : place + length] = value
         place += length
+        structure = value or structure
+        expected = 0 if value else structure
     return flat.reshape(shape).transpose(2, 1, 0)[::-1, ::-1]
 
 
@@ -84,7 +87,7 @@ def test_masks_slices_scores_and_atlases_of_the_page_are_those_of_the_files(tmp_
     views = load_browser({tmp_path / "browser": ""})
     found = entries(page)
     assert [a["name"] for a, _ in found] == ["Case01", "Case00"]  # worst first
-    assert [a["told"] for a, _ in found] == ["62.6", "80.6"]
+    assert [a["dsc"] for a, _ in found] == ["62.6", "80.6"]
     for _, entry in found:
         view = views[entry["case"]]
         assert np.array_equal(decoded(entry["reference"], entry["size"]), view.reference)
@@ -99,6 +102,24 @@ def test_masks_slices_scores_and_atlases_of_the_page_are_those_of_the_files(tmp_
         assert entry["weights"] == {"OASIS-6": [[0.75, 0.25]]}
         assert entry["atlases"]["OASIS-6"][0][0] == ["Case05", -1, 0.25]
         assert ["DSC % whole", "62.6" if entry["case"] == "Case01" else "80.6"] in entry["scores"]["OASIS-6"]
+
+
+def test_a_case_of_many_slices_is_a_sheet_of_columns(tmp_path):
+    """WebP ends at 16383 pixels: 70 slices of 300 rows do not fit one below the other."""
+    shape = (40, 300, 70)
+    tables.write_scores(tmp_path / "scores.csv", rows(cases=1))
+    image = np.broadcast_to(np.arange(70.0), shape)
+    nothing = np.zeros(shape, np.uint8)
+    write_browser(tmp_path / "browser", "Case00", "patient", 0, image, nothing, {"OASIS-6": nothing}, SPACING_MM, ["prostate"])
+    ((_, entry),) = entries(report.write_report(tmp_path).read_text(encoding="utf-8"))
+    depth, height, width = entry["size"]
+    sheet = np.asarray(Image.open(io.BytesIO(base64.b64decode(entry["image"].split(",")[1]))).convert("L")).astype(int)
+    assert entry["columns"] == 2
+    assert sheet.shape == (35 * height, 2 * width)
+    for z in (0, 1, 35, depth - 1):
+        row, column = divmod(z, entry["columns"])
+        shown = sheet[row * height : (row + 1) * height, column * width : (column + 1) * width]
+        assert abs(shown.mean() - 255 * z / 69) < 6
 
 
 def test_names_stay_text_wherever_they_stand(tmp_path):
@@ -117,7 +138,7 @@ def test_without_files_there_is_no_browser_and_beyond_the_limit_the_best_are_lef
     monkeypatch.setattr(browse, "MAX_BROWSER_BYTES", size + 10)
     text = report.write_report(tmp_path).read_text(encoding="utf-8")
     assert [a["name"] for a, _ in entries(text)] == ["Case01"]
-    assert "1 more, the best ones" in text
+    assert "Cases left out to limit the size of this page: 1, those with the highest DSC." in text
     shutil.rmtree(tmp_path / "browser")
     text = report.write_report(tmp_path).read_text(encoding="utf-8")
     assert entries(text) == []
@@ -150,8 +171,8 @@ def test_what_differs_in_each_arm_is_told(tmp_path):
     run = {"task": "study", "settings": {"loss": {"beta": 1.0, "alpha": 1.0}}, "arms": arms}
     (tmp_path / "run.json").write_text(json.dumps(run))
     page = Page(report.write_report(tmp_path).read_text(encoding="utf-8"))
-    told = [e["text"] for e in page.all("details") if e["text"].startswith("What differs")]
-    assert told == [f"What differs in {EVIL} (2)loss.beta0.0new3"]
+    told = [" ".join(e["text"].split()) for e in page.all("details") if e["text"].startswith("What differs")]
+    assert told == [f"What differs in {EVIL} (2) loss.beta0.0 new3"]
 
 
 @pytest.fixture(scope="module")
@@ -187,3 +208,34 @@ def test_a_link_opens_a_case_a_method_and_a_slice(tmp_path, chromium):
     assert (state["case"], state["method"], state["slice"]) == ("Case00", "FwoW-6", "0")
     assert state["edges"] == "0 0"  # nothing lies on the lowest slice
     assert "slice 1 of 6" in dom
+
+
+ACTIONS = """
+const press = key => document.querySelector(".browser").dispatchEvent(new KeyboardEvent("keydown", {key, bubbles: true}));
+const click = selector => document.querySelector(selector).click();
+const first = () => document.querySelector("tbody[data-region='0'] tr:not(.group) th").textContent;
+const seen = {start: {...document.querySelector(".browser").dataset}, before: first()};
+press("ArrowUp"); press("m"); press("t");
+seen.keys = {...document.querySelector(".browser").dataset};
+click("[data-axis=region][data-value='1']");
+seen.shown = [...document.querySelectorAll("tbody[data-region]")].filter(body => !body.hidden).map(body => body.dataset.region);
+click("thead [data-column='4']"); click("thead [data-column='4']");
+seen.after = first();
+document.body.dataset.seen = JSON.stringify(seen);
+"""
+
+
+def test_keys_tabs_and_headings_do_what_they_say(tmp_path, chromium):
+    """The page with a second script that acts as its reader; only without the security policy may it run."""
+    page = report.write_report(run_folder(tmp_path))
+    text = re.sub(r'<meta http-equiv="Content-Security-Policy"[^>]*>', "", page.read_text(encoding="utf-8"))
+    page.write_text(text.replace("</body>", f"<script>{ACTIONS}</script></body>"), encoding="utf-8")
+    _, dom, log = opened(chromium, page, tmp_path)
+    assert "CONSOLE" not in log
+    seen = json.loads(html.unescape(re.search(r'data-seen="([^"]*)"', dom).group(1)))
+    start, keys = seen["start"], seen["keys"]
+    assert int(keys["slice"]) == int(start["slice"]) + 1
+    assert (start["method"], keys["method"]) == ("OASIS-6", "FwoW-6")
+    assert keys["edges"].split() == ["0", "80"]  # the reference is hidden
+    assert seen["shown"] == ["1"]
+    assert (seen["before"], seen["after"]) == ("FwoW-6", "OASIS-6")  # by DSC, the highest first

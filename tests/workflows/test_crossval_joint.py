@@ -65,7 +65,9 @@ def test_predicted_dsc_never_sees_its_own_fold_and_is_kept_for_training(settings
     kept = list((Path(asked.cache) / "calibrations").glob("*.json"))
     assert any(path.read_bytes() == (tmp_path / "a" / "calibration.json").read_bytes() for path in kept)
     assert any("predicted DSC, OASIS-joint-3, prostate: r " in line for line in said)
-    assert "Quality without ground truth" in write_report(tmp_path / "a").read_text()
+    page = write_report(tmp_path / "a").read_text()
+    for shown in ("<h2>Predicted DSC</h2>", "OASIS-joint-3", "Predicted DSC of all methods"):
+        assert shown in page
 
 
 def test_part_of_the_folds_calibrates_nothing(settings, tmp_path):

@@ -1,7 +1,5 @@
 """The report: one self-contained HTML page about a run or a study."""
 
-from __future__ import annotations
-
 from oasis_monai.evaluation.report.page import write_report
 from oasis_monai.evaluation.report.run import StudyParts, read_run
 

@@ -8,12 +8,11 @@ from __future__ import annotations
 
 import base64
 import io
-import json
 import math
-from html import escape
 from typing import Any
 
 import numpy as np
+from jinja2.utils import htmlsafe_json_dumps
 
 from oasis_monai.evaluation import scores as tables
 from oasis_monai.evaluation.case_view import CaseView, load_browser
@@ -21,11 +20,12 @@ from oasis_monai.evaluation.report.run import Page
 
 MAX_BROWSER_BYTES = 48 * 2**20
 """Of all cases together; beyond it the best cases are left out."""
-_DIGITS = "0123456789abcdefghijklmnopqrstuvwxyz"
+_GREY_QUALITY = 75
+_WEBP_SIDE = 16383  # pixels, the format's limit
 
 
-def browser_views(page: Page) -> tuple[list[tuple[str, str, str]], int]:
-    """(name, what the list tells, JSON) of every case, worst first by the main method; and how many found no room."""
+def browser_entries(page: Page) -> dict[str, Any]:
+    """``entries``: name, DSC and JSON of every case, worst first by the main method; ``left_out``: how many found no room."""
     order: list[tuple[float, str, CaseView]] = []
     protocols = [p for p in tables.PROTOCOLS if p in set(page.scores["protocol"])]
     for protocol in protocols:
@@ -37,64 +37,29 @@ def browser_views(page: Page) -> tuple[list[tuple[str, str, str]], int]:
     order.sort(key=lambda item: (protocols.index(item[1]), item[0], item[2].case))
     entries, used, left_out = [], 0, 0
     for dsc, protocol, view in order:
-        text = _json(_entry(page, view))
+        # JSON that can stand in a script element: no "<" of the data is left
+        text = htmlsafe_json_dumps(_entry(page, view), separators=(",", ":"), allow_nan=False)
         if used + len(text) > MAX_BROWSER_BYTES:
             left_out += 1
             continue
         used += len(text)
         name = view.case if len(protocols) == 1 else f"{view.case}, {protocol} folds"
-        entries.append((name, "" if math.isinf(dsc) else f"{100 * dsc:.1f}", text))
-    return entries, left_out
-
-
-def browser_section(entries: list[tuple[str, str, str]], left_out: int) -> str:
-    """The section, empty without cases."""
-    if not entries:
-        return ""
-    data = "".join(
-        f'<script type="application/json" data-entry data-name="{escape(name)}" data-told="{escape(told)}">{text}</script>'
-        for name, told, text in entries
-    )
-    buttons = "".join(
-        f'<button type=button data-level="{share}">{name}</button>'
-        for name, share in (("apex", 0.1), ("mid", 0.5), ("base", 0.9))
-    )
-    toggles = "".join(
-        f'<button type=button data-toggle="{key}">{name}</button>' for key, name in (("truth", "reference"), ("result", "result"))
-    )
-    note = f"<p class=note>{left_out} more, the best ones, would make this page too large.</p>" if left_out else ""
-    return (
-        "<section><h2 id=browser>Case browser</h2><p class=note>Red: reference. Yellow: result. The patient's right is on the "
-        "left of the picture. Wheel or arrow keys: slices; m: next method; t, r: reference and result on or off. Bars: DSC of "
-        "each slice, from the lowest slice to the highest.</p><div class=browser tabindex=0>"
-        '<div class=list><input type=search class=search placeholder="case" aria-label="find a case">'
-        "<div class=cases></div></div>"
-        "<div><div class=scroll><canvas class=slice width=640 height=480 aria-label=slice></canvas></div>"
-        "<canvas class=strip2 width=640 height=54 aria-label='DSC of each slice'></canvas>"
-        "<div class=bar><input type=range class=slider min=0 value=0 aria-label=slice><span class=where></span></div>"
-        f"<div class=bar>{buttons}{toggles}<button type=button data-zoom=1>zoom</button></div>"
-        "<div class='bar methods'></div></div>"
-        "<div><table><tbody class=scores></tbody></table><h3>Atlases</h3><table><thead><tr><th>atlas</th><th>distance</th>"
-        "<th>weight</th></tr></thead><tbody class=atlases></tbody></table>"
-        f"<p class='note noatlas'>This method uses no atlases.</p></div></div>{note}{data}</section>"
-    )
-
-
-def _json(value: Any) -> str:
-    """JSON that can stand in a script element: no ``<`` of the data is left."""
-    return json.dumps(value, separators=(",", ":"), allow_nan=False).replace("<", "\\u003c").replace("&", "\\u0026")
+        entries.append({"name": name, "dsc": "" if math.isinf(dsc) else f"{100 * dsc:.1f}", "json": text})
+    return {"entries": entries, "left_out": left_out}
 
 
 def _entry(page: Page, view: CaseView) -> dict[str, Any]:
     names = sorted(view.results, key=lambda name: (tables.method_rank(tables.plain_method(name)), name))
     depth, height, width = displayed(view.reference).shape
+    image, columns = _picture(view.image)
     return {
         "case": view.case,
         "protocol": view.protocol,
         "labels": list(view.labels),
         "size": [depth, height, width],
         "spacing_mm": list(view.spacing_mm),
-        "image": _picture(view.image),
+        "image": image,
+        "columns": columns,
         "reference": run_lengths(view.reference),
         "results": {name: run_lengths(view.results[name]) for name in names},
         "outside": dict(sorted(view.outside.items())),
@@ -111,34 +76,43 @@ def displayed(array: np.ndarray) -> np.ndarray:
 
 
 def run_lengths(labels: np.ndarray) -> str:
-    """(x, y, z) class indices -> ``value:length`` in base 36, comma between runs, in the order of :func:`displayed`; what
-    follows the last structure is left out."""
+    """(x, y, z) class indices as run lengths in base 36 with commas between, in the order of :func:`displayed`.
+
+    Background and the last structure take turns, beginning with background; a run of another value is ``value:length``. What
+    follows the last structure is left out.
+    """
     flat = displayed(labels).ravel()
     starts = np.flatnonzero(np.diff(flat, prepend=flat[0] + 1) != 0) if len(flat) else np.array([], int)
     lengths = np.diff(np.append(starts, len(flat)))
     runs = list(zip(flat[starts].tolist(), lengths.tolist(), strict=True))
     while runs and runs[-1][0] == 0:
         runs.pop()
-    return ",".join(f"{_base36(value)}:{_base36(length)}" for value, length in runs)
+    texts, expected, structure = [], 0, 1
+    for value, length in runs:
+        texts.append(_base36(length) if value == expected else f"{_base36(value)}:{_base36(length)}")
+        structure = value or structure
+        expected = 0 if value else structure
+    return ",".join(texts)
 
 
 def _base36(number: int) -> str:
-    text = ""
-    while True:
-        number, digit = divmod(number, 36)
-        text = _DIGITS[digit] + text
-        if not number:
-            return text
+    return np.base_repr(number, 36).lower()
 
 
-def _picture(image: np.ndarray) -> str:
-    """All slices, one below the other, as a data URI."""
+def _picture(image: np.ndarray) -> tuple[str, int]:
+    """All slices as one picture, row by row as one reads, as a data URI; and how many stand in a row."""
     from PIL import Image
 
     slices = displayed(image)
+    depth, height, width = slices.shape
+    columns = -(-depth // max(1, _WEBP_SIDE // height))  # as few as the format's longest side allows
+    rows = -(-depth // columns)
+    sheet = np.zeros((rows * columns, height, width), np.uint8)
+    sheet[:depth] = slices
+    sheet = sheet.reshape(rows, columns, height, width).transpose(0, 2, 1, 3).reshape(rows * height, columns * width)
     stream = io.BytesIO()
-    Image.fromarray(np.ascontiguousarray(slices.reshape(-1, slices.shape[2]))).save(stream, "WEBP", quality=80, method=4)
-    return "data:image/webp;base64," + base64.b64encode(stream.getvalue()).decode()
+    Image.fromarray(np.ascontiguousarray(sheet)).save(stream, "WEBP", quality=_GREY_QUALITY, method=6)
+    return "data:image/webp;base64," + base64.b64encode(stream.getvalue()).decode(), columns
 
 
 def _scores(page: Page, view: CaseView) -> dict[str, list[list[str]]]:

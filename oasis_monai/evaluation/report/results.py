@@ -1,172 +1,227 @@
-"""The page's tables of a run: results, cases worst first, every method case by case."""
+"""The values of the page's tables: results, cases worst first, every method case by case, predicted DSC, a study's tables."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
-from html import escape
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any
 
 import pandas as pd
 
 from oasis_monai.evaluation import scores as tables
-from oasis_monai.evaluation.report.markup import NONE, ci, number, sortable, sorter, tab_row, td
+from oasis_monai.evaluation.figures import predicted_dsc, svg_element
+from oasis_monai.evaluation.quality import FAILURE, correlation
+from oasis_monai.evaluation.quality_tables import QualityGroup, failures, mean_error
 from oasis_monai.evaluation.report.run import Page
-from oasis_monai.evaluation.tables import Cell, Grid
+from oasis_monai.evaluation.report.text import NONE, interval, number
+from oasis_monai.evaluation.tables import Grid
 
-_HEAD = (
-    "<thead><tr><th rowspan=2 class=key>{method}</th><th colspan=3>cases</th><th colspan=5>DSC %</th>"
-    "<th colspan=3>surface distance, mm</th><th colspan=2>volume difference, %</th></tr><tr>{rest}</tr></thead>"
-)
 _COLUMNS = (
     *("scored", "missed", "other", "mean [95 % CI]", "sd", "median", "lowest", ""),
     *("95HD [95 % CI]", "HD", "ABD", "|RVD| [95 % CI]", "RVD"),
 )
-_RESULTS_NOTE = (
-    "Interval: Student's 95 % t-interval of the mean. A missed structure counts in every mean, with DSC 0 and the image's "
-    "diagonal as its distance. Other: f, false positives (the reference has none; they count likewise, but their volume "
-    "difference has no value); a, absent on both sides (nothing to measure, in no mean). |RVD| is the paper's aRVD. HD: "
-    "Hausdorff distance, 95HD: its 95th percentile, ABD: average boundary distance. Click a heading to sort."
-)
 
 
-def results(page: Page) -> str:
-    """One tbody per protocol x label x region, so that it reads without the script too; tabs choose among them."""
-    s = page.summary
+@dataclass(frozen=True)
+class Field:
+    """A table's field.
+
+    Args:
+        text: what stands in it.
+        sort: what it sorts by; NaN is last.
+        small: smaller text after it.
+        style: ``strong``, ``bad`` or empty.
+        left: set to the left, as text is.
+    """
+
+    text: str
+    sort: float | str = math.nan
+    small: str = ""
+    style: str = ""
+    left: bool = False
+
+    @property
+    def sort_key(self) -> str:
+        """``sort`` as the page's script reads it."""
+        if isinstance(self.sort, str):
+            return self.sort
+        return "" if math.isnan(self.sort) else repr(float(self.sort))
+
+
+@dataclass(frozen=True)
+class Row:
+    """A table's row; the first field names it. ``main``: of the method the page shows in detail."""
+
+    fields: Sequence[Field]
+    main: bool = False
+    strip: dict[str, str] | None = None
+
+
+@dataclass(frozen=True)
+class SortableTable:
+    """``left``: names of the columns whose heading is set to the left."""
+
+    head: Sequence[str]
+    rows: Sequence[Row]
+    left: Sequence[str] = ()
+
+
+def results(page: Page) -> dict[str, Any]:
+    """One body per protocol x label x region, so that it reads without the script too; tabs choose among them."""
+    summary = page.summary
     axes = {
-        "protocol": [p for p in tables.PROTOCOLS if p in set(s["protocol"])],
-        "label": sorted(set(s["label"])),
-        "region": [r for r in tables.REGIONS if r in set(s["region"])],
+        "protocol": [p for p in tables.PROTOCOLS if p in set(summary["protocol"])],
+        "label": sorted(set(summary["label"])),
+        "region": [r for r in tables.REGIONS if r in set(summary["region"])],
     }
-    rest = "".join(f"<th>{sorter(name, i + 1)}</th>" if name else "<th>cases, mean</th>" for i, name in enumerate(_COLUMNS))
     bodies = []
-    for key, table in s.groupby(list(axes), sort=False):
-        where = " ".join(f'data-{axis}="{axes[axis].index(value)}"' for axis, value in zip(axes, key, strict=True))
+    for key, table in summary.groupby(list(axes), sort=False):
+        protocol, label, region = key
         scores = page.scores
         for column, value in zip(axes, key, strict=True):
             scores = scores[scores[column] == value]
-        low = 10 * math.floor(10 * min([1.0, *scores["dsc"].dropna()]))
-        low = min(low, 90)
-        title = (
-            f"{escape(key[1])} · {key[2]} · {key[0]} folds <small>dots: cases; bar: mean and its interval, {low} to 100 %</small>"
-        )
-        rows = "".join(_result_row(page, scores, row, low) for _, row in table.iterrows())
-        bodies.append(f"<tbody {where}><tr class=group><th colspan=14 scope=rowgroup>{title}</th></tr>{rows}</tbody>")
-    tabs = "".join(tab_row(axis, values) for axis, values in axes.items() if len(values) > 1)
-    head = _HEAD.format(method=sorter("method-n", 0), rest=rest)
-    return (
-        f"<section><h2>Results</h2><div class=tabs>{tabs}</div><div class=scroll tabindex=0><table class=sortable>{head}"
-        f"{''.join(bodies)}</table></div><p class=note>{_RESULTS_NOTE}</p></section>"
-    )
+        low = min(10 * math.floor(10 * min([1.0, *scores["dsc"].dropna()])), 90)
+        body: dict[str, Any] = {axis: axes[axis].index(value) for axis, value in zip(axes, key, strict=True)}
+        body |= {"title": f"{label} · {region} · {protocol} folds", "low": low}
+        bodies.append(body | {"rows": [_result_row(page, scores, row, low) for _, row in table.iterrows()]})
+    tabs = [(axis, values) for axis, values in axes.items() if len(values) > 1]
+    return {"tabs": tabs, "columns": _COLUMNS, "bodies": bodies}
 
 
-def _result_row(page: Page, scores: pd.DataFrame, r: pd.Series, low: int) -> str:
+def _result_row(page: Page, scores: pd.DataFrame, r: pd.Series, low: int) -> Row:
     values = scores.loc[(scores["method"] == r["method"]) & (scores["n"] == r["n"]), "dsc"].dropna()
     other = " ".join(f"{r[name]} {name[0]}" for name in ("false_positives", "absent") if r[name]) or NONE
-    cells = [
-        td(r["cases"], str(r["cases"])),
-        td(r["misses"], f"<b class=bad>{r['misses']}</b>" if r["misses"] else "0"),
-        td(r["false_positives"] + r["absent"], other),
-        td(r["dsc_mean"], f"<b>{number(100 * r['dsc_mean'])}</b> {ci(r, 'dsc', 100)}"),
-        td(r["dsc_sd"], number(100 * r["dsc_sd"])),
-        td(r["dsc_median"], number(100 * r["dsc_median"])),
-        td(r["lowest_dsc"], f"{number(100 * r['lowest_dsc'])} <small>{escape(str(r['lowest_case']))}</small>"),
-        f"<td>{_strip(values, r, low)}</td>",
-        td(r["hd95_mm_mean"], f"{number(r['hd95_mm_mean'])} {ci(r, 'hd95_mm')}"),
-        *(td(r[f"{m}_mm_mean"], number(r[f"{m}_mm_mean"])) for m in ("hd", "abd")),
-        td(r["arvd_percent_mean"], f"{number(r['arvd_percent_mean'])} {ci(r, 'arvd_percent')}"),
-        td(r["rvd_percent_mean"], number(r["rvd_percent_mean"])),
+    fields = [
+        Field(tables.method_name(r["method"], r["n"]), f"{tables.method_rank(r['method'])} {r['n']:06d}"),
+        Field(str(r["cases"]), r["cases"]),
+        Field(str(r["misses"]), r["misses"], style="bad" if r["misses"] else ""),
+        Field(other, r["false_positives"] + r["absent"]),
+        Field(number(100 * r["dsc_mean"]), r["dsc_mean"], interval(r, "dsc", 100), "strong"),
+        Field(number(100 * r["dsc_sd"]), r["dsc_sd"]),
+        Field(number(100 * r["dsc_median"]), r["dsc_median"]),
+        Field(number(100 * r["lowest_dsc"]), r["lowest_dsc"], str(r["lowest_case"])),
+        Field(number(r["hd95_mm_mean"]), r["hd95_mm_mean"], interval(r, "hd95_mm")),
+        *(Field(number(r[f"{m}_mm_mean"]), r[f"{m}_mm_mean"]) for m in ("hd", "abd")),
+        Field(number(r["arvd_percent_mean"]), r["arvd_percent_mean"], interval(r, "arvd_percent")),
+        Field(number(r["rvd_percent_mean"]), r["rvd_percent_mean"]),
     ]
-    rank = f"{tables.method_rank(r['method'])} {r['n']:06d}"
-    mark = " class=main" if (r["method"], r["n"]) == page.main else ""
-    name = escape(tables.method_name(r["method"], r["n"]))
-    return f'<tr{mark}><th scope=row data-v="{escape(rank)}">{name}</th>{"".join(cells)}</tr>'
+    return Row(fields, (r["method"], r["n"]) == page.main, _strip(values, r, low))
 
 
-def _strip(values: Iterable[float], r: pd.Series, low: int) -> str:
-    """Every case as a dot and the mean with its interval, on the group's common scale."""
+def _strip(values: Iterable[float], r: pd.Series, low: int) -> dict[str, str] | None:
+    """SVG paths of every case as a dot and of the mean with its interval, on the group's common scale."""
 
     def x(dsc: float) -> str:
         return f"{4 + 92 * (100 * dsc - low) / (100 - low):.1f}"
 
     dots = "".join(f"M{x(v)} 9h0" for v in values)
     if not dots:
-        return ""
-    bar = f'<path class=ci d="M{x(r["dsc_ci_low"])} 9H{x(r["dsc_ci_high"])}"/>' if not math.isnan(r["dsc_ci_low"]) else ""
-    return (
-        f'<svg class=strip viewBox="0 0 100 18" width=100 height=18 aria-hidden=true><path class=dots d="{dots}"/>{bar}'
-        f'<path class=mean d="M{x(r["dsc_mean"])} 3v12"/></svg>'
-    )
+        return None
+    bar = "" if math.isnan(r["dsc_ci_low"]) else f"M{x(r['dsc_ci_low'])} 9H{x(r['dsc_ci_high'])}"
+    return {"dots": dots, "bar": bar, "mean": f"M{x(r['dsc_mean'])} 3v12"}
 
 
-def cases(page: Page) -> str:
-    """Worst first, for the main method; folded away beneath, every method's DSC of every case at the same n."""
-    method, n = page.main
-    mine = page.of(method, n)
-    labels = sorted(set(mine["label"]))
+def case_table(page: Page) -> SortableTable:
+    """The main method's cases, worst first."""
+    mine = page.of(*page.main)
+    several = mine["label"].nunique() > 1
     thirds = [r for r in tables.REGIONS[1:] if r in set(mine["region"])]
     whole = mine[mine["region"] == "whole"].sort_values(["dsc", "case", "label"], na_position="last")
     by_key = {(r["case"], r["label"], r["region"]): r for r in mine.to_dict("records")}
-    names = ["whole", *thirds, "95HD mm", "HD mm", "ABD mm", "RVD %", "reference mL", "result mL", "fold", "remarks"]
-    first = ["case", *(["label"] if len(labels) > 1 else [])]
     rows = []
     for r in whole.to_dict("records"):
         parts = {region: by_key.get((r["case"], r["label"], region), {}) for region in ("whole", *thirds)}
         remarks = [f"{region} {p['status'].replace('_', ' ')}" for region, p in parts.items() if p and p["status"] != "ok"]
-        cells = [td(p.get("dsc", math.nan), number(100 * p.get("dsc", math.nan))) for p in parts.values()]
-        cells += [td(r[c], number(r[c])) for c in ("hd95_mm", "hd_mm", "abd_mm", "rvd_percent", "reference_ml", "volume_ml")]
-        cells += [td(r["fold"], "all" if r["fold"] < 0 else str(r["fold"]))]
-        said = f"<b class=bad>{escape(', '.join(remarks))}</b>" if remarks else ""
-        cells += [f'<td class=text data-v="{len(remarks)}">{said}</td>']
-        label = f'<td class=text data-v="{escape(r["label"])}">{escape(r["label"])}</td>' if len(labels) > 1 else ""
-        rows.append(f'<tr><th scope=row data-v="{escape(r["case"])}">{escape(r["case"])}</th>{label}{"".join(cells)}</tr>')
-    matrix = _matrix(page)
-    return (
-        f"<section><h2>Cases, worst first</h2><p class=note>{escape(method)}, n = {n}, {page.protocol} folds; DSC in %.</p>"
-        f"{sortable([*first, *names], rows)}{matrix}</section>"
-    )
+        dsc = [p.get("dsc", math.nan) for p in parts.values()]
+        fields = [Field(r["case"], r["case"])]
+        fields += [Field(r["label"], r["label"], left=True)] if several else []
+        fields += [Field(number(100 * value), value) for value in dsc]
+        fields += [Field(number(r[c]), r[c]) for c in ("hd95_mm", "hd_mm", "abd_mm", "rvd_percent", "reference_ml", "volume_ml")]
+        fields += [Field("all" if r["fold"] < 0 else str(r["fold"]), r["fold"])]
+        fields += [Field(", ".join(remarks), str(len(remarks)), style="bad" if remarks else "", left=True)]
+        rows.append(Row(fields))
+    measures = ("95HD mm", "HD mm", "ABD mm", "RVD %", "reference mL", "result mL", "fold", "remarks")
+    head = ["case", *(["label"] if several else []), "whole", *thirds, *measures]
+    return SortableTable(head, rows, ("label", "remarks"))
 
 
-def _matrix(page: Page) -> str:
-    n, s = page.main[1], page.scores
-    s = s[(s["protocol"] == page.protocol) & s["n"].isin([0, n]) & (s["region"] == "whole")]
+def method_table(page: Page) -> SortableTable | None:
+    """Every method's DSC of every case at the main method's n; None with fewer than two methods."""
+    s = page.scores
+    s = s[(s["protocol"] == page.protocol) & s["n"].isin([0, page.main[1]]) & (s["region"] == "whole")]
     methods = sorted(set(s["method"]), key=tables.method_rank)
     if len(methods) < 2:
-        return ""
+        return None
     several = s["label"].nunique() > 1
     rows = []
     for (case, label), group in s.groupby(["case", "label"]):
         known = dict(zip(group["method"], group["dsc"], strict=True))
         name = f"{case}, {label}" if several else str(case)
-        cells = "".join(td(known.get(m, math.nan), number(100 * known.get(m, math.nan))) for m in methods)
-        rows.append(f'<tr><th scope=row data-v="{escape(name)}">{escape(name)}</th>{cells}</tr>')
-    table = sortable(["case", *methods], rows)
-    return f"<details><summary>All methods, case by case: whole DSC %, n = {n}</summary>{table}</details>"
+        values = [known.get(m, math.nan) for m in methods]
+        rows.append(Row([Field(name, name), *(Field(number(100 * v), v) for v in values)]))
+    return SortableTable(["case", *methods], rows)
 
 
-def grid_section(grid: Grid) -> str:
-    """A study's table, sortable, with its footnotes."""
-    head = "".join(f"<th{' class=key' if i == 0 else ''}>{sorter(name, i)}</th>" for i, name in enumerate(grid.head))
+def quality(page: Page) -> dict[str, Any] | None:
+    """Predicted against true DSC: a plot and numbers of the main method, numbers of the others; None where nothing is known."""
+    main = [g for g in page.quality if (g.protocol, g.method, g.n) == (page.protocol, *page.main)]
+    figure = predicted_dsc(main)
+    if figure is None:
+        return None
+    others = len(page.quality) > len(main)
+    return {
+        "failure": f"{100 * FAILURE:.0f}",
+        "svg": svg_element(figure),
+        "main": _quality_table(page, main),
+        "others": _quality_table(page, page.quality) if others else None,
+    }
+
+
+def _quality_table(page: Page, groups: Sequence[QualityGroup]) -> SortableTable:
+    several = len({g.protocol for g in page.quality}) > 1
+    rows = []
+    for g in groups:
+        name = tables.method_name(g.method, g.n) + (f", {g.protocol} folds" if several else "")
+        for scans, part in (("test scans", g.rows), ("corrupted copies", g.corrupted)):
+            if len(part):
+                rows.append(_quality_row(name, g, scans, part, (g.protocol, g.method, g.n) == (page.protocol, *page.main)))
+    head = ("method-n", "label", "scans", "number", "r", "mean error, points", "failures flagged", "false alarms")
+    return SortableTable(head, rows, ("label", "scans"))
+
+
+def _quality_row(name: str, g: QualityGroup, scans: str, part: pd.DataFrame, main: bool) -> Row:
+    failed, caught, good, alarms = failures(part)
+    r, error = correlation(part["predicted_dsc"], part["dsc"]), mean_error(part)
+    fields = [
+        Field(name, f"{tables.method_rank(g.method)} {g.n:06d}"),
+        Field(g.label, g.label, left=True),
+        Field(scans, scans, left=True),
+        Field(str(len(part)), len(part)),
+        Field(NONE if math.isnan(r) else f"{r:.2f}".replace("-", "\N{MINUS SIGN}"), r),
+        Field(f"{100 * error:.1f}", error),
+        Field(f"{caught} of {failed}", caught / failed if failed else math.nan),
+        Field(f"{alarms} of {good}", alarms / good if good else math.nan),
+    ]
+    return Row(fields, main)
+
+
+def grid_table(grid: Grid) -> SortableTable:
+    """A study's table. An interval stands small beneath its value: a table of many columns stays within the page."""
     rows = []
     for row in grid.rows:
-        first, *rest = row
-        cells = "".join(
-            f'<td{" class=text" if math.isnan(c.value) and c.text[:1].isalpha() else ""} data-v="{_sort_value(c)}">'
-            f"{_two_lines(c)}</td>"
-            for c in rest
-        )
-        rows.append(f'<tr><th scope=row data-v="{escape(first.text)}">{escape(first.text)}</th>{cells}</tr>')
-    notes = "".join(f"<p class=note>{escape(note)}</p>" for note in grid.notes)
-    table = f"<table class=sortable><thead><tr>{head}</tr></thead><tbody>{''.join(rows)}</tbody></table>"
-    title = f'<h2 id="{escape(grid.name)}">{escape(grid.title)}</h2>'
-    return f"<section>{title}<div class=scroll tabindex=0>{table}</div>{notes}</section>"
-
-
-def _sort_value(cell: Cell) -> str:
-    return escape(cell.text if math.isnan(cell.value) else repr(float(cell.value)))
-
-
-def _two_lines(cell: Cell) -> str:
-    """The value, and its interval small beneath it: a table of many columns stays within the page."""
-    value, bracket, interval = escape(cell.text).partition(" [")
-    value = f"<b>{value}</b>" if cell.bold else value
-    return f"{value}<br><small>[{interval}</small>" if bracket else value
+        fields = [Field(row[0].text, row[0].text)]
+        for cell in row[1:]:
+            value, bracket, rest = cell.text.partition(" [")
+            text = math.isnan(cell.value)
+            fields.append(
+                Field(
+                    value,
+                    cell.text if text else cell.value,
+                    f"[{rest}" if bracket else "",
+                    "strong" if cell.bold else "",
+                    text and cell.text[:1].isalpha(),
+                )
+            )
+        rows.append(Row(fields))
+    return SortableTable(grid.head, rows)

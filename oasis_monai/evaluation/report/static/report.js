@@ -1,105 +1,8 @@
-"""The page's style and script. The script is ours alone and known to the page's security policy by its hash."""
-
-from __future__ import annotations
-
-STYLE = """
-:root{--bg:#fbfbfa;--card:#fff;--ink:#1c2126;--soft:#5d6771;--line:#dfe2e5;--tint:#eef3f8;--accent:#1f5fa8;--warn:#9a4b00;
- --warnbg:#fff4e3;--bad:#b3261e}
-@media(prefers-color-scheme:dark){:root{--bg:#14171a;--card:#1b1f23;--ink:#e4e7ea;--soft:#9aa5b0;--line:#31373e;
- --tint:#202b37;--accent:#7db4f0;--warn:#f0b565;--warnbg:#2e2414;--bad:#ff8a80}}
-*{box-sizing:border-box}
-body{margin:0;background:var(--bg);color:var(--ink);font:16px/1.55 system-ui,-apple-system,"Segoe UI",Roboto,sans-serif;
- font-variant-numeric:tabular-nums}
-main{max-width:1280px;margin:0 auto;padding:2rem 1.25rem 4rem}
-h1{font-size:2rem;line-height:1.2;margin:0 0 .6rem;overflow-wrap:anywhere}
-h2{font-size:1.25rem;margin:2.6rem 0 .6rem;overflow-wrap:anywhere}
-h3{font-size:1rem;margin:1rem 0 .4rem;color:var(--soft);font-weight:600}
-p{max-width:75ch;margin:.5rem 0;overflow-wrap:anywhere}
-.kicker{color:var(--soft);font-size:.85rem;margin:0 0 .25rem}
-.lead{font-size:1.08rem}
-.note{color:var(--soft);font-size:.86rem}
-.badge{display:inline-block;border:1px solid currentColor;border-radius:1rem;padding:.1rem .75rem;font-size:.86rem;
- font-weight:600;color:var(--accent)}
-.badge.slice{color:var(--warn);background:var(--warnbg)}
-.notices{background:var(--warnbg);border-left:4px solid var(--warn);border-radius:.3rem;padding:.55rem 1rem;margin:1.2rem 0}
-.notices ul{margin:0;padding-left:1.1rem;overflow-wrap:anywhere}
-.tiles{display:grid;grid-template-columns:repeat(auto-fit,minmax(150px,1fr));gap:.75rem;margin:.4rem 0 1rem}
-.tiles div{background:var(--card);border:1px solid var(--line);border-radius:.6rem;padding:.7rem .9rem}
-.tiles dt{color:var(--soft);font-size:.84rem}
-.tiles dd{margin:0;overflow-wrap:anywhere}
-.tiles b{display:block;font-size:1.6rem;line-height:1.25;font-weight:650}
-.tiles span,small{color:var(--soft);font-size:.82rem}
-td small{font-size:.92em}
-.scroll{overflow-x:auto;border:1px solid var(--line);border-radius:.6rem;background:var(--card)}
-table{border-collapse:collapse;width:100%;font-size:.83rem;white-space:nowrap}
-th,td{padding:.34rem .42rem;text-align:right;border-top:1px solid var(--line)}
-thead tr:first-child th{border-top:0}
-thead th{color:var(--soft);font-weight:600;vertical-align:bottom}
-thead th[colspan]{text-align:center;border-left:1px solid var(--line)}
-th[scope=row],.text,thead .key{text-align:left}
-th[scope=row],thead .key{position:sticky;left:0;background:var(--card)}
-th[scope=row]{font-weight:600;white-space:normal;overflow-wrap:anywhere;min-width:10.5em}
-tr.group th{text-align:left;background:var(--tint);font-weight:650}
-tr.main th,tr.main td{background:var(--tint)}
-thead button{font:inherit;color:inherit;background:none;border:0;padding:0;cursor:pointer;text-align:inherit}
-thead button:hover{color:var(--accent)}
-th[aria-sort=ascending] button:after{content:" ▲";font-size:.7em}
-th[aria-sort=descending] button:after{content:" ▼";font-size:.7em}
-.bad{color:var(--bad)}
-.tabs{display:none;gap:.9rem;flex-wrap:wrap;margin:.2rem 0 .7rem}
-.js .tabs{display:flex}
-.tabs div{display:flex;flex-wrap:wrap;gap:.3rem}
-.tabs button{font:inherit;font-size:.88rem;color:var(--ink);background:var(--card);border:1px solid var(--line);
- border-radius:.4rem;padding:.3rem .8rem;cursor:pointer}
-.tabs button[aria-pressed=true]{background:var(--accent);border-color:var(--accent);color:var(--bg)}
-:focus-visible{outline:2px solid var(--accent);outline-offset:2px}
-.strip{display:block}
-.strip path{fill:none;stroke:var(--accent)}
-.strip .dots{stroke-width:5;stroke-linecap:round;stroke-opacity:.35}
-.strip .ci{stroke-width:3}
-.strip .mean{stroke:var(--ink);stroke-width:2}
-figure{margin:.8rem 0 1.4rem}
-figure img{max-width:100%;height:auto;border-radius:.4rem;display:block;background:#000}
-figcaption{color:var(--soft);font-size:.88rem;margin-top:.3rem;overflow-wrap:anywhere}
-.curve{max-width:760px}
-.curve svg{width:100%;height:auto}
-.curve.wide{max-width:1100px}
-nav ul{columns:2;padding-left:1.1rem;margin:.3rem 0}
-nav a,.browser a{color:var(--accent)}
-.browser{display:none}
-.js .browser{display:grid;grid-template-columns:minmax(11rem,15rem) minmax(0,1fr) minmax(13rem,17rem);gap:1rem;
- align-items:start}
-.browser .list{display:flex;flex-direction:column;gap:.4rem}
-.browser input[type=search]{font:inherit;font-size:.9rem;padding:.3rem .5rem;width:100%;color:var(--ink);background:var(--card);
- border:1px solid var(--line);border-radius:.4rem}
-.browser .cases{max-height:26rem;overflow:auto;border:1px solid var(--line);border-radius:.5rem;background:var(--card)}
-.browser .cases button{display:flex;justify-content:space-between;gap:.5rem;width:100%;font:inherit;font-size:.85rem;
- color:var(--ink);background:none;border:0;padding:.22rem .6rem;cursor:pointer;text-align:left;overflow-wrap:anywhere}
-.browser .cases button[aria-pressed=true]{background:var(--accent);color:var(--bg)}
-.browser canvas{display:block;width:100%;background:#000;border-radius:.4rem;touch-action:pan-y}
-.browser .strip2{height:54px;margin-top:.4rem;background:var(--card);border:1px solid var(--line);cursor:pointer}
-.browser .bar{display:flex;flex-wrap:wrap;gap:.3rem .6rem;align-items:center;margin:.4rem 0;font-size:.86rem}
-.browser .bar input[type=range]{flex:1;min-width:8rem}
-.browser .bar button{font:inherit;font-size:.82rem;color:var(--ink);background:var(--card);border:1px solid var(--line);
- border-radius:.4rem;padding:.15rem .55rem;cursor:pointer}
-.browser .bar button[aria-pressed=true]{background:var(--accent);border-color:var(--accent);color:var(--bg)}
-.browser table{white-space:normal}
-.browser td,.browser th{padding:.18rem .35rem}
-.browser .cases button[aria-pressed=true] small{color:inherit}
-.browser .weight{background:linear-gradient(#1f5fa859,#1f5fa859) no-repeat left center;background-size:var(--w) 80%}
-details{margin:1rem 0}
-summary{cursor:pointer;color:var(--accent);font-weight:600;padding:.25rem 0}
-.pairs{display:grid;grid-template-columns:minmax(8rem,max-content) 1fr;gap:.2rem 1.2rem;margin:.4rem 0;font-size:.9rem}
-.pairs dt{color:var(--soft);overflow-wrap:anywhere}
-.pairs dd{margin:0;overflow-wrap:anywhere}
-@media(max-width:900px){.js .browser{grid-template-columns:1fr}.browser .cases{max-height:11rem}}
-@media(max-width:600px){main{padding:1.2rem .9rem 3rem}h1{font-size:1.5rem}.tiles{grid-template-columns:1fr 1fr}
- .pairs{grid-template-columns:1fr;gap:0}.pairs dd{margin:0 0 .5rem}th[scope=row]{min-width:7.2em}}
-@media print{.browser,.tabs{display:none!important}
- .scroll{overflow:visible;border:0}tbody[hidden]{display:table-row-group}}
-"""
-SCRIPT = r"""
+// The page's script: tabs and sorting of the tables, then the case browser.
+"use strict";
 document.documentElement.classList.add("js");
+
+// Tables: tabs choose protocol, label and region; a click on a heading sorts.
 const state = {protocol: "0", label: "0", region: "0"};
 function show() {
   for (const b of document.querySelectorAll("[data-axis]"))
@@ -132,21 +35,28 @@ document.addEventListener("click", event => {
 });
 show();
 
+// The case browser. Each case is an inert JSON element, decoded when it is opened.
 const browser = document.querySelector(".browser");
 const at = name => browser.querySelector("." + name);
 const view = {entry: 0, method: "", slice: 0, truth: true, result: true, zoom: 1, data: null, picture: null, masks: {}};
 const entries = browser ? [...document.querySelectorAll("script[data-entry]")] : [];
 
+// Run lengths in base 36, as browse.run_lengths writes them: background and the last structure take turns, beginning with
+// background; a run of another value names it.
 function decode(text, size) {
   const out = new Uint8Array(size);
-  let place = 0;
+  let place = 0, expected = 0, structure = 1;
   for (const run of text ? text.split(",") : []) {
-    const [value, length] = run.split(":").map(part => parseInt(part, 36));
+    const parts = run.split(":").map(part => parseInt(part, 36));
+    const length = parts.pop(), value = parts.length ? parts[0] : expected;
     if (value) out.fill(value, place, place + length);
     place += length;
+    structure = value || structure;
+    expected = value ? 0 : structure;
   }
   return out;
 }
+// Class indices of a method's result, or of the reference where the name is empty.
 function mask(name) {
   const d = view.data, text = name === "" ? d.reference : d.results[name];
   if (text === undefined) return null;
@@ -173,16 +83,19 @@ function openCase(entry) {
   for (const b of at("cases").children) b.setAttribute("aria-pressed", String(Number(b.dataset.open) === entry));
   draw();
 }
+// The slice at a share of the reference's extent: 0 its lowest, 1 its highest.
 function level(share) {
   const f = view.filled;
   return f.length ? Math.round(f[0] + share * (f[f.length - 1] - f[0])) : Math.floor(view.data.size[0] / 2);
 }
+// Voxels of any structure on slice z.
 function area(values, z) {
   const [, h, w] = view.data.size;
   let count = 0;
   for (let i = z * h * w; i < (z + 1) * h * w; i++) if (values[i]) count++;
   return count;
 }
+// DSC of two label maps on slice z; null where both are empty.
 function overlap(a, b, z) {
   const [, h, w] = view.data.size;
   let both = 0, sum = 0;
@@ -192,6 +105,7 @@ function overlap(a, b, z) {
   }
   return sum ? 2 * both / sum : null;
 }
+// Draws the borders of each structure's voxels, an even class dashed; returns how many voxel sides were drawn.
 function outline(context, values, colour, width, sx, sy) {
   const [, h, w] = view.data.size, base = view.slice * h * w;
   let edges = 0;
@@ -220,7 +134,8 @@ function draw() {
   canvas.style.width = view.zoom > 1 ? canvas.width + "px" : "100%";
   const context = canvas.getContext("2d"), sx = canvas.width / w, sy = canvas.height / h;
   if (view.picture.complete && view.picture.naturalWidth)
-    context.drawImage(view.picture, 0, view.slice * h, w, h, 0, 0, canvas.width, canvas.height);
+    context.drawImage(view.picture, view.slice % d.columns * w, Math.floor(view.slice / d.columns) * h, w, h,
+      0, 0, canvas.width, canvas.height);
   let edges = [0, 0];
   const result = mask(view.method);
   if (view.truth) edges[0] = outline(context, mask(""), "#ff2a2a", 3, sx, sy);
@@ -233,8 +148,9 @@ function draw() {
   for (const b of browser.querySelectorAll("[data-toggle]")) b.setAttribute("aria-pressed", String(view[b.dataset.toggle]));
   Object.assign(browser.dataset, {case: d.case, protocol: d.protocol, method: view.method, slice: view.slice,
     edges: edges.join(" "), picture: String(view.picture.complete && view.picture.naturalWidth > 0)});
-  strip(result); told(result);
+  strip(result); tell(result);
 }
+// A bar per slice, as high as its DSC.
 function strip(result) {
   const canvas = at("strip2"), depth = view.data.size[0], truth = mask("");
   canvas.width = 640; canvas.height = 54;
@@ -258,11 +174,12 @@ function cellsOf(...texts) {
   }
   return row;
 }
-function told(result) {
+// The scores of the case, of this slice, and the atlases beside it.
+function tell(result) {
   const d = view.data, truth = mask(""), dsc = result ? overlap(truth, result, view.slice) : null;
   const rows = (d.scores[view.method] || []).map(line => cellsOf(...line));
   rows.push(cellsOf("this slice", dsc === null ? "\u2013" : (100 * dsc).toFixed(1)));
-  if (d.outside[view.method]) rows.push(cellsOf("voxels beyond the picture", d.outside[view.method]));
+  if (d.outside[view.method]) rows.push(cellsOf("voxels outside the picture", d.outside[view.method]));
   at("scores").replaceChildren(...rows);
   const atlases = d.atlases[view.method] || [], image = atlases.length > 1 ? view.slice : 0;
   const weights = (d.weights[view.method] || [])[image] || [], highest = Math.max(...weights, 1e-9);
@@ -286,7 +203,7 @@ if (entries.length) {
   const list = entries.map((script, i) => {
     const button = document.createElement("button"), name = document.createElement("span"), dsc = document.createElement("small");
     button.type = "button"; button.dataset.open = i;
-    name.textContent = script.dataset.name; dsc.textContent = script.dataset.told;
+    name.textContent = script.dataset.name; dsc.textContent = script.dataset.dsc;
     button.append(name, dsc);
     return button;
   });
@@ -324,4 +241,3 @@ if (entries.length) {
   if (first >= 0) browser.scrollIntoView();
   if (wanted.get("slice")) { view.slice = Math.min(view.data.size[0], Math.max(1, Number(wanted.get("slice")))) - 1; draw(); }
 }
-"""
