@@ -68,7 +68,6 @@ def test_a_small_query_block_changes_nothing(distance, monkeypatch):
     groups = torch.arange(11) % 4, torch.arange(60) % 4
     whole = nearest(queries, library, 5, distance, groups)
     monkeypatch.setattr(module, "QUERIES", 3)
-    monkeypatch.setattr(module, "PAIRS", 30)
     agree(nearest(queries, library, 5, distance, groups), whole)
 
 
@@ -91,7 +90,7 @@ def test_distances_in_an_analytic_world():
 
 
 @pytest.mark.parametrize("distance", DISTANCES)
-@pytest.mark.parametrize("copies", [3, 80])  # 80: more than the candidates kept, so the exhaustive pass must decide
+@pytest.mark.parametrize("copies", [3, 80])
 def test_near_duplicates_are_ordered_and_ties_go_to_the_lower_index(distance, copies):
     """Distances far below the rounding of a float32 product (1e-4 and less of the norm), and exact copies."""
     base = seeded(2, 64) * 2 + 1
