@@ -117,14 +117,11 @@ class EstimatorSettings:
 
     def identity(self) -> dict[str, Any]:
         """What decides the networks' weights."""
-        kept = ("pretrained", "atlases", "share", "volume_share", "slices", "lr", "encoder_lr", "empty")
+        networks = ("pretrained", "atlases", "members", "volume_network", "share", "volume_share")
+        kept = (*networks, "slices", "lr", "encoder_lr", "empty")
         listed = {"decoder": list(self.decoder), "volume_stride": list(self.volume_stride)}
-        more: dict[str, Any] = {"beside": BESIDE} if self.atlases else {}
-        if self.volume_network != VOLUME_NETWORKS[0]:  # models made before there was a choice keep their names
-            more["volume_network"] = self.volume_network
-        if self.members > 1:
-            more["members"] = self.members
-        return {k: getattr(self, k) for k in kept} | listed | {"design": DESIGN, **more}
+        beside = {"beside": BESIDE} if self.atlases else {}
+        return {k: getattr(self, k) for k in kept} | listed | {"design": DESIGN, **beside}
 
 
 def check_size(size: Sequence[int]) -> None:

@@ -256,8 +256,7 @@ class Settings:
             "estimator": self.estimator.identity() if self.registration.joint else None,
             "seed": self.seed,
             **({"volume_network": self._volume_network()} if self.registration.joint and self.has_volume_network else {}),
-            # the estimates a joint STM is trained on; those with mirrored copies, the default, keep their names
-            **({"mirror": False} if self.registration.joint and not self.estimator.mirror else {}),
+            "mirror": self.estimator.mirror if self.registration.joint else None,  # the estimates a joint STM is trained on
         }
 
     @property

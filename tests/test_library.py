@@ -9,8 +9,9 @@ import torch
 from oasis_monai import nearest as module
 from oasis_monai.errors import ConfigError, DataError
 from oasis_monai.features import embedder, volume_features
-from oasis_monai.library import AtlasLibrary, build_library, select
+from oasis_monai.library import AtlasLibrary, build_library
 from oasis_monai.nearest import DISTANCES, nearest
+from oasis_monai.segment import Segmenter
 from oasis_monai.types import Geometry, Preprocessed
 
 
@@ -216,14 +217,15 @@ def test_a_volume_is_one_atlas(embed):
 
 
 def test_own_case_is_never_selected(two):
+    segmenter = Segmenter(two)
     for row, case in enumerate(two.cases):
         rest = [i for i, other in enumerate(two.cases) if other != case]
-        chosen = select(two, two.features[row], 2, exclude_case=case)
-        assert set(chosen.indices.tolist()) <= set(rest)
-        assert select(two, two.features[row], 1, exclude_case="elsewhere").indices.tolist() == [row]
-        assert row not in select(two, two.features[row], 4, exclude_atlas=[row]).indices.tolist()
-    with pytest.raises(ConfigError, match="n: expected 1 to 1, "):
-        select(two, two.features[0], 2, exclude_case="a", exclude_atlas=[3])
+        chosen = segmenter.choose(two.features[[row]], 2, exclude_case=case)
+        assert set(chosen.indices[0].tolist()) <= set(rest)
+        assert segmenter.choose(two.features[[row]], 1, exclude_case="elsewhere").indices.tolist() == [[row]]
+        assert segmenter.choose(two.features[[row]], 1).indices.tolist() == [[row]]
+    with pytest.raises(ConfigError, match="n: expected 1 to 2, "):
+        segmenter.choose(two.features[[0]], 3, exclude_case="a")
 
 
 def test_subset_and_merge_are_consistent(two, embed):
