@@ -2,11 +2,11 @@
 
     python benchmarks/library_size.py [--max 100000] [--targets 20] [--output docs/results/scale] [--scratch DIR]
 
-Every size is built on disk part by part and then used by a process of its own: load (with checksum), choose 6 atlases for each
+Every size is built and then used by a process of its own: load (with checksum), choose 6 atlases for each
 of 20 target slices, align and fuse them (OASIS, an STM that is not trained). Seconds are of computing in one thread, so that
 what else the machine does counts little; waiting for the disk is not in them. Content is synthetic: 96 x 96 random images
-(float16), discs as labels, 1000 random features a slice, 31 KB in all; the largest library takes 3 GB, and as much again while
-it is built. Writes ``library_size.csv`` and ``library_size.png``.
+(float16), discs as labels, 1000 random features a slice, 31 KB in all; the largest library takes 3 GB of disk, and
+of memory while it is built. Writes ``library_size.csv`` and ``library_size.png``.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from typing import Any
 
 import torch
 
-from oasis_monai.atlases.library import AtlasLibrary, save_parts, select
+from oasis_monai.atlases.library import AtlasLibrary
 from oasis_monai.data.types import Geometry, Preprocessed
 from oasis_monai.networks.registration import RegistrationSettings, SpatialTransformModel
 from oasis_monai.segmentation.alignment import Aligner
@@ -35,23 +35,27 @@ from oasis_monai.segmentation.segmenter import Segmenter
 from oasis_monai.utils.files import atomic_path, write_text
 
 SIZES = (100, 316, 1_000, 3_162, 10_000, 31_623, 100_000)
-SIDE, FEATURES, PART = 96, 1000, 1000
+SIDE, FEATURES, PART = 96, 1000, 1000  # slices are drawn in parts: float32 random images take twice the space
 PER_CASE, N = 20, 6
 COLUMNS = ("slices", "file_mb", "build_s", "load_s", "select_s", "segment_s", "peak_mb", "own_mb")
 
 
-def parts(count: int) -> Iterator[AtlasLibrary]:
-    """A synthetic library of ``count`` slices, so many at a time; 20 slices make a case."""
+def synthetic(count: int) -> AtlasLibrary:
+    """A library of ``count`` random slices; 20 slices make a case."""
     axis = torch.arange(SIDE)
+    images = torch.empty(count, 1, SIDE, SIDE, dtype=torch.float16)
+    labels, features = torch.empty(count, 1, SIDE, SIDE, dtype=torch.uint8), torch.empty(count, FEATURES)
     for start in range(0, count, PART):
         random = torch.Generator().manual_seed(start)
-        rows = torch.arange(start, min(start + PART, count))
-        centre = SIDE / 4 + SIDE / 2 * torch.rand(2, len(rows), 1, 1, generator=random)
+        part = slice(start, min(start + PART, count))
+        rows = part.stop - start
+        centre = SIDE / 4 + SIDE / 2 * torch.rand(2, rows, 1, 1, generator=random)
         inside = (axis[:, None] - centre[0]).square() + (axis - centre[1]).square() < (SIDE / 6) ** 2
-        images = torch.rand(len(rows), 1, SIDE, SIDE, generator=random).half() + inside[:, None]
-        features = torch.randn(len(rows), FEATURES, generator=random)
-        cases = tuple(f"case{row // PER_CASE}" for row in rows.tolist())
-        yield AtlasLibrary(images, inside[:, None].to(torch.uint8), features, cases, rows % PER_CASE, 2)
+        labels[part] = inside[:, None]
+        images[part] = torch.rand(rows, 1, SIDE, SIDE, generator=random).half() + inside[:, None]
+        features[part] = torch.randn(rows, FEATURES, generator=random)
+    cases = tuple(f"case{row // PER_CASE}" for row in range(count))
+    return AtlasLibrary(images, labels, features, cases, torch.arange(count) % PER_CASE, 2)
 
 
 def memory_mb() -> tuple[float, float]:
@@ -69,14 +73,14 @@ def measure(path: Path, targets: int) -> dict[str, float]:
     geometry = Geometry((SIDE, SIDE, targets), torch.eye(4).numpy())
     target = Preprocessed("target", torch.rand(1, SIDE, SIDE, targets, generator=random), None, geometry, geometry)
     features = torch.randn(targets, FEATURES, generator=random)
-    _segment(next(parts(PART // 20)), model, target, features)  # what is paid once, whatever the library
+    _segment(synthetic(PART // 20), model, target, features)  # what is paid once, whatever the library
     peak, own = memory_mb()
     seconds = {}
     started = time.process_time()
     library = AtlasLibrary.load(path)
     seconds["load_s"] = time.process_time() - started
     started = time.process_time()
-    select(library, features[0], N)
+    Segmenter(library).choose(features[:1], N)
     seconds["select_s"] = time.process_time() - started
     started = time.process_time()
     _segment(library, model, target, features)
@@ -95,13 +99,13 @@ def run(sizes: list[int], targets: int, scratch: Path) -> Iterator[dict[str, Any
     for count in sizes:
         with tempfile.TemporaryDirectory(dir=scratch) as folder:
             path = Path(folder) / "library.safetensors"
-            needed = 2 * count * (3 * SIDE**2 + 4 * FEATURES)
+            needed = count * (3 * SIDE**2 + 4 * FEATURES)
             if shutil.disk_usage(folder).free < 1.2 * needed:
                 sys.exit(
                     f"error: --scratch: expected {1.2 * needed / 1e9:.1f} GB free, found less in {scratch}; name another folder"
                 )
             started = time.process_time()
-            save_parts(path, parts(count))
+            synthetic(count).save(path)
             built = time.process_time() - started
             command = [sys.executable, __file__, "--measure", str(path), "--targets", str(targets)]
             done = subprocess.run(command, capture_output=True, text=True, check=False)

@@ -191,8 +191,7 @@ class Settings:
             "joint": self.joint.identity() if self.registration.joint else None,
             "seed": self.seed,
             **({"volume_network": self._volume_network()} if self.registration.joint and self.has_volume_network else {}),
-            # the estimates a joint STM is trained on; those with mirrored copies, the default, keep their names
-            **({"tta_flip": False} if self.registration.joint and not self.joint.tta_flip else {}),
+            "tta_flip": self.joint.tta_flip if self.registration.joint else None,  # the estimates a joint STM is trained on
         }
 
     @property

@@ -1,8 +1,8 @@
-"""The atlas library: labelled images on one grid with their features, and the choice of the nearest among them."""
+"""The atlas library: labelled images on one grid with their features."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -10,11 +10,10 @@ from typing import Any
 import torch
 
 from oasis_monai.atlases.features import Embedder, slice_features, thumbnails, volume_features
-from oasis_monai.atlases.selection import nearest
-from oasis_monai.data.types import Preprocessed, Selection
+from oasis_monai.data.types import Preprocessed
 from oasis_monai.networks.slice_unet import with_neighbours
 from oasis_monai.utils.errors import ConfigError, DataError, Fault
-from oasis_monai.utils.tensor_files import join_rows, map_tensors, write_tensors
+from oasis_monai.utils.tensor_files import map_tensors, write_tensors
 
 
 @dataclass(frozen=True, eq=False)
@@ -29,7 +28,7 @@ class AtlasLibrary:
         slices: (N,) int64 index of the slice along z, -1 for a volume.
         classes: number of classes with the background.
         context: slices only: (N, 2, *S) float32 images (no labels) of the slices below and above in the same scan.
-        thumbnails: slices only: (N, F') float16, see :func:`oasis_monai.atlases.features.thumbnails`.
+        thumbnails: slices only: (N, F') float16, see :func:`oasis_monai.workflows.library.features.thumbnails`.
         estimates: (N, C-1, *S) float16 what a joint model's segmentation network makes of each atlas; see :meth:`with_estimates`.
     """
 
@@ -145,36 +144,6 @@ class AtlasLibrary:
             raise DataError(Fault("", str(path), "a whole atlas library", str(error), "build the library again")) from error
 
 
-def save_parts(path: str | Path, parts: Iterable[AtlasLibrary]) -> None:
-    """Write the atlases of many libraries, in their order, as the one library that :meth:`AtlasLibrary.merge` would make of
-    them, with one part in memory at a time.
-
-    Raises:
-        DataError: there are no parts, they differ in grid, features, classes or kind, or an atlas is in two of them.
-    """
-    meta: dict[str, Any] = {"cases": [], "classes": None}
-    met: set[tuple[str, int]] = set()
-
-    def taken() -> Iterator[dict[str, torch.Tensor]]:
-        for part in parts:
-            own = list(zip(part.cases, part.slices.tolist(), strict=True))
-            twice = [atlas for atlas in own if atlas in met]
-            if twice:
-                (case, row), *_ = twice
-                raise DataError(Fault(case, f"slice {row}", "each atlas once", f"{len(twice)} in two parts", "leave one out"))
-            met.update(own)
-            if meta["classes"] not in (None, part.classes):
-                raise ValueError(f"{path}: expected parts of {meta['classes']} classes, found one of {part.classes}")
-            meta["classes"] = part.classes
-            meta["cases"] += part.cases
-            yield part._tensors()
-
-    try:
-        join_rows(path, taken(), meta)
-    except ValueError as error:
-        raise DataError(Fault("", "atlas library", "parts made with the same settings", str(error), "build them anew")) from error
-
-
 def build_library(items: Sequence[Preprocessed], spatial_dims: int, embed: Embedder, classes: int) -> AtlasLibrary:
     """Atlases out of labelled cases, in the cases' order (slices ascending).
 
@@ -235,26 +204,3 @@ def _faults(item: Preprocessed, first: Preprocessed, spatial_dims: int, classes:
             Fault(item.case, "label", f"classes 0..{classes - 1}", str(int(item.label.max())), "set the classes of the data set")
         ]
     return []
-
-
-def select(
-    library: AtlasLibrary,
-    features: torch.Tensor,
-    n: int,
-    distance: str = "l2",
-    exclude_case: str | None = None,
-    exclude_atlas: Sequence[int] = (),
-) -> Selection:
-    """The n atlases of ``library`` nearest to one target's ``features`` (F,), nearest first.
-
-    Args:
-        exclude_case: the target's own case; none of its atlases is returned.
-        exclude_atlas: rows that are not returned either.
-
-    Raises:
-        ConfigError: as :func:`nearest`.
-    """
-    barred = torch.tensor([case == exclude_case for case in library.cases], dtype=torch.int64)
-    barred[list(exclude_atlas)] = 1
-    indices, distances = nearest(features[None], library.features, n, distance, (torch.ones(1, dtype=torch.int64), barred))
-    return Selection(indices[0], distances[0])

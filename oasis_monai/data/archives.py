@@ -9,16 +9,17 @@ import stat
 import tarfile
 import zipfile
 import zlib
-from collections.abc import Callable, Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any
 
 from oasis_monai.utils.errors import DataError, Fault
 
-CHUNK = 2**20
 LARGEST_READ = 2**22  # tarfile reads long headers whole, and as long as they say they are
 DAMAGED = (zipfile.BadZipFile, tarfile.TarError, gzip.BadGzipFile, zlib.error, EOFError, NotImplementedError, UnicodeError)
+TWICE = (FileExistsError, NotADirectoryError, IsADirectoryError)
+REFUSE = "do not use this archive"
 
 
 @dataclass(frozen=True)
@@ -37,15 +38,6 @@ class Limits:
     small: int = 2**24
 
 
-@dataclass(frozen=True)
-class _Entry:
-    """One entry: its path as in the archive, None for the bytes of a folder."""
-
-    name: str
-    size: int
-    open: Callable[[], IO[bytes]] | None
-
-
 def unpack(archive: Path, folder: Path, limits: Limits = Limits()) -> None:
     """Write the content of a zip, tar or tar.gz below ``folder``, which is made; modes, owners and times stay behind.
 
@@ -54,17 +46,15 @@ def unpack(archive: Path, folder: Path, limits: Limits = Limits()) -> None:
             ``limits`` allow, or too little room. Nothing is written but in the case of damage.
     """
     try:
-        total = 0
-        with _entries(archive) as entries:
-            for number, entry in enumerate(entries, 1):
-                _parts(archive, entry)
-                total += entry.size
-                _check_limits(archive, number, total, limits)
-        check_room(folder, total, "the archive's content")
-        folder.mkdir(parents=True)
-        with _entries(archive) as entries:
-            for entry in entries:
-                _write(archive, entry, folder.joinpath(*_parts(archive, entry)))
+        with _opened(archive) as opened:
+            check_room(folder, _checked_size(archive, opened, limits), "the archive's content")
+            folder.mkdir(parents=True)
+            if isinstance(opened, zipfile.ZipFile):
+                opened.extractall(folder)
+            else:
+                opened.extractall(folder, filter=lambda entry, to: tarfile.data_filter(entry, to).replace(mode=None, mtime=None))  # type: ignore[arg-type]
+    except TWICE as error:
+        raise _fault(archive, "entries", "every path once", "a file in the place of another entry", REFUSE) from error
     except DAMAGED as error:
         text = " ".join(str(error).split())[:200] or type(error).__name__
         raise _fault(archive, "an archive", "one that is whole", text, "remove it and download it again") from error
@@ -84,40 +74,18 @@ def check_room(folder: Path, needed: int, what: str) -> None:
 
 
 @contextlib.contextmanager
-def _entries(archive: Path) -> Iterator[Iterator[_Entry]]:
-    """The entries of an archive, its kind told by its first bytes."""
+def _opened(archive: Path) -> Iterator[zipfile.ZipFile | tarfile.TarFile]:
+    """An archive, its kind told by its first bytes."""
     with archive.open("rb") as raw:
         start = raw.read(2)
         raw.seek(0)
         if start == b"PK":
             with zipfile.ZipFile(raw) as opened:
-                yield _zip_entries(archive, opened)
+                yield opened
             return
         stream: Any = gzip.GzipFile(fileobj=raw) if start == b"\x1f\x8b" else raw
         with tarfile.open(fileobj=_Bounded(stream), mode="r:") as tar:  # type: ignore[call-overload]
-            yield _tar_entries(archive, tar)
-
-
-def _zip_entries(archive: Path, opened: zipfile.ZipFile) -> Iterator[_Entry]:
-    for info in opened.infolist():
-        if stat.S_IFMT(info.external_attr >> 16) not in (0, stat.S_IFREG, stat.S_IFDIR):
-            raise _not_a_file(archive, info.filename)
-        if info.flag_bits & 1:
-            raise _fault(archive, info.filename, "a file that is not encrypted", "an encrypted one", "ask who made it")
-        yield _Entry(info.filename, info.file_size, None if info.is_dir() else lambda info=info: opened.open(info))  # type: ignore[misc]
-
-
-def _tar_entries(archive: Path, tar: tarfile.TarFile) -> Iterator[_Entry]:
-    for member in tar:
-        if not (member.isreg() or member.isdir()):
-            raise _not_a_file(archive, member.name)
-
-        def content(member: tarfile.TarInfo = member) -> IO[bytes]:
-            opened = tar.extractfile(member)
-            assert opened is not None
-            return opened
-
-        yield _Entry(member.name, member.size, None if member.isdir() else content)
+            yield tar
 
 
 class _Bounded:
@@ -133,44 +101,39 @@ class _Bounded:
         return self.stream.read(size)
 
 
-def _parts(archive: Path, entry: _Entry) -> list[str]:
-    """The path of an entry as its parts, all below the folder; only a folder may have none."""
-    name = entry.name
-    parts = [part for part in name.split("/") if part not in ("", ".")]
-    outside = name.startswith("/") or ".." in parts or "\\" in name or "\0" in name or "".join(parts[:1])[1:2] == ":"
-    if outside or not (parts or entry.open is None):
-        raise _fault(archive, name, "a path within the archive", "one that leads out of it", "do not use this archive")
-    return parts
-
-
-def _check_limits(archive: Path, count: int, total: int, limits: Limits) -> None:
-    dense = total > limits.small and total > limits.ratio * archive.stat().st_size
-    for wrong, expected, found in (
-        (count > limits.count, f"at most {limits.count} entries", "more"),
-        (total > limits.total, f"at most {limits.total / 1e9:.0f} GB unpacked", "more"),
-        (dense, f"at most {limits.ratio} bytes unpacked for a byte of the archive", "more"),
-    ):
-        if wrong:
-            raise _fault(archive, "size", expected, found, "do not use this archive: it looks like a bomb")
-
-
-def _write(archive: Path, entry: _Entry, path: Path) -> None:
-    try:
-        if entry.open is None:
-            path.mkdir(parents=True, exist_ok=True)
-            return
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with entry.open() as source, path.open("xb") as target:
-            shutil.copyfileobj(source, target, CHUNK)
-            written = target.tell()
-    except (FileExistsError, NotADirectoryError, IsADirectoryError) as error:
-        raise _fault(archive, entry.name, "every path once", "it twice", "do not use this archive") from error
-    if written != entry.size:
-        raise _fault(archive, entry.name, f"{entry.size} bytes", str(written), "remove the archive and download it again")
-
-
-def _not_a_file(archive: Path, name: str) -> DataError:
-    return _fault(archive, name, "a file or a folder", "a link, device or pipe", "do not use this archive")
+def _checked_size(archive: Path, opened: zipfile.ZipFile | tarfile.TarFile, limits: Limits) -> int:
+    """Bytes unpacked, of an archive of which every entry is one we want."""
+    entries: Iterable[Any] = opened.infolist() if isinstance(opened, zipfile.ZipFile) else opened
+    packed, total, files = archive.stat().st_size, 0, set()
+    for count, entry in enumerate(entries, 1):
+        if isinstance(entry, zipfile.ZipInfo):
+            name, size, folder = entry.filename, entry.file_size, entry.is_dir()
+            plain, secret = stat.S_IFMT(entry.external_attr >> 16) in (0, stat.S_IFREG, stat.S_IFDIR), entry.flag_bits & 1
+        else:
+            name, size, folder = entry.name, entry.size, entry.isdir()
+            plain, secret = folder or entry.isreg(), False
+        parts = tuple(part for part in name.split("/") if part not in ("", "."))
+        outside = name.startswith("/") or ".." in parts or "\\" in name or "\0" in name or "".join(parts[:1])[1:2] == ":"
+        total += size
+        for wrong, field, expected, found in (
+            (not plain, name, "a file or a folder", "a link, device or pipe"),
+            (secret, name, "a file that is not encrypted", "an encrypted one"),
+            (outside or not (parts or folder), name, "a path within the archive", "one that leads out of it"),
+            (parts in files, name, "every path once", "it twice"),
+            (count > limits.count, "size", f"at most {limits.count} entries", "more: it looks like a bomb"),
+            (total > limits.total, "size", f"at most {limits.total / 1e9:.0f} GB unpacked", "more: it looks like a bomb"),
+            (
+                total > max(limits.small, limits.ratio * packed),
+                "size",
+                f"at most {limits.ratio} bytes unpacked for a byte of the archive",
+                "more: it looks like a bomb",
+            ),
+        ):
+            if wrong:
+                raise _fault(archive, field, expected, found, REFUSE)
+        if not folder:
+            files.add(parts)
+    return total
 
 
 def _fault(archive: Path, entry: str, expected: str, found: str, remedy: str) -> DataError:

@@ -5,34 +5,28 @@ A cut download stays as ``FILE.part`` and is gone on with. An archive that a per
 
 from __future__ import annotations
 
-import errno
-import hashlib
-import http.client
 import json
 import os
 import re
 import shutil
 import sys
 import time
-import urllib.error
-import urllib.request
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 from urllib.parse import urlsplit
 
 from oasis_monai import __version__
 from oasis_monai.data.archives import check_room, unpack
 from oasis_monai.utils.errors import ConfigError, DataError, Fault
-from oasis_monai.utils.files import atomic_folder, locked, write_json
+from oasis_monai.utils.files import atomic_folder, locked, with_path_in_errors, write_json
 
 TIMEOUT_S = 30.0
-WAITS_S = (1.0, 2.0, 4.0)  # before each new try; bytes that arrived in between start the row anew
+WAITS_S = (1.0, 2.0, 4.0)
 PASSING = (408, 425, 429, 500, 502, 503, 504)  # HTTP states that a new try may mend
-NETWORK = (urllib.error.URLError, http.client.HTTPException, TimeoutError, ConnectionError)
 RECORD = "source.json"
-CHUNK = 2**20
+CHUNK = 2**13  # bytes; where a connection is cut, what has come of a chunk is lost
 Log = Callable[[str], None]
 
 
@@ -55,6 +49,8 @@ def download(
         DataError: the archive cannot be fetched, is not the published one, cannot be unpacked, or something else is in its
             place.
     """
+    from pooch import file_hash
+
     folder = output / source.folder
     if _there(folder, source):
         log(f"{source.name} is in {folder} already")
@@ -67,10 +63,13 @@ def download(
         archive = by_hand
         if by_hand.is_file():
             log(f"{by_hand} is there already")
-            _verify(source, by_hand, f"remove it and run again, or fetch it again from {source.page}")
+            found = file_hash(str(by_hand), alg="md5")
+            if found != source.md5:
+                remedy = f"remove it and run again, or fetch it again from {source.page}"
+                raise DataError(Fault("", str(by_hand), f"md5 {source.md5}", found, remedy))
         else:
             archive = output / f"{source.file}.part"
-            _fetch_and_verify(source, archive, waits_s, progress, log)
+            _fetch(source, archive, Resuming(archive, waits_s, progress, log), log)
         log(f"unpacking into {folder}")
         with atomic_folder(folder) as made:
             _unpack_into(archive, made)
@@ -106,100 +105,92 @@ def _accept(source: Source, accepted: bool, log: Log) -> None:
         raise ConfigError("accept_license", f"true: the licence of {source.name} accepted", False, remedy)
 
 
-def _fetch_and_verify(source: Source, part: Path, waits_s: Sequence[float], progress: bool, log: Log) -> None:
+def _fetch(source: Source, part: Path, downloader: Resuming, log: Log) -> None:
+    """Bring ``part`` to the whole, verified archive."""
+    import pooch
+    from requests import RequestException
+
+    pooch.get_logger().setLevel("WARNING")  # it would tell on stderr of what is told here
     resumed = part.is_file() and part.stat().st_size > 0
     for last in (not resumed, True):
-        _fetch(source, part, waits_s, progress, log)
         try:
-            _verify(source, part, f"run again, or fetch it by hand from {source.page} and put it into {part.parent}")
+            with with_path_in_errors(part):
+                pooch.retrieve(source.url, f"md5:{source.md5}", part.name, part.parent, downloader=downloader)
             return
-        except DataError:
-            part.unlink()
+        except RequestException as error:
+            remedy = "check the network and run again (it goes on where it stopped), or fetch "
+            remedy += f"{source.file} by hand from {source.page}, put it into {part.parent} and run again"
+            raise DataError(Fault("", "download", f"the file at {source.url}", _reason(error), remedy)) from error
+        except ValueError as error:  # another checksum: pooch has deleted the file
             if last:
-                raise
+                found = str(error).rpartition("but got ")[2].partition(".")[0]
+                remedy = f"run again, or fetch it by hand from {source.page} and put it into {part.parent}"
+                raise DataError(Fault("", str(part.with_name(source.file)), f"md5 {source.md5}", found, remedy)) from error
             log("what was there was not the beginning of this file; it is downloaded anew")
 
 
-def _verify(source: Source, archive: Path, remedy: str) -> None:
-    with archive.open("rb") as stream:
-        found = hashlib.file_digest(stream, lambda: hashlib.md5(usedforsecurity=False)).hexdigest()
-    if found != source.md5:
-        raise DataError(Fault("", str(archive.with_name(source.file)), f"md5 {source.md5}", found, remedy))
+class Resuming:
+    """A downloader for pooch, whose own always begins at the first byte: it goes on with what an earlier one left in ``part``.
+
+    Args:
+        part: the file so far; it goes to pooch once it is complete.
+        waits_s: seconds before each new try; bytes that arrived in between start the row anew.
+        progress: show a bar where stderr is a terminal.
+    """
+
+    def __init__(self, part: Path, waits_s: Sequence[float], progress: bool, log: Log) -> None:
+        self.part, self.waits_s, self.progress, self.log = part, waits_s, progress and sys.stderr.isatty(), log
+
+    def __call__(self, url: str, output_file: str, pooch: Any) -> None:
+        from requests import RequestException
+
+        failures = 0
+        while True:
+            with self.part.open("ab") as stream:
+                have = stream.tell()
+                try:
+                    self._receive(url, stream, have)
+                    break
+                except RequestException as error:
+                    if error.response is not None and error.response.status_code == 416:
+                        break  # nothing is missing, or it is another file: its checksum tells
+                    failures = 0 if stream.tell() > have else failures
+                    passing = error.response is None or error.response.status_code in PASSING
+                    if not passing or failures == len(self.waits_s):
+                        raise
+                    self.log(f"{_reason(error)}; next try in {self.waits_s[failures]:g} s")
+            time.sleep(self.waits_s[failures])
+            failures += 1
+        os.replace(self.part, output_file)
+
+    def _receive(self, url: str, stream: BinaryIO, have: int) -> None:
+        """One request for what is missing. A server that knows no ranges sends all of it."""
+        from pooch import HTTPDownloader
+        from requests import Response
+
+        def begin(answer: Response, **_: Any) -> None:
+            if answer.status_code == 200:
+                stream.truncate(0)
+            if answer.ok and (length := answer.headers.get("Content-Length", "")).isdecimal():
+                whole = int(length) + (have if answer.status_code == 206 else 0)
+                check_room(self.part, int(length) + whole, f"{self.part.stem} and its content")
+
+        headers = {"User-Agent": f"oasis-monai/{__version__}", "Accept-Encoding": "identity"}
+        headers |= {"Range": f"bytes={have}-"} if have else {}
+        HTTPDownloader(self.progress, CHUNK, timeout=TIMEOUT_S, headers=headers, hooks={"response": begin})(url, stream, None)
 
 
-def _fetch(source: Source, part: Path, waits_s: Sequence[float], progress: bool, log: Log) -> None:
-    """Bring ``part`` to its full length."""
-    failures = 0
-    while True:
-        have = part.stat().st_size if part.exists() else 0
-        try:
-            if _transfer(source, part, have, progress):
-                return
-            reason = "a connection that ended too early"
-        except urllib.error.HTTPError as error:
-            reason = f"HTTP {error.code} {error.reason}"
-            if error.code not in PASSING:
-                raise _unreachable(source, part, reason) from error
-        except NETWORK as error:
-            reason = " ".join(str(getattr(error, "reason", "") or error).split()) or type(error).__name__
-        if part.exists() and part.stat().st_size > have:
-            failures = 0
-        if failures == len(waits_s):
-            raise _unreachable(source, part, reason)
-        log(f"{reason}; next try in {waits_s[failures]:g} s")
-        time.sleep(waits_s[failures])
-        failures += 1
+def _reason(error: BaseException) -> str:
+    """What stopped a request, in few words."""
+    from requests.exceptions import ChunkedEncodingError
 
-
-def _unreachable(source: Source, part: Path, reason: str) -> DataError:
-    remedy = f"check the network and run again (it goes on where it stopped), or fetch {source.file} by hand from {source.page}, "
-    remedy += f"put it into {part.parent} and run again"
-    return DataError(Fault("", "download", f"the file at {source.url}", reason, remedy))
-
-
-def _transfer(source: Source, part: Path, have: int, progress: bool) -> bool:
-    """One request for what is missing of ``part``; whether it is complete now. A server that knows no ranges sends all of it."""
-    headers = {"User-Agent": f"oasis-monai/{__version__}", "Accept-Encoding": "identity"}
-    if have:
-        headers["Range"] = f"bytes={have}-"
-    try:
-        answer = urllib.request.urlopen(urllib.request.Request(source.url, headers=headers), timeout=TIMEOUT_S)
-    except urllib.error.HTTPError as error:
-        if error.code != 416 or not have:
-            raise
-        if error.headers.get("Content-Range", "").rpartition("/")[2] == str(have):  # nothing was missing
-            return True
-        part.unlink()
-        return False
-    with answer:
-        start = have if answer.status == 206 else 0
-        if start and not answer.headers.get("Content-Range", "").startswith(f"bytes {start}-"):
-            part.unlink()
-            return False
-        length = answer.headers.get("Content-Length", "")
-        total = start + int(length) if length.isdecimal() else None
-        if total is not None:
-            check_room(part, 2 * total - start, f"{source.file} and its content")
-        return _receive(answer, part, start, total, progress)
-
-
-def _receive(answer: http.client.HTTPResponse, part: Path, start: int, total: int | None, progress: bool) -> bool:
-    from tqdm import tqdm
-
-    shown = {"unit": "B", "unit_scale": True, "desc": part.stem, "disable": None if progress else True}
-    with part.open("ab" if start else "wb") as stream, tqdm(total=total, initial=start, **shown) as bar:
-        while chunk := answer.read(CHUNK):
-            try:
-                stream.write(chunk)
-                stream.flush()
-            except OSError as error:
-                if error.errno not in (errno.ENOSPC, errno.EDQUOT):
-                    raise
-                remedy = "free some and run again: the download goes on where it stopped"
-                raise DataError(Fault("", str(part), "room on the disk", "a full one", remedy)) from error
-            bar.update(len(chunk))
-        received = stream.tell()
-    return total is None or received == total
+    if isinstance(error, ChunkedEncodingError):
+        return "a connection that ended too early"
+    if (answer := getattr(error, "response", None)) is not None:
+        return f"HTTP {answer.status_code} {answer.reason}"
+    while error.__context__ is not None:  # requests and urllib3 wrap the system's error several times
+        error = error.__context__
+    return " ".join(str(error).split()) or type(error).__name__
 
 
 def _unpack_into(archive: Path, folder: Path) -> None:

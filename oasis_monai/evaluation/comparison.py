@@ -276,16 +276,12 @@ def _statistics(
 ) -> dict[tuple[str, str], tuple[float, float, float, float]]:
     counted = rows[rows["status"] != "absent"]
     return {
-        (metric, region): _possible(interval(scale * counted.loc[counted["region"] == region, metric].to_numpy(float)), metric)
+        (metric, region): interval(
+            scale * counted.loc[counted["region"] == region, metric].to_numpy(float), 0.0, 100.0 if metric == "dsc" else math.inf
+        )
         for metric, (_, scale, _) in metrics.items()
         for region in regions
     }
-
-
-def _possible(statistics: tuple[float, float, float, float], metric: str) -> tuple[float, float, float, float]:
-    """An interval cut to the metric's range, which takes nothing from its coverage."""
-    mean, sd, low, high = statistics
-    return mean, sd, max(low, 0.0) if not math.isnan(low) else low, min(high, 100.0) if metric == "dsc" else high
 
 
 def _tidy(

@@ -103,7 +103,6 @@ def read_quality(path: Path) -> list[QualityGroup]:
     try:
         text = dict.fromkeys(("case", "label", "method", "protocol", "corruption"), str)
         rows = pd.read_csv(path, dtype=text, keep_default_na=False, na_values=[""])  # a structure may be called NA
-        rows["corruption"] = rows.get("corruption", UNTOUCHED)  # a file of before there were any
         rows = rows[list(COLUMNS)].astype({c: float for c in (*SOURCES, "predicted_dsc", "dsc")} | {"flag": bool, "n": int})
     except (OSError, ValueError, KeyError) as error:
         remedy = "delete it, or write it again from the run"

@@ -20,6 +20,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from oasis_monai.evaluation.statistics import interval
 from oasis_monai.evaluation.tables import aligned_text
 from oasis_monai.utils.errors import DataError, Fault
 from oasis_monai.utils.files import write_text
@@ -159,7 +160,9 @@ def summarise(scores: pd.DataFrame) -> pd.DataFrame:
         row["lowest_dsc"] = math.nan if worst is None else float(counted.loc[worst, "dsc"])
         row["lowest_case"] = "" if worst is None else counted.loc[worst, "case"]
         for metric in METRICS:
-            numbers = _statistics(counted[metric].to_numpy(float), *_RANGES.get(metric, (0.0, math.inf)))
+            values = counted[metric].dropna().to_numpy(float)
+            mean, sd, low, high = interval(values, *_RANGES.get(metric, (0.0, math.inf)))
+            numbers = (mean, sd, float(np.median(values)) if len(values) else math.nan, low, high)
             row.update({f"{metric}_{name}": number for name, number in zip(STATISTICS, numbers, strict=True)})
         rows.append(row)
     return pd.DataFrame(rows, columns=list(SUMMARY_COLUMNS))
@@ -195,8 +198,7 @@ def paired_difference(scores: pd.DataFrame, a: tuple[str, int], b: tuple[str, in
     for key, group in both.groupby(on[:3], sort=False):
         paired = group["difference"].dropna().to_numpy(float)
         if len(paired):
-            mean, sd, _, low, high = _statistics(paired, -math.inf, math.inf)
-            rows.append((*key, len(paired), len(group) - len(paired), mean, sd, low, high))
+            rows.append((*key, len(paired), len(group) - len(paired), *interval(paired)))
     rows.sort(key=lambda row: (*row[:2], REGIONS.index(row[2])))
     return pd.DataFrame(rows, columns=[*on[:3], "cases", "unpaired", "mean", "sd", "ci_low", "ci_high"])
 
@@ -236,21 +238,6 @@ def _console(table: pd.DataFrame) -> str:
 
 def _number(value: float) -> str:
     return "-" if math.isnan(value) else f"{value:.1f}"
-
-
-def _statistics(values: np.ndarray, lowest: float, highest: float) -> tuple[float, float, float, float, float]:
-    """Mean, sd, median and the t-interval of the mean, over the defined values."""
-    values = values[~np.isnan(values)]
-    if not len(values):
-        return (math.nan,) * 5
-    mean, median = float(values.mean()), float(np.median(values))
-    if len(values) == 1:
-        return mean, math.nan, median, math.nan, math.nan
-    from scipy.special import stdtrit  # Student's t quantile
-
-    sd = float(values.std(ddof=1))
-    half = float(stdtrit(len(values) - 1, 0.975)) * sd / math.sqrt(len(values))
-    return mean, sd, median, max(mean - half, lowest), min(mean + half, highest)
 
 
 def method_rank(method: str) -> str:

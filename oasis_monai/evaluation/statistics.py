@@ -30,7 +30,10 @@ def wilcoxon(differences: Sequence[float] | np.ndarray) -> float:
 
 
 def holm(pvalues: Sequence[float]) -> list[float]:
-    """Holm's step-down adjustment of a family of p-values (Scand. J. Statist. 6, 1979), in their order; NaN stays out."""
+    """Holm's step-down adjustment of a family of p-values (Scand. J. Statist. 6, 1979), in their order; NaN stays out.
+
+    Written here because scipy does not have it, and statsmodels would be a dependency for it alone.
+    """
     known = sorted((p, i) for i, p in enumerate(pvalues) if not math.isnan(p))
     adjusted = [math.nan] * len(pvalues)
     highest = 0.0
@@ -80,14 +83,19 @@ def at_best_n(scores: pd.DataFrame, method: str, groups: Mapping[str, int]) -> t
     return mine[mine["n"] == wanted], chosen
 
 
-def interval(values: Sequence[float] | np.ndarray) -> tuple[float, float, float, float]:
-    """Mean, sd and Student's 95 % t-interval of the mean over the defined values; NaN where there are too few."""
+def interval(
+    values: Sequence[float] | np.ndarray, lowest: float = -math.inf, highest: float = math.inf
+) -> tuple[float, float, float, float]:
+    """Mean, sd (with k-1) and Student's 95 % t-interval of the mean over the defined values; NaN where there are too few.
+
+    The interval is cut to ``lowest`` .. ``highest``, the values that are possible: that takes nothing from its coverage.
+    """
     known = np.asarray(values, dtype=float)
     known = known[~np.isnan(known)]
     if len(known) < 2:
         return (float(known.mean()) if len(known) else math.nan), math.nan, math.nan, math.nan
-    from scipy.special import stdtrit
+    from scipy.special import stdtrit  # scipy.stats.t.ppf, without the second that scipy.stats takes to import
 
     mean, sd = float(known.mean()), float(known.std(ddof=1))
     half = float(stdtrit(len(known) - 1, 0.975)) * sd / math.sqrt(len(known))
-    return mean, sd, mean - half, mean + half
+    return mean, sd, max(mean - half, lowest), min(mean + half, highest)

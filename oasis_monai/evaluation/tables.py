@@ -7,6 +7,8 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
+from tabulate import tabulate
+
 NONE = "\N{EN DASH}"
 
 
@@ -45,11 +47,8 @@ class Grid:
 
 def aligned_text(lines: Sequence[Sequence[str]], left: Sequence[int]) -> str:
     """Rows of cells as lines of plain text, a head being the first; columns ``left`` are set to the left, others to the right."""
-    columns = [
-        [c.ljust(max(map(len, cells))) if i in left else c.rjust(max(map(len, cells))) for c in cells]
-        for i, cells in enumerate(zip(*lines, strict=True))
-    ]
-    return "".join("  ".join(line).rstrip() + "\n" for line in zip(*columns, strict=True))
+    sides = ["left" if i in left else "right" for i in range(len(lines[0]))]
+    return tabulate(lines, tablefmt="plain", colalign=sides, disable_numparse=True) + "\n"
 
 
 def interval_text(statistics: tuple[float, float, float, float], signed: bool = False) -> str:
@@ -79,23 +78,22 @@ def best_bold(columns: Sequence[Sequence[Cell]], highest: Sequence[bool]) -> lis
 def markdown(grid: Grid) -> str:
     """The table in GitHub's Markdown, its title a bold line, its footnotes a list."""
 
-    def line(cells: Sequence[str]) -> str:
-        return "| " + " | ".join(cells) + " |"
-
     def text(cell: Cell) -> str:
         plain = _markdown_escaped(cell.text)
         return f"**{plain}**" if cell.bold and plain else plain
 
-    head = line([_markdown_escaped(h) for h in grid.head])
-    rule = line(["---"] + ["---:"] * (len(grid.head) - 1))
-    rows = [line([text(cell) for cell in row]) for row in grid.rows]
+    head, rows = [_markdown_escaped(h) for h in grid.head], [[text(cell) for cell in row] for row in grid.rows]
+    sides = ["left"] + ["right"] * (len(head) - 1)
+    table = tabulate(rows, head, tablefmt="pipe", colalign=sides, disable_numparse=True)
     notes = [f"- {_markdown_escaped(note)}" for note in grid.notes]
-    parts = [f"**{_markdown_escaped(grid.title)}**", "", head, rule, *rows]
-    return "\n".join([*parts, *(["", *notes] if notes else [])]) + "\n"
+    return "\n".join([f"**{_markdown_escaped(grid.title)}**", "", table, *(["", *notes] if notes else [])]) + "\n"
 
 
 def latex(grid: Grid) -> str:
-    """The table as a ``tabular`` with booktabs' rules, title and footnotes as comments' neighbours: a stand-alone block."""
+    """The table as a ``tabular`` with booktabs' rules, the title as a comment, the footnotes below: a stand-alone block.
+
+    Written here and not by tabulate or pandas: neither escapes the minus sign, nor offers its escaping for the footnotes.
+    """
 
     def text(cell: Cell) -> str:
         plain = _latex_escaped(cell.text)

@@ -123,23 +123,11 @@ class JointSettings:
 
     def identity(self) -> dict[str, Any]:
         """What decides the networks' weights."""
-        kept = (
-            "pretrained",
-            "atlases",
-            "slice_budget",
-            "volume_budget",
-            "slices_per_step",
-            "lr",
-            "encoder_lr",
-            "empty_slice_weight",
-        )
+        networks = ("pretrained", "atlases", "members", "volume_network", "slice_budget", "volume_budget")
+        kept = (*networks, "slices_per_step", "lr", "encoder_lr", "empty_slice_weight")
         listed = {"decoder": list(self.decoder), "volume_stride": list(self.volume_stride)}
-        more: dict[str, Any] = {"beside": BESIDE} if self.atlases else {}
-        if self.volume_network != VOLUME_NETWORKS[0]:  # models made before there was a choice keep their names
-            more["volume_network"] = self.volume_network
-        if self.members > 1:
-            more["members"] = self.members
-        return {k: getattr(self, k) for k in kept} | listed | {"design": DESIGN, **more}
+        beside = {"beside": BESIDE} if self.atlases else {}
+        return {k: getattr(self, k) for k in kept} | listed | {"design": DESIGN, **beside}
 
 
 def check_size(size: Sequence[int]) -> None:

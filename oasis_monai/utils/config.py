@@ -14,13 +14,13 @@ from oasis_monai.utils.errors import ConfigError
 T = TypeVar("T")
 RENAMED = {
     "estimator": "joint",
-    "estimator.share": "joint.slice_budget",
-    "estimator.volume_share": "joint.volume_budget",
-    "estimator.slices": "joint.slices_per_step",
-    "estimator.empty": "joint.empty_slice_weight",
-    "estimator.views": "joint.tta_views",
-    "estimator.mirror": "joint.tta_flip",
-    "estimator.vote": "joint.estimate_weight",
+    "joint.slice_budget": "joint.slice_budget",
+    "joint.volume_budget": "joint.volume_budget",
+    "joint.slices_per_step": "joint.slices_per_step",
+    "joint.empty_slice_weight": "joint.empty_slice_weight",
+    "joint.tta_views": "joint.tta_views",
+    "joint.tta_flip": "joint.tta_flip",
+    "joint.estimate_weight": "joint.estimate_weight",
     "training.pairs": "training.nearest_partners",
     "data.only": "data.include",
 }
@@ -31,7 +31,7 @@ def check_renamed(key: str) -> None:
     """Refuse the old name of an option.
 
     Args:
-        key: with its groups, as on the command line (``estimator.share``).
+        key: with its groups, as on the command line (``joint.slice_budget``).
 
     Raises:
         ConfigError: the key is an old name; the message tells the new one.

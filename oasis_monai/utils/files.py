@@ -12,6 +12,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from filelock import FileLock, Timeout
+
 from oasis_monai.utils.errors import ConfigError
 
 
@@ -116,13 +118,7 @@ def file_digest(*paths: str | Path) -> str:
 def locked(folder: Path) -> Iterator[None]:
     """One process at a time in ``folder``; the lock goes with the process, however it ends."""
     folder.mkdir(parents=True, exist_ok=True)
-    try:
-        import fcntl
-    except ImportError:  # not a POSIX system: parallel jobs there may train a fold twice, with the same result
-        yield
-        return
-    with open(folder / ".lock", "w") as handle:
-        fcntl.flock(handle, fcntl.LOCK_EX)
+    with FileLock(folder / ".lock"):
         yield
 
 
@@ -141,33 +137,19 @@ def exclusive_folder(folder: Path, key: str) -> Iterator[None]:
     """
     absent = not folder.exists()
     folder.mkdir(parents=True, exist_ok=True)
-    try:
-        import fcntl
-    except ImportError:  # not a POSIX system: no such locks there
-        yield
-        return
     path = folder / ".running"
+    lock = FileLock(path, blocking=False, on_acquired=_write_process_id)
     with contextlib.ExitStack() as stack:
         try:
-            handle = stack.enter_context(open(path, "a+", encoding="utf-8"))
-        except OSError as error:
-            error.filename = str(folder)  # the user knows nothing of the file in it
-            raise
-        try:
-            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            taken = os.fstat(handle.fileno()).st_nlink == 0  # its run has ended between our two steps, and another may have begun
-        except BlockingIOError:
-            taken = True
-        except OSError:  # a file system without locks
-            taken = False
-        if taken:
-            handle.seek(0)
-            found = f"{folder}, in use by process {handle.read(20).strip() or 'unknown'}"
+            stack.enter_context(lock)
+        except Timeout:
+            found = f"{folder}, in use by process {_process_id(path)}"
             remedy = f"wait for that run to end or give another {key}=DIR"
-            raise ConfigError(key, "a folder no other run writes to", found, remedy)
-        handle.truncate(0)
-        handle.write(str(os.getpid()))
-        handle.flush()
+            raise ConfigError(key, "a folder no other run writes to", found, remedy) from None
+        except OSError as error:
+            if error.filename is not None:  # else the file is there, and its file system knows no locks: work without
+                error.filename = str(folder)  # the user knows nothing of the file in it
+                raise
         try:
             yield
         finally:
@@ -175,3 +157,15 @@ def exclusive_folder(folder: Path, key: str) -> Iterator[None]:
             if absent:
                 with contextlib.suppress(OSError):
                     folder.rmdir()
+
+
+def _write_process_id(handle: int) -> None:
+    os.ftruncate(handle, 0)
+    os.write(handle, str(os.getpid()).encode())
+
+
+def _process_id(path: Path) -> str:
+    try:
+        return path.read_text(encoding="utf-8")[:20].strip() or "unknown"
+    except OSError:  # its run has just ended, or this system lets nobody else read a locked file
+        return "unknown"

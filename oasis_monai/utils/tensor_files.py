@@ -9,7 +9,6 @@ import json
 import logging
 import math
 import mmap
-import tempfile
 from collections.abc import Iterable, Iterator, Mapping
 from functools import cache
 from pathlib import Path
@@ -96,40 +95,6 @@ def _pieces(tensors: Iterable[torch.Tensor]) -> Iterator[bytes]:
     for tensor in tensors:
         for part in tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).split(PIECE):
             yield part.numpy().tobytes()
-
-
-def join_rows(path: str | Path, parts: Iterable[Mapping[str, torch.Tensor]], meta: Mapping[str, Any]) -> None:
-    """Write the concatenation along the first axis of every tensor of ``parts``, of which one is held at a time.
-
-    Args:
-        parts: the same names in each, of one dtype and, but for the first axis, one shape.
-        meta: read when the last of the parts has been taken, so that who makes them may fill it.
-
-    Raises:
-        ValueError: the parts do not fit together, or there are none.
-    """
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    rows: dict[str, int] = {}
-    kinds: dict[str, tuple[torch.dtype, torch.Size]] = {}
-    with tempfile.TemporaryDirectory(prefix=f".{path.name}.", dir=path.parent) as folder:
-        for part in parts:
-            found = {name: (tensor.dtype, tensor.shape[1:]) for name, tensor in part.items()}
-            kinds = kinds or found
-            if found != kinds:
-                raise ValueError(f"{path}: expected parts of {kinds}, found one of {found}")
-            for name, tensor in part.items():
-                with open(Path(folder) / name, "ab") as stream:
-                    stream.writelines(_pieces([tensor]))
-                rows[name] = rows.get(name, 0) + len(tensor)
-        if not rows:
-            raise ValueError(f"{path}: expected one part or more, found none")
-        whole = {}
-        for name, (dtype, rest) in kinds.items():
-            count = rows[name] * rest.numel()
-            flat = torch.from_file(str(Path(folder) / name), size=count, dtype=dtype) if count else torch.empty(0, dtype=dtype)
-            whole[name] = flat.reshape(rows[name], *rest)
-        write_tensors(path, whole, meta)
 
 
 def save_tensors(path: str | Path, tensors: Mapping[str, torch.Tensor], meta: Mapping[str, Any] | None = None) -> None:

@@ -44,9 +44,8 @@ def list_atlases(model: Path) -> str:
     labels, features = record["settings"]["data"]["labels"], record["settings"]["features"]
     lines = [["case", "images", *(f"{name} ml" for name in labels), "trained on"]]
     for case in _cases(library):
-        told = record.get("atlases", {}).get(case, {})
-        volumes = [f"{told['volume_ml'][name]:.1f}" if told else "-" for name in labels]
-        trained = "yes" if case in record.get("trained_on", record.get("cases", ())) else "no"
+        volumes = [f"{record['atlases'][case]['volume_ml'][name]:.1f}" for name in labels]
+        trained = "yes" if case in record["trained_on"] else "no"
         lines.append([case, str(library.cases.count(case)), *volumes, trained])
     total = f"{len(lines) - 1} cases, {len(library)} images, selected by {features['name']} ({features['distance']})\n"
     return aligned_text(lines, left=(0,)) + total
@@ -92,7 +91,7 @@ def add_atlas(
         made = _atlases(item, settings, segmenter, folders.model_embedder(model, settings, device))
         longer = library.merge(made)
         told = folders.describe(made, name, settings.data.labels, folders.voxel_volume_ml(item.geometry.spacing_mm))
-        _replace(model, record, segmenter, longer, {**record.get("atlases", {}), name: told}, torch.arange(len(library)))
+        _replace(model, record, segmenter, longer, {**record["atlases"], name: told}, torch.arange(len(library)))
     return name
 
 
@@ -115,7 +114,7 @@ def remove_atlas(model: Path, case: str, device: str = "auto", batch: int = 8, l
         if len(rows) < least:
             raise ConfigError("remove", f"a library that keeps {least} atlases or more", case, "add another case first")
         shorter = library.subset(rows)
-        told = {name: value for name, value in record.get("atlases", {}).items() if name != case}
+        told = {name: value for name, value in record["atlases"].items() if name != case}
         _replace(model, record, segmenter, shorter, told, rows)
     if len(rows) < max(settings.n):
         log(f"note: {len(rows)} atlases are left: segment with n={len(rows)} or less")

@@ -33,7 +33,8 @@ from oasis_monai.utils.files import digest, file_digest
 from oasis_monai.utils.tensor_files import load_tensors
 from oasis_monai.workflows.fold_models import voice
 
-FORMAT = 2  # of 1 the classes of several structures may be numbered by their order in a YAML file, which is not kept
+FORMAT = 2
+RECORDED = ("embedding", "cases", "trained_on", "atlases", "calibration")  # what ``model.json`` always tells
 STM_PART, LIBRARY_PART, LOA_FILE = "stm.safetensors", "library.safetensors", "loa.safetensors"
 ESTIMATOR_PART, VOLUME_PART = "estimator.safetensors", "volume.safetensors"  # of a joint model
 NEXT_LIBRARY = "library.next.safetensors"
@@ -84,14 +85,15 @@ def read_record(folder: Path) -> dict[str, Any]:
     """
     try:
         record = json.loads((folder / "model.json").read_text(encoding="utf-8"))
-        found, _, told = record["format"], dict(record["checksums"]), dict(record["settings"])
-        labels = dict(told.get("data", {})).get("labels", {})
+        found = record["format"]
+        if found == FORMAT:
+            _ = dict(record["checksums"]), dict(record["settings"]), [record[key] for key in RECORDED]
     except (OSError, ValueError, KeyError, TypeError) as error:
         found_text = f"{folder} without a readable model.json"
         raise OasisError(
             f"model: expected a folder written by `oasis-monai train`, found {found_text}; train again or correct the path"
         ) from error
-    if found != FORMAT and not (found == 1 and len(labels) == 1):
+    if found != FORMAT:
         raise OasisError(f"model: expected format {FORMAT}, found {found} in {folder}; train it again with this version")
     return dict(record)
 
@@ -102,7 +104,7 @@ def calibrations(folder: Path) -> dict[str, dict[str, Calibration]]:
     Raises:
         OasisError: ``model.json`` holds something else.
     """
-    told = read_record(folder).get("calibration")
+    told = read_record(folder)["calibration"]
     try:
         return {} if told is None else calibrations_of(told)
     except ValueError as error:
@@ -116,7 +118,7 @@ def model_embedder(folder: Path, settings: Settings, device: str = "auto") -> Em
         OasisError: the weights of this machine are other ones, with which distances would mean nothing.
     """
     made = embedder(settings.features.name, settings.features.weights, resolve_device(device))
-    kept = read_record(folder).get("embedding", made.key)
+    kept = read_record(folder)["embedding"]
     if kept != made.key:
         raise OasisError(
             f"model: expected the embedding network {kept}, found {made.key}; give features.weights as in training or train again"
@@ -166,7 +168,7 @@ def read_library(folder: Path) -> tuple[dict[str, Any], AtlasLibrary]:
 def _load(folder: Path, device: str, batch: int) -> tuple[Settings, Segmenter]:
     record = read_record(folder)
     settings, where = build(record["settings"]), resolve_device(device)  # before the library is read: it may be large
-    if record["checksums"].get("settings", digest(record["settings"])) != digest(record["settings"]):
+    if record["checksums"].get("settings") != digest(record["settings"]):
         raise OasisError(f"model: expected model.json as it was written, found other settings in {folder}; copy the model again")
     with_volume = settings.registration.joint and settings.joint.budgets(settings.spatial_dims)[1] > 0
     needed = [STM_PART, *([ESTIMATOR_PART] if settings.registration.joint else []), *([VOLUME_PART] if with_volume else [])]

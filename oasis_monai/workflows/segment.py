@@ -144,8 +144,7 @@ def _same_scan(case: Case, told: dict[str, Any], content: str) -> None:
 def _files(told: dict[str, Any]) -> list[str]:
     """Labels and probabilities that a scan's JSON file tells of, which lie beside the next result as if they were its own."""
     own = [f"{told['case']}_{part}{kind}" for part in ("segmentation", "probability") for kind in ENDINGS]
-    told_of = told.get("files", [told["label"]])
-    return [name for name in own if name in told_of and Path(name).name == name]  # the JSON file may be anyone's
+    return [name for name in own if name in told["files"] and Path(name).name == name]  # the JSON file may be anyone's
 
 
 def _varied(target: Preprocessed) -> Preprocessed:

@@ -54,7 +54,8 @@ def read_told(path: Path) -> dict[str, Any] | None:
     try:
         told = json.loads(path.read_text(encoding="utf-8"))
         row_of(told)
-        return told if isinstance(told["asked"], dict) and path.with_name(told["label"]).is_file() else None
+        whole = isinstance(told["asked"], dict) and isinstance(told["files"], list)
+        return told if whole and path.with_name(told["label"]).is_file() else None
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
         return None
 

@@ -95,8 +95,7 @@ def _check_unedited(folder: Path) -> None:
         record = read_record(folder)
     except OasisError:
         return  # nothing there, or what an interrupted training left
-    trained = set(record.get("trained_on", record.get("cases", ())))
-    if trained != set(record.get("cases", ())):
+    if set(record["trained_on"]) != set(record["cases"]):
         remedy = "give another model=DIR, or add overwrite=true to lose the edits"
         raise ConfigError(
             "model", "a folder without a model, or one with its own atlases", f"{folder} with an edited library", remedy

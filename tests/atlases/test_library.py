@@ -8,9 +8,10 @@ import torch
 
 from oasis_monai.atlases import selection as module
 from oasis_monai.atlases.features import embedder, volume_features
-from oasis_monai.atlases.library import AtlasLibrary, build_library, select
+from oasis_monai.atlases.library import AtlasLibrary, build_library
 from oasis_monai.atlases.selection import DISTANCES, nearest
 from oasis_monai.data.types import Geometry, Preprocessed
+from oasis_monai.segmentation.segmenter import Segmenter
 from oasis_monai.utils.errors import ConfigError, DataError
 
 
@@ -68,7 +69,6 @@ def test_a_small_query_block_changes_nothing(distance, monkeypatch):
     groups = torch.arange(11) % 4, torch.arange(60) % 4
     whole = nearest(queries, library, 5, distance, groups)
     monkeypatch.setattr(module, "QUERIES", 3)
-    monkeypatch.setattr(module, "PAIRS", 30)
     agree(nearest(queries, library, 5, distance, groups), whole)
 
 
@@ -91,7 +91,7 @@ def test_distances_in_an_analytic_world():
 
 
 @pytest.mark.parametrize("distance", DISTANCES)
-@pytest.mark.parametrize("copies", [3, 80])  # 80: more than the candidates kept, so the exhaustive pass must decide
+@pytest.mark.parametrize("copies", [3, 80])
 def test_near_duplicates_are_ordered_and_ties_go_to_the_lower_index(distance, copies):
     """Distances far below the rounding of a float32 product (1e-4 and less of the norm), and exact copies."""
     base = seeded(2, 64) * 2 + 1
@@ -217,14 +217,15 @@ def test_a_volume_is_one_atlas(embed):
 
 
 def test_own_case_is_never_selected(two):
+    segmenter = Segmenter(two)
     for row, case in enumerate(two.cases):
         rest = [i for i, other in enumerate(two.cases) if other != case]
-        chosen = select(two, two.features[row], 2, exclude_case=case)
-        assert set(chosen.indices.tolist()) <= set(rest)
-        assert select(two, two.features[row], 1, exclude_case="elsewhere").indices.tolist() == [row]
-        assert row not in select(two, two.features[row], 4, exclude_atlas=[row]).indices.tolist()
-    with pytest.raises(ConfigError, match="n: expected 1 to 1, "):
-        select(two, two.features[0], 2, exclude_case="a", exclude_atlas=[3])
+        chosen = segmenter.choose(two.features[[row]], 2, exclude_case=case)
+        assert set(chosen.indices[0].tolist()) <= set(rest)
+        assert segmenter.choose(two.features[[row]], 1, exclude_case="elsewhere").indices.tolist() == [[row]]
+        assert segmenter.choose(two.features[[row]], 1).indices.tolist() == [[row]]
+    with pytest.raises(ConfigError, match="n: expected 1 to 2, "):
+        segmenter.choose(two.features[[0]], 3, exclude_case="a")
 
 
 def test_subset_and_merge_are_consistent(two, embed):

@@ -280,15 +280,6 @@ def test_a_run_keeps_predictions_of_whole_structures(tmp_path):
     assert set(models) == {"OASIS-joint-6"}
 
 
-def test_a_file_of_before_corruptions_is_read(tmp_path):
-    truth = {f"case{i}": 0.5 + 0.04 * i for i in range(10)}
-    agreements = {(case, "OASIS-joint", 6): counts_of(v) for case, v in truth.items()}
-    table, _ = quality_rows(rows_of(truth), agreements, ["prostate"], {case: i % 5 for i, case in enumerate(truth)})
-    write_quality(tmp_path / "quality.csv", table.drop(columns="corruption"))
-    (group,) = read_quality(tmp_path / "quality.csv")
-    assert (len(group.rows), len(group.corrupted)) == (10, 0)
-
-
 def test_a_damaged_file_is_told(tmp_path):
     (tmp_path / "quality.csv").write_text("case,dsc\na,0.5\n")
     with pytest.raises(DataError, match=r"quality\.csv.*predicted_dsc"):

@@ -8,9 +8,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from oasis_monai.atlases.library import AtlasLibrary, save_parts
-from oasis_monai.utils.errors import DataError
-from oasis_monai.utils.tensor_files import DTYPES, join_rows, load_tensors, map_tensors, save_tensors, write_tensors
+from oasis_monai.atlases.library import AtlasLibrary
+from oasis_monai.utils.tensor_files import DTYPES, load_tensors, map_tensors, save_tensors, write_tensors
 
 META = {"cases": ["ä", "b"], "classes": 2}
 
@@ -44,25 +43,6 @@ def test_mapped_is_what_was_saved_and_writing_to_it_leaves_the_file(tensors, tmp
     assert (tmp_path / "a").read_bytes() == before
 
 
-def test_rows_joined_are_the_concatenation(tensors, tmp_path):
-    rows = {name: tensor for name, tensor in tensors.items() if tensor.ndim == 3}
-    write_tensors(tmp_path / "whole", rows, META)
-    join_rows(
-        tmp_path / "joined", ({name: t[part] for name, t in rows.items()} for part in (slice(2), slice(2, 2), slice(2, 5))), META
-    )
-    assert (tmp_path / "joined").read_bytes() == (tmp_path / "whole").read_bytes()
-    assert sorted(os.listdir(tmp_path)) == ["joined", "whole"]
-
-
-@pytest.mark.parametrize(
-    "parts", [[], [{"a": torch.zeros(2, 3)}, {"a": torch.zeros(2, 4)}], [{"a": torch.zeros(2)}, {"b": torch.zeros(2)}]]
-)
-def test_parts_that_do_not_fit_leave_nothing(tmp_path, parts):
-    with pytest.raises(ValueError, match="expected"):
-        join_rows(tmp_path / "a", parts, {})
-    assert os.listdir(tmp_path) == []
-
-
 @pytest.mark.parametrize("check", [True, False])
 @pytest.mark.parametrize("change", ["truncate", "flip", "empty", "head", "none"])
 def test_damage_is_told(tensors, tmp_path, change, check):
@@ -83,33 +63,6 @@ def test_damage_is_told(tensors, tmp_path, change, check):
             load_tensors(path)
 
 
-def library(case, rows=4, side=4, classes=2, first=0):
-    images = torch.rand(rows, 1, side, side, generator=torch.Generator().manual_seed(rows))
-    slices = torch.arange(first, first + rows)
-    return AtlasLibrary(images, (images > 0.5).to(torch.uint8), images.flatten(1), (case,) * rows, slices, classes)
-
-
-def test_a_library_saved_in_parts_is_their_merger(tmp_path):
-    parts = [library("a"), library("b", 2), library("a", 3, first=4)]
-    save_parts(tmp_path / "parts", iter(parts))
-    parts[0].merge(parts[1]).merge(parts[2]).save(tmp_path / "merged")
-    assert (tmp_path / "parts").read_bytes() == (tmp_path / "merged").read_bytes()
-
-
-@pytest.mark.parametrize(
-    ("other", "match"),
-    [
-        (library("b", side=5), "parts made with the same settings"),
-        (library("b", classes=3), "expected parts of 2 classes, found one of 3"),
-        (library("a", 1, first=3), "^a: slice 3: expected each atlas once"),
-    ],
-)
-def test_parts_of_different_kinds_are_no_library(tmp_path, other, match):
-    with pytest.raises(DataError, match=match):
-        save_parts(tmp_path / "a", [library("a"), other])
-    assert os.listdir(tmp_path) == []
-
-
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="reads /proc")
 def test_a_mapped_library_needs_memory_for_what_is_used_alone(tmp_path):
     """98 MB of images and labels on disk, of which six slices are looked at."""
@@ -120,13 +73,14 @@ def test_a_mapped_library_needs_memory_for_what_is_used_alone(tmp_path):
     code = """
 import sys
 from pathlib import Path
-from oasis_monai.atlases.library import AtlasLibrary, select
+from oasis_monai.atlases.library import AtlasLibrary
+from oasis_monai.atlases.selection import nearest
 def resident():
     return next(int(line.split()[1]) for line in open("/proc/self/status") if line.startswith("VmHWM")) / 1024
 before = resident()
 library = AtlasLibrary.load(sys.argv[1])
-chosen = select(library, library.features[7], 6)
-print(int(chosen.indices[0]), float(library.images[chosen.indices].float().mean()), resident() - before)
+indices, _ = nearest(library.features[7:8], library.features, 6)
+print(int(indices[0, 0]), float(library.images[indices[0]].float().mean()), resident() - before)
 """
     done = subprocess.run(
         [sys.executable, "-c", code, str(tmp_path / "library")], capture_output=True, text=True, timeout=120, check=False

@@ -209,6 +209,8 @@ def test_the_description_is_complete_and_true(made):
     assert (meta["monai_version"], meta["pytorch_version"].split("+")[0]) == (monai.__version__, torch.__version__.split("+")[0])
     assert {"oasis-monai", "nibabel", "itk"} <= set(meta["required_packages_version"])
     assert "not installed" not in meta["required_packages_version"].values()
+    assert not {"pytorch-ignite", "fire"} & set(meta["required_packages_version"])  # the extra of MONAI's command line
+    assert "pip install pytorch-ignite fire" in (bundle / "docs" / "README.md").read_text()
     library = load_model(model)[1].library
     image, pred = meta["network_data_format"]["inputs"]["image"], meta["network_data_format"]["outputs"]["pred"]
     assert image["spatial_shape"] == pred["spatial_shape"] == list(library.images.shape[2:])

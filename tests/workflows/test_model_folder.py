@@ -201,6 +201,14 @@ def pickled(folder):
     torch.save({"model": Payload(folder / "trap")}, folder / "stm.safetensors")
 
 
+def told_without(key):
+    def spoil(folder):
+        path = folder / "model.json"
+        path.write_text(json.dumps({k: v for k, v in json.loads(path.read_text()).items() if k != key}))
+
+    return spoil
+
+
 def told_otherwise(**change):
     def spoil(folder):
         path = folder / "model.json"
@@ -220,7 +228,8 @@ def told_otherwise(**change):
         (lambda f: (f / "model.json").write_text("{"), "^model: expected a folder written by"),
         (lambda f: shutil.rmtree(f), "^model: expected a folder written by"),
         (told_otherwise(format=99), "^model: expected format 2, found 99"),
-        (told_otherwise(checksums={}), "^model: expected stm.safetensors as it was written"),
+        (told_otherwise(checksums={}), "^model: expected model.json as it was written"),
+        (told_without("trained_on"), "^model: expected a folder written by"),
         (told_otherwise(checksums=None), "^model: "),
         (told_otherwise(settings={"magic": 1}), "^magic: expected one of"),
         (told_otherwise(settings={"_target_": "os.system"}), "^_target_: expected one of"),

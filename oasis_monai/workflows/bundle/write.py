@@ -49,7 +49,8 @@ python -m monai.bundle run --config_file configs/inference.json --bundle_root . 
 oasis-monai segment model={parts} input=SCANS output=RESULTS
 ```
 
-The first stops at a scan that cannot be read, the second tells it and goes on. Both write the labels' own values; the class
+The first needs two more packages, `pip install pytorch-ignite fire`; without them it ends with an error that names one. It stops
+at a scan that cannot be read, the second tells it and goes on. Both write the labels' own values; the class
 indices above are the structures in the order of these values (`channel_def` in `configs/metadata.json` names them).
 
 ## Intended use
