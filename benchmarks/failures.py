@@ -44,7 +44,7 @@ def segment_fold(settings: Settings, index: int) -> list[dict[str, Any]]:
     fold = split.folds[index]
     segmenter = FoldModels(settings, prepared, split, cache, log).segmenter(fold)
     embed = embedder(settings.features.name, settings.features.weights)
-    limit = flags.reach(segmenter.library, settings.features.distance)
+    limit = flags.typical_distance(segmenter.library, settings.features.distance)
     names, key = list(settings.data.labels), result_keys(settings.methods, settings.n)[0]
     rows: list[dict[str, Any]] = []
     for number, case in enumerate(sorted(fold.test), 1):

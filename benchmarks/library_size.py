@@ -80,7 +80,7 @@ def measure(path: Path, targets: int) -> dict[str, float]:
     library = AtlasLibrary.load(path)
     seconds["load_s"] = time.process_time() - started
     started = time.process_time()
-    Segmenter(library).choose(features[:1], N)
+    Segmenter(library).select(features[:1], N)
     seconds["select_s"] = time.process_time() - started
     started = time.process_time()
     _segment(library, model, target, features)

@@ -119,9 +119,9 @@ def shipped_pair(world: World, name: str, folder: Path, words: str) -> Method:
 
 def stm_pair(world: World, model: Path, batch: int, words: str) -> Method:
     """The STM of a model folder. A joint one is shown its estimate of the target, which is made once per target before."""
-    from oasis_monai.workflows.model_folder import load_model
+    from oasis_monai.workflows.model import load_model
 
-    _, segmenter = load_model(model, "cpu", batch)
+    segmenter = load_model(model, "cpu", batch).segmenter
     aligner, estimator = segmenter.aligner, segmenter.estimator
     assert aligner is not None
     joint, known = aligner.joint, {}
@@ -146,10 +146,11 @@ def oasis_case(world: World, model: Path, words: str) -> Method:
     from oasis_monai.data.io import read_volume
     from oasis_monai.transforms.labels import decide
     from oasis_monai.transforms.preprocessing import restore
-    from oasis_monai.workflows.model_folder import load_model
+    from oasis_monai.workflows.model import load_model
 
     n = world.atlases.shape[1]
-    settings, segmenter = load_model(model, "cpu", n)
+    loaded = load_model(model, "cpu", n)
+    settings, segmenter = loaded.settings, loaded.segmenter
     embed = embedder(settings.features.name, settings.features.weights)
     method = "OASIS" if segmenter.estimator is None else "OASIS-joint"
     cases = {case.id: case.without_label() for case in find_cases(world.root, "promise12")}
@@ -157,7 +158,7 @@ def oasis_case(world: World, model: Path, words: str) -> Method:
 
     def segment(number: int) -> np.ndarray:
         target = settings.preprocessing.apply(volumes[number])
-        found, _ = segmenter(target, target_features(target, world.dims, embed), (method,), (n,))
+        found, *_ = segmenter(target, target_features(target, world.dims, embed), (method,), (n,))
         probability = found[method, n].probability
         restore(probability, target.geometry, target.native)
         return (decide(enumerate(probability[1:], 1), torch.zeros(probability.shape[1:])) > 0).numpy().astype(np.uint8)

@@ -96,10 +96,10 @@ def trainers(model: str, root: str) -> dict[str, Any]:
     from oasis_monai.training import registration as training
     from oasis_monai.training import segmentation as supervised
     from oasis_monai.training import slices as estimation
-    from oasis_monai.workflows.model_folder import load_model
+    from oasis_monai.workflows.model import load_model
     from oasis_monai.workflows.prepare import prepare
 
-    settings = load_model(Path(model), "cpu")[0]
+    settings = load_model(Path(model), "cpu").settings
     prepared = prepare(settings, find_cases(root, settings.data.layout)[:4], None, print)
     library, joint = prepared.library, settings.registration.joint
     if joint:  # what they hold does not change the time

@@ -99,7 +99,7 @@ def make_world(root: str, dims: int, model: Path | None, pairs: int, cases: int,
     from oasis_monai.data.cases import find_cases
     from oasis_monai.settings import build
     from oasis_monai.utils.errors import ConfigError
-    from oasis_monai.workflows.model_folder import load_model
+    from oasis_monai.workflows.model import load_model
     from oasis_monai.workflows.prepare import prepare
 
     found = find_cases(root, "promise12")
@@ -108,7 +108,8 @@ def make_world(root: str, dims: int, model: Path | None, pairs: int, cases: int,
         settings = build(configuration(root, dims, False, 1.0, (), folder))
         test = set(ids[::8])
     else:
-        settings, segmenter = load_model(model, "cpu")
+        loaded = load_model(model, "cpu")
+        settings, segmenter = loaded.settings, loaded.segmenter
         test = set(ids) - set(segmenter.library.cases)
     train = tuple(i for i in ids if i not in test)
     if not test or len(train) < n:

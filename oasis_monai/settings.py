@@ -20,7 +20,7 @@ from oasis_monai.networks.losses import RegistrationLoss
 from oasis_monai.networks.registration import RegistrationSettings
 from oasis_monai.networks.segmentation import NETWORKS, NetworkSettings
 from oasis_monai.networks.slice_unet import JointSettings, check_size
-from oasis_monai.segmentation.methods import INTERPOLATION, JOINT_METHODS, METHODS, check_methods, needs_estimate
+from oasis_monai.segmentation.methods import ESTIMATE, INTERPOLATION, METHODS, check_methods, methods_that_need, uses_estimate
 from oasis_monai.training.trainer import TrainingSettings
 from oasis_monai.transforms.augmentation import Augmentation
 from oasis_monai.transforms.corruptions import CORRUPTIONS
@@ -115,7 +115,7 @@ class Settings:
             raise ConfigError("train_cases", "null where folds=slice", self.train_cases, "set folds=patient")
         if self.atlas_methods:
             self.preprocessing.check_divisor(self.registration.divisor(self.spatial_dims))
-        joint = [m for m in self.methods if m in JOINT_METHODS]
+        joint = methods_that_need(ESTIMATE, self.methods)
         if joint and not self.registration.joint:
             raise ConfigError("methods", "methods of a model that is not a joint one", joint[0], "set registration.joint=true")
         if INTERPOLATION in self.methods and not (self.folds == "slice" and self.spatial_dims == 2):
@@ -172,7 +172,7 @@ class Settings:
     @property
     def uses_joint_model(self) -> bool:
         """Whether the methods need the segmentation network of a joint model."""
-        return self.registration.joint and needs_estimate(self.methods)
+        return self.registration.joint and uses_estimate(self.methods)
 
     @property
     def networks(self) -> tuple[str, ...]:

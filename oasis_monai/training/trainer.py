@@ -18,7 +18,9 @@ from typing import Any
 import torch
 from torch import nn
 
+from oasis_monai.atlases.library import AtlasLibrary
 from oasis_monai.training import distributed
+from oasis_monai.transforms.augmentation import Augmentation
 from oasis_monai.utils.errors import ConfigError, OasisError
 from oasis_monai.utils.files import write_text
 from oasis_monai.utils.memory import first_line, out_of_memory
@@ -82,6 +84,45 @@ class TrainingSettings:
         return {k: v for k, v in asdict(self).items() if k != "checkpoint_minutes"}
 
 
+@dataclass(frozen=True)
+class FitContext:
+    """What fitting any network needs beside the network itself: the atlases, the budget, and where to run and keep it.
+
+    Args:
+        library: training atlases, images (N, 1, *S) with labels.
+        spacing_mm: voxel size of the working grid, for the augmentation's rotations.
+        training: budget, learning rate and batch.
+        seed: of initial weights and random draws.
+        folder: where the resumable checkpoint and ``history.csv`` go; None keeps nothing.
+        device: where it runs.
+        augmentation: of the training images; None: the default one, where ``training.augment`` asks for any.
+        progress: show a progress bar.
+        name: what the progress bar and messages call the network.
+        same_case: whether an atlas may meet another slice of its own case (slice folds).
+        distance: between features, see :func:`.selection.nearest`.
+    """
+
+    library: AtlasLibrary
+    spacing_mm: tuple[float, ...]
+    training: TrainingSettings
+    seed: int = 0
+    folder: Path | None = None
+    device: str | torch.device = "cpu"
+    augmentation: Augmentation | None = None
+    progress: bool = True
+    name: str = "network"
+    same_case: bool = False
+    distance: str = "l2"
+
+    def augmented(self) -> Augmentation | None:
+        """The augmentation to use; None where the training images stay as they are."""
+        return (self.augmentation or Augmentation()) if self.training.augment else None
+
+    def path(self, file: str) -> Path | None:
+        """A file of the folder; None where nothing is kept."""
+        return self.folder / file if self.folder else None
+
+
 @dataclass
 class _State:
     """What a checkpoint holds beside weights and optimiser; ``recent`` are the sums of the terms of the ``counted`` steps since
@@ -128,7 +169,7 @@ class Trainer(ABC):
         self.model.zero_grad(set_to_none=True)
         loss.backward()
         self.team.sum_gradients(self.model)
-        if self.team.leads:
+        if self.team.is_main:
             self.optimiser.step()
 
 

@@ -10,7 +10,8 @@ from oasis_monai.networks.losses import RegistrationLoss
 from oasis_monai.networks.registration import RegistrationSettings
 from oasis_monai.training import registration as module
 from oasis_monai.training import trainer as fitting
-from oasis_monai.training.registration import Pairs, TrainingSettings, train_registration
+from oasis_monai.training.registration import Pairs, train_registration
+from oasis_monai.training.trainer import FitContext, TrainingSettings
 from oasis_monai.transforms.augmentation import Augmentation
 from oasis_monai.utils.errors import ConfigError, OasisError
 from oasis_monai.utils.tensor_files import load_tensors
@@ -39,7 +40,7 @@ def discs(cases=4, per_case=1, size=16):
 def train(folder, settings=SHORT, seed=3, loss=None, library=None, **more):
     library = library or discs()
     return train_registration(
-        library, SPACING_MM, STM, loss or RegistrationLoss(), settings, seed, folder, progress=False, **more
+        FitContext(library, SPACING_MM, settings, seed, folder, progress=False, **more), STM, loss or RegistrationLoss()
     )
 
 

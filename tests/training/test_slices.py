@@ -31,7 +31,7 @@ from oasis_monai.segmentation.loa import LoaTable
 from oasis_monai.segmentation.segmenter import Segmenter
 from oasis_monai.training.registration import make_registration_network, perturb_estimate, train_registration
 from oasis_monai.training.slices import _SliceTrainer, train_slice_network
-from oasis_monai.training.trainer import TrainingSettings
+from oasis_monai.training.trainer import FitContext, TrainingSettings
 from oasis_monai.transforms.labels import foreground, one_hot
 from oasis_monai.utils.errors import ConfigError, OasisError
 from oasis_monai.utils.tensor_files import save_tensors
@@ -136,7 +136,9 @@ def test_mirrored_scans_get_mirrored_estimates():
 def test_it_learns_a_disc(dims):
     library = discs(dims)
     short = replace(SMALL, lr=5e-3, slice_budget=0.5, slices_per_step=4)
-    model = train_slice_network(library, (1.0, 1.0), short, replace(SHORT, iterations=120), 0, None, progress=False)
+    model = train_slice_network(
+        FitContext(library, (1.0, 1.0), replace(SHORT, iterations=120), 0, None, name="slice network", progress=False), short
+    )
     images = library.images if dims == 3 else [image[..., None] for image in library.images]
     estimator = Estimator(model, tta_flip=False)
     for image, label in zip(images, library.labels, strict=True):
@@ -149,7 +151,9 @@ def test_a_killed_training_ends_with_the_same_weights(tmp_path, monkeypatch):
     from oasis_monai.training import slices as estimation
 
     library, settings = discs(2), replace(SMALL, atlases=2)
-    whole = train_slice_network(library, (1.0, 1.0), settings, SHORT, 1, tmp_path / "a", progress=False)
+    whole = train_slice_network(
+        FitContext(library, (1.0, 1.0), SHORT, 1, tmp_path / "a", name="slice network", progress=False), settings
+    )
     step = estimation._SliceTrainer.step
 
     class Killed(BaseException):
@@ -162,9 +166,13 @@ def test_a_killed_training_ends_with_the_same_weights(tmp_path, monkeypatch):
 
     monkeypatch.setattr(estimation._SliceTrainer, "step", dying)
     with pytest.raises(Killed):
-        train_slice_network(library, (1.0, 1.0), settings, SHORT, 1, tmp_path / "b", progress=False)
+        train_slice_network(
+            FitContext(library, (1.0, 1.0), SHORT, 1, tmp_path / "b", name="slice network", progress=False), settings
+        )
     monkeypatch.setattr(estimation._SliceTrainer, "step", step)
-    again = train_slice_network(library, (1.0, 1.0), settings, SHORT, 1, tmp_path / "b", progress=False)
+    again = train_slice_network(
+        FitContext(library, (1.0, 1.0), SHORT, 1, tmp_path / "b", name="slice network", progress=False), settings
+    )
     assert all(torch.equal(v, again.state_dict()[k]) for k, v in whole.state_dict().items())
 
 
@@ -202,8 +210,12 @@ def test_the_expected_shape_is_where_the_slice_network_starts_from():
 def test_members_are_trained_apart_averaged_and_kept_as_one(tmp_path):
     library, short = discs(2), replace(SHORT, iterations=8)
     settings = replace(SMALL, members=2)
-    alone = train_slice_network(library, (1.0, 1.0), SMALL, replace(short, iterations=4), 1, None, progress=False)
-    both = train_slice_network(library, (1.0, 1.0), settings, short, 1, tmp_path, progress=False)
+    alone = train_slice_network(
+        FitContext(library, (1.0, 1.0), replace(short, iterations=4), 1, None, name="slice network", progress=False), SMALL
+    )
+    both = train_slice_network(
+        FitContext(library, (1.0, 1.0), short, 1, tmp_path, name="slice network", progress=False), settings
+    )
     assert isinstance(both, SliceUNetEnsemble)
     one, other = both.members
     for name, weight in alone.state_dict().items():  # half of the budget each, the first as if it were alone
@@ -215,7 +227,10 @@ def test_members_are_trained_apart_averaged_and_kept_as_one(tmp_path):
     assert sorted(str(p.relative_to(tmp_path)) for p in tmp_path.rglob("*.safetensors")) == ["estimator.safetensors"]
     (tmp_path / "member1" / "estimator.safetensors").write_bytes(b"what a kill left")
     again = train_slice_network(
-        library, (1.0, 1.0), settings, replace(short, iterations=None, minutes=60.0), 1, tmp_path, progress=False
+        FitContext(
+            library, (1.0, 1.0), replace(short, iterations=None, minutes=60.0), 1, tmp_path, name="slice network", progress=False
+        ),
+        settings,
     )
     assert not list(tmp_path.glob("member*/*.safetensors"))
     assert all(torch.equal(again.state_dict()[name], weight) for name, weight in both.state_dict().items())
@@ -223,12 +238,19 @@ def test_members_are_trained_apart_averaged_and_kept_as_one(tmp_path):
 
 def test_a_kill_between_members_costs_no_member(tmp_path):
     library, settings, short = discs(2), replace(SMALL, members=2), replace(SHORT, iterations=4)
-    whole = train_slice_network(library, (1.0, 1.0), settings, short, 1, tmp_path / "a", progress=False)
+    whole = train_slice_network(
+        FitContext(library, (1.0, 1.0), short, 1, tmp_path / "a", name="slice network", progress=False), settings
+    )
     train_slice_network(
-        library, (1.0, 1.0), SMALL, replace(short, iterations=2), 1, tmp_path / "b" / "member0", progress=False
+        FitContext(
+            library, (1.0, 1.0), replace(short, iterations=2), 1, tmp_path / "b" / "member0", name="slice network", progress=False
+        ),
+        SMALL,
     )  # what the first leaves
     before = (tmp_path / "b" / "member0" / "history.csv").stat().st_mtime_ns
-    again = train_slice_network(library, (1.0, 1.0), settings, short, 1, tmp_path / "b", progress=False)
+    again = train_slice_network(
+        FitContext(library, (1.0, 1.0), short, 1, tmp_path / "b", name="slice network", progress=False), settings
+    )
     assert (tmp_path / "b" / "member0" / "history.csv").stat().st_mtime_ns == before
     assert all(torch.equal(again.state_dict()[name], weight) for name, weight in whole.state_dict().items())
 
@@ -238,7 +260,10 @@ def test_a_cache_with_weights_of_other_layers_is_told_in_one_line(tmp_path, memb
     made = make_slice_network(2, replace(SMALL, members=members, decoder=(8, 8, 8, 4)), pretrained=False)
     save_tensors(tmp_path / "estimator.safetensors", {f"model.{k}": v for k, v in made.state_dict().items()}, {"done": True})
     with pytest.raises(OasisError, match=r"^model: estimator.safetensors: expected the weights of this version's SliceUNet"):
-        train_slice_network(discs(2), (1.0, 1.0), replace(SMALL, members=members), SHORT, 1, tmp_path, progress=False)
+        train_slice_network(
+            FitContext(discs(2), (1.0, 1.0), SHORT, 1, tmp_path, name="slice network", progress=False),
+            replace(SMALL, members=members),
+        )
 
 
 def test_doubt_keeps_the_sure_and_moves_the_edge():
@@ -257,7 +282,7 @@ def test_the_joint_stm_learns_to_move_labels_onto_estimates(dims):
     told = blank.with_estimates(foreground(library.labels, 2))
     settings = replace(SHORT, iterations=150, lr=1e-2, batch=4, augment=False)
     loss = RegistrationLoss(alpha=0, gamma=0.001)
-    model = train_registration(told, (1.0,) * dims, JOINT, loss, settings, 0, None, progress=False).eval()
+    model = train_registration(FitContext(told, (1.0,) * dims, settings, 0, None, progress=False), JOINT, loss).eval()
     aligner = Aligner(model)
     assert aligner.joint
     pairs = torch.tensor([(j, k) for j in range(6) for k in range(6) if j != k])
@@ -270,7 +295,7 @@ def test_the_joint_stm_learns_to_move_labels_onto_estimates(dims):
 
 def test_a_joint_stm_wants_estimates():
     with pytest.raises(ValueError, match="estimates"):
-        train_registration(discs(3), (1.0,) * 3, JOINT, RegistrationLoss(), SHORT, 0, None, progress=False)
+        train_registration(FitContext(discs(3), (1.0,) * 3, SHORT, 0, None, progress=False), JOINT, RegistrationLoss())
     library = discs(3)
     with pytest.raises(ValueError, match="estimates"):
         LoaTable(library, Aligner(make_registration_network(library, JOINT))).require([torch.arange(2)])
@@ -299,8 +324,8 @@ def test_the_joint_vote_formula_by_formula(dims, vote):
     grid = Geometry((32, 32, 4), torch.eye(4).double().numpy())
     target = Preprocessed("t", image, None, grid, grid)
     features = torch.randn(4 if dims == 2 else 1, 5, generator=torch.Generator().manual_seed(4))
-    segmenter = Segmenter(library, Aligner(Shifted(), batch=2), estimator=estimator, vote=vote)
-    results, chosen = segmenter(target, features, ("estimate", "OASIS-joint"), (3,))
+    segmenter = Segmenter(library, Aligner(Shifted(), batch=2), estimator=estimator, joint=JointSettings(estimate_weight=vote))
+    results, chosen, _ = segmenter(target, features, ("estimate", "OASIS-joint"), (3,))
     estimate = estimator.volume(image)
     torch.testing.assert_close(results["estimate", 0].probability, estimate, atol=1e-5, rtol=1e-4)
     assert results["estimate", 0].weights is None
@@ -336,7 +361,9 @@ def test_beside_a_target_stands_no_atlas_of_its_own_case():
             seen.append(slices)
             return super().__call__(slices)
 
-    segmenter = Segmenter(library, estimator=Watched(net(pretrained=False, atlases=2), tta_flip=False), estimator_atlases=2)
+    segmenter = Segmenter(
+        library, estimator=Watched(net(pretrained=False, atlases=2), tta_flip=False), joint=JointSettings(atlases=2)
+    )
     target = Preprocessed("c0", image, None, grid, grid)
     for barred, expected in (("c0", False), (None, True)):
         segmenter(target, torch.randn(4, 5), ("estimate",), (2,), exclude_case=barred)
@@ -391,7 +418,10 @@ def test_configurations_that_cannot_be(settings, given, message):
 
 def test_nothing_but_the_seed_decides_the_stms_start():
     library = discs(3).with_estimates(foreground(discs(3).labels, 2))
-    a, b = (train_registration(library, (1.0,) * 3, JOINT, RegistrationLoss(), SHORT, 5, None, progress=False) for _ in range(2))
+    a, b = (
+        train_registration(FitContext(library, (1.0,) * 3, SHORT, 5, None, progress=False), JOINT, RegistrationLoss())
+        for _ in range(2)
+    )
     assert all(torch.equal(v, b.state_dict()[k]) for k, v in a.state_dict().items())
 
 

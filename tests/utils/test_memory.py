@@ -15,6 +15,7 @@ from oasis_monai.segmentation.loa import LoaTable
 from oasis_monai.segmentation.segmenter import Segmenter
 from oasis_monai.training import registration as training_module
 from oasis_monai.training.slices import train_slice_network
+from oasis_monai.training.trainer import FitContext
 from oasis_monai.utils.errors import OasisError
 from oasis_monai.utils.memory import Batched, out_of_memory
 from oasis_monai.workflows.crossval import crossval
@@ -137,7 +138,7 @@ def test_memory_that_ends_while_labels_are_warped_loses_none(monkeypatch):
     grid = Geometry(tuple(image.shape[1:]), torch.eye(4).double().numpy())
     target = Preprocessed("t", image, None, grid, grid)
     methods, features = ("FWAL", "majority"), library.features[:1]  # no LOA, which would meet the end before them
-    fused, _ = Segmenter(library, Aligner(Known(), batch=8))(target, features, methods, (6,))
+    fused, *_ = Segmenter(library, Aligner(Known(), batch=8))(target, features, methods, (6,))
     whole = warp.warp_pair
     called = []
 
@@ -150,7 +151,7 @@ def test_memory_that_ends_while_labels_are_warped_loses_none(monkeypatch):
     monkeypatch.setattr(warp, "warp_pair", short)
     assert torch.equal(LoaTable(library, Aligner(Known(), batch=8)).matrix(rows), want)
     assert max(called) > 3  # it did end
-    again, _ = Segmenter(library, Aligner(Known(), batch=8))(target, features, methods, (6,))
+    again, *_ = Segmenter(library, Aligner(Known(), batch=8))(target, features, methods, (6,))
     for key, result in fused.items():
         torch.testing.assert_close(again[key].probability, result.probability, msg=str(key))
 
@@ -210,7 +211,7 @@ def test_the_slice_network_is_told_by_its_slices(tmp_path, monkeypatch):
     library = type(library)(**{**vars(library), "context": library.images.expand(-1, 2, -1, -1)})
     settings = JointSettings(pretrained=False, slices_per_step=2, decoder=(8, 8, 8, 8))
     with pytest.raises(OasisError, match=r"^slice network: joint\.slices_per_step: expected memory for a step"):
-        train_slice_network(library, (1.0, 1.0), settings, SHORT, 0, tmp_path, progress=False)
+        train_slice_network(FitContext(library, (1.0, 1.0), SHORT, 0, tmp_path, name="slice network", progress=False), settings)
 
 
 def test_what_nobody_foresaw_names_its_case_and_memory_is_one_line_on_the_command_line(settings, tmp_path, monkeypatch):

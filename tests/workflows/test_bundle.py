@@ -17,7 +17,7 @@ from oasis_monai.transforms.preprocessing import Preprocessing
 from oasis_monai.utils.errors import ConfigError, OasisError
 from oasis_monai.workflows.bundle import OasisNetwork, scans_in, write_bundle
 from oasis_monai.workflows.bundle.configs import inert, preprocessing
-from oasis_monai.workflows.model_folder import load_model
+from oasis_monai.workflows.model import load_model
 from oasis_monai.workflows.segment import segment_scans
 from oasis_monai.workflows.train import train_model
 from tests.conftest import JOINT, JOINT_2D, TINY, TINY_2D, merged
@@ -121,7 +121,8 @@ def test_another_project_loads_it_with_monai_alone_and_runs_it(made, scans, tmp_
     """In a process without Hydra, and for the network without ignite and the package of ImageNet weights, from another folder:
     an ordinary network, to the bit. Then what ``python -m monai.bundle run`` does."""
     model, bundle = made("joint")
-    settings, segmenter = load_model(model)
+    loaded = load_model(model)
+    settings, segmenter = loaded.settings, loaded.segmenter
     image, grid = read_image(scans / "b.nii.gz")
     from oasis_monai.data.types import Volume
 
@@ -158,7 +159,7 @@ runpy.run_module('monai.bundle', run_name='__main__', alter_sys=True)
     from oasis_monai.data.types import Preprocessed
 
     target = Preprocessed("b", ready[0], None, grid, grid)
-    results, _ = segmenter(target, target_features(target, 3, embedder("efficientnet-lite0")), ("OASIS-joint",), (2,))
+    results, *_ = segmenter(target, target_features(target, 3, embedder("efficientnet-lite0")), ("OASIS-joint",), (2,))
     assert torch.equal(torch.load(tmp_path / "found.pt")[0], results["OASIS-joint", 2].probability)
 
 
@@ -211,7 +212,7 @@ def test_the_description_is_complete_and_true(made):
     assert "not installed" not in meta["required_packages_version"].values()
     assert not {"pytorch-ignite", "fire"} & set(meta["required_packages_version"])  # the extra of MONAI's command line
     assert "pip install pytorch-ignite fire" in (bundle / "docs" / "README.md").read_text()
-    library = load_model(model)[1].library
+    library = load_model(model).segmenter.library
     image, pred = meta["network_data_format"]["inputs"]["image"], meta["network_data_format"]["outputs"]["pred"]
     assert image["spatial_shape"] == pred["spatial_shape"] == list(library.images.shape[2:])
     assert image["value_range"][0] <= library.images.min() <= library.images.max() <= image["value_range"][1]
