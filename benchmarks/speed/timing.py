@@ -1,4 +1,4 @@
-"""Seconds and memory of a process, measured by itself: what every benchmark here is made of."""
+"""Seconds and memory of a process, measured by the process itself."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ T = TypeVar("T")
 
 
 class Spread(NamedTuple):
-    """Median, least and most of several values."""
+    """Median, minimum and maximum of several values."""
 
     median: float
     low: float
@@ -22,33 +22,41 @@ class Spread(NamedTuple):
 
 
 def spread(values: list[float]) -> Spread:
-    """Of one value or more."""
+    """Median, minimum and maximum of one or more values."""
     return Spread(statistics.median(values), min(values), max(values))
 
 
 def seconds(run: Callable[[], object], repeats: int, warm_up: int = 1) -> Spread:
-    """Seconds of ``run()``, ``repeats`` times after ``warm_up`` runs that do not count."""
+    """Seconds of ``run()`` over ``repeats`` runs, after ``warm_up`` runs that do not count."""
     for _ in range(warm_up):
         run()
     return spread([timed(run)[1] for _ in range(repeats)])
 
 
 def timed(run: Callable[[], T]) -> tuple[T, float]:
-    """What ``run()`` gives, and how long it took."""
+    """The result of ``run()``, and its seconds."""
     start = time.perf_counter()
     result = run()
     return result, time.perf_counter() - start
 
 
-def memory_mb() -> tuple[float, float]:
-    """(now, most ever): resident memory of this process in MiB.
+class Memory(NamedTuple):
+    """Memory of a process in MiB: resident ``now``, the ``peak`` of that, and its ``own`` now (without pages of mapped files)."""
 
-    Linux counts them per program, so that a process does not inherit its parent's. Elsewhere only the most is known.
+    now: float
+    peak: float
+    own: float
+
+
+def memory_mb() -> Memory:
+    """Memory of this process.
+
+    Linux counts it per program, so a process does not inherit the peak of its parent. Elsewhere only the peak is known and
+    stands for all three.
     """
     try:
-        text = Path("/proc/self/status").read_text(encoding="utf-8")
-        found = {line.split(":")[0]: line.split()[1] for line in text.splitlines() if line.startswith(("VmRSS", "VmHWM"))}
-        return int(found["VmRSS"]) / 1024, int(found["VmHWM"]) / 1024
+        status = dict(line.split(":", 1) for line in Path("/proc/self/status").read_text(encoding="utf-8").splitlines())
+        return Memory(*(int(status[key].split()[0]) / 1024 for key in ("VmRSS", "VmHWM", "RssAnon")))
     except (OSError, KeyError):
-        most = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / (1024**2 if sys.platform == "darwin" else 1024)
-        return most, most
+        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / (1024**2 if sys.platform == "darwin" else 1024)
+        return Memory(peak, peak, peak)
