@@ -8,6 +8,7 @@ import torch
 from benchmarks.robustness import failures, off_centre
 from oasis_monai.data.types import Geometry, Volume
 from oasis_monai.transforms.corruptions import drawn
+from tests.conftest import JOINT, TINY, merged, overrides
 
 
 def test_a_scan_that_is_padded_has_its_structure_aside_of_its_centre_by_so_much():
@@ -55,3 +56,25 @@ def test_nothing_is_calibrated_on_its_own_fold_its_own_corruption_or_what_a_run_
     text = failures.table(told)
     assert "| **all** | 330 |" in text
     assert f"| 1.00 | {int((told['dsc'] < 0.7).sum())} |" in text
+
+
+def test_one_fold_is_segmented_as_it_is_corrupted_and_padded(phantom, tmp_path):
+    small = {
+        k: v
+        for k, v in merged(TINY, JOINT, {"cache": str(tmp_path / "cache"), "fold": 0}).items()
+        if k not in ("data", "methods", "n")
+    }
+    words = ["--n", "2", "--output", str(tmp_path), f"data.root={phantom}", *overrides(small)]
+    failures.main(words)
+    corrupted = pd.read_csv(tmp_path / "failures.csv")
+    off_centre.main(words)
+    padded = pd.read_csv(tmp_path / "offcentre.csv")
+    cases = set(corrupted["case"])
+    assert len(cases) == 2  # of seven in five folds
+    untouched = corrupted[corrupted["corruption"] == failures.UNTOUCHED]
+    assert set(corrupted["corruption"]) == {failures.UNTOUCHED, *failures.CORRUPTIONS}
+    assert corrupted[["dsc", "predicted_dsc"]].stack().between(0, 1).all()
+    assert len(padded) == len(cases) * len(off_centre.ASIDE_MM) * 2
+    still = padded[(padded["aside_mm"] == 0) & padded["follows"]]  # the same scan, grid and model
+    assert dict(zip(still["case"], still["dsc"], strict=True)) == dict(zip(untouched["case"], untouched["dsc"], strict=True))
+    assert (tmp_path / "failures.png").stat().st_size > 1000
