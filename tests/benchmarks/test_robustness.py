@@ -59,11 +59,9 @@ def test_nothing_is_calibrated_on_its_own_fold_its_own_corruption_or_what_a_run_
 
 
 def test_one_fold_is_segmented_as_it_is_corrupted_and_padded(phantom, tmp_path):
-    small = {
-        k: v
-        for k, v in merged(TINY, JOINT, {"cache": str(tmp_path / "cache"), "fold": 0}).items()
-        if k not in ("data", "methods", "n")
-    }
+    small = merged(TINY, JOINT, {"cache": str(tmp_path / "cache"), "fold": 0})
+    for own in ("data", "methods", "n"):  # named below, or set by the benchmark
+        del small[own]
     words = ["--n", "2", "--output", str(tmp_path), f"data.root={phantom}", *overrides(small)]
     failures.main(words)
     corrupted = pd.read_csv(tmp_path / "failures.csv")
