@@ -68,7 +68,7 @@ def train_registration(
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(context.seed)  # the initial weights
         model = make_registration_network(context.library, registration).to(context.device)
-    trainer = _RegistrationTrainer(context, model, loss or RegistrationLoss())
+    trainer = RegistrationTrainer(context, model, loss or RegistrationLoss())
     fit(trainer, context.path("stm.safetensors"), context.progress, context.name)
     return model
 
@@ -89,7 +89,7 @@ def perturb_estimate(estimate: torch.Tensor, random: torch.Generator, strength: 
     return torch.sigmoid(torch.logit(estimate.float(), eps=1e-3) + field.to(estimate.device))
 
 
-class _RegistrationTrainer(Trainer):
+class RegistrationTrainer(Trainer):
     """One step of training; holds the library on the device."""
 
     terms = ("loss", "similarity", "dice", "smoothness")

@@ -54,14 +54,14 @@ class Killed(BaseException):
 
 
 def die_before(monkeypatch, number):
-    whole = module._RegistrationTrainer.step
+    whole = module.RegistrationTrainer.step
 
     def step(self, at):
         if at == number:
             raise Killed
         return whole(self, at)
 
-    monkeypatch.setattr(module._RegistrationTrainer, "step", step)
+    monkeypatch.setattr(module.RegistrationTrainer, "step", step)
 
 
 @pytest.mark.parametrize("deaths", [(1,), (7,), (2, 3, 6), tuple(range(8))])
@@ -121,8 +121,8 @@ def test_a_damaged_checkpoint_starts_again(tmp_path, change):
     path.write_bytes({"truncate": raw[:-9], "flip": raw, "empty": b""}[change])
     calls = []
     with pytest.MonkeyPatch.context() as patch:
-        step = module._RegistrationTrainer.step
-        patch.setattr(module._RegistrationTrainer, "step", lambda self, at: (calls.append(at), step(self, at))[1])
+        step = module.RegistrationTrainer.step
+        patch.setattr(module.RegistrationTrainer, "step", lambda self, at: (calls.append(at), step(self, at))[1])
         assert same(train(tmp_path), whole)
     assert calls == list(range(8))
 
@@ -172,7 +172,7 @@ def test_a_loss_that_is_not_finite_ends_training_and_keeps_the_good_checkpoint(t
 @pytest.mark.parametrize(("at", "checkpoint_minutes", "kept"), [(2, 1e-12, 2), (7, 1e-12, 7), (7, 99.0, None)])
 def test_weights_that_are_not_finite_never_become_a_checkpoint(tmp_path, monkeypatch, at, checkpoint_minutes, kept):
     """A finite loss can have a gradient that is not, which only the next loss would tell: after the last step, none."""
-    step = module._RegistrationTrainer.step
+    step = module.RegistrationTrainer.step
 
     def spoil(self, number):
         terms = step(self, number)
@@ -180,7 +180,7 @@ def test_weights_that_are_not_finite_never_become_a_checkpoint(tmp_path, monkeyp
             next(self.model.parameters()).data.view(-1)[0] = torch.nan
         return terms
 
-    monkeypatch.setattr(module._RegistrationTrainer, "step", spoil)
+    monkeypatch.setattr(module.RegistrationTrainer, "step", spoil)
     with pytest.raises(OasisError, match=rf"training\.lr: .*weights that are not at step {at + 1}"):
         train(tmp_path, replace(SHORT, checkpoint_minutes=checkpoint_minutes))
     if kept is None:

@@ -182,7 +182,7 @@ def test_estimates_are_the_same_in_what_memory_allows(caplog):
 
 
 def test_training_names_what_lowers_its_memory_and_keeps_its_checkpoint(tmp_path, monkeypatch):
-    whole = training_module._RegistrationTrainer.step
+    whole = training_module.RegistrationTrainer.step
 
     def step(self, number):
         if number == 5:
@@ -190,7 +190,7 @@ def test_training_names_what_lowers_its_memory_and_keeps_its_checkpoint(tmp_path
         return whole(self, number)
 
     with monkeypatch.context() as patch:
-        patch.setattr(training_module._RegistrationTrainer, "step", step)
+        patch.setattr(training_module.RegistrationTrainer, "step", step)
         with pytest.raises(
             OasisError,
             match=r"^STM: training\.batch: expected memory for a step, found none left at step 5 .*lower training\.batch",
