@@ -77,6 +77,7 @@ def segment_scans(
     loaded = load_model(model, options.get("device", "auto"), options.get("batch", 8))
     n = options.get("n", 6)
     chosen = check_choice(loaded.segmenter, method, n)
+    _ = loaded.embed, loaded.calibrations  # what is wrong with the model is no scan's fault
     run = _Run(loaded, output, chosen, n, options.get("save_probability", False), file_format)
     faults: list[Fault] = []
     rows: list[Row] = []

@@ -110,10 +110,10 @@ def test_monai_verifies_and_runs_it_with_the_labels_that_segment_writes(made, sc
     names = {"meta_file": str(configs / "metadata.json"), "config_file": str(configs / "inference.json")}
     monai.bundle.verify_net_in_out("network_def", **names, device="cpu")
     monai.bundle.run(**names, bundle_root=str(bundle), dataset_dir=str(scans), output_dir=str(tmp_path / "run"))
-    assert segment_scans(model, scans, tmp_path / "segment", 2, KINDS[kind][1], log=quiet) == []
+    assert segment_scans(model, scans, tmp_path / "segment", n=2, method=KINDS[kind][1], log=quiet) == []
     same_labels(tmp_path / "run", tmp_path / "segment")
     parts = bundle / "models" / "oasis"
-    assert segment_scans(parts, scans / "b.nii.gz", tmp_path / "parts", 2, KINDS[kind][1], log=quiet) == []
+    assert segment_scans(parts, scans / "b.nii.gz", tmp_path / "parts", n=2, method=KINDS[kind][1], log=quiet) == []
     same_labels(tmp_path / "parts", tmp_path / "segment", "b")
 
 
@@ -153,7 +153,7 @@ runpy.run_module('monai.bundle', run_name='__main__', alter_sys=True)
 """
     scan = scans / "b.nii.gz"
     python(code, "--dataset_dir", scan, "--output_dir", tmp_path / "run", cwd=tmp_path)
-    segment_scans(model, scan, tmp_path / "segment", 2, log=quiet)
+    segment_scans(model, scan, tmp_path / "segment", n=2, log=quiet)
     np.testing.assert_array_equal(label_of(tmp_path / "run", "b")[0], label_of(tmp_path / "segment", "b")[0])
     from oasis_monai.atlases.features import embedder, target_features
     from oasis_monai.data.types import Preprocessed
@@ -170,7 +170,7 @@ def test_what_its_readme_says_is_so(made, scans, tmp_path, monkeypatch, kind):
     monkeypatch.chdir(bundle)
     told = {}
     exec(code.replace('"scan.mhd"', repr(str(scans / "c.nii"))), told)
-    segment_scans(model, scans / "c.nii", tmp_path / "segment", 2, KINDS[kind][1], log=quiet)
+    segment_scans(model, scans / "c.nii", tmp_path / "segment", n=2, method=KINDS[kind][1], log=quiet)
     wanted, grid = label_of(tmp_path / "segment", "c")
     np.testing.assert_array_equal(3 * told["label"].numpy(), wanted)
     np.testing.assert_allclose(told["label"].affine, grid.affine, atol=1e-4)
@@ -331,7 +331,7 @@ def test_what_cannot_work(made, tmp_path, change, match):
         ({"distance": "$x"}, "^distance: expected one of"),
         ({"n": 0}, "^n: expected 1 to 3"),
         ({"registration": {"magic": 1}}, "^registration.magic: expected one of"),
-        ({"registration": {"joint": True, "channels": [4, 8], "field_stride": [1]}}, "^estimator: expected"),
+        ({"registration": {"joint": True, "channels": [4, 8], "field_stride": [1]}}, "^joint: expected"),
     ],
 )
 def test_a_configuration_that_was_tampered_with_is_refused(made, change, match):
