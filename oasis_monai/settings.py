@@ -25,7 +25,7 @@ from oasis_monai.training.trainer import TrainingSettings
 from oasis_monai.transforms.augmentation import Augmentation
 from oasis_monai.transforms.corruptions import CORRUPTIONS
 from oasis_monai.transforms.preprocessing import Preprocessing
-from oasis_monai.utils.config import INFERENCE_ONLY, identity_of, make_group, not_used_by, plain, require
+from oasis_monai.utils.config import INFERENCE_ONLY, check_renamed, identity_of, make_group, not_used_by, plain, require
 from oasis_monai.utils.errors import ConfigError
 from oasis_monai.utils.presets import compose
 
@@ -298,7 +298,7 @@ def build_settings(options: Mapping[str, Any] | None = None, **more: Any) -> Set
             for a group chooses a preset of ``conf/`` by its name; a text for ``experiment`` chooses one of ``conf/experiment``.
             A dict for ``data`` describes a data set of your own completely, and nothing of the default data set stays in it. To
             change one value of a preset, write ``{"data": "promise12", "data.root": "scans"}``.
-        more: further options, whose names have no dots; they count more than ``options``.
+        more: further options, by names without dots; they are laid over ``options``.
 
     Raises:
         ConfigError: an unknown key or preset, a value out of range, or values that do not work together.
@@ -312,7 +312,9 @@ def build_settings(options: Mapping[str, Any] | None = None, **more: Any) -> Set
         >>> build_settings(data="promise12", registration="unet3d", loss="eq1").loss.gamma
         0.01
     """
-    composed = compose({**(options or {}), **more})
-    known = {f.name for f in dataclasses.fields(Settings)}
-    given = {*(options or {}), *more}  # an option of a task, such as model=, is told; those of conf/config.yaml are left out
-    return build({key: value for key, value in composed.items() if key in known or key in given})
+    given = [*(options or {}), *more]
+    for key in given:
+        check_renamed(key)
+    # conf/config.yaml also has options of tasks (model=, input=, ...): they are left out, but refused where the caller gives them
+    known = {f.name for f in dataclasses.fields(Settings)} | {key.partition(".")[0] for key in given}
+    return build({key: value for key, value in compose(options or {}, more).items() if key in known})

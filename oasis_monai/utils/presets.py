@@ -24,25 +24,29 @@ OVERRIDE = "override /"
 REPLACED = ("labels",)  # a data set has its own classes and none of the default's
 
 
-def compose(options: Mapping[str, Any]) -> dict[str, Any]:
+def compose(*options: Mapping[str, Any]) -> dict[str, Any]:
     """``conf/config.yaml`` with options laid over it, as a plain dict: the same as the command line composes.
 
     Args:
-        options: values by key. A key may have dots (``training.minutes``), and a value may be a dict of further keys. A text for
-            a group of ``conf/`` chooses a preset by its name, as ``registration=unet3d`` does on the command line. A dict for
-            ``data`` describes a data set of the caller's own: nothing of the default data set stays.
+        options: values by key; those of later mappings count more. A key may have dots (``training.minutes``), and a value may be
+            a dict of further keys. A text for a group of ``conf/`` chooses a preset by its name, as ``registration=unet3d`` does
+            on the command line. A dict for ``data`` describes a data set of the caller's own: nothing of the default one stays.
 
     Raises:
         ConfigError: a group has no preset of that name.
     """
     groups = {group for group, _ in _defaults("", "config") if group}
-    presets = {key: value for key, value in options.items() if key in groups and isinstance(value, str | None)}
-    choices: dict[str, str | None] = {"data": None} if isinstance(options.get("data"), Mapping) else {}
+    choices: dict[str, str | None] = {}
+    values: dict[str, Any] = {}
+    for part in options:
+        presets = {key: value for key, value in part.items() if key in groups and isinstance(value, str | None)}
+        choices |= presets | ({"data": None} if isinstance(part.get("data"), Mapping) else {})
+        lay_over(values, nested({key: value for key, value in part.items() if key not in presets}))
     config: dict[str, Any] = {}
-    for layer in _layers("", "config", choices | presets):
+    for layer in _layers("", "config", choices):
         lay_over(config, layer)
     config.pop("hydra", None)
-    return lay_over(config, nested({key: value for key, value in options.items() if key not in presets}))
+    return lay_over(config, values)
 
 
 def nested(options: Mapping[str, Any]) -> dict[str, Any]:
