@@ -12,12 +12,12 @@ import numpy as np
 GRIDS: dict[int, dict[str, Any]] = {
     3: {
         "preprocessing": {"name": "physical", "size": [80, 80, 32], "spacing_mm": [1.25, 1.25, 3.0], "intensity": "local"},
-        "registration": {"channels": [16, 32, 64], "field_stride": [4, 4, 1]},
+        "registration": {"channels": [16, 32, 64], "field_stride": [4, 4, 1], "joint": False},
         "network": {"unet": [16, 32, 64, 128]},
     },
     2: {
         "preprocessing": {"name": "paper", "size": [320, 320]},
-        "registration": {"channels": [16, 32, 32, 64], "field_stride": [4, 4]},
+        "registration": {"channels": [16, 32, 32, 64], "field_stride": [4, 4], "joint": False},
         "training": {"batch": 4, "nearest_partners": 4},
     },
 }

@@ -57,7 +57,7 @@ class Shipped(nn.Module):
         super().__init__()
         from oasis_monai.networks.registration import RegistrationSettings
 
-        self.settings, self.name = RegistrationSettings(), name
+        self.settings, self.name = RegistrationSettings(joint=False), name
         if name == "monai":
             from monai.networks.nets import VoxelMorph
 

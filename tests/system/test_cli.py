@@ -330,33 +330,6 @@ def test_every_group_option_is_a_valid_setting():
         assert settings.to_json()
 
 
-def test_the_defaults_in_yaml_are_the_defaults_of_the_classes():
-    """A key that is left out of a YAML file means what the YAML file says."""
-    from oasis_monai.settings import build
-
-    named = ["preprocessing=physical3d", "registration=unet3d", "joint=default"]  # what a class alone stands for
-    yaml = settings_of(composed(*named)).to_json()
-    plain = build({}).to_json()
-    for group in ("features", "loss", "training", "augmentation", "registration", "preprocessing", "network", "joint"):
-        assert yaml[group] == plain[group], group
-    own = (
-        "k",
-        "folds",
-        "seed",
-        "methods",
-        "spatial_dims",
-        "n",
-        "temperature",
-        "align_batch",
-        "overlays",
-        "device",
-        "cache",
-        "workers",
-        "browser",
-    )
-    assert {key: yaml[key] for key in own} == {key: plain[key] for key in own}
-
-
 def test_there_are_experiments():
     assert {"demo", "paper"} <= set(EXPERIMENTS)
 

@@ -16,7 +16,7 @@ from oasis_monai.transforms.augmentation import Augmentation
 from oasis_monai.utils.errors import ConfigError, OasisError
 from oasis_monai.utils.tensor_files import load_tensors
 
-STM = RegistrationSettings(channels=(4, 8), field_stride=(1,))
+STM = RegistrationSettings(channels=(4, 8), field_stride=(1,), joint=False)
 SHORT = TrainingSettings(iterations=8, minutes=None, lr=5e-3, batch=2, checkpoint_minutes=1e-12)
 SPACING_MM = (1.0, 1.0)
 

@@ -264,9 +264,9 @@ def test_inert(text, safe):
 @pytest.mark.parametrize(
     "setting",
     [
-        Preprocessing("physical", 3, (16, 16, 8), (5.0, 5.0, 8.0)),
+        Preprocessing("physical", 3, (16, 16, 8), (5.0, 5.0, 8.0), "zscore"),
         Preprocessing("physical", 3, (16, 16, 8), (5.0, 5.0, 8.0), "local", 20.0),
-        Preprocessing("physical", 2, (16, 16), (5.0, 5.0)),
+        Preprocessing("physical", 2, (16, 16), (5.0, 5.0), "zscore"),
         Preprocessing("paper", 2, (24, 16)),
         Preprocessing("paper", 2, (24, 16), None, "local", 20.0),
     ],
