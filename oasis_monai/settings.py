@@ -302,7 +302,7 @@ def build_settings(options: Mapping[str, Any] | None = None, **more: Any) -> Set
     """
     given = [*(options or {}), *more]
     for key in given:
-        check_renamed(key)
+        check_renamed(str(key))
     # conf/config.yaml also has options of tasks (model=, input=, ...): they are left out, but refused where the caller gives them
-    known = {f.name for f in dataclasses.fields(Settings)} | {key.partition(".")[0] for key in given}
+    known = {f.name for f in dataclasses.fields(Settings)} | {str(key).partition(".")[0] for key in given}
     return build({key: value for key, value in compose(options or {}, more).items() if key in known})

@@ -2,15 +2,24 @@
 
 from __future__ import annotations
 
+import operator
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, SupportsIndex
 
 import numpy as np
 import torch
 
 from oasis_monai.atlases.features import Embedder, embedder
+from oasis_monai.data.formats.header import (
+    Faults,
+    check_direction,
+    check_shape,
+    check_spacing,
+    flip_lps_ras,
+    split_affine,
+)
 from oasis_monai.data.types import Geometry, Volume
 from oasis_monai.evaluation.quality import Calibration
 from oasis_monai.segmentation import flags
@@ -19,7 +28,7 @@ from oasis_monai.segmentation.pipeline import Scan, check_choice, segment_case
 from oasis_monai.segmentation.segmenter import Segmenter
 from oasis_monai.settings import Settings
 from oasis_monai.utils.device import resolve_device, torch_setup
-from oasis_monai.utils.errors import DataError, Fault, OasisError
+from oasis_monai.utils.errors import ConfigError, DataError, Fault, OasisError
 from oasis_monai.workflows.fold_models import segmenter_options
 from oasis_monai.workflows.model_folder import LIBRARY_PART, LOA_FILE, ModelRecord, retry_once
 from oasis_monai.workflows.scan_result import ScanResult, describe_result
@@ -113,7 +122,7 @@ class Model:
             >>> model.segment(array, affine=affine, n=4).label.shape  # doctest: +SKIP
             torch.Size([160, 160, 24])
         """
-        n = min(6, len(self.segmenter.library)) if n is None else n
+        n = min(6, len(self.segmenter.library)) if n is None else _whole_number("n", n)
         method = check_choice(self.segmenter, method, n)
         with torch_setup():
             return self.segment_volume(read_scan(scan, affine, case), method, n, save_probability)
@@ -150,12 +159,21 @@ def load_model(folder: str | Path, device: str = "auto", batch: int = 8) -> Mode
         >>> model.labels  # doctest: +SKIP
         {'prostate': 1}
     """
+    if _whole_number("batch", batch) < 1:
+        raise ConfigError("batch", "1 or more atlases", batch)
     return retry_once(lambda: _load(Path(folder), device, batch))
+
+
+def _whole_number(key: str, value: Any) -> int:
+    """``value`` as an int, also one of numpy's."""
+    if isinstance(value, bool | np.bool_) or not isinstance(value, SupportsIndex):
+        raise ConfigError(key, "a whole number", value)
+    return operator.index(value)
 
 
 def _load(folder: Path, device: str, batch: int) -> Model:
     record = ModelRecord.read(folder)
-    settings, where = record.settings(), resolve_device(device)  # before the library is read: it may be large
+    settings, where = record.settings(), resolve_device(str(device))  # before the library is read: it may be large
     library = record.library()
     networks = record.networks(settings, library)
     options = replace(segmenter_options(settings), batch=batch)
@@ -164,36 +182,68 @@ def _load(folder: Path, device: str, batch: int) -> Model:
 
 
 def read_scan(scan: Any, affine: Any = None, case: str = "") -> Volume:
-    """A scan in memory, from a file, a ``MetaTensor``, or an array with its affine.
+    """A scan in memory, from a file, a ``MetaTensor``, or an array with its affine. What is given is copied, never changed.
+
+    The rules for a shape and an affine are those for the header of a file.
 
     Raises:
         DataError: it is none of these, or cannot be used.
     """
-    if isinstance(scan, Volume):
-        return scan
-    if isinstance(scan, str | Path):
-        return _read_file(Path(scan), case)
+    if isinstance(scan, Volume | str | Path):
+        if affine is not None:
+            raise _fault(case or str(scan)[:80], "affine", "none beside a file, which has its own", "one", "leave it out")
+        return scan if isinstance(scan, Volume) else _read_file(Path(scan), case)
     from monai.data.meta_tensor import MetaTensor
 
     name = case or "array"
-    if isinstance(scan, MetaTensor):
-        affine = scan.affine if affine is None else affine
-        scan = scan.as_tensor()
+    if isinstance(scan, MetaTensor) and affine is None and "affine" in scan.meta:
+        affine = scan.affine.detach().cpu().numpy()
+        affine = flip_lps_ras(affine) if str(scan.meta.get("space")) == "LPS" else affine
     if not isinstance(scan, np.ndarray | torch.Tensor):
         raise _fault(name, "scan", "a path, a MetaTensor or an array", type(scan).__name__, "give one of these")
-    image = torch.as_tensor(np.ascontiguousarray(scan) if isinstance(scan, np.ndarray) else scan.detach().cpu())
-    image = image[None] if image.ndim == 3 else image
-    if image.ndim != 4 or image.shape[0] != 1 or 0 in image.shape:
-        raise _fault(name, "scan", "an array (x, y, z) or (1, x, y, z)", tuple(scan.shape), "choose one channel")
+    image = _voxels(name, scan)
     if affine is None:
         raise _fault(name, "affine", "(4, 4), voxel index -> RAS+ millimetres", "none", "give affine=...")
-    matrix = np.asarray(affine, dtype=np.float64)
-    if matrix.shape != (4, 4) or not np.isfinite(matrix).all() or abs(np.linalg.det(matrix[:3, :3])) < 1e-9:
-        raise _fault(name, "affine", "an invertible (4, 4) matrix", matrix.tolist(), "give affine=...")
-    if not bool(torch.isfinite(image.float()).all()):
-        raise _fault(name, "scan", "finite voxels", "NaN or infinite ones", "replace them, for example by the background")
     x, y, z = image.shape[1:]
-    return Volume(name, image.float(), None, Geometry((x, y, z), matrix))
+    return Volume(name, image, None, Geometry((x, y, z), _affine(name, affine)))
+
+
+def _voxels(name: str, scan: np.ndarray | torch.Tensor) -> torch.Tensor:
+    """(1, x, y, z) float32, a copy."""
+    kind = str(scan.dtype)
+    if not (torch.is_tensor(scan) or scan.dtype.kind in "buif") or "complex" in kind:
+        raise _fault(name, "scan", "real numbers", kind, "convert it")
+    array = scan.detach().cpu().float().numpy() if isinstance(scan, torch.Tensor) else scan
+    with np.errstate(over="ignore"):  # beyond float32 becomes infinite, which is refused below
+        array = np.array(array, dtype=np.float32, order="C")
+    array = array[None] if array.ndim == 3 else array
+    if array.ndim != 4 or array.shape[0] != 1 or 0 in array.shape:
+        raise _fault(name, "scan", "an array (x, y, z) or (1, x, y, z)", tuple(scan.shape), "choose one channel")
+    faults = Faults(Path(name))
+    check_shape(faults, "shape", array.shape[1:])
+    faults.raise_if_any()
+    if not np.isfinite(array).all():
+        raise _fault(name, "scan", "finite voxels", "NaN or infinite ones", "replace them, for example by the background")
+    return torch.from_numpy(array)
+
+
+def _affine(name: str, affine: Any) -> np.ndarray:
+    """(4, 4) float64."""
+    affine = affine.detach().cpu().numpy() if isinstance(affine, torch.Tensor) else affine
+    try:
+        matrix = np.array(affine, dtype=np.float64)
+    except (TypeError, ValueError):  # no numbers, or rows of different lengths
+        matrix = np.empty(0)
+    whole = matrix.shape == (4, 4) and np.isfinite(matrix).all() and np.allclose(matrix[3], (0, 0, 0, 1))
+    if not whole or np.linalg.matrix_rank(matrix) < 4:
+        found = " ".join(str(affine).split())[:200]
+        raise _fault(name, "affine", "an invertible (4, 4) matrix whose last row is 0 0 0 1", found, "correct it")
+    direction, spacing_mm, _ = split_affine(matrix)
+    faults = Faults(Path(name))
+    if check_spacing(faults, "affine", spacing_mm.tolist()):
+        check_direction(faults, "affine", direction)
+    faults.raise_if_any()
+    return matrix
 
 
 def _read_file(path: Path, case: str) -> Volume:
