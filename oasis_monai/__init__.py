@@ -4,9 +4,10 @@ Names are imported when they are first used, so that ``import oasis_monai`` take
 
 Examples:
     >>> import oasis_monai
-    >>> model = oasis_monai.load_model("models/prostate")  # doctest: +SKIP
-    >>> result = model.segment("scan.nii.gz")  # doctest: +SKIP
-    >>> result.save("label.nii.gz")  # doctest: +SKIP
+    >>> model = oasis_monai.load_model("models/prostate")
+    >>> result = model.segment("scan.nii.gz")
+    >>> result.save("label.nii.gz")
+    PosixPath('label.nii.gz')
 """
 
 from typing import TYPE_CHECKING
@@ -14,7 +15,7 @@ from typing import TYPE_CHECKING
 import lazy_loader
 
 if TYPE_CHECKING:
-    from oasis_monai import errors
+    from oasis_monai import errors, transforms
     from oasis_monai.atlases.library import AtlasLibrary
     from oasis_monai.data.io import read_volume, write_label
     from oasis_monai.data.types import Case, Geometry, Segmentation, Volume
@@ -50,7 +51,7 @@ _PUBLIC = {
     "workflows.model": ["Model", "load_model"],
     "workflows.scan_result": ["ScanResult"],
 }
-__getattr__, __dir__, _names = lazy_loader.attach(__name__, submodules=["errors"], submod_attrs=_PUBLIC)
+__getattr__, __dir__, _names = lazy_loader.attach(__name__, submodules=["errors", "transforms"], submod_attrs=_PUBLIC)
 
 __all__ = [
     "METHODS",
@@ -79,5 +80,6 @@ __all__ = [
     "score_case",
     "segment",
     "train",
+    "transforms",
     "write_label",
 ]

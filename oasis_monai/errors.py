@@ -1,4 +1,14 @@
-"""The exceptions a user of the library may meet; see :mod:`oasis_monai.utils.errors`."""
+"""The exceptions that the library raises. :class:`OasisError` is the base class of the two others.
+
+Examples:
+    >>> import oasis_monai
+    >>> from oasis_monai import errors
+    >>> try:
+    ...     model = oasis_monai.load_model("models/prostate", device="cuda:99")
+    ... except errors.OasisError as error:
+    ...     print(error)
+    device: expected cpu, auto, or a GPU this machine has, found 'cuda:99'; set device=auto (...)
+"""
 
 from oasis_monai.utils.errors import ConfigError, DataError, Fault, OasisError
 

@@ -18,7 +18,7 @@ from oasis_monai.utils.tensor_files import map_tensors, write_tensors
 
 @dataclass(frozen=True, eq=False)
 class AtlasLibrary:
-    """N atlases on one grid. ``spatial_dims`` D is 2 (axial slices) or 3 (volumes).
+    """N atlases on one grid (paper, section 2.1). ``spatial_dims`` D is 2 (axial slices) or 3 (volumes).
 
     Args:
         images: (N, 1, *S) float32, or float16 to take half the space.
@@ -28,8 +28,21 @@ class AtlasLibrary:
         slices: (N,) int64 index of the slice along z, -1 for a volume.
         classes: number of classes with the background.
         context: slices only: (N, 2, *S) float32 images (no labels) of the slices below and above in the same scan.
-        thumbnails: slices only: (N, F') float16, see :func:`oasis_monai.workflows.library.features.thumbnails`.
+        thumbnails: slices only: (N, F') float16, see :func:`oasis_monai.atlases.features.thumbnails`.
         estimates: (N, C-1, *S) float16 what a joint model's segmentation network makes of each atlas; see :meth:`with_estimates`.
+
+    Raises:
+        DataError: tensors that do not have one row for every case, or labels of another shape than the images.
+
+    Examples:
+        >>> import torch
+        >>> from oasis_monai import AtlasLibrary
+        >>> images, labels = torch.rand(3, 1, 32, 32, 8), torch.zeros(3, 1, 32, 32, 8, dtype=torch.uint8)
+        >>> volumes = torch.full((3,), -1)
+        >>> library = AtlasLibrary(images, labels, torch.rand(3, 256), ("Case00", "Case01", "Case02"), volumes, classes=2)
+        >>> library.save("library.safetensors")
+        >>> AtlasLibrary.load("library.safetensors").subset([0, 2]).cases
+        ('Case00', 'Case02')
     """
 
     images: torch.Tensor
@@ -63,6 +76,7 @@ class AtlasLibrary:
 
     @property
     def spatial_dims(self) -> int:
+        """2 for slices, 3 for volumes."""
         return self.images.ndim - 2
 
     def subset(self, rows: torch.Tensor | Sequence[int]) -> AtlasLibrary:

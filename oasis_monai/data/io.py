@@ -62,6 +62,14 @@ def read_volume(case: Case, label_values: Sequence[int]) -> Volume:
         DataError: with every fault of the two files at once: headers, NaN or infinite voxels, values of the label that are
             not whole or not in ``label_values``, image and label on different grids.
         ConfigError: ``label_values`` are not 2 to 256 distinct whole numbers.
+
+    Examples:
+        >>> from pathlib import Path
+        >>> from oasis_monai import Case, read_volume
+        >>> case = Case("Case00", Path("data/prostate/Case00.mhd"), Path("data/prostate/Case00_segmentation.mhd"))
+        >>> volume = read_volume(case, label_values=[0, 1])
+        >>> volume.image.shape == volume.label.shape, volume.label.unique().tolist()
+        (True, [0, 1])
     """
     _check_label_values(label_values)
     faults: list[Fault] = []
@@ -108,6 +116,14 @@ def write_label(path: str | Path, label: torch.Tensor | np.ndarray, geometry: Ge
     Raises:
         ConfigError: the ending is another one, or ``label_values`` are not distinct whole numbers.
         ValueError: the shape is not the grid's, or an index has no value.
+
+    Examples:
+        >>> import numpy as np
+        >>> from oasis_monai import Geometry, write_label
+        >>> label = np.zeros((64, 64, 20), dtype=np.uint8)
+        >>> label[20:40, 20:40, 5:15] = 1
+        >>> grid = Geometry(label.shape, np.diag([2.0, 2.0, 4.0, 1.0]))
+        >>> write_label("box.nii.gz", label, grid, label_values=[0, 4])  # class 1 is 4 in the file
     """
     _check_label_values(label_values)
     indices = np.asarray(label)

@@ -23,6 +23,13 @@ class Geometry:
     Args:
         shape: voxels along x, y, z.
         affine: (4, 4) float64, voxel index -> RAS+ millimetres.
+
+    Examples:
+        >>> import numpy as np
+        >>> from oasis_monai import Geometry
+        >>> grid = Geometry((320, 320, 24), np.diag([0.5, 0.5, 3.0, 1.0]))
+        >>> grid.spacing_mm, grid.voxel_ml
+        ((0.5, 0.5, 3.0), 0.00075)
     """
 
     shape: tuple[int, int, int]
@@ -43,7 +50,20 @@ class Geometry:
 
 @dataclass(frozen=True)
 class Case:
-    """One scan of a data set: paths only, nothing read yet. ``label`` is None for a scan to be segmented."""
+    """One scan of a data set: paths only, nothing read yet.
+
+    Args:
+        id: its name.
+        image: the image file.
+        label: the label file; None for a scan to be segmented.
+
+    Examples:
+        >>> from pathlib import Path
+        >>> from oasis_monai import Case
+        >>> case = Case("Case00", Path("data/prostate/Case00.mhd"), Path("data/prostate/Case00_segmentation.mhd"))
+        >>> case.without_label().label is None
+        True
+    """
 
     id: str
     image: Path
@@ -63,6 +83,13 @@ class Volume:
         image: (1, x, y, z) float32, as stored in the file.
         label: (1, x, y, z) uint8 class indices 0..C-1 (already renumbered from the file's label values), or None.
         geometry: the native grid.
+
+    Examples:
+        >>> import numpy as np
+        >>> import torch
+        >>> from oasis_monai import Geometry, Volume
+        >>> grid = Geometry((64, 64, 20), np.diag([2.0, 2.0, 4.0, 1.0]))
+        >>> volume = Volume("patient", torch.rand(1, 64, 64, 20), None, grid)
     """
 
     case: str
@@ -112,6 +139,17 @@ class Segmentation:
         label: (x, y, z) uint8 class indices.
         probability: (C, x, y, z) float32 fused probability map or None.
         geometry: the case's native grid.
+
+    Examples:
+        >>> import numpy as np
+        >>> import torch
+        >>> from oasis_monai import Geometry, Segmentation
+        >>> grid = Geometry((64, 64, 20), np.diag([2.0, 2.0, 4.0, 1.0]))
+        >>> label = torch.zeros(64, 64, 20, dtype=torch.uint8)
+        >>> label[20:40, 20:40, 5:15] = 1
+        >>> found = Segmentation("patient", label, None, grid)
+        >>> float(found.label.sum()) * found.geometry.voxel_ml
+        64.0
     """
 
     case: str

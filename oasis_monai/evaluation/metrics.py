@@ -150,6 +150,16 @@ def score_case(
         DataError: an array is not 3D, not of integers or empty, the two differ in shape, a label has no name, or the spacing
             is not three positive numbers. All such faults are reported together.
         ConfigError: ``class_names`` is empty or has doubles; ``regions`` is empty, has doubles or unknown names.
+
+    Examples:
+        >>> import numpy as np
+        >>> from oasis_monai import score_case
+        >>> reference = np.zeros((64, 64, 20), dtype=np.uint8)
+        >>> reference[20:40, 20:40, 5:15] = 1
+        >>> result = np.roll(reference, 1, axis=0)  # one voxel off
+        >>> (score,) = score_case(result, reference, (2.0, 2.0, 4.0), ["prostate"], regions=["whole"])
+        >>> score.dsc, score.hd_mm, score.reference_ml
+        (0.95, 2.0, 64.0)
     """
     _check_names(class_names, regions)
     result, reference, spacing = np.asarray(result), np.asarray(reference), np.asarray(spacing_mm, dtype=float)

@@ -121,7 +121,10 @@ class Terms(NamedTuple):
 
 @dataclass(frozen=True)
 class RegistrationLoss:
-    """Eq. 1. ``beta = 0`` is plain VoxelMorph, the paper's ablation. The fields are the keys of ``conf/loss``.
+    """Loss of the registration network, eq. 1 of the paper. ``beta = 0`` is plain VoxelMorph, the paper's ablation.
+
+    The fields are the keys of ``conf/loss``. A call takes what :meth:`__call__` lists and gives four scalars: ``total``,
+    ``similarity``, ``dice`` and ``smooth``.
 
     Args:
         alpha, beta, gamma: weights of image similarity, label Dice and smoothness; 0 or more. The paper's gamma is 0.01.
@@ -130,6 +133,15 @@ class RegistrationLoss:
 
     Raises:
         ConfigError: naming ``loss.<key>``.
+
+    Examples:
+        >>> import torch
+        >>> from oasis_monai import RegistrationLoss
+        >>> loss = RegistrationLoss(gamma=0.01)
+        >>> image, label = torch.rand(2, 1, 32, 32, 8), torch.ones(2, 1, 32, 32, 8)
+        >>> terms = loss(image, image, label, label, ddf=torch.zeros(2, 3, 32, 32, 8))  # a perfect alignment
+        >>> round(float(terms.total), 3), round(float(terms.dice), 3)
+        (-2.0, -1.0)
     """
 
     alpha: float = 1.0

@@ -132,7 +132,7 @@ def _make_body(settings: RegistrationSettings, spatial_dims: int, in_channels: i
 
 
 class SpatialTransformModel(nn.Module):
-    """Predicts the field that pulls an atlas onto a target (paper, Fig. 1).
+    """Predicts the field that pulls an atlas onto a target (paper, section 2.1 and Fig. 1).
 
     Args:
         size: working grid *S*; checked against :meth:`RegistrationSettings.divisor`.
@@ -141,6 +141,18 @@ class SpatialTransformModel(nn.Module):
 
     Shapes: ``forward((B, 1 + structures, *S) atlas, (B, 1 + structures, *S) target) -> (B, D, *S)`` field in voxels (see
     :mod:`oasis_monai.networks.warp`).
+
+    Raises:
+        ConfigError: a size that the network cannot halve often enough.
+
+    Examples:
+        >>> import torch
+        >>> from oasis_monai import SpatialTransformModel
+        >>> network = SpatialTransformModel(size=(64, 64, 16))
+        >>> atlas, target = torch.rand(2, 1, 64, 64, 16), torch.rand(2, 1, 64, 64, 16)
+        >>> field = network(atlas, target)
+        >>> field.shape, field.abs().max().item()  # before training: the identity
+        (torch.Size([2, 3, 64, 64, 16]), 0.0)
     """
 
     def __init__(self, size: Sequence[int], settings: RegistrationSettings | None = None, structures: int = 0) -> None:

@@ -88,6 +88,15 @@ METHODS: dict[str, Method] = {
         predicts_dice=False,
     ),
 }
+"""Name -> :class:`Method`. FwoW, FWAL and OASIS are those of the paper (section 2.2); the others are ours or well known.
+
+Examples:
+    >>> from oasis_monai import METHODS
+    >>> METHODS["majority"].description
+    'fuse warped labels, equal weights'
+    >>> [name for name, method in METHODS.items() if "estimate" in method.needs]  # those of a joint model
+    ['OASIS-joint', 'estimate']
+"""
 
 
 def check_methods(methods: Sequence[str], more: Sequence[str] = ()) -> tuple[str, ...]:

@@ -66,7 +66,9 @@ class Segmented(NamedTuple):
 
 
 class Segmenter:
-    """A library of labelled atlases with the networks trained on it.
+    """The method of the paper (section 2): a library of labelled atlases with the networks trained on it.
+
+    It works on preprocessed scans. :meth:`oasis_monai.Model.segment` takes scans as they are and gives labels on their own grid.
 
     Args:
         library: the atlases: slices (``spatial_dims`` 2) or volumes (3).
@@ -77,6 +79,16 @@ class Segmenter:
         distance: between features, see :func:`.selection.nearest`.
         temperature: of R3, see :func:`.fusion.conditioned_weights`.
         same_case: whether the library holds labelled slices of the targets themselves (slice folds).
+
+    Examples:
+        >>> import oasis_monai
+        >>> segmenter = oasis_monai.load_model("models/prostate").segmenter
+        >>> features = segmenter.library.features[:1]  # (1, F) of a target
+        >>> segmenter.select(features, n=3).indices.shape
+        torch.Size([1, 3])
+        >>> same = oasis_monai.Segmenter(segmenter.library, segmenter.aligner)  # without the joint model
+        >>> same.recentres
+        False
     """
 
     def __init__(

@@ -1,5 +1,17 @@
 """What MONAI lacks for atlas-based segmentation, as MONAI transforms: array form ``X``, dictionary form ``Xd`` (= ``XD`` =
-``XDict``), usable in ``Compose`` and by name in a bundle (``"_target_": "oasis_monai.transforms.RobustZScored"``)."""
+``XDict``), usable in ``Compose`` and by name in a bundle (``"_target_": "oasis_monai.transforms.RobustZScored"``).
+
+Examples:
+    >>> from monai.transforms import Compose
+    >>> from oasis_monai.transforms import LoadVolumed, LocalZScored, PhysicalFieldOfViewd
+    >>> prepare = Compose([
+    ...     LoadVolumed("image"),
+    ...     PhysicalFieldOfViewd("image", spacing_mm=(2.0, 2.0, 4.0), size=(48, 48, 16)),
+    ...     LocalZScored("image"),
+    ... ])
+    >>> prepare({"image": "scan.nii.gz"})["image"].shape
+    torch.Size([1, 48, 48, 16])
+"""
 
 from typing import TYPE_CHECKING
 

@@ -35,7 +35,13 @@ class LoadVolume(Transform):
     ``filename_or_obj``, ``original_affine`` and ``spatial_shape``.
 
     Raises:
-        oasis_monai.utils.errors.DataError: one line per fault of the file.
+        oasis_monai.DataError: one line per fault of the file.
+
+    Examples:
+        >>> from oasis_monai.transforms import LoadVolume
+        >>> image = LoadVolume()("data/prostate/Case00.mhd")
+        >>> image.shape[0], image.affine.shape
+        (1, torch.Size([4, 4]))
     """
 
     backend = [TransformBackends.TORCH]  # noqa: RUF012 - MONAI's convention
@@ -67,6 +73,13 @@ class RobustZScore(Transform):
 
     Raises:
         ValueError: percentiles out of order; NaN or infinite voxels that are not padding.
+
+    Examples:
+        >>> import torch
+        >>> from oasis_monai.transforms import RobustZScore
+        >>> scored = RobustZScore(padding=0.0)(100 + 20 * torch.randn(1, 32, 32, 8))
+        >>> round(float(scored.std()), 2)
+        1.0
     """
 
     backend = [TransformBackends.TORCH]  # noqa: RUF012
@@ -85,8 +98,8 @@ class RobustZScore(Transform):
 
 
 class LocalZScore(Transform):
-    """Take the field of a receive coil out of an MR image: subtract the local mean of its logarithm, divide by the local
-    deviation (:func:`oasis_monai.transforms.intensity.local_z_score`); padding becomes 0.
+    """Correct the bias field of an MR image (coil-induced intensity inhomogeneity): subtract the local mean of the logarithm,
+    divide by the local deviation (:func:`oasis_monai.transforms.intensity.local_z_score`); padding becomes 0.
 
     Args:
         sigma_mm: standard deviation of the Gaussian neighbourhood.
@@ -98,6 +111,15 @@ class LocalZScore(Transform):
     Raises:
         ValueError: sigma not positive; percentiles out of order; NaN or infinite voxels that are not padding; the input is no
             ``MetaTensor`` with three spatial dimensions.
+
+    Examples:
+        >>> import torch
+        >>> from monai.data import MetaTensor
+        >>> from oasis_monai.transforms import LocalZScore
+        >>> image = MetaTensor(100 + 20 * torch.randn(1, 32, 32, 8), affine=torch.diag(torch.tensor([2.0, 2.0, 4.0, 1.0])))
+        >>> scored = LocalZScore(sigma_mm=15.0)(image)
+        >>> scored.shape
+        torch.Size([1, 32, 32, 8])
     """
 
     backend = [TransformBackends.TORCH]  # noqa: RUF012
@@ -133,6 +155,14 @@ class PhysicalFieldOfView(Transform):
 
     Raises:
         ValueError: spacing or size not positive; the input is no ``MetaTensor`` with three spatial dimensions.
+
+    Examples:
+        >>> import torch
+        >>> from monai.data import MetaTensor
+        >>> from oasis_monai.transforms import PhysicalFieldOfView
+        >>> image = MetaTensor(torch.rand(1, 40, 40, 10), affine=torch.diag(torch.tensor([2.0, 2.0, 4.0, 1.0])))
+        >>> PhysicalFieldOfView(spacing_mm=(1.0, 1.0, 4.0), size=(64, 64, 16))(image).shape
+        torch.Size([1, 64, 64, 16])
     """
 
     backend = [TransformBackends.TORCH]  # noqa: RUF012
@@ -171,6 +201,17 @@ class InPlaneResize(PhysicalFieldOfView):
         anti_alias: as for :class:`PhysicalFieldOfView`.
 
     Call: ``MetaTensor`` (C, x, y, z) -> ``MetaTensor`` (C, \\*size, slices) over exactly the same field of view.
+
+    Raises:
+        ValueError: size is not two numbers above 0; the input is no ``MetaTensor`` with three spatial dimensions.
+
+    Examples:
+        >>> import torch
+        >>> from monai.data import MetaTensor
+        >>> from oasis_monai.transforms import InPlaneResize
+        >>> image = MetaTensor(torch.rand(1, 40, 40, 10), affine=torch.diag(torch.tensor([2.0, 2.0, 4.0, 1.0])))
+        >>> InPlaneResize(size=(80, 80))(image).pixdim
+        tensor([1., 1., 4.], dtype=torch.float64)
     """
 
     def __init__(self, size: Sequence[int] = (320, 320), label: bool = False, anti_alias: bool = True) -> None:
@@ -197,6 +238,15 @@ class RestoreToGrid(Transform):
 
     Raises:
         ValueError: fewer than two classes; an input that is no ``MetaTensor`` with three spatial dimensions.
+
+    Examples:
+        >>> import torch
+        >>> from oasis_monai.transforms import LoadVolume, PhysicalFieldOfView, RestoreToGrid
+        >>> image = LoadVolume()("scan.nii.gz")
+        >>> seen = PhysicalFieldOfView(spacing_mm=(2.0, 2.0, 4.0), size=(48, 48, 16))(image)
+        >>> probability = torch.cat([1 - torch.sigmoid(seen), torch.sigmoid(seen)])  # in the place of a network
+        >>> RestoreToGrid()(probability).shape == image.shape
+        True
     """
 
     backend = [TransformBackends.TORCH]  # noqa: RUF012
@@ -230,6 +280,12 @@ class OneHotLabels(Transform):
 
     Raises:
         ValueError: repeated label values; a value of the input that is not among them.
+
+    Examples:
+        >>> import torch
+        >>> from oasis_monai.transforms import OneHotLabels
+        >>> OneHotLabels([0, 4, 7])(torch.tensor([[0, 7, 4, 4]])).tolist()
+        [[1.0, 0.0, 0.0, 0.0], [0.0, 0.0, 1.0, 1.0], [0.0, 1.0, 0.0, 0.0]]
     """
 
     backend = [TransformBackends.TORCH]  # noqa: RUF012

@@ -36,11 +36,34 @@ class Fault:
 
 
 class OasisError(Exception):
-    """Base of every error that is the input's or the machine's fault, not the program's. Its text is for the user."""
+    """Base of every error that is the input's or the machine's fault, not the program's. Its text is for the user.
+
+    Examples:
+        >>> import oasis_monai
+        >>> try:
+        ...     model = oasis_monai.load_model("models/liver")
+        ... except oasis_monai.OasisError as error:
+        ...     print(error)
+        model: expected a folder written by `oasis-monai train`, found models/liver without a readable model.json; ...
+    """
 
 
 class DataError(OasisError):
-    """One or several faults in the input data; prints one line per fault."""
+    """One or several faults in the input data; its text has one line per fault.
+
+    Args:
+        faults: each with ``case``, ``field``, ``expected``, ``found`` and ``remedy``.
+
+    Examples:
+        >>> import numpy as np
+        >>> import oasis_monai
+        >>> model = oasis_monai.load_model("models/prostate")
+        >>> try:
+        ...     result = model.segment(np.ones((64, 64, 20)))
+        ... except oasis_monai.DataError as error:
+        ...     print([fault.field for fault in error.faults], error)
+        ['affine'] array: affine: expected (4, 4), voxel index -> RAS+ millimetres, found none; give affine=...
+    """
 
     def __init__(self, faults: Fault | Sequence[Fault]) -> None:
         self.faults: tuple[Fault, ...] = (faults,) if isinstance(faults, Fault) else tuple(faults)
@@ -51,7 +74,22 @@ class DataError(OasisError):
 
 
 class ConfigError(OasisError):
-    """A setting that cannot work; names the key, what it must be, what it is and what to do."""
+    """A setting that cannot work.
+
+    Args:
+        key: the setting, with its groups (``training.lr``).
+        expected: what it must be.
+        found: what it is.
+        remedy: what to do.
+
+    Examples:
+        >>> import oasis_monai
+        >>> try:
+        ...     settings = oasis_monai.build_settings({"data": "promise12", "folds": "random"})
+        ... except oasis_monai.ConfigError as error:
+        ...     print(error.key, error.found, error.expected, sep=", ")
+        folds, random, one of ['patient', 'slice']
+    """
 
     def __init__(self, key: str, expected: str, found: object, remedy: str = "change it in the configuration") -> None:
         self.key, self.expected, self.found, self.remedy = key, expected, found, remedy

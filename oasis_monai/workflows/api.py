@@ -41,8 +41,12 @@ def train(model: str | Path, options: Mapping[str, Any] | None = None, overwrite
         OasisError: a network did not learn, or memory ran out; the last checkpoint stays.
 
     Examples:
-        >>> data = {"root": "data/liver", "layout": "msd", "labels": {"liver": 1}}
-        >>> model = oasis_monai.train("models/liver", data=data, training={"minutes": 20})  # doctest: +SKIP
+        >>> import oasis_monai
+        >>> data = {"root": "data/prostate", "layout": "promise12", "labels": {"prostate": 1}}
+        >>> grid = {"size": [32, 32, 16], "spacing_mm": [3.0, 3.0, 6.0]}
+        >>> training = {"iterations": 2, "minutes": None}  # for a real model {"minutes": 20}
+        >>> oasis_monai.train("models/small", {"registration": "unet3d"}, data=data, preprocessing=grid, training=training)
+        Model(models/small, 7 atlases, {'prostate': 1}, ...)
     """
     from oasis_monai.workflows.train import train_model
 
@@ -72,7 +76,13 @@ def segment(model: str | Path, input: str | Path, output: str | Path, **options:
         OSError: the disk is full or cannot be written.
 
     Examples:
-        >>> faults = oasis_monai.segment("models/liver", "scans", "results", n=4)  # doctest: +SKIP
+        >>> from pathlib import Path
+        >>> import oasis_monai
+        >>> faults = oasis_monai.segment("models/prostate", "scans", "results", n=4)
+        >>> [str(fault) for fault in faults]
+        []
+        >>> sorted(path.name for path in Path("results").glob("first*"))
+        ['first.json', 'first.png', 'first_segmentation.nii.gz']
     """
     from oasis_monai.workflows.segment import segment_scans
 
@@ -120,14 +130,28 @@ def cross_validate(run_dir: str | Path, options: Mapping[str, Any] | None = None
         options: settings as on the command line, see :func:`oasis_monai.build_settings`.
         more: further settings, which come after ``options``.
 
+    Returns:
+        The tables of scores as pandas data frames, and where the page is.
+
     Raises:
         DataError: every fault of the data set.
         ConfigError: a setting that cannot work.
         OasisError: a network did not learn, or memory ran out; the last checkpoint stays.
 
     Examples:
-        >>> run = oasis_monai.cross_validate("outputs/liver", data=data, k=5)  # doctest: +SKIP
-        >>> run.summary[["method", "dsc_mean"]]  # doctest: +SKIP
+        >>> import oasis_monai
+        >>> data = {"root": "data/prostate", "layout": "promise12", "labels": {"prostate": 1}}
+        >>> grid = {"size": [32, 32, 16], "spacing_mm": [3.0, 3.0, 6.0]}
+        >>> run = oasis_monai.cross_validate("outputs/run", data=data, preprocessing=grid, k=2, n=2, methods=["FwoW"])
+        >>> run.scores.groupby("region")["dsc"].mean()
+        region
+        apex     0...
+        base     0...
+        mid      0...
+        whole    0...
+        Name: dsc, dtype: float64
+        >>> run.report
+        PosixPath('outputs/run/report.html')
     """
     from oasis_monai.evaluation.report import write_report
     from oasis_monai.workflows.crossval import crossval

@@ -34,21 +34,34 @@ from oasis_monai.workflows.model_folder import LIBRARY_PART, LOA_FILE, ModelReco
 from oasis_monai.workflows.scan_result import ScanResult, describe_result
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Model:
-    """A trained model: its atlases, its networks, and what they were trained with. See :func:`load_model`.
+    """A trained model: its atlases, its networks, and what they were trained with. :func:`load_model` reads one.
 
     Attributes:
         record: what its ``model.json`` holds.
         settings: those of its training.
         segmenter: the networks with the atlas library.
         device: where it runs.
+
+    Examples:
+        >>> import oasis_monai
+        >>> model = oasis_monai.load_model("models/prostate", device="cpu")
+        >>> model
+        Model(models/prostate, 7 atlases, {'prostate': 1}, cpu)
+        >>> model.settings.preprocessing.spacing_mm
+        (2.5, 2.5, 8.0)
+        >>> len(model.segmenter.library)
+        7
     """
 
     record: ModelRecord
     settings: Settings
     segmenter: Segmenter
     device: str
+
+    def __repr__(self) -> str:
+        return f"Model({self.folder}, {len(self.segmenter.library)} atlases, {self.labels}, {self.device})"
 
     @property
     def folder(self) -> Path:
@@ -99,9 +112,10 @@ class Model:
         """Segment one scan.
 
         Args:
-            scan: a path (MetaImage, NIfTI, a DICOM series' file or folder), a MONAI ``MetaTensor``, or an array or tensor of
-                shape (x, y, z) or (1, x, y, z) with ``affine``.
-            affine: (4, 4), voxel index -> RAS+ millimetres, as nibabel and MONAI have it. Of an array only; required there.
+            scan: a path (MetaImage, NIfTI, a DICOM series' file or folder), a MONAI ``MetaTensor`` in any axis order, an array or
+                tensor of shape (x, y, z) or (1, x, y, z) with ``affine``, or an :class:`oasis_monai.Volume`.
+            affine: (4, 4), voxel index -> RAS+ millimetres, as nibabel and MONAI have it. Of an array only, and required there;
+                a ``MetaTensor`` has its own.
             n: atlases to fuse; None: 6, or all where there are fewer.
             method: a name of :data:`oasis_monai.METHODS`; None: ``OASIS-joint`` for a joint model, ``OASIS`` for another.
             save_probability: keep the probability on the scan's own grid.
@@ -116,11 +130,15 @@ class Model:
             OSError: a file cannot be read.
 
         Examples:
-            >>> model = oasis_monai.load_model("models/prostate")  # doctest: +SKIP
-            >>> model.segment("scan.mhd").predicted_dice  # doctest: +SKIP
-            {'prostate': 0.88}
-            >>> model.segment(array, affine=affine, n=4).label.shape  # doctest: +SKIP
-            torch.Size([160, 160, 24])
+            >>> import nibabel
+            >>> import oasis_monai
+            >>> model = oasis_monai.load_model("models/prostate")
+            >>> model.segment("scan.nii.gz").predicted_dice
+            {'prostate': ...}
+            >>> image = nibabel.load("scan.nii.gz")
+            >>> result = model.segment(image.get_fdata(), affine=image.affine, n=4)
+            >>> result.label.shape == image.shape, len(result.atlases)
+            (True, 4)
         """
         n = min(6, len(self.segmenter.library)) if n is None else _whole_number("n", n)
         method = check_choice(self.segmenter, method, n)
@@ -155,8 +173,9 @@ def load_model(folder: str | Path, device: str = "auto", batch: int = 8) -> Mode
         ConfigError: no such device.
 
     Examples:
-        >>> model = oasis_monai.load_model("models/prostate", device="cpu")  # doctest: +SKIP
-        >>> model.labels  # doctest: +SKIP
+        >>> import oasis_monai
+        >>> model = oasis_monai.load_model("models/prostate", device="cpu")
+        >>> model.labels
         {'prostate': 1}
     """
     if _whole_number("batch", batch) < 1:

@@ -65,27 +65,36 @@ class PredictedDice:
     unsure: bool
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class ScanResult:
-    """What a model makes of one scan, on the scan's own grid.
+    """What a model makes of one scan, on the scan's own grid. :meth:`oasis_monai.Model.segment` gives it.
 
     Attributes:
         case: its id.
         classes: (x, y, z) uint8 class indices; :attr:`label` has the data set's values in their place.
+        geometry: the scan's grid.
         probability: (C, x, y, z) float32, background first; None unless asked for.
         predictions: structure -> :class:`PredictedDice`; :attr:`predicted_dice` has the values alone.
         volume_ml: structure -> volume in millilitres.
-        flags: doubts, each with ``name`` and ``text``; see :mod:`oasis_monai.segmentation.flags`.
+        flags: warnings, each with ``name`` and ``text``; see :mod:`oasis_monai.segmentation.flags`.
         atlases: those selected, nearest first, each an :class:`AtlasUse`; under ``spatial_dims=2`` slice after slice.
         method: name and number of atlases.
         is_atlas: the case of the library that this very scan is, or None.
         moved_mm: how far the working grid was moved to the structures, along its axes; None where it stayed.
 
     Examples:
-        >>> result = model.segment("scan.nii.gz")  # doctest: +SKIP
-        >>> result.predicted_dice["prostate"]  # doctest: +SKIP
-        0.88
-        >>> result.save("label.nii.gz")  # doctest: +SKIP
+        >>> import oasis_monai
+        >>> result = oasis_monai.load_model("models/prostate").segment("scan.nii.gz", n=2)
+        >>> result
+        ScanResult(scan, OASIS-joint of 2 atlases, predicted Dice prostate ..., flags ...)
+        >>> result.predicted_dice["prostate"]
+        0...
+        >>> for atlas in result.atlases:
+        ...     print(atlas.case, atlas.weight, atlas.distance)
+        Case0... 0... 0...
+        Case0... 0... 0...
+        >>> result.save("label.nii.gz")
+        PosixPath('label.nii.gz')
     """
 
     case: str
@@ -102,6 +111,12 @@ class ScanResult:
     field_voxels: int
     label_values: tuple[int, ...]
     typical_distance: float | None
+
+    def __repr__(self) -> str:
+        method, n = self.method
+        dice = ", ".join(f"{name} {'unknown' if one is None else f'{one:.2f}'}" for name, one in self.predicted_dice.items())
+        used = f"{method} of {n} atlases" if n else method
+        return f"ScanResult({self.case}, {used}, predicted Dice {dice}, flags {[flag.name for flag in self.flags]})"
 
     @property
     def label(self) -> torch.Tensor:

@@ -54,6 +54,15 @@ class OasisNetwork(nn.Module):
     Raises:
         ConfigError: an argument that cannot work.
         ValueError: an image of another shape.
+
+    Examples:
+        >>> import torch
+        >>> from oasis_monai import OasisNetwork
+        >>> registration = {"channels": [4, 8], "field_stride": [2], "joint": False}
+        >>> features = {"features": 768, "embedding": "intensity", "distance": "l2"}
+        >>> network = OasisNetwork((32, 32, 8), 2, 5, **features, method="majority", n=3, registration=registration)
+        >>> network(torch.rand(1, 1, 32, 32, 8)).shape
+        torch.Size([1, 2, 32, 32, 8])
     """
 
     images: torch.Tensor

@@ -67,7 +67,16 @@ estimate one by cross-validation (`oasis-monai`).
 
 
 def scans_in(path: str) -> list[dict[str, str]]:
-    """The scans of a folder (or the one file ``path``) as MONAI's data sets want them: ``[{"image": PATH}, ...]``."""
+    """The scans of a folder (or the one file ``path``) as MONAI's data sets want them: ``[{"image": PATH}, ...]``.
+
+    Raises:
+        DataError: there is no such folder, or no scan in it.
+
+    Examples:
+        >>> from oasis_monai import scans_in
+        >>> scans_in("scans")
+        [{'image': 'scans/first.nii.gz'}, {'image': 'scans/second.nii.gz'}]
+    """
     return [{"image": str(case.image)} for case in find_cases(path, "folder")]
 
 
