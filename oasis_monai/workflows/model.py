@@ -150,7 +150,9 @@ class Model:
         scan = Scan.of_volume(volume, self.settings.preprocessing)
         if float(scan.target.image.min()) == float(scan.target.image.max()):
             # nothing to see: the networks would put something there all the same
-            remedy = "export the scan again"
+            grid = self.settings.preprocessing
+            remedy = f"the model sees {grid.size} voxels of {grid.spacing_mm} mm round the centre: give a scan with content there"
+            remedy = "export the scan again" if volume.image.min() == volume.image.max() else remedy
             raise DataError(
                 Fault(volume.case, "image", "different intensities in the field of view", "one value everywhere", remedy)
             )
