@@ -72,7 +72,7 @@ def segment(model: str | Path, input: str | Path, output: str | Path, **options:
 
     Raises:
         OasisError: no model, or no scans.
-        ConfigError: a setting that cannot work with this model.
+        ConfigError: an unknown option, or one that cannot work with this model.
         OSError: the disk is full or cannot be written.
 
     Examples:

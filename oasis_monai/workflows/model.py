@@ -140,7 +140,7 @@ class Model:
             >>> result.label.shape == image.shape, len(result.atlases)
             (True, 4)
         """
-        n = min(6, len(self.segmenter.library)) if n is None else _whole_number("n", n)
+        n = min(6, len(self.segmenter.library)) if n is None else whole_number("n", n)
         method = check_choice(self.segmenter, method, n)
         with torch_setup():
             return self.segment_volume(read_scan(scan, affine, case), method, n, save_probability)
@@ -180,12 +180,12 @@ def load_model(folder: str | Path, device: str = "auto", batch: int = 8) -> Mode
         >>> model.labels
         {'prostate': 1}
     """
-    if _whole_number("batch", batch) < 1:
+    if whole_number("batch", batch) < 1:
         raise ConfigError("batch", "1 or more atlases", batch)
     return retry_once(lambda: _load(Path(folder), device, batch))
 
 
-def _whole_number(key: str, value: Any) -> int:
+def whole_number(key: str, value: Any) -> int:
     """``value`` as an int, also one of numpy's."""
     if isinstance(value, bool | np.bool_) or not isinstance(value, SupportsIndex):
         raise ConfigError(key, "a whole number", value)

@@ -16,7 +16,7 @@ from oasis_monai.segmentation.pipeline import check_choice
 from oasis_monai.segmentation.segmenter import Segmenter
 from oasis_monai.utils.errors import ConfigError, DataError, Fault
 from oasis_monai.utils.files import file_digest, write_json
-from oasis_monai.workflows.model import Model, load_model
+from oasis_monai.workflows.model import Model, load_model, whole_number
 from oasis_monai.workflows.scan_result import ScanResult
 from oasis_monai.workflows.segment_table import FAILED, Row, read_told, row_of, table_text, with_earlier, write_table
 
@@ -67,15 +67,19 @@ def segment_scans(
         A fault per scan that could not be segmented, whatever the reason; the others are done all the same.
 
     Raises:
-        ConfigError: a setting that cannot work with this model.
+        ConfigError: an unknown option, or one that cannot work with this model.
         OasisError: no model, or no scans.
         OSError: the disk is full or cannot be written.
     """
+    known = list(SegmentOptions.__annotations__)
+    for key in options:
+        if key not in known:
+            raise ConfigError(key, f"one of {known}", "an unknown option", "correct or remove it")
     model, scans, output = Path(model), Path(scans), Path(output)
     method, file_format = options.get("method"), options.get("file_format")
     cases = _find_scans(scans, output, method, file_format)
     loaded = load_model(model, options.get("device", "auto"), options.get("batch", 8))
-    n = options.get("n", 6)
+    n = whole_number("n", options.get("n", 6))
     chosen = check_choice(loaded.segmenter, method, n)
     _ = loaded.embed, loaded.calibrations  # what is wrong with the model is no scan's fault
     run = _Run(loaded, output, chosen, n, options.get("save_probability", False), file_format)
