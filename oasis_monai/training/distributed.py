@@ -17,7 +17,7 @@ import signal
 import sys
 from collections.abc import Iterator
 from datetime import timedelta
-from typing import TYPE_CHECKING, Any, NoReturn
+from typing import Any, NoReturn, Protocol
 
 import torch
 from torch import distributed as dist
@@ -26,10 +26,20 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from oasis_monai.utils.errors import ConfigError, OasisError
 
-if TYPE_CHECKING:
-    from oasis_monai.training.trainer import Trainer
 PATIENCE = timedelta(days=30)  # helpers wait while the first process segments; one that has died is noticed at once
 STOP = -1  # instead of a step's number
+
+
+class SharedTrainer(Protocol):
+    """What the processes need of a :class:`oasis_monai.training.trainer.Trainer`, which imports this module."""
+
+    model: nn.Module
+    optimiser: torch.optim.Optimizer
+    team: SingleProcess
+
+    def move(self, device: str) -> None: ...
+
+    def step(self, number: int) -> torch.Tensor: ...
 
 
 class SingleProcess:
@@ -49,7 +59,7 @@ class SingleProcess:
         """Tell the helpers which step comes, and the weights it starts from."""
 
     @contextlib.contextmanager
-    def helping(self, trainer: Trainer) -> Iterator[None]:
+    def helping(self, trainer: SharedTrainer) -> Iterator[None]:
         """Have the helpers step ``trainer`` along."""
         yield
 
@@ -102,7 +112,7 @@ class ProcessGroup(SingleProcess):
         self._group = self._groups[device]
 
     @contextlib.contextmanager
-    def helping(self, trainer: Trainer) -> Iterator[None]:
+    def helping(self, trainer: SharedTrainer) -> Iterator[None]:
         if _mixes_images(trainer.model):  # no share of a batch has the batch's statistics: such a network is trained here alone
             yield
             return
@@ -212,7 +222,7 @@ def _mixes_images(model: nn.Module) -> bool:
     return any(isinstance(module, _BatchNorm) and module.training for module in model.modules())
 
 
-def _for_helpers(trainer: Trainer) -> Trainer:
+def _for_helpers(trainer: SharedTrainer) -> SharedTrainer:
     """A trainer as a helper needs it: no optimiser, nothing on a GPU that may not be the helper's."""
     sent = copy.copy(trainer)
     sent.model = copy.deepcopy(trainer.model)
