@@ -216,3 +216,19 @@ def test_classes_are_numbered_by_their_values_whatever_their_names_and_order():
     labels = {f"l{i}": i for i in range(50, 0, -1)}  # by name l1, l10, l11, ...
     assert DataSettings(labels=labels).label_values == tuple(range(51))
     assert list(DataSettings(labels={"b": 3, "c": 1, "a": 2}).labels) == ["c", "a", "b"]
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        ({"methods": ["OASIS-joint"]}, r"registration\.joint=true"),
+        ({"registration": {"joint": True}}, "at least 32 voxels"),
+        (
+            {"registration": {"joint": True}, "preprocessing": {"size": [32, 32, 8]}, "joint": {"atlases": 2}},
+            r"joint\.atlases",
+        ),
+    ],
+)
+def test_configurations_that_cannot_be(settings, given, message):
+    with pytest.raises(ConfigError, match=message):
+        settings(given)

@@ -13,7 +13,6 @@ import torch
 import yaml
 
 from oasis_monai.data.dataset_yaml import check_data_files
-from oasis_monai.utils import tensor_files
 from oasis_monai.utils.errors import ConfigError
 from oasis_monai.utils.files import exclusive_folder
 from oasis_monai.utils.tensor_files import load_tensors
@@ -129,7 +128,6 @@ def test_a_cache_of_which_every_file_is_damaged_gives_the_same_scores_and_a_warn
     assert {"features", "fields"} <= {p.parent.name for p in spoiled}
     for path in spoiled:
         path.write_bytes(spoilt(path.read_bytes(), damage))
-    tensor_files._warn_damaged.cache_clear()
     again = crossval(replace(settings, cache=str(own)), tmp_path / "r", lambda _: None)
     assert again.read_bytes() == scores
     told = " ".join(record.getMessage() for record in caplog.records)
