@@ -72,6 +72,7 @@ def test_what_is_no_plain_path_is_left_as_it_is():
     assert _arguments(words) == words
 
 
+@pytest.mark.slow
 def test_what_nobody_foresaw_names_its_case_and_memory_is_one_line_on_the_command_line(settings, tmp_path, monkeypatch):
     """An error of ours keeps its stack, with the case in it; memory that runs out anywhere is the machine's, and one line."""
     asked = settings(

@@ -14,6 +14,7 @@ from oasis_monai.utils.files import locked, write_text
 from oasis_monai.workflows import crossval
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("slow", ["join", "page"])
 def test_jobs_that_end_at_once_leave_the_whole_sweep(settings, tmp_path, monkeypatch, slow):
     """Job 1 gets its scores when job 0 has read those there are, and job 0 writes what it made of them as late as it can."""

@@ -143,6 +143,7 @@ def test_a_target_is_shown_the_shape_that_training_showed(same_case, case):
     assert torch.equal(seen[0], append_atlas_channels(with_neighbours(made[0])[which], library, rows, shape))
 
 
+@pytest.mark.slow
 def test_a_slice_between_its_labelled_neighbours_is_easy():
     """What no network of one slice could learn, where the label lies: the neighbours' labels tell it."""
     size, depth, cases = 32, 12, 6

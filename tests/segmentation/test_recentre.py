@@ -186,6 +186,7 @@ def once(move):
     return step
 
 
+@pytest.mark.slow
 def test_a_cross_validation_puts_results_of_a_moved_grid_where_they_belong(settings, tmp_path, monkeypatch, aligned):
     methods = {"methods": ["FwoW", "estimate", "OASIS-joint", "U-Net3D"], "n": [1, 2], "k": 2}
     asked = settings(methods, JOINT, {"save_segmentations": True})
@@ -210,11 +211,12 @@ def test_a_cross_validation_puts_results_of_a_moved_grid_where_they_belong(setti
     crossval(asked, tmp_path / "c", quiet)
     assert sum(aligned) == 2 * before
     assert (tmp_path / "c" / "scores.csv").read_bytes() == (tmp_path / "b" / "scores.csv").read_bytes()
-    still = dataclasses.replace(asked, estimator=dataclasses.replace(asked.estimator, recentre=False))
+    still = dataclasses.replace(asked, joint=dataclasses.replace(asked.joint, recentre=False))
     crossval(still, tmp_path / "d", quiet)
     assert (tmp_path / "d" / "scores.csv").read_bytes() == (tmp_path / "a" / "scores.csv").read_bytes()
 
 
+@pytest.mark.slow
 def test_segment_follows_and_tells_by_how_much(settings, phantom, tmp_path, monkeypatch):
     monkeypatch.setattr("oasis_monai.evaluation.contours.overlay", lambda *a, **k: None)
     model = train_model(settings(JOINT), tmp_path / "m", quiet)

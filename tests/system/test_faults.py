@@ -232,7 +232,7 @@ def test_a_command_without_settings_of_one_s_own_has_none_to_look_at(tmp_path):
     for words in ([], ["check"], ["--config-dir"], ["--config-dir", str(tmp_path), "check"], [f"-cd={tmp_path / 'none'}"]):
         check_data_files(words)
     (tmp_path / "data").mkdir()
-    fine = ["only: [0001-23-45, 2020-13-99]\n", "- 1\n", "a: [\n", "", "defaults: [promise12, _self_]\nname: mine\n"]
+    fine = ["include: [0001-23-45, 2020-13-99]\n", "- 1\n", "a: [\n", "", "defaults: [promise12, _self_]\nname: mine\n"]
     for text in fine:  # what is wrong with some of them is nobody's concern: the command does not choose them
         (tmp_path / "data" / "mine.yaml").write_text(text)
         check_data_files(["--config-dir", str(tmp_path)])

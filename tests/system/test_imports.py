@@ -8,6 +8,8 @@ import pytest
 
 from tests.helpers.command import completed
 
+pytestmark = pytest.mark.fast
+
 ROOT = Path(__file__).resolve().parents[2]
 LINT = "import sys; sys.path[0] = ''; from importlinter.cli import lint_imports_command; lint_imports_command()"
 

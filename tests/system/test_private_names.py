@@ -5,6 +5,8 @@ from pathlib import Path
 
 import pytest
 
+pytestmark = pytest.mark.fast
+
 TESTS = Path(__file__).resolve().parents[1]
 PACKAGE = TESTS.parent / "oasis_monai"
 PATCHES = ("setattr", "delattr", "setitem", "getattr", "hasattr")

@@ -65,16 +65,16 @@ def test_parallel_jobs_join_the_scores_of_serial_ones_and_one_that_fails_is_name
 
 
 def test_a_serial_sweep_goes_on_after_a_job_that_fails_and_joins_the_others(words, tmp_path):
-    done = sweep("fold=7,0,1", *words, "hydra.sweep.dir=sweep", cwd=tmp_path)
-    assert done.returncode != 0
-    assert "Traceback" not in done.stderr
-    assert "error: fold: expected null (all) or 0 to 1, found 7" in done.stderr
+    done = run("-m", "fold=7,0,1", *words, "hydra.sweep.dir=sweep", cwd=tmp_path)
+    assert done.code != 0
+    assert "Traceback" not in done.err
+    assert "error: fold: expected null (all) or 0 to 1, found 7" in done.err
     scores = tables.read_scores(tmp_path / "sweep" / "scores.csv")
     assert set(scores["fold"]) == {0, 1}
 
 
 def test_a_sweep_over_what_no_column_tells_ends_with_a_page_a_job(words, tmp_path):
-    done = sweep(*words, "preprocessing.intensity=zscore,local", "hydra.sweep.dir=sweep", cwd=tmp_path)
-    assert done.returncode == 0, done.stderr
-    assert "warning: the jobs of sweep are not joined: " in done.stdout
+    done = run("-m", *words, "preprocessing.intensity=zscore,local", "hydra.sweep.dir=sweep", cwd=tmp_path)
+    assert done.code == 0, done.err
+    assert "warning: the jobs of sweep are not joined: " in done.out
     assert len(list((tmp_path / "sweep").glob("*/report.html"))) == 2

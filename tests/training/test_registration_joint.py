@@ -22,6 +22,7 @@ def test_doubt_keeps_the_sure_and_moves_the_edge():
     assert float(got[estimate == 0.5].std()) > 0.05
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("dims", [2, 3])
 def test_the_joint_stm_learns_to_move_labels_onto_estimates(dims):
     """Images without any content: only the estimate tells where the target's structure is."""

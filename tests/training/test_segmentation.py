@@ -77,6 +77,7 @@ def test_the_auxiliary_loss_counts():
     assert loss > main + 0.1
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["ConvNet2D", "U-Net2D"])
 def test_it_learns_discs(name):
     library = discs(cases=8)

@@ -50,6 +50,7 @@ def discs(dims, cases=4, per_case=2, size=32, classes=2):
     return AtlasLibrary(images, labels, features, names, slices, classes, context)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("dims", [2, 3])
 def test_it_learns_a_disc(dims):
     library = discs(dims)
@@ -92,6 +93,7 @@ def test_the_budget_is_shared():
     assert TrainingSettings(iterations=1, minutes=None).part(0.1).iterations == 1
 
 
+@pytest.mark.slow
 def test_members_are_trained_apart_averaged_and_kept_as_one(tmp_path):
     library, short = discs(2), replace(SHORT, iterations=8)
     settings = replace(SMALL, members=2)
@@ -114,6 +116,7 @@ def test_members_are_trained_apart_averaged_and_kept_as_one(tmp_path):
     assert all(torch.equal(again.state_dict()[name], weight) for name, weight in both.state_dict().items())
 
 
+@pytest.mark.slow
 def test_a_kill_between_members_costs_no_member(tmp_path):
     library, settings, short = discs(2), replace(SMALL, members=2), replace(SHORT, iterations=4)
     whole = train_slice_network(library, (1.0, 1.0), settings, short, 1, tmp_path / "a", progress=False)

@@ -63,6 +63,7 @@ def test_damage_is_told(tensors, tmp_path, change, check):
             load_tensors(path)
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="reads /proc")
 def test_a_mapped_library_needs_memory_for_what_is_used_alone(tmp_path):
     """98 MB of images and labels on disk, of which six slices are looked at."""
@@ -91,6 +92,7 @@ print(int(indices[0, 0]), float(library.images[indices[0]].float().mean()), resi
     assert megabytes < 40
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="reads /proc")
 def test_the_benchmark_over_library_sizes_writes_its_numbers_and_a_plot(tmp_path):
     script = Path(__file__).resolve().parents[2] / "benchmarks" / "library_size.py"

@@ -330,7 +330,7 @@ def test_what_cannot_work(made, tmp_path, change, match):
         ({"distance": "$x"}, "^distance: expected one of"),
         ({"n": 0}, "^n: expected 1 to 3"),
         ({"registration": {"magic": 1}}, "^registration.magic: expected one of"),
-        ({"registration": {"joint": True, "channels": [4, 8], "field_stride": [1]}}, "^estimator: expected"),
+        ({"registration": {"joint": True, "channels": [4, 8], "field_stride": [1]}}, "^joint: expected"),
     ],
 )
 def test_a_configuration_that_was_tampered_with_is_refused(made, change, match):
