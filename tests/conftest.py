@@ -74,6 +74,18 @@ def overrides(config, prefix=""):
     return words
 
 
+@pytest.fixture(scope="module", autouse=True)
+def seeded_fixtures():
+    """A module's fixtures draw the same numbers whichever tests ran before."""
+    torch.manual_seed(0)
+
+
+@pytest.fixture(autouse=True)
+def seeded(seeded_fixtures):
+    """A test draws the same numbers whichever tests ran before."""
+    torch.manual_seed(0)
+
+
 @pytest.fixture(scope="session")
 def phantom(tmp_path_factory):
     """Folder of the tiny phantom: read only."""
