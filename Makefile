@@ -40,7 +40,7 @@ $(BENCH)/.ready: setup.cfg pyproject.toml benchmarks/constraints.txt benchmarks/
 	touch $@
 
 bench: $(BENCH)/.ready
-	$(BENCH)/bin/python benchmarks/speed.py $(if $(DATA),--data $(DATA)) $(if $(MODEL),--model $(MODEL)) $(BENCH_OPTIONS)
+	$(BENCH)/bin/python -m benchmarks.speed.run $(if $(DATA),--data $(DATA)) $(if $(MODEL),--model $(MODEL)) $(BENCH_OPTIONS)
 
 lint: $(READY)
 	$(BIN)/ruff check .
@@ -52,7 +52,6 @@ contract: $(READY)
 
 types: $(READY)
 	$(BIN)/mypy
-	cd benchmarks && ../$(BIN)/mypy --config-file ../pyproject.toml *.py
 
 clean:
 	rm -rf $(VENV) $(BENCH) build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .coverage

@@ -194,7 +194,7 @@ def main() -> None:
     from oasis_monai.training import distributed
 
     with _telling(), distributed.joined() as team:
-        if team.leads:
+        if team.is_main:
             _compose_and_run()
         else:
             team.serve()

@@ -1,16 +1,16 @@
-"""The settings of a run as values: what the YAML files hold, checked when they are read, without Hydra.
+"""The settings of a run as values: what the YAML files of ``conf/`` hold, checked when they are read, without Hydra.
 
-Every group of ``conf/`` is one dataclass, its keys the fields. :func:`build` turns the plain dict of a composed configuration
-into :class:`Settings` and names every key it does not know.
+Every group of ``conf/`` is one dataclass, its keys the fields. :func:`build_settings` gives the settings that the command line
+has with the same options; :func:`build` turns the plain dict of a composed configuration into :class:`Settings` and names every
+key it does not know.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field, replace
-from pathlib import Path
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from oasis_monai.atlases.features import FeatureSettings
@@ -20,112 +20,147 @@ from oasis_monai.networks.losses import RegistrationLoss
 from oasis_monai.networks.registration import RegistrationSettings
 from oasis_monai.networks.segmentation import NETWORKS, NetworkSettings
 from oasis_monai.networks.slice_unet import JointSettings, check_size
-from oasis_monai.segmentation.methods import INTERPOLATION, JOINT_METHODS, METHODS, check_methods, needs_estimate
+from oasis_monai.segmentation.methods import ESTIMATE, INTERPOLATION, METHODS, check_methods, methods_that_need, uses_estimate
 from oasis_monai.training.trainer import TrainingSettings
 from oasis_monai.transforms.augmentation import Augmentation
 from oasis_monai.transforms.corruptions import CORRUPTIONS
 from oasis_monai.transforms.preprocessing import Preprocessing
-from oasis_monai.utils.config import make_group
+from oasis_monai.utils.config import INFERENCE_ONLY, check_renamed, identity_of, make_group, not_used_by, plain, require
 from oasis_monai.utils.errors import ConfigError
+from oasis_monai.utils.presets import compose
+
+JOINT_NETWORKS = ("slices", "volume")
+"""Kinds of network that a joint model has beside its registration network."""
+DEFAULT_METHODS = ("FwoW", "FWAL", "OASIS")
+"""What the paper compares."""
+NOT_IN_NAME = {"inference_only": True}
+"""Metadata of a field that training reads in another form, which the name of a trained network holds: its cases and labels."""
 
 
 @dataclass(frozen=True)
 class Settings:
-    """One experiment. ``identity`` is what its fold models depend on; the rest can change without training again.
+    """All settings of one experiment, checked. :func:`build_settings` makes them from the options of the command line.
 
     Args:
+        data, preprocessing, features, registration, loss, training, augmentation, network, joint: the groups, see their classes.
         spatial_dims: 3: an atlas is a volume; 2: an axial slice (the paper).
-        n: numbers of atlases to fuse, each scored by itself.
-        methods: names of :data:`.segment.METHODS` (fusion rules) and :data:`.segmentation.NETWORKS`.
-        folds: protocol, ``patient`` or ``slice``; k: their number; fold: None for all, or the one to run.
-        train_cases: train with so many of each fold's patients (a learning curve); None for all.
-        seed: of the folds, initial weights and random draws.
-        device: ``cpu``, ``cuda`` (``cuda:1``), or ``auto``: a GPU where there is one; threads: of the CPU, None for all cores.
-        workers: processes that train networks side by side, on one CPU core each or on the GPU they share.
-        temperature: of the conditioned reading of LOA.
-        align_batch: pairs per forward pass, the most that is held at once.
-        corruptions: corrupted copies of each test case (:mod:`.corruptions`) that the predicted DSC is fitted on
-            beside the cases themselves; 0 for none. Patient folds only.
-        overlays: how many cases get a picture (those at even distances from worst to best); 0 for none.
-        browser: write what the report's case browser shows.
-        save_segmentations, save_probability: keep each result on the scan's own grid.
-        cache: folder of what every run can use again; progress: show bars.
+        n: numbers of atlases to fuse, each 1 or more and scored by itself.
+        methods: names of :data:`oasis_monai.segmentation.methods.METHODS` (fusion rules) and
+            :data:`oasis_monai.networks.segmentation.NETWORKS`. None for FwoW, FWAL, OASIS and, with a joint model, OASIS-joint.
+        folds: ``patient`` (whole patients are held out) or ``slice`` (the paper's protocol; needs ``spatial_dims=2``).
+        k: number of folds, 2 or more; fold: None for all of them, or the one to run, 0 to ``k - 1``.
+        train_cases: train with this many of each fold's patients (a learning curve), 2 or more; None for all.
+        seed: of the folds, initial weights and random draws; 0 to 2147483647.
+        device: ``cpu``, ``cuda`` (``cuda:1``), or ``auto``: a GPU where there is one.
+        threads: CPU threads, 1 or more; None for all cores.
+        workers: processes that train networks side by side, 1 or more, each on one CPU core or all on one GPU.
+        temperature: how strongly ``OASIS-conditioned`` prefers near atlases: the smaller, the more; above 0.
+        align_batch: pairs per forward pass of the registration network, 1 or more. Lower it when memory is short.
+        corruptions: number of corrupted copies of each test case (:mod:`oasis_monai.transforms.corruptions`) on which the
+            predicted Dice is fitted, beside the cases themselves; 0 for none. Patient folds only.
+        overlays: number of cases drawn with contours (evenly spaced from worst to best), 0 or more.
+        browser: keep what the case browser of the report shows.
+        save_segmentations, save_probability: write each result on the scan's own grid.
+        cache: folder of preprocessed cases and trained networks, which later runs use again.
+        progress: show progress bars.
+
+    Raises:
+        ConfigError: naming the key whose value cannot work, alone or with the others.
+
+    Examples:
+        >>> from oasis_monai.settings import DataSettings, Settings
+        >>> settings = Settings(data=DataSettings(root="scans", labels={"prostate": 1}), n=(1, 6))
+        >>> settings.methods
+        ('FwoW', 'FWAL', 'OASIS', 'OASIS-joint')
+        >>> Settings(data=settings.data, k=1)
+        Traceback (most recent call last):
+        oasis_monai.utils.errors.ConfigError: k: expected 2 folds or more, found 1; change it in the configuration
     """
 
-    data: DataSettings
-    preprocessing: Preprocessing
-    features: FeatureSettings
-    registration: RegistrationSettings
-    loss: RegistrationLoss
-    training: TrainingSettings
-    augmentation: Augmentation
-    network: NetworkSettings = field(default_factory=NetworkSettings)
-    joint: JointSettings = field(default_factory=JointSettings)
+    data: DataSettings = field(metadata=NOT_IN_NAME)
+    preprocessing: Preprocessing = field(default_factory=Preprocessing)
+    features: FeatureSettings = field(default_factory=FeatureSettings, metadata=not_used_by("volume", "segmentation"))
+    registration: RegistrationSettings = field(
+        default_factory=RegistrationSettings, metadata=not_used_by(*JOINT_NETWORKS, "segmentation")
+    )
+    loss: RegistrationLoss = field(default_factory=RegistrationLoss, metadata=not_used_by(*JOINT_NETWORKS, "segmentation"))
+    training: TrainingSettings = field(default_factory=TrainingSettings)
+    augmentation: Augmentation = field(default_factory=Augmentation)
+    network: NetworkSettings = field(default_factory=NetworkSettings, metadata=not_used_by("slices"))
+    joint: JointSettings = field(default_factory=JointSettings, metadata=not_used_by("segmentation"))
     spatial_dims: int = 3
-    n: tuple[int, ...] = (6,)
-    methods: tuple[str, ...] = ("FwoW", "FWAL", "OASIS")
-    folds: str = "patient"
-    k: int = 5
-    fold: int | None = None
-    train_cases: int | None = None
+    n: tuple[int, ...] = field(default=(6,), metadata=INFERENCE_ONLY)
+    methods: tuple[str, ...] = field(default=None, metadata=INFERENCE_ONLY)  # type: ignore[arg-type]  # filled in
+    folds: str = field(default="patient", metadata=NOT_IN_NAME)
+    k: int = field(default=5, metadata=NOT_IN_NAME)
+    fold: int | None = field(default=None, metadata=NOT_IN_NAME)
+    train_cases: int | None = field(default=None, metadata=NOT_IN_NAME)
     seed: int = 0
-    device: str = "auto"
-    threads: int | None = None
-    workers: int = 1
-    temperature: float = 0.1
-    align_batch: int = 8
-    corruptions: int = 2
-    overlays: int = 6
-    browser: bool = True
-    save_segmentations: bool = False
-    save_probability: bool = False
-    cache: str = "outputs/cache"
-    progress: bool = True
+    device: str = field(default="auto", metadata=INFERENCE_ONLY)
+    threads: int | None = field(default=None, metadata=INFERENCE_ONLY)
+    workers: int = field(default=1, metadata=INFERENCE_ONLY)
+    temperature: float = field(default=0.1, metadata=INFERENCE_ONLY)
+    align_batch: int = field(default=8, metadata=INFERENCE_ONLY)
+    corruptions: int = field(default=2, metadata=INFERENCE_ONLY)
+    overlays: int = field(default=6, metadata=INFERENCE_ONLY)
+    browser: bool = field(default=True, metadata=INFERENCE_ONLY)
+    save_segmentations: bool = field(default=False, metadata=INFERENCE_ONLY)
+    save_probability: bool = field(default=False, metadata=INFERENCE_ONLY)
+    cache: str = field(default="outputs/cache", metadata=INFERENCE_ONLY)
+    progress: bool = field(default=True, metadata=INFERENCE_ONLY)
 
     def __post_init__(self) -> None:
         n = (self.n,) if isinstance(self.n, int) else tuple(self.n)
-        if not n or not all(isinstance(v, int) and not isinstance(v, bool) and v > 0 for v in n):
-            raise ConfigError("n", "a number of atlases of 1 or more, or a list of them", self.n)
+        whole = all(isinstance(v, int) and not isinstance(v, bool) and v > 0 for v in n)
+        require(self, "", ("n", len(n) > 0 and whole, "a number of atlases of 1 or more, or a list of them"))
         object.__setattr__(self, "n", tuple(sorted(set(n))))
-        methods = check_methods([self.methods] if isinstance(self.methods, str) else self.methods, tuple(NETWORKS))
-        object.__setattr__(self, "methods", methods)
-        if self.folds not in PROTOCOLS:
-            raise ConfigError("folds", f"one of {list(PROTOCOLS)}", self.folds)
-        if self.k < 2:
-            raise ConfigError("k", "2 folds or more", self.k)
-        if self.fold is not None and not 0 <= self.fold < self.k:
-            raise ConfigError("fold", f"null (all) or 0 to {self.k - 1}", self.fold)
-        if not 0 <= self.seed < 2**31:
-            raise ConfigError("seed", "0 to 2147483647", self.seed)
-        if self.align_batch < 1:
-            raise ConfigError("align_batch", "1 or more", self.align_batch)
-        if not 0 <= self.corruptions <= len(CORRUPTIONS):
-            raise ConfigError("corruptions", f"0 to {len(CORRUPTIONS)} copies of each test case", self.corruptions)
-        if self.overlays < 0:
-            raise ConfigError("overlays", "0 or more cases to draw", self.overlays)
-        if self.temperature <= 0:
-            raise ConfigError("temperature", "a positive number", self.temperature)
-        if self.threads is not None and self.threads < 1:
-            raise ConfigError("threads", "1 or more, or null for all cores", self.threads)
-        if self.workers < 1:
-            raise ConfigError("workers", "1 or more processes", self.workers)
-        if self.train_cases is not None and self.train_cases < 2:
-            raise ConfigError("train_cases", "2 or more patients, or null for all", self.train_cases)
-        if self.train_cases is not None and self.folds != "patient":
-            raise ConfigError("train_cases", "null where folds=slice", self.train_cases, "set folds=patient")
-        if self.atlas_methods:
-            self.preprocessing.check_divisor(self.registration.divisor(self.spatial_dims))
-        joint = [m for m in self.methods if m in JOINT_METHODS]
+        methods = (
+            DEFAULT_METHODS + (("OASIS-joint",) if self.registration.joint else ()) if self.methods is None else self.methods
+        )
+        checked = check_methods([methods] if isinstance(methods, str) else methods, tuple(NETWORKS))
+        object.__setattr__(self, "methods", checked)
+        require(
+            self,
+            "",
+            ("folds", self.folds in PROTOCOLS, f"one of {list(PROTOCOLS)}"),
+            ("k", self.k > 1, "2 folds or more"),
+            ("fold", self.fold is None or 0 <= self.fold < self.k, f"null (all) or 0 to {self.k - 1}"),
+            ("seed", 0 <= self.seed < 2**31, "0 to 2147483647"),
+            ("align_batch", self.align_batch > 0, "1 or more"),
+            ("corruptions", 0 <= self.corruptions <= len(CORRUPTIONS), f"0 to {len(CORRUPTIONS)} copies of each test case"),
+            ("overlays", self.overlays >= 0, "0 or more cases to draw"),
+            ("temperature", self.temperature > 0, "a positive number"),
+            ("threads", self.threads is None or self.threads > 0, "1 or more, or null for all cores"),
+            ("workers", self.workers > 0, "1 or more processes"),
+            ("train_cases", self.train_cases is None or self.train_cases > 1, "2 or more patients, or null for all"),
+            ("train_cases", self.train_cases is None or self.folds == "patient", "null where folds=slice", "set folds=patient"),
+        )
+        self._check_methods()
+        self._check_networks()
+
+    def _check_methods(self) -> None:
+        """Whether the model and the folds are of the kind the methods need."""
+        joint = methods_that_need(ESTIMATE, self.methods)
         if joint and not self.registration.joint:
             raise ConfigError("methods", "methods of a model that is not a joint one", joint[0], "set registration.joint=true")
         if INTERPOLATION in self.methods and not (self.folds == "slice" and self.spatial_dims == 2):
             remedy = "set folds=slice spatial_dims=2, or leave it out: it needs labelled slices of the very scan"
             raise ConfigError("methods", "methods for new scans", INTERPOLATION, remedy)
+
+    def _check_networks(self) -> None:
+        """Whether every network of the methods can work on the working grid."""
+        require(
+            self,
+            "",
+            ("spatial_dims", self.spatial_dims == self.preprocessing.spatial_dims, "that of the preprocessing"),
+        )
+        if self.atlas_methods:
+            self.preprocessing.check_divisor(self.registration.divisor(self.spatial_dims))
         if self.uses_joint_model:
             check_size(self.preprocessing.size)
             if self.spatial_dims == 3 and self.joint.atlases:
                 raise ConfigError("joint.atlases", "0 where spatial_dims is 3", self.joint.atlases)
-            if self.joint.budgets(self.spatial_dims)[1]:
+            if self.has_volume_network:
                 self._check_volume_network()
         for name in self.networks:
             if NETWORKS[name] != self.spatial_dims:
@@ -172,97 +207,114 @@ class Settings:
     @property
     def uses_joint_model(self) -> bool:
         """Whether the methods need the segmentation network of a joint model."""
-        return self.registration.joint and needs_estimate(self.methods)
+        return self.registration.joint and uses_estimate(self.methods)
 
     @property
     def networks(self) -> tuple[str, ...]:
         """Those of ``methods`` that are segmentation networks, which know no n."""
         return tuple(m for m in self.methods if m in NETWORKS)
 
-    def identity(self) -> dict[str, Any]:
-        """What a trained STM depends on beside its training data; never n, methods or anything of inference."""
-        return {
-            "preprocessing": asdict(self.preprocessing),
-            "registration": asdict(self.registration),
-            "loss": {k: getattr(self.loss, k) for k in ("alpha", "beta", "gamma", "similarity", "smooth")},
-            "training": self.training.identity(),
-            "augmentation": asdict(self.augmentation) if self.training.augment else None,
-            "features": asdict(self.features) if self.training.nearest_partners or self.registration.joint else None,
-            "joint": self.joint.identity() if self.registration.joint else None,
-            "seed": self.seed,
-            **({"volume_network": self._volume_network()} if self.registration.joint and self.has_volume_network else {}),
-            "tta_flip": self.joint.tta_flip if self.registration.joint else None,  # the estimates a joint STM is trained on
-        }
-
     @property
     def has_volume_network(self) -> bool:
         """Whether a joint model has a network on the volume beside that on slices."""
         return self.joint.budgets(self.spatial_dims)[1] > 0
 
-    def _volume_network(self) -> dict[str, Any]:
-        """What decides the weights of a joint model's volume network, which always sees whole volumes."""
-        return dataclasses.replace(self.network, patch=None).identity(self.joint.volume_network)
+    def identity(self, network: str = "registration") -> dict[str, Any]:
+        """What a trained network depends on beside its training data, as plain JSON values.
+
+        Every field counts but those marked otherwise (:mod:`oasis_monai.utils.config`): a new one makes new names.
+
+        Args:
+            network: ``registration``, ``slices`` or ``volume`` (a joint model's), or one of
+                :data:`oasis_monai.networks.segmentation.NETWORKS`.
+        """
+        kind = "segmentation" if network in NETWORKS else network
+        found = identity_of(self, kind)
+        joint = kind in JOINT_NETWORKS or (kind == "registration" and self.registration.joint)
+        if not self.training.augment:
+            found["augmentation"] = None
+        if "features" in found and not (joint or self.training.nearest_partners):
+            found["features"] = None
+        if "joint" in found:
+            found["joint"] = self.joint.identity(kind) if joint else None
+        if kind == "segmentation":
+            found["network"] = self.network.identity(network)
+        elif "network" in found:  # a joint model's volume network always sees whole volumes
+            whole = joint and (kind == "volume" or self.has_volume_network)
+            found["network"] = replace(self.network, patch=None).identity(self.joint.volume_network) if whole else None
+        return found
 
     def slice_network_identity(self) -> dict[str, Any]:
-        """What a joint model's segmentation network depends on beside its training data."""
-        shared = self.identity()
-        training = {k: v for k, v in shared["training"].items() if k in ("iterations", "minutes", "augment", "amp")}
-        kept = {k: shared[k] for k in ("preprocessing", "augmentation", "features", "joint", "seed")}
-        return {**kept, "training": training}
+        """What a joint model's slice network depends on beside its training data."""
+        return self.identity("slices")
 
     def volume_identity(self) -> dict[str, Any]:
         """What a joint model's volume network depends on beside its training data."""
-        joint = {k: getattr(self.joint, k) for k in ("slice_budget", "volume_budget", "volume_stride")}
-        shared = self.network_identity(self.joint.volume_network)
-        return {**shared, "network": self._volume_network(), "joint": joint}
+        return self.identity("volume")
 
     def network_identity(self, name: str) -> dict[str, Any]:
         """What a trained segmentation network depends on beside its training data."""
-        shared = self.identity()
-        training = {k: v for k, v in shared["training"].items() if k != "nearest_partners"}
-        kept = {k: shared[k] for k in ("preprocessing", "augmentation", "seed")}
-        return {**kept, "training": training, "network": self.network.identity(name)}
+        return self.identity(name)
 
     def to_json(self) -> dict[str, Any]:
-        """All settings as plain JSON values."""
-        plain = {f.name: getattr(self, f.name) for f in dataclasses.fields(self)}
-        plain |= {
-            k: asdict(v) for k, v in plain.items() if dataclasses.is_dataclass(v) and not isinstance(v, RegistrationLoss | type)
-        }
-        plain["loss"] = self.identity()["loss"]
-        plain["preprocessing"].pop("spatial_dims")  # stands at the top
-        return _plain(plain)
+        """All settings as plain JSON values, which :func:`build` takes back."""
+        told: dict[str, Any] = plain(self)
+        told["preprocessing"].pop("spatial_dims")  # stands at the top
+        return told
 
 
-def _plain(value: Any) -> Any:
-    if isinstance(value, Mapping):
-        return {str(k): _plain(v) for k, v in value.items()}
-    if isinstance(value, Sequence) and not isinstance(value, str):
-        return [_plain(v) for v in value]
-    return str(value) if isinstance(value, Path) else value
+GROUPS: dict[str, Any] = {
+    "data": DataSettings,
+    "preprocessing": Preprocessing,
+    "features": FeatureSettings,
+    "registration": RegistrationSettings,
+    "loss": RegistrationLoss,
+    "training": TrainingSettings,
+    "augmentation": Augmentation,
+    "network": NetworkSettings,
+    "joint": JointSettings,
+}
+"""The class of every group of settings."""
 
 
 def build(config: Mapping[str, Any]) -> Settings:
-    """Settings from the plain dict of a composed configuration. ``methods`` may be null: what the paper compares, and
-    ``OASIS-joint`` where the model is a joint one.
+    """Settings from the plain dict of a composed configuration, or from :meth:`Settings.to_json`. What is left out has the
+    default of ``conf/``.
 
     Raises:
         ConfigError: an unknown key, a value out of range, or sizes the network cannot take.
     """
-    top = dict(config)
-    groups: dict[str, Any] = {
-        "data": DataSettings,
-        "features": FeatureSettings,
-        "registration": RegistrationSettings,
-        "loss": RegistrationLoss,
-        "training": TrainingSettings,
-        "augmentation": Augmentation,
-        "network": NetworkSettings,
-        "joint": JointSettings,
-    }
-    dims = top.get("spatial_dims", 3)
-    made: dict[str, Any] = {name: make_group(kind, top.pop(name, {}), name) for name, kind in groups.items()}
-    made["preprocessing"] = make_group(Preprocessing, top.pop("preprocessing", {}), "preprocessing", spatial_dims=dims)
-    if top.get("methods", ()) is None:
-        top["methods"] = ["FwoW", "FWAL", "OASIS", *(["OASIS-joint"] if made["registration"].joint else [])]
+    top = {key: value for key, value in config.items() if (key, value) != ("methods", None)}
+    more = {"preprocessing": {"spatial_dims": top.get("spatial_dims", 3)}}
+    made = {name: make_group(kind, top.pop(name, {}), name, **more.get(name, {})) for name, kind in GROUPS.items()}
     return make_group(Settings, {**top, **made}, "")
+
+
+def build_settings(options: Mapping[str, Any] | None = None, **more: Any) -> Settings:
+    """The settings that the command line has with the same options.
+
+    Args:
+        options: values by the names of the command line. A key may have dots, and a value may be a dict of further keys. A text
+            for a group chooses a preset of ``conf/`` by its name; a text for ``experiment`` chooses one of ``conf/experiment``.
+            A dict for ``data`` describes a data set of your own completely, and nothing of the default data set stays in it. To
+            change one value of a preset, write ``{"data": "promise12", "data.root": "scans"}``.
+        more: further options, by names without dots; they are laid over ``options``.
+
+    Raises:
+        ConfigError: an unknown key or preset, a value out of range, or values that do not work together.
+
+    Examples:
+        >>> from oasis_monai.settings import build_settings
+        >>> mine = {"root": "scans", "layout": "msd", "labels": {"spleen": 1}}
+        >>> settings = build_settings({"training.iterations": 50, "training.minutes": None}, data=mine, n=4)
+        >>> settings.training.iterations, settings.training.lr, settings.data.labels
+        (50, 0.002, {'spleen': 1})
+        >>> build_settings(data="promise12", registration="unet3d", loss="eq1").loss.gamma
+        0.01
+    """
+    given = [*(options or {}), *more]
+    for key in given:
+        check_renamed(key)
+    # conf/config.yaml also has options of tasks (model=, input=, ...): they are left out, but refused where the caller gives them
+    known = {f.name for f in dataclasses.fields(Settings)} | {key.partition(".")[0] for key in given}
+    return build({key: value for key, value in compose(options or {}, more).items() if key in known})

@@ -161,15 +161,15 @@ def _segment(config: dict[str, Any], job: Mapping[str, Any], run_dir: Path, swee
     if not Path(job["input"]).exists():
         raise ConfigError("input", "a scan or a folder of scans", str(job["input"]), "correct the path")
     failed = segment_scans(
-        Path(job["model"]),
-        Path(job["input"]),
-        Path(job["output"]),
-        n,
-        method,
-        settings.device,
-        settings.align_batch,
-        settings.save_probability,
-        bool(job["overwrite"]),
+        job["model"],
+        job["input"],
+        job["output"],
+        n=n,
+        method=method,
+        device=settings.device,
+        batch=settings.align_batch,
+        save_probability=settings.save_probability,
+        overwrite=bool(job["overwrite"]),
         file_format=job["format"],
     )
     if failed:

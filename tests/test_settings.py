@@ -1,18 +1,20 @@
-"""Settings out of plain dicts: what is refused, and what a model's name depends on."""
+"""Settings out of plain dicts: the same from Python as on the command line, what is refused, what a model's name depends on."""
 
 import dataclasses
+import doctest
 import json
 import re
 
 import pytest
 
+import oasis_monai.settings
 from oasis_monai.data.cases import DataSettings
-from oasis_monai.networks.registration import RegistrationSettings
 from oasis_monai.networks.slice_unet import JointSettings
-from oasis_monai.settings import Settings, build
-from oasis_monai.training.trainer import TrainingSettings
-from oasis_monai.transforms.augmentation import Augmentation
+from oasis_monai.settings import GROUPS, Settings, build, build_settings
+from oasis_monai.tasks import JOB_KEYS
+from oasis_monai.utils.config import INFERENCE_ONLY, RENAMED, check_renamed
 from oasis_monai.utils.errors import ConfigError
+from oasis_monai.utils.presets import preset_names
 from tests.conftest import JOINT, TINY, merged
 
 
@@ -181,13 +183,10 @@ def test_features_are_part_of_the_identity_where_they_choose_the_pairs():
     assert made(near, {"features": {"distance": "zscore"}}).identity() != made(near).identity()
 
 
-GROUPS = {"data", "preprocessing", "features", "registration", "loss", "training", "augmentation", "network", "joint"}
-
-
 def test_every_setting_has_a_key_in_the_documentation_of_its_class():
-    for kind in (Settings, DataSettings, TrainingSettings, Augmentation, RegistrationSettings, JointSettings):
+    for kind in (Settings, *GROUPS.values()):
         told = set(re.findall(r"\w+", " ".join(re.findall(r"((?:\w+, )*\w+):", kind.__doc__))))
-        named = {field.name for field in dataclasses.fields(kind)} - GROUPS
+        named = {field.name for field in dataclasses.fields(kind)}
         assert named <= told, (kind, sorted(named - told))
     assert {field.name for field in dataclasses.fields(Settings)} == set(made().to_json())
 
@@ -216,6 +215,204 @@ def test_classes_are_numbered_by_their_values_whatever_their_names_and_order():
     labels = {f"l{i}": i for i in range(50, 0, -1)}  # by name l1, l10, l11, ...
     assert DataSettings(labels=labels).label_values == tuple(range(51))
     assert list(DataSettings(labels={"b": 3, "c": 1, "a": 2}).labels) == ["c", "a", "b"]
+
+
+def composed(*words):
+    """The settings of a command line, composed by Hydra."""
+    from hydra import compose, initialize_config_module
+    from omegaconf import OmegaConf
+
+    with initialize_config_module("oasis_monai.conf", version_base="1.3"):
+        config = OmegaConf.to_container(compose("config", overrides=list(words)), resolve=True)
+    return build({key: value for key, value in config.items() if key not in JOB_KEYS})
+
+
+FLAT = {"spatial_dims": 2, "preprocessing": "local2d", "registration": "joint2d"}
+SAME = [
+    {},
+    {"data": "hippocampus"},
+    {"data": "promise12", "registration": "unet3d", "loss": "eq1"},
+    {**FLAT, "joint": "slices", "folds": "slice"},
+    {"data": "promise12", "data.root": "scans", "training.iterations": 7, "training.minutes": None, "n": [1, 4]},
+    {"experiment": "hippocampus", "features": "intensity", "registration": "joint3d", "preprocessing": "local3d", "k": 3},
+    *({"experiment": name} for name in preset_names("experiment")),
+]
+
+
+def as_words(options):
+    return [f"{key}={'null' if value is None else str(value).replace(' ', '')}" for key, value in options.items()]
+
+
+@pytest.mark.parametrize("options", SAME, ids=str)
+def test_python_has_the_settings_of_the_command_line(options):
+    assert build_settings(options) == composed(*as_words(options))
+    assert build_settings(**options) == build_settings(options)
+
+
+@pytest.mark.parametrize("group", [group for group in GROUPS if group != "data"])
+def test_every_preset_is_the_same_in_python(group):
+    """Also where it does not work with the others, and must be refused in the same words."""
+
+    def outcome(make, *given):
+        try:
+            return make(*given)
+        except ConfigError as error:
+            return str(error)
+
+    names = preset_names(group)
+    assert names
+    for name in names:
+        for others in ({}, FLAT, {"spatial_dims": 2, "preprocessing": "paper", "registration": "unet2d"}):
+            options = {**others, group: name}
+            assert outcome(build_settings, options) == outcome(composed, *as_words(options)), options
+
+
+def test_what_is_left_out_in_python_means_what_conf_says():
+    """A class by itself, the strict :func:`build`, and the command line: one source of defaults, key by key."""
+    command = composed()
+    bare, alone = build({}), Settings(data=DataSettings())
+    for field in dataclasses.fields(Settings):
+        if field.name == "data":  # the default data set has a name and a place of its own
+            for key in ("layout", "labels", "regions", "include"):
+                assert getattr(DataSettings(), key) == getattr(command.data, key), key
+            continue
+        want = getattr(command, field.name)
+        assert getattr(bare, field.name) == getattr(alone, field.name) == want, field.name
+        if field.name in GROUPS:
+            own = GROUPS[field.name]()
+            for part in dataclasses.fields(own):
+                assert getattr(own, part.name) == getattr(want, part.name), (field.name, part.name)
+    flat = composed(*as_words(FLAT))
+    assert build({"spatial_dims": 2, "registration": {"field_stride": [4, 4]}}).preprocessing == flat.preprocessing
+
+
+def test_a_data_set_of_one_s_own_has_nothing_of_the_default_one():
+    mine = {"root": "scans", "layout": "msd", "labels": {"spleen": 3}}
+    settings = build_settings(data=mine)
+    assert settings.data == DataSettings(**mine)
+    assert dataclasses.replace(settings, data=composed().data) == composed()
+    kept = build_settings({"data": "promise12", "data.labels": {"gland": 2}})
+    assert (kept.data.labels, kept.data.name) == ({"gland": 2}, "PROMISE12")
+    with pytest.raises(ConfigError, match=r"^data\.labels: expected names with different values of 1 to 255, found \{\}"):
+        build_settings(data={"root": "scans"})
+
+
+@pytest.mark.parametrize(
+    ("options", "match"),
+    [
+        ({"registration": "unet9"}, r"^registration: expected a preset, one of \['joint2d', .*\], found 'unet9'"),
+        ({"data": "../data/phantom"}, r"^data: expected a preset, one of \['hippocampus', 'phantom', 'promise12'\]"),
+        ({"experiment": "none"}, r"^experiment: expected a preset, one of \['accuracy'"),
+        ({"training": 3}, r"^training: expected a group of settings, found 3"),
+        ({"training.epochs": 3}, r"^training\.epochs: expected one of .*an unknown key"),
+        ({"model": "m"}, r"^model: expected one of .*an unknown key"),
+        ({"seed.x": 3}, r"^seed: expected a whole number, found \{'x': 3\}"),
+        ({"estimator.share": 0.5}, r"^estimator\.share: expected joint\.slice_budget, as this option is called now"),
+        ({"estimator": {"decoder": [1]}}, r"^estimator: expected joint, as this option is called now"),
+        ({"joint.vote": 0.5}, r"^joint\.vote: expected one of .*an unknown key"),
+    ],
+    ids=str,
+)
+def test_an_option_that_cannot_work_is_refused_from_python_too(options, match):
+    with pytest.raises(ConfigError, match=match) as error:
+        build_settings(options)
+    assert "\n" not in str(error.value)
+
+
+def test_options_are_taken_by_value_and_the_later_counts():
+    mine = {"data": {"labels": {"a": 1}}, "training": {"minutes": 2.0}, "training.lr": 0.5}
+    settings = build_settings(mine, seed=3, training={"batch": 7, "lr": 0.1}, joint="fine")
+    assert (settings.training.minutes, settings.training.lr, settings.training.batch, settings.seed) == (2.0, 0.1, 7, 3)
+    assert build_settings({"joint": "fine", "joint.members": 2}, joint={"lr": 0.5}).joint == JointSettings(
+        volume_network="DynU-Net3D", volume_stride=(1, 1, 1), members=2, lr=0.5
+    )
+    assert mine == {"data": {"labels": {"a": 1}}, "training": {"minutes": 2.0}, "training.lr": 0.5}
+    assert build_settings() == build_settings({}) == composed()
+
+
+def test_only_old_names_are_refused_as_old():
+    for group, kind in GROUPS.items():
+        for field in dataclasses.fields(kind):
+            check_renamed(f"{group}.{field.name}")
+    for old, new in RENAMED.items():
+        with pytest.raises(ConfigError, match=rf"^{re.escape(old)}: expected {re.escape(new)}, as this option is called now"):
+            check_renamed(old)
+    with pytest.raises(ConfigError, match=r"; write joint\.decoder$"):
+        check_renamed("estimator.decoder")
+
+
+def test_the_examples_of_the_documentation_run():
+    result = doctest.testmod(oasis_monai.settings)
+    assert (result.failed, result.attempted > 5) == (0, True)
+
+
+KINDS = ("registration", "slices", "volume", "U-Net3D")
+
+
+def newer(value, **metadata):
+    """The same dataclass with one field more."""
+    field = ("new", int, dataclasses.field(default=1, metadata=metadata))
+    kind = dataclasses.make_dataclass("Newer", [field], bases=(type(value),), frozen=True)
+    return kind(**{f.name: getattr(value, f.name) for f in dataclasses.fields(value)})
+
+
+READ_BY = {  # whose training reads the group
+    "preprocessing": KINDS,
+    "features": ("registration", "slices"),
+    "registration": ("registration",),
+    "loss": ("registration",),
+    "training": KINDS,
+    "augmentation": KINDS,
+    "network": ("registration", "volume", "U-Net3D"),
+    "joint": ("registration", "slices", "volume"),
+}
+
+
+@pytest.mark.parametrize("group", [*READ_BY, None])
+def test_a_new_setting_counts_until_it_is_marked_otherwise(group):
+    """A stale network must never be taken for one trained with a setting that no one thought of."""
+    settings = made(JOINT)
+
+    def with_new(**metadata):
+        changed = newer(settings if group is None else getattr(settings, group), **metadata)
+        return changed if group is None else dataclasses.replace(settings, **{group: changed})
+
+    counted = {kind for kind in KINDS if with_new().identity(kind) != settings.identity(kind)}
+    assert counted == set(KINDS if group is None else READ_BY[group])
+    marked = with_new(**INFERENCE_ONLY)
+    assert all(marked.identity(kind) == settings.identity(kind) for kind in KINDS)
+
+
+SHARED = [  # what changes, and whose weights it changes
+    ({"joint": {"tta_flip": False}}, ("registration",)),
+    ({"joint": {"tta_views": 0, "recentre": False, "estimate_weight": 0.5}}, ()),
+    ({"joint": {"slices_per_step": 3}}, ("registration", "slices")),
+    ({"joint": {"volume_stride": [1, 1, 1]}}, ("registration", "slices", "volume")),
+    ({"training": {"lr": 1e-4}}, ("registration", "volume", "U-Net3D")),
+    ({"training": {"nearest_partners": 2}}, ("registration",)),
+    ({"training": {"iterations": 9}}, KINDS),
+    ({"training": {"checkpoint_minutes": 9.0}}, ()),
+    ({"registration": {"channels": [8, 8]}, "loss": {"beta": 0.0}}, ("registration",)),
+    ({"features": {"distance": "zscore"}}, ("registration", "slices")),
+    ({"network": {"unet": [4, 9]}}, ("registration", "volume", "U-Net3D")),
+    ({"network": {"dynunet": [4, 9], "convnet": [4, 9], "overlap": 0.25}}, ()),
+    ({"network": {"patch": [16, 16, 8]}}, ("U-Net3D",)),
+    ({"seed": 4}, KINDS),
+    ({"k": 3, "folds": "slice", "workers": 2, "data": {"name": "x", "labels": {"a": 4}}}, ()),
+]
+
+
+@pytest.mark.parametrize(("change", "whose"), SHARED, ids=[str(change) for change, _ in SHARED])
+def test_what_retrains_which_network(change, whose):
+    before, after = made(JOINT), made(JOINT, change)
+    assert tuple(kind for kind in KINDS if after.identity(kind) != before.identity(kind)) == whose
+
+
+def test_a_model_s_name_knows_what_its_slice_network_is_made_of(monkeypatch):
+    before = made(JOINT)
+    names = {kind: json.dumps(before.identity(kind)) for kind in KINDS}  # plain values
+    monkeypatch.setattr("oasis_monai.networks.slice_unet.DESIGN", -1)
+    assert [kind for kind in KINDS if json.dumps(before.identity(kind)) != names[kind]] == ["registration", "slices"]
 
 
 @pytest.mark.parametrize(

@@ -209,8 +209,14 @@ def target_features(target: Preprocessed, spatial_dims: int, embed: Embedder) ->
 
 @dataclass(frozen=True)
 class FeatureSettings:
-    """What similarity between images means (``conf/features``): see :func:`oasis_monai.atlases.features.embedder` and
-    :func:`oasis_monai.atlases.selection.nearest`."""
+    """How similar two images are, which decides the atlases to fuse. The fields are the keys of ``conf/features``.
+
+    Args:
+        name: ``efficientnet-lite0`` or ``densenet121`` (ImageNet logits), ``intensity`` (a pooled image) or ``random`` (the
+            ablation), see :func:`oasis_monai.atlases.features.embedder`.
+        weights: file of the network's weights; None for those that install with the package or are downloaded once.
+        distance: ``l2``, ``zscore`` or ``variance``, see :func:`oasis_monai.atlases.selection.nearest`.
+    """
 
     name: str = "efficientnet-lite0"
     weights: str | None = None

@@ -130,7 +130,7 @@ def append_atlas_channels(
     return torch.cat(parts if shape is None else [*parts, 1 + shape / REACH], 1)
 
 
-def _slices(library: AtlasLibrary, rows: torch.Tensor) -> torch.Tensor:
+def context_slices(library: AtlasLibrary, rows: torch.Tensor) -> torch.Tensor:
     """(B, 3, x, y) atlases of a library of slices between their neighbours."""
     if library.context is None:
         raise ValueError("a library of slices without their neighbours; build it again")
@@ -138,17 +138,18 @@ def _slices(library: AtlasLibrary, rows: torch.Tensor) -> torch.Tensor:
     return torch.cat([below, library.images[rows], above], 1).float()
 
 
-def _near(library: AtlasLibrary, count: int, same_case: bool, rows: torch.Tensor) -> torch.Tensor:
+def nearest_slice_atlases(library: AtlasLibrary, count: int, same_case: bool, rows: torch.Tensor) -> torch.Tensor:
     """(R, count) the atlases shown beside the atlases ``rows``."""
     if not count:
         return torch.empty((len(rows), 0), dtype=torch.int64)
     own = library.groups(same_case)
     parts = rows.split(1024)  # all slices with their neighbours are three libraries
-    return torch.cat([adjacent_slice_atlases(_slices(library, part), library, (own[part], own)) for part in parts])
+    return torch.cat([adjacent_slice_atlases(context_slices(library, part), library, (own[part], own)) for part in parts])
 
 
-def _expected(library: AtlasLibrary, rows: torch.Tensor, near: torch.Tensor) -> torch.Tensor:
-    """(R, C-1, x, y) the shape expected of the atlases ``rows``, their own label not looked at; ``near``: see :func:`_near`."""
+def expected_shapes(library: AtlasLibrary, rows: torch.Tensor, near: torch.Tensor) -> torch.Tensor:
+    """(R, C-1, x, y) the shape expected of the atlases ``rows``, their own label not looked at; ``near``: see
+    :func:`nearest_slice_atlases`."""
     return interpolate_shape(library, [(library.cases[row], int(library.slices[row])) for row in rows.tolist()], near)
 
 

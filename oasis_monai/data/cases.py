@@ -13,6 +13,7 @@ from typing import TypeVar
 from oasis_monai.data.formats.dicom import is_dicom, series_among
 from oasis_monai.data.formats.dispatch import METAIMAGE, NIFTI, ending
 from oasis_monai.data.types import REGIONS, Case
+from oasis_monai.utils.config import require
 from oasis_monai.utils.errors import ConfigError, DataError, Fault
 
 CASE_NAME = re.compile(r"(Case\d+)(_segmentation)?")
@@ -228,18 +229,21 @@ LABELLED = ("promise12", "msd")
 
 @dataclass(frozen=True)
 class DataSettings:
-    """A labelled data set (``conf/data``).
+    """A labelled data set. The fields are the keys of ``conf/data``.
 
     Args:
-        name: how reports call it.
+        name: what reports call it.
         root: its folder.
         layout: ``promise12`` or ``msd``, see :func:`oasis_monai.data.cases.find_cases`.
-        labels: class name -> value in the label files; 0 is the background. Other values in a file are an error. Classes are
-            numbered by these values, whatever the order here: a JSON file, where a model keeps them, has an order of its own.
-        regions: parts of a structure to score beside the whole: thirds along the axial axis.
-        include: case ids to use; empty for all.
+        labels: class name -> value in the label files, 1 to 255; 0 is the background. Other values in a file are an error.
+            Classes are numbered by these values in rising order, whatever their order here.
+        regions: parts of a structure to score: ``whole``, and any of ``apex``, ``mid``, ``base`` (thirds along the axial axis).
+        include: ids of the cases to use; empty for all.
         citation, licence: printed in the report.
         source: what ``oasis-monai download`` fetches for it, see :func:`oasis_monai.data.download.find_source`.
+
+    Raises:
+        ConfigError: naming ``data.<key>``.
     """
 
     name: str = "dataset"
@@ -253,18 +257,27 @@ class DataSettings:
     source: str = ""
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "labels", dict(self.labels))
         object.__setattr__(self, "regions", tuple(self.regions))
         object.__setattr__(self, "include", tuple(str(case) for case in self.include))
-        if self.layout not in LABELLED:
-            raise ConfigError("data.layout", f"one of {list(LABELLED)}", self.layout)
-        fine = "whole" in self.regions and len(set(self.regions)) == len(self.regions) and set(self.regions) <= set(REGIONS)
-        if not fine:  # the whole structure is what is compared, drawn and predicted
-            raise ConfigError("data.regions", f"whole and any others of {list(REGIONS)}, each once", list(self.regions))
-        values = list(self.labels.values())
-        if not values or len(set(values)) != len(values) or not all(isinstance(v, int) and 0 < v < 256 for v in values):
-            remedy = "name every value in the label files but 0, the background"
-            raise ConfigError("data.labels", "names with different values of 1 to 255", dict(self.labels), remedy)
+        object.__setattr__(self, "labels", dict(self.labels))
+        regions, values = set(self.regions), list(self.labels.values())
+        # the whole structure is what is compared, drawn and predicted
+        known = "whole" in regions and len(regions) == len(self.regions) and regions <= set(REGIONS)
+        apart = len(values) > 0 and len(set(values)) == len(values)
+        remedy = "name every value in the label files but 0, the background"
+        require(
+            self,
+            "data",
+            ("layout", self.layout in LABELLED, f"one of {list(LABELLED)}"),
+            ("regions", known, f"whole and any others of {list(REGIONS)}, each once"),
+            (
+                "labels",
+                apart and all(isinstance(v, int) and 0 < v < 256 for v in values),
+                "names with different values of 1 to 255",
+                remedy,
+            ),
+        )
+        # a JSON file, where a model keeps the labels, has an order of its own
         object.__setattr__(self, "labels", dict(sorted(self.labels.items(), key=lambda pair: pair[1])))
 
     @property

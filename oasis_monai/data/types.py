@@ -34,6 +34,12 @@ class Geometry:
         x, y, z = np.linalg.norm(np.asarray(self.affine, float)[:3, :3], axis=0)
         return float(x), float(y), float(z)
 
+    @property
+    def voxel_ml(self) -> float:
+        """Volume of one voxel in millilitres."""
+        x, y, z = self.spacing_mm
+        return x * y * z / 1000
+
 
 @dataclass(frozen=True)
 class Case:

@@ -14,7 +14,7 @@ import numpy as np
 import pandas as pd
 import torch
 
-from oasis_monai.evaluation.quality import FAILURE, Calibration, correlation, cross_fitted, fit, uncalibrated
+from oasis_monai.evaluation.quality import FAILURE, Calibration, cross_fitted, fit, uncalibrated
 from oasis_monai.evaluation.scores import method_name
 from oasis_monai.segmentation.agreement import SOURCES, known_sources, overlaps
 from oasis_monai.transforms.corruptions import UNTOUCHED
@@ -114,27 +114,6 @@ def read_quality(path: Path) -> list[QualityGroup]:
         for (p, m, n, label), part in known.groupby(by, sort=True)
         for clean in [part["corruption"] == UNTOUCHED]
     ]
-
-
-def quality_text(groups: Iterable[QualityGroup]) -> str:
-    """Lines for a terminal: correlation, mean error, failures and false alarms of every method, n and label, and of the
-    corrupted copies."""
-    lines = []
-    for g in groups:
-        name = f"predicted DSC, {method_name(g.method, g.n)}, {g.label}"
-        lines += [f"{name}: {_told(g.rows)}"] if len(g.rows) else []
-        lines += [f"{name}, {len(g.corrupted)} scans corrupted on purpose: {_told(g.corrupted)}"] if len(g.corrupted) else []
-    return "\n".join(lines)
-
-
-def _told(rows: pd.DataFrame) -> str:
-    bad, caught, good, alarms = failures(rows)
-    value = correlation(rows["predicted_dsc"], rows["dsc"])
-    r = "undefined" if math.isnan(value) else f"{value:.2f}"
-    return (
-        f"r {r}, mean error {100 * mean_error(rows):.1f} points; "
-        f"{caught} of {bad} failures (DSC under {100 * FAILURE:.0f} %) flagged, {alarms} false alarms in {good}"
-    )
 
 
 def write_calibrations(path: Path, models: Mapping[str, Mapping[str, Calibration]]) -> None:

@@ -6,11 +6,13 @@ L = alpha * L_sim + beta * L_dice + gamma * L_smooth        (eq. 1; the paper: a
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import partial
 from typing import NamedTuple
 
 import torch
+
+from oasis_monai.utils.config import require
 
 EPSILON = 1e-5
 
@@ -119,12 +121,15 @@ class Terms(NamedTuple):
 
 @dataclass(frozen=True)
 class RegistrationLoss:
-    """Eq. 1. ``beta = 0`` is plain VoxelMorph, the paper's ablation.
+    """Eq. 1. ``beta = 0`` is plain VoxelMorph, the paper's ablation. The fields are the keys of ``conf/loss``.
 
     Args:
-        alpha, beta, gamma: weights of image similarity, label Dice and smoothness; not negative.
+        alpha, beta, gamma: weights of image similarity, label Dice and smoothness; 0 or more. The paper's gamma is 0.01.
         similarity: ``ncc`` (eq. 2), ``local_ncc`` or ``mse``.
         smooth: ``mean`` or ``sum`` (eq. 4), or ``bending``.
+
+    Raises:
+        ConfigError: naming ``loss.<key>``.
     """
 
     alpha: float = 1.0
@@ -132,19 +137,15 @@ class RegistrationLoss:
     gamma: float = 0.1
     similarity: str = "ncc"
     smooth: str = "mean"
-    _parts: tuple[Callable, Callable] = field(init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
-        from oasis_monai.utils.errors import ConfigError
-
-        if self.similarity not in SIMILARITIES:
-            raise ConfigError("loss.similarity", f"one of {sorted(SIMILARITIES)}", self.similarity)
-        if self.smooth not in SMOOTHNESS:
-            raise ConfigError("loss.smooth", f"one of {sorted(SMOOTHNESS)}", self.smooth)
-        for key in ("alpha", "beta", "gamma"):
-            if not getattr(self, key) >= 0:
-                raise ConfigError(f"loss.{key}", "a weight of 0 or more", getattr(self, key))
-        object.__setattr__(self, "_parts", (SIMILARITIES[self.similarity], SMOOTHNESS[self.smooth]))
+        require(
+            self,
+            "loss",
+            ("similarity", self.similarity in SIMILARITIES, f"one of {sorted(SIMILARITIES)}"),
+            ("smooth", self.smooth in SMOOTHNESS, f"one of {sorted(SMOOTHNESS)}"),
+            *((key, getattr(self, key) >= 0, "a weight of 0 or more") for key in ("alpha", "beta", "gamma")),
+        )
 
     def __call__(
         self,
@@ -155,7 +156,7 @@ class RegistrationLoss:
         ddf: torch.Tensor,
     ) -> Terms:
         """Images (B, 1, *S), structures (B, C-1, *S) and field (B, D, *S) of one batch, computed outside autocast."""
-        similarity, smooth = self._parts
+        similarity, smooth = SIMILARITIES[self.similarity], SMOOTHNESS[self.smooth]
         with torch.autocast(ddf.device.type, enabled=False):
             sim, dice, roughness = similarity(moved_image, fixed_image), dice_loss(moved_label, fixed_label), smooth(ddf)
         return Terms(self.alpha * sim + self.beta * dice + self.gamma * roughness, sim, dice, roughness)

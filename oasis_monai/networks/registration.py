@@ -19,6 +19,7 @@ from torch import nn
 
 from oasis_monai.networks import warp as warping
 from oasis_monai.networks.layers import avoid_amx_bug
+from oasis_monai.utils.config import make_tuples, require
 from oasis_monai.utils.errors import ConfigError
 
 BODIES = ("unet", "voxelmorph", "localnet")
@@ -26,39 +27,41 @@ BODIES = ("unet", "voxelmorph", "localnet")
 
 @dataclass(frozen=True)
 class RegistrationSettings:
-    """What the STM is made of. The fields are the keys of ``conf/registration``.
+    """The architecture of the registration network (the paper's STM). The fields are the keys of ``conf/registration``.
 
     Args:
         body: ``unet`` (MONAI UNet with instance norm), ``voxelmorph`` (VoxelMorphUNet) or ``localnet`` (LocalNet).
-        channels: feature channels per level, finest first; the body halves the grid between levels.
-        field_stride: voxels of the working grid per voxel of the predicted field, per axis; a single number for all.
+        channels: feature channels per level, finest first; two or more levels, each of 1 or more. Each level halves the grid.
+        field_stride: voxels of the working grid per voxel of the predicted field, along x, y (, z); a single number stands for
+            all axes. Whole numbers of 1 or more.
         affine: put an affine network before the local one.
         diffeomorphic: take the predicted field as a stationary velocity field and integrate it.
-        squarings: number of squarings of that integration.
-        joint: the STM sees labels as well: an atlas's own, and for the target what the joint model's segmentation network
-            makes of it (:mod:`oasis_monai.segmentation.estimate`).
+        squarings: number of squarings of that integration, 0 or more.
+        joint: show the network labels as well: the atlas's own, and for the target the estimate of the joint model's segmentation
+            networks (:mod:`oasis_monai.segmentation.estimate`).
+
+    Raises:
+        ConfigError: naming ``registration.<key>``.
     """
 
     body: str = "unet"
     channels: tuple[int, ...] = (16, 32, 32, 64)
-    field_stride: tuple[int, ...] = (2, 2, 1)
+    field_stride: tuple[int, ...] = (4, 4, 1)
     affine: bool = False
     diffeomorphic: bool = False
     squarings: int = 5
-    joint: bool = False
+    joint: bool = True
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "channels", tuple(self.channels))
-        stride = self.field_stride
-        object.__setattr__(self, "field_stride", (stride,) if isinstance(stride, int) else tuple(stride))
-        if self.body not in BODIES:
-            raise ConfigError("registration.body", f"one of {list(BODIES)}", self.body)
-        if len(self.channels) < 2 or min(self.channels) < 1:
-            raise ConfigError("registration.channels", "two or more positive numbers", self.channels)
-        if any(s < 1 for s in self.field_stride):
-            raise ConfigError("registration.field_stride", "whole numbers of 1 or more", self.field_stride)
-        if self.squarings < 0:
-            raise ConfigError("registration.squarings", "0 or more", self.squarings)
+        make_tuples(self, "channels", "field_stride")
+        require(
+            self,
+            "registration",
+            ("body", self.body in BODIES, f"one of {list(BODIES)}"),
+            ("channels", len(self.channels) > 1 and min(self.channels) > 0, "two or more positive numbers"),
+            ("field_stride", all(s > 0 for s in self.field_stride), "whole numbers of 1 or more"),
+            ("squarings", self.squarings >= 0, "0 or more"),
+        )
 
     def stride(self, spatial_dims: int) -> tuple[int, ...]:
         """``field_stride`` for a grid of ``spatial_dims`` axes (one number stands for all axes)."""
@@ -132,7 +135,7 @@ class SpatialTransformModel(nn.Module):
     """Predicts the field that pulls an atlas onto a target (paper, Fig. 1).
 
     Args:
-        size: working grid *S*; checked against :meth:`StmSettings.divisor`.
+        size: working grid *S*; checked against :meth:`RegistrationSettings.divisor`.
         settings: see :class:`RegistrationSettings`.
         structures: label channels behind each image, for a joint STM: the number of foreground classes.
 

@@ -12,53 +12,69 @@ from __future__ import annotations
 import itertools
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, fields
+from typing import Any
 
 import torch
 from torch import nn
 from torch.nn import functional as F
 
 from oasis_monai.networks.layers import avoid_amx_bug
+from oasis_monai.utils.config import INFERENCE_ONLY, identity_of, make_tuples, require
 from oasis_monai.utils.errors import ConfigError
 from oasis_monai.utils.memory import Batched
 
 NETWORKS = {"ConvNet2D": 2, "ConvNet3D": 3, "U-Net2D": 2, "U-Net3D": 3, "DynU-Net2D": 2, "DynU-Net3D": 3}
 """Method name -> spatial dimensions."""
+KINDS = ("convnet", "unet", "dynunet")
+"""Keys of :class:`NetworkSettings` that hold a network's channels."""
+
+
+def _only_of(kind: str) -> dict[str, str]:
+    """Metadata of a field that networks of one kind read."""
+    return {"only_of": kind}
 
 
 @dataclass(frozen=True)
 class NetworkSettings:
-    """The networks' size and how they see an image. The fields are the keys of ``conf/network``.
+    """The size of the segmentation networks and how they see an image. The fields are the keys of ``conf/network``.
 
     Args:
-        convnet, unet, dynunet: feature channels per level, finest first; every level halves the grid.
-        deep_supervision: weights of the ConvNet's auxiliary losses, of its second finest decoder level downwards.
-        patch: voxels a network sees at once, in training and in sliding-window inference; null: the whole working grid.
-        overlap: of neighbouring windows, as a fraction of the patch.
+        convnet, unet, dynunet: feature channels per level of the networks of that kind, finest first; two or more levels, each of
+            1 or more. Every level halves the grid.
+        deep_supervision: weights of the ConvNet's auxiliary losses, 0 or more, from its second finest decoder level downwards.
+        patch: voxels along x, y (, z) that a network sees at once, in training and in sliding-window inference; None for the
+            whole working grid.
+        overlap: overlap of neighbouring windows as a fraction of the patch, 0 or more and below 1.
+
+    Raises:
+        ConfigError: naming ``network.<key>``.
     """
 
-    convnet: tuple[int, ...] = (8, 16, 32, 64)
-    unet: tuple[int, ...] = (16, 32, 64, 128, 256)
-    dynunet: tuple[int, ...] = (16, 32, 64, 128)
-    deep_supervision: tuple[float, ...] = (0.5, 0.25)
+    convnet: tuple[int, ...] = field(default=(8, 16, 32, 64), metadata=_only_of("convnet"))
+    unet: tuple[int, ...] = field(default=(16, 32, 64, 128, 256), metadata=_only_of("unet"))
+    dynunet: tuple[int, ...] = field(default=(16, 32, 64, 128), metadata=_only_of("dynunet"))
+    deep_supervision: tuple[float, ...] = field(default=(0.5, 0.25), metadata=_only_of("convnet"))
     patch: tuple[int, ...] | None = None
-    overlap: float = 0.5
+    overlap: float = field(default=0.5, metadata=INFERENCE_ONLY)
 
     def __post_init__(self) -> None:
-        for key in ("convnet", "unet", "dynunet"):
-            channels = tuple(getattr(self, key))
-            object.__setattr__(self, key, channels)
-            if len(channels) < 2 or min(channels) < 1:
-                raise ConfigError(f"network.{key}", "two or more positive numbers", list(channels))
-        object.__setattr__(self, "deep_supervision", tuple(self.deep_supervision))
-        if any(w < 0 for w in self.deep_supervision):
-            raise ConfigError("network.deep_supervision", "weights of 0 or more", list(self.deep_supervision))
-        if self.patch is not None:
-            object.__setattr__(self, "patch", tuple(self.patch))
-            if not self.patch or min(self.patch) < 1:
-                raise ConfigError("network.patch", "positive numbers of voxels, or null", list(self.patch))
-        if not 0 <= self.overlap < 1:
-            raise ConfigError("network.overlap", "0 or more and below 1", self.overlap)
+        make_tuples(self, *KINDS, "deep_supervision", *(() if self.patch is None else ("patch",)))
+        require(
+            self,
+            "network",
+            *(
+                (kind, len(getattr(self, kind)) > 1 and min(getattr(self, kind)) > 0, "two or more positive numbers")
+                for kind in KINDS
+            ),
+            ("deep_supervision", all(w >= 0 for w in self.deep_supervision), "weights of 0 or more"),
+            (
+                "patch",
+                self.patch is None or (len(self.patch) > 0 and min(self.patch) > 0),
+                "positive numbers of voxels, or null",
+            ),
+            ("overlap", 0 <= self.overlap < 1, "0 or more and below 1"),
+        )
 
     def window(self, size: Sequence[int], name: str) -> tuple[int, ...]:
         """The patch on a working grid of ``size``, checked against what the network ``name`` can take.
@@ -90,10 +106,10 @@ class NetworkSettings:
         channels: tuple[int, ...] = getattr(self, self.kind(name))
         return channels
 
-    def identity(self, name: str) -> dict[str, object]:
-        """What decides the weights of the network ``name``."""
-        own = {"name": name, "channels": list(self.channels(name)), "patch": self.patch and list(self.patch)}
-        return own | ({"deep_supervision": list(self.deep_supervision)} if self.kind(name) == "convnet" else {})
+    def identity(self, name: str) -> dict[str, Any]:
+        """What decides the weights of the network ``name``, as plain JSON values: all but what other kinds of network read."""
+        of_others = {f.name for f in fields(self) if f.metadata.get("only_of", self.kind(name)) != self.kind(name)}
+        return {"name": name, **{k: v for k, v in identity_of(self, "segmentation").items() if k not in of_others}}
 
 
 def make_network(name: str, classes: int, settings: NetworkSettings) -> nn.Module:

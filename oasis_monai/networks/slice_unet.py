@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from contextlib import nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -13,6 +13,7 @@ from torch.nn import functional as F
 
 from oasis_monai.networks import depthwise as lite_training
 from oasis_monai.networks.layers import avoid_amx_bug
+from oasis_monai.utils.config import INFERENCE_ONLY, identity_of, make_tuples, not_used_by, require
 from oasis_monai.utils.errors import ConfigError
 
 
@@ -43,77 +44,80 @@ VIEWS = ((0.1, 1.1), (-0.1, 0.9), (0.1, 0.9), (-0.1, 1.1))  # angle in radians, 
 
 @dataclass(frozen=True)
 class JointSettings:
-    """The segmentation network of a joint model. The fields are the keys of ``conf/joint``.
+    """The segmentation networks of a joint model. The fields are the keys of ``conf/joint``.
+
+    A joint model has a slice network (a U-Net on axial slices, with a pre-trained encoder) and, in 3D, a volume network (a U-Net
+    on the whole volume). Their mean is the *estimate*, which guides registration and fusion.
 
     Args:
-        pretrained: start from ImageNet weights; false starts from random ones (the ablation).
-        decoder: feature channels of the decoder at strides 16, 8, 4 and 2; the finest gives the four voxels under each of its own
-            at once (sub-pixel convolution, Shi et al. 2016, arXiv 1609.05158): a decoder at stride 1 would cost half of a step.
-        atlases: 2: beside a slice two atlases are shown, image and label, unaligned: those most like the slice below and above it
-            (:mod:`oasis_monai.atlases.slices`), under slice folds with the shape between the scan's own labelled slices
-            (:mod:`oasis_monai.atlases.slices`); 0: none. 2D only: volumes have one atlas for all of their slices.
-        members: slice networks of different random starts that share the budget equally; their mean is the estimate.
-        slice_budget: of the training budget for this network.
-        volume_budget: of the budget for a U-Net on the whole volume, whose estimate is averaged with that of the slices: it sees
-            less detail and more of the third axis, and the two fail at different places. 0: none; in 2D there is none and its
-            share goes to the slices. What is left of the budget is the STM's.
-        volume_network: ``U-Net3D`` or ``DynU-Net3D`` (:mod:`.segmentation`). In minutes the first finds a prostate in
-            its surroundings more surely, the second follows a hippocampus closer (docs/results/accuracy.md).
-        volume_stride: voxels of the working grid per voxel of that U-Net, per axis.
-        slices_per_step: slices per training step.
-        lr: Adam's learning rate of the decoder; encoder_lr: of the pre-trained encoder, relative to it.
-        empty_slice_weight: how often a training slice far from any structure (none within two slices) is drawn, relative to the
-            others: it has little to teach. 1: as often.
-        tta_views: average the estimate with that of so many turned and scaled copies of every slice (0 to 4).
-        tta_flip: average the estimate with that of the mirrored scan (left and right exchanged). Not for structures with a side.
-        recentre: move the working grid to where the estimate finds the structures, if that is farther out than in every atlas
-            (:mod:`oasis_monai.segmentation.recentre`; 3D, and with a volume network).
-        estimate_weight: the estimate's part in the vote of ``OASIS-joint``, 0 to 1; the atlases share the rest.
+        pretrained: start the encoder from ImageNet weights; false starts from random ones (the ablation).
+        decoder: feature channels of the decoder at strides 16, 8, 4 and 2, each 1 or more. The finest level predicts its four
+            voxels at once (sub-pixel convolution, Shi et al. 2016, arXiv 1609.05158): a decoder at stride 1 would cost half of
+            a step.
+        atlases: 0 or 2; 2 shows two atlases beside a slice, image and label, unaligned: those most like the slice below and above
+            it (:mod:`oasis_monai.atlases.slices`). Under slice folds the shape interpolated between the scan's own labelled
+            slices is shown too. 2D only: a volume has one atlas for all of its slices.
+        members: slice networks with different random starts, 1 or more. They share the budget equally; their mean counts.
+        slice_budget: fraction of the training budget for the slice network, above 0 and below 1.
+        volume_budget: fraction of the training budget for the volume network; 0 for none. It sees less detail and more of the
+            third axis than the slice network, and the two fail at different places. In 2D its fraction goes to the slice network.
+            What is left of the budget trains the registration network.
+        volume_network: ``U-Net3D`` or ``DynU-Net3D`` (:mod:`oasis_monai.networks.segmentation`). Within minutes the first finds a
+            prostate in its surroundings more reliably; the second follows a hippocampus more closely (docs/results/accuracy.md).
+        volume_stride: voxels of the working grid per voxel of the volume network along x, y, z; whole numbers of 1 or more.
+        slices_per_step: slices per training step, 1 or more.
+        lr: Adam's learning rate of the decoder, above 0; encoder_lr: that of the pre-trained encoder relative to ``lr``, 0 or
+            more (0: a fixed encoder).
+        empty_slice_weight: how often a training slice more than two slices away from every structure is drawn, relative to the
+            others; above 0, at most 1. Such slices have little to teach.
+        tta_views: average the estimate with that of this many rotated and scaled copies of every slice, 0 to 4.
+        tta_flip: average the estimate with that of the mirrored scan (left and right exchanged). Set it to false for structures
+            that lie on one side of the body.
+        recentre: move the working grid to where the estimate finds the structures, if that is farther from the centre than in
+            every atlas (:mod:`oasis_monai.segmentation.recentre`; 3D, with a volume network).
+        estimate_weight: weight of the estimate in the vote of ``OASIS-joint``, 0 to 1; the atlases share the rest.
+
+    Raises:
+        ConfigError: naming ``joint.<key>``.
     """
 
-    pretrained: bool = True
-    decoder: tuple[int, ...] = (96, 48, 32, 16)
-    atlases: int = 0
-    members: int = 1
+    pretrained: bool = field(default=True, metadata=not_used_by("volume"))
+    decoder: tuple[int, ...] = field(default=(96, 48, 32, 16), metadata=not_used_by("volume"))
+    atlases: int = field(default=0, metadata=not_used_by("volume"))
+    members: int = field(default=1, metadata=not_used_by("volume"))
     slice_budget: float = 0.5
     volume_budget: float = 0.35
     volume_network: str = VOLUME_NETWORKS[0]
     volume_stride: tuple[int, ...] = (2, 2, 1)
-    slices_per_step: int = 12
-    lr: float = 1e-3
-    encoder_lr: float = 0.3
-    empty_slice_weight: float = 0.25
-    tta_views: int = 4
-    tta_flip: bool = True
-    recentre: bool = True
-    estimate_weight: float = 0.75
+    slices_per_step: int = field(default=12, metadata=not_used_by("volume"))
+    lr: float = field(default=1e-3, metadata=not_used_by("volume"))
+    encoder_lr: float = field(default=0.3, metadata=not_used_by("volume"))
+    empty_slice_weight: float = field(default=0.25, metadata=not_used_by("volume"))
+    tta_views: int = field(default=4, metadata=INFERENCE_ONLY)
+    tta_flip: bool = field(default=True, metadata=not_used_by("slices", "volume"))  # registration is trained on the estimates
+    recentre: bool = field(default=True, metadata=INFERENCE_ONLY)
+    estimate_weight: float = field(default=0.75, metadata=INFERENCE_ONLY)
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "decoder", tuple(self.decoder))
-        object.__setattr__(self, "volume_stride", tuple(self.volume_stride))
-
-        def require(key: str, fine: bool, expected: str) -> None:
-            if not fine:
-                raise ConfigError(f"joint.{key}", expected, getattr(self, key))
-
+        make_tuples(self, "decoder", "volume_stride")
+        levels, stride = len(ENCODER) - 1, self.volume_stride
         require(
-            "decoder", len(self.decoder) == len(ENCODER) - 1 and min(self.decoder) > 0, f"{len(ENCODER) - 1} positive numbers"
+            self,
+            "joint",
+            ("decoder", len(self.decoder) == levels and min(self.decoder) > 0, f"{levels} positive numbers"),
+            ("atlases", self.atlases in (0, 2), "0 or 2"),
+            ("members", self.members > 0, "1 or more networks"),
+            ("slice_budget", 0 < self.slice_budget < 1, "above 0 and below 1"),
+            ("volume_budget", 0 <= self.volume_budget < 1 - self.slice_budget, "0 or more, and with joint.slice_budget below 1"),
+            ("volume_network", self.volume_network in VOLUME_NETWORKS, f"one of {list(VOLUME_NETWORKS)}"),
+            ("volume_stride", len(stride) == 3 and min(stride) > 0, "3 whole numbers of 1 or more"),
+            ("slices_per_step", self.slices_per_step > 0, "1 or more slices"),
+            ("lr", self.lr > 0, "a positive learning rate"),
+            ("encoder_lr", self.encoder_lr >= 0, "0 (a fixed encoder) or more"),
+            ("empty_slice_weight", 0 < self.empty_slice_weight <= 1, "above 0, at most 1"),
+            ("tta_views", 0 <= self.tta_views <= len(VIEWS), f"0 to {len(VIEWS)}"),
+            ("estimate_weight", 0 <= self.estimate_weight <= 1, "0 to 1"),
         )
-        require("atlases", self.atlases in (0, 2), "0 or 2")
-        require("members", self.members > 0, "1 or more networks")
-        require("slice_budget", 0 < self.slice_budget < 1, "above 0 and below 1")
-        require(
-            "volume_budget", 0 <= self.volume_budget < 1 - self.slice_budget, "0 or more, and with joint.slice_budget below 1"
-        )
-        require("volume_network", self.volume_network in VOLUME_NETWORKS, f"one of {list(VOLUME_NETWORKS)}")
-        fine = len(self.volume_stride) == 3 and min(self.volume_stride) > 0
-        require("volume_stride", fine, "3 whole numbers of 1 or more")
-        require("slices_per_step", self.slices_per_step > 0, "1 or more slices")
-        require("lr", self.lr > 0, "a positive learning rate")
-        require("encoder_lr", self.encoder_lr >= 0, "0 (a fixed encoder) or more")
-        require("empty_slice_weight", 0 < self.empty_slice_weight <= 1, "above 0, at most 1")
-        require("tta_views", 0 <= self.tta_views <= len(VIEWS), f"0 to {len(VIEWS)}")
-        require("estimate_weight", 0 <= self.estimate_weight <= 1, "0 to 1")
 
     def budgets(self, spatial_dims: int) -> tuple[float, float, float]:
         """The parts of the budget: slice network, volume network, STM."""
@@ -121,13 +125,14 @@ class JointSettings:
         slices = self.slice_budget + self.volume_budget - volume
         return slices, volume, 1 - slices - volume
 
-    def identity(self) -> dict[str, Any]:
-        """What decides the networks' weights."""
-        networks = ("pretrained", "atlases", "members", "volume_network", "slice_budget", "volume_budget")
-        kept = (*networks, "slices_per_step", "lr", "encoder_lr", "empty_slice_weight")
-        listed = {"decoder": list(self.decoder), "volume_stride": list(self.volume_stride)}
-        beside = {"beside": BESIDE} if self.atlases else {}
-        return {k: getattr(self, k) for k in kept} | listed | {"design": DESIGN, **beside}
+    def identity(self, network: str = "slices") -> dict[str, Any]:
+        """What decides the weights of one of the networks, as plain JSON values.
+
+        Args:
+            network: ``slices``, ``volume``, or ``registration``, which learns from the estimates of the other two.
+        """
+        design = {} if network == "volume" else {"design": DESIGN, **({"beside": BESIDE} if self.atlases else {})}
+        return identity_of(self, network) | design
 
 
 def check_size(size: Sequence[int]) -> None:

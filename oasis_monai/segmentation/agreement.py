@@ -8,41 +8,39 @@ from collections.abc import Sequence
 import numpy as np
 import torch
 
-from oasis_monai.transforms.labels import decide as decide_labels
+from oasis_monai.transforms.labels import decide
 
 SOURCES = ("networks", "atlases")
 
 
-def agreement(voices: torch.Tensor, fused: torch.Tensor | None) -> torch.Tensor:
+def agreement(network_probabilities: torch.Tensor, fused: torch.Tensor | None) -> torch.Tensor:
     """Overlap counts of the parts of a joint model's result: networks with each other, atlases with networks.
 
     Args:
-        voices: (V, C, *S) probabilities, one per network (V is 1 or 2).
+        network_probabilities: (V, C, *S) probabilities, one per network (V is 1 or 2).
         fused: (C, *S) the atlases' vote, or None.
 
     Returns:
         (2, C-1, 2) float64 in the order of :data:`SOURCES`: twice the common voxels, and the voxels of both. They add up over
         slices. (0, 0) where there is nothing to compare.
     """
-    counts = torch.zeros(2, voices.shape[1] - 1, 2, dtype=torch.float64)
-    if len(voices) > 1:
-        counts[0] = overlap_counts(_decided(voices[0]), _decided(voices[1]), voices.shape[1])
+    classes = network_probabilities.shape[1]
+    counts = torch.zeros(2, classes - 1, 2, dtype=torch.float64)
+    if len(network_probabilities) > 1:
+        one, other = (decide(probability).cpu() for probability in network_probabilities[:2])
+        counts[0] = overlap_counts(one, other, classes)
     if fused is not None:
-        counts[1] = overlap_counts(_decided(fused), _decided(voices.mean(0)), voices.shape[1])
+        counts[1] = overlap_counts(decide(fused).cpu(), decide(network_probabilities.mean(0)).cpu(), classes)
     return counts
 
 
 def consensus(labels: torch.Tensor, fused: torch.Tensor) -> torch.Tensor:
     """The same (2, C-1, 2) counts where no network is beside the atlases: (n, *S) warped labels, each with (C, *S) ``fused``."""
     counts = torch.zeros(2, fused.shape[0] - 1, 2, dtype=torch.float64)
-    whole = _decided(fused)
+    whole = decide(fused).cpu()
     for label in labels:
         counts[1] += overlap_counts(label, whole, fused.shape[0])
     return counts
-
-
-def _decided(probability: torch.Tensor) -> torch.Tensor:
-    return decide_labels(enumerate(probability[1:], 1), torch.zeros_like(probability[0])).cpu()
 
 
 def overlap_counts(a: torch.Tensor, b: torch.Tensor, classes: int) -> torch.Tensor:

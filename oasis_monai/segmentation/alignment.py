@@ -119,18 +119,6 @@ class FieldCache:
         return result
 
 
-@dataclass
-class KeptFields(FieldCache):
-    """The fields of one target in memory, for who wants to look at them after they were used."""
-
-    last: torch.Tensor | None = None
-
-    def get(self, target: str, images: torch.Tensor, rows: torch.Tensor, library: AtlasLibrary, aligner: Aligner) -> torch.Tensor:
-        """As :meth:`FieldCache.get`; ``last`` is what it gave."""
-        self.last = super().get(target, images, rows, library, aligner)
-        return self.last
-
-
 def _safe(name: str) -> str:
     """A file name made of a case id: two ids never share one, and none leaves the folder."""
     from hashlib import sha256

@@ -18,7 +18,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from oasis_monai.atlases.library import AtlasLibrary
-from oasis_monai.atlases.slices import _expected, _near, _slices, append_atlas_channels
+from oasis_monai.atlases.slices import append_atlas_channels, context_slices, expected_shapes, nearest_slice_atlases
 from oasis_monai.networks.layers import without_batch_norms
 from oasis_monai.networks.segmentation import NetworkSettings, Predictor
 from oasis_monai.networks.slice_unet import VIEWS, SliceUNet, SliceUNetEnsemble, with_neighbours
@@ -115,10 +115,10 @@ class Estimator(Batched):
 
     def volume(self, image: torch.Tensor) -> torch.Tensor:
         """(1, x, y, z) -> (C, x, y, z) float32: the mean of what the networks say."""
-        return self.voices(image).mean(0)
+        return self.network_probabilities(image).mean(0)
 
     @torch.inference_mode()
-    def voices(self, image: torch.Tensor) -> torch.Tensor:
+    def network_probabilities(self, image: torch.Tensor) -> torch.Tensor:
         """(1, x, y, z) -> (V, C, x, y, z) float32: what each network says, the slice network first."""
         by_slices = self(with_neighbours(image)).permute(1, 2, 3, 0).contiguous()
         if self.whole is None:
@@ -152,11 +152,11 @@ def estimate_atlases(
     estimator = estimator.plain()  # the STM is trained to doubt it anyway
     if library.spatial_dims == 3:
         return torch.stack([estimator.volume(library.images[row])[1:].half() for row in rows.tolist()])
-    near = _near(library, atlases, same_case, rows)
+    near = nearest_slice_atlases(library, atlases, same_case, rows)
     found = []
     for part, of in zip(rows.split(64), near.split(64), strict=True):
-        slices = _slices(library, part)
-        shape = _expected(library, part, of) if atlases and same_case else None
+        slices = context_slices(library, part)
+        shape = expected_shapes(library, part, of) if atlases and same_case else None
         slices = append_atlas_channels(slices, library, of, shape)
         found.append(estimator(slices)[:, 1:].half())
     return torch.cat(found)

@@ -36,7 +36,7 @@ class Flag:
         return asdict(self)
 
 
-def reach(library: AtlasLibrary, distance: str) -> float | None:
+def typical_distance(library: AtlasLibrary, distance: str) -> float | None:
     """How far apart scans of the library's kind lie: the largest of its cases' distances to their nearest atlas of another case.
 
     Of a case of several slices the median over the slices counts, as for a scan in :func:`unlike_atlases`. With more than
@@ -62,7 +62,7 @@ def unlike_atlases(distances: torch.Tensor, limit: float | None) -> Flag | None:
 
     Args:
         distances: (T,) of the scan's images to their nearest atlas.
-        limit: :func:`reach` of the library; None: nothing is known, nothing is flagged.
+        limit: :func:`typical_distance` of the library; None: nothing is known, nothing is flagged.
     """
     own = float(distances.median())
     if limit is None or own <= MARGIN * limit:

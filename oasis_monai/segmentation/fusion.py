@@ -12,7 +12,7 @@ import numpy as np
 import torch
 
 from oasis_monai.networks.losses import ncc, soft_dice
-from oasis_monai.transforms.labels import decide as decide_labels
+from oasis_monai.transforms.labels import decide
 
 
 def overlap(warped: torch.Tensor, reference: torch.Tensor) -> torch.Tensor:
@@ -115,15 +115,6 @@ def fuse(labels: torch.Tensor, weights: torch.Tensor) -> torch.Tensor:
     return torch.einsum("n...,n->...", labels.float(), weights.to(labels.device, torch.float32))
 
 
-def decide(probability: torch.Tensor) -> torch.Tensor:
-    """(C, *S) probability of sum 1 -> (*S) uint8 class index, by the tie rule of :func:`oasis_monai.transforms.labels.decide`.
-
-    The most probable class; a tie with the background goes to the structure (binary: P >= 1/2), a tie among structures to the
-    lower class, so no tie depends on the number of atlases being even, and no extra label appears.
-    """
-    return decide_labels(enumerate(probability[1:], 1), torch.zeros_like(probability[0]))
-
-
 def remove_unsupported_components(probability: torch.Tensor, atlases: torch.Tensor) -> torch.Tensor:
     """Give pieces of a result that no aligned atlas supports back to the background.
 
@@ -156,7 +147,7 @@ def staple(votes: torch.Tensor, classes: int, iterations: int = 50) -> torch.Ten
     """STAPLE (Warfield 2004), ITK's, on the same warped labels: one binary estimate per structure.
 
     Args:
-        votes: (n, *S) class indices: each atlas is a rater whose hard label is :func:`decide` of its warped label.
+        votes: (n, *S) class indices: each atlas is a rater whose hard label is :func:`.decide` of its warped label.
         classes: C, background included.
         iterations: ITK's limit on expectation-maximisation rounds.
 

@@ -24,12 +24,12 @@ SLACK = 2.0  # voxels beyond the farthest atlas that are not far
 PART = 0.5  # of the smallest atlas's foreground: less is not found
 AGREED = 0.75  # Dice of the networks: most untouched scans have it, of structures that are none hardly any
 PASSES = 2  # of a structure cut by the edge the first estimate shows a part: its centre is not yet the whole's
-Move = tuple[int, int, int]
-STAY: Move = (0, 0, 0)
+Offset = tuple[int, int, int]
+NO_OFFSET: Offset = (0, 0, 0)
 
 
 @dataclass(frozen=True)
-class Places:
+class AtlasPositions:
     """Where atlases have their structures on the working grid, in voxels along x, y, z: the centres of their foregrounds, of all
     atlases the lowest, the highest and the mean; and the foreground voxels of the smallest."""
 
@@ -39,7 +39,7 @@ class Places:
     smallest: int
 
     @classmethod
-    def of(cls, labels: torch.Tensor) -> Places | None:
+    def of(cls, labels: torch.Tensor) -> AtlasPositions | None:
         """Of (N, 1, x, y, z) labels; None where no atlas has any foreground."""
         masks = (label[0] > 0 for label in labels)
         found = [(centre, int(mask.sum())) for mask in masks if (centre := _centre(mask)) is not None]
@@ -52,12 +52,13 @@ class Places:
         """Whether an estimate (C, x, y, z) shows less than :data:`PART` of what the smallest atlas has."""
         return _voxels(estimate) < PART * self.smallest
 
-    def move(self, estimate: torch.Tensor) -> Move:
-        """By how many voxels the grid has to move for the structures of an estimate (C, x, y, z) to lie as usual; :data:`STAY`
-        where some atlas has them as far out, and where there are none."""
+    def offset(self, estimate: torch.Tensor) -> Offset:
+        """By how many voxels the grid has to move for the structures of an estimate (C, x, y, z) to lie as usual.
+
+        :data:`NO_OFFSET` where some atlas has them as far out, and where there are none."""
         centre = _centre(estimate[0] < 0.5)
         if centre is None or ((centre > self.lowest - SLACK) & (centre < self.highest + SLACK)).all():
-            return STAY
+            return NO_OFFSET
         x, y, z = np.round(centre - self.usual).astype(int).tolist()
         return x, y, z
 
@@ -75,78 +76,78 @@ def _centre(mask: torch.Tensor) -> np.ndarray | None:
     return np.array([float(counts @ np.arange(len(counts))) / total for counts in along])
 
 
-def followed(
-    places: Places,
+def recentre(
+    positions: AtlasPositions,
     target: Preprocessed,
     look: Callable[[Preprocessed], torch.Tensor],
-    again: Callable[[Move], Preprocessed],
-) -> tuple[Preprocessed, torch.Tensor, Move]:
+    preprocess_at: Callable[[Offset], Preprocessed],
+) -> tuple[Preprocessed, torch.Tensor, Offset]:
     """A scan on the grid that shows its structures where atlases have theirs.
 
     Args:
-        places: of the atlases.
+        positions: of the atlases.
         target: the scan on the grid round its centre.
         look: what the two networks make of a target, (2, C, x, y, z); their mean is the estimate.
-        again: the scan on a grid moved by so many voxels.
+        preprocess_at: the scan on a grid moved by so many voxels.
 
     Returns:
-        The target, what the networks make of it, and by how much its grid was moved. Where a moved grid shows less than
+        The target, what the networks make of it, and by how many voxels its grid moved. Where a moved grid shows less than
         :data:`PART` of what was seen before, the one before it; where the networks do not agree on the last one, the first.
     """
-    voices, moved = look(target), STAY
-    first = target, voices, moved
-    if places.lost(voices.mean(0)):
-        target, voices, moved = _searched(places, target, voices, look, again)
+    probabilities, offset = look(target), NO_OFFSET
+    first = target, probabilities, offset
+    if positions.lost(probabilities.mean(0)):
+        target, probabilities, offset = _searched(positions, target, probabilities, look, preprocess_at)
     for _ in range(PASSES):
-        step = places.move(voices.mean(0))
-        if step == STAY:
+        step = positions.offset(probabilities.mean(0))
+        if step == NO_OFFSET:
             break
-        onward = (moved[0] + step[0], moved[1] + step[1], moved[2] + step[2])
-        there = again(onward)
-        heard = look(there)
-        if _voxels(heard.mean(0)) < PART * _voxels(voices.mean(0)):  # what was seen there is not where it seemed to be
+        onward = (offset[0] + step[0], offset[1] + step[1], offset[2] + step[2])
+        there = preprocess_at(onward)
+        found = look(there)
+        if _voxels(found.mean(0)) < PART * _voxels(probabilities.mean(0)):  # what was seen there is not where it seemed
             break
-        target, voices, moved = there, heard, onward
-    return (target, voices, moved) if _dice(voices) >= max(AGREED, _dice(first[1])) else first
+        target, probabilities, offset = there, found, onward
+    return (target, probabilities, offset) if _dice(probabilities) >= max(AGREED, _dice(first[1])) else first
 
 
 def _searched(
-    places: Places,
+    positions: AtlasPositions,
     target: Preprocessed,
-    voices: torch.Tensor,
+    probabilities: torch.Tensor,
     look: Callable[[Preprocessed], torch.Tensor],
-    again: Callable[[Move], Preprocessed],
-) -> tuple[Preprocessed, torch.Tensor, Move]:
+    preprocess_at: Callable[[Offset], Preprocessed],
+) -> tuple[Preprocessed, torch.Tensor, Offset]:
     """Of the grid and those half a field of view aside of it that have their centre in the scan and show enough of the
     structures, the one where all networks call the most voxels foreground."""
-    best = target, voices, STAY
+    best = target, probabilities, NO_OFFSET
     size = target.geometry.shape
     for axis in range(3):
         for way in (-1, 1):
             x, y, z = (way * size[a] // 2 if a == axis else 0 for a in range(3))
             if not _shows(target, (x, y, z)):
                 continue
-            there = again((x, y, z))
-            heard = look(there)
-            if not places.lost(heard.mean(0)) and _agreed(heard) > _agreed(best[1]):
-                best = there, heard, (x, y, z)
+            there = preprocess_at((x, y, z))
+            found = look(there)
+            if not positions.lost(found.mean(0)) and _agreed(found) > _agreed(best[1]):
+                best = there, found, (x, y, z)
     return best
 
 
-def _agreed(voices: torch.Tensor) -> int:
-    return int((voices[:, 0] < 0.5).all(0).sum())
+def _agreed(probabilities: torch.Tensor) -> int:
+    return int((probabilities[:, 0] < 0.5).all(0).sum())
 
 
-def _dice(voices: torch.Tensor) -> float:
+def _dice(probabilities: torch.Tensor) -> float:
     """Of the two networks' foregrounds; 0 where neither has any."""
-    one, other = (voices[:, 0] < 0.5).to(torch.uint8)
+    one, other = (probabilities[:, 0] < 0.5).to(torch.uint8)
     common, both = overlap_counts(one, other, 2)[0].tolist()
     return float(common / max(both, 1))
 
 
-def _shows(target: Preprocessed, move: Move) -> bool:
+def _shows(target: Preprocessed, offset: Offset) -> bool:
     """Whether the centre of a moved grid lies in the scan."""
-    middle = (np.array(target.geometry.shape) - 1) / 2 + np.array(move)
+    middle = (np.array(target.geometry.shape) - 1) / 2 + np.array(offset)
     world = target.geometry.affine @ np.append(middle, 1)
     at = (np.linalg.inv(target.native.affine) @ world)[:3]
     return bool(((at >= -0.5) & (at <= np.array(target.native.shape) - 0.5)).all())

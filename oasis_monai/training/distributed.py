@@ -30,22 +30,24 @@ PATIENCE = timedelta(days=30)  # helpers wait while the first process segments; 
 STOP = -1  # instead of a step's number
 
 
-class SharedTrainer(Protocol):
-    """What the processes need of a :class:`oasis_monai.training.trainer.Trainer`, which imports this module."""
+class Trainable(Protocol):
+    """What several processes step together, see :class:`oasis_monai.training.trainer.Trainer`."""
 
     model: nn.Module
     optimiser: torch.optim.Optimizer
     team: SingleProcess
 
-    def move(self, device: str) -> None: ...
+    def step(self, number: int) -> torch.Tensor:
+        """Make one step."""
 
-    def step(self, number: int) -> torch.Tensor: ...
+    def move(self, device: str) -> None:
+        """Go on on another device."""
 
 
 class SingleProcess:
     """A process without helpers: every step is all its own."""
 
-    leads = True
+    is_main = True
     """Whether this process steps the optimiser."""
 
     def forward(self, model: nn.Module, *inputs: torch.Tensor, **how: Any) -> Any:
@@ -59,7 +61,7 @@ class SingleProcess:
         """Tell the helpers which step comes, and the weights it starts from."""
 
     @contextlib.contextmanager
-    def helping(self, trainer: SharedTrainer) -> Iterator[None]:
+    def helping(self, trainer: Trainable) -> Iterator[None]:
         """Have the helpers step ``trainer`` along."""
         yield
 
@@ -74,7 +76,7 @@ class ProcessGroup(SingleProcess):
     """
 
     def __init__(self, rank: int, size: int, group: Any = None) -> None:
-        self.rank, self.size, self.leads = rank, size, rank == 0
+        self.rank, self.size, self.is_main = rank, size, rank == 0
         self._groups: dict[str, Any] = {"cpu": group}
         self._group = group  # for the network in training
         self.broken = False
@@ -87,7 +89,7 @@ class ProcessGroup(SingleProcess):
             yield
         except RuntimeError as error:
             self.broken = True
-            if self.leads:
+            if self.is_main:
                 signal.signal(signal.SIGTERM, signal.SIG_IGN)  # this process ends by itself and says why
             reason = " ".join(str(error).split())[:100]
             raise OasisError(
@@ -112,7 +114,7 @@ class ProcessGroup(SingleProcess):
         self._group = self._groups[device]
 
     @contextlib.contextmanager
-    def helping(self, trainer: SharedTrainer) -> Iterator[None]:
+    def helping(self, trainer: Trainable) -> Iterator[None]:
         if _mixes_images(trainer.model):  # no share of a batch has the batch's statistics: such a network is trained here alone
             yield
             return
@@ -169,7 +171,7 @@ class ProcessGroup(SingleProcess):
         flat = _joined(weights)
         with self._together():
             dist.broadcast(flat, src=0, group=self._group)
-        if not self.leads:
+        if not self.is_main:
             _spread(flat, weights)
 
     def forward(self, model: nn.Module, *inputs: torch.Tensor, **how: Any) -> Any:
@@ -222,7 +224,7 @@ def _mixes_images(model: nn.Module) -> bool:
     return any(isinstance(module, _BatchNorm) and module.training for module in model.modules())
 
 
-def _for_helpers(trainer: SharedTrainer) -> SharedTrainer:
+def _for_helpers(trainer: Trainable) -> Trainable:
     """A trainer as a helper needs it: no optimiser, nothing on a GPU that may not be the helper's."""
     sent = copy.copy(trainer)
     sent.model = copy.deepcopy(trainer.model)
@@ -272,7 +274,7 @@ def joined() -> Iterator[ProcessGroup]:
     try:
         yield _team
     finally:
-        if _team.leads:
+        if _team.is_main:
             with contextlib.suppress(OasisError):  # what there was to do is done, or has failed already
                 _team.dismiss()
         _team = None

@@ -1,8 +1,6 @@
-"""Fit the STM on one library: pairs of atlases, eq. 1."""
+"""Fit the registration network (STM) on pairs of atlases of one library, with the loss of eq. 1."""
 
 from __future__ import annotations
-
-from pathlib import Path
 
 import torch
 
@@ -11,8 +9,7 @@ from oasis_monai.atlases.selection import nearest
 from oasis_monai.networks import warp as warping
 from oasis_monai.networks.losses import RegistrationLoss
 from oasis_monai.networks.registration import RegistrationSettings, SpatialTransformModel, append_structures
-from oasis_monai.training.trainer import Trainer, TrainingSettings, fit, generator
-from oasis_monai.transforms.augmentation import Augmentation
+from oasis_monai.training.trainer import FitContext, Trainer, fit, generator
 from oasis_monai.transforms.labels import foreground
 from oasis_monai.utils.errors import ConfigError
 from oasis_monai.utils.interpolation import enlarge
@@ -54,37 +51,25 @@ class Pairs:
 
 
 def train_registration(
-    library: AtlasLibrary,
-    spacing_mm: tuple[float, ...],
-    stm: RegistrationSettings,
-    loss: RegistrationLoss,
-    settings: TrainingSettings,
-    seed: int,
-    folder: Path | None,
-    device: str | torch.device = "cpu",
-    same_case: bool = False,
-    distance: str = "l2",
-    augmentation: Augmentation | None = None,
-    progress: bool = True,
-    name: str = "STM",
+    context: FitContext, registration: RegistrationSettings, loss: RegistrationLoss | None = None
 ) -> SpatialTransformModel:
-    """Train an STM on the pairs of a library, or load it when ``folder`` already holds the finished one.
+    """Train a registration network (STM) on the pairs of a library, or load it when the folder already holds the finished one.
 
     Args:
-        library: training atlases, with labels; images (N, 1, *S).
-        spacing_mm: voxel size of the working grid, for the augmentation's rotations.
-        stm: a joint STM needs a library with estimates.
-        folder: where ``stm.safetensors`` (resumable checkpoint) and ``history.csv`` go; None keeps nothing.
-        same_case, distance: see :class:`Pairs`.
+        context: ``stm.safetensors`` (resumable checkpoint) and ``history.csv`` go to its folder. A joint STM needs a library
+            with estimates.
+        registration: the network.
+        loss: eq. 1, with the weights given; None: with the default ones.
 
     Raises:
         OasisError: the loss is no longer finite; the last good checkpoint stays.
+        ValueError: a joint STM, and a library without estimates.
     """
     with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)  # the initial weights
-        model = make_registration_network(library, stm).to(device)
-    trainer = _RegistrationTrainer(library, spacing_mm, model, loss, settings, seed, same_case, distance, augmentation)
-    fit(trainer, folder / "stm.safetensors" if folder else None, progress, name)
+        torch.manual_seed(context.seed)  # the initial weights
+        model = make_registration_network(context.library, registration).to(context.device)
+    trainer = RegistrationTrainer(context, model, loss or RegistrationLoss())
+    fit(trainer, context.path("stm.safetensors"), context.progress, context.name)
     return model
 
 
@@ -104,31 +89,20 @@ def perturb_estimate(estimate: torch.Tensor, random: torch.Generator, strength: 
     return torch.sigmoid(torch.logit(estimate.float(), eps=1e-3) + field.to(estimate.device))
 
 
-class _RegistrationTrainer(Trainer):
+class RegistrationTrainer(Trainer):
     """One step of training; holds the library on the device."""
 
     terms = ("loss", "similarity", "dice", "smoothness")
 
-    def __init__(
-        self,
-        library: AtlasLibrary,
-        spacing_mm: tuple[float, ...],
-        model: SpatialTransformModel,
-        loss: RegistrationLoss,
-        settings: TrainingSettings,
-        seed: int,
-        same_case: bool,
-        distance: str,
-        augmentation: Augmentation | None,
-    ) -> None:
-        self.library, self.spacing_mm, self.model = library, spacing_mm, model
+    def __init__(self, context: FitContext, model: SpatialTransformModel, loss: RegistrationLoss) -> None:
+        self.library, self.spacing_mm, self.model = context.library, context.spacing_mm, model
         self.joint = model.settings.joint
-        if self.joint and library.estimates is None:
+        if self.joint and self.library.estimates is None:
             raise ValueError("a joint STM needs a library with estimates")
-        self.optimiser = torch.optim.Adam(model.parameters(), lr=settings.lr, fused=True)
-        self.loss, self.settings, self.seed = loss, settings, seed
-        self.augmentation = (augmentation or Augmentation()) if settings.augment else None
-        self.pairs = Pairs(library, settings.nearest_partners, distance, same_case)
+        self.loss, self.settings, self.seed = loss, context.training, context.seed
+        self.optimiser = torch.optim.Adam(model.parameters(), lr=self.settings.lr, fused=True)
+        self.augmentation = context.augmented()
+        self.pairs = Pairs(self.library, self.settings.nearest_partners, context.distance, context.same_case)
         self.device = next(model.parameters()).device
 
     def _batch(self, rows: torch.Tensor, estimated: bool = False) -> tuple[torch.Tensor, torch.Tensor]:

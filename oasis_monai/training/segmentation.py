@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
-from pathlib import Path
 
 import torch
 from torch import nn
@@ -12,76 +11,53 @@ from torch import nn
 from oasis_monai.atlases.library import AtlasLibrary
 from oasis_monai.networks.segmentation import NetworkSettings, make_network
 from oasis_monai.networks.slice_unet import JointSettings
-from oasis_monai.training.trainer import Trainer, TrainingSettings, fit, generator
-from oasis_monai.transforms.augmentation import Augmentation
+from oasis_monai.training.trainer import FitContext, Trainer, fit, generator
 from oasis_monai.transforms.labels import foreground, one_hot
 from oasis_monai.utils.device import use_bfloat16
 from oasis_monai.utils.interpolation import pool
 
 
-def train_network(
-    name: str,
-    library: AtlasLibrary,
-    spacing_mm: tuple[float, ...],
-    network: NetworkSettings,
-    settings: TrainingSettings,
-    seed: int,
-    folder: Path | None,
-    device: str | torch.device = "cpu",
-    augmentation: Augmentation | None = None,
-    progress: bool = True,
-    label: str | None = None,
-) -> nn.Module:
-    """Train the network ``name`` of :data:`.segmentation.NETWORKS` on a library, or load it when ``folder`` already
-    holds the finished one.
+def train_segmentation(context: FitContext, network: str, settings: NetworkSettings | None = None) -> nn.Module:
+    """Train a segmentation network on a library, or load it when the folder already holds the finished one.
 
-    A step sees ``settings.batch`` images; the loss is MONAI's Dice + cross-entropy.
+    A step sees ``training.batch`` images; the loss is MONAI's Dice + cross-entropy.
 
     Args:
-        library: training images (N, 1, *S) with labels.
-        spacing_mm: voxel size of the working grid, for the augmentation's rotations.
-        folder: where ``network.safetensors`` (resumable checkpoint) and ``history.csv`` go; None keeps nothing.
-        label: what the progress bar and messages call it.
+        context: ``network.safetensors`` (resumable checkpoint) and ``history.csv`` go to its folder.
+        network: a name of :data:`oasis_monai.networks.segmentation.NETWORKS`.
+        settings: its channels and patch; None: the default ones.
 
     Raises:
         ConfigError: the grid is not one the network can take.
         OasisError: the loss is no longer finite; the last good checkpoint stays.
     """
+    settings = settings or NetworkSettings()
     with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)  # the initial weights
-        model = make_network(name, library.classes, network).to(device)
-    trainer = _NetworkTrainer(name, library, spacing_mm, model, network, settings, seed, augmentation)
-    return fit(trainer, folder / "network.safetensors" if folder else None, progress, label or name)
+        torch.manual_seed(context.seed)  # the initial weights
+        model = make_network(network, context.library.classes, settings).to(context.device)
+    trainer = _SegmentationTrainer(context, network, model, settings)
+    return fit(trainer, context.path("network.safetensors"), context.progress, context.name)
 
 
-class _NetworkTrainer(Trainer):
+class _SegmentationTrainer(Trainer):
     """One step of training; see :class:`oasis_monai.training.trainer.Trainer`."""
 
     terms = ("loss", "main")
 
-    def __init__(
-        self,
-        name: str,
-        library: AtlasLibrary,
-        spacing_mm: tuple[float, ...],
-        model: nn.Module,
-        network: NetworkSettings,
-        settings: TrainingSettings,
-        seed: int,
-        augmentation: Augmentation | None,
-    ) -> None:
+    def __init__(self, context: FitContext, name: str, model: nn.Module, network: NetworkSettings) -> None:
         from monai.losses import DiceCELoss
 
-        self.library, self.spacing_mm, self.model, self.settings, self.seed = library, spacing_mm, model, settings, seed
-        self.size = tuple(library.images.shape[2:])
+        self.library, self.spacing_mm, self.model = context.library, context.spacing_mm, model
+        self.settings, self.seed = context.training, context.seed
+        self.size = tuple(self.library.images.shape[2:])
         self.patch = network.window(self.size, name)
         self.weights = (1.0, *network.deep_supervision)
-        self.optimiser = torch.optim.Adam(model.parameters(), lr=settings.lr, fused=True)
-        self.augmentation = (augmentation or Augmentation()) if settings.augment else None
+        self.optimiser = torch.optim.Adam(model.parameters(), lr=self.settings.lr, fused=True)
+        self.augmentation = context.augmented()
         self.loss = DiceCELoss(softmax=True, include_background=False)
         self.device = next(model.parameters()).device
         # full-size convolutions take half of the time in bfloat16 on a CPU that is made for it; others gain little
-        self.half = settings.amp or (network.kind(name) == "dynunet" and use_bfloat16(self.device, None))
+        self.half = self.settings.amp or (network.kind(name) == "dynunet" and use_bfloat16(self.device, None))
 
     def step(self, number: int) -> torch.Tensor:
         """(2,) the loss, and its part of the finest output."""
@@ -130,22 +106,18 @@ def coarsen_library(library: AtlasLibrary, stride: Sequence[int]) -> AtlasLibrar
     return replace(library, images=pool(library.images.float(), stride), labels=labels, estimates=None)
 
 
-def train_volume_network(
-    library: AtlasLibrary,
-    spacing_mm: tuple[float, ...],
-    settings: JointSettings,
-    network: NetworkSettings,
-    training: TrainingSettings,
-    seed: int,
-    folder: Path | None,
-    device: str | torch.device = "cpu",
-    augmentation: Augmentation | None = None,
-    progress: bool = True,
-    name: str = "volume network",
-) -> nn.Module:
-    """Train the U-Net on whole volumes on its share of the budget, as :func:`oasis_monai.training.segmentation.train_network`."""
-    coarse_mm = tuple(mm * s for mm, s in zip(spacing_mm, settings.volume_stride, strict=True))
-    budget = training.part(settings.budgets(3)[1])
-    library, network = coarsen_library(library, settings.volume_stride), replace(network, patch=None)
-    kind = settings.volume_network
-    return train_network(kind, library, coarse_mm, network, budget, seed, folder, device, augmentation, progress, name)
+def train_volume_network(context: FitContext, joint: JointSettings, network: NetworkSettings | None = None) -> nn.Module:
+    """Train a joint model's network on whole volumes, on its part of the budget, as :func:`train_segmentation`.
+
+    Args:
+        context: a library of volumes, with the budget of the whole joint model.
+        joint: the kind of network, its grid and its part of the budget.
+        network: its channels.
+    """
+    coarse = replace(
+        context,
+        library=coarsen_library(context.library, joint.volume_stride),
+        spacing_mm=tuple(mm * s for mm, s in zip(context.spacing_mm, joint.volume_stride, strict=True)),
+        training=context.training.part(joint.budgets(3)[1]),
+    )
+    return train_segmentation(coarse, joint.volume_network, replace(network or NetworkSettings(), patch=None))

@@ -13,13 +13,15 @@ from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import nn
 
+from oasis_monai.atlases.library import AtlasLibrary
 from oasis_monai.training import distributed
-from oasis_monai.utils.errors import ConfigError, OasisError
+from oasis_monai.transforms.augmentation import Augmentation
+from oasis_monai.utils.config import INFERENCE_ONLY, not_used_by, require
+from oasis_monai.utils.errors import OasisError
 from oasis_monai.utils.files import write_text
 from oasis_monai.utils.memory import first_line, out_of_memory
 from oasis_monai.utils.tensor_files import load_if_whole, save_tensors
@@ -31,55 +33,95 @@ WARM_UP = 0.02  # of the budget
 
 @dataclass(frozen=True)
 class TrainingSettings:
-    """How a network is fitted. The fields are the keys of ``conf/training``.
+    """How a network is trained. The fields are the keys of ``conf/training``.
+
+    Training ends at ``iterations`` or ``minutes``, whichever comes first. Only training that is limited by iterations alone can
+    be repeated to the bit.
 
     Args:
-        iterations: stop after so many steps; None for no such limit.
-        minutes: stop after so many minutes of training (checkpoints count what went before); None for no such limit. On a CPU
-            these are minutes of computing, so that a busy machine gives every network its full share.
-            Whichever comes first ends it. Only a run limited by iterations alone is reproducible.
-        lr: Adam's learning rate.
-        schedule: ``cosine`` falls to 1 % of ``lr`` by the end of the budget, ``warm_cosine`` rises to it first (2 % of the
-            budget: weights that were trained before survive the first steps), ``constant`` stays.
-        batch: pairs per step of the STM, images per step of a segmentation network.
-        nearest_partners: each target's partner is one of so many nearest atlases (feature distance); 0: any other atlas.
+        iterations: number of training steps, 1 or more; None for no limit.
+        minutes: minutes of training, above 0; None for no limit. Minutes before an interruption count. On a CPU these are
+            minutes of computing time, so a busy machine gives every network its full share.
+        lr: Adam's learning rate, above 0.
+        schedule: ``cosine`` falls to 1 % of ``lr`` by the end of the budget. ``warm_cosine`` first rises to ``lr`` during 2 % of
+            the budget, so that pre-trained weights survive the first steps. ``constant`` stays.
+        batch: pairs per step of the registration network, images per step of a segmentation network; 1 or more.
+        nearest_partners: each target is paired with one of this many nearest atlases by feature distance; 0 for any atlas.
         augment: change both images of a pair at random (:class:`oasis_monai.transforms.augmentation.Augmentation`).
-        amp: bfloat16 autocast of the network's convolutions. The slice network and DynU-Nets do without being asked on CPUs
-            that are made for it.
-        checkpoint_minutes: at most so much work is lost by a kill.
+        amp: compute the network's convolutions in bfloat16. The slice network and DynU-Nets do so by themselves on CPUs with
+            fast bfloat16.
+        checkpoint_minutes: minutes between two checkpoints, the most that an interruption can lose; 0 or more.
+
+    Raises:
+        ConfigError: naming ``training.<key>``.
     """
 
     iterations: int | None = None
     minutes: float | None = 20.0
-    lr: float = 2e-3
-    schedule: str = "cosine"
-    batch: int = 2
-    nearest_partners: int = 0
+    lr: float = field(default=2e-3, metadata=not_used_by("slices"))
+    schedule: str = field(default="cosine", metadata=not_used_by("slices"))
+    batch: int = field(default=2, metadata=not_used_by("slices"))
+    nearest_partners: int = field(default=0, metadata=not_used_by("slices", "volume", "segmentation"))
     augment: bool = True
     amp: bool = False
-    checkpoint_minutes: float = 1.0
+    checkpoint_minutes: float = field(default=1.0, metadata=INFERENCE_ONLY)
 
     def __post_init__(self) -> None:
-        def require(key: str, fine: bool, expected: str) -> None:
-            if not fine:
-                raise ConfigError(f"training.{key}", expected, getattr(self, key))
-
-        require("iterations", self.iterations is None or self.iterations > 0, "a positive number of steps, or null")
-        require("minutes", self.minutes is None or self.minutes > 0, "a positive number of minutes, or null")
-        require("iterations", (self.iterations or self.minutes) is not None, "a limit here or in training.minutes")
-        require("lr", self.lr > 0, "a positive learning rate")
-        require("schedule", self.schedule in SCHEDULES, f"one of {list(SCHEDULES)}")
-        require("batch", self.batch > 0, "1 or more pairs")
-        require("nearest_partners", self.nearest_partners >= 0, "0 (random) or a number of nearest atlases")
+        require(
+            self,
+            "training",
+            ("iterations", self.iterations is None or self.iterations > 0, "a positive number of steps, or null"),
+            ("minutes", self.minutes is None or self.minutes > 0, "a positive number of minutes, or null"),
+            ("iterations", (self.iterations or self.minutes) is not None, "a limit here or in training.minutes"),
+            ("lr", self.lr > 0, "a positive learning rate"),
+            ("schedule", self.schedule in SCHEDULES, f"one of {list(SCHEDULES)}"),
+            ("batch", self.batch > 0, "1 or more pairs"),
+            ("nearest_partners", self.nearest_partners >= 0, "0 (random) or a number of nearest atlases"),
+        )
 
     def part(self, share: float) -> TrainingSettings:
         """These settings with ``share`` (0..1) of the budget."""
         iterations = None if self.iterations is None else max(1, round(share * self.iterations))
         return replace(self, iterations=iterations, minutes=None if self.minutes is None else share * self.minutes)
 
-    def identity(self) -> dict[str, Any]:
-        """What decides the weights: everything but how often checkpoints are written."""
-        return {k: v for k, v in asdict(self).items() if k != "checkpoint_minutes"}
+
+@dataclass(frozen=True)
+class FitContext:
+    """What fitting any network needs beside the network itself: the atlases, the budget, and where to run and keep it.
+
+    Args:
+        library: training atlases, images (N, 1, *S) with labels.
+        spacing_mm: voxel size of the working grid, for the augmentation's rotations.
+        training: budget, learning rate and batch.
+        seed: of initial weights and random draws.
+        folder: where the resumable checkpoint and ``history.csv`` go; None keeps nothing.
+        device: where it runs.
+        augmentation: of the training images; None: the default one, where ``training.augment`` asks for any.
+        progress: show a progress bar.
+        name: what the progress bar and messages call the network.
+        same_case: whether an atlas may meet another slice of its own case (slice folds).
+        distance: between features, see :func:`.selection.nearest`.
+    """
+
+    library: AtlasLibrary
+    spacing_mm: tuple[float, ...]
+    training: TrainingSettings
+    seed: int = 0
+    folder: Path | None = None
+    device: str | torch.device = "cpu"
+    augmentation: Augmentation | None = None
+    progress: bool = True
+    name: str = "network"
+    same_case: bool = False
+    distance: str = "l2"
+
+    def augmented(self) -> Augmentation | None:
+        """The augmentation to use; None where the training images stay as they are."""
+        return (self.augmentation or Augmentation()) if self.training.augment else None
+
+    def path(self, file: str) -> Path | None:
+        """A file of the folder; None where nothing is kept."""
+        return self.folder / file if self.folder else None
 
 
 @dataclass
@@ -128,7 +170,7 @@ class Trainer(ABC):
         self.model.zero_grad(set_to_none=True)
         loss.backward()
         self.team.sum_gradients(self.model)
-        if self.team.leads:
+        if self.team.is_main:
             self.optimiser.step()
 
 

@@ -18,18 +18,20 @@ from oasis_monai.utils.interpolation import enlarge, sample_volume
 
 @dataclass(frozen=True)
 class Augmentation:
-    """Strengths of the random changes; half-widths of uniform ranges around "no change".
+    """Strengths of the random changes; half-widths of uniform ranges around "no change". The fields are the keys of
+    ``conf/augmentation``; 0 switches a change off.
 
     Args:
-        rotation_deg: rotation about each axis (2D: in plane); in 3D the axes through the slices get a third of it.
-        scale: relative size change per axis.
-        shear: shear per pair of axes.
+        rotation_deg: rotation about each axis in degrees (2D: in plane); in 3D the axes through the slices get a third of it.
+        scale: relative size change per axis, as a fraction.
+        shear: shear per pair of axes, as a fraction.
         shift: translation as a fraction of the field of view.
-        flip: probability of a left-right flip of the whole pair (array axis x of the RAS-ordered grid).
-        elastic_mm: displacement along each axis of four points a side, evenly over the field of view, linear between them: how
-            patients differ in shape beyond an affine motion.
-        gamma, contrast, bias, noise: intensity changes, in units of the image's standard deviation (bias: a smooth
-            multiplicative coil field; gamma: exponent range of a monotonic contrast curve).
+        flip: probability, 0 to 1, of a left-right flip of the whole pair (array axis x of the RAS-ordered grid).
+        elastic_mm: displacement in mm along each axis of control points (four a side, evenly over the field of view, linear
+            between them): how patients differ in shape beyond an affine motion.
+        gamma: exponent range of a monotonic contrast curve.
+        contrast, bias, noise: intensity changes in units of the image's standard deviation: relative contrast, a smooth
+            multiplicative bias field, Gaussian noise.
     """
 
     rotation_deg: float = 12.0

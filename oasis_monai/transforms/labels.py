@@ -20,8 +20,19 @@ def one_hot(label: torch.Tensor, classes: int) -> torch.Tensor:
 TIE = 1e-6  # probabilities this close are equal: six weights of 1/6 sum to a hair under 1/2, and in any order to another hair
 
 
-def decide(foreground: Iterable[tuple[int, torch.Tensor]], background_only: torch.Tensor) -> torch.Tensor:
-    """The tie rule: with f the strongest foreground class (the lowest index among those equal within 1e-6), a voxel is f
+def decide(probability: torch.Tensor) -> torch.Tensor:
+    """(C, *S) probability of sum 1 -> (*S) uint8 class index, by the tie rule of :func:`decide_streamed`.
+
+    The most probable class; a tie with the background goes to the structure (binary: P >= 1/2), a tie among structures to the
+    lower class, so no tie depends on the number of atlases being even, and no extra label appears.
+    """
+    return decide_streamed(enumerate(probability[1:], 1), torch.zeros_like(probability[0]))
+
+
+def decide_streamed(foreground: Iterable[tuple[int, torch.Tensor]], background_only: torch.Tensor) -> torch.Tensor:
+    """The tie rule, for maps that come one at a time.
+
+    With f the strongest foreground class (the lowest index among those equal within 1e-6), a voxel is f
     where P_f >= P_background - 1e-6 and P_f > 1e-6, else background. With two classes: P >= 1/2. Never a class in between.
 
     P_background is 1 less the sum of the foreground maps.

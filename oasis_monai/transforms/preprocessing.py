@@ -26,6 +26,7 @@ from oasis_monai.data.formats import dispatch as headers
 from oasis_monai.data.types import Case, Geometry, Preprocessed, Segmentation, Volume
 from oasis_monai.transforms import spatial as grids
 from oasis_monai.transforms.intensity import LOCAL_MM, local_z_score, z_score
+from oasis_monai.utils.config import require
 from oasis_monai.utils.errors import ConfigError, Fault
 from oasis_monai.utils.files import digest, file_digest
 from oasis_monai.utils.tensor_files import load_if_whole, save_tensors
@@ -37,23 +38,25 @@ PERCENTILES = (0.5, 99.5)
 INTENSITIES = ("zscore", "local")
 MOST_VOXELS = 2**28
 """Of a working grid: a gigabyte an image. More is a slip of the pen, and would take the machine with it."""
-_SIZES = {("paper", 2): (320, 320), ("physical", 2): (160, 160), ("physical", 3): (48, 48, 32)}
-_SPACINGS_MM = {("physical", 2): (0.625, 0.625), ("physical", 3): (2.0, 2.0, 3.0)}
+_SIZES = {("paper", 2): (320, 320), ("physical", 2): (96, 96), ("physical", 3): (96, 96, 32)}
+_SPACINGS_MM = {("physical", 2): (1.0, 1.0), ("physical", 3): (1.0, 1.0, 3.0)}
+_INTENSITY = {"paper": "zscore", "physical": "local"}
 
 
 @dataclass(frozen=True)
 class Preprocessing:
-    """A named preprocessing setting; what is left out takes the default of the setting.
+    """The working grid and the intensities a network sees. The fields are the keys of ``conf/preprocessing``; what is left out
+    takes the default of the named setting.
 
     Args:
-        name: ``"physical"`` or ``"paper"``.
+        name: ``physical`` (a field of view in mm) or ``paper`` (slices resized in plane).
         spatial_dims: 2: in plane only, every slice is kept as it is; 3: a volume of fixed size (not with ``paper``, whose
-            volumes keep their own number of slices).
-        size: voxels along x, y (, z). Default 320 x 320 (paper), 160 x 160 or 48 x 48 x 32 (physical).
-        spacing_mm: voxel size along x, y (, z); only for ``physical``. Default 0.625 x 0.625 or 2 x 2 x 3 mm.
-        intensity: ``zscore`` (mean 0, deviation 1 over the volume) or ``local``
-            (:func:`oasis_monai.transforms.intensity.local_z_score`, for MR with strong coil fields).
-        local_mm: standard deviation of the Gaussian neighbourhood of ``local``.
+            volumes keep their own number of slices). Not a key of ``conf/preprocessing``: it stands at the top level.
+        size: voxels along x, y (, z), each 1 or more. Default 320 x 320 (paper), 96 x 96 or 96 x 96 x 32 (physical).
+        spacing_mm: voxel size in mm along x, y (, z), above 0; only for ``physical``. Default 1 x 1 or 1 x 1 x 3 mm.
+        intensity: ``zscore`` (mean 0, standard deviation 1 over the volume; default of ``paper``) or ``local`` (corrects the bias
+            field of MR by local normalisation, :func:`oasis_monai.transforms.intensity.local_z_score`; default of ``physical``).
+        local_mm: standard deviation in mm of the Gaussian neighbourhood of ``local``, above 0.
 
     Raises:
         ConfigError: naming ``preprocessing.<key>``.
@@ -63,24 +66,28 @@ class Preprocessing:
     spatial_dims: int = 3
     size: tuple[int, ...] = ()
     spacing_mm: tuple[float, ...] | None = None
-    intensity: str = "zscore"
+    intensity: str = ""
     local_mm: float = LOCAL_MM
 
     def __post_init__(self) -> None:
-        if self.name not in ("paper", "physical"):
-            raise ConfigError("preprocessing.name", "'paper' or 'physical'", self.name)
-        if isinstance(self.spatial_dims, bool) or self.spatial_dims not in (2, 3):
-            raise ConfigError("preprocessing.spatial_dims", "2 or 3", self.spatial_dims)
-        kind = (self.name, self.spatial_dims)
-        if kind not in _SIZES:
-            remedy = "set preprocessing.name=physical, or spatial_dims=2"
-            raise ConfigError("preprocessing.name", "'physical' where spatial_dims is 3", self.name, remedy)
-        if self.name == "paper" and self.spacing_mm is not None:
-            raise ConfigError("preprocessing.spacing_mm", "nothing: 'paper' only resizes", self.spacing_mm, "leave it out (null)")
-        if self.intensity not in INTENSITIES:
-            raise ConfigError("preprocessing.intensity", f"one of {list(INTENSITIES)}", self.intensity)
-        if not 0 < self.local_mm < float("inf"):
-            raise ConfigError("preprocessing.local_mm", "a number of mm above 0", self.local_mm)
+        kind, dims = (self.name, self.spatial_dims), self.spatial_dims
+        volumes_remedy = "set preprocessing.name=physical, or spatial_dims=2"
+        resizes = self.name == "paper" and self.spacing_mm is not None
+        require(
+            self,
+            "preprocessing",
+            ("name", self.name in _INTENSITY, "'paper' or 'physical'"),
+            ("spatial_dims", not isinstance(dims, bool) and dims in (2, 3), "2 or 3"),
+            ("name", kind in _SIZES, "'physical' where spatial_dims is 3", volumes_remedy),
+            ("spacing_mm", not resizes, "nothing: 'paper' only resizes", "leave it out (null)"),
+        )
+        object.__setattr__(self, "intensity", self.intensity or _INTENSITY[self.name])
+        require(
+            self,
+            "preprocessing",
+            ("intensity", self.intensity in INTENSITIES, f"one of {list(INTENSITIES)}"),
+            ("local_mm", 0 < self.local_mm < float("inf"), "a number of mm above 0"),
+        )
         size = self._checked("size", self.size or _SIZES[kind], (int,), "whole number")
         object.__setattr__(self, "size", tuple(int(n) for n in size))
         if math.prod(self.size) > MOST_VOXELS:

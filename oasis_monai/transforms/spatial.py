@@ -17,7 +17,7 @@ import numpy as np
 import torch
 
 from oasis_monai.data.types import Geometry
-from oasis_monai.transforms.labels import decide
+from oasis_monai.transforms.labels import decide_streamed
 from oasis_monai.utils.interpolation import along_axis
 
 SAME_SPACING = 1e-3  # spacings this close (relative) count as equal: headers carry rounded numbers
@@ -130,14 +130,14 @@ def resample_label(label: torch.Tensor, source: Geometry, target: Geometry) -> t
                 yield int(index), resample(box[None], _shifted(source, corner, box.shape), target, anti_alias=False)[0]
 
     start = torch.zeros(target.shape, device=label.device)
-    return (decide(maps(), start) * inside(source, target, label.device))[None]
+    return (decide_streamed(maps(), start) * inside(source, target, label.device))[None]
 
 
 def restore(
     probability: torch.Tensor, working: Geometry, native: Geometry, keep_probability: bool = False
 ) -> tuple[torch.Tensor, torch.Tensor | None]:
     """A probability map back on the grid of the scan: foreground maps resampled linearly, background = 1 - their sum
-    (1 outside the working field of view), then :func:`decide`. Thresholding after resampling keeps the volume; resampling
+    (1 outside the working field of view), then :func:`.decide`. Thresholding after resampling keeps the volume; resampling
     the thresholded label with nearest neighbours changes it by several percent.
 
     Works slab by slab along the last native axis, so that no C maps of the native size are ever held, unless asked for.
@@ -188,7 +188,7 @@ def restore_all(
         every = resample(foreground, working, _shifted(slab, corner, seen.shape), anti_alias=False) * seen
         x, y, z = (slice(c + add, c + add + n) for c, add, n in zip(corner, (0, 0, first), seen.shape, strict=True))
         for number, maps in enumerate(every.split(classes)):
-            labels[number][x, y, z] = decide(enumerate(maps, 1), torch.zeros_like(maps[0]))
+            labels[number][x, y, z] = decide_streamed(enumerate(maps, 1), torch.zeros_like(maps[0]))
             if kept is not None:
                 kept[number][1:, x, y, z] = maps
                 kept[number][0, x, y, z] = (1 - maps.sum(0)).clamp(min=0)

@@ -1,4 +1,9 @@
-"""Build the dataclasses of a configuration from plain dicts, with one clear line for a key or value that cannot work."""
+"""The groups of settings, which are dataclasses: build them from plain dicts, check their values, name what was trained.
+
+A key or value that cannot work is one clear line. What a trained network depends on is every field that is not marked
+otherwise: :data:`INFERENCE_ONLY`, or :func:`not_used_by` some kinds of network. A new field therefore counts until someone
+marks it, and no network that was trained without it is taken for one trained with it.
+"""
 
 from __future__ import annotations
 
@@ -6,21 +11,24 @@ import dataclasses
 import math
 import types
 import typing
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any, TypeVar
 
 from oasis_monai.utils.errors import ConfigError
 
 T = TypeVar("T")
+INFERENCE_ONLY = {"inference_only": True}
+"""Metadata of a field that changes no trained weight: ``field(default=4, metadata=INFERENCE_ONLY)``."""
 RENAMED = {
     "estimator": "joint",
-    "joint.slice_budget": "joint.slice_budget",
-    "joint.volume_budget": "joint.volume_budget",
-    "joint.slices_per_step": "joint.slices_per_step",
-    "joint.empty_slice_weight": "joint.empty_slice_weight",
-    "joint.tta_views": "joint.tta_views",
-    "joint.tta_flip": "joint.tta_flip",
-    "joint.estimate_weight": "joint.estimate_weight",
+    "estimator.share": "joint.slice_budget",
+    "estimator.volume_share": "joint.volume_budget",
+    "estimator.slices": "joint.slices_per_step",
+    "estimator.empty": "joint.empty_slice_weight",
+    "estimator.views": "joint.tta_views",
+    "estimator.mirror": "joint.tta_flip",
+    "estimator.vote": "joint.estimate_weight",
     "training.pairs": "training.nearest_partners",
     "data.only": "data.include",
 }
@@ -31,7 +39,7 @@ def check_renamed(key: str) -> None:
     """Refuse the old name of an option.
 
     Args:
-        key: with its groups, as on the command line (``joint.slice_budget``).
+        key: with its groups, as on the command line (``estimator.share``).
 
     Raises:
         ConfigError: the key is an old name; the message tells the new one.
@@ -42,11 +50,72 @@ def check_renamed(key: str) -> None:
         raise ConfigError(key, f"{new}, as this option is called now", key, f"write {new}")
 
 
+def not_used_by(*networks: str) -> dict[str, tuple[str, ...]]:
+    """Metadata of a field that the training of these kinds of network never reads.
+
+    Args:
+        networks: of ``registration``, ``slices``, ``volume`` (a joint model's networks) and ``segmentation`` (those of
+            ``methods``), see :meth:`oasis_monai.settings.Settings.identity`.
+    """
+    return {"not_used_by": networks}
+
+
+def identity_of(settings: Any, network: str) -> dict[str, Any]:
+    """What the training of one kind of network depends on, as plain JSON values.
+
+    Args:
+        settings: a dataclass; fields that are dataclasses themselves are gone through in the same way.
+        network: the kind, see :func:`not_used_by`.
+    """
+    return {
+        field.name: identity_of(value, network) if dataclasses.is_dataclass(value) else plain(value)
+        for field in dataclasses.fields(settings)
+        if not field.metadata.get("inference_only") and network not in field.metadata.get("not_used_by", ())
+        for value in [getattr(settings, field.name)]
+    }
+
+
+def plain(value: Any) -> Any:
+    """A setting as JSON has it: dataclasses and maps as dicts, tuples as lists, paths as texts."""
+    if dataclasses.is_dataclass(value):
+        return {field.name: plain(getattr(value, field.name)) for field in dataclasses.fields(value)}
+    if isinstance(value, Mapping):
+        return {str(k): plain(v) for k, v in value.items()}
+    if isinstance(value, Sequence) and not isinstance(value, str):
+        return [plain(v) for v in value]
+    return str(value) if isinstance(value, Path) else value
+
+
+def require(settings: Any, group: str, *checks: tuple[str, bool, str] | tuple[str, bool, str, str]) -> None:
+    """Refuse settings of which a check failed.
+
+    Args:
+        settings: the dataclass, whose values the message shows.
+        group: its key in the configuration; empty for the top level.
+        checks: key, whether its value is fine, what is expected, and what to do about it where that is not plain.
+
+    Raises:
+        ConfigError: the first check that failed.
+    """
+    for key, fine, expected, *remedy in checks:
+        if not fine:
+            found = getattr(settings, key)
+            found = list(found) if isinstance(found, tuple) else found  # as it is written in YAML
+            raise ConfigError(f"{group}.{key}" if group else key, expected, found, *remedy)
+
+
+def make_tuples(settings: Any, *keys: str) -> None:
+    """Turn these fields of a frozen dataclass into tuples, so that lists may be given; a single number becomes a tuple of one."""
+    for key in keys:
+        value = getattr(settings, key)
+        object.__setattr__(settings, key, (value,) if isinstance(value, int | str) else tuple(value))
+
+
 def make_group(kind: type[T], values: Any, group: str, **more: Any) -> T:
     """``kind(**values)``, with keys of the group checked and lists made tuples."""
     if not isinstance(values, Mapping):
         raise ConfigError(group, "a group of settings", values)
-    known = {f.name for f in dataclasses.fields(kind) if f.init}  # type: ignore[arg-type]
+    known = {f.name for f in dataclasses.fields(kind)}  # type: ignore[arg-type]
     unknown = sorted(set(values) - known)
     if unknown:
         check_renamed(f"{group}.{unknown[0]}" if group else unknown[0])

@@ -12,11 +12,13 @@ import numpy as np
 
 from oasis_monai.data.types import Segmentation
 from oasis_monai.evaluation.scores import method_name
+from oasis_monai.segmentation.pipeline import CaseResult
+from oasis_monai.segmentation.segmenter import Key
 from oasis_monai.settings import Settings
 from oasis_monai.workflows.prepare import Dataset
 
-Key = tuple[str, int]
-"""A method and its number of atlases; 0 for a network that uses none."""
+KeptLabels = dict[tuple[str, str, int], bytes]
+"""(case, method, n) -> a result's label, packed."""
 
 
 def keep_label(settings: Settings, run_dir: Path, result: Segmentation, method: str, n: int) -> bytes:
@@ -40,16 +42,14 @@ def browse(
     image: np.ndarray,
     reference: np.ndarray,
     labels: Mapping[Key, Segmentation],
-    atlases: list[list[list[Any]]],
-    weights: Mapping[Key, list[list[float]]],
+    found: CaseResult,
 ) -> None:
     """Write what the page's case browser shows of a case: every method at one n (6, the paper's, or the largest).
 
     Args:
         image, reference: (x, y, z) on the scan's own grid.
-        labels: by method and n.
-        atlases: per image of the case, [case, slice, distance] of those chosen, nearest first.
-        weights: by method and n, per image, one per atlas.
+        labels: by method and n, on that grid.
+        found: the atlases selected, and their weights.
     """
     from oasis_monai.data.io import to_canonical
     from oasis_monai.evaluation.case_view import write_browser
@@ -69,13 +69,17 @@ def browse(
         {name: to_canonical(result.label.numpy(), affine)[0] for name, result in shown.items()},
         spacing_mm,
         list(settings.data.labels),
-        [rows[:n] for rows in atlases] if settings.atlas_methods else [],
-        {method_name(*key): rows for key, rows in weights.items() if key[1] == n},
+        [[[used.case, used.slice, round(used.distance, 4)] for used in rows[:n]] for rows in found.atlases],
+        {
+            method_name(*key): [[round(weight, 4) for weight in row] for row in result.weights.tolist()]
+            for key, result in found.results.items()
+            if key[1] == n and result.weights is not None
+        },
     )
 
 
 def draw_overlays(
-    settings: Settings, prepared: Dataset, rows: list[dict[str, Any]], kept: Mapping[tuple[str, str, int], bytes], run_dir: Path
+    settings: Settings, prepared: Dataset, rows: list[dict[str, Any]], kept: KeptLabels, run_dir: Path
 ) -> set[Path]:
     """Draw the cases at even ranks from the last method's worst to its best, for every method and n; -> the pictures."""
     from oasis_monai.data.io import read_volume, to_canonical

@@ -1,4 +1,4 @@
-"""The trained networks of each fold: the STM with its atlas library, and the segmentation networks it is compared with."""
+"""The trained networks of each fold: those of the atlas methods with their library, and the networks they are compared with."""
 
 from __future__ import annotations
 
@@ -13,28 +13,29 @@ from torch import nn
 
 from oasis_monai.atlases.library import AtlasLibrary
 from oasis_monai.data.folds import Fold, Split
+from oasis_monai.networks.registration import SpatialTransformModel
 from oasis_monai.networks.segmentation import Predictor
-from oasis_monai.networks.slice_unet import JointSettings, SliceUNet, SliceUNetEnsemble
-from oasis_monai.segmentation.alignment import Aligner, FieldCache
-from oasis_monai.segmentation.estimate import Estimator, estimate_atlases, make_volume_network
-from oasis_monai.segmentation.loa import LoaTable
+from oasis_monai.networks.slice_unet import SliceUNet, SliceUNetEnsemble
+from oasis_monai.segmentation.alignment import FieldCache
+from oasis_monai.segmentation.build import SegmenterOptions, TrainedNetworks, build_estimator, build_segmenter
+from oasis_monai.segmentation.estimate import estimate_atlases
 from oasis_monai.segmentation.methods import needs_alignment
 from oasis_monai.segmentation.segmenter import Segmenter
 from oasis_monai.settings import Settings
 from oasis_monai.training.registration import train_registration
-from oasis_monai.training.segmentation import train_network, train_volume_network
+from oasis_monai.training.segmentation import train_segmentation, train_volume_network
 from oasis_monai.training.slices import train_slice_network
-from oasis_monai.training.trainer import TRAINING_VERSION
+from oasis_monai.training.trainer import TRAINING_VERSION, FitContext
 from oasis_monai.utils.device import resolve_device
 from oasis_monai.utils.files import digest, file_digest, locked
 from oasis_monai.utils.processes import side_by_side
 from oasis_monai.utils.tensor_files import load_if_whole, save_tensors
 from oasis_monai.workflows.prepare import Dataset, Log
 
-STM = "STM"
-ESTIMATOR = "estimator"
+REGISTRATION = "registration network"
+SLICES = "slice network"
 VOLUME = "volume network"
-_FILES = {STM: "stm.safetensors", ESTIMATOR: "estimator.safetensors"}
+_FILES = {REGISTRATION: "stm.safetensors", SLICES: "estimator.safetensors"}
 
 
 @dataclass(frozen=True)
@@ -42,7 +43,7 @@ class FoldModel:
     """What segments the test images of one fold.
 
     Args:
-        segmenter: the fold's atlases with their STM, for the methods that fuse atlases; None without such methods.
+        segmenter: the fold's atlases with their networks, for the methods that fuse atlases; None without such methods.
         predictors: the segmentation networks, by method name.
     """
 
@@ -50,13 +51,21 @@ class FoldModel:
     predictors: dict[str, Predictor]
 
 
-def voice(settings: JointSettings) -> dict[str, Any]:
-    """What a :class:`oasis_monai.segmentation.segmenter.Segmenter` has to know of its estimator."""
-    return {"estimator_atlases": settings.atlases, "vote": settings.estimate_weight, "recentre": settings.recentre}
+def segmenter_options(settings: Settings, same_case: bool = False) -> SegmenterOptions:
+    """What a segmenter has to know of the settings. ``same_case``: under slice folds an atlas may meet another slice of its own
+    case."""
+    return SegmenterOptions(
+        distance=settings.features.distance,
+        temperature=settings.temperature,
+        batch=settings.align_batch,
+        joint=settings.joint,
+        network=settings.network,
+        same_case=same_case,
+    )
 
 
 def calibration_path(settings: Settings, content: Mapping[str, str]) -> Path:
-    """Where a cross-validation leaves what predicts the DSC of scans, for the model that ``train`` fits with the same settings
+    """Where a cross-validation leaves what predicts the Dice of scans, for the model that ``train`` fits with the same settings
     on the same cases. Methods, n, folds and corruptions are not in the name: see
     :func:`oasis_monai.evaluation.quality_tables.keep_calibrations`."""
     identity = {
@@ -71,6 +80,7 @@ def calibration_path(settings: Settings, content: Mapping[str, str]) -> Path:
     return Path(settings.cache) / "calibrations" / f"{digest(identity)}.json"
 
 
+@dataclass(frozen=True)
 class FoldModels:
     """Trains or loads the networks of a fold and wires the fold's library to them.
 
@@ -78,165 +88,172 @@ class FoldModels:
     inference), so that every run that needs one finds it.
     """
 
-    def __init__(self, settings: Settings, prepared: Dataset, split: Split, cache: Path, log: Log) -> None:
-        self.settings, self.prepared, self.split, self.cache, self.log = settings, prepared, split, cache, log
+    settings: Settings
+    dataset: Dataset
+    split: Split
+    cache: Path
+    log: Log
 
     def library(self, fold: Fold) -> AtlasLibrary:
         """The training atlases of a fold: a copy that holds nothing of its test images (but that a slice knows the images, never
         the labels, of the slices beside it: a scan is always whole)."""
-        whole = self.prepared.library
+        whole = self.dataset.library
         numbers = (whole.slices.clamp_min(0)).tolist()  # a volume is image 0 of its case
         keep = [i for i, case in enumerate(whole.cases) if numbers[i] in set(fold.train.get(case, ()))]
         return whole.subset(torch.tensor(keep))
 
     def needed(self) -> list[str]:
-        """The networks that the settings' methods need: :data:`STM` (a joint one brings those of its estimator along),
-        those of the estimator alone, and names of segmentation networks."""
-        own = (
-            [STM]
-            if needs_alignment(self.settings.methods)
-            else self._of_the_estimator()
-            if self.settings.uses_joint_model
-            else []
-        )
-        return [*own, *self.settings.networks]
+        """The networks that the settings' methods need: :data:`REGISTRATION` (a joint one brings those of its estimate along),
+        those of the estimate alone, and names of segmentation networks."""
+        settings, own = self.settings, list[str]()
+        if needs_alignment(settings.methods):
+            own = [REGISTRATION]
+        elif settings.uses_joint_model:
+            own = self._of_the_estimate()
+        return [*own, *settings.networks]
 
-    def _of_the_estimator(self) -> list[str]:
-        return [ESTIMATOR, *([VOLUME] if self.settings.joint.budgets(self.settings.spatial_dims)[1] else [])]
-
-    def folder(self, fold: Fold, network: str = STM) -> Path:
+    def folder(self, fold: Fold, network: str = REGISTRATION) -> Path:
         """Where a network of the fold lives."""
-        content = {case: self.prepared.content[case] for case in fold.train}
-        identities = {STM: self.settings.identity, ESTIMATOR: self.settings.slice_network_identity}
+        content = {case: self.dataset.content[case] for case in fold.train}
+        identities = {REGISTRATION: self.settings.identity, SLICES: self.settings.slice_network_identity}
         identities[VOLUME] = self.settings.volume_identity
         own = identities[network]() if network in identities else self.settings.network_identity(network)
         identity: dict[str, Any] = {**own, "split": fold.key(), "content": content, "version": TRAINING_VERSION}
         identity |= {"labels": list(self.settings.data.label_values), "protocol": self.split.protocol}
         return self.cache / "models" / digest(identity)
 
-    def trained(self, fold: Fold, network: str = STM) -> bool:
+    def trained(self, fold: Fold, network: str = REGISTRATION) -> bool:
         """Whether a network of the fold is finished."""
-        stored = load_if_whole(self.folder(fold, network) / _FILES.get(network, "network.safetensors"))
+        stored = load_if_whole(self._file(fold, network))
         return stored is not None and bool(stored[1].get("done"))
 
     def missing(self, fold: Fold) -> list[str]:
         """The networks the methods need that are not trained yet."""
         return [name for name in self.needed() if not self.trained(fold, name)]
 
-    def train(self, fold: Fold, network: str = STM, library: AtlasLibrary | None = None) -> nn.Module:
+    def train(self, fold: Fold, network: str = REGISTRATION, library: AtlasLibrary | None = None) -> nn.Module:
         """A network of the fold, trained if need be."""
         settings, library = self.settings, library or self.library(fold)
-        folder, device = self.folder(fold, network), resolve_device(settings.device)
-        seed, name = settings.seed + fold.index, f"{network} fold {fold.index}"
-        training = settings.training
-        if network == STM and settings.registration.joint:  # before the lock: a lock held in wait for another's may never open
-            library = self.with_estimates(fold, library)
-            training = training.part(settings.joint.budgets(settings.spatial_dims)[2])
-        with locked(folder):  # jobs of one sweep may want the same fold at the same time
-            how = (settings.training, seed, folder, device, settings.augmentation, settings.progress, name)
-            if network == ESTIMATOR:
-                return train_slice_network(library, self._spacing_mm(), settings.joint, *how, same_case=self._same_case)
+        if network == REGISTRATION and settings.registration.joint:
+            library = self.with_estimates(fold, library)  # before the lock: a lock held in wait for another's may never open
+        context = self._context(fold, network, library)
+        assert context.folder is not None
+        with locked(context.folder):  # jobs of one sweep may want the same fold at the same time
+            if network == SLICES:
+                return train_slice_network(context, settings.joint)
             if network == VOLUME:
-                return train_volume_network(library, self._spacing_mm(), settings.joint, settings.network, *how)
-            if network != STM:
-                return train_network(network, library, self._spacing_mm(), settings.network, *how)
+                return train_volume_network(context, settings.joint, settings.network)
+            if network != REGISTRATION:
+                return train_segmentation(context, network, settings.network)
             if not self.trained(fold):  # what was aligned by a model that was lost or damaged is no longer true
-                (folder / "loa.safetensors").unlink(missing_ok=True)
-                shutil.rmtree(folder / "fields", ignore_errors=True)
-            return train_registration(
-                library,
-                self._spacing_mm(),
-                settings.registration,
-                settings.loss,
-                training,
-                seed,
-                folder,
-                device,
-                same_case=self._same_case,
-                distance=settings.features.distance,
-                augmentation=settings.augmentation,
-                progress=settings.progress,
-                name=name,
-            )
+                (context.folder / "loa.safetensors").unlink(missing_ok=True)
+                shutil.rmtree(context.folder / "fields", ignore_errors=True)
+            return train_registration(context, settings.registration, settings.loss)
 
     def segmenter(self, fold: Fold) -> Segmenter:
-        """The fold's library with its STM (where a method aligns)."""
+        """The fold's library with the networks that the methods need."""
         settings, library = self.settings, self.library(fold)
-        more: dict[str, Any] = {"distance": settings.features.distance, "temperature": settings.temperature}
-        more["same_case"] = self._same_case
+        slices, volume, registration, loa_of = None, None, None, ""
         if settings.uses_joint_model:
-            more |= {"estimator": self.estimator(fold, library)} | voice(settings.joint)
-        if not needs_alignment(settings.methods):
-            return Segmenter(library, **more)
-        if settings.uses_joint_model:
-            library = self.with_estimates(fold, library)
-        aligner = Aligner(self.train(fold, STM, library), resolve_device(settings.device), settings.align_batch)
-        of = file_digest(*self._estimator_files(fold)) if settings.registration.joint else ""  # a joint STM sees estimates
-        loa = LoaTable(library, aligner, self.folder(fold) / "loa.safetensors", of)
-        return Segmenter(library, aligner, loa, **more)
-
-    def estimator(self, fold: Fold, library: AtlasLibrary) -> Estimator:
-        """The joint model's segmentation network of the fold, trained if need be."""
-        network = self.train(fold, ESTIMATOR, library)
-        assert isinstance(network, SliceUNet | SliceUNetEnsemble)
-        settings, device = self.settings, resolve_device(self.settings.device)
-        whole = None
-        if VOLUME in self._of_the_estimator():
-            whole = make_volume_network(
-                self.train(fold, VOLUME, library), settings.joint.volume_network, settings.network, device
-            )
-        how = settings.joint
-        return Estimator(network, how.tta_flip, device, whole=whole, stride=how.volume_stride, tta_views=how.tta_views)
-
-    def _estimator_files(self, fold: Fold) -> list[Path]:
-        return [self.folder(fold, name) / _FILES.get(name, "network.safetensors") for name in self._of_the_estimator()]
+            slices, volume = self._estimate_networks(fold, library)
+        if needs_alignment(settings.methods):
+            if settings.uses_joint_model:
+                library = self.with_estimates(fold, library)
+            trained = self.train(fold, REGISTRATION, library)
+            assert isinstance(trained, SpatialTransformModel)
+            registration = trained
+            if settings.registration.joint:  # it sees estimates
+                loa_of = file_digest(*self._estimate_files(fold))
+        return build_segmenter(
+            library,
+            TrainedNetworks(registration, slices, volume),
+            self._options(),
+            resolve_device(settings.device),
+            self.folder(fold) / "loa.safetensors",
+            loa_of,
+        )
 
     def with_estimates(self, fold: Fold, library: AtlasLibrary) -> AtlasLibrary:
-        """The fold's library with what the joint model's segmentation network makes of its atlases, computed once."""
+        """The fold's library with what the joint model's segmentation networks make of its atlases, computed once."""
         if library.estimates is not None:
             return library
-        settings = self.settings
-        network = self.estimator(fold, library)
-        path = self.folder(fold, ESTIMATOR) / f"estimates-{digest([settings.joint.tta_flip])}.safetensors"
+        joint = self.settings.joint
+        networks = TrainedNetworks(None, *self._estimate_networks(fold, library))
+        path = self.folder(fold, SLICES) / f"estimates-{digest([joint.tta_flip])}.safetensors"
         stored = load_if_whole(path)
-        of = file_digest(*self._estimator_files(fold))
+        of = file_digest(*self._estimate_files(fold))
         if stored is None or stored[1].get("networks") != of:
-            made = estimate_atlases(network, library, settings.joint.atlases, self._same_case)
+            estimator = build_estimator(networks, self._options(), resolve_device(self.settings.device))
+            assert estimator is not None
+            made = estimate_atlases(estimator, library, joint.atlases, self._same_case)
             save_tensors(path, {"estimates": made}, {"networks": of})
             return library.with_estimates(made)
         return library.with_estimates(stored[0]["estimates"])
+
+    def model(self, fold: Fold) -> FoldModel:
+        """All that the settings' methods need, trained if need be."""
+        settings = self.settings
+        device = resolve_device(settings.device)
+        predictors = {
+            name: Predictor(self.train(fold, name), name, settings.network, device, settings.align_batch)
+            for name in settings.networks
+        }
+        return FoldModel(self.segmenter(fold) if settings.atlas_methods else None, predictors)
+
+    def fields(self, fold: Fold, case: str) -> FieldCache | None:
+        """Where the fields onto a test case of the fold are kept: the fold's model, the scan, and how atlases are chosen. None
+        where no method aligns."""
+        if REGISTRATION not in self.needed():
+            return None
+        features, joint = self.settings.features, self.settings.joint
+        parts: list[Any] = [features.name, features.weights, features.distance, fold.index, self.dataset.scans[case]]
+        if self.settings.uses_joint_model:  # its fields depend on the estimate
+            parts += [file_digest(*self._estimate_files(fold)), joint.tta_flip, joint.tta_views]
+        return FieldCache(self.folder(fold) / "fields", digest(parts))
 
     @property
     def _same_case(self) -> bool:
         """Under slice folds an atlas may meet another slice of its own case."""
         return self.split.protocol == "slice"
 
-    def model(self, fold: Fold) -> FoldModel:
-        """All that the settings' methods need, trained if need be."""
+    def _options(self) -> SegmenterOptions:
+        return segmenter_options(self.settings, self._same_case)
+
+    def _of_the_estimate(self) -> list[str]:
+        return [SLICES, *([VOLUME] if self.settings.has_volume_network else [])]
+
+    def _estimate_networks(self, fold: Fold, library: AtlasLibrary) -> tuple[SliceUNet | SliceUNetEnsemble, nn.Module | None]:
+        """The joint model's segmentation networks of the fold, trained if need be."""
+        slices = self.train(fold, SLICES, library)
+        assert isinstance(slices, SliceUNet | SliceUNetEnsemble)
+        return slices, self.train(fold, VOLUME, library) if self.settings.has_volume_network else None
+
+    def _file(self, fold: Fold, network: str) -> Path:
+        return self.folder(fold, network) / _FILES.get(network, "network.safetensors")
+
+    def _estimate_files(self, fold: Fold) -> list[Path]:
+        return [self._file(fold, name) for name in self._of_the_estimate()]
+
+    def _context(self, fold: Fold, network: str, library: AtlasLibrary) -> FitContext:
         settings = self.settings
-        predictors = {}
-        for name in settings.networks:
-            network = self.train(fold, name)
-            device = resolve_device(settings.device)
-            predictors[name] = Predictor(network, name, settings.network, device, settings.align_batch)
-        return FoldModel(self.segmenter(fold) if settings.atlas_methods else None, predictors)
-
-    def fields(self, fold: Fold, case: str) -> FieldCache:
-        """Where the fields onto a test case of the fold are kept: the fold's model, the scan, and how atlases are chosen."""
-        features = self.settings.features
-        parts: list[Any] = [features.name, features.weights, features.distance, fold.index, self.prepared.scans[case]]
-        if self.settings.uses_joint_model:  # its fields depend on the estimate
-            parts += [
-                file_digest(*self._estimator_files(fold)),
-                self.settings.joint.tta_flip,
-                self.settings.joint.tta_views,
-            ]
-        chosen = digest(parts)
-        return FieldCache(self.folder(fold) / "fields", chosen)
-
-    def _spacing_mm(self) -> tuple[float, ...]:
-        geometry = next(iter(self.prepared.targets.values())).geometry
-        return geometry.spacing_mm[: self.settings.spatial_dims]
+        training = settings.training
+        if network == REGISTRATION and settings.registration.joint:
+            training = training.part(settings.joint.budgets(settings.spatial_dims)[2])
+        folds = len(self.split.folds)
+        geometry = next(iter(self.dataset.targets.values())).geometry
+        return FitContext(
+            library,
+            geometry.spacing_mm[: settings.spatial_dims],
+            training,
+            settings.seed + fold.index,
+            self.folder(fold, network),
+            resolve_device(settings.device),
+            settings.augmentation,
+            settings.progress,
+            name=network if folds == 1 else f"fold {fold.index + 1} of {folds}, {network}",
+            same_case=self._same_case,
+            distance=settings.features.distance,
+        )
 
 
 def train_ahead(jobs: Sequence[tuple[Settings, int, str]], workers: int, log: Log) -> None:
@@ -251,14 +268,13 @@ def _quiet(settings: Settings) -> dict[str, Any]:
 
 def _train(plain: dict[str, Any], fold: int, network: str) -> None:
     from oasis_monai.settings import build
-    from oasis_monai.workflows.fold_models import FoldModels
     from oasis_monai.workflows.prepare import find_and_check, prepare, split_of
 
     settings = build(plain)
     cache = Path(settings.cache)
-    prepared = prepare(settings, find_and_check(settings, cache, _silent), cache, _silent)
-    split = split_of(settings, prepared)
-    FoldModels(settings, prepared, split, cache, _silent).train(split.folds[fold], network)
+    dataset = prepare(settings, find_and_check(settings, cache, _silent), cache, _silent)
+    split = split_of(settings, dataset)
+    FoldModels(settings, dataset, split, cache, _silent).train(split.folds[fold], network)
 
 
 def _silent(_: str) -> None:

@@ -9,24 +9,23 @@ used.
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from oasis_monai.atlases.features import Embedder
 from oasis_monai.atlases.library import AtlasLibrary, build_library
 from oasis_monai.data.types import Case, Preprocessed
 from oasis_monai.evaluation.tables import aligned_text
 from oasis_monai.segmentation.estimate import estimate_atlases
-from oasis_monai.segmentation.segmenter import Segmenter
 from oasis_monai.settings import Settings
 from oasis_monai.transforms.preprocessing import PreprocessCache
 from oasis_monai.utils.errors import ConfigError, DataError, Fault
 from oasis_monai.utils.files import file_digest, locked, write_json
-from oasis_monai.workflows import model_folder as folders
+from oasis_monai.workflows.model import Model, load_model
+from oasis_monai.workflows.model_folder import LIBRARY_PART, NEXT_LIBRARY, ModelRecord, describe, keep_pairs, retry_once
 
 SAME = 1e-3
 """Two normalised images that differ by no more (in standard deviations) are one scan; a file format rounds its affine."""
@@ -40,7 +39,7 @@ def list_atlases(model: Path) -> str:
     Raises:
         OasisError: it is no model folder, or its library has changed.
     """
-    record, library = folders.retry_once(lambda: folders.read_library(model))
+    record, library = retry_once(lambda: _read_library(model))
     labels, features = record["settings"]["data"]["labels"], record["settings"]["features"]
     lines = [["case", "images", *(f"{name} ml" for name in labels), "trained on"]]
     for case in _cases(library):
@@ -77,21 +76,22 @@ def add_atlas(
     name = scans[0].id if case is None else case
     if not name.strip() or name != Path(name).name or not name.isprintable():
         raise ConfigError("case", "a name without / and control characters", name, "give case=ID")
-    folders.read_record(model)  # a lock would make a folder
+    ModelRecord.read(model)  # a lock would make a folder
     with locked(model):
-        record = _settled(model)
-        settings, segmenter = folders.load_model(model, device, batch)
-        library = segmenter.library
+        _finish_edit(model)
+        loaded = load_model(model, device, batch)
+        settings, library = loaded.settings, loaded.segmenter.library
         if name in library.cases:
             raise ConfigError("case", "an id that is not in the library", name, f"give case=ID, or remove={name} first")
         item = _preprocessed(Case(name, scans[0].image, label), settings, log)
         twin = library.twin(item.image, SAME, _cases(library))
         if twin is not None:
             raise DataError(Fault(name, "image", "a scan of its own", f"the voxels of {twin}, an atlas", f"remove={twin} first"))
-        made = _atlases(item, settings, segmenter, folders.model_embedder(model, settings, device))
+        made = _atlases(item, loaded)
         longer = library.merge(made)
-        told = folders.describe(made, name, settings.data.labels, folders.voxel_volume_ml(item.geometry.spacing_mm))
-        _replace(model, record, segmenter, longer, {**record["atlases"], name: told}, torch.arange(len(library)))
+        described = describe(made, name, settings.data.labels, item.geometry.voxel_ml)
+        atlases = {**loaded.record.values["atlases"], name: described}
+        _replace(loaded, longer, atlases, torch.arange(len(library)))
     return name
 
 
@@ -102,20 +102,19 @@ def remove_atlas(model: Path, case: str, device: str = "auto", batch: int = 8, l
         ConfigError: no such case, or too few atlases would stay.
         OasisError: it is no model folder, or a file of it has changed.
     """
-    folders.read_record(model)
+    ModelRecord.read(model)
     with locked(model):
-        record = _settled(model)
-        settings, segmenter = folders.load_model(model, device, batch)
-        library = segmenter.library
+        _finish_edit(model)
+        loaded = load_model(model, device, batch)
+        settings, library = loaded.settings, loaded.segmenter.library
         if case not in library.cases:
             raise ConfigError("remove", f"a case of the library: {', '.join(_cases(library))}", case, "choose one of these")
         rows = torch.tensor([i for i, other in enumerate(library.cases) if other != case], dtype=torch.int64)
         least = max(1, settings.joint.atlases if settings.registration.joint else 0)
         if len(rows) < least:
             raise ConfigError("remove", f"a library that keeps {least} atlases or more", case, "add another case first")
-        shorter = library.subset(rows)
-        told = {name: value for name, value in record["atlases"].items() if name != case}
-        _replace(model, record, segmenter, shorter, told, rows)
+        atlases = {name: value for name, value in loaded.record.values["atlases"].items() if name != case}
+        _replace(loaded, library.subset(rows), atlases, rows)
     if len(rows) < max(settings.n):
         log(f"note: {len(rows)} atlases are left: segment with n={len(rows)} or less")
 
@@ -147,36 +146,44 @@ def _preprocessed(case: Case, settings: Settings, log: Log) -> Preprocessed:
     return item
 
 
-def _atlases(item: Preprocessed, settings: Settings, segmenter: Segmenter, embed: Embedder) -> AtlasLibrary:
-    """The case as atlases like those of the model's library. What its estimator made of the others stays: beside which atlases
+def _atlases(item: Preprocessed, model: Model) -> AtlasLibrary:
+    """The case as atlases like those of the model's library. What its networks made of the others stays: beside which atlases
     a slice was seen is a matter of the library at that time."""
-    library = segmenter.library
-    made = build_library([item], settings.spatial_dims, embed, library.classes)
-    if segmenter.estimator is None:
+    library, settings, estimator = model.segmenter.library, model.settings, model.segmenter.estimator
+    made = build_library([item], settings.spatial_dims, model.embed, library.classes)
+    if estimator is None:
         return made
     both = replace(library, estimates=None).merge(made)
     rows = torch.arange(len(library), len(both))
-    return made.with_estimates(estimate_atlases(segmenter.estimator, both, settings.joint.atlases, rows=rows))
+    return made.with_estimates(estimate_atlases(estimator, both, settings.joint.atlases, rows=rows))
 
 
-def _settled(model: Path) -> dict[str, Any]:
-    """The model's record, after an edit that was killed late has been finished and what one left behind has been removed."""
-    record = folders.read_record(model)
-    current = folders.part(model, record, folders.LIBRARY_PART)
-    if current.name != folders.LIBRARY_PART:
-        os.replace(current, model / folders.LIBRARY_PART)
-    for left in (model / folders.NEXT_LIBRARY, *model.glob(f".{folders.NEXT_LIBRARY}.*")):
+def _read_library(model: Path) -> tuple[dict[str, Any], AtlasLibrary]:
+    record = ModelRecord.read(model)
+    return dict(record.values), record.library()
+
+
+def _finish_edit(model: Path) -> None:
+    """Finish an edit that was killed late, and remove what one left behind."""
+    current = ModelRecord.read(model).part(LIBRARY_PART)
+    if current.name != LIBRARY_PART:
+        os.replace(current, model / LIBRARY_PART)
+    for left in (model / NEXT_LIBRARY, *model.glob(f".{NEXT_LIBRARY}.*")):
         left.unlink(missing_ok=True)
-    return record
 
 
-def _replace(
-    model: Path, record: dict[str, Any], old: Segmenter, library: AtlasLibrary, told: dict[str, Any], kept: torch.Tensor
-) -> None:
-    """Put an edited library in the place of the model's."""
-    library.save(model / folders.NEXT_LIBRARY)
-    checksum = file_digest(model / folders.NEXT_LIBRARY)
-    checksums = {**record["checksums"], folders.LIBRARY_PART: checksum}
-    write_json(model / "model.json", {**record, "checksums": checksums, "cases": _cases(library), "atlases": told})
-    os.replace(model / folders.NEXT_LIBRARY, model / folders.LIBRARY_PART)
-    folders.keep_pairs(old, library, model, checksum, kept)
+def _replace(model: Model, library: AtlasLibrary, atlases: Mapping[str, Any], kept: torch.Tensor) -> None:
+    """Put an edited library in the place of the model's.
+
+    Args:
+        atlases: what ``model.json`` holds of each case.
+        kept: rows of the model's library that are the edited one's first ones.
+    """
+    folder = model.folder
+    library.save(folder / NEXT_LIBRARY)
+    checksum = file_digest(folder / NEXT_LIBRARY)
+    checksums = {**model.record.checksums, LIBRARY_PART: checksum}
+    edited = {"checksums": checksums, "cases": _cases(library), "atlases": atlases}
+    write_json(folder / "model.json", {**model.record.values, **edited})
+    os.replace(folder / NEXT_LIBRARY, folder / LIBRARY_PART)
+    keep_pairs(model.segmenter, library, folder, checksum, kept)

@@ -3,55 +3,53 @@
 from __future__ import annotations
 
 import errno
-import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, TypedDict, Unpack
 
-import torch
-
-from oasis_monai.atlases.features import Embedder, target_features
-from oasis_monai.atlases.library import AtlasLibrary
-from oasis_monai.data.formats.dispatch import ENDINGS, ending, remove_array
-from oasis_monai.data.io import named, read_volume
-from oasis_monai.data.types import Case, Preprocessed, Segmentation, Selection
-from oasis_monai.evaluation.quality import Calibration
-from oasis_monai.evaluation.quality_tables import calibration_for
-from oasis_monai.networks.warp import folding_voxels
-from oasis_monai.segmentation import flags
-from oasis_monai.segmentation.agreement import SOURCES, overlaps
-from oasis_monai.segmentation.alignment import KeptFields
-from oasis_monai.segmentation.fusion import decide
-from oasis_monai.segmentation.methods import check_methods, result_keys
-from oasis_monai.segmentation.segmenter import Result, Segmenter, check_choice
-from oasis_monai.settings import Settings
-from oasis_monai.transforms.preprocessing import PreprocessCache, restore
-from oasis_monai.transforms.spatial import inside
+from oasis_monai.data.formats.dispatch import ENDINGS, data_files, ending, remove_array
+from oasis_monai.data.io import named, read_volume, to_canonical
+from oasis_monai.data.types import Case, Volume
+from oasis_monai.segmentation.methods import check_methods
+from oasis_monai.segmentation.pipeline import check_choice
+from oasis_monai.segmentation.segmenter import Segmenter
 from oasis_monai.utils.errors import ConfigError, DataError, Fault
 from oasis_monai.utils.files import file_digest, write_json
-from oasis_monai.workflows.model_folder import calibrations, load_model, model_embedder, voxel_volume_ml
+from oasis_monai.workflows.model import Model, load_model
+from oasis_monai.workflows.scan_result import ScanResult
 from oasis_monai.workflows.segment_table import FAILED, Row, read_told, row_of, table_text, with_earlier, write_table
 
 FORMATS = tuple(e.removeprefix(".") for e in ENDINGS)
 DICOM_RESULT = ".nii.gz"  # what a DICOM series gets where nothing else is asked for
-SAME = 0.01  # standard deviations between two readings of one scan, as from another file format: an affine is float32 in NIfTI
 HOPELESS = (errno.ENOSPC, errno.EROFS, errno.EDQUOT)  # the next scan would fail as well
 Log = Callable[[str], None]
 
 
+class SegmentOptions(TypedDict, total=False):
+    """The options of :func:`segment_scans`; the names of the command line in brackets where they differ.
+
+    Args:
+        n: atlases to fuse (6).
+        method: how to fuse [methods]; None: as suits the model, ``OASIS-joint`` for a joint one and ``OASIS`` for another.
+        device: where to run (``auto``).
+        batch: atlases aligned at once (8) [align_batch].
+        save_probability: write the probability beside the label.
+        overwrite: do finished scans again.
+        file_format: of the labels, one of :data:`FORMATS` [format]; None: each scan's own, :data:`DICOM_RESULT` for DICOM.
+    """
+
+    n: int
+    method: str | None
+    device: str
+    batch: int
+    save_probability: bool
+    overwrite: bool
+    file_format: str | None
+
+
 def segment_scans(
-    model: Path,
-    scans: Path,
-    output: Path,
-    n: int = 6,
-    method: str | None = None,
-    device: str = "auto",
-    batch: int = 8,
-    save_probability: bool = False,
-    overwrite: bool = False,
-    log: Log = print,
-    file_format: str | None = None,
+    model: str | Path, scans: str | Path, output: str | Path, log: Log = print, **options: Unpack[SegmentOptions]
 ) -> list[Fault]:
     """Segment one scan or every scan of a folder (see :func:`oasis_monai.data.cases.find_cases`, layout ``folder``).
 
@@ -59,8 +57,11 @@ def segment_scans(
     end, also when it is interrupted, ``segment.csv`` tells of all scans of the output folder.
 
     Args:
-        method: how to fuse; None: as suits the model, ``OASIS-joint`` for a joint one and ``OASIS`` for another.
-        file_format: of the labels, one of :data:`FORMATS`; None: each scan's own, :data:`DICOM_RESULT` for DICOM.
+        model: the folder of a trained model.
+        scans: a file, a DICOM series or a folder.
+        output: another folder.
+        log: gets a line per scan.
+        options: see :class:`SegmentOptions`.
 
     Returns:
         A fault per scan that could not be segmented, whatever the reason; the others are done all the same.
@@ -70,6 +71,33 @@ def segment_scans(
         OasisError: no model, or no scans.
         OSError: the disk is full or cannot be written.
     """
+    model, scans, output = Path(model), Path(scans), Path(output)
+    method, file_format = options.get("method"), options.get("file_format")
+    cases = _find_scans(scans, output, method, file_format)
+    loaded = load_model(model, options.get("device", "auto"), options.get("batch", 8))
+    n = options.get("n", 6)
+    chosen = check_choice(loaded.segmenter, method, n)
+    _ = loaded.embed, loaded.calibrations  # what is wrong with the model is no scan's fault
+    run = _Run(loaded, output, chosen, n, options.get("save_probability", False), file_format)
+    faults: list[Fault] = []
+    rows: list[Row] = []
+    try:
+        for case in cases:
+            row, own = _segment_one(run, case, options.get("overwrite", False), log)
+            rows.append(row)
+            faults += own
+    finally:
+        if output.is_dir() or rows:
+            write_table(output, with_earlier(rows, output))
+    _keep_pairs(loaded.segmenter, model, log)
+    for line in table_text(rows).splitlines():
+        log(line)
+    log(f"{sum(row.status != FAILED for row in rows)} of {len(cases)} scans segmented into {output}")
+    return faults
+
+
+def _find_scans(scans: Path, output: Path, method: str | None, file_format: str | None) -> list[Case]:
+    """The scans, after a look at what can be refused before a model is read."""
     from oasis_monai.data.cases import find_cases
 
     if method is not None:
@@ -80,48 +108,26 @@ def segment_scans(
     # X_segmentation there may be X's reference, and in the folder above them a result would be the next run's scan
     if output.resolve() in {scans.resolve(), *(case.image.resolve().parent for case in cases)}:
         raise ConfigError("output", "a folder other than the scans' own", str(output), "give another output=DIR")
-    # before the model is read: an edit between the two has its scans done again, and none passed over as finished
-    version = file_digest(model / "model.json") if (model / "model.json").is_file() else ""
-    settings, segmenter = load_model(model, device, batch)
-    method = check_choice(segmenter, method, n)
-    run = _Run(
-        settings,
-        segmenter,
-        PreprocessCache(None, settings.preprocessing, settings.data.label_values),
-        model_embedder(model, settings, device),
-        output,
-        (method, n),
-        save_probability,
-        file_format,
-        flags.reach(segmenter.library, settings.features.distance),
-        calibrations(model),
-        version,
-    )
-    faults: list[Fault] = []
-    rows: list[Row] = []
+    return cases
+
+
+def _segment_one(run: _Run, case: Case, overwrite: bool, log: Log) -> tuple[Row, list[Fault]]:
+    """One scan's row of the table, and what stopped it.
+
+    Raises:
+        OSError: the next scan would fail as well.
+    """
     try:
-        for case in cases:
-            try:
-                told, made = run.result(case, overwrite)
-            except Exception as error:
-                if isinstance(error, OSError) and error.errno in HOPELESS:
-                    raise
-                own = _faults(case, error)
-                faults += own
-                rows.append(Row(case.id, FAILED, reason=str(own[0]).removeprefix(f"{case.id}: ")))
-                log(f"{case.id}: failed")
-            else:
-                rows.append(row_of(told, skipped=not made))
-                if made:  # the others are in the table
-                    log(_line(told))
-    finally:
-        if output.is_dir() or rows:
-            write_table(output, with_earlier(rows, output))
-    _keep_pairs(segmenter, model, log)
-    for line in table_text(rows).splitlines():
-        log(line)
-    log(f"{sum(row.status != FAILED for row in rows)} of {len(cases)} scans segmented into {output}")
-    return faults
+        record, made = run.result(case, overwrite)
+    except Exception as error:
+        if isinstance(error, OSError) and error.errno in HOPELESS:
+            raise
+        faults = _faults(case, error)
+        log(f"{case.id}: failed")
+        return Row(case.id, FAILED, reason=str(faults[0]).removeprefix(f"{case.id}: ")), faults
+    if made:  # the others are in the table
+        log(_line(record))
+    return row_of(record, skipped=not made), []
 
 
 def _faults(case: Case, error: Exception) -> list[Fault]:
@@ -147,19 +153,6 @@ def _files(told: dict[str, Any]) -> list[str]:
     return [name for name in own if name in told["files"] and Path(name).name == name]  # the JSON file may be anyone's
 
 
-def _varied(target: Preprocessed) -> Preprocessed:
-    """Refuse an image with nothing to see in it: the networks would put something there all the same."""
-    if float(target.image.min()) == float(target.image.max()):
-        remedy = "export the scan again"
-        raise DataError(Fault(target.case, "image", "different intensities in the field of view", "one value everywhere", remedy))
-    return target
-
-
-def _own_atlas(library: AtlasLibrary, target: Preprocessed, chosen: Selection) -> str | None:
-    """The case of the library that this very scan is: then its own label is fused into it, which says nothing of accuracy."""
-    return library.twin(target.image, SAME, dict.fromkeys(library.cases[row] for row in chosen.indices[:, 0].tolist()))
-
-
 def _line(told: dict[str, Any]) -> str:
     volumes = ", ".join(f"{name} {ml:.1f} ml" for name, ml in told["volume_ml"].items())
     doubts = "".join(f"; {flag['name']}: {flag['text']}" for flag in told["flags"])
@@ -179,31 +172,19 @@ def _keep_pairs(segmenter: Segmenter, model: Path, log: Log) -> None:
 
 @dataclass(frozen=True)
 class _Run:
-    """What is the same for all scans. ``method`` with its n; ``reach``: see :func:`oasis_monai.segmentation.flags.reach`;
-    ``calibrations``: :func:`oasis_monai.workflows.model_folder.calibrations`."""
+    """What is the same for all scans of a command."""
 
-    settings: Settings
-    segmenter: Segmenter
-    store: PreprocessCache
-    embed: Embedder
+    model: Model
     output: Path
-    method: tuple[str, int]
+    method: str
+    n: int
     save_probability: bool
     file_format: str | None
-    reach: float | None
-    calibrations: Mapping[str, Mapping[str, Calibration]]
-    model: str
-
-    @property
-    def _key(self) -> tuple[str, int]:
-        """The method and its n as results are known by, 0 where no atlas is fused."""
-        return result_keys(self.method[:1], self.method[1:])[0]
 
     def result(self, case: Case, overwrite: bool) -> tuple[dict[str, Any], bool]:
-        """What the JSON file of a scan tells, and whether the scan was segmented for it now."""
+        """What the JSON file of a scan holds, and whether the scan was segmented for it now."""
         kind = f".{self.file_format}" if self.file_format else ending(case.image) or DICOM_RESULT
-        asked = {"model": self.model, "method": self.method[0], "n": self.method[1], "format": kind}
-        asked |= {"image": self.store.content(case.image), "recentre": self.segmenter.recentre}
+        asked = self._asked(case, kind)
         json_file = self.output / f"{case.id}.json"
         probability_file = self.output / f"{case.id}_probability{kind}"
         before = read_told(json_file)
@@ -211,108 +192,46 @@ class _Run:
             kept = probability_file.name in _files(before) and probability_file.is_file()
             if before["asked"] == asked and (kept or not self.save_probability):
                 return before, False
-            _same_scan(case, before, self.store.content(case.image))
-        bare, values = case.without_label(), self.settings.data.label_values
-        again = self.settings.preprocessing.elsewhere(lambda: read_volume(bare, values))
-        target, voices, moved = self.segmenter.follow(_varied(self.store.get(bare)), self.method[:1], again)
-        features = target_features(target, self.settings.spatial_dims, self.embed)
-        fields = KeptFields(None, "")
-        results, chosen = self.segmenter(target, features, self.method[:1], self.method[1:], fields, voices=voices)
-        result = results[self._key]
-        found = restore(result.probability, target.geometry, target.native, self.save_probability, case.id)
-        told: dict[str, Any] = {"asked": asked, "case": case.id, "scan": str(case.image.resolve())}
-        told["label"] = f"{case.id}_segmentation{kind}"
-        told["moved_mm"] = [move * mm for move, mm in zip(moved, target.geometry.spacing_mm, strict=True)] if any(moved) else None
-        told["is_atlas"] = _own_atlas(self.segmenter.library, target, chosen)
-        told["files"] = [told["label"], *([probability_file.name] if found.probability is not None else [])]
-        told |= self._numbers(target, result, found, chosen, fields.last)
-        self._write(case, told, found, probability_file)
+            _same_scan(case, before, asked["image"])
+        volume = read_volume(case.without_label(), self.model.settings.data.label_values)
+        result = self.model.segment_volume(volume, self.method, self.n, self.save_probability)
+        record: dict[str, Any] = {"asked": asked, "case": case.id, "scan": str(case.image.resolve())}
+        record["label"] = f"{case.id}_segmentation{kind}"
+        record["files"] = [record["label"], *([probability_file.name] if result.probability is not None else [])]
+        record |= result.to_json()
+        json_file.unlink(missing_ok=True)  # it would tell of a label that is being replaced
+        result.save(self.output / record["label"], probability_file)
+        self._draw(volume, result)
         if before is not None:
-            same = {**before["asked"], "format": kind} == asked  # the same result in another format is still right
-            others = [name for name in _files(before) if name not in told["files"]]
-            for name in () if same else others:
-                remove_array(self.output / name)
-            told["files"] += others if same else []
-        write_json(json_file, told)
-        return told, True
+            record["files"] += self._left_of(before, record["files"], {**before["asked"], "format": kind} == asked)
+        write_json(json_file, record)
+        return record, True
 
-    def _numbers(
-        self, target: Preprocessed, result: Result, found: Segmentation, chosen: Selection, fields: torch.Tensor | None
-    ) -> dict[str, Any]:
-        """How the result came about, as plain values."""
-        library, names = self.segmenter.library, list(self.settings.data.labels)
-        voxel_ml = voxel_volume_ml(target.native.spacing_mm)
-        folds: list[list[int | None]] = [[None] * row.numel() for row in chosen.indices]
-        total = 0
-        if fields is not None:  # (T, n, D, *s)
-            size = library.images.shape[2:]
-            folds = [folding_voxels(own, size).tolist() for own in fields]
-            total = chosen.indices.numel() * size.numel()
-        folded = sum(count or 0 for row in folds for count in row)
-        atlases = [
-            [
-                {
-                    "case": library.cases[row],
-                    "slice": int(library.slices[row]),
-                    "distance": round(float(d), 6),
-                    "folding_voxels": count,
-                }
-                for row, d, count in zip(rows.tolist(), distances.tolist(), counts, strict=True)
-            ]
-            for rows, distances, counts in zip(chosen.indices, chosen.distances, folds, strict=True)
-        ]
-        agreement, predicted, unsure, calibrated = self._quality(result, names)
-        doubts = (
-            flags.unsure(predicted, unsure, calibrated),
-            flags.unlike_atlases(chosen.distances[:, 0], self.reach),
-            flags.empty(found.label, names),
-            flags.cut(decide(result.probability), inside(target.native, target.geometry), names),
-            flags.folding(folded, total),
-        )
+    def _asked(self, case: Case, kind: str) -> dict[str, Any]:
+        """What a result depends on: a finished scan is done again when any of it has changed."""
         return {
-            "volume_ml": {name: round(float((found.label == i).sum()) * voxel_ml, 3) for i, name in enumerate(names, 1)},
-            "atlases": atlases,
-            "weights": None if result.weights is None else [[round(float(w), 6) for w in row] for row in result.weights],
-            "agreement": agreement,
-            "predicted_dsc": {name: None if math.isnan(v) else round(v, 4) for name, v in predicted.items()},
-            "calibrated": calibrated,
-            "folding_voxels": folded if total else None,
-            "field_voxels": total or None,
-            "usual_distance": None if self.reach is None else round(self.reach, 6),
-            "flags": [doubt.to_json() for doubt in doubts if doubt is not None],
+            "model": self.model.record.version,
+            "method": self.method,
+            "n": self.n,
+            "format": kind,
+            "image": file_digest(*data_files(case.image)),
+            "recentre": self.model.segmenter.recentres,
         }
 
-    def _quality(self, result: Result, names: list[str]) -> tuple[dict[str, Any], dict[str, float], list[str], bool]:
-        """Per structure the overlaps of the result's parts and the DSC to expect of them; the structures that are likely
-        failures; and whether the predictions are calibrated."""
-        told: dict[str, Any] = {}
-        predicted: dict[str, float] = {}
-        unsure = []
-        calibrated = True
-        if result.agreement is None:  # FwoW, STAPLE: nothing is compared, nothing predicted
-            return {}, dict.fromkeys(names, math.nan), [], False
-        for name, values in zip(names, overlaps(result.agreement).tolist(), strict=True):
-            told[name] = {s: None if math.isnan(v) else round(v, 4) for s, v in zip(SOURCES, values, strict=True)}
-            model = calibration_for(self.calibrations, *self._key, name, values)
-            predicted[name] = model.predict(values)
-            calibrated &= model.spread is not None
-            if model.flag(predicted[name]):
-                unsure.append(name)
-        return told, predicted, [name for name in unsure if not math.isnan(predicted[name])], calibrated
+    def _left_of(self, before: dict[str, Any], files: list[str], same: bool) -> list[str]:
+        """The files of an earlier result that stay: the same result in another format is still right; others are removed."""
+        others = [name for name in _files(before) if name not in files]
+        for name in () if same else others:
+            remove_array(self.output / name)
+        return others if same else []
 
-    def _write(self, case: Case, told: dict[str, Any], found: Segmentation, probability_file: Path) -> None:
-        """Label, probability and picture of one scan."""
-        from oasis_monai.data.io import read_image, to_canonical, write_label, write_probability
+    def _draw(self, volume: Volume, result: ScanResult) -> None:
+        """The picture of one scan."""
         from oasis_monai.evaluation.contours import overlay
 
-        (self.output / f"{case.id}.json").unlink(missing_ok=True)  # it would tell of a label that is being replaced
-        write_label(self.output / told["label"], found.label, found.geometry, self.settings.data.label_values)
-        if found.probability is not None:
-            write_probability(probability_file, found.probability, found.geometry)
-        image, geometry = read_image(case.image)
-        shown, spacing_mm = to_canonical(image[0].numpy(), geometry.affine)
-        label, _ = to_canonical(found.label.numpy(), geometry.affine)
-        doubts = ", ".join(flag["name"] for flag in told["flags"])
-        title = f"{case.id}  {self.method[0]}-{self.method[1]}" + (f"  [{doubts}]" if doubts else "")
-        labels = dict(enumerate(self.settings.data.labels, 1))
-        overlay(self.output / f"{case.id}.png", shown, None, label, spacing_mm, title, labels=labels)
+        shown, spacing_mm = to_canonical(volume.image[0].numpy(), volume.geometry.affine)
+        label, _ = to_canonical(result.classes.numpy(), volume.geometry.affine)
+        doubts = ", ".join(flag.name for flag in result.flags)
+        title = f"{volume.case}  {self.method}-{self.n}" + (f"  [{doubts}]" if doubts else "")
+        names = dict(enumerate(self.model.labels, 1))
+        overlay(self.output / f"{volume.case}.png", shown, None, label, spacing_mm, title, labels=names)

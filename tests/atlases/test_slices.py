@@ -14,7 +14,7 @@ from oasis_monai.networks.slice_unet import REACH, JointSettings, make_slice_net
 from oasis_monai.segmentation.estimate import Estimator, estimate_atlases
 from oasis_monai.segmentation.segmenter import Segmenter
 from oasis_monai.training.slices import train_slice_network
-from oasis_monai.training.trainer import TrainingSettings
+from oasis_monai.training.trainer import FitContext, TrainingSettings
 from oasis_monai.utils.errors import ConfigError
 from tests.training.test_slices import discs
 
@@ -137,7 +137,7 @@ def test_a_target_is_shown_the_shape_that_training_showed(same_case, case):
     grid = Geometry(tuple(made[0].shape[1:]), np.eye(4))
     target, which = Preprocessed(case, made[0], None, grid, grid), torch.tensor([2, 5, 6])
     estimator = Watched(make_slice_network(2, SMALL, shape=same_case), tta_flip=False)
-    Segmenter(library, estimator=estimator, estimator_atlases=2, same_case=same_case).voices(target, which)
+    Segmenter(library, estimator=estimator, joint=JointSettings(atlases=2), same_case=same_case).estimate(target, which)
     rows = adjacent_slice_atlases(with_neighbours(made[0])[which], library)
     shape = interpolate_shape(library, [(case, z) for z in which.tolist()], rows) if same_case else None
     assert torch.equal(seen[0], append_atlas_channels(with_neighbours(made[0])[which], library, rows, shape))
@@ -173,7 +173,8 @@ def test_a_slice_between_its_labelled_neighbours_is_easy():
     known = library.subset(~hidden)
     training = TrainingSettings(iterations=30, minutes=None, augment=False)
     model = train_slice_network(
-        known, (1.0, 1.0), replace(SMALL, slices_per_step=8), training, 0, None, progress=False, same_case=True
+        FitContext(known, (1.0, 1.0), training, 0, None, name="slice network", progress=False, same_case=True),
+        replace(SMALL, slices_per_step=8),
     )
     slices = whole[hidden]
     rows = adjacent_slice_atlases(slices, known)

@@ -7,12 +7,12 @@ import nibabel
 import numpy as np
 import pandas as pd
 
-from oasis_monai.segmentation.methods import INTERPOLATION, JOINT_METHODS, METHODS
+from oasis_monai.segmentation.methods import ESTIMATE, INTERPOLATION, METHODS, methods_that_need
 
 REGIONS = ("whole", "apex", "mid", "base")
 
 THREE = [f"Case{i:02d}" for i in range(3)]
-PLAIN = [m for m in METHODS if m not in (*JOINT_METHODS, INTERPOLATION)]
+PLAIN = [m for m in METHODS if m not in (*methods_that_need(ESTIMATE, list(METHODS)), INTERPOLATION)]
 NETS = {"network": {"convnet": [4, 8], "unet": [4, 8], "dynunet": [4, 8]}}
 
 

@@ -182,8 +182,8 @@ def test_sizes_are_checked_before_training(size, settings, message):
     [
         ({"body": "resnet"}, r"registration\.body: expected one of \['unet', 'voxelmorph', 'localnet'\], found 'resnet'"),
         ({"channels": (8,)}, r"registration\.channels: expected two or more"),
-        ({"channels": (8, 0)}, r"registration\.channels: .*found \(8, 0\)"),
-        ({"field_stride": (2, 0)}, r"registration\.field_stride: expected whole numbers of 1 or more, found \(2, 0\)"),
+        ({"channels": (8, 0)}, r"registration\.channels: .*found \[8, 0\]"),
+        ({"field_stride": (2, 0)}, r"registration\.field_stride: expected whole numbers of 1 or more, found \[2, 0\]"),
         ({"squarings": -1}, r"registration\.squarings: expected 0 or more, found -1"),
     ],
 )

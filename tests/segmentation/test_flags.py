@@ -24,18 +24,18 @@ def chord(degrees):
 
 def test_reach_is_the_distance_of_the_loneliest_case_to_its_nearest():
     library = library_of(on_circle(0, 3, 5, 15), "abcd")
-    assert abs(flags.reach(library, "l2") - chord(10)) < 1e-6
+    assert abs(flags.typical_distance(library, "l2") - chord(10)) < 1e-6
 
 
 def test_atlases_of_one_case_do_not_keep_each_other_company_and_the_median_of_its_slices_counts():
     degrees, cases = (0, 1, 80, 4, 6, 70), "aaabbb"
     library = library_of(on_circle(*degrees), cases, [0, 1, 2, 0, 1, 2])
     to_nearest = {"a": [4, 3, 10], "b": [3, 5, 10]}
-    assert abs(flags.reach(library, "l2") - chord(sorted(to_nearest["b"])[1])) < 1e-6
+    assert abs(flags.typical_distance(library, "l2") - chord(sorted(to_nearest["b"])[1])) < 1e-6
 
 
 def test_a_single_case_says_nothing_of_others():
-    assert flags.reach(library_of(on_circle(0, 5), "aa", [0, 1]), "l2") is None
+    assert flags.typical_distance(library_of(on_circle(0, 5), "aa", [0, 1]), "l2") is None
     assert flags.unlike_atlases(torch.tensor([9.0]), None) is None
 
 
@@ -43,12 +43,12 @@ def test_of_a_large_library_whole_cases_are_looked_at(monkeypatch):
     random = torch.Generator().manual_seed(0)
     cases = [f"c{i // 5}" for i in range(200)]
     library = library_of(torch.randn(200, 8, generator=random).tolist(), cases, list(range(5)) * 40)
-    whole = flags.reach(library, "l2")
+    whole = flags.typical_distance(library, "l2")
     monkeypatch.setattr(flags, "IMAGES", 60)
-    sample = flags.reach(library, "l2")
+    sample = flags.typical_distance(library, "l2")
     assert 0.5 * whole < sample <= whole
     monkeypatch.setattr(flags, "IMAGES", 200)
-    assert flags.reach(library, "l2") == whole
+    assert flags.typical_distance(library, "l2") == whole
 
 
 def test_a_scan_is_unlike_the_atlases_beyond_their_reach_times_the_margin():

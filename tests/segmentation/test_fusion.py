@@ -10,7 +10,6 @@ from oasis_monai.segmentation import fusion
 from oasis_monai.segmentation.fusion import (
     agreement_with_estimate,
     conditioned_weights,
-    decide,
     equal_weights,
     fuse,
     image_weights,
@@ -19,7 +18,7 @@ from oasis_monai.segmentation.fusion import (
     overlap,
     staple,
 )
-from oasis_monai.transforms import spatial as grids
+from oasis_monai.transforms.labels import decide, decide_streamed
 
 
 def seeded(seed, *shape):
@@ -240,7 +239,7 @@ def test_nothing_anywhere_is_background_and_the_rule_is_the_grids():
     assert not decide(torch.ones(1, 3, 3)).any()  # no structure at all
     assert decide(empty).dtype == torch.uint8
     probability = torch.softmax(6 * seeded(8, 5, 9, 9, 3), 0)
-    want = grids.decide(enumerate(probability[1:], 1), torch.zeros(9, 9, 3))
+    want = decide_streamed(enumerate(probability[1:], 1), torch.zeros(9, 9, 3))
     assert torch.equal(decide(probability), want)
     assert not hasattr(fusion, "TIE")  # one constant, one home
 
@@ -368,7 +367,7 @@ NEAR, FAR = np.s_[2:6, 2:6, 1:4], np.s_[9:12, 9:12, 4:6]
 
 def test_a_piece_without_any_atlas_is_background():
     result = fusion.remove_unsupported_components(0.9 * volume_with(NEAR, FAR) + 0.05, volume_with(NEAR))
-    assert torch.equal(fusion.decide(result), fusion.decide(volume_with(NEAR)))
+    assert torch.equal(decide(result), decide(volume_with(NEAR)))
     assert torch.equal(result.sum(0), torch.ones(12, 12, 6))
 
 

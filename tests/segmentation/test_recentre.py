@@ -11,7 +11,7 @@ import torch
 from oasis_monai.data.io import read_image
 from oasis_monai.data.types import Geometry, Preprocessed, Volume
 from oasis_monai.segmentation.estimate import Estimator
-from oasis_monai.segmentation.recentre import STAY, Places, followed
+from oasis_monai.segmentation.recentre import NO_OFFSET, AtlasPositions, recentre
 from oasis_monai.transforms.preprocessing import Preprocessing, restore
 from oasis_monai.workflows.crossval import crossval
 from oasis_monai.workflows.segment import segment_scans
@@ -32,20 +32,20 @@ def estimate(mask):
 
 
 ATLASES = torch.stack([ball(c)[None].to(torch.uint8) for c in ((10, 10, 6), (12, 9, 5), (14, 10, 5))])
-PLACES = Places.of(ATLASES)
+PLACES = AtlasPositions.of(ATLASES)
 
 
 def test_the_grid_stays_where_some_atlas_has_its_structures_and_moves_to_the_mean_from_beyond():
     assert PLACES.lowest == pytest.approx([10, 9, 5], abs=0.05)
     assert PLACES.highest == pytest.approx([14, 10, 6], abs=0.05)
     for centre in ((10, 10, 5), (14, 9, 6), (15, 11, 4), (9, 8, 7)):
-        assert PLACES.move(estimate(ball(centre))) == STAY
-    assert PLACES.move(estimate(ball((18, 10, 5)))) == (6, 0, 0)
-    assert PLACES.move(estimate(ball((12, 5, 8)))) == (0, -5, 3)
-    assert PLACES.move(estimate(torch.zeros(GRID, dtype=torch.bool))) == STAY
-    assert Places.of(torch.zeros(2, 1, *GRID)) is None
+        assert PLACES.offset(estimate(ball(centre))) == NO_OFFSET
+    assert PLACES.offset(estimate(ball((18, 10, 5)))) == (6, 0, 0)
+    assert PLACES.offset(estimate(ball((12, 5, 8)))) == (0, -5, 3)
+    assert PLACES.offset(estimate(torch.zeros(GRID, dtype=torch.bool))) == NO_OFFSET
+    assert AtlasPositions.of(torch.zeros(2, 1, *GRID)) is None
     several = torch.stack([~ball((19, 10, 5)), ball((19, 10, 5)), ball((19, 10, 5))]).float()
-    assert PLACES.move(several) == (7, 0, 0)  # of all structures together
+    assert PLACES.offset(several) == (7, 0, 0)  # of all structures together
 
 
 def scan(centre):
@@ -67,7 +67,7 @@ def look(target):
 
 def test_a_structure_at_the_edge_is_shown_whole_where_atlases_have_it():
     again = scan((28 + 24, 30 + 10, 14 + 5))  # two thirds of it beyond the edge
-    target, voices, moved = followed(PLACES, again(STAY), look, again)
+    target, voices, moved = recentre(PLACES, again(NO_OFFSET), look, again)
     assert (moved[0] in (11, 12), *moved[1:]) == (True, 0, 0)  # as far out as some atlas is near enough
     assert torch.equal(voices[0, 1] > 0, ball((24 - moved[0], 10, 5)))
     assert torch.equal(look(target), voices)
@@ -76,9 +76,9 @@ def test_a_structure_at_the_edge_is_shown_whole_where_atlases_have_it():
 @pytest.mark.parametrize("aside", [(14, 0, 0), (-13, 2, 0), (0, 16, 1), (1, -15, 0), (0, 1, 9), (12, 9, 0)])
 def test_what_the_first_grid_does_not_show_is_looked_for_on_every_side(aside):
     again = scan(np.array([28 + 12, 30 + 10, 14 + 5]) + aside)
-    shown = int((again(STAY).image > 0).sum())
+    shown = int((again(NO_OFFSET).image > 0).sum())
     assert shown < PLACES.smallest / 2
-    _, voices, moved = followed(PLACES, again(STAY), look, again)
+    _, voices, moved = recentre(PLACES, again(NO_OFFSET), look, again)
     assert np.abs(np.array(moved) - aside).max() <= 5
     assert int((voices[0, 1] > 0).sum()) == int(ball((10, 10, 6)).sum())
 
@@ -92,27 +92,27 @@ def test_nothing_is_looked_for_beyond_the_scan():
 
     native = Geometry((24, 50, 12), np.array([[1.0, 0, 0, 0], [0, 1, 0, -15], [0, 0, 1, 0], [0, 0, 0, 1]]))
     blank = Preprocessed("c", torch.zeros(1, *GRID), None, Geometry(GRID, np.eye(4)), native)
-    assert followed(PLACES, blank, look, again)[2] == STAY
+    assert recentre(PLACES, blank, look, again)[2] == NO_OFFSET
     assert asked == [(-12, 0, 0), (12, 0, 0), (0, -10, 0), (0, 10, 0), (0, 0, -6), (0, 0, 6)]
     asked.clear()
     narrow = dataclasses.replace(blank, native=Geometry((20, 50, 8), native.affine))
-    followed(PLACES, narrow, look, again)
+    recentre(PLACES, narrow, look, again)
     assert asked == [(-12, 0, 0), (0, -10, 0), (0, 10, 0), (0, 0, -6)]
 
 
 def test_a_scan_as_the_atlases_is_looked_at_once():
     again = scan((28 + 12, 30 + 10, 14 + 5))
     seen = []
-    _, _, moved = followed(PLACES, again(STAY), lambda t: seen.append(t) or look(t), lambda move: pytest.fail("moved"))
-    assert (moved, len(seen)) == (STAY, 1)
+    _, _, moved = recentre(PLACES, again(NO_OFFSET), lambda t: seen.append(t) or look(t), lambda move: pytest.fail("moved"))
+    assert (moved, len(seen)) == (NO_OFFSET, 1)
 
 
 def test_a_grid_that_loses_most_of_what_was_seen_is_left_again():
     there = scan((28 + 20, 30 + 10, 14 + 5))
-    hardly = dataclasses.replace(there(STAY), image=ball((12, 10, 5), 1)[None].float())
-    _, voices, moved = followed(PLACES, there(STAY), look, lambda move: hardly)
-    assert moved == STAY
-    assert torch.equal(voices, look(there(STAY)))
+    hardly = dataclasses.replace(there(NO_OFFSET), image=ball((12, 10, 5), 1)[None].float())
+    _, voices, moved = recentre(PLACES, there(NO_OFFSET), look, lambda move: hardly)
+    assert moved == NO_OFFSET
+    assert torch.equal(voices, look(there(NO_OFFSET)))
 
 
 def test_a_small_structure_is_not_left_for_a_scrap_elsewhere():
@@ -120,8 +120,8 @@ def test_a_small_structure_is_not_left_for_a_scrap_elsewhere():
     here = Preprocessed("c", own[None].float(), None, Geometry(GRID, np.eye(4)), Geometry((80, 80, 40), np.eye(4)))
     scrap = dataclasses.replace(here, image=ball((12, 10, 5), 2.3)[None].float())
     assert own.sum() < (scrap.image > 0).sum() < PLACES.smallest / 2
-    _, voices, moved = followed(PLACES, here, look, lambda move: scrap)
-    assert moved == STAY
+    _, voices, moved = recentre(PLACES, here, look, lambda move: scrap)
+    assert moved == NO_OFFSET
     assert torch.equal(voices[0, 1] > 0, own)
 
 
@@ -133,25 +133,25 @@ def test_a_moved_grid_on_which_the_networks_do_not_agree_is_left_again():
 
         def two(target):
             own = look(target)[0]
-            aside = here if torch.equal(target.image, again(STAY).image) else there
+            aside = here if torch.equal(target.image, again(NO_OFFSET).image) else there
             return torch.stack([own, own.roll(aside, 2)])
 
         return two
 
-    assert followed(PLACES, again(STAY), heard(1, 1), again)[2] != STAY
-    assert followed(PLACES, again(STAY), heard(2, 1), again)[2] != STAY
-    assert followed(PLACES, again(STAY), heard(1, 2), again)[2] == STAY  # less than before
-    assert followed(PLACES, again(STAY), heard(5, 4), again)[2] == STAY  # more, but little
-    target, voices, _ = followed(PLACES, again(STAY), heard(5, 4), again)
-    assert torch.equal(target.image, again(STAY).image)
+    assert recentre(PLACES, again(NO_OFFSET), heard(1, 1), again)[2] != NO_OFFSET
+    assert recentre(PLACES, again(NO_OFFSET), heard(2, 1), again)[2] != NO_OFFSET
+    assert recentre(PLACES, again(NO_OFFSET), heard(1, 2), again)[2] == NO_OFFSET  # less than before
+    assert recentre(PLACES, again(NO_OFFSET), heard(5, 4), again)[2] == NO_OFFSET  # more, but little
+    target, voices, _ = recentre(PLACES, again(NO_OFFSET), heard(5, 4), again)
+    assert torch.equal(target.image, again(NO_OFFSET).image)
     assert torch.equal(voices, heard(5, 4)(target))
 
 
 def test_a_grid_that_shows_nothing_is_left_again():
     there = scan((28 + 20, 30 + 10, 14 + 5))
-    blank = dataclasses.replace(there(STAY), image=torch.zeros(1, *GRID))
-    _, voices, moved = followed(PLACES, there(STAY), look, lambda move: blank)
-    assert moved == STAY
+    blank = dataclasses.replace(there(NO_OFFSET), image=torch.zeros(1, *GRID))
+    _, voices, moved = recentre(PLACES, there(NO_OFFSET), look, lambda move: blank)
+    assert moved == NO_OFFSET
     assert (voices[0, 1] > 0).any()
 
 
@@ -181,7 +181,7 @@ def once(move):
 
     def step(self, seen):
         steps.append(seen)
-        return move if len(steps) % 2 else STAY
+        return move if len(steps) % 2 else NO_OFFSET
 
     return step
 
@@ -190,11 +190,11 @@ def once(move):
 def test_a_cross_validation_puts_results_of_a_moved_grid_where_they_belong(settings, tmp_path, monkeypatch, aligned):
     methods = {"methods": ["FwoW", "estimate", "OASIS-joint", "U-Net3D"], "n": [1, 2], "k": 2}
     asked = settings(methods, JOINT, {"save_segmentations": True})
-    monkeypatch.setattr(Estimator, "voices", bright)
-    monkeypatch.setattr(Places, "move", lambda *_: STAY)
+    monkeypatch.setattr(Estimator, "network_probabilities", bright)
+    monkeypatch.setattr(AtlasPositions, "offset", lambda *_: NO_OFFSET)
     crossval(asked, tmp_path / "a", quiet)
     before = sum(aligned)
-    monkeypatch.setattr(Places, "move", once((3, -2, 0)))
+    monkeypatch.setattr(AtlasPositions, "offset", once((3, -2, 0)))
     crossval(asked, tmp_path / "b", quiet)
     assert sum(aligned) == 2 * before  # other fields
     plain, moved = (pd.read_csv(tmp_path / run / "scores.csv").query("region == 'whole'") for run in "ab")
@@ -221,9 +221,9 @@ def test_segment_follows_and_tells_by_how_much(settings, phantom, tmp_path, monk
     monkeypatch.setattr("oasis_monai.evaluation.contours.overlay", lambda *a, **k: None)
     model = train_model(settings(JOINT), tmp_path / "m", quiet)
     found = {}
-    for name, step in (("still", lambda *_: STAY), ("moved", once((1, 0, 0)))):
-        monkeypatch.setattr(Places, "move", step)
-        monkeypatch.setattr(Estimator, "voices", bright)
+    for name, step in (("still", lambda *_: NO_OFFSET), ("moved", once((1, 0, 0)))):
+        monkeypatch.setattr(AtlasPositions, "offset", step)
+        monkeypatch.setattr(Estimator, "network_probabilities", bright)
         assert segment_scans(model, phantom / "Case01.mhd", tmp_path / name, n=1, method="estimate", log=quiet) == []
         found[name] = json.loads((tmp_path / name / "Case01.json").read_text())
     spacing = settings(JOINT).preprocessing.spacing_mm

@@ -10,11 +10,13 @@ from oasis_monai.networks import warp
 from oasis_monai.segmentation import fusion
 from oasis_monai.segmentation.alignment import Aligner, FieldCache
 from oasis_monai.segmentation.loa import LoaTable
-from oasis_monai.segmentation.methods import INTERPOLATION, JOINT_METHODS, METHODS, check_methods, needs_alignment
-from oasis_monai.segmentation.segmenter import Segmenter, check_choice
+from oasis_monai.segmentation.methods import ESTIMATE, INTERPOLATION, METHODS, check_methods, methods_that_need, needs_alignment
+from oasis_monai.segmentation.pipeline import check_choice
+from oasis_monai.segmentation.segmenter import Segmenter
+from oasis_monai.transforms.labels import decide
 from oasis_monai.utils.errors import ConfigError
 
-ALL = tuple(m for m in METHODS if m not in (*JOINT_METHODS, INTERPOLATION))
+ALL = tuple(m for m in METHODS if m not in (*methods_that_need(ESTIMATE, list(METHODS)), INTERPOLATION))
 CLASSES = 3
 
 
@@ -102,7 +104,7 @@ def slow(library, target, features, method, n, temperature):
     pulled = [pull(library.images[r], target, library.images[r], hot(library.labels[r])) for r in rows]
     labels = [label for _, label in pulled]
     if method == "STAPLE":
-        return fusion.staple(torch.stack([fusion.decide(label.float()) for label in labels]), CLASSES).double(), None
+        return fusion.staple(torch.stack([decide(label.float()) for label in labels]), CLASSES).double(), None
     if method == "majority":
         weights = np.full(n, 1 / n)
     elif method == "FWAL":
@@ -127,7 +129,7 @@ def slow(library, target, features, method, n, temperature):
 @pytest.mark.parametrize("dims", [2, 3])
 def test_every_method_is_its_formula(dims):
     library, target, features = world(dims)
-    results, _ = segmenter(library, batch=2, temperature=0.3)(target, features, ALL, (1, 2, 4))
+    results, *_ = segmenter(library, batch=2, temperature=0.3)(target, features, ALL, (1, 2, 4))
     assert set(results) == {(m, n) for m in ALL for n in (1, 2, 4)}
     images = [target.image] if dims == 3 else list(target.image.movedim(-1, 0))
     for (method, n), result in results.items():
@@ -147,23 +149,23 @@ def test_every_method_is_its_formula(dims):
 @pytest.mark.parametrize("dims", [2, 3])
 def test_asked_alone_or_together_in_any_order_and_batch_the_answer_is_the_same(dims):
     library, target, features = world(dims)
-    together, chosen = segmenter(library)(target, features, ALL, (4, 1, 3))
+    together, chosen, _ = segmenter(library)(target, features, ALL, (4, 1, 3))
     for batch in (1, 8):
         for method in ALL:
             for n in (1, 3, 4):
-                alone, few = segmenter(library, batch)(target, features, (method,), (n,))
+                alone, few, _ = segmenter(library, batch)(target, features, (method,), (n,))
                 assert set(alone) == {(method, n)}
                 assert torch.equal(few.indices, chosen.indices[:, :n])
                 torch.testing.assert_close(alone[method, n].probability, together[method, n].probability, atol=1e-5, rtol=0)
-    backwards, _ = segmenter(library)(target, features, ALL[::-1], (3, 4, 1))
+    backwards, *_ = segmenter(library)(target, features, ALL[::-1], (3, 4, 1))
     assert all(torch.equal(backwards[key].probability, together[key].probability) for key in together)
 
 
 def test_the_order_of_the_library_changes_nothing():
     library, target, features = world(3)
     order = torch.tensor([3, 0, 4, 2, 1])
-    straight, first = segmenter(library)(target, features, ALL, (3,))
-    mixed, second = segmenter(library.subset(order))(target, features, ALL, (3,))
+    straight, first, _ = segmenter(library)(target, features, ALL, (3,))
+    mixed, second, _ = segmenter(library.subset(order))(target, features, ALL, (3,))
     assert torch.equal(order[second.indices], first.indices)
     for key, result in straight.items():
         torch.testing.assert_close(mixed[key].probability, result.probability, atol=1e-5, rtol=0)
@@ -178,9 +180,9 @@ def test_a_target_with_its_label_is_refused():
 
 def test_fuse_without_warping_needs_no_network():
     library, target, features = world(3)
-    alone, _ = Segmenter(library)(target, features, ("FwoW",), (2,))
+    alone, *_ = Segmenter(library)(target, features, ("FwoW",), (2,))
     stub = segmenter(library)
-    beside, _ = stub(target, features, ("FwoW",), (2,))
+    beside, *_ = stub(target, features, ("FwoW",), (2,))
     assert torch.equal(alone["FwoW", 2].probability, beside["FwoW", 2].probability)
     assert stub.aligner.model.pairs == 0
     with pytest.raises(ValueError, match="need an aligner"):
@@ -191,12 +193,12 @@ def test_fuse_without_warping_needs_no_network():
 def test_a_targets_own_case_is_no_atlas(dims):
     library, target, features = world(dims, cases=3, per_case=2 if dims == 2 else 1)
     n = 2
-    _, free = segmenter(library)(target, features, ("FwoW",), (n,))
+    _, free, _ = segmenter(library)(target, features, ("FwoW",), (n,))
     own = library.cases[int(free.indices[0, 0])]
-    _, barred = segmenter(library)(target, features, ("FwoW",), (n,), exclude_case=own)
+    _, barred, _ = segmenter(library)(target, features, ("FwoW",), (n,), exclude_case=own)
     assert own not in {library.cases[i] for i in barred.indices.flatten().tolist()}
-    same, _ = segmenter(library)(target, features, ALL, (n,), exclude_case=own)
-    apart, _ = segmenter(library.subset([i for i, case in enumerate(library.cases) if case != own]))(target, features, ALL, (n,))
+    same, *_ = segmenter(library)(target, features, ALL, (n,), exclude_case=own)
+    apart, *_ = segmenter(library.subset([i for i, case in enumerate(library.cases) if case != own]))(target, features, ALL, (n,))
     for key, result in same.items():
         torch.testing.assert_close(result.probability, apart[key].probability, atol=1e-5, rtol=0)
     with pytest.raises(ConfigError, match=rf"^n: expected 1 to {len(library) - len(library) // 3}"):
@@ -205,9 +207,9 @@ def test_a_targets_own_case_is_no_atlas(dims):
 
 def test_only_some_slices_are_segmented_and_the_rest_is_background():
     library, target, features = world(2)
-    whole, _ = segmenter(library)(target, features, ALL, (2,))
+    whole, *_ = segmenter(library)(target, features, ALL, (2,))
     only = torch.tensor([0, 2])
-    some, chosen = segmenter(library)(target, features, ALL, (2,), only=only)
+    some, chosen, _ = segmenter(library)(target, features, ALL, (2,), only=only)
     assert len(chosen.indices) == 2
     for key, result in some.items():
         assert result.probability.shape == whole[key].probability.shape
@@ -219,7 +221,7 @@ def test_only_some_slices_are_segmented_and_the_rest_is_background():
 @pytest.mark.parametrize("dims", [2, 3])
 def test_probabilities_sum_to_one(dims):
     library, target, features = world(dims)
-    results, _ = segmenter(library)(target, features, ALL, (1, 4))
+    results, *_ = segmenter(library)(target, features, ALL, (1, 4))
     for result in results.values():
         total = result.probability.sum(0)
         torch.testing.assert_close(total, torch.ones_like(total), atol=1e-5, rtol=0)
@@ -244,11 +246,11 @@ def test_every_pair_is_aligned_once_for_all_rules_and_numbers(tmp_path):
 
 def test_kept_fields_and_overlaps_give_what_fresh_ones_give(tmp_path):
     library, target, features = world(3)
-    fresh, _ = segmenter(library)(target, features, ALL, (2, 4))
+    fresh, *_ = segmenter(library)(target, features, ALL, (2, 4))
     for round_ in range(2):
         aligner = Aligner(Known())
         stub = Segmenter(library, aligner, LoaTable(library, aligner, tmp_path / "loa.safetensors"))
-        kept, _ = stub(target, features, ALL, (4, 2), FieldCache(tmp_path, "k"))
+        kept, *_ = stub(target, features, ALL, (4, 2), FieldCache(tmp_path, "k"))
         stub.loa.save()
         assert all(torch.equal(kept[key].probability, fresh[key].probability) for key in fresh)
         assert (stub.aligner.model.pairs == 0) == (round_ == 1)
@@ -256,16 +258,16 @@ def test_kept_fields_and_overlaps_give_what_fresh_ones_give(tmp_path):
 
 def test_damaged_or_foreign_fields_are_made_anew(tmp_path):
     library, target, features = world(3)
-    fresh, _ = segmenter(library)(target, features, ("FWAL",), (3,))
+    fresh, *_ = segmenter(library)(target, features, ("FWAL",), (3,))
     segmenter(library)(target, features, ("FWAL",), (3,), FieldCache(tmp_path, "k"))
     (path,) = tmp_path.iterdir()
     path.write_bytes(path.read_bytes()[:-5])
-    again, _ = segmenter(library)(target, features, ("FWAL",), (3,), FieldCache(tmp_path, "k"))
+    again, *_ = segmenter(library)(target, features, ("FWAL",), (3,), FieldCache(tmp_path, "k"))
     assert torch.equal(again["FWAL", 3].probability, fresh["FWAL", 3].probability)
     other = features.flip(1)  # other atlases are nearest now: nothing kept may be used
-    wanted, chosen = segmenter(library)(target, other, ("FWAL",), (3,))
-    found, _ = segmenter(library)(target, other, ("FWAL",), (3,), FieldCache(tmp_path, "k"))
-    assert not torch.equal(chosen.indices, segmenter(library).choose(features, 3).indices)
+    wanted, chosen, _ = segmenter(library)(target, other, ("FWAL",), (3,))
+    found, *_ = segmenter(library)(target, other, ("FWAL",), (3,), FieldCache(tmp_path, "k"))
+    assert not torch.equal(chosen.indices, segmenter(library).select(features, 3).indices)
     assert torch.equal(found["FWAL", 3].probability, wanted["FWAL", 3].probability)
 
 
@@ -292,8 +294,9 @@ def test_a_method_without_atlases_asks_for_none_of_them():
 
 
 def test_interpolation_is_no_method_for_a_new_scan():
-    made = segmenter(world(2)[0])
+    library, target, features = world(2)
+    made = segmenter(library)
     with pytest.raises(ConfigError, match=r"^methods: expected a method for new scans, found 'interpolation'"):
         check_choice(made, "interpolation", 1)
     with pytest.raises(ValueError, match="needs slices of the target"):
-        made._between("a", torch.tensor([0]))
+        made(target, features, ("interpolation",), (1,))

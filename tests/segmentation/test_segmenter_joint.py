@@ -7,6 +7,9 @@ import torch
 
 from oasis_monai.data.types import Geometry, Preprocessed
 from oasis_monai.networks import warp
+from oasis_monai.networks.slice_unet import (
+    JointSettings,
+)
 from oasis_monai.segmentation.agreement import agreement
 from oasis_monai.segmentation.alignment import Aligner
 from oasis_monai.segmentation.estimate import Estimator
@@ -41,8 +44,8 @@ def test_the_joint_vote_formula_by_formula(dims, vote):
     grid = Geometry((32, 32, 4), torch.eye(4).double().numpy())
     target = Preprocessed("t", image, None, grid, grid)
     features = torch.randn(4 if dims == 2 else 1, 5, generator=torch.Generator().manual_seed(4))
-    segmenter = Segmenter(library, Aligner(Shifted(), batch=2), estimator=estimator, vote=vote)
-    results, chosen = segmenter(target, features, ("estimate", "OASIS-joint"), (3,))
+    segmenter = Segmenter(library, Aligner(Shifted(), batch=2), estimator=estimator, joint=JointSettings(estimate_weight=vote))
+    results, chosen, _ = segmenter(target, features, ("estimate", "OASIS-joint"), (3,))
     estimate = estimator.volume(image)
     torch.testing.assert_close(results["estimate", 0].probability, estimate, atol=1e-5, rtol=1e-4)
     assert results["estimate", 0].weights is None
@@ -78,7 +81,9 @@ def test_beside_a_target_stands_no_atlas_of_its_own_case():
             seen.append(slices)
             return super().__call__(slices)
 
-    segmenter = Segmenter(library, estimator=Watched(net(pretrained=False, atlases=2), tta_flip=False), estimator_atlases=2)
+    segmenter = Segmenter(
+        library, estimator=Watched(net(pretrained=False, atlases=2), tta_flip=False), joint=JointSettings(atlases=2)
+    )
     target = Preprocessed("c0", image, None, grid, grid)
     for barred, expected in (("c0", False), (None, True)):
         segmenter(target, torch.randn(4, 5), ("estimate",), (2,), exclude_case=barred)

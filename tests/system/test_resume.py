@@ -12,7 +12,7 @@ import pandas as pd
 from oasis_monai.data.folds import Split, make_split
 from oasis_monai.utils.tensor_files import load_tensors
 from oasis_monai.workflows.crossval import crossval
-from oasis_monai.workflows.fold_models import ESTIMATOR, STM, FoldModels
+from oasis_monai.workflows.fold_models import REGISTRATION, SLICES, FoldModels
 from tests.conftest import CASES, JOINT, overrides
 from tests.helpers.command import Command, run
 from tests.helpers.runs import REGIONS, THREE, copied, pixels, quiet, scores_of
@@ -71,8 +71,8 @@ def test_a_joint_stm_is_named_by_the_estimates_it_is_trained_on(prepared):
         asked = replace(settings, joint=replace(settings.joint, tta_flip=mirror))
         return FoldModels(asked, data, split, Path(settings.cache), quiet).folder(split.folds[0], network)
 
-    assert folder(STM, True) != folder(STM, False)
-    assert folder(ESTIMATOR, True) == folder(ESTIMATOR, False)  # its mirrored copies come after training
+    assert folder(REGISTRATION, True) != folder(REGISTRATION, False)
+    assert folder(SLICES, True) == folder(SLICES, False)  # its mirrored copies come after training
 
 
 def test_a_changed_scan_is_aligned_again(settings, phantom, tmp_path):

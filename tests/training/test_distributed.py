@@ -20,9 +20,9 @@ from oasis_monai.networks.slice_unet import JointSettings
 from oasis_monai.training import distributed
 from oasis_monai.training import slices as estimation
 from oasis_monai.training.registration import train_registration
-from oasis_monai.training.segmentation import train_network
+from oasis_monai.training.segmentation import train_segmentation
 from oasis_monai.training.slices import train_slice_network
-from oasis_monai.training.trainer import TrainingSettings
+from oasis_monai.training.trainer import FitContext, TrainingSettings
 from oasis_monai.utils.errors import ConfigError, OasisError
 from oasis_monai.utils.tensor_files import load_tensors
 from tests.conftest import overrides
@@ -33,14 +33,14 @@ from tests.training import test_slices as test_estimator
 pytestmark = pytest.mark.slow
 
 SHORT = TrainingSettings(iterations=6, minutes=None, lr=5e-3, batch=2, checkpoint_minutes=1e-12)
-STM = RegistrationSettings(channels=(4, 8), field_stride=(1,))
+STM = RegistrationSettings(channels=(4, 8), field_stride=(1,), joint=False)
 NETWORKS = NetworkSettings(convnet=(4, 8), unet=(4, 8))
 
 
 def stm(folder, batch=2, settings=STM, loss=None, **more):
     training = replace(SHORT, batch=batch, **more)
     return train_registration(
-        test_training.discs(), (1.0, 1.0), settings, loss or RegistrationLoss(), training, 3, folder, progress=False
+        FitContext(test_training.discs(), (1.0, 1.0), training, 3, folder, progress=False), settings, loss or RegistrationLoss()
     )
 
 
@@ -49,7 +49,7 @@ def joint_stm(folder):
     library = library.with_estimates(0.1 + 0.8 * (library.labels == 1).float())
     training = replace(SHORT, batch=3)
     return train_registration(
-        library, (1.0, 1.0), replace(STM, joint=True), RegistrationLoss(), training, 3, folder, progress=False
+        FitContext(library, (1.0, 1.0), training, 3, folder, progress=False), replace(STM, joint=True), RegistrationLoss()
     )
 
 
@@ -58,14 +58,18 @@ def slice_net(folder):
     training = replace(SHORT, iterations=12)  # half the budget is this network's
     with pytest.MonkeyPatch.context() as patch:  # in bfloat16 a sum of two parts is not the whole to 1e-4
         patch.setattr(estimation, "use_bfloat16", lambda device, asked: False)
-        return train_slice_network(test_estimator.discs(2), (1.0, 1.0), settings, training, 3, folder, progress=False)
+        return train_slice_network(
+            FitContext(test_estimator.discs(2), (1.0, 1.0), training, 3, folder, name="slice network", progress=False), settings
+        )
 
 
 def network(folder, name="U-Net2D", batch=2):
     training, library = replace(SHORT, batch=batch), test_training.discs()
     if name.endswith("3D"):
         library = test_estimator.discs(3)
-    return train_network(name, library, (1.0,) * library.spatial_dims, NETWORKS, training, 3, folder, progress=False)
+    return train_segmentation(
+        FitContext(library, (1.0,) * library.spatial_dims, training, 3, folder, progress=False), name, NETWORKS
+    )
 
 
 TRAININGS = {
@@ -114,7 +118,7 @@ def member(rank, port, work, folder, size):
     distributed.ProcessGroup._share_weights = counted
     try:
         with distributed.joined() as team:
-            if team.leads:
+            if team.is_main:
                 work(folder)
             else:
                 team.serve()

@@ -10,12 +10,13 @@ from oasis_monai.networks.losses import RegistrationLoss
 from oasis_monai.networks.registration import RegistrationSettings
 from oasis_monai.training import registration as module
 from oasis_monai.training import trainer as fitting
-from oasis_monai.training.registration import Pairs, TrainingSettings, train_registration
+from oasis_monai.training.registration import Pairs, train_registration
+from oasis_monai.training.trainer import FitContext, TrainingSettings
 from oasis_monai.transforms.augmentation import Augmentation
 from oasis_monai.utils.errors import ConfigError, OasisError
 from oasis_monai.utils.tensor_files import load_tensors
 
-STM = RegistrationSettings(channels=(4, 8), field_stride=(1,))
+STM = RegistrationSettings(channels=(4, 8), field_stride=(1,), joint=False)
 SHORT = TrainingSettings(iterations=8, minutes=None, lr=5e-3, batch=2, checkpoint_minutes=1e-12)
 SPACING_MM = (1.0, 1.0)
 
@@ -39,7 +40,9 @@ def discs(cases=4, per_case=1, size=16):
 def train(folder, settings=SHORT, seed=3, loss=None, library=None, **more):
     library = library or discs()
     return train_registration(
-        library, SPACING_MM, STM, loss or RegistrationLoss(), settings, seed, folder, progress=False, **more
+        FitContext(library, SPACING_MM, settings, seed, folder, progress=False, name="STM", **more),
+        STM,
+        loss or RegistrationLoss(),
     )
 
 
@@ -53,14 +56,14 @@ class Killed(BaseException):
 
 
 def die_before(monkeypatch, number):
-    whole = module._RegistrationTrainer.step
+    whole = module.RegistrationTrainer.step
 
     def step(self, at):
         if at == number:
             raise Killed
         return whole(self, at)
 
-    monkeypatch.setattr(module._RegistrationTrainer, "step", step)
+    monkeypatch.setattr(module.RegistrationTrainer, "step", step)
 
 
 @pytest.mark.parametrize("deaths", [(1,), (7,), (2, 3, 6), tuple(range(8))])
@@ -120,8 +123,8 @@ def test_a_damaged_checkpoint_starts_again(tmp_path, change):
     path.write_bytes({"truncate": raw[:-9], "flip": raw, "empty": b""}[change])
     calls = []
     with pytest.MonkeyPatch.context() as patch:
-        step = module._RegistrationTrainer.step
-        patch.setattr(module._RegistrationTrainer, "step", lambda self, at: (calls.append(at), step(self, at))[1])
+        step = module.RegistrationTrainer.step
+        patch.setattr(module.RegistrationTrainer, "step", lambda self, at: (calls.append(at), step(self, at))[1])
         assert same(train(tmp_path), whole)
     assert calls == list(range(8))
 
@@ -171,7 +174,7 @@ def test_a_loss_that_is_not_finite_ends_training_and_keeps_the_good_checkpoint(t
 @pytest.mark.parametrize(("at", "checkpoint_minutes", "kept"), [(2, 1e-12, 2), (7, 1e-12, 7), (7, 99.0, None)])
 def test_weights_that_are_not_finite_never_become_a_checkpoint(tmp_path, monkeypatch, at, checkpoint_minutes, kept):
     """A finite loss can have a gradient that is not, which only the next loss would tell: after the last step, none."""
-    step = module._RegistrationTrainer.step
+    step = module.RegistrationTrainer.step
 
     def spoil(self, number):
         terms = step(self, number)
@@ -179,7 +182,7 @@ def test_weights_that_are_not_finite_never_become_a_checkpoint(tmp_path, monkeyp
             next(self.model.parameters()).data.view(-1)[0] = torch.nan
         return terms
 
-    monkeypatch.setattr(module._RegistrationTrainer, "step", spoil)
+    monkeypatch.setattr(module.RegistrationTrainer, "step", spoil)
     with pytest.raises(OasisError, match=rf"training\.lr: .*weights that are not at step {at + 1}"):
         train(tmp_path, replace(SHORT, checkpoint_minutes=checkpoint_minutes))
     if kept is None:
@@ -291,7 +294,7 @@ def test_one_case_of_several_slices_makes_pairs_under_slice_folds():
 
 
 def test_training_names_what_lowers_its_memory_and_keeps_its_checkpoint(tmp_path, monkeypatch):
-    whole = module._RegistrationTrainer.step
+    whole = module.RegistrationTrainer.step
 
     def step(self, number):
         if number == 5:
@@ -299,7 +302,7 @@ def test_training_names_what_lowers_its_memory_and_keeps_its_checkpoint(tmp_path
         return whole(self, number)
 
     with monkeypatch.context() as patch:
-        patch.setattr(module._RegistrationTrainer, "step", step)
+        patch.setattr(module.RegistrationTrainer, "step", step)
         with pytest.raises(
             OasisError,
             match=r"^STM: training\.batch: expected memory for a step, found none left at step 5 .*lower training\.batch",

@@ -10,6 +10,7 @@ from oasis_monai.segmentation import fusion
 from oasis_monai.segmentation.alignment import Aligner
 from oasis_monai.segmentation.loa import LoaTable
 from oasis_monai.training.registration import make_registration_network, perturb_estimate, train_registration
+from oasis_monai.training.trainer import FitContext
 from oasis_monai.transforms.labels import foreground, one_hot
 from tests.training.test_slices import JOINT, SHORT, discs
 
@@ -31,7 +32,7 @@ def test_the_joint_stm_learns_to_move_labels_onto_estimates(dims):
     told = blank.with_estimates(foreground(library.labels, 2))
     settings = replace(SHORT, iterations=150, lr=1e-2, batch=4, augment=False)
     loss = RegistrationLoss(alpha=0, gamma=0.001)
-    model = train_registration(told, (1.0,) * dims, JOINT, loss, settings, 0, None, progress=False).eval()
+    model = train_registration(FitContext(told, (1.0,) * dims, settings, 0, None, progress=False), JOINT, loss).eval()
     aligner = Aligner(model)
     assert aligner.joint
     pairs = torch.tensor([(j, k) for j in range(6) for k in range(6) if j != k])
@@ -44,7 +45,7 @@ def test_the_joint_stm_learns_to_move_labels_onto_estimates(dims):
 
 def test_a_joint_stm_wants_estimates():
     with pytest.raises(ValueError, match="estimates"):
-        train_registration(discs(3), (1.0,) * 3, JOINT, RegistrationLoss(), SHORT, 0, None, progress=False)
+        train_registration(FitContext(discs(3), (1.0,) * 3, SHORT, 0, None, progress=False), JOINT, RegistrationLoss())
     library = discs(3)
     with pytest.raises(ValueError, match="estimates"):
         LoaTable(library, Aligner(make_registration_network(library, JOINT))).require([torch.arange(2)])
@@ -52,5 +53,8 @@ def test_a_joint_stm_wants_estimates():
 
 def test_nothing_but_the_seed_decides_the_stms_start():
     library = discs(3).with_estimates(foreground(discs(3).labels, 2))
-    a, b = (train_registration(library, (1.0,) * 3, JOINT, RegistrationLoss(), SHORT, 5, None, progress=False) for _ in range(2))
+    a, b = (
+        train_registration(FitContext(library, (1.0,) * 3, SHORT, 5, None, progress=False), JOINT, RegistrationLoss())
+        for _ in range(2)
+    )
     assert all(torch.equal(v, b.state_dict()[k]) for k, v in a.state_dict().items())

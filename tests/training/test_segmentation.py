@@ -8,8 +8,8 @@ from torch import nn
 
 from oasis_monai.networks.segmentation import NetworkSettings, Predictor
 from oasis_monai.training import segmentation as module
-from oasis_monai.training.segmentation import train_network
-from oasis_monai.training.trainer import TrainingSettings
+from oasis_monai.training.segmentation import train_segmentation
+from oasis_monai.training.trainer import FitContext, TrainingSettings
 from oasis_monai.utils.errors import OasisError
 from oasis_monai.utils.tensor_files import load_tensors
 from tests.training.test_registration import Killed, discs, same
@@ -19,12 +19,14 @@ SHORT = TrainingSettings(iterations=6, minutes=None, lr=5e-3, batch=2, checkpoin
 
 
 def train(folder, name="ConvNet2D", settings=SHORT, seed=3, network=TINY, library=None, **more):
-    return train_network(name, library or discs(), (1.0, 1.0), network, settings, seed, folder, progress=False, **more)
+    return train_segmentation(
+        FitContext(library or discs(), (1.0, 1.0), settings, seed, folder, progress=False, name=name, **more), name, network
+    )
 
 
 def steps_of(patch, die_at=None):
     seen = []
-    whole = module._NetworkTrainer.step
+    whole = module._SegmentationTrainer.step
 
     def step(self, number):
         if number == die_at:
@@ -32,7 +34,7 @@ def steps_of(patch, die_at=None):
         seen.append(number)
         return whole(self, number)
 
-    patch.setattr(module._NetworkTrainer, "step", step)
+    patch.setattr(module._SegmentationTrainer, "step", step)
     return seen
 
 
@@ -70,8 +72,8 @@ def test_the_auxiliary_loss_counts():
     deep = NetworkSettings(convnet=(4, 6, 8), deep_supervision=(0.5,))
     loss, main = (
         load
-        for load in module._NetworkTrainer(
-            "ConvNet2D", discs(), (1.0, 1.0), module.make_network("ConvNet2D", 2, deep), deep, SHORT, 0, None
+        for load in module._SegmentationTrainer(
+            FitContext(discs(), (1.0, 1.0), SHORT), "ConvNet2D", module.make_network("ConvNet2D", 2, deep), deep
         ).step(0)
     )
     assert loss > main + 0.1
@@ -91,9 +93,8 @@ def test_it_learns_discs(name):
 def test_without_augmentation_the_library_s_own_images_are_seen():
     library = discs()
     seen = []
-    trainer = module._NetworkTrainer(
-        "U-Net2D", library, (1.0, 1.0), nn.Conv2d(1, 2, 1), TINY, replace(SHORT, augment=False, batch=5), 0, None
-    )
+    context = FitContext(library, (1.0, 1.0), replace(SHORT, augment=False, batch=5))
+    trainer = module._SegmentationTrainer(context, "U-Net2D", nn.Conv2d(1, 2, 1), TINY)
     trainer.model.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0].clone()))
     trainer.step(0)
     assert seen[0].shape == (5, 1, 16, 16)
@@ -103,7 +104,7 @@ def test_without_augmentation_the_library_s_own_images_are_seen():
 def test_every_second_patch_holds_some_of_the_structure():
     library = discs(cases=6, size=32)
     patched = NetworkSettings(convnet=(4, 8), unet=(4, 8), patch=(4, 8))
-    trainer = module._NetworkTrainer("U-Net2D", library, (1.0, 1.0), nn.Conv2d(1, 2, 1), patched, SHORT, 0, None)
+    trainer = module._SegmentationTrainer(FitContext(library, (1.0, 1.0), SHORT), "U-Net2D", nn.Conv2d(1, 2, 1), patched)
     image, label = library.images.float(), (library.labels == 1).float()
     for step in range(20):
         cut, structure = trainer._cut(image, label, torch.Generator().manual_seed(step))
@@ -132,8 +133,8 @@ def test_a_sliding_window_is_the_whole_image_at_once_for_a_network_that_sees_one
 
 
 def test_a_loss_that_is_not_finite_names_the_network_and_keeps_the_good_checkpoint(tmp_path, monkeypatch):
-    whole = module._NetworkTrainer.step
-    monkeypatch.setattr(module._NetworkTrainer, "step", lambda self, n: whole(self, n) * (float("nan") if n == 3 else 1))
+    whole = module._SegmentationTrainer.step
+    monkeypatch.setattr(module._SegmentationTrainer, "step", lambda self, n: whole(self, n) * (float("nan") if n == 3 else 1))
     with pytest.raises(OasisError, match=r"^U-Net2D: training\.lr: expected finite losses .* at step 3"):
         train(tmp_path, "U-Net2D")
     assert load_tensors(tmp_path / "network.safetensors")[1]["step"] == 3

@@ -15,7 +15,7 @@ from oasis_monai.networks.slice_unet import (
 )
 from oasis_monai.segmentation.estimate import Estimator
 from oasis_monai.training.slices import _SliceTrainer, train_slice_network
-from oasis_monai.training.trainer import TrainingSettings
+from oasis_monai.training.trainer import FitContext, TrainingSettings
 from oasis_monai.utils.errors import OasisError
 from oasis_monai.utils.tensor_files import save_tensors
 from tests.networks.test_slice_unet import net
@@ -55,7 +55,9 @@ def discs(dims, cases=4, per_case=2, size=32, classes=2):
 def test_it_learns_a_disc(dims):
     library = discs(dims)
     short = replace(SMALL, lr=5e-3, slice_budget=0.5, slices_per_step=4)
-    model = train_slice_network(library, (1.0, 1.0), short, replace(SHORT, iterations=120), 0, None, progress=False)
+    model = train_slice_network(
+        FitContext(library, (1.0, 1.0), replace(SHORT, iterations=120), 0, None, name="slice network", progress=False), short
+    )
     images = library.images if dims == 3 else [image[..., None] for image in library.images]
     estimator = Estimator(model, tta_flip=False)
     for image, label in zip(images, library.labels, strict=True):
@@ -68,7 +70,9 @@ def test_a_killed_training_ends_with_the_same_weights(tmp_path, monkeypatch):
     from oasis_monai.training import slices as estimation
 
     library, settings = discs(2), replace(SMALL, atlases=2)
-    whole = train_slice_network(library, (1.0, 1.0), settings, SHORT, 1, tmp_path / "a", progress=False)
+    whole = train_slice_network(
+        FitContext(library, (1.0, 1.0), SHORT, 1, tmp_path / "a", name="slice network", progress=False), settings
+    )
     step = estimation._SliceTrainer.step
 
     class Killed(BaseException):
@@ -81,9 +85,13 @@ def test_a_killed_training_ends_with_the_same_weights(tmp_path, monkeypatch):
 
     monkeypatch.setattr(estimation._SliceTrainer, "step", dying)
     with pytest.raises(Killed):
-        train_slice_network(library, (1.0, 1.0), settings, SHORT, 1, tmp_path / "b", progress=False)
+        train_slice_network(
+            FitContext(library, (1.0, 1.0), SHORT, 1, tmp_path / "b", name="slice network", progress=False), settings
+        )
     monkeypatch.setattr(estimation._SliceTrainer, "step", step)
-    again = train_slice_network(library, (1.0, 1.0), settings, SHORT, 1, tmp_path / "b", progress=False)
+    again = train_slice_network(
+        FitContext(library, (1.0, 1.0), SHORT, 1, tmp_path / "b", name="slice network", progress=False), settings
+    )
     assert all(torch.equal(v, again.state_dict()[k]) for k, v in whole.state_dict().items())
 
 
@@ -97,8 +105,12 @@ def test_the_budget_is_shared():
 def test_members_are_trained_apart_averaged_and_kept_as_one(tmp_path):
     library, short = discs(2), replace(SHORT, iterations=8)
     settings = replace(SMALL, members=2)
-    alone = train_slice_network(library, (1.0, 1.0), SMALL, replace(short, iterations=4), 1, None, progress=False)
-    both = train_slice_network(library, (1.0, 1.0), settings, short, 1, tmp_path, progress=False)
+    alone = train_slice_network(
+        FitContext(library, (1.0, 1.0), replace(short, iterations=4), 1, None, name="slice network", progress=False), SMALL
+    )
+    both = train_slice_network(
+        FitContext(library, (1.0, 1.0), short, 1, tmp_path, name="slice network", progress=False), settings
+    )
     assert isinstance(both, SliceUNetEnsemble)
     one, other = both.members
     for name, weight in alone.state_dict().items():  # half of the budget each, the first as if it were alone
@@ -110,7 +122,10 @@ def test_members_are_trained_apart_averaged_and_kept_as_one(tmp_path):
     assert sorted(str(p.relative_to(tmp_path)) for p in tmp_path.rglob("*.safetensors")) == ["estimator.safetensors"]
     (tmp_path / "member1" / "estimator.safetensors").write_bytes(b"what a kill left")
     again = train_slice_network(
-        library, (1.0, 1.0), settings, replace(short, iterations=None, minutes=60.0), 1, tmp_path, progress=False
+        FitContext(
+            library, (1.0, 1.0), replace(short, iterations=None, minutes=60.0), 1, tmp_path, name="slice network", progress=False
+        ),
+        settings,
     )
     assert not list(tmp_path.glob("member*/*.safetensors"))
     assert all(torch.equal(again.state_dict()[name], weight) for name, weight in both.state_dict().items())
@@ -119,12 +134,19 @@ def test_members_are_trained_apart_averaged_and_kept_as_one(tmp_path):
 @pytest.mark.slow
 def test_a_kill_between_members_costs_no_member(tmp_path):
     library, settings, short = discs(2), replace(SMALL, members=2), replace(SHORT, iterations=4)
-    whole = train_slice_network(library, (1.0, 1.0), settings, short, 1, tmp_path / "a", progress=False)
+    whole = train_slice_network(
+        FitContext(library, (1.0, 1.0), short, 1, tmp_path / "a", name="slice network", progress=False), settings
+    )
     train_slice_network(
-        library, (1.0, 1.0), SMALL, replace(short, iterations=2), 1, tmp_path / "b" / "member0", progress=False
+        FitContext(
+            library, (1.0, 1.0), replace(short, iterations=2), 1, tmp_path / "b" / "member0", name="slice network", progress=False
+        ),
+        SMALL,
     )  # what the first leaves
     before = (tmp_path / "b" / "member0" / "history.csv").stat().st_mtime_ns
-    again = train_slice_network(library, (1.0, 1.0), settings, short, 1, tmp_path / "b", progress=False)
+    again = train_slice_network(
+        FitContext(library, (1.0, 1.0), short, 1, tmp_path / "b", name="slice network", progress=False), settings
+    )
     assert (tmp_path / "b" / "member0" / "history.csv").stat().st_mtime_ns == before
     assert all(torch.equal(again.state_dict()[name], weight) for name, weight in whole.state_dict().items())
 
@@ -134,7 +156,10 @@ def test_a_cache_with_weights_of_other_layers_is_told_in_one_line(tmp_path, memb
     made = make_slice_network(2, replace(SMALL, members=members, decoder=(8, 8, 8, 4)), pretrained=False)
     save_tensors(tmp_path / "estimator.safetensors", {f"model.{k}": v for k, v in made.state_dict().items()}, {"done": True})
     with pytest.raises(OasisError, match=r"^model: estimator.safetensors: expected the weights of this version's SliceUNet"):
-        train_slice_network(discs(2), (1.0, 1.0), replace(SMALL, members=members), SHORT, 1, tmp_path, progress=False)
+        train_slice_network(
+            FitContext(discs(2), (1.0, 1.0), SHORT, 1, tmp_path, name="slice network", progress=False),
+            replace(SMALL, members=members),
+        )
 
 
 def test_slices_far_from_structures_are_drawn_less_often():
@@ -144,16 +169,10 @@ def test_slices_far_from_structures_are_drawn_less_often():
     library = replace(library, labels=labels)
     near = slices_near_structure(library)
     trainer = _SliceTrainer(
-        library,
+        FitContext(library, (1.0, 1.0), TrainingSettings(), same_case=True),
         net(pretrained=False),
         replace(SMALL, slices_per_step=4000, empty_slice_weight=0.25),
-        TrainingSettings(),
-        0,
-        None,
-        (1.0, 1.0),
-        True,
     )
-    library_rows = []
     trainer.library = replace(library, images=torch.arange(len(library)).view(-1, 1, 1, 1).expand_as(library.images).float())
     image, _ = trainer._draw(torch.Generator().manual_seed(0))
     library_rows = image[:, 1, 0, 0].long()
@@ -170,4 +189,4 @@ def test_the_slice_network_is_told_by_its_slices(tmp_path, monkeypatch):
 
     monkeypatch.setattr(estimation._SliceTrainer, "step", step)
     with pytest.raises(OasisError, match=r"^slice network: joint\.slices_per_step: expected memory for a step"):
-        train_slice_network(discs(2), (1.0, 1.0), SMALL, SHORT, 0, tmp_path, progress=False)
+        train_slice_network(FitContext(discs(2), (1.0, 1.0), SHORT, 0, tmp_path, name="slice network", progress=False), SMALL)

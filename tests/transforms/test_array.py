@@ -134,9 +134,12 @@ def test_a_pipeline_of_transforms_is_the_preprocessing():
     image, truth = scan(), label()
     volume = Volume("a", image.as_tensor(), truth.as_tensor(), NATIVE)
     for setting, first in (
-        (Preprocessing("physical", 3, SIZE, SPACING), PhysicalFieldOfViewd(["i", "l"], SPACING, SIZE, (False, True), NAN)),
         (
-            Preprocessing("physical", 2, SIZE[:2], SPACING[:2]),
+            Preprocessing("physical", 3, SIZE, SPACING, "zscore"),
+            PhysicalFieldOfViewd(["i", "l"], SPACING, SIZE, (False, True), NAN),
+        ),
+        (
+            Preprocessing("physical", 2, SIZE[:2], SPACING[:2], "zscore"),
             PhysicalFieldOfViewd(["i", "l"], SPACING[:2], SIZE[:2], (False, True), NAN),
         ),
         (

@@ -15,8 +15,8 @@ from tests.helpers.real import real_data
 from tests.transforms.test_spatial import WORLDS, depth, dice, ellipsoid, geometry, middle_mm, positions_mm, random_label
 
 PAPER = Preprocessing("paper", 2, (24, 40))
-FLAT = Preprocessing("physical", 2, (16, 18), (1.3, 1.1))
-SOLID = Preprocessing("physical", 3, (16, 18, 8), (1.3, 1.1, 2.9))
+FLAT = Preprocessing("physical", 2, (16, 18), (1.3, 1.1), "zscore")
+SOLID = Preprocessing("physical", 3, (16, 18, 8), (1.3, 1.1, 2.9), "zscore")
 settings = pytest.mark.parametrize("setting", [PAPER, FLAT, SOLID], ids=["paper", "physical 2D", "physical 3D"])
 world = pytest.mark.parametrize("native", WORLDS.values(), ids=WORLDS)
 
@@ -58,9 +58,10 @@ def test_a_setting_that_cannot_work_names_its_key(arguments, match):
 
 
 def test_defaults_and_lists():
-    assert Preprocessing() == Preprocessing("physical", 3, [48, 48, 32], [2, 2, 3])
+    assert Preprocessing() == Preprocessing("physical", 3, [96, 96, 32], [1, 1, 3], "local")
+    assert Preprocessing(spatial_dims=2) == Preprocessing("physical", 2, [96, 96], [1, 1], "local")
     assert Preprocessing("paper", 2).size == (320, 320)
-    assert Preprocessing("paper", 2).spacing_mm is None
+    assert (Preprocessing("paper", 2).spacing_mm, Preprocessing("paper", 2).intensity) == (None, "zscore")
     assert hash(Preprocessing(size=[64, 64, 16])) == hash(Preprocessing(size=(64, 64, 16)))
 
 

@@ -9,6 +9,7 @@ import torch
 from oasis_monai.data.types import Geometry
 from oasis_monai.transforms import spatial as grids
 from oasis_monai.transforms.intensity import z_score
+from oasis_monai.transforms.labels import decide_streamed
 
 RAMP, OFFSET = np.array([0.7, -1.3, 0.4]), 20.0
 
@@ -242,7 +243,7 @@ def test_no_class_is_invented_between_two_neighbours():
 )
 def test_the_tie_rule(foreground, winner):
     maps = ((k, torch.tensor([p])) for k, p in enumerate(foreground, 1))
-    assert grids.decide(maps, torch.zeros(1)).tolist() == [winner]
+    assert decide_streamed(maps, torch.zeros(1)).tolist() == [winner]
 
 
 @world

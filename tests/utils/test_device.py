@@ -48,7 +48,7 @@ def test_estimates_are_those_of_float32_but_for_rounding():
     image = torch.rand(1, 32, 32, 4)
     exact, half = (Estimator(model, whole=volume, stride=(1, 1, 1), tta_views=2, half=half) for half in (False, True))
     assert (exact.plain().half, half.plain().half) == (False, True)
-    one, other = exact.voices(image), half.voices(image)
+    one, other = exact.network_probabilities(image), half.network_probabilities(image)
     assert (one.dtype, other.dtype) == (torch.float32, torch.float32)
     assert not torch.equal(one, other)
     torch.testing.assert_close(one, other, atol=0.05, rtol=0)

@@ -129,7 +129,7 @@ def test_memory_that_ends_while_labels_are_warped_loses_none(monkeypatch):
     grid = Geometry(tuple(image.shape[1:]), torch.eye(4).double().numpy())
     target = Preprocessed("t", image, None, grid, grid)
     methods, features = ("FWAL", "majority"), library.features[:1]  # no LOA, which would meet the end before them
-    fused, _ = Segmenter(library, Aligner(Known(), batch=8))(target, features, methods, (6,))
+    fused, *_ = Segmenter(library, Aligner(Known(), batch=8))(target, features, methods, (6,))
     whole = warp.warp_pair
     called = []
 
@@ -142,7 +142,7 @@ def test_memory_that_ends_while_labels_are_warped_loses_none(monkeypatch):
     monkeypatch.setattr(warp, "warp_pair", short)
     assert torch.equal(LoaTable(library, Aligner(Known(), batch=8)).matrix(rows), want)
     assert max(called) > 3  # it did end
-    again, _ = Segmenter(library, Aligner(Known(), batch=8))(target, features, methods, (6,))
+    again, *_ = Segmenter(library, Aligner(Known(), batch=8))(target, features, methods, (6,))
     for key, result in fused.items():
         torch.testing.assert_close(again[key].probability, result.probability, msg=str(key))
 

@@ -1,9 +1,7 @@
 """Tensor files that are mapped: the same bytes as those written at once, read without being loaded, damage told."""
 
-import os
 import subprocess
 import sys
-from pathlib import Path
 
 import pytest
 import torch
@@ -90,22 +88,3 @@ print(int(indices[0, 0]), float(library.images[indices[0]].float().mean()), resi
     row, mean, megabytes = map(float, done.stdout.split())
     assert (row, mean) == (7, 1)
     assert megabytes < 40
-
-
-@pytest.mark.slow
-@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="reads /proc")
-def test_the_benchmark_over_library_sizes_writes_its_numbers_and_a_plot(tmp_path):
-    script = Path(__file__).resolve().parents[2] / "benchmarks" / "library_size.py"
-    words = ["--max", "100", "--targets", "1", "--output", str(tmp_path / "out"), "--scratch", str(tmp_path)]
-    environment = os.environ | {"OMP_NUM_THREADS": "1"}
-    done = subprocess.run(
-        [sys.executable, str(script), *words], capture_output=True, text=True, timeout=300, check=False, env=environment
-    )
-    assert done.returncode == 0, done.stderr
-    head, row = (tmp_path / "out" / "library_size.csv").read_text().splitlines()
-    values = dict(zip(head.split(","), map(float, row.split(",")), strict=True))
-    assert values["slices"] == 100
-    assert values["file_mb"] == pytest.approx(100 * (3 * 96 * 96 + 4000 + 8) / 2**20, rel=0.02)
-    assert values["segment_s"] > values["select_s"] > 0
-    assert (tmp_path / "out" / "library_size.png").read_bytes().startswith(b"\x89PNG")
-    assert os.listdir(tmp_path) == ["out"]  # no library is left

@@ -17,7 +17,7 @@ from oasis_monai.transforms.preprocessing import Preprocessing
 from oasis_monai.utils.errors import ConfigError, OasisError
 from oasis_monai.workflows.bundle import OasisNetwork, scans_in, write_bundle
 from oasis_monai.workflows.bundle.configs import inert, preprocessing
-from oasis_monai.workflows.model_folder import load_model
+from oasis_monai.workflows.model import load_model
 from oasis_monai.workflows.segment import segment_scans
 from oasis_monai.workflows.train import train_model
 from tests.conftest import JOINT, JOINT_2D, TINY, TINY_2D, merged
@@ -110,10 +110,10 @@ def test_monai_verifies_and_runs_it_with_the_labels_that_segment_writes(made, sc
     names = {"meta_file": str(configs / "metadata.json"), "config_file": str(configs / "inference.json")}
     monai.bundle.verify_net_in_out("network_def", **names, device="cpu")
     monai.bundle.run(**names, bundle_root=str(bundle), dataset_dir=str(scans), output_dir=str(tmp_path / "run"))
-    assert segment_scans(model, scans, tmp_path / "segment", 2, KINDS[kind][1], log=quiet) == []
+    assert segment_scans(model, scans, tmp_path / "segment", n=2, method=KINDS[kind][1], log=quiet) == []
     same_labels(tmp_path / "run", tmp_path / "segment")
     parts = bundle / "models" / "oasis"
-    assert segment_scans(parts, scans / "b.nii.gz", tmp_path / "parts", 2, KINDS[kind][1], log=quiet) == []
+    assert segment_scans(parts, scans / "b.nii.gz", tmp_path / "parts", n=2, method=KINDS[kind][1], log=quiet) == []
     same_labels(tmp_path / "parts", tmp_path / "segment", "b")
 
 
@@ -121,7 +121,8 @@ def test_another_project_loads_it_with_monai_alone_and_runs_it(made, scans, tmp_
     """In a process without Hydra, and for the network without ignite and the package of ImageNet weights, from another folder:
     an ordinary network, to the bit. Then what ``python -m monai.bundle run`` does."""
     model, bundle = made("joint")
-    settings, segmenter = load_model(model)
+    loaded = load_model(model)
+    settings, segmenter = loaded.settings, loaded.segmenter
     image, grid = read_image(scans / "b.nii.gz")
     from oasis_monai.data.types import Volume
 
@@ -152,13 +153,13 @@ runpy.run_module('monai.bundle', run_name='__main__', alter_sys=True)
 """
     scan = scans / "b.nii.gz"
     python(code, "--dataset_dir", scan, "--output_dir", tmp_path / "run", cwd=tmp_path)
-    segment_scans(model, scan, tmp_path / "segment", 2, log=quiet)
+    segment_scans(model, scan, tmp_path / "segment", n=2, log=quiet)
     np.testing.assert_array_equal(label_of(tmp_path / "run", "b")[0], label_of(tmp_path / "segment", "b")[0])
     from oasis_monai.atlases.features import embedder, target_features
     from oasis_monai.data.types import Preprocessed
 
     target = Preprocessed("b", ready[0], None, grid, grid)
-    results, _ = segmenter(target, target_features(target, 3, embedder("efficientnet-lite0")), ("OASIS-joint",), (2,))
+    results, *_ = segmenter(target, target_features(target, 3, embedder("efficientnet-lite0")), ("OASIS-joint",), (2,))
     assert torch.equal(torch.load(tmp_path / "found.pt")[0], results["OASIS-joint", 2].probability)
 
 
@@ -169,7 +170,7 @@ def test_what_its_readme_says_is_so(made, scans, tmp_path, monkeypatch, kind):
     monkeypatch.chdir(bundle)
     told = {}
     exec(code.replace('"scan.mhd"', repr(str(scans / "c.nii"))), told)
-    segment_scans(model, scans / "c.nii", tmp_path / "segment", 2, KINDS[kind][1], log=quiet)
+    segment_scans(model, scans / "c.nii", tmp_path / "segment", n=2, method=KINDS[kind][1], log=quiet)
     wanted, grid = label_of(tmp_path / "segment", "c")
     np.testing.assert_array_equal(3 * told["label"].numpy(), wanted)
     np.testing.assert_allclose(told["label"].affine, grid.affine, atol=1e-4)
@@ -211,7 +212,7 @@ def test_the_description_is_complete_and_true(made):
     assert "not installed" not in meta["required_packages_version"].values()
     assert not {"pytorch-ignite", "fire"} & set(meta["required_packages_version"])  # the extra of MONAI's command line
     assert "pip install pytorch-ignite fire" in (bundle / "docs" / "README.md").read_text()
-    library = load_model(model)[1].library
+    library = load_model(model).segmenter.library
     image, pred = meta["network_data_format"]["inputs"]["image"], meta["network_data_format"]["outputs"]["pred"]
     assert image["spatial_shape"] == pred["spatial_shape"] == list(library.images.shape[2:])
     assert image["value_range"][0] <= library.images.min() <= library.images.max() <= image["value_range"][1]
@@ -263,9 +264,9 @@ def test_inert(text, safe):
 @pytest.mark.parametrize(
     "setting",
     [
-        Preprocessing("physical", 3, (16, 16, 8), (5.0, 5.0, 8.0)),
+        Preprocessing("physical", 3, (16, 16, 8), (5.0, 5.0, 8.0), "zscore"),
         Preprocessing("physical", 3, (16, 16, 8), (5.0, 5.0, 8.0), "local", 20.0),
-        Preprocessing("physical", 2, (16, 16), (5.0, 5.0)),
+        Preprocessing("physical", 2, (16, 16), (5.0, 5.0), "zscore"),
         Preprocessing("paper", 2, (24, 16)),
         Preprocessing("paper", 2, (24, 16), None, "local", 20.0),
     ],

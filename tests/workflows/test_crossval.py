@@ -12,10 +12,9 @@ import torch
 
 from oasis_monai.data.folds import make_split
 from oasis_monai.evaluation.case_view import load_browser
-from oasis_monai.segmentation.methods import JOINT_METHODS
+from oasis_monai.segmentation.methods import ESTIMATE, METHODS, methods_that_need
 from oasis_monai.tasks import run_task
 from oasis_monai.utils.errors import ConfigError, DataError
-from oasis_monai.workflows import crossval as module
 from oasis_monai.workflows import prepare as prepare_module
 from oasis_monai.workflows.crossval import crossval
 from oasis_monai.workflows.fold_models import FoldModels
@@ -150,15 +149,6 @@ def test_slice_folds_need_no_more_cases_than_folds(settings, tmp_path):
     assert (tmp_path / "a" / "quality.csv").is_file()
 
 
-def test_a_case_is_put_together_from_the_slices_of_each_fold():
-    with torch.inference_mode():  # as a segmenter's results are made
-        parts = [torch.full((2, 3, 3, 5), float(fold)) for fold in range(3)]
-    whole = None
-    for part, only in zip(parts, ([0, 3], [1], [2, 4]), strict=True):
-        whole = module._merge(whole, part, torch.tensor(only))
-    assert whole[1, 2, 0].tolist() == [0, 1, 2, 0, 2]
-
-
 def native_affine(path):
     """RAS+ affine of a MetaImage header, read by hand."""
     lines = [line.split("=", 1) for line in path.read_text().splitlines()]
@@ -241,10 +231,19 @@ def test_a_run_explains_itself(settings, phantom, tmp_path):
 def test_two_structures_from_the_files_to_the_scores(settings, phantom_two_labels, tmp_path):
     labels = {"peripheral zone": 2, "central gland": 1}  # the order of the file's values is not the order of the classes
     data = {"root": str(phantom_two_labels), "labels": labels, "regions": ["whole"]}
-    asked = settings({"data": data, "methods": [*PLAIN, *JOINT_METHODS], "n": [2], "k": 2, "save_segmentations": True}, JOINT)
+    asked = settings(
+        {
+            "data": data,
+            "methods": [*PLAIN, *methods_that_need(ESTIMATE, list(METHODS))],
+            "n": [2],
+            "k": 2,
+            "save_segmentations": True,
+        },
+        JOINT,
+    )
     crossval(asked, tmp_path / "a", quiet)
     rows = scores_of(tmp_path / "a")
-    assert len(rows) == CASES * 2 * len([*PLAIN, *JOINT_METHODS])
+    assert len(rows) == CASES * 2 * len([*PLAIN, *methods_that_need(ESTIMATE, list(METHODS))])
     for name, value in labels.items():
         mine = rows.query(f"label == '{name}' and method == 'FwoW'")
         assert len(mine) == CASES

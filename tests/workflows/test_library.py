@@ -21,7 +21,7 @@ from oasis_monai.utils.errors import ConfigError, DataError, OasisError
 from oasis_monai.utils.tensor_files import load_tensors
 from oasis_monai.workflows import library as atlases
 from oasis_monai.workflows.library import add_atlas, list_atlases, remove_atlas
-from oasis_monai.workflows.model_folder import load_model
+from oasis_monai.workflows.model import load_model
 from oasis_monai.workflows.prepare import find_and_check, prepare
 from oasis_monai.workflows.segment import segment_scans
 from oasis_monai.workflows.train import train_model
@@ -73,7 +73,7 @@ def files(phantom, case):
 
 
 def cases(model):
-    return list(dict.fromkeys(load_model(model)[1].library.cases))
+    return list(dict.fromkeys(load_model(model).segmenter.library.cases))
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -82,7 +82,7 @@ def test_an_added_case_is_an_atlas_like_those_of_training_and_removed_leaves_no_
     model = Path(shutil.copytree(trained, tmp_path / "model"))
     before = content(model)
     assert add_atlas(model, *files(phantom, NEW), log=quiet) == NEW
-    _, segmenter = load_model(model)
+    segmenter = load_model(model).segmenter
     found = segmenter.library
     both = build(merged(*KINDS[kind], {"data": {"root": str(phantom), "include": [*OLD, NEW]}}))
     wanted = prepare(both, find_and_check(both, None, quiet), None, quiet).library
@@ -94,20 +94,20 @@ def test_an_added_case_is_an_atlas_like_those_of_training_and_removed_leaves_no_
         image = found.images[row:]
         if "slices" in kind:
             own = torch.cat([found.context[row:, :1], image, found.context[row:, 1:]], 1)
-            near = adjacent_slice_atlases(own, load_model(trained)[1].library)
+            near = adjacent_slice_atlases(own, load_model(trained).segmenter.library)
             shown = append_atlas_channels(own, found, near)
             estimate = segmenter.estimator.plain()(shown)[:, 1:]
         else:
             estimate = segmenter.estimator.plain().volume(image[0])[1:][None]
         torch.testing.assert_close(found.estimates[row:].float(), estimate, atol=2e-3, rtol=0)
-        torch.testing.assert_close(found.estimates[:row], load_model(trained)[1].library.estimates)
+        torch.testing.assert_close(found.estimates[:row], load_model(trained).segmenter.library.estimates)
     remove_atlas(model, NEW, log=quiet)
     after = content(model)
     assert set(after) == set(before)
     for name in ("library.safetensors", "model.json", "stm.safetensors"):
         assert after[name] == before[name], name
     rows = torch.arange(min(len(found), 4))
-    torch.testing.assert_close(load_model(model)[1].loa.matrix(rows), load_model(trained)[1].loa.matrix(rows))
+    torch.testing.assert_close(load_model(model).segmenter.loa.matrix(rows), load_model(trained).segmenter.loa.matrix(rows))
 
 
 def test_a_scan_finds_the_added_case_among_its_atlases(model, phantom, tmp_path, monkeypatch):
@@ -134,7 +134,7 @@ def test_the_overlaps_of_those_that_stay_are_kept_and_are_true(model, gone):
     remove_atlas(model, gone, log=quiet)
     kept = load_tensors(model / "loa.safetensors")[0]
     assert len(kept["values"]) == 3 * 2
-    _, segmenter = load_model(model)
+    segmenter = load_model(model).segmenter
     fresh = LoaTable(segmenter.library, segmenter.aligner).matrix(torch.arange(3))
     torch.testing.assert_close(segmenter.loa.matrix(torch.arange(3)), fresh)
     assert fresh.unique().numel() > 4  # or a wrong order would not be seen
@@ -145,7 +145,7 @@ def test_overlaps_of_another_library_are_never_used(model, phantom):
     remove_atlas(model, OLD[0], log=quiet)
     add_atlas(model, *files(phantom, NEW), log=quiet)
     (model / "loa.safetensors").write_bytes(old)  # as a run does that began before the edit and ends after it
-    _, segmenter = load_model(model)
+    segmenter = load_model(model).segmenter
     fresh = LoaTable(segmenter.library, segmenter.aligner).matrix(torch.arange(4))
     torch.testing.assert_close(segmenter.loa.matrix(torch.arange(4)), fresh)
 
@@ -269,7 +269,7 @@ def _edit_and_die(model, image, label, step, after):
         "save": (AtlasLibrary, "save"),
         "write_json": (atlases, "write_json"),
         "replace": (os, "replace"),
-        "keep_pairs": (atlases.folders, "keep_pairs"),
+        "keep_pairs": (atlases, "keep_pairs"),
     }[step]
     real = getattr(owner, name)
 
@@ -295,7 +295,7 @@ def test_an_edit_killed_in_the_middle_leaves_the_model_as_before_or_as_after(mod
     assert process.exitcode == -signal.SIGKILL
     made = STEPS.index(step) + after > 1
     assert cases(model) == [*OLD, *([NEW] if made else [])]
-    _, segmenter = load_model(model)
+    segmenter = load_model(model).segmenter
     rows = torch.arange(len(segmenter.library))
     torch.testing.assert_close(segmenter.loa.matrix(rows), LoaTable(segmenter.library, segmenter.aligner).matrix(rows))
     if not made:

@@ -16,7 +16,7 @@ from oasis_monai.utils.errors import ConfigError, OasisError
 from oasis_monai.utils.files import file_digest
 from oasis_monai.utils.tensor_files import load_tensors, save_tensors
 from oasis_monai.workflows.library import remove_atlas
-from oasis_monai.workflows.model_folder import load_model
+from oasis_monai.workflows.model import load_model
 from oasis_monai.workflows.segment import segment_scans
 from oasis_monai.workflows.train import train_model
 from tests.conftest import CASES, JOINT, JOINT_2D, TINY, TINY_2D, merged, overrides
@@ -273,7 +273,7 @@ def test_killed_while_it_is_written_a_folder_is_no_model_and_then_is_one_again(s
         load_model(model)
     before = {p.name for p in model.iterdir()}
     train_model(settings, model, quiet)
-    assert load_model(model)[0].to_json()["training"] == settings.to_json()["training"]
+    assert load_model(model).settings.to_json()["training"] == settings.to_json()["training"]
     assert not [name for name in before if name.startswith(".") and name != ".lock"]
 
 
@@ -294,7 +294,7 @@ def test_the_folder_tells_how_it_was_made(trained, settings):
 def test_a_damaged_table_of_overlaps_is_made_anew(model, trained):
     (model / "loa.safetensors").write_bytes(b"x")
     rows = torch.arange(4)
-    assert torch.equal(load_model(model)[1].loa.matrix(rows), load_model(trained)[1].loa.matrix(rows))
+    assert torch.equal(load_model(model).segmenter.loa.matrix(rows), load_model(trained).segmenter.loa.matrix(rows))
 
 
 def test_no_training_takes_the_place_of_a_library_that_was_edited(settings, model):
@@ -303,19 +303,19 @@ def test_no_training_takes_the_place_of_a_library_that_was_edited(settings, mode
         ConfigError, match=r"^model: expected a folder without a model.* with an edited library'; .*overwrite=true"
     ):
         train_model(settings, model, quiet)
-    assert len(load_model(model)[1].library) == CASES - 1
+    assert len(load_model(model).segmenter.library) == CASES - 1
     train_model(settings, model, quiet, overwrite=True)
-    assert len(load_model(model)[1].library) == CASES
+    assert len(load_model(model).segmenter.library) == CASES
 
 
 def test_a_model_trained_into_the_same_folder_keeps_nothing_of_the_one_before(settings, trained, model):
     from dataclasses import replace
 
     rows = torch.arange(4)
-    before = load_model(trained)[1].loa.matrix(rows)
+    before = load_model(trained).segmenter.loa.matrix(rows)
     other = replace(settings, training=replace(settings.training, iterations=5, lr=0.05))
     train_model(other, model, quiet)
-    found = load_model(model)[1]
+    found = load_model(model).segmenter
     fresh = type(found.loa)(found.library, found.aligner)
     torch.testing.assert_close(found.loa.matrix(rows), fresh.matrix(rows), atol=1e-5, rtol=0)
     assert not torch.allclose(fresh.matrix(rows), before, atol=1e-4)
@@ -374,12 +374,12 @@ def test_a_joint_model(phantom, scans, tmp_path, no_pictures, dims):
     more = {"cache": str(tmp_path / "c"), "data": {"root": str(phantom), "include": ["Case00", "Case01", "Case02"]}}
     settings = build(merged(TINY, JOINT, *([TINY_2D, JOINT_2D] if dims == 2 else []), more))
     model = train_model(settings, tmp_path / "m", quiet)
-    _, segmenter = load_model(model)
+    segmenter = load_model(model).segmenter
     scan = Case("second", scans / "second.nii.gz")
     target = settings.preprocessing.apply(read_volume(scan, (0, 1)))
     features = torch.randn(target.image.shape[-1] if dims == 2 else 1, segmenter.library.features.shape[1])
     first = segmenter(target, features, ("OASIS", "estimate", "OASIS-joint"), (2,))[0]
-    again = load_model(model)[1](target, features, ("OASIS", "estimate", "OASIS-joint"), (2,))[0]
+    again = load_model(model).segmenter(target, features, ("OASIS", "estimate", "OASIS-joint"), (2,))[0]
     assert all(torch.equal(result.probability, again[key].probability) for key, result in first.items())
     kept = load_tensors(next((tmp_path / "c" / "models").glob("*/estimator.safetensors")))[0]
     weights = segmenter.estimator.model.state_dict()

@@ -23,9 +23,8 @@ from oasis_monai.segmentation import flags
 from oasis_monai.settings import build
 from oasis_monai.transforms.preprocessing import PreprocessCache, Preprocessing
 from oasis_monai.utils.errors import ConfigError, OasisError
-from oasis_monai.workflows import segment as scans
 from oasis_monai.workflows.crossval import crossval
-from oasis_monai.workflows.model_folder import load_model
+from oasis_monai.workflows.model import Model, load_model
 from oasis_monai.workflows.segment import segment_scans
 from oasis_monai.workflows.segment_table import FILE, read_told
 from oasis_monai.workflows.train import train_model
@@ -214,7 +213,10 @@ def test_the_json_counts_folding_voxels_of_every_atlas(model, images, tmp_path, 
         "oasis_monai.segmentation.alignment.Aligner.fields", lambda self, a, t: torch.randn(len(a), 3, *a.shape[2:]).half() * 2
     )
     kept = []
-    monkeypatch.setattr(scans, "folding_voxels", lambda fields, size: kept.append(folding_voxels(fields, size)) or kept[-1])
+    monkeypatch.setattr(
+        "oasis_monai.workflows.scan_result.folding_voxels",
+        lambda fields, size: kept.append(folding_voxels(fields, size)) or kept[-1],
+    )
     assert segment_scans(model, images / "Case00.mhd", tmp_path / "o", n=3, log=quiet) == []
     found = told(tmp_path / "o", "Case00")
     counts = [atlas["folding_voxels"] for atlas in found["atlases"][0]]
@@ -251,7 +253,7 @@ def test_another_part_of_the_body_is_flagged_everywhere_and_the_models_own_is_no
 
 
 def test_nothing_found_is_flagged(model, images, tmp_path, monkeypatch, no_pictures):
-    library = load_model(model)[1].library
+    library = load_model(model).segmenter.library
     monkeypatch.setattr(type(library), "load", classmethod(lambda cls, path, check=True: library))
     library.labels.zero_()
     assert segment_scans(model, images / "Case00.mhd", tmp_path / "o", n=1, method="FwoW", log=quiet) == []
@@ -260,14 +262,14 @@ def test_nothing_found_is_flagged(model, images, tmp_path, monkeypatch, no_pictu
 
 
 def failing(error, case):
-    real = scans.restore
+    real = Model.segment_volume
 
-    def restore(probability, working, native, keep, name):
-        if name == case:
+    def segment_volume(self, volume, *how):
+        if volume.case == case:
             raise error
-        return real(probability, working, native, keep, name)
+        return real(self, volume, *how)
 
-    return restore
+    return segment_volume
 
 
 @pytest.mark.parametrize(
@@ -280,7 +282,7 @@ def failing(error, case):
     ],
 )
 def test_whatever_happens_to_one_scan_the_others_are_done(model, images, tmp_path, monkeypatch, no_pictures, error, text):
-    monkeypatch.setattr(scans, "restore", failing(error, "Case01"))
+    monkeypatch.setattr(Model, "segment_volume", failing(error, "Case01"))
     lines = []
     (fault,) = segment_scans(model, images, tmp_path / "o", n=1, method="FwoW", log=lines.append)
     assert str(fault).startswith(f"Case01: segment: expected a scan that this model can segment, found {text}")
@@ -294,7 +296,7 @@ def test_whatever_happens_to_one_scan_the_others_are_done(model, images, tmp_pat
 
 
 def test_a_full_disk_ends_the_run(model, images, tmp_path, monkeypatch, no_pictures):
-    monkeypatch.setattr(scans, "restore", failing(OSError(errno.ENOSPC, "No space left on device", "o/x"), "Case01"))
+    monkeypatch.setattr(Model, "segment_volume", failing(OSError(errno.ENOSPC, "No space left on device", "o/x"), "Case01"))
     with pytest.raises(OSError, match="No space left"):
         segment_scans(model, images, tmp_path / "o", n=1, method="FwoW", log=quiet)
     assert {p.name for p in (tmp_path / "o").glob("*.json")} == {"Case00.json"}
@@ -302,7 +304,7 @@ def test_a_full_disk_ends_the_run(model, images, tmp_path, monkeypatch, no_pictu
 
 def test_an_interrupted_run_keeps_what_is_finished(model, images, tmp_path, monkeypatch, no_pictures):
     with monkeypatch.context() as patch:
-        patch.setattr(scans, "restore", failing(KeyboardInterrupt(), "Case01"))
+        patch.setattr(Model, "segment_volume", failing(KeyboardInterrupt(), "Case01"))
         with pytest.raises(KeyboardInterrupt):
             segment_scans(model, images, tmp_path / "o", n=1, method="FwoW", log=quiet)
     assert states(tmp_path / "o") == {"Case00": "done"}
@@ -377,7 +379,7 @@ def test_hippocampi_are_unlike_prostates_and_held_out_prostates_are_not():
     own = [Case(f"Case{i:02d}", prostates / f"Case{i:02d}.mhd") for i in (0, 10, 16, 28, 5, 30)]
     items = [store.get(Case(c.id, c.image, c.image.with_name(f"{c.id}_segmentation.mhd"))) for c in own[:4]]
     library = build_library(items, 3, embed, 2)
-    limit = flags.reach(library, "l2")
+    limit = flags.typical_distance(library, "l2")
 
     def flagged(case):
         features = target_features(store.get(case), 3, embed)
@@ -456,7 +458,7 @@ def test_a_method_that_fuses_no_atlas_finds_its_calibration_and_two_that_found_n
     fitted = {"sources": ["networks", "atlases"], "weights": [0.5, 0.0], "offset": 0.3, "spread": 0.01, "cases": 9}
     copy = with_calibration(made, tmp_path, {"estimate": {"prostate": fitted}})
     for folder, values in (("a", [[0.9, np.nan]]), ("b", [[np.nan, np.nan]])):
-        monkeypatch.setattr(scans, "overlaps", lambda _, values=values: np.array(values))
+        monkeypatch.setattr("oasis_monai.workflows.scan_result.overlaps", lambda _, values=values: np.array(values))
         assert segment_scans(copy, images / "Case00.mhd", tmp_path / folder, n=1, method="estimate", log=quiet) == []
         line = told(tmp_path / folder, "Case00")
         assert line["calibrated"]

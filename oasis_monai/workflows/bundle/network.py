@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from oasis_monai.atlases.features import Embedder, Photograph, embedder, target_features
+from oasis_monai.atlases.features import Embedder, Photograph, embedder
 from oasis_monai.atlases.library import AtlasLibrary
 from oasis_monai.atlases.selection import DISTANCES
 from oasis_monai.data.types import Geometry, Preprocessed
@@ -17,19 +17,16 @@ from oasis_monai.networks.encoders import NAMES, untrained_network
 from oasis_monai.networks.registration import RegistrationSettings, SpatialTransformModel
 from oasis_monai.networks.segmentation import NetworkSettings, Predictor, make_network
 from oasis_monai.networks.slice_unet import JointSettings, make_slice_network
-from oasis_monai.segmentation.alignment import Aligner
-from oasis_monai.segmentation.estimate import Estimator, make_volume_network
-from oasis_monai.segmentation.loa import LoaTable
-from oasis_monai.segmentation.methods import check_methods, result_keys
+from oasis_monai.segmentation.build import SegmenterOptions, TrainedNetworks, build_segmenter
+from oasis_monai.segmentation.methods import LOA, METHODS, check_methods, result_keys
+from oasis_monai.segmentation.pipeline import Scan, segment_case
 from oasis_monai.segmentation.segmenter import Segmenter
 from oasis_monai.settings import Settings
 from oasis_monai.transforms.spatial import plain
 from oasis_monai.utils.config import make_group
 from oasis_monai.utils.errors import ConfigError
-from oasis_monai.workflows.fold_models import voice
 
 IMAGENET = ("efficientnet-lite0", "densenet121")
-LOA_METHODS = ("OASIS", "OASIS-conditioned")  # of these a table of overlaps among the atlases travels along
 
 
 class OasisNetwork(nn.Module):
@@ -45,7 +42,7 @@ class OasisNetwork(nn.Module):
         embedding, distance: what similarity means, see :class:`oasis_monai.atlases.features.FeatureSettings`.
         method, n: how many atlases are fused, and how (:data:`oasis_monai.segmentation.methods.METHODS`).
         registration: :class:`oasis_monai.networks.registration.RegistrationSettings` as a dict.
-        estimator: of a joint model, :class:`oasis_monai.networks.slice_unet.JointSettings` as a dict.
+        joint: of a joint model, :class:`oasis_monai.networks.slice_unet.JointSettings` as a dict.
         volume_channels: feature channels of a joint model's volume network.
         temperature: of ``OASIS-conditioned``.
         pairs: how many overlaps of atlas pairs are stored; others are computed when they are needed.
@@ -110,7 +107,9 @@ class OasisNetwork(nn.Module):
         self.register_buffer("features", torch.zeros(atlases, features))
         self.register_buffer("pairs", torch.zeros(pairs, 2, dtype=torch.int64))
         self.register_buffer("values", torch.zeros(pairs, dtype=torch.float64))
-        seen = stm.joint and method in LOA_METHODS  # an atlas in the place of a target is seen with what the networks make of it
+        seen = (
+            stm.joint and LOA in METHODS[method].needs
+        )  # an atlas in the place of a target is seen with what the networks make of it
         half = torch.zeros(atlases, classes - 1, *self.size, dtype=torch.float16)
         self.register_buffer("estimates", half if seen else None)
 
@@ -139,11 +138,9 @@ class OasisNetwork(nn.Module):
         key, nowhere = result_keys((self.method,), (self.n,))[0], Geometry((shape[2], shape[3], shape[4]), np.eye(4))
         found = []
         for one in plain(image).float().cpu():
-            target = Preprocessed("", one, None, nowhere, nowhere)
-            features = target_features(target, len(self.size), embed)
-            found.append(segmenter(target, features, (self.method,), (self.n,))[0][key].probability)
-        probability = torch.stack(found).to(image.device)
-        return _like(probability, image)
+            scan = Scan(Preprocessed("", one, None, nowhere, nowhere))  # preprocessed: the grid stays where it is
+            found.append(segment_case(segmenter, scan, embed, (self.method,), (self.n,)).results[key].probability)
+        return _like(torch.stack(found).to(image.device), image)
 
     def _embedder(self, device: torch.device) -> Embedder:
         if self.embedding is None:
@@ -161,20 +158,18 @@ class OasisNetwork(nn.Module):
             self.classes,
             estimates=None if self.estimates is None else self.estimates.cpu(),
         )
-        aligner = Aligner(self.stm, device, self.batch)
-        table = LoaTable(library, aligner)
-        table.learn({"pairs": self.pairs, "values": self.values})
-        more: dict[str, Any] = {}
-        if self.joint is not None and self.slice_network is not None:
-            whole = None
-            if self.volume_network is not None and self.volume_settings is not None:
-                whole = make_volume_network(self.volume_network, self.joint.volume_network, self.volume_settings, device)
-            stride = self.joint.volume_stride
-            how = self.joint
-            estimator = Estimator(self.slice_network, how.tta_flip, device, whole=whole, stride=stride, tta_views=how.tta_views)
-            more = {"estimator": estimator}
-            more |= voice(self.joint)
-        return Segmenter(library, aligner, table, self.distance, self.temperature, **more)
+        options = SegmenterOptions(
+            distance=self.distance,
+            temperature=self.temperature,
+            batch=self.batch,
+            joint=self.joint or JointSettings(),
+            network=self.volume_settings or NetworkSettings(),
+        )
+        networks = TrainedNetworks(self.stm, self.slice_network, self.volume_network)
+        segmenter = build_segmenter(library, networks, options, device)
+        if segmenter.loa is not None:
+            segmenter.loa.learn({"pairs": self.pairs, "values": self.values})
+        return segmenter
 
 
 def network_arguments(settings: Settings, segmenter: Segmenter, method: str, n: int, batch: int) -> dict[str, Any]:
@@ -194,7 +189,7 @@ def network_arguments(settings: Settings, segmenter: Segmenter, method: str, n: 
         "joint": None if segmenter.estimator is None else plain_settings["joint"],
         "volume_channels": None if whole is None else list(settings.network.channels(settings.joint.volume_network)),
         "temperature": settings.temperature,
-        "pairs": len(segmenter.loa) if method in LOA_METHODS and segmenter.loa is not None else 0,
+        "pairs": len(segmenter.loa) if LOA in METHODS[method].needs and segmenter.loa is not None else 0,
         "batch": batch,
     }
 

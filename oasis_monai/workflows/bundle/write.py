@@ -12,13 +12,13 @@ from pathlib import Path
 import torch
 
 from oasis_monai.data.cases import find_cases
-from oasis_monai.segmentation.segmenter import check_choice
+from oasis_monai.segmentation.pipeline import check_choice
 from oasis_monai.settings import Settings
 from oasis_monai.utils.errors import ConfigError
 from oasis_monai.utils.files import atomic_folder, digest, write_json, write_text
 from oasis_monai.workflows.bundle import configs
 from oasis_monai.workflows.bundle.network import OasisNetwork, network_arguments
-from oasis_monai.workflows.model_folder import load_model, model_embedder
+from oasis_monai.workflows.model import load_model
 
 PARTS = "models/oasis"  # the model folder within the bundle
 PRIVATE = ("command", "commit", "timings_s")  # of model.json: about the machine that trained, not about the model
@@ -94,12 +94,12 @@ def write_bundle(
     if there and not (overwrite and (output / "configs" / "metadata.json").is_file()):
         remedy = "give another output=DIR, or add overwrite=true to replace a bundle"
         raise ConfigError("output", "a folder that is not there yet", str(output), remedy)
-    settings, segmenter = load_model(model, "cpu", batch)
+    loaded = load_model(model, "cpu", batch)
+    settings, segmenter = loaded.settings, loaded.segmenter
     method = check_choice(segmenter, method, n)
-    embed = model_embedder(model, settings, "cpu")
     arguments = network_arguments(settings, segmenter, method, n, batch)
     network = OasisNetwork(**arguments)
-    network.fill(segmenter, embed)
+    network.fill(segmenter, loaded.embed)
     images = segmenter.library.images
     meta = configs.metadata(settings, arguments, (float(images.min()), float(images.max())))
     with atomic_folder(output) as folder:

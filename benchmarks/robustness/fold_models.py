@@ -1,4 +1,4 @@
-"""What benchmarks of a cross-validation's fold models share: their settings, every fold's test cases, rows of the results."""
+"""What the benchmarks with the fold models of a cross-validation share: options, settings, and a loop over the folds."""
 
 from __future__ import annotations
 
@@ -12,22 +12,24 @@ from typing import Any
 
 import pandas as pd
 
+from benchmarks.command_line import command_parser
 from oasis_monai.settings import Settings, build
 
-ROOT = Path(__file__).resolve().parents[1]
+ROOT = Path(__file__).resolve().parents[2]
 
 
-def options(description: str | None) -> argparse.ArgumentParser:
-    """``--output``, ``--n`` and the overrides."""
-    parser = argparse.ArgumentParser(description=description.splitlines()[0] if description else None)
-    parser.add_argument("--output", type=Path, default=ROOT / "docs" / "results" / "quality")
+def fold_parser(module: str, description: str | None) -> argparse.ArgumentParser:
+    """A parser with ``--output``, ``--n`` and the options of the cross-validation."""
+    parser = command_parser(module, description)
+    parser.add_argument("--output", type=Path, default=Path("docs/results/quality"), help="folder for the results")
     parser.add_argument("--n", type=int, default=6, help="atlases to fuse")
-    parser.add_argument("overrides", nargs="+", help="what the cross-validation was run with: experiment=accuracy data.root=PATH")
+    words = "options of the cross-validation, such as experiment=accuracy data.root=PATH"
+    parser.add_argument("overrides", nargs="+", metavar="OPTION", help=words)
     return parser
 
 
 def settings_of(overrides: list[str], n: int) -> Settings:
-    """The top level of the composed configuration (of a study: what its arms start from), for OASIS-joint with n atlases."""
+    """The settings that the options give (of a study: those its arms start from), for OASIS-joint with n atlases."""
     from hydra import compose, initialize_config_dir
     from omegaconf import OmegaConf
 
@@ -39,7 +41,7 @@ def settings_of(overrides: list[str], n: int) -> Settings:
 
 
 def over_folds(settings: Settings, segment_fold: Callable[[Settings, int], list[dict[str, Any]]]) -> pd.DataFrame:
-    """The rows of ``segment_fold(settings, fold)`` of every fold, as many at a time as there are cores."""
+    """Run ``segment_fold(settings, fold)`` for every fold, one process per core, and collect the rows."""
     folds = range(settings.k) if settings.fold is None else [settings.fold]
     with ProcessPoolExecutor(len(os.sched_getaffinity(0)), get_context("spawn")) as pool:
         parts = list(pool.map(segment_fold, [settings] * len(folds), folds))

@@ -1,8 +1,10 @@
-"""A training step of the slice network against the same with the package's own blocks, in turn, in one run.
+"""Compare a training step of the slice network with the same step on unchanged library layers.
 
-``python benchmarks/training_step.py [--threads 1] [--rounds 20]``. The peer is what torch and ``efficientnet_lite_pytorch`` do
-by themselves in float32: blocks as they come, AdamW one tensor at a time. All take 12 slices of 96 x 96 with two atlases beside
-them, forward, backward and the optimiser's step.
+    python -m benchmarks.profiling.training_step [--threads 1] [--rounds 20]
+
+The peer uses torch and ``efficientnet_lite_pytorch`` as they are, in float32: their own blocks, and AdamW one tensor at a time.
+A step is forward pass, backward pass and optimiser step on 12 slices of 96 x 96 voxels, each with two atlases. The networks
+take turns in one process. Prints milliseconds and ratios.
 """
 
 from __future__ import annotations
@@ -11,19 +13,27 @@ import argparse
 import statistics
 import time
 from collections.abc import Callable
+from typing import Any
 
 import torch
 from monai.losses import DiceCELoss
 
-from oasis_monai.networks import depthwise as lite_training
+from benchmarks.command_line import command_parser
+from oasis_monai.networks import depthwise
 from oasis_monai.networks.slice_unet import SliceUNet
 from oasis_monai.utils.device import has_fast_bfloat16
 
 SLICES, SIDE, CLASSES, ATLASES = 12, 96, 2, 2
 
 
+def library_block(layers: Any, image: torch.Tensor, half: bool = False) -> torch.Tensor:
+    """A block as ``efficientnet_lite_pytorch`` runs it, in place of :func:`oasis_monai.networks.depthwise.block`."""
+    output: torch.Tensor = layers(image)
+    return output
+
+
 def stepper(ours: bool, half: bool) -> Callable[[], None]:
-    """A function that makes one step of a network of its own."""
+    """A function that does one training step of a network of its own."""
     torch.manual_seed(0)
     network = SliceUNet(CLASSES, ATLASES).train()
     network.encoder.to(memory_format=torch.channels_last)
@@ -33,14 +43,14 @@ def stepper(ours: bool, half: bool) -> Callable[[], None]:
     target = torch.zeros(SLICES, CLASSES, SIDE, SIDE)
     target[:, 1, 30:60, 30:60] = 1
     target[:, 0] = 1 - target[:, 1]
-    own = lite_training.block
+    own = depthwise.block
 
     def step() -> None:
-        lite_training.block = own if ours else lambda layers, seen, half=False: layers(seen)
+        depthwise.block = own if ours else library_block
         try:
             output = network(image, half=half)
         finally:
-            lite_training.block = own
+            depthwise.block = own
         network.zero_grad(set_to_none=True)
         loss(output.float(), target).backward()
         optimiser.step()
@@ -48,22 +58,28 @@ def stepper(ours: bool, half: bool) -> Callable[[], None]:
     return step
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
-    parser.add_argument("--threads", type=int, default=1)
-    parser.add_argument("--rounds", type=int, default=20)
-    options = parser.parse_args()
+def parser() -> argparse.ArgumentParser:
+    """The options of this command."""
+    parser = command_parser("benchmarks.profiling.training_step", __doc__)
+    parser.add_argument("--threads", type=int, default=1, help="threads of the computation")
+    parser.add_argument("--rounds", type=int, default=20, help="steps of each network")
+    return parser
+
+
+def main(arguments: list[str] | None = None) -> None:
+    options = parser().parse_args(arguments)
     torch.set_num_threads(options.threads)
     steps = {"the package's blocks, float32": stepper(False, False), "ours, float32": stepper(True, False)}
     if has_fast_bfloat16():
         steps["ours, bfloat16 where it is faster (what training does here)"] = stepper(True, True)
-    clock = time.thread_time if options.threads == 1 else time.perf_counter  # alone, a thread's own time: others may be busy
+    # one thread: only its own computing time, so that other processes do not count
+    clock = time.thread_time if options.threads == 1 else time.perf_counter
     times: dict[str, list[float]] = {name: [] for name in steps}
     for number in range(options.rounds + 2):
         for name, step in steps.items():
             began = clock()
             step()
-            if number > 1:  # the first two warm up
+            if number > 1:  # the first two are warm-up
                 times[name].append(clock() - began)
     peer = times["the package's blocks, float32"]
     for name, taken in times.items():

@@ -1,4 +1,4 @@
-"""OASIS, and the two VoxelMorph networks as they ship, trained on the benchmark's training cases."""
+"""OASIS and two VoxelMorph networks as shipped, trained on the training cases of the benchmark."""
 
 from __future__ import annotations
 
@@ -11,12 +11,11 @@ import numpy as np
 import torch
 from torch import nn
 
-from methods import Aligned, Method
+from benchmarks.speed.data import World, configuration
+from benchmarks.speed.methods import Aligned, Entry, Method
 from oasis_monai.networks import warp as warping
 from oasis_monai.networks.registration import append_structures
 from oasis_monai.utils.tensor_files import load_if_whole, save_tensors
-from registry import Entry
-from world import World, configuration
 
 torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", "2")))
 torch.set_flush_denormal(True)
@@ -25,7 +24,7 @@ Predict = Callable[[torch.Tensor, torch.Tensor, torch.Tensor], torch.Tensor]  # 
 
 
 def train(world: World, name: str, minutes: float, folder: Path) -> None:
-    """Train ``plain`` or ``joint`` (models of ours), or ``monai`` or ``voxelmorph`` (networks as shipped); finished ones stay."""
+    """Train ``plain`` or ``joint`` (OASIS), ``monai`` or ``voxelmorph`` (networks as shipped), unless that is already done."""
     from oasis_monai.settings import build
     from oasis_monai.workflows.train import train_model
 
@@ -37,26 +36,28 @@ def train(world: World, name: str, minutes: float, folder: Path) -> None:
     if load_if_whole(folder / f"{name}.safetensors") is not None:
         return
     from oasis_monai.data.cases import find_cases
-    from oasis_monai.training.registration import _RegistrationTrainer  # same pairs, loss and augmentation, another network
-    from oasis_monai.training.trainer import fit
+    from oasis_monai.training.registration import RegistrationTrainer  # same pairs, loss and augmentation, another network
+    from oasis_monai.training.trainer import FitContext, fit
     from oasis_monai.workflows.prepare import prepare
 
     cases = [case for case in find_cases(world.root, "promise12") if case.id in world.train]
     library = prepare(settings, cases, folder / "cache", print).library
     network: Any = Shipped(name, world.dims)
-    how = (settings.loss, settings.training, settings.seed, False, "l2", settings.augmentation)
-    fit(_RegistrationTrainer(library, world.spacing_mm, network, *how), None, False, name)
+    context = FitContext(
+        library, world.spacing_mm, settings.training, settings.seed, augmentation=settings.augmentation, progress=False
+    )
+    fit(RegistrationTrainer(context, network, settings.loss), None, False, name)
     save_tensors(folder / f"{name}.safetensors", network.state_dict())
 
 
 class Shipped(nn.Module):
-    """MONAI's VoxelMorph or the voxelmorph package's network, with their default widths: (atlas, target) -> field in voxels."""
+    """The VoxelMorph network of MONAI or of the voxelmorph package, of default width: (atlas, target) -> field in voxels."""
 
     def __init__(self, name: str, dims: int) -> None:
         super().__init__()
         from oasis_monai.networks.registration import RegistrationSettings
 
-        self.settings, self.name = RegistrationSettings(), name
+        self.settings, self.name = RegistrationSettings(joint=False), name
         if name == "monai":
             from monai.networks.nets import VoxelMorph
 
@@ -73,7 +74,7 @@ class Shipped(nn.Module):
 
 
 def _monai_2d() -> nn.Module:
-    """MONAI's VoxelMorph has defaults for volumes only: the same widths, in plane."""
+    """MONAI's VoxelMorph for slices. Its defaults are for volumes only; the widths here are the same."""
     from monai.networks.nets import VoxelMorph, VoxelMorphUNet
 
     channels = (16, 32, 32, 32, 32, 32)
@@ -83,7 +84,7 @@ def _monai_2d() -> nn.Module:
 
 
 def _aligner(predict: Predict) -> Callable[[np.ndarray, np.ndarray, np.ndarray], list[Aligned]]:
-    """A network as a method: arrays in, labels warped on the full grid out."""
+    """Turn a network into a method: arrays in, warped labels on the full grid out."""
 
     @torch.inference_mode()
     def align(fixed: np.ndarray, moving: np.ndarray, label: np.ndarray) -> list[Aligned]:
@@ -96,7 +97,7 @@ def _aligner(predict: Predict) -> Callable[[np.ndarray, np.ndarray, np.ndarray],
 
 
 def make(world: World, entry: Entry, folder: Path, given: Path | None, minutes: float) -> Method:
-    """The method of a registry's entry, its network out of ``folder``, or a model of ours as ``given``."""
+    """Load the method of an entry, with its network from ``folder`` or from the model folder ``given``."""
     if entry.network in ("monai", "voxelmorph"):
         return shipped_pair(world, entry.network, folder, f"network as shipped, trained {minutes:g} min")
     words = "as given" if given else f"trained {minutes:g} min"
@@ -108,7 +109,7 @@ def make(world: World, entry: Entry, folder: Path, given: Path | None, minutes: 
 
 
 def shipped_pair(world: World, name: str, folder: Path, words: str) -> Method:
-    """A VoxelMorph network that :func:`train` has left in ``folder``."""
+    """A VoxelMorph network that :func:`train` has written into ``folder``."""
     network = Shipped(name, world.dims).eval()
     stored = load_if_whole(folder / f"{name}.safetensors")
     if stored is None:
@@ -118,10 +119,10 @@ def shipped_pair(world: World, name: str, folder: Path, words: str) -> Method:
 
 
 def stm_pair(world: World, model: Path, batch: int, words: str) -> Method:
-    """The STM of a model folder. A joint one is shown its estimate of the target, which is made once per target before."""
-    from oasis_monai.workflows.model_folder import load_model
+    """The STM of a model folder. A joint STM also takes the estimate of the target, computed once per target beforehand."""
+    from oasis_monai.workflows.model import load_model
 
-    _, segmenter = load_model(model, "cpu", batch)
+    segmenter = load_model(model, "cpu", batch).segmenter
     aligner, estimator = segmenter.aligner, segmenter.estimator
     assert aligner is not None
     joint, known = aligner.joint, {}
@@ -139,17 +140,18 @@ def stm_pair(world: World, model: Path, batch: int, words: str) -> Method:
 
 
 def oasis_case(world: World, model: Path, words: str) -> Method:
-    """The whole of ``segment`` between reading and writing: preprocessing, features, selection, estimate, alignment, LOA, fusion,
-    and the result back on the scan's own grid."""
+    """Everything that ``oasis-monai segment`` does between reading and writing: preprocessing, features, selection, estimate,
+    alignment, LOA, fusion, and resampling to the grid of the scan."""
     from oasis_monai.atlases.features import embedder, target_features
     from oasis_monai.data.cases import find_cases
     from oasis_monai.data.io import read_volume
     from oasis_monai.transforms.labels import decide
     from oasis_monai.transforms.preprocessing import restore
-    from oasis_monai.workflows.model_folder import load_model
+    from oasis_monai.workflows.model import load_model
 
     n = world.atlases.shape[1]
-    settings, segmenter = load_model(model, "cpu", n)
+    loaded = load_model(model, "cpu", n)
+    settings, segmenter = loaded.settings, loaded.segmenter
     embed = embedder(settings.features.name, settings.features.weights)
     method = "OASIS" if segmenter.estimator is None else "OASIS-joint"
     cases = {case.id: case.without_label() for case in find_cases(world.root, "promise12")}
@@ -157,9 +159,9 @@ def oasis_case(world: World, model: Path, words: str) -> Method:
 
     def segment(number: int) -> np.ndarray:
         target = settings.preprocessing.apply(volumes[number])
-        found, _ = segmenter(target, target_features(target, world.dims, embed), (method,), (n,))
+        found, *_ = segmenter(target, target_features(target, world.dims, embed), (method,), (n,))
         probability = found[method, n].probability
         restore(probability, target.geometry, target.native)
-        return (decide(enumerate(probability[1:], 1), torch.zeros(probability.shape[1:])) > 0).numpy().astype(np.uint8)
+        return (decide(probability) > 0).numpy().astype(np.uint8)
 
     return Method(words, segment=segment, repeats=10)

@@ -1,7 +1,7 @@
-"""The programs registration is done with today, called the way their documentation shows, with two threads each.
+"""The usual registration programs, called as their documentation shows, with two threads each.
 
-Settings are the shipped ones unless said otherwise. All get images of one intensity scale and voxel sizes in mm. Labels are moved
-with linear interpolation and cut at 1/2, as ours are.
+Settings are the shipped ones unless stated otherwise. All receive images of the same intensity scale and voxel sizes in mm.
+Labels are warped with linear interpolation and cut at 1/2, as those of OASIS are.
 """
 
 from __future__ import annotations
@@ -15,8 +15,8 @@ from typing import Any
 
 import numpy as np
 
-from methods import Aligned, Maker, Method, majority, one_by_one
-from world import World
+from benchmarks.speed.data import World
+from benchmarks.speed.methods import Aligned, Maker, Method, majority, one_by_one
 
 THREADS = int(os.environ.get("ITK_GLOBAL_DEFAULT_NUMBER_OF_THREADS", "2"))
 
@@ -33,7 +33,7 @@ class _Ants:
         return self.ants.from_numpy(array.astype(np.float32), spacing=self.spacing_mm)
 
     def register(self, fixed: np.ndarray, moving: np.ndarray) -> tuple[Any, dict[str, Any]]:
-        # it starts from the centres of mass, which images with values below 0 do not have
+        # ANTs starts from the centres of mass, which need values of 0 and above
         onto, atlas = self.image(fixed - fixed.min()), self.image(moving - moving.min())
         return onto, self.ants.registration(onto, atlas, type_of_transform=self.kind)
 
@@ -44,7 +44,7 @@ class _Ants:
     def align(self, fixed: np.ndarray, moving: np.ndarray, label: np.ndarray) -> Aligned:
         onto, made = self.register(fixed, moving)
 
-        def field() -> np.ndarray:  # of the deformable part; the affine one before it folds nothing
+        def field() -> np.ndarray:  # of the deformable part: the affine part before it cannot fold
             mm = self.ants.image_read(made["fwdtransforms"][0]).numpy()
             forget(made)
             return np.asarray(mm / np.array(self.spacing_mm))
@@ -53,7 +53,7 @@ class _Ants:
 
 
 def forget(made: dict[str, Any]) -> None:
-    """ANTs leaves its transforms in the temporary folder."""
+    """Delete the transforms that ANTs left in the temporary folder."""
     for path in {*made["fwdtransforms"], *made["invtransforms"]}:
         Path(path).unlink(missing_ok=True)
 
@@ -81,7 +81,7 @@ def ants_voting(kind: str, words: str) -> Maker:
 
 
 def ants_joint_label_fusion(world: World) -> Method:
-    """SyN, then joint label fusion inside the box that the moved labels fill, with a margin: all else is background anyway."""
+    """SyN, then joint label fusion where any warped label lies, with a margin: the rest is background."""
     ants = _Ants(world.spacing_mm, "SyN")
 
     def segment(number: int) -> np.ndarray:
@@ -92,17 +92,17 @@ def ants_joint_label_fusion(world: World) -> Method:
             labels.append(ants.image((ants.move(onto, label, made) >= 0.5).astype(np.float32)))
             forget(made)
         where = ants.ants.iMath(ants.image(np.max([x.numpy() for x in labels], axis=0)), "MD", 3)
-        with tempfile.TemporaryDirectory() as folder:  # else it leaves its probabilities behind
+        with tempfile.TemporaryDirectory() as folder:  # for the probability maps that it writes
             how = {"label_list": labels, "beta": 4, "rad": 2, "output_prefix": f"{folder}/fused"}
             fused = ants.ants.joint_label_fusion(onto, where, images, **how)
-            # of "segmentation" background is no candidate: all of ``where`` is structure there
+            # its "segmentation" has no background: there all of ``where`` is structure
             return np.asarray(fused["probabilityimages"][0].numpy() >= 0.5, np.uint8)
 
     return Method("SyN; patch and search radius 2 and 3, beta 4 (shipped), round the moved labels", segment=segment)
 
 
 def elastix(world: World) -> Method:
-    # with two threads it crashed in its first registration (itk-elastix 0.25.4)
+    # with two threads itk-elastix 0.25.4 crashed in its first registration
     os.environ["ITK_GLOBAL_DEFAULT_NUMBER_OF_THREADS"] = os.environ["OMP_NUM_THREADS"] = "1"
     import itk
 
@@ -176,7 +176,7 @@ def demons(world: World) -> Method:
 
 
 def platipy(world: World) -> Method:
-    """platipy's multi-atlas pipeline: similarity to crop, affine, demons, vote. It reads its atlases from files."""
+    """The multi-atlas pipeline of platipy: similarity transform to crop, affine, demons, vote. It reads atlases from files."""
     import SimpleITK as sitk  # noqa: N813
     from platipy.imaging.projects.multiatlas.run import MUTLIATLAS_SETTINGS_DEFAULTS, run_segmentation
 

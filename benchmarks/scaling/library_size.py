@@ -1,12 +1,12 @@
-"""Time and memory of loading, selecting from and segmenting with libraries of 100 to 100,000 slices.
+"""Measure time and memory with atlas libraries of 100 to 100,000 slices: loading, selection, segmentation.
 
-    python benchmarks/library_size.py [--max 100000] [--targets 20] [--output docs/results/scale] [--scratch DIR]
+    python -m benchmarks.scaling.library_size [--max 100000] [--targets 20] [--output docs/results/scale] [--scratch DIR]
 
-Every size is built and then used by a process of its own: load (with checksum), choose 6 atlases for each
-of 20 target slices, align and fuse them (OASIS, an STM that is not trained). Seconds are of computing in one thread, so that
-what else the machine does counts little; waiting for the disk is not in them. Content is synthetic: 96 x 96 random images
-(float16), discs as labels, 1000 random features a slice, 31 KB in all; the largest library takes 3 GB of disk, and
-of memory while it is built. Writes ``library_size.csv`` and ``library_size.png``.
+Builds a library of each size. A new process then loads it (with checksum), selects 6 atlases for each of 20 target slices,
+aligns and fuses them (OASIS, with an untrained STM). Seconds are computing time in one thread, so other processes count little;
+waiting for the disk is not included. A slice is synthetic and takes 31 KB: a random image of 96 x 96 voxels (float16), a disc
+as label, 1000 random features. The largest library takes 3 GB of disk, and 3 GB of memory while it is built. Writes
+``library_size.csv`` and ``library_size.png``.
 """
 
 from __future__ import annotations
@@ -26,16 +26,19 @@ from typing import Any
 
 import torch
 
+from benchmarks.command_line import command_parser
+from benchmarks.speed.timing import memory_mb
 from oasis_monai.atlases.library import AtlasLibrary
 from oasis_monai.data.types import Geometry, Preprocessed
+from oasis_monai.evaluation.figures import write_figure
 from oasis_monai.networks.registration import RegistrationSettings, SpatialTransformModel
 from oasis_monai.segmentation.alignment import Aligner
 from oasis_monai.segmentation.loa import LoaTable
 from oasis_monai.segmentation.segmenter import Segmenter
-from oasis_monai.utils.files import atomic_path, write_text
+from oasis_monai.utils.files import write_text
 
 SIZES = (100, 316, 1_000, 3_162, 10_000, 31_623, 100_000)
-SIDE, FEATURES, PART = 96, 1000, 1000  # slices are drawn in parts: float32 random images take twice the space
+SIDE, FEATURES, PART = 96, 1000, 1000  # made in parts: random images are float32 at first, twice the size
 PER_CASE, N = 20, 6
 COLUMNS = ("slices", "file_mb", "build_s", "load_s", "select_s", "segment_s", "peak_mb", "own_mb")
 
@@ -58,35 +61,29 @@ def synthetic(count: int) -> AtlasLibrary:
     return AtlasLibrary(images, labels, features, cases, torch.arange(count) % PER_CASE, 2)
 
 
-def memory_mb() -> tuple[float, float]:
-    """Peak of what this process had in memory, and what of its memory now is its own (not pages of files)."""
-    status = dict(line.split(":", 1) for line in Path("/proc/self/status").read_text().splitlines())
-    return int(status["VmHWM"].split()[0]) / 1024, int(status["RssAnon"].split()[0]) / 1024
-
-
 def measure(path: Path, targets: int) -> dict[str, float]:
-    """Use a library for so many target slices; -> seconds of computing, and MiB beyond those before it was loaded."""
+    """Use a library for a number of target slices; -> seconds of computing, and the increase of memory in MiB."""
     torch.set_num_threads(1)
     torch.manual_seed(0)
-    model = SpatialTransformModel((SIDE, SIDE), RegistrationSettings(field_stride=(2,)))
+    model = SpatialTransformModel((SIDE, SIDE), RegistrationSettings(field_stride=(2,), joint=False))
     random = torch.Generator().manual_seed(1)
     geometry = Geometry((SIDE, SIDE, targets), torch.eye(4).numpy())
     target = Preprocessed("target", torch.rand(1, SIDE, SIDE, targets, generator=random), None, geometry, geometry)
     features = torch.randn(targets, FEATURES, generator=random)
-    _segment(synthetic(PART // 20), model, target, features)  # what is paid once, whatever the library
-    peak, own = memory_mb()
+    _segment(synthetic(PART // 20), model, target, features)  # costs that come once and do not depend on the library
+    before = memory_mb()
     seconds = {}
     started = time.process_time()
     library = AtlasLibrary.load(path)
     seconds["load_s"] = time.process_time() - started
     started = time.process_time()
-    Segmenter(library).choose(features[:1], N)
+    Segmenter(library).select(features[:1], N)
     seconds["select_s"] = time.process_time() - started
     started = time.process_time()
     _segment(library, model, target, features)
     seconds["segment_s"] = time.process_time() - started
-    peak_after, own_after = memory_mb()
-    return seconds | {"peak_mb": peak_after - peak, "own_mb": own_after - own}
+    after = memory_mb()
+    return seconds | {"peak_mb": after.peak - before.peak, "own_mb": after.own - before.own}
 
 
 def _segment(library: AtlasLibrary, model: SpatialTransformModel, target: Preprocessed, features: torch.Tensor) -> None:
@@ -95,7 +92,7 @@ def _segment(library: AtlasLibrary, model: SpatialTransformModel, target: Prepro
 
 
 def run(sizes: list[int], targets: int, scratch: Path) -> Iterator[dict[str, Any]]:
-    """A row of :data:`COLUMNS` for every size; nothing stays in ``scratch``."""
+    """Yield a row with :data:`COLUMNS` for every size. Libraries in ``scratch`` are deleted after use."""
     for count in sizes:
         with tempfile.TemporaryDirectory(dir=scratch) as folder:
             path = Path(folder) / "library.safetensors"
@@ -107,7 +104,7 @@ def run(sizes: list[int], targets: int, scratch: Path) -> Iterator[dict[str, Any
             started = time.process_time()
             synthetic(count).save(path)
             built = time.process_time() - started
-            command = [sys.executable, __file__, "--measure", str(path), "--targets", str(targets)]
+            command = [sys.executable, "-m", "benchmarks.scaling.library_size", "--measure", str(path), "--targets", str(targets)]
             done = subprocess.run(command, capture_output=True, text=True, check=False)
             if done.returncode:
                 sys.exit(f"error: {count} slices: {done.stderr}")
@@ -116,13 +113,12 @@ def run(sizes: list[int], targets: int, scratch: Path) -> Iterator[dict[str, Any
 
 
 def plot(rows: list[dict[str, Any]], targets: int, path: Path) -> None:
-    import matplotlib
-
-    matplotlib.use("Agg")
-    from matplotlib import pyplot
+    """Plot seconds and memory over the number of slices, both logarithmic."""
+    from matplotlib.figure import Figure
 
     slices = [row["slices"] for row in rows]
-    figure, (left, right) = pyplot.subplots(1, 2, figsize=(9, 3.4), layout="constrained")
+    figure = Figure(figsize=(9, 3.4), layout="constrained")
+    left, right = figure.subplots(1, 2)
     for key, label in (
         ("load_s", "load, with checksum"),
         ("select_s", f"select {N} for one slice"),
@@ -141,19 +137,22 @@ def plot(rows: list[dict[str, Any]], targets: int, path: Path) -> None:
         axes.set_xlabel("slices in the library")
         axes.legend(fontsize="small")
         axes.grid(alpha=0.3)
-    with atomic_path(path) as temporary:
-        figure.savefig(temporary, dpi=110)
-    pyplot.close(figure)
+    write_figure(path, figure)
+
+
+def parser() -> argparse.ArgumentParser:
+    """The options of this command."""
+    parser = command_parser("benchmarks.scaling.library_size", __doc__)
+    parser.add_argument("--max", type=int, default=SIZES[-1], help="largest library, in slices")
+    parser.add_argument("--targets", type=int, default=20, help="slices to segment")
+    parser.add_argument("--output", type=Path, default=Path("docs/results/scale"), help="folder for the results")
+    parser.add_argument("--scratch", type=Path, default=Path(tempfile.gettempdir()), help="folder where libraries are built")
+    parser.add_argument("--measure", type=Path, help=argparse.SUPPRESS)
+    return parser
 
 
 def main(arguments: list[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
-    parser.add_argument("--max", type=int, default=SIZES[-1], help="largest library, in slices")
-    parser.add_argument("--targets", type=int, default=20, help="slices that are segmented")
-    parser.add_argument("--output", type=Path, default=Path(__file__).resolve().parents[1] / "docs" / "results" / "scale")
-    parser.add_argument("--scratch", type=Path, default=Path(tempfile.gettempdir()), help="where libraries are built")
-    parser.add_argument("--measure", type=Path, help=argparse.SUPPRESS)
-    asked = parser.parse_args(arguments)
+    asked = parser().parse_args(arguments)
     if asked.measure:
         print(json.dumps(measure(asked.measure, asked.targets)))
         return

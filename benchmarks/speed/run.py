@@ -1,6 +1,9 @@
-"""Speed, memory and Dice of OASIS and of the programs registration is done with today, side by side on the same pairs and cases.
+"""Measure speed, memory and Dice of OASIS and of the usual registration programs on the same pairs and cases.
 
-``python benchmarks/speed.py [--data ROOT] [--model DIR] ...``; see docs/speed.md. Each method runs in a process of its own.
+    python -m benchmarks.speed.run [--data PATH] [--model DIR]
+
+Each method runs in a process of its own. ``make bench`` installs the other programs and runs this; docs/results/speed.md has
+the results. Writes ``speed.csv``, ``speed.md`` and ``speed.png``.
 """
 
 from __future__ import annotations
@@ -13,41 +16,45 @@ import sys
 import time
 from pathlib import Path
 
-HERE = Path(__file__).resolve().parent
+from benchmarks.command_line import command_parser
+from benchmarks.speed.data import make_world
+from benchmarks.speed.methods import select_methods
+from benchmarks.speed.report import write_report
+
 LIMIT = 1800  # seconds one method may take
 
 
-def arguments() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--data", help="PROMISE12's folder; without it the synthetic phantom is used")
-    parser.add_argument("--model", type=Path, help="a 3D model folder of `oasis-monai train`, to measure instead of training one")
-    parser.add_argument("--minutes", type=float, default=1.0, help="training of each network")
-    parser.add_argument("--pairs", type=int, default=6)
-    parser.add_argument("--cases", type=int, default=2)
-    parser.add_argument("-n", type=int, default=6, help="atlases of a case")
-    parser.add_argument("--dims", type=int, nargs="+", default=[3, 2], choices=[2, 3])
-    parser.add_argument("--methods", nargs="+", help="only these")
-    parser.add_argument("--threads", type=int, default=2)
-    parser.add_argument("--work", type=Path, default=Path("outputs/bench"), help="models, cache and raw results")
-    parser.add_argument("--output", type=Path, default=Path("docs/results/speed"))
-    return parser.parse_args()
+def parser() -> argparse.ArgumentParser:
+    """The options of this command."""
+    parser = command_parser("benchmarks.speed.run", __doc__)
+    parser.add_argument("--data", help="folder of PROMISE12; the synthetic phantom if not given")
+    parser.add_argument("--model", type=Path, help="3D model of `oasis-monai train` to measure; if not given, one is trained")
+    parser.add_argument("--minutes", type=float, default=1.0, help="training time of each network")
+    parser.add_argument("--pairs", type=int, default=6, help="pairs to align")
+    parser.add_argument("--cases", type=int, default=2, help="cases to segment")
+    parser.add_argument("-n", type=int, default=6, help="atlases per case")
+    parser.add_argument("--dims", type=int, nargs="+", default=[3, 2], choices=[2, 3], help="grids to run")
+    parser.add_argument("--methods", nargs="+", metavar="NAME", help="run only these methods")
+    parser.add_argument("--threads", type=int, default=2, help="threads of every method")
+    parser.add_argument("--work", type=Path, default=Path("outputs/bench"), help="folder for models, cache and raw results")
+    parser.add_argument("--output", type=Path, default=Path("docs/results/speed"), help="folder for the results")
+    return parser
 
 
 def run(words: list[str], threads: int) -> str | None:
-    """Run one.py; -> what went wrong, or None."""
+    """Run :mod:`benchmarks.speed.one_method` with the arguments ``words``; -> what went wrong, or None."""
     names = ("OMP_NUM_THREADS", "ITK_GLOBAL_DEFAULT_NUMBER_OF_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")
     environment = os.environ | dict.fromkeys(names, str(threads))
     try:
-        done = subprocess.run(
-            [sys.executable, str(HERE / "one.py"), *words], env=environment, capture_output=True, text=True, timeout=LIMIT
-        )
+        command = [sys.executable, "-m", "benchmarks.speed.one_method", *words]
+        done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=LIMIT)
     except subprocess.TimeoutExpired:
         return f"not finished after {LIMIT} s"
     return None if done.returncode == 0 else (done.stderr.strip().splitlines() or [f"exit {done.returncode}"])[-1]
 
 
 def folded_percent(path: Path) -> float | None:
-    """Share of voxels that the fields (P, *S, D) of a file turn inside out; None without fields."""
+    """Percentage of voxels where the displacement fields (P, *S, D) in a NumPy file fold; None if there is no file."""
     if not path.exists():
         return None
     import numpy as np
@@ -59,12 +66,8 @@ def folded_percent(path: Path) -> float | None:
     return 100 * float((jacobian_determinant(fields) <= 0).float().mean())
 
 
-def main() -> int:
-    options = arguments()
-    from registry import chosen
-    from report import write
-    from world import make_world
-
+def main(arguments: list[str] | None = None) -> int:
+    options = parser().parse_args(arguments)
     root = options.data
     if root is None:
         from oasis_monai.data.phantom import write_phantom
@@ -76,7 +79,7 @@ def main() -> int:
         model = options.model if dims == 3 else None
         folder = options.work / f"{Path(root).resolve().name}-{dims}d-{options.minutes:g}min{'-given' if model else ''}"
         make_world(root, dims, model, options.pairs, options.cases, options.n, folder)
-        entries = chosen(dims, model, options.methods)
+        entries = select_methods(dims, model, options.methods)
         common = [str(folder), str(model or ""), str(options.minutes)]
         for network in dict.fromkeys(entry.network for entry in entries.values() if entry.network):
             if not (model and network in ("plain", "joint")):
@@ -95,7 +98,7 @@ def main() -> int:
             else:
                 failed.append((f"{dims}D {name}", trouble))
                 print(f"{dims}D {name}: failed: {trouble}", flush=True)
-    write(rows, failed, options.output, options.n, options.threads)
+    write_report(rows, failed, options.output, options.n, options.threads)
     print(f"results: {options.output}")
     return 1 if failed else 0
 

@@ -1,16 +1,17 @@
-"""Does the field of view find a structure that is not where atlases have it? Test scans made wider to one side.
+"""Measure the DSC of scans whose structures lie off the image centre, with and without recentring of the grid.
 
-    python benchmarks/offcentre.py [--output docs/results/quality] [--n 6] experiment=accuracy data.root=PATH cache=DIR
+    python -m benchmarks.robustness.off_centre [--output DIR] [--n 6] experiment=accuracy data.root=PATH cache=DIR
 
-Takes the fold models of a cross-validation (trains what ``cache`` lacks) and segments every test case of the honest patient
-folds as OASIS-joint, after dark slices were added on one side so that the image's centre lies :data:`ASIDE_MM` farther to the
-right, left, front or back (drawn per case). Of a scan 200 mm wide the grid of 96 mm sees none of them, of one of 140 mm up to
-18 % of it is dark. With the grid that follows the structures
-(``joint.recentre``) and with the one round the image's centre. Writes ``offcentre.csv`` and ``offcentre.md``.
+Uses the fold models of a cross-validation and trains those that are not in ``cache``. Adds dark slices to one side of every
+test case of the patient folds, so that the image centre moves by 0 to 40 mm to the right, left, front or back (drawn per case).
+Then segments it by OASIS-joint twice: with a grid that follows the structures (``joint.recentre``), and with a grid at the
+image centre. In a scan 200 mm wide, the grid of 96 mm contains no dark slices; in one of 140 mm, up to 18 % of the grid is
+dark. Writes ``offcentre.csv`` and ``offcentre.md``.
 """
 
 from __future__ import annotations
 
+import argparse
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -19,7 +20,7 @@ import numpy as np
 import pandas as pd
 import torch
 
-from fold_tests import options, over_folds, settings_of
+from benchmarks.robustness.fold_models import fold_parser, over_folds, settings_of
 from oasis_monai.atlases.features import embedder
 from oasis_monai.data.io import canonical_axes, read_volume
 from oasis_monai.data.types import Geometry, Volume
@@ -33,8 +34,8 @@ ASIDE_MM = (0, 10, 20, 30, 40)
 
 
 def padded(volume: Volume, mm: float, direction: int) -> Volume:
-    """The scan with slices of its lowest intensity added on one side, so that its centre lies ``mm`` farther in a ``direction``:
-    0 right, 1 left, 2 front, 3 back."""
+    """Add slices of the lowest intensity on one side, so that the image centre moves by ``mm`` in a ``direction``: 0 right,
+    1 left, 2 front, 3 back."""
     assert volume.label is not None
     world, away = divmod(direction, 2)
     order, flips = canonical_axes(volume.geometry.affine)
@@ -53,7 +54,7 @@ def padded(volume: Volume, mm: float, direction: int) -> Volume:
 
 
 def segment_fold(settings: Settings, index: int) -> list[dict[str, Any]]:
-    """Every test case of a fold, padded and not, with a grid that follows and one that does not."""
+    """Segment every test case of a fold, padded and not, with a grid that follows the structures and with a fixed one."""
     torch.set_num_threads(1)
     torch.set_flush_denormal(True)
     cache = Path(settings.cache)
@@ -68,8 +69,8 @@ def segment_fold(settings: Settings, index: int) -> list[dict[str, Any]]:
             volume = read_volume(prepared.cases[case], settings.data.label_values)
             direction = int(np.random.default_rng([settings.seed, *case.encode()]).integers(4))
             for mm in ASIDE_MM:
-                found = segment_labelled(own, segmenter, embed, padded(volume, mm, direction), own.methods)
-                ((_, values),) = found.dsc.items()
+                _, _, dice = segment_labelled(segmenter, padded(volume, mm, direction), own, embed, own.methods)
+                (values,) = dice.values()
                 row = {"fold": index, "case": case, "aside_mm": mm, "direction": "RLAP"[direction], "follows": follows}
                 rows += [row | {"label": name, "dsc": dsc} for name, dsc in zip(settings.data.labels, values, strict=True)]
         print(f"fold {index}: {'follows' if follows else 'stays'}", flush=True)
@@ -77,7 +78,7 @@ def segment_fold(settings: Settings, index: int) -> list[dict[str, Any]]:
 
 
 def table(rows: pd.DataFrame) -> str:
-    """Markdown: a line per distance."""
+    """A Markdown table: one line per distance."""
     lines = ["| centre aside by | round the image's centre | lowest | follows the structures | lowest |", "|---|---|---|---|---|"]
     for mm in ASIDE_MM:
         cells = [f"{mm} mm"]
@@ -88,9 +89,13 @@ def table(rows: pd.DataFrame) -> str:
     return "\n".join(lines) + "\n"
 
 
+def parser() -> argparse.ArgumentParser:
+    """The options of this command."""
+    return fold_parser("benchmarks.robustness.off_centre", __doc__)
+
+
 def main(arguments: list[str] | None = None) -> None:
-    parser = options(__doc__)
-    given = parser.parse_args(arguments)
+    given = parser().parse_args(arguments)
     settings = settings_of(given.overrides, given.n)
     rows = over_folds(settings, segment_fold)
     write_text(given.output / "offcentre.csv", rows.to_csv(index=False, float_format="%.6f", lineterminator="\n"))

@@ -1,7 +1,9 @@
-"""Where the time goes when one scan is segmented, from process start to file written, and in a training step.
+"""Measure where the time goes when one scan is segmented, from process start to written file, and in a training step.
 
-``python benchmarks/profile_segment.py --model DIR --input SCAN [--data ROOT]``; see docs/speed.md. With ``--data`` one training
-step of each network of the model is measured too, on four cases of that data set.
+    python -m benchmarks.profiling.segment --model DIR --input SCAN [--data PATH] [--output docs/results/speed]
+
+With ``--data`` it also measures a training step of each network of the model, on four cases of that data set. Prints the tables;
+``--output`` writes ``profile.md`` as well. docs/results/speed.md has the results.
 """
 
 from __future__ import annotations
@@ -12,17 +14,19 @@ import subprocess
 import sys
 import tempfile
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from stages import Spent, Stages, text
+from benchmarks.command_line import command_parser
+from benchmarks.profiling.stages import Spent, Stages, text
 
 STEPS = 10
 PARTS = (("model", "forward", "forward"), ("loss", "__call__", "loss"), ("optimiser", "step", "optimiser"))  # of a trainer
 
 
 def segment(model: str, scan: str, output: str, born: float) -> Stages:
-    """``oasis-monai segment`` in this process, which was started at ``born`` (seconds of the clock)."""
+    """Run ``oasis-monai segment`` in this process, which was started at the time ``born`` (seconds of :func:`time.time`)."""
     stages = Stages()
     stages.add("interpreter", Spent(time.time() - born, time.process_time()))
     for stage, modules in (
@@ -58,7 +62,7 @@ def segment(model: str, scan: str, output: str, born: float) -> Stages:
     from oasis_monai.transforms import preprocessing as preprocess
     from oasis_monai.transforms import spatial as grids
     from oasis_monai.utils import files
-    from oasis_monai.workflows import model_folder as models
+    from oasis_monai.workflows import model as models
 
     for owner, name, stage in (
         (files, "file_digest", "checksums"),
@@ -68,12 +72,12 @@ def segment(model: str, scan: str, output: str, born: float) -> Stages:
         (preprocess.Preprocessing, "apply", "preprocess"),
         (features, "embedder", "load model"),
         (features.Embedder, "__call__", "features"),
-        (segmenting.Segmenter, "choose", "select"),
+        (segmenting.Segmenter, "select", "select"),
         (estimator.Estimator, "volume", "estimate"),
         (estimator.Estimator, "__call__", "estimate"),
         (align.Aligner, "fields", "align"),
         (loa.LoaTable, "require", "LOA"),
-        (segmenting.Segmenter, "_fuse", "warp, weigh, fuse"),
+        (segmenting.Segmenter, "fuse", "warp, weigh, fuse"),
         (grids, "restore_all", "restore"),
         (volumes, "write_label", "write label"),
         (overlays, "overlay", "picture"),
@@ -89,20 +93,21 @@ def segment(model: str, scan: str, output: str, born: float) -> Stages:
 
 
 def trainers(model: str, root: str) -> dict[str, Any]:
-    """The trainers of the networks that the model consists of, on four cases of the data set."""
+    """Name -> trainer of each network of the model, on four cases of the data set."""
     import torch
 
     from oasis_monai.data.cases import find_cases
     from oasis_monai.training import registration as training
     from oasis_monai.training import segmentation as supervised
     from oasis_monai.training import slices as estimation
-    from oasis_monai.workflows.model_folder import load_model
+    from oasis_monai.training.trainer import FitContext
+    from oasis_monai.workflows.model import load_model
     from oasis_monai.workflows.prepare import prepare
 
-    settings = load_model(Path(model), "cpu")[0]
+    settings = load_model(Path(model), "cpu").settings
     prepared = prepare(settings, find_cases(root, settings.data.layout)[:4], None, print)
     library, joint = prepared.library, settings.registration.joint
-    if joint:  # what they hold does not change the time
+    if joint:  # their values do not change the time
         library = library.with_estimates(torch.rand(len(library), library.classes - 1, *library.images.shape[2:]))
     spacing_mm = next(iter(prepared.targets.values())).geometry.spacing_mm[: settings.spatial_dims]
     found: dict[str, Any] = {}
@@ -113,21 +118,17 @@ def trainers(model: str, root: str) -> dict[str, Any]:
 
     for module in (training, estimation, supervised):
         module.fit = keep  # type: ignore[attr-defined]
-    how = (settings.training, 0, None, "cpu")
-    augmentation = settings.augmentation
-    training.train_registration(
-        library, spacing_mm, settings.registration, settings.loss, *how, augmentation=augmentation, name="STM"
-    )
+    context = FitContext(library, spacing_mm, settings.training, augmentation=settings.augmentation, progress=False, name="STM")
+    training.train_registration(context, settings.registration, settings.loss)
     if joint:
-        estimation.train_slice_network(library, spacing_mm, settings.joint, *how, augmentation, False, "slice network")
-        if settings.joint.budgets(settings.spatial_dims)[1]:
-            networks = (settings.joint, settings.network)
-            supervised.train_volume_network(library, spacing_mm, *networks, *how, augmentation, False, "volume network")
+        estimation.train_slice_network(replace(context, name="slice network"), settings.joint)
+        if settings.has_volume_network:
+            supervised.train_volume_network(replace(context, name="volume network"), settings.joint, settings.network)
     return found
 
 
 def training_steps(model: str, root: str) -> dict[str, dict[str, Spent]]:
-    """Name of a network -> what :data:`STEPS` training steps spent, by parts."""
+    """Name of a network -> the time of :data:`STEPS` training steps, by part."""
     import torch
 
     from oasis_monai.transforms.augmentation import Augmentation
@@ -149,18 +150,25 @@ def training_steps(model: str, root: str) -> dict[str, dict[str, Spent]]:
     return found
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
+def parser() -> argparse.ArgumentParser:
+    """The options of this command."""
+    parser = command_parser("benchmarks.profiling.segment", __doc__)
     parser.add_argument("--model", required=True, help="folder of a trained model")
-    parser.add_argument("--input", required=True, help="a scan")
-    parser.add_argument("--data", help="a data set like the model's, for the training steps")
-    parser.add_argument("--threads", type=int, default=2)
-    parser.add_argument("--output", type=Path, help="folder for profile.md; else it is printed only")
+    parser.add_argument("--input", required=True, help="scan to segment")
+    parser.add_argument("--data", help="folder of a data set like the model's, for the training steps")
+    parser.add_argument("--threads", type=int, default=2, help="threads of the computation")
+    parser.add_argument("--output", type=Path, help="folder for profile.md; if not given, the tables are only printed")
     parser.add_argument("--born", type=float, help=argparse.SUPPRESS)
-    options = parser.parse_args()
-    if options.born is None:  # start again, to see the whole of a process
+    return parser
+
+
+def main(arguments: list[str] | None = None) -> None:
+    arguments = sys.argv[1:] if arguments is None else arguments
+    options = parser().parse_args(arguments)
+    if options.born is None:  # start a new process, to measure it from its beginning
         environment = os.environ | {"OMP_NUM_THREADS": str(options.threads)}
-        sys.exit(subprocess.call([sys.executable, *sys.argv, f"--born={time.time()}"], env=environment))
+        command = [sys.executable, "-m", "benchmarks.profiling.segment", *arguments, f"--born={time.time()}"]
+        sys.exit(subprocess.call(command, env=environment))
     with tempfile.TemporaryDirectory() as folder:
         stages = segment(options.model, options.input, folder, options.born)
     parts = ["## oasis-monai segment of one scan\n\n" + text(stages.spent)]

@@ -1,32 +1,34 @@
-"""Run one method in a process of its own, so that its memory (and its OpenMP library) is its own.
+"""Measure one method in a process of its own, so that memory and the OpenMP library belong to this method alone.
 
-``one.py FOLDER MODEL MINUTES METHOD OUTPUT``: the world's folder, a model folder that was given or nothing, minutes of training.
-With ``train:NAME`` as the method it trains a network instead. Started by speed.py.
+    python -m benchmarks.speed.one_method FOLDER MODEL 1.0 METHOD OUTPUT
+
+:mod:`benchmarks.speed.run` starts it. FOLDER is the folder of a saved :class:`.World`, MODEL a model folder or "", the
+number the minutes of training and OUTPUT a JSON file. With ``train:NAME`` as METHOD it trains a network instead of measuring.
 """
 
 from __future__ import annotations
 
+import argparse
 import json
-import sys
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from measure import memory_mb, spread, timed
-from methods import Aligned, Method
-from registry import ENTRIES
-from world import World
+from benchmarks.command_line import command_parser
+from benchmarks.speed.data import World
+from benchmarks.speed.methods import ENTRIES, Aligned, Method
+from benchmarks.speed.timing import memory_mb, spread, timed
 
 
 def dice(a: np.ndarray, b: np.ndarray) -> float:
-    """Of two masks; 1 where both are empty."""
+    """Dice of two masks; 1 if both are empty."""
     both = int(a.sum()) + int(b.sum())
     return 2 * int((a & b).sum()) / both if both else 1.0
 
 
 def run_pairs(world: World, method: Method) -> dict[str, Any]:
-    """Every pair of the world, a batch at a time; a batch's seconds are shared by its pairs."""
+    """Align every pair, one batch at a time. The seconds of a batch are divided by its pairs."""
     assert method.align is not None
     align, count = method.align, len(world.fixed)
     batches = [np.arange(first, first + method.batch) % count for first in range(0, count, method.batch)]
@@ -41,14 +43,14 @@ def run_pairs(world: World, method: Method) -> dict[str, Any]:
             times.append(spent / len(rows))
             if repeat == 0:
                 results |= dict(zip(rows.tolist(), made, strict=True))
-    peak = memory_mb()[1]
+    peak = memory_mb().peak
     scores = [dice(made.label >= 0.5, world.fixed_label[i] > 0) for i, made in results.items()]
     fields = [field for made in results.values() if (field := made.field()) is not None]
     return {"times": times, "scores": scores, "fields": fields, "peak_mb": peak}
 
 
 def run_cases(world: World, method: Method) -> dict[str, Any]:
-    """Every case of the world. Programs that run for many seconds are not warmed up: their first seconds do not matter."""
+    """Segment every case. Methods with a single repeat are slow and get no warm-up run."""
     assert method.segment is not None
     if method.repeats > 1:
         method.segment(0)
@@ -59,27 +61,40 @@ def run_cases(world: World, method: Method) -> dict[str, Any]:
             times.append(spent)
             if repeat == 0:
                 scores.append(dice(label > 0, world.target_labels[number] > 0))
-    return {"times": times, "scores": scores, "fields": [], "peak_mb": memory_mb()[1]}
+    return {"times": times, "scores": scores, "fields": [], "peak_mb": memory_mb().peak}
 
 
-def main(arguments: list[str]) -> None:
-    folder, given, minutes, name, output = Path(arguments[0]), arguments[1], float(arguments[2]), arguments[3], Path(arguments[4])
+def parser() -> argparse.ArgumentParser:
+    """The options of this command."""
+    parser = command_parser("benchmarks.speed.one_method", __doc__)
+    parser.add_argument("folder", type=Path)
+    parser.add_argument("model")
+    parser.add_argument("minutes", type=float)
+    parser.add_argument("method")
+    parser.add_argument("output", type=Path)
+    return parser
+
+
+def main(arguments: list[str] | None = None) -> None:
+    options = parser().parse_args(arguments)
+    folder, given, minutes, name, output = options.folder, options.model, options.minutes, options.method, options.output
     world = World.load(folder)
+    # `ours` and `peers` are imported late: a process loads only the libraries of the method it measures
     if name.startswith("train:"):
-        import ours
+        from benchmarks.speed import ours
 
         ours.train(world, name.removeprefix("train:"), minutes, folder)
         return
     entry = ENTRIES[name]
     if entry.network:
-        import ours
+        from benchmarks.speed import ours
 
         method = ours.make(world, entry, folder, Path(given) if given else None, minutes)
     else:
-        import peers
+        from benchmarks.speed import peers
 
         method = peers.MAKERS[name](world)
-    before = memory_mb()[0]
+    before = memory_mb().now
     found = run_pairs(world, method) if entry.kind == "pair" else run_cases(world, method)
     times = spread(found["times"])
     result = {
@@ -103,4 +118,4 @@ def main(arguments: list[str]) -> None:
 
 
 if __name__ == "__main__":
-    main(sys.argv[1:])
+    main()

@@ -1,8 +1,9 @@
-"""How far the STM is from what the machine can do: operations, bytes, and the measured share of the machine's peak.
+"""Count operations and bytes of an aligned pair and of a training step, and compare the speed with the machine's peak.
 
-``python benchmarks/floor.py [--threads 2] [--output FOLDER]``. The peak is measured in the same run, by a large matrix
-product and a large copy. Bytes are those of every operator's tensors, read and written: what would go
-through memory without any cache.
+    python -m benchmarks.profiling.roofline [--threads 2] [--output docs/results/speed]
+
+The peak is measured in the same run, by a large matrix product and a large copy. Bytes are those of all tensors that the
+operators read and write, as if there were no cache. Prints the table; ``--output`` writes ``floor.md`` as well.
 """
 
 from __future__ import annotations
@@ -17,14 +18,15 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import FlopCounterMode
 
-from measure import seconds
-from world import GRIDS
+from benchmarks.command_line import command_parser
+from benchmarks.speed.data import GRIDS
+from benchmarks.speed.timing import seconds
 
 BATCH, STEP_BATCH = 6, 2
 
 
 class ByteCounter(TorchDispatchMode):
-    """Adds up the bytes of the tensors that go into and come out of every operator that is not a mere view."""
+    """Adds up the bytes of the input and output tensors of every operator, except views."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -39,7 +41,7 @@ class ByteCounter(TorchDispatchMode):
 
 
 def peaks() -> tuple[float, float]:
-    """(operations, bytes) a second: a float32 matrix product of 2048 x 2048, and a copy of 256 MiB (read and written)."""
+    """Peak (operations, bytes) per second: a float32 matrix product of 2048 x 2048, and a copy of 256 MiB (read and written)."""
     side = 2048
     a, b = torch.rand(side, side), torch.rand(side, side)
     source = torch.rand(2**26)
@@ -50,8 +52,8 @@ def peaks() -> tuple[float, float]:
 
 
 def count(run: Callable[[], object]) -> tuple[int, int]:
-    """(operations, bytes) of ``run()``. Operations are those of convolutions and matrix products, a multiplication and an
-    addition being two; the others are few."""
+    """(operations, bytes) of ``run()``. Counts the multiplications and additions of convolutions and matrix products; there
+    are few others."""
     with FlopCounterMode(display=False) as flops:
         run()
     with ByteCounter() as read:
@@ -60,8 +62,8 @@ def count(run: Callable[[], object]) -> tuple[int, int]:
 
 
 def tasks(dims: int) -> dict[str, tuple[int, Callable[[], object]]]:
-    """Name -> (pairs, the run): aligning a batch of pairs, and a training step, on the benchmark's grid of ``dims`` axes. The
-    training step of MONAI's VoxelMorph, with our STM's widths and as shipped, with the same loss, stands beside ours."""
+    """Name -> (pairs, run): aligning a batch of pairs, and a training step, on the ``dims``-dimensional grid of the benchmark. In
+    3D also a training step of MONAI's VoxelMorph with the same loss, once of our STM's width and once as shipped."""
     from monai.networks.nets import VoxelMorph, VoxelMorphUNet
 
     from oasis_monai.networks import warp
@@ -108,12 +110,17 @@ def tasks(dims: int) -> dict[str, tuple[int, Callable[[], object]]]:
     return runs
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--threads", type=int, default=2)
-    parser.add_argument("--repeats", type=int, default=10)
-    parser.add_argument("--output", type=Path)
-    options = parser.parse_args()
+def parser() -> argparse.ArgumentParser:
+    """The options of this command."""
+    parser = command_parser("benchmarks.profiling.roofline", __doc__)
+    parser.add_argument("--threads", type=int, default=2, help="threads of the computation")
+    parser.add_argument("--repeats", type=int, default=10, help="runs of each task")
+    parser.add_argument("--output", type=Path, help="folder for floor.md; if not given, the table is only printed")
+    return parser
+
+
+def main(arguments: list[str] | None = None) -> None:
+    options = parser().parse_args(arguments)
     torch.set_num_threads(options.threads)
     torch.set_flush_denormal(True)
     best_flops, best_bytes = peaks()

@@ -1,7 +1,9 @@
-"""How time and memory grow with the number of atlases, with the image, and with the number of scans.
+"""Measure how time and memory grow with the number of atlases, the image size and the number of scans.
 
-``python benchmarks/growth.py [--threads 2] [--output FOLDER]``. An STM that is not trained on random images: what they show
-does not change the time. Every point is a process of its own. The size of the library: benchmarks/library_size.py.
+    python -m benchmarks.scaling.memory_growth [--threads 2] [--output docs/results/speed]
+
+Runs an untrained STM on random images, because the content does not change the time. Each point is measured in a process of its
+own. Writes ``growth.csv`` and ``growth.png``. For the size of the library see :mod:`benchmarks.scaling.library_size`.
 """
 
 from __future__ import annotations
@@ -10,23 +12,26 @@ import argparse
 import csv
 import io
 import json
+import math
 import os
 import subprocess
 import sys
 from pathlib import Path
 from typing import Any
 
-from measure import memory_mb, seconds
+from benchmarks.command_line import command_parser
+from benchmarks.speed.data import GRIDS
+from benchmarks.speed.timing import memory_mb, seconds
 
 NS = (1, 2, 4, 8, 16, 32)
 SIDES = (48, 64, 80, 96, 128)  # in plane; 32 slices
 SCANS = (1, 2, 4, 8)
-AXES = {"n": "atlases", "side": "voxels along x and y (32 slices)", "scans": "scans one after the other"}
-START = {"n": 6, "side": 80, "scans": 1}  # where the others stand while one grows
+AXES = {"n": "atlases", "side": "voxels along x and y (32 slices)", "scans": "scans in a row"}
+START = {"n": 6, "side": 80, "scans": 1}  # the values of the others while one grows
 
 
 def point(n: int, side: int, scans: int) -> dict[str, float]:
-    """Seconds and memory of selecting, aligning, weighing by LOA (its table is there) and fusing."""
+    """Seconds and memory of selection, alignment, LOA weights (from a table that is already there) and fusion."""
     import torch
 
     from oasis_monai.atlases.library import AtlasLibrary
@@ -35,7 +40,6 @@ def point(n: int, side: int, scans: int) -> dict[str, float]:
     from oasis_monai.segmentation.alignment import Aligner
     from oasis_monai.segmentation.loa import LoaTable
     from oasis_monai.segmentation.segmenter import Segmenter
-    from world import GRIDS
 
     torch.set_flush_denormal(True)
     size, count = (side, side, 32), max(NS)
@@ -49,33 +53,36 @@ def point(n: int, side: int, scans: int) -> dict[str, float]:
     target, features = Preprocessed("t", torch.rand(1, *size), None, grid, grid), torch.rand(1, 1000)
     loa = LoaTable(library, aligner)
     segmenter = Segmenter(library, aligner, loa)
-    # a table as if it had been worked out: to do so would leave memory behind that the run then takes for nothing
+    # a table with random values: computing it would leave free memory behind, which the run would then use unseen
     pairs = torch.cartesian_prod(torch.arange(count), torch.arange(count))
     loa.learn({"pairs": pairs, "values": torch.rand(len(pairs))})
-    before = memory_mb()[0]
+    before = memory_mb().now
 
     def run() -> None:
         for _ in range(scans):
             segmenter(target, features, ("OASIS",), (n,))
 
     spent = seconds(run, 3)
-    return {"seconds": spent.median, "seconds_min": spent.low, "seconds_max": spent.high, "working_mb": memory_mb()[1] - before}
+    return {"seconds": spent.median, "seconds_min": spent.low, "seconds_max": spent.high, "working_mb": memory_mb().peak - before}
 
 
 def exponent(values: list[tuple[float, float]]) -> float:
-    """p of y ~ x^p between the last two points: 1 is a straight line."""
-    import math
-
+    """The exponent p of y ~ x^p between the last two points; 1 means linear growth."""
     (x0, y0), (x1, y1) = values[-2:]
     return math.log(max(y1, 1e-9) / max(y0, 1e-9)) / math.log(x1 / x0)
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--threads", type=int, default=2)
-    parser.add_argument("--output", type=Path, default=Path("docs/results/speed"))
+def parser() -> argparse.ArgumentParser:
+    """The options of this command."""
+    parser = command_parser("benchmarks.scaling.memory_growth", __doc__)
+    parser.add_argument("--threads", type=int, default=2, help="threads of the computation")
+    parser.add_argument("--output", type=Path, default=Path("docs/results/speed"), help="folder for the results")
     parser.add_argument("--point", help=argparse.SUPPRESS)
-    options = parser.parse_args()
+    return parser
+
+
+def main(arguments: list[str] | None = None) -> None:
+    options = parser().parse_args(arguments)
     if options.point:
         print(json.dumps(point(**json.loads(options.point))))
         return
@@ -84,7 +91,7 @@ def main() -> None:
     for axis, values in (("n", NS), ("side", SIDES), ("scans", SCANS)):
         for value in values:
             asked = json.dumps(START | {axis: value})
-            words = [sys.executable, __file__, "--point", asked]
+            words = [sys.executable, "-m", "benchmarks.scaling.memory_growth", "--point", asked]
             done = subprocess.run(words, env=environment, capture_output=True, text=True, check=True)
             rows.append({"axis": axis, "value": value, **json.loads(done.stdout)})
             print(f"{axis} = {value}: {rows[-1]['seconds']:.3f} s, {rows[-1]['working_mb']:.0f} MB", flush=True)
@@ -92,8 +99,10 @@ def main() -> None:
 
 
 def write(rows: list[dict[str, Any]], folder: Path) -> None:
-    """``growth.csv`` and ``growth.png``."""
-    from oasis_monai.evaluation.figures import _figure, write_figure
+    """Write ``growth.csv`` and ``growth.png``."""
+    from matplotlib.figure import Figure
+
+    from oasis_monai.evaluation.figures import write_figure
     from oasis_monai.utils.files import write_text
 
     text = io.StringIO()
@@ -101,7 +110,7 @@ def write(rows: list[dict[str, Any]], folder: Path) -> None:
     writer.writeheader()
     writer.writerows({k: round(v, 5) if isinstance(v, float) else v for k, v in row.items()} for row in rows)
     write_text(folder / "growth.csv", text.getvalue())
-    figure = _figure(10.5, 5.2)
+    figure = Figure(figsize=(10.5, 5.2), layout="constrained")
     panels = figure.subplots(2, len(AXES))
     for column, (axis, words) in enumerate(AXES.items()):
         own = [row for row in rows if row["axis"] == axis]

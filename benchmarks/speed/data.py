@@ -1,4 +1,4 @@
-"""What the benchmark aligns: the same pairs and cases, on the same grid, for every method, as plain arrays in one file."""
+"""The pairs and cases that every method receives, on the same grid, as plain arrays in one file."""
 
 from __future__ import annotations
 
@@ -12,16 +12,16 @@ import numpy as np
 GRIDS: dict[int, dict[str, Any]] = {
     3: {
         "preprocessing": {"name": "physical", "size": [80, 80, 32], "spacing_mm": [1.25, 1.25, 3.0], "intensity": "local"},
-        "registration": {"channels": [16, 32, 64], "field_stride": [4, 4, 1]},
+        "registration": {"channels": [16, 32, 64], "field_stride": [4, 4, 1], "joint": False},
         "network": {"unet": [16, 32, 64, 128]},
     },
     2: {
         "preprocessing": {"name": "paper", "size": [320, 320]},
-        "registration": {"channels": [16, 32, 32, 64], "field_stride": [4, 4]},
+        "registration": {"channels": [16, 32, 32, 64], "field_stride": [4, 4], "joint": False},
         "training": {"batch": 4, "nearest_partners": 4},
     },
 }
-"""The grids of the paper's comparison, with an STM whose field lies on a grid four times coarser in plane."""
+"""The grids of the comparison with the paper. The STM predicts its field on a grid four times coarser in plane."""
 
 
 @dataclass(frozen=True)
@@ -32,8 +32,8 @@ class World:
         spacing_mm: voxel size along each axis.
         fixed, moving: (P, *S) float32 targets and the atlases to align to them.
         fixed_label, moving_label: (P, *S) uint8, 0 or 1.
-        targets, target_labels: (T, *S) whole cases to segment; volumes only, else T = 0.
-        atlases, atlas_labels: (T, n, *S) the atlases chosen for each of them, the same for every method.
+        targets, target_labels: (T, *S) cases to segment; T = 0 for slices.
+        atlases, atlas_labels: (T, n, *S) the atlases selected for each case, the same for every method.
         cases: ids of the targets. train: ids of the training cases. root: folder of the data set.
     """
 
@@ -70,7 +70,7 @@ class World:
 
 
 def configuration(root: str, dims: int, joint: bool, minutes: float, train: tuple[str, ...], folder: Path) -> dict[str, Any]:
-    """The settings of a model of ours on the benchmark's grid, as :func:`oasis_monai.settings.build` takes them."""
+    """The settings of an OASIS model on the grid of the benchmark, as :func:`oasis_monai.settings.build` takes them."""
     grid = GRIDS[dims]
     return {
         "spatial_dims": dims,
@@ -85,13 +85,13 @@ def configuration(root: str, dims: int, joint: bool, minutes: float, train: tupl
 
 
 def make_world(root: str, dims: int, model: Path | None, pairs: int, cases: int, n: int, folder: Path) -> World:
-    """Choose test cases, their atlases and pairs.
+    """Choose test cases, their atlases and pairs, and save them in ``folder``.
 
-    Test cases are every eighth of the data set, or with ``model`` those that are not among its atlases; each pair is one of
-    them (in 2D: its slice with the largest structure) with one of its nearest atlases.
+    Every eighth case of the data set is a test case; with ``model``, every case that is not among its atlases. A pair is a
+    test case (in 2D: its slice with the largest structure) and one of its nearest atlases.
 
     Raises:
-        OasisError: the data set or the model cannot be used, or the model knows all cases.
+        OasisError: the data set or the model cannot be used, or the model was trained on all cases.
     """
     import torch
 
@@ -99,7 +99,7 @@ def make_world(root: str, dims: int, model: Path | None, pairs: int, cases: int,
     from oasis_monai.data.cases import find_cases
     from oasis_monai.settings import build
     from oasis_monai.utils.errors import ConfigError
-    from oasis_monai.workflows.model_folder import load_model
+    from oasis_monai.workflows.model import load_model
     from oasis_monai.workflows.prepare import prepare
 
     found = find_cases(root, "promise12")
@@ -108,7 +108,8 @@ def make_world(root: str, dims: int, model: Path | None, pairs: int, cases: int,
         settings = build(configuration(root, dims, False, 1.0, (), folder))
         test = set(ids[::8])
     else:
-        settings, segmenter = load_model(model, "cpu")
+        loaded = load_model(model, "cpu")
+        settings, segmenter = loaded.settings, loaded.segmenter
         test = set(ids) - set(segmenter.library.cases)
     train = tuple(i for i in ids if i not in test)
     if not test or len(train) < n:
@@ -122,14 +123,14 @@ def make_world(root: str, dims: int, model: Path | None, pairs: int, cases: int,
     sizes = library.labels.flatten(1).float().sum(1)
     largest = {c: max((i for i, o in enumerate(library.cases) if o == c), key=lambda i: float(sizes[i])) for c in sorted(test)}
     shown = torch.tensor(list(largest.values()))
-    # an atlas without the structure has no Dice: 2D pairs take only slices that show it
+    # an atlas without the structure has no Dice: take only slices that show it
     pool = ((~from_test) & (sizes > 0)).nonzero()[:, 0]
     near = pool[nearest(library.features[shown], library.features[pool], n)[0]]
     which = [(i % len(shown), i // len(shown)) for i in range(pairs)]
     onto = shown[[t for t, _ in which]].numpy()
     from_ = near[[t for t, _ in which], [k % n for _, k in which]].numpy()
     kept = list(range(min(cases, len(shown)))) if dims == 3 else []
-    whole, beside = shown[kept].numpy(), near[kept].numpy()  # numpy takes a tensor with one element for a number
+    whole, beside = shown[kept].numpy(), near[kept].numpy()  # NumPy treats a tensor with one element as a number
     images, labels = library.images[:, 0].numpy(), (library.labels[:, 0] > 0).numpy().astype(np.uint8)
     world = World(
         prepared.targets[next(iter(largest))].geometry.spacing_mm[:dims],

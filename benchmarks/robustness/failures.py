@@ -1,41 +1,43 @@
-"""Does a joint model know when it fails? Predicted against true DSC of test scans that were corrupted on purpose.
+"""Compare predicted and true DSC on corrupted test scans: does a joint model know when it fails?
 
-    python benchmarks/failures.py [--output docs/results/quality] [--n 6] experiment=accuracy data.root=PATH cache=DIR
+    python -m benchmarks.robustness.failures [--output DIR] [--n 6] experiment=accuracy data.root=PATH cache=DIR
 
-Takes the fold models of a cross-validation (trains what ``cache`` lacks) and segments every test case of the honest patient
-folds as it is and after each of :data:`.corruptions.CORRUPTIONS`. The prediction is calibrated as it is shipped: on
-the untouched cases of the other folds and on the copies that a cross-validation makes of them, but those of the very corruption
-that is tested. ``--untouched`` calibrates on untouched cases alone. Writes ``failures.csv`` (a row per scan and
-structure), ``failures.md`` and ``failures.png``.
+Uses the fold models of a cross-validation and trains those that are not in ``cache``. Segments every test case of the patient
+folds, once unchanged and once after each corruption of :mod:`oasis_monai.transforms.corruptions`. The predicted DSC is
+calibrated as in a cross-validation, on the other folds: on their unchanged cases and on the corrupted copies that a
+cross-validation makes of them, without copies of the corruption under test. ``--untouched`` calibrates on unchanged cases only.
+Writes ``failures.csv`` (one row per scan and structure), ``failures.md`` and ``failures.png``.
 """
 
 from __future__ import annotations
 
+import argparse
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
 import torch
 
-from fold_tests import options, over_folds, settings_of
+from benchmarks.robustness.fold_models import fold_parser, over_folds, settings_of
 from oasis_monai.atlases.features import embedder
 from oasis_monai.data.io import read_volume
+from oasis_monai.evaluation.figures import write_figure
 from oasis_monai.evaluation.quality import FAILURE, correlation, cross_fitted
 from oasis_monai.segmentation import flags
 from oasis_monai.segmentation.agreement import SOURCES, overlaps
-from oasis_monai.segmentation.fusion import decide
 from oasis_monai.segmentation.methods import result_keys
 from oasis_monai.settings import Settings
 from oasis_monai.transforms.corruptions import CORRUPTIONS, UNTOUCHED, drawn, left
+from oasis_monai.transforms.labels import decide
 from oasis_monai.transforms.spatial import inside
-from oasis_monai.utils.files import atomic_path, write_text
+from oasis_monai.utils.files import write_text
 from oasis_monai.workflows.corrupted_copies import segment_labelled
 from oasis_monai.workflows.fold_models import FoldModels
 from oasis_monai.workflows.prepare import find_and_check, prepare, split_of
 
 
 def segment_fold(settings: Settings, index: int) -> list[dict[str, Any]]:
-    """Every test case of a fold, untouched and changed; -> rows without predictions."""
+    """Segment every test case of a fold, unchanged and corrupted; -> rows without predictions."""
     torch.set_num_threads(1)
     torch.set_flush_denormal(True)
     cache, log = Path(settings.cache), print
@@ -44,7 +46,7 @@ def segment_fold(settings: Settings, index: int) -> list[dict[str, Any]]:
     fold = split.folds[index]
     segmenter = FoldModels(settings, prepared, split, cache, log).segmenter(fold)
     embed = embedder(settings.features.name, settings.features.weights)
-    limit = flags.reach(segmenter.library, settings.features.distance)
+    limit = flags.typical_distance(segmenter.library, settings.features.distance)
     names, key = list(settings.data.labels), result_keys(settings.methods, settings.n)[0]
     rows: list[dict[str, Any]] = []
     for number, case in enumerate(sorted(fold.test), 1):
@@ -53,16 +55,17 @@ def segment_fold(settings: Settings, index: int) -> list[dict[str, Any]]:
             scan = CORRUPTIONS[change](volume, seed) if change != UNTOUCHED else volume
             if not left(scan):
                 continue
-            found = segment_labelled(settings, segmenter, embed, scan, settings.methods)
+            found, labels, dice = segment_labelled(segmenter, scan, settings, embed, settings.methods)
             result, target = found.results[key], found.target
             assert result.agreement is not None
+            assert found.selection is not None
             doubts = [
-                flags.unlike_atlases(found.chosen.distances[:, 0], limit),
-                flags.empty(found.labels[key].label, names),
+                flags.unlike_atlases(found.selection.distances[:, 0], limit),
+                flags.empty(labels[key].label, names),
                 flags.cut(decide(result.probability), inside(target.native, target.geometry), names),
             ]
             others = " ".join(flag.name for flag in doubts if flag is not None)
-            for name, told, dsc in zip(names, overlaps(result.agreement).tolist(), found.dsc[key], strict=True):
+            for name, told, dsc in zip(names, overlaps(result.agreement).tolist(), dice[key], strict=True):
                 row = {"fold": index, "case": case, "corruption": change, "label": name, "dsc": dsc}
                 rows.append(row | dict(zip(SOURCES, told, strict=True)) | {"flags": others})
         print(f"fold {index}: {number} of {len(fold.test)} cases", flush=True)
@@ -70,8 +73,8 @@ def segment_fold(settings: Settings, index: int) -> list[dict[str, Any]]:
 
 
 def predicted(rows: pd.DataFrame, copies: int, seed: int) -> pd.DataFrame:
-    """Add ``predicted_dsc`` and ``unsure``, fitted to the untouched cases and the ``copies`` of each that a cross-validation
-    makes."""
+    """Add ``predicted_dsc`` and ``unsure``, calibrated on the unchanged cases and on the ``copies`` that a cross-validation makes
+    of each."""
     rows = rows.copy()
     names = {case: {name for name, _ in drawn(case, copies, seed)} for case in rows["case"].unique()}
     shipped = [c == UNTOUCHED or c in names[case] for case, c in zip(rows["case"], rows["corruption"], strict=True)]
@@ -91,7 +94,7 @@ def predicted(rows: pd.DataFrame, copies: int, seed: int) -> pd.DataFrame:
 
 
 def table(rows: pd.DataFrame) -> str:
-    """Markdown: a line per change, and what all of it says together."""
+    """A Markdown table: one line per corruption, and one for all scans."""
     head = ["scans", "cases", "true DSC", "predicted", "mean error", "r", "DSC under 70 %"]
     head += ["of these unsure", "others unsure", "of these with any flag", "others with any flag"]
     lines = [f"| {' | '.join(head)} |", "|---" * len(head) + "|"]
@@ -108,15 +111,15 @@ def table(rows: pd.DataFrame) -> str:
 
 
 def plot(rows: pd.DataFrame, path: Path) -> None:
-    import matplotlib
+    """Plot true over predicted DSC, one point per scan and structure."""
+    from matplotlib import colormaps
+    from matplotlib.figure import Figure
 
-    matplotlib.use("Agg")
-    from matplotlib import pyplot
-
-    figure, axes = pyplot.subplots(figsize=(5.6, 4.2), layout="constrained")
+    figure = Figure(figsize=(5.6, 4.2), layout="constrained")
+    axes = figure.subplots()
     axes.plot([0, 100], [0, 100], color="0.6", linewidth=0.8)
     axes.axhline(100 * FAILURE, color="0.6", linewidth=0.8, linestyle=":")
-    colours = pyplot.get_cmap("tab20").colors  # type: ignore[attr-defined]
+    colours = colormaps["tab20"].colors  # type: ignore[attr-defined]
     for i, change in enumerate([UNTOUCHED, *CORRUPTIONS]):
         part = rows[rows["corruption"] == change]
         style = (
@@ -128,15 +131,18 @@ def plot(rows: pd.DataFrame, path: Path) -> None:
     axes.set_xlim(0, 100)
     axes.set_ylim(0, 100)
     figure.legend(fontsize="small", loc="outside right upper", frameon=False)
-    with atomic_path(path) as temporary:
-        figure.savefig(temporary, dpi=110)
-    pyplot.close(figure)
+    write_figure(path, figure)
+
+
+def parser() -> argparse.ArgumentParser:
+    """The options of this command."""
+    parser = fold_parser("benchmarks.robustness.failures", __doc__)
+    parser.add_argument("--untouched", action="store_true", help="calibrate on unchanged cases only")
+    return parser
 
 
 def main(arguments: list[str] | None = None) -> None:
-    parser = options(__doc__)
-    parser.add_argument("--untouched", action="store_true", help="calibrate on untouched cases alone")
-    given = parser.parse_args(arguments)
+    given = parser().parse_args(arguments)
     settings = settings_of(given.overrides, given.n)
     rows = over_folds(settings, segment_fold)
     rows = predicted(rows, 0 if given.untouched else settings.corruptions, settings.seed)

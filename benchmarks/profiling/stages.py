@@ -1,4 +1,4 @@
-"""Seconds per stage of a run, without a line of the program changed: functions are wrapped from outside."""
+"""Measure the seconds of each stage of a run by wrapping functions from outside, without changes to the program."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 
 
 class Spent(NamedTuple):
-    """Seconds on the clock, and of computing by all threads: on a machine that does other things as well, only these count."""
+    """Seconds on the clock, and seconds of computing by all threads. On a busy machine only the latter are comparable."""
 
     clock: float = 0.0
     computing: float = 0.0
@@ -19,7 +19,7 @@ class Spent(NamedTuple):
 
 
 class Stages:
-    """Time spent in named stages; a stage within another counts for itself alone."""
+    """The time spent in named stages. The time of an inner stage does not count for the outer one."""
 
     def __init__(self) -> None:
         self.spent: dict[str, Spent] = {}
@@ -44,7 +44,7 @@ class Stages:
         self._since = now
 
     def wrap(self, owner: Any, name: str, stage: str) -> None:
-        """Book the calls of ``owner.name`` (a module's function or a class's method) on ``stage``."""
+        """Count the time of ``owner.name`` (a function of a module or a method of a class) as ``stage``."""
         stored = vars(owner).get(name) if isinstance(owner, type) else None
         inner = getattr(owner, name)
 
@@ -64,7 +64,7 @@ def _now() -> Spent:
 
 
 def text(spent: Mapping[str, Spent], runs: int = 1) -> str:
-    """A Markdown table of one of ``runs``, in the order the stages were met in."""
+    """A Markdown table of the mean over ``runs``, in the order in which the stages began."""
     whole = Spent(*map(sum, zip(*spent.values(), strict=True)))
     lines = ["| stage | seconds | computing | share of computing |", "|---|---|---|---|"]
     for name, (clock, computing) in spent.items():

@@ -1,8 +1,9 @@
-"""The benchmark's rows as CSV, Markdown table and plot."""
+"""Write the measured rows as a CSV file, Markdown tables and a plot."""
 
 from __future__ import annotations
 
 import csv
+import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -11,8 +12,8 @@ Row = Mapping[str, Any]
 REFERENCE = {"pair": "ANTs SyN", "case": "ANTs SyN + voting"}
 
 
-def write(rows: Sequence[Row], failed: Sequence[tuple[str, str]], folder: Path, n: int, threads: int) -> None:
-    """Write ``speed.csv``, ``speed.md`` and ``speed.png``; methods that failed are named in the table."""
+def write_report(rows: Sequence[Row], failed: Sequence[tuple[str, str]], folder: Path, n: int, threads: int) -> None:
+    """Write ``speed.csv``, ``speed.md`` and ``speed.png``; the tables name the methods that failed."""
     if not rows:
         return
     from oasis_monai.utils.files import write_text
@@ -34,9 +35,7 @@ def write(rows: Sequence[Row], failed: Sequence[tuple[str, str]], folder: Path, 
 
 
 def _machine(threads: int) -> str:
-    """What the numbers were measured with."""
-    import os
-
+    """One line: processor, threads and versions."""
     from oasis_monai.workflows.run_record import versions
 
     cpu = "unknown processor"
@@ -50,7 +49,7 @@ def _machine(threads: int) -> str:
 
 
 def table(rows: Sequence[Row], reference: str) -> str:
-    """Markdown; ratios against ``reference`` where it was run."""
+    """A Markdown table, with the speed relative to the method ``reference`` if that was run."""
     slow = next((row["seconds"] for row in rows if row["method"] == reference), None)
     lines = [
         f"| method | seconds (min to max) | {reference} / it | DSC % (sd) | folded % | peak MB | MB above idle | settings |",
@@ -68,14 +67,16 @@ def table(rows: Sequence[Row], reference: str) -> str:
 
 
 def plot(rows: Sequence[Row], path: Path) -> None:
-    """DSC over seconds, logarithmic: up and left is better."""
-    from oasis_monai.evaluation.figures import _figure, write_figure
+    """Plot DSC over seconds (logarithmic): up and left is better."""
+    from matplotlib.figure import Figure
+
+    from oasis_monai.evaluation.figures import write_figure
 
     kinds = [k for k in ((3, "pair"), (3, "case"), (2, "pair")) if any((r["dims"], r["kind"]) == k for r in rows)]
-    figure = _figure(4.2 * len(kinds), 4.6)
+    figure = Figure(figsize=(4.2 * len(kinds), 4.6), layout="constrained")
     for ax, (dims, kind) in zip(figure.subplots(1, len(kinds), squeeze=False)[0], kinds, strict=True):
         shown = [row for row in rows if (row["dims"], row["kind"]) == (dims, kind)]
-        for number, row in enumerate(shown, 1):  # names would lie upon each other
+        for number, row in enumerate(shown, 1):  # names would overlap
             ours, at = row["method"].startswith("OASIS"), (row["seconds"], row["dsc"])
             name = f"{number}  {row['method']}"
             ax.plot(*at, "o" if ours else "s", color="tab:red" if ours else "tab:gray", markersize=5, label=name)

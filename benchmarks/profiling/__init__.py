@@ -1,0 +1,1 @@
+"""Where the time of one segmentation and of one training step goes."""

@@ -1,0 +1,1 @@
+"""How time and memory grow with the library, the image, the number of atlases and the number of scans."""

@@ -1,0 +1,88 @@
+"""Put a segmenter together from trained networks: for the folds of a cross-validation, for a model folder and for a bundle."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import torch
+from torch import nn
+
+from oasis_monai.atlases.library import AtlasLibrary
+from oasis_monai.networks.registration import SpatialTransformModel
+from oasis_monai.networks.segmentation import NetworkSettings
+from oasis_monai.networks.slice_unet import JointSettings, SliceUNet, SliceUNetEnsemble
+from oasis_monai.segmentation.alignment import Aligner
+from oasis_monai.segmentation.estimate import Estimator, make_volume_network
+from oasis_monai.segmentation.loa import LoaTable
+from oasis_monai.segmentation.segmenter import Segmenter
+
+
+@dataclass(frozen=True)
+class TrainedNetworks:
+    """The networks of a model; None for those it has not.
+
+    Args:
+        registration: the STM.
+        slices: a joint model's network on slices.
+        volume: a joint model's network on volumes.
+    """
+
+    registration: SpatialTransformModel | None = None
+    slices: SliceUNet | SliceUNetEnsemble | None = None
+    volume: nn.Module | None = None
+
+
+@dataclass(frozen=True)
+class SegmenterOptions:
+    """What a segmenter has to know beside its networks and atlases.
+
+    Args:
+        distance, temperature, same_case: see :class:`.Segmenter`.
+        batch: atlases aligned at once.
+        joint: how a joint model makes and uses its estimate.
+        network: channels of the volume network.
+    """
+
+    distance: str = "l2"
+    temperature: float = 0.1
+    batch: int = 8
+    joint: JointSettings = field(default_factory=JointSettings)
+    network: NetworkSettings = field(default_factory=NetworkSettings)
+    same_case: bool = False
+
+
+def build_estimator(networks: TrainedNetworks, options: SegmenterOptions, device: str | torch.device = "cpu") -> Estimator | None:
+    """The segmentation networks of a joint model; None for another model."""
+    if networks.slices is None:
+        return None
+    joint, whole = options.joint, None
+    if networks.volume is not None:
+        whole = make_volume_network(networks.volume, joint.volume_network, options.network, device)
+    return Estimator(networks.slices, joint.tta_flip, device, whole=whole, stride=joint.volume_stride, tta_views=joint.tta_views)
+
+
+def build_segmenter(
+    library: AtlasLibrary,
+    networks: TrainedNetworks,
+    options: SegmenterOptions,
+    device: str | torch.device = "cpu",
+    loa_file: Path | None = None,
+    loa_of: str = "",
+) -> Segmenter:
+    """A segmenter of a library and the networks trained on it.
+
+    Args:
+        loa_file, loa_of: where LOA pairs are kept and what they belong to, see :class:`.LoaTable`.
+    """
+    aligner, loa = None, None
+    if networks.registration is not None:
+        aligner = Aligner(networks.registration, device, options.batch)
+        loa = LoaTable(library, aligner, loa_file, loa_of)
+    estimator = build_estimator(networks, options, device)
+    return Segmenter(
+        *(library, aligner, loa, estimator, options.joint),
+        distance=options.distance,
+        temperature=options.temperature,
+        same_case=options.same_case,
+    )

@@ -1,0 +1,139 @@
+"""The commands as functions: the same names, the same defaults, the same results. Nothing prints or exits."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any, Unpack
+
+import pandas as pd
+
+from oasis_monai.settings import build_settings
+from oasis_monai.utils.errors import Fault
+from oasis_monai.utils.files import exclusive_folder
+from oasis_monai.workflows.model import Model, load_model
+from oasis_monai.workflows.segment import SegmentOptions
+
+_LOGGER = logging.getLogger("oasis_monai")
+
+
+def train(model: str | Path, options: Mapping[str, Any] | None = None, overwrite: bool = False, **more: Any) -> Model:
+    """Fit the networks on all cases of a data set, write the model folder, and load it: ``oasis-monai train``.
+
+    Training goes on from its checkpoint in ``cache`` when it was interrupted.
+
+    Args:
+        model: the folder to write.
+        options: settings as on the command line, see :func:`oasis_monai.build_settings`.
+        overwrite: also in the place of a model whose library was edited since its training.
+        more: further settings, which come after ``options``.
+
+    Returns:
+        The model.
+
+    Raises:
+        DataError: every fault of the data set.
+        ConfigError: a setting that cannot work, or a model with an edited library.
+        OasisError: a network did not learn, or memory ran out; the last checkpoint stays.
+
+    Examples:
+        >>> data = {"root": "data/liver", "layout": "msd", "labels": {"liver": 1}}
+        >>> model = oasis_monai.train("models/liver", data=data, training={"minutes": 20})  # doctest: +SKIP
+    """
+    from oasis_monai.workflows.train import train_model
+
+    settings = build_settings({"progress": False, **(options or {})}, **more)
+    with exclusive_folder(Path(model), "model"):
+        train_model(settings, Path(model), _LOGGER.info, overwrite)
+    return load_model(model, settings.device, settings.align_batch)
+
+
+def segment(model: str | Path, input: str | Path, output: str | Path, **options: Unpack[SegmentOptions]) -> list[Fault]:
+    """Segment one scan or every scan of a folder into files: ``oasis-monai segment``.
+
+    For one scan in memory see :meth:`oasis_monai.Model.segment`.
+
+    Args:
+        model: the folder of a trained model.
+        input: a scan, a DICOM series or a folder of scans.
+        output: another folder: a label, a picture and a JSON file per scan, and ``segment.csv``.
+        options: see :class:`oasis_monai.workflows.segment.SegmentOptions`.
+
+    Returns:
+        A fault per scan that could not be segmented; the others are done all the same.
+
+    Raises:
+        OasisError: no model, or no scans.
+        ConfigError: a setting that cannot work with this model.
+        OSError: the disk is full or cannot be written.
+
+    Examples:
+        >>> faults = oasis_monai.segment("models/liver", "scans", "results", n=4)  # doctest: +SKIP
+    """
+    from oasis_monai.workflows.segment import segment_scans
+
+    with exclusive_folder(Path(output), "output"):
+        return segment_scans(model, input, output, _LOGGER.info, **options)
+
+
+@dataclass(frozen=True)
+class CrossValidationResult:
+    """A finished cross-validation.
+
+    Args:
+        run_dir: the folder with its tables, pictures and page.
+    """
+
+    run_dir: Path
+
+    @cached_property
+    def scores(self) -> pd.DataFrame:
+        """One row per case, region, structure, method and n: Dice, volume difference, distances in mm."""
+        from oasis_monai.evaluation.scores import read_scores
+
+        return read_scores(self.run_dir / "scores.csv")
+
+    @cached_property
+    def summary(self) -> pd.DataFrame:
+        """Means with standard deviation and 95 % interval by method, n, structure and region."""
+        from oasis_monai.evaluation.scores import summarise
+
+        return summarise(self.scores)
+
+    @property
+    def report(self) -> Path:
+        """The page, ``report.html``."""
+        return self.run_dir / "report.html"
+
+
+def cross_validate(run_dir: str | Path, options: Mapping[str, Any] | None = None, **more: Any) -> CrossValidationResult:
+    """Cross-validate on a labelled data set: ``oasis-monai crossval``.
+
+    A run that is started again goes on where it was.
+
+    Args:
+        run_dir: the folder for tables, pictures and page.
+        options: settings as on the command line, see :func:`oasis_monai.build_settings`.
+        more: further settings, which come after ``options``.
+
+    Raises:
+        DataError: every fault of the data set.
+        ConfigError: a setting that cannot work.
+        OasisError: a network did not learn, or memory ran out; the last checkpoint stays.
+
+    Examples:
+        >>> run = oasis_monai.cross_validate("outputs/liver", data=data, k=5)  # doctest: +SKIP
+        >>> run.summary[["method", "dsc_mean"]]  # doctest: +SKIP
+    """
+    from oasis_monai.evaluation.report import write_report
+    from oasis_monai.workflows.crossval import crossval
+
+    settings, folder = build_settings({"progress": False, **(options or {})}, **more), Path(run_dir)
+    with exclusive_folder(folder, "run_dir"):
+        result = CrossValidationResult(crossval(settings, folder, _LOGGER.info).parent)
+        if len(result.scores):
+            write_report(folder)
+    return result

@@ -1,0 +1,268 @@
+"""The result of one scan: its label, how sure it is, and how it came about."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from oasis_monai.atlases.library import AtlasLibrary
+from oasis_monai.data.io import write_label, write_probability
+from oasis_monai.data.types import Geometry, Segmentation
+from oasis_monai.evaluation.quality import Calibration
+from oasis_monai.evaluation.quality_tables import calibration_for
+from oasis_monai.networks.warp import folding_voxels
+from oasis_monai.segmentation import flags
+from oasis_monai.segmentation.agreement import SOURCES, overlaps
+from oasis_monai.segmentation.flags import Flag
+from oasis_monai.segmentation.pipeline import CaseResult
+from oasis_monai.segmentation.segmenter import Key
+from oasis_monai.transforms.labels import decide
+from oasis_monai.transforms.spatial import inside
+from oasis_monai.utils.files import write_json
+
+SAME = 0.01  # standard deviations between two readings of one scan, as from another file format: an affine is float32 in NIfTI
+
+
+@dataclass(frozen=True)
+class AtlasUse:
+    """An atlas that a result was made with.
+
+    Args:
+        case, slice: which one; slice is -1 for a volume.
+        distance: between its features and those of the scan.
+        weight: its part in the vote; None where atlases are not weighed or not fused.
+        folding_voxels: voxels at which its field folds; None without a field.
+        image: the slice of the scan it was selected for; 0 for a volume.
+    """
+
+    case: str
+    slice: int
+    distance: float
+    weight: float | None
+    folding_voxels: int | None
+    image: int = 0
+
+
+@dataclass(frozen=True)
+class PredictedDice:
+    """What is expected of one structure without a reference.
+
+    Args:
+        agreement: overlap of each of :data:`.SOURCES`, 0 to 1; None for one that compares nothing.
+        value: the Dice to expect, 0 to 1; None where nothing is compared.
+        calibrated: whether a cross-validation's cases were fitted; else it is the mean overlap.
+        unsure: whether a failure (Dice under 0.70) is likely.
+    """
+
+    agreement: Mapping[str, float | None]
+    value: float | None
+    calibrated: bool
+    unsure: bool
+
+
+@dataclass(frozen=True)
+class ScanResult:
+    """What a model makes of one scan, on the scan's own grid.
+
+    Attributes:
+        case: its id.
+        classes: (x, y, z) uint8 class indices; :attr:`label` has the data set's values in their place.
+        probability: (C, x, y, z) float32, background first; None unless asked for.
+        predictions: structure -> :class:`PredictedDice`; :attr:`predicted_dice` has the values alone.
+        volume_ml: structure -> volume in millilitres.
+        flags: doubts, each with ``name`` and ``text``; see :mod:`oasis_monai.segmentation.flags`.
+        atlases: those selected, nearest first, each an :class:`AtlasUse`; under ``spatial_dims=2`` slice after slice.
+        method: name and number of atlases.
+        is_atlas: the case of the library that this very scan is, or None.
+        moved_mm: how far the working grid was moved to the structures, along its axes; None where it stayed.
+
+    Examples:
+        >>> result = model.segment("scan.nii.gz")  # doctest: +SKIP
+        >>> result.predicted_dice["prostate"]  # doctest: +SKIP
+        0.88
+        >>> result.save("label.nii.gz")  # doctest: +SKIP
+    """
+
+    case: str
+    classes: torch.Tensor
+    probability: torch.Tensor | None
+    geometry: Geometry
+    predictions: Mapping[str, PredictedDice]
+    volume_ml: Mapping[str, float]
+    flags: tuple[Flag, ...]
+    atlases: tuple[AtlasUse, ...]
+    method: Key
+    is_atlas: str | None
+    moved_mm: tuple[float, ...] | None
+    field_voxels: int
+    label_values: tuple[int, ...]
+    typical_distance: float | None
+
+    @property
+    def label(self) -> torch.Tensor:
+        """(x, y, z) uint8 with the data set's label values, 0 for the background."""
+        return torch.tensor(self.label_values, dtype=torch.uint8)[self.classes.long()]
+
+    @property
+    def predicted_dice(self) -> dict[str, float | None]:
+        """Structure -> Dice to expect, 0 to 1; None where nothing can be predicted."""
+        return {name: one.value for name, one in self.predictions.items()}
+
+    @property
+    def calibrated(self) -> bool:
+        """Whether the predictions were fitted on a cross-validation of the same settings."""
+        return all(one.calibrated for one in self.predictions.values())
+
+    def save(self, path: str | Path, probability: str | Path | None = None) -> Path:
+        """Write the label, in the format of the file's ending (``.nii.gz``, ``.nii``, ``.mha``, ``.mhd``).
+
+        Args:
+            path: where the label goes.
+            probability: where the probability goes, if it was asked for.
+
+        Raises:
+            DataError: no such format.
+            OSError: the file cannot be written.
+        """
+        write_label(path, self.classes, self.geometry, self.label_values)
+        if probability is not None and self.probability is not None:
+            write_probability(probability, self.probability, self.geometry)
+        return Path(path)
+
+    def save_report(self, path: str | Path) -> Path:
+        """Write everything but the voxels as JSON."""
+        write_json(Path(path), self.to_json())
+        return Path(path)
+
+    def to_json(self) -> dict[str, Any]:
+        """Everything but the voxels, as plain values."""
+        images = 1 + max((use.image for use in self.atlases), default=-1)
+        by_image = [[use for use in self.atlases if use.image == image] for image in range(images)]
+        weighed = any(use.weight is not None for use in self.atlases)
+        folded = [use.folding_voxels for use in self.atlases if use.folding_voxels is not None]
+        return {
+            "volume_ml": dict(self.volume_ml),
+            "atlases": [
+                [
+                    {
+                        "case": use.case,
+                        "slice": use.slice,
+                        "distance": round(use.distance, 6),
+                        "folding_voxels": use.folding_voxels,
+                    }
+                    for use in uses
+                ]
+                for uses in by_image
+            ],
+            "weights": [[round(use.weight, 6) for use in uses if use.weight is not None] for uses in by_image]
+            if weighed
+            else None,
+            "agreement": {name: dict(one.agreement) for name, one in self.predictions.items() if one.agreement},
+            "predicted_dsc": {name: None if one.value is None else round(one.value, 4) for name, one in self.predictions.items()},
+            "calibrated": self.calibrated,
+            "folding_voxels": sum(folded) if self.field_voxels else None,
+            "field_voxels": self.field_voxels or None,
+            "usual_distance": None if self.typical_distance is None else round(self.typical_distance, 6),
+            "flags": [flag.to_json() for flag in self.flags],
+            "moved_mm": None if self.moved_mm is None else list(self.moved_mm),
+            "is_atlas": self.is_atlas,
+        }
+
+
+def describe_result(
+    found: CaseResult,
+    key: Key,
+    library: AtlasLibrary,
+    labels: Mapping[str, int],
+    calibrations: Mapping[str, Mapping[str, Calibration]],
+    typical_distance: float | None,
+    keep_probability: bool = False,
+) -> ScanResult:
+    """The result of one method, with all there is to say about it.
+
+    Args:
+        found: the results of the scan.
+        key: the method and its number of atlases.
+        library: the atlases.
+        labels: structure -> value in label files, in the order of the classes.
+        calibrations: of the model, by "method-n" and structure.
+        typical_distance: :func:`oasis_monai.segmentation.flags.typical_distance` of the library.
+        keep_probability: keep the probability on the scan's own grid.
+    """
+    assert found.selection is not None
+    result, segmentation = found.results[key], found.restore(keep_probability)[key]
+    names = list(labels)
+    uses, field_voxels = _atlases_used(found, key, library)
+    predictions = _predict(result.agreement, key, names, calibrations)
+    target = found.target
+    folded = sum(use.folding_voxels or 0 for use in uses)
+    doubts = (
+        flags.unsure(
+            {name: math.nan if one.value is None else one.value for name, one in predictions.items()},
+            [name for name, one in predictions.items() if one.unsure],
+            all(one.calibrated for one in predictions.values()),
+        ),
+        flags.unlike_atlases(found.selection.distances[:, 0], typical_distance),
+        flags.empty(segmentation.label, names),
+        flags.cut(decide(result.probability), inside(target.native, target.geometry), names),
+        flags.folding(folded, field_voxels),
+    )
+    spacing_mm = target.geometry.spacing_mm
+    nearest = dict.fromkeys(rows[0].case for rows in found.atlases if rows)
+    return ScanResult(
+        case=target.case,
+        classes=segmentation.label,
+        probability=segmentation.probability,
+        geometry=segmentation.geometry,
+        predictions=predictions,
+        volume_ml=_volumes(segmentation, names, target.native.voxel_ml),
+        flags=tuple(doubt for doubt in doubts if doubt is not None),
+        atlases=uses,
+        method=key,
+        is_atlas=library.twin(target.image, SAME, nearest),
+        moved_mm=tuple(move * mm for move, mm in zip(found.offset, spacing_mm, strict=True)) if any(found.offset) else None,
+        field_voxels=field_voxels,
+        label_values=(0, *labels.values()),
+        typical_distance=typical_distance,
+    )
+
+
+def _volumes(segmentation: Segmentation, names: Sequence[str], voxel_ml: float) -> dict[str, float]:
+    return {name: round(float((segmentation.label == i).sum()) * voxel_ml, 3) for i, name in enumerate(names, 1)}
+
+
+def _atlases_used(found: CaseResult, key: Key, library: AtlasLibrary) -> tuple[tuple[AtlasUse, ...], int]:
+    """The atlases with their weights and the folds of their fields; and how many voxels all fields have."""
+    size = library.images.shape[2:]
+    weights = found.results[key].weights
+    uses = []
+    for image, rows in enumerate(found.atlases):
+        folds = [None] * len(rows) if found.fields is None else folding_voxels(found.fields[image], size).tolist()
+        own = [None] * len(rows) if weights is None else weights[image].tolist()
+        own += [None] * (len(rows) - len(own))
+        uses += [AtlasUse(*row, weight, fold, image) for row, weight, fold in zip(rows, own, folds, strict=True)]
+    return tuple(uses), 0 if found.fields is None else len(uses) * size.numel()
+
+
+def _predict(
+    agreement: torch.Tensor | None, key: Key, names: Sequence[str], calibrations: Mapping[str, Mapping[str, Calibration]]
+) -> dict[str, PredictedDice]:
+    """The Dice to expect of every structure, from the overlaps of the result's parts."""
+    if agreement is None:  # FwoW, STAPLE: nothing is compared, nothing predicted
+        return {name: PredictedDice({}, None, False, False) for name in names}
+    made = {}
+    for name, values in zip(names, overlaps(agreement).tolist(), strict=True):
+        model = calibration_for(calibrations, *key, name, values)
+        predicted = model.predict(values)
+        made[name] = PredictedDice(
+            {source: None if math.isnan(v) else round(v, 4) for source, v in zip(SOURCES, values, strict=True)},
+            None if math.isnan(predicted) else predicted,
+            model.spread is not None,
+            model.flag(predicted) and not math.isnan(predicted),
+        )
+    return made

@@ -1,0 +1,78 @@
+"""Changed scans are what they claim to be, and no prediction is calibrated on what it is tested with."""
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+
+from benchmarks.robustness import failures, off_centre
+from oasis_monai.data.types import Geometry, Volume
+from oasis_monai.transforms.corruptions import drawn
+from tests.conftest import JOINT, TINY, merged, overrides
+
+
+def test_a_scan_that_is_padded_has_its_structure_aside_of_its_centre_by_so_much():
+    affine = np.array([[-2.0, 0, 0, 7], [0, 0, 1.0, 8], [0, 3.0, 0, 9], [0, 0, 0, 1]])  # axes: left, superior, anterior
+    label = torch.zeros(1, 60, 10, 100, dtype=torch.uint8)
+    label[:, 28:32, 4:6, 48:52] = 1
+    volume = Volume("c", label.float(), label, Geometry((60, 10, 100), affine))
+
+    def aside(scan):
+        at = np.argwhere(scan.label[0].numpy()).mean(0) - (np.array(scan.geometry.shape) - 1) / 2
+        return scan.geometry.affine[:3, :3] @ at
+
+    assert aside(volume) == pytest.approx([0, 0, 0])
+    for direction, expected in enumerate(([-20, 0, 0], [20, 0, 0], [0, -20, 0], [0, 20, 0])):
+        made = off_centre.padded(volume, 20, direction)
+        assert aside(made) == pytest.approx(expected)  # the centre went the other way
+        world = made.geometry.affine @ [*np.argwhere(made.label[0].numpy())[0], 1]
+        assert world == pytest.approx(affine @ [28, 4, 48, 1])  # the patient did not move
+    assert off_centre.padded(volume, 0, 2).geometry.shape == (60, 10, 100)
+
+
+def test_nothing_is_calibrated_on_its_own_fold_its_own_corruption_or_what_a_run_would_not_have_made():
+    random = np.random.default_rng(0)
+    names = [failures.UNTOUCHED, *failures.CORRUPTIONS]
+    rows = pd.DataFrame(
+        [
+            {"fold": i % 3, "case": f"c{i}", "corruption": c, "label": "a", "dsc": d, "networks": d, "atlases": d, "flags": ""}
+            for i in range(30)
+            for c in names
+            for d in [random.uniform(0.3, 0.9)]
+        ]
+    )
+    told = failures.predicted(rows, 2, 0)
+    assert np.allclose(told["predicted_dsc"], told["dsc"], atol=1e-6)  # the overlaps are the truth here
+    made = {(f"c{i}", name) for i in range(30) for name, _ in drawn(f"c{i}", 2, 0)} | {(f"c{i}", names[0]) for i in range(30)}
+    mine = (rows["fold"] == 1) & (rows["corruption"] == "noise")
+    other = rows.copy()
+    not_made = np.array([key not in made for key in zip(rows["case"], rows["corruption"], strict=True)])
+    other.loc[(rows["fold"] == 1) | (rows["corruption"] == "noise") | not_made, "dsc"] = 0.1
+    again = failures.predicted(other, 2, 0)
+    assert np.allclose(again["predicted_dsc"][mine], told["predicted_dsc"][mine])
+    untouched = rows["corruption"] == failures.UNTOUCHED
+    other.loc[~untouched, "dsc"] = 0.1
+    assert np.allclose(failures.predicted(other, 0, 0)["predicted_dsc"][mine], told["predicted_dsc"][mine], atol=1e-6)
+    text = failures.table(told)
+    assert "| **all** | 330 |" in text
+    assert f"| 1.00 | {int((told['dsc'] < 0.7).sum())} |" in text
+
+
+def test_one_fold_is_segmented_as_it_is_corrupted_and_padded(phantom, tmp_path):
+    small = merged(TINY, JOINT, {"cache": str(tmp_path / "cache"), "fold": 0})
+    for own in ("data", "methods", "n"):  # named below, or set by the benchmark
+        del small[own]
+    words = ["--n", "2", "--output", str(tmp_path), f"data.root={phantom}", *overrides(small)]
+    failures.main(words)
+    corrupted = pd.read_csv(tmp_path / "failures.csv")
+    off_centre.main(words)
+    padded = pd.read_csv(tmp_path / "offcentre.csv")
+    cases = set(corrupted["case"])
+    assert len(cases) == 2  # of seven in five folds
+    untouched = corrupted[corrupted["corruption"] == failures.UNTOUCHED]
+    assert set(corrupted["corruption"]) == {failures.UNTOUCHED, *failures.CORRUPTIONS}
+    assert corrupted[["dsc", "predicted_dsc"]].stack().between(0, 1).all()
+    assert len(padded) == len(cases) * len(off_centre.ASIDE_MM) * 2
+    still = padded[(padded["aside_mm"] == 0) & padded["follows"]]  # the same scan, grid and model
+    assert dict(zip(still["case"], still["dsc"], strict=True)) == dict(zip(untouched["case"], untouched["dsc"], strict=True))
+    assert (tmp_path / "failures.png").stat().st_size > 1000
