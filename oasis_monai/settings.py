@@ -244,18 +244,6 @@ class Settings:
             found["network"] = replace(self.network, patch=None).identity(self.joint.volume_network) if whole else None
         return found
 
-    def slice_network_identity(self) -> dict[str, Any]:
-        """What a joint model's slice network depends on beside its training data."""
-        return self.identity("slices")
-
-    def volume_identity(self) -> dict[str, Any]:
-        """What a joint model's volume network depends on beside its training data."""
-        return self.identity("volume")
-
-    def network_identity(self, name: str) -> dict[str, Any]:
-        """What a trained segmentation network depends on beside its training data."""
-        return self.identity(name)
-
     def to_json(self) -> dict[str, Any]:
         """All settings as plain JSON values, which :func:`build` takes back."""
         told: dict[str, Any] = plain(self)

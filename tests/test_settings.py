@@ -53,7 +53,7 @@ def test_methods_are_of_two_kinds():
 def test_what_a_network_s_name_depends_on():
     plain = made(NETS)
     for change in ({"n": 5}, {"methods": ["FwoW"]}, {"workers": 3}, {"training": {"nearest_partners": 3}}, {"loss": {"beta": 0}}):
-        assert made(NETS, change).network_identity("U-Net3D") == plain.network_identity("U-Net3D"), change
+        assert made(NETS, change).identity("U-Net3D") == plain.identity("U-Net3D"), change
     for change in (
         {"training": {"lr": 1e-3}},
         {"seed": 1},
@@ -61,9 +61,9 @@ def test_what_a_network_s_name_depends_on():
         {"augmentation": {"flip": 0.0}},
         {"preprocessing": {"size": [16, 16, 16]}},
     ):
-        assert made(NETS, change).network_identity("U-Net3D") != plain.network_identity("U-Net3D"), change
+        assert made(NETS, change).identity("U-Net3D") != plain.identity("U-Net3D"), change
     assert made(NETS, {"network": {"unet": [4, 9]}}).identity() == plain.identity()
-    assert plain.network_identity("U-Net3D") != plain.network_identity("ConvNet3D")
+    assert plain.identity("U-Net3D") != plain.identity("ConvNet3D")
 
 
 REFUSED = [
@@ -193,11 +193,11 @@ def test_every_setting_has_a_key_in_the_documentation_of_its_class():
 
 def test_the_volume_network_s_grid_and_identity_are_those_of_its_own_kind():
     joint = merged(JOINT, {"network": {"dynunet": [4, 8, 8, 8, 8]}})
-    assert made(joint).volume_identity() != made(joint, {"network": {"unet": [4, 9]}}).volume_identity()
+    assert made(joint).identity("volume") != made(joint, {"network": {"unet": [4, 9]}}).identity("volume")
     fine = {"joint": {"volume_network": "DynU-Net3D"}}
     with pytest.raises(ConfigError, match=r"take fewer levels in network\.dynunet"):
         made(joint, fine)
-    assert made(JOINT, fine).volume_identity() == made(JOINT, fine, {"network": {"unet": [4, 9]}}).volume_identity()
+    assert made(JOINT, fine).identity("volume") == made(JOINT, fine, {"network": {"unet": [4, 9]}}).identity("volume")
     assert made(JOINT, fine).identity() != made(JOINT).identity()
 
 

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
+from collections.abc import Iterator
+
 import torch
 
 from oasis_monai.utils.errors import ConfigError
@@ -32,3 +35,21 @@ def resolve_device(name: str) -> str:
         reason = str(error).splitlines()[0][:120]
         raise ConfigError("device", "cpu, auto, or a GPU this machine has", name, f"set device=auto ({reason})") from error
     return name
+
+
+@contextlib.contextmanager
+def torch_setup(threads: int | None = None) -> Iterator[None]:
+    """Compute as the command line does: on ``threads`` CPU threads (None: as many as torch has now), denormal numbers as zero.
+
+    Denormal numbers slow a CPU tenfold and mean zero here. On leaving, the threads are those of before, and denormal numbers
+    are numbers again, torch's default.
+    """
+    before = torch.get_num_threads()
+    if threads:
+        torch.set_num_threads(threads)
+    torch.set_flush_denormal(True)
+    try:
+        yield
+    finally:
+        torch.set_flush_denormal(False)
+        torch.set_num_threads(before)

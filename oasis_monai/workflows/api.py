@@ -12,6 +12,7 @@ from typing import Any, Unpack
 import pandas as pd
 
 from oasis_monai.settings import build_settings
+from oasis_monai.utils.device import torch_setup
 from oasis_monai.utils.errors import Fault
 from oasis_monai.utils.files import exclusive_folder
 from oasis_monai.workflows.model import Model, load_model
@@ -46,7 +47,7 @@ def train(model: str | Path, options: Mapping[str, Any] | None = None, overwrite
     from oasis_monai.workflows.train import train_model
 
     settings = build_settings({"progress": False, **(options or {})}, **more)
-    with exclusive_folder(Path(model), "model"):
+    with exclusive_folder(Path(model), "model"), torch_setup(settings.threads):
         train_model(settings, Path(model), _LOGGER.info, overwrite)
     return load_model(model, settings.device, settings.align_batch)
 
@@ -75,7 +76,7 @@ def segment(model: str | Path, input: str | Path, output: str | Path, **options:
     """
     from oasis_monai.workflows.segment import segment_scans
 
-    with exclusive_folder(Path(output), "output"):
+    with exclusive_folder(Path(output), "output"), torch_setup():
         return segment_scans(model, input, output, _LOGGER.info, **options)
 
 
@@ -132,7 +133,7 @@ def cross_validate(run_dir: str | Path, options: Mapping[str, Any] | None = None
     from oasis_monai.workflows.crossval import crossval
 
     settings, folder = build_settings({"progress": False, **(options or {})}, **more), Path(run_dir)
-    with exclusive_folder(folder, "run_dir"):
+    with exclusive_folder(folder, "run_dir"), torch_setup(settings.threads):
         result = CrossValidationResult(crossval(settings, folder, _LOGGER.info).parent)
         if len(result.scores):
             write_report(folder)

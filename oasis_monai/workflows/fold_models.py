@@ -35,6 +35,7 @@ from oasis_monai.workflows.prepare import Dataset, Log
 REGISTRATION = "registration network"
 SLICES = "slice network"
 VOLUME = "volume network"
+_IDENTITIES = {REGISTRATION: "registration", SLICES: "slices", VOLUME: "volume"}
 _FILES = {REGISTRATION: "stm.safetensors", SLICES: "estimator.safetensors"}
 
 
@@ -115,9 +116,7 @@ class FoldModels:
     def folder(self, fold: Fold, network: str = REGISTRATION) -> Path:
         """Where a network of the fold lives."""
         content = {case: self.dataset.content[case] for case in fold.train}
-        identities = {REGISTRATION: self.settings.identity, SLICES: self.settings.slice_network_identity}
-        identities[VOLUME] = self.settings.volume_identity
-        own = identities[network]() if network in identities else self.settings.network_identity(network)
+        own = self.settings.identity(_IDENTITIES.get(network, network))
         identity: dict[str, Any] = {**own, "split": fold.key(), "content": content, "version": TRAINING_VERSION}
         identity |= {"labels": list(self.settings.data.label_values), "protocol": self.split.protocol}
         return self.cache / "models" / digest(identity)

@@ -11,14 +11,14 @@ import numpy as np
 import torch
 
 from oasis_monai.atlases.features import Embedder, embedder
-from oasis_monai.data.types import Case, Geometry, Volume
+from oasis_monai.data.types import Geometry, Volume
 from oasis_monai.evaluation.quality import Calibration
 from oasis_monai.segmentation import flags
 from oasis_monai.segmentation.build import build_segmenter
 from oasis_monai.segmentation.pipeline import Scan, check_choice, segment_case
 from oasis_monai.segmentation.segmenter import Segmenter
 from oasis_monai.settings import Settings
-from oasis_monai.utils.device import resolve_device
+from oasis_monai.utils.device import resolve_device, torch_setup
 from oasis_monai.utils.errors import DataError, Fault, OasisError
 from oasis_monai.workflows.fold_models import segmenter_options
 from oasis_monai.workflows.model_folder import LIBRARY_PART, LOA_FILE, ModelRecord, retry_once
@@ -115,7 +115,8 @@ class Model:
         """
         n = min(6, len(self.segmenter.library)) if n is None else n
         method = check_choice(self.segmenter, method, n)
-        return self.segment_volume(read_scan(scan, affine, case), method, n, save_probability)
+        with torch_setup():
+            return self.segment_volume(read_scan(scan, affine, case), method, n, save_probability)
 
     def segment_volume(self, volume: Volume, method: str, n: int, save_probability: bool = False) -> ScanResult:
         """:meth:`segment` of a scan in memory, by a method that the model is known to have."""
@@ -197,12 +198,13 @@ def read_scan(scan: Any, affine: Any = None, case: str = "") -> Volume:
 
 def _read_file(path: Path, case: str) -> Volume:
     from oasis_monai.data.cases import find_cases
-    from oasis_monai.data.io import read_volume
+    from oasis_monai.data.io import read_image
 
     cases = find_cases(path, "folder")
     if len(cases) != 1:
         raise _fault(str(path), "scan", "one scan", f"{len(cases)} scans", "give one file or series, or use oasis_monai.segment")
-    return read_volume(Case(case or cases[0].id, cases[0].image), (0,))
+    image, geometry = read_image(cases[0].image)
+    return Volume(case or cases[0].id, image, None, geometry)
 
 
 def _fault(case: str, field: str, expected: str, found: Any, remedy: str) -> DataError:

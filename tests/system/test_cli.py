@@ -340,8 +340,8 @@ def test_the_paper_s_joint_arms_train_the_networks_of_experiment_accuracy():
 
     paper, accuracy = arms("paper"), arms("accuracy")
     for one, other in (("joint_slices", "slices"), ("joint_volumes", "volumes")):
-        for identity in ("identity", "slice_network_identity", "volume_identity"):
-            assert getattr(paper[one], identity)() == getattr(accuracy[other], identity)(), (one, identity)
+        for network in ("registration", "slices", "volume"):
+            assert paper[one].identity(network) == accuracy[other].identity(network), (one, network)
 
 
 def runs_as_a_study(name, small, tmp_path):
