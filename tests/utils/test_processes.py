@@ -19,6 +19,8 @@ from oasis_monai.utils.processes import _raise_named, side_by_side
 from oasis_monai.utils.tensor_files import load_tensors
 from oasis_monai.workflows.crossval import crossval
 
+pytestmark = pytest.mark.slow
+
 
 def quiet(_):
     """No log."""
