@@ -79,7 +79,7 @@ def segment(model: str, scan: str, output: str, born: float) -> Stages:
         (loa.LoaTable, "require", "LOA"),
         (segmenting.Segmenter, "fuse", "warp, weigh, fuse"),
         (grids, "restore_all", "restore"),
-        (volumes, "write_label", "write label"),
+        (scan_result, "write_label", "write label"),
         (overlays, "overlay", "picture"),
     ):
         stages.wrap(owner, name, stage)
