@@ -63,6 +63,7 @@ def segment(model: str, scan: str, output: str, born: float) -> Stages:
     from oasis_monai.transforms import spatial as grids
     from oasis_monai.utils import files
     from oasis_monai.workflows import model as models
+    from oasis_monai.workflows import scan_result
 
     for owner, name, stage in (
         (files, "file_digest", "checksums"),
