@@ -14,8 +14,8 @@ import torch
 torch.set_num_threads(1)
 signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background job ignores Ctrl-C, and so would its children
 
-SLOW = ("system", "workflows")
-"""Folders whose tests run whole commands; a file in them that does not is marked ``fast``."""
+SLOW = ("system", "workflows", "benchmarks")
+"""Folders whose tests run whole commands; a test in them that does not is marked ``fast``."""
 
 CASES = 7
 TINY = {

@@ -66,13 +66,13 @@ def test_a_copy_is_segmented_by_a_model_that_never_saw_its_scan_and_scored_again
 ):
     seen = {}
 
-    def watched(config, segmenter, embed, volume, *more):
+    def watched(segmenter, volume, *more):
         assert volume.case not in segmenter.library.cases
-        found = segment_labelled(config, segmenter, embed, volume, *more)
-        (key,) = found.dsc
-        a, b = found.labels[key].label > 0, volume.label[0] > 0
+        found, labels, dice = segment_labelled(segmenter, volume, *more)
+        (key,) = dice
+        a, b = labels[key].label > 0, volume.label[0] > 0
         seen[volume.case] = volume.label, float(2 * (a & b).sum() / (a.sum() + b.sum()))
-        return found
+        return found, labels, dice
 
     monkeypatch.setattr(module, "segment_labelled", watched)
     crossval(settings({"methods": ["majority"], "n": [2], "k": 2, "corruptions": 1}), tmp_path / "a", quiet)
