@@ -1,25 +1,35 @@
-# make demo: cross-validate on the synthetic phantom and end with a report; make test: the tests; make bench: speed against the
-# programs registration is done with today (DATA=PATH of PROMISE12, else the phantom). Each sets up all it needs.
+# make demo: cross-validate on the synthetic phantom and end with a report; make check: style, types, imports and the fast tests;
+# make test: all tests; make bench: speed against the programs registration is done with today (DATA=PATH of PROMISE12, else the
+# phantom). Each sets up all it needs.
 PYTHON ?= python3.11
 VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
-.PHONY: demo test bench lint types clean
+.PHONY: demo check test coverage bench lint types contract clean
 
 $(READY): setup.cfg pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e ".[dev]"
+	$(BIN)/python -m pip install -qq --disable-pip-version-check -c constraints.txt -e ".[dev]"
 	touch $(READY)
 
 demo: $(READY)
 	$(BIN)/oasis-monai phantom hydra.run.dir=outputs/demo-data
 	$(BIN)/oasis-monai experiment=demo hydra.run.dir=outputs/demo
 
-# two processes: the pipeline's tests load every library there is, the oracles of the unit tests want a fresh one
+# the tests, by two processes that take each other's work; TESTS='-m slow' or TESTS=tests/utils for some of them
+TESTS ?=
+PYTEST := $(BIN)/python -m pytest -n 2 --dist worksteal
+
+check: lint types contract
+	$(PYTEST) -m "not slow"
+
 test: $(READY)
-	$(BIN)/python -m pytest tests/system tests/workflows
-	$(BIN)/python -m pytest tests --ignore=tests/system --ignore=tests/workflows
+	$(PYTEST) $(TESTS)
+
+# what the tests run of the package; it takes two fifths more time. What commands run in processes of their own is not counted
+coverage: $(READY)
+	$(PYTEST) --cov --cov-report=term $(TESTS)
 
 # an environment of its own: antspyx wants an older numpy, and no user of ours should need its peers
 BENCH := .venv-bench
@@ -36,8 +46,12 @@ lint: $(READY)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 
+# which package may import which, see pyproject.toml
+contract: $(READY)
+	$(BIN)/lint-imports --no-cache
+
 types: $(READY)
 	$(BIN)/mypy
 
 clean:
-	rm -rf $(VENV) $(BENCH) build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache
+	rm -rf $(VENV) $(BENCH) build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .coverage

@@ -81,6 +81,8 @@ def _crossval(config: dict[str, Any], job: Mapping[str, Any], run_dir: Path, swe
     if len(scores):
         print(summary_text(summarise(scores)))
         print(f"report: {write_report(run_dir)}")
+        if sweep_dir is None and settings.fold is None:
+            print("next: open the report in a browser; `oasis-monai train` with the same options and model=DIR fits a model")
     else:
         print("no case could be scored in this job yet")
     if sweep_dir is not None:

@@ -14,6 +14,9 @@ import torch
 torch.set_num_threads(1)
 signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background job ignores Ctrl-C, and so would its children
 
+SLOW = ("system", "workflows", "benchmarks")
+"""Folders whose tests run whole commands; a test in them that does not is marked ``fast``."""
+
 CASES = 7
 TINY = {
     "data": {"name": "phantom", "layout": "promise12"},
@@ -41,6 +44,14 @@ JOINT = {  # laid over TINY: the joint model, on slices large enough for its enc
 JOINT_2D = {"preprocessing": {"size": [32, 32], "spacing_mm": [2.5, 2.5]}, "joint": {"atlases": 2}}
 
 
+def pytest_collection_modifyitems(items):
+    """Mark what ``make check`` leaves out."""
+    for item in items:
+        folder = item.path.relative_to(Path(__file__).parent).parts[0]
+        if folder in SLOW and not item.get_closest_marker("fast"):
+            item.add_marker("slow")
+
+
 def merged(*parts):
     """Nested dicts laid over each other."""
     result = {}
@@ -61,6 +72,18 @@ def overrides(config, prefix=""):
             text = value if isinstance(value, str) else json.dumps(value, separators=(",", ":")).replace('"', "")
             words.append(f"{prefix}{key}={text}")
     return words
+
+
+@pytest.fixture(scope="module", autouse=True)
+def seeded_fixtures():
+    """A module's fixtures draw the same numbers whichever tests ran before."""
+    torch.manual_seed(0)
+
+
+@pytest.fixture(autouse=True)
+def seeded(seeded_fixtures):
+    """A test draws the same numbers whichever tests ran before."""
+    torch.manual_seed(0)
 
 
 @pytest.fixture(scope="session")

@@ -413,3 +413,19 @@ def test_a_model_s_name_knows_what_its_slice_network_is_made_of(monkeypatch):
     names = {kind: json.dumps(before.identity(kind)) for kind in KINDS}  # plain values
     monkeypatch.setattr("oasis_monai.networks.slice_unet.DESIGN", -1)
     assert [kind for kind in KINDS if json.dumps(before.identity(kind)) != names[kind]] == ["registration", "slices"]
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        ({"methods": ["OASIS-joint"]}, r"registration\.joint=true"),
+        ({"registration": {"joint": True}}, "at least 32 voxels"),
+        (
+            {"registration": {"joint": True}, "preprocessing": {"size": [32, 32, 8]}, "joint": {"atlases": 2}},
+            r"joint\.atlases",
+        ),
+    ],
+)
+def test_configurations_that_cannot_be(settings, given, message):
+    with pytest.raises(ConfigError, match=message):
+        settings(given)

@@ -63,6 +63,7 @@ def segment(model: str, scan: str, output: str, born: float) -> Stages:
     from oasis_monai.transforms import spatial as grids
     from oasis_monai.utils import files
     from oasis_monai.workflows import model as models
+    from oasis_monai.workflows import scan_result
 
     for owner, name, stage in (
         (files, "file_digest", "checksums"),
@@ -79,7 +80,7 @@ def segment(model: str, scan: str, output: str, born: float) -> Stages:
         (loa.LoaTable, "require", "LOA"),
         (segmenting.Segmenter, "fuse", "warp, weigh, fuse"),
         (grids, "restore_all", "restore"),
-        (volumes, "write_label", "write label"),
+        (scan_result, "write_label", "write label"),
         (overlays, "overlay", "picture"),
     ):
         stages.wrap(owner, name, stage)

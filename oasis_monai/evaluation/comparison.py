@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 
 import pandas as pd
 
+from oasis_monai.data.folds import PROTOCOLS
 from oasis_monai.evaluation import scores as tables
 from oasis_monai.evaluation.scores import method_name, method_rank
 from oasis_monai.evaluation.statistics import at_best_n, holm, interval, wilcoxon
@@ -186,9 +187,7 @@ def audit(scores: pd.DataFrame, groups: Mapping[str, int]) -> Table:
     in points. At n* and at every n."""
     whole = scores[(scores["region"] == "whole") & scores["dsc"].notna()]
     both = [
-        m
-        for m in sorted(set(whole["method"]), key=method_rank)
-        if set(tables.PROTOCOLS) <= set(whole[whole["method"] == m]["protocol"])
+        m for m in sorted(set(whole["method"]), key=method_rank) if set(PROTOCOLS) <= set(whole[whole["method"] == m]["protocol"])
     ]
     tidy: list[dict[str, Any]] = []
     grids = []
@@ -196,8 +195,7 @@ def audit(scores: pd.DataFrame, groups: Mapping[str, int]) -> Table:
         lines = []
         for method in both:
             sides = {
-                p: whole[(whole["label"] == label) & (whole["method"] == method) & (whole["protocol"] == p)]
-                for p in tables.PROTOCOLS
+                p: whole[(whole["label"] == label) & (whole["method"] == method) & (whole["protocol"] == p)] for p in PROTOCOLS
             }
             ns = sorted(set(sides["patient"]["n"]) & set(sides["slice"]["n"]))
             picked: list[tuple[str, dict[str, pd.DataFrame]]] = []
@@ -207,7 +205,7 @@ def audit(scores: pd.DataFrame, groups: Mapping[str, int]) -> Table:
             for text, pair in picked:
                 joined = pair["slice"].merge(pair["patient"], on="case", suffixes=("_slice", "_patient"))
                 leak = 100 * (joined["dsc_slice"] - joined["dsc_patient"]).to_numpy()
-                means = {p: interval(100 * joined[f"dsc_{p}"].to_numpy()) for p in tables.PROTOCOLS}
+                means = {p: interval(100 * joined[f"dsc_{p}"].to_numpy()) for p in PROTOCOLS}
                 gap = interval(leak)
                 values = {
                     f"{p}_{k}": v for p, m in means.items() for k, v in zip(("mean", "sd", "ci_low", "ci_high"), m, strict=True)

@@ -16,9 +16,10 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from oasis_monai.data.folds import PROTOCOLS
 from oasis_monai.evaluation.comparison import PRINTED
 from oasis_monai.evaluation.quality_tables import QualityGroup
-from oasis_monai.evaluation.scores import PROTOCOLS, method_rank
+from oasis_monai.evaluation.scores import method_rank
 from oasis_monai.evaluation.statistics import interval
 from oasis_monai.utils.files import atomic_path
 

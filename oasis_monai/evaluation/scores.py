@@ -20,6 +20,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from oasis_monai.data.folds import PROTOCOLS
 from oasis_monai.evaluation.statistics import interval
 from oasis_monai.evaluation.tables import aligned_text
 from oasis_monai.utils.errors import DataError, Fault
@@ -35,11 +36,10 @@ SUMMARY_COLUMNS = (
     *("cases", "misses", "false_positives", "absent", "lowest_dsc", "lowest_case"),
     *(f"{metric}_{statistic}" for metric in METRICS for statistic in STATISTICS),
 )
-PROTOCOLS = ("patient", "slice")
 REGIONS = ("whole", "apex", "mid", "base")
 STATUSES = ("ok", "miss", "false_positive", "absent")
 # shown in this order, the paper's rows first; a variant ("OASIS 3D", "OASIS, beta = 0") follows the method its name starts with
-METHODS = (
+TABLE_ORDER = (  # of the methods in tables: the paper's rows first; others follow by name
     *("ConvNet2D", "FwoW", "FWAL", "ConvNet3D", "U-Net3D", "OASIS", "OASIS-joint"),
     *("OASIS-consensus", "OASIS-conditioned", "majority", "STAPLE", "estimate", "interpolation"),
 )
@@ -242,8 +242,8 @@ def _number(value: float) -> str:
 
 def method_rank(method: str) -> str:
     """Sort key of a method's name: ours in their fixed order, each followed by its variants, then any other by name."""
-    known = [name for name in METHODS if method == name or method.startswith((f"{name} ", f"{name},"))]
-    return f"{METHODS.index(known[0]) if known else len(METHODS):02d}{method}"
+    known = [name for name in TABLE_ORDER if method == name or method.startswith((f"{name} ", f"{name},"))]
+    return f"{TABLE_ORDER.index(known[0]) if known else len(TABLE_ORDER):02d}{method}"
 
 
 def method_name(method: str, n: int) -> str:

@@ -4,15 +4,25 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 from functools import cached_property
+from typing import NamedTuple
 
 import torch
 
 from oasis_monai.atlases.library import AtlasLibrary
+from oasis_monai.data.types import Selection
 from oasis_monai.networks.losses import ncc
 from oasis_monai.segmentation import fusion
 from oasis_monai.segmentation.alignment import Aligner, Warped
 from oasis_monai.segmentation.loa import LoaTable
 from oasis_monai.transforms.labels import one_hot
+
+
+class Alignment(NamedTuple):
+    """How the atlases of one target image were aligned: the registration network, its LOA table, and (n, D, *s) fields."""
+
+    aligner: Aligner
+    loa: LoaTable
+    fields: torch.Tensor
 
 
 class Evidence:
@@ -23,9 +33,8 @@ class Evidence:
     Args:
         target: (1, *S) image.
         library: the atlases.
-        rows, distances: (n,) those selected, nearest first.
-        aligner, loa, fields: the registration network, its LOA table and (n, D, *s) fields of the atlases onto the target;
-            None for methods that align nothing.
+        selection: (n,) those selected, nearest first.
+        alignment: None for methods that align nothing.
         estimate: (C, *S) of a joint model, or None.
         temperature: see :func:`.conditioned_weights`.
         with_images: warp the atlases' images beside their labels.
@@ -35,18 +44,16 @@ class Evidence:
         self,
         target: torch.Tensor,
         library: AtlasLibrary,
-        rows: torch.Tensor,
-        distances: torch.Tensor,
-        aligner: Aligner | None = None,
-        loa: LoaTable | None = None,
-        fields: torch.Tensor | None = None,
+        selection: Selection,
+        alignment: Alignment | None = None,
         estimate: torch.Tensor | None = None,
         temperature: float = 0.1,
         with_images: bool = False,
     ) -> None:
-        self.target, self.library, self.rows, self.distances = target, library, rows, distances
-        self._aligner, self._loa, self._fields = aligner, loa, fields
-        self.estimate, self.temperature, self._with_images = estimate, temperature, with_images
+        self.target, self.library = target, library
+        self.rows, self.distances = selection.indices, selection.distances
+        self._alignment, self._with_images = alignment, with_images
+        self.estimate, self.temperature = estimate, temperature
 
     def atlas_images(self, n: int) -> torch.Tensor:
         """(n, 1, *S) the first n atlases' images, not warped."""
@@ -57,26 +64,15 @@ class Evidence:
         return one_hot(self.library.labels[self.rows[:n]], self.library.classes)
 
     @property
-    def aligner(self) -> Aligner:
-        """The registration network.
+    def alignment(self) -> Alignment:
+        """How the atlases were aligned.
 
         Raises:
-            ValueError: there is none.
+            ValueError: they were not.
         """
-        if self._aligner is None:
+        if self._alignment is None:
             raise ValueError("these methods need an aligner")
-        return self._aligner
-
-    @property
-    def fields(self) -> torch.Tensor:
-        """(n, D, *s) the fields of the atlases.
-
-        Raises:
-            ValueError: nothing was aligned.
-        """
-        if self._fields is None:
-            raise ValueError("these methods need an aligner")
-        return self._fields
+        return self._alignment
 
     def warped(self) -> Iterable[Warped]:
         """The warped atlases, batch by batch, from the first at every call; see :meth:`.Aligner.warped`."""
@@ -85,7 +81,7 @@ class Evidence:
     @cached_property
     def _warp(self) -> Callable[[], Iterable[Warped]]:
         """What gives the warped atlases. Those that fit into one batch are warped once."""
-        aligner, library, rows, fields = self.aligner, self.library, self.rows, self.fields
+        (aligner, _, fields), library, rows = self.alignment, self.library, self.rows
         first = next(aligner.warped(library, rows, fields, self._with_images)) if len(rows) <= aligner.batch else None
         if first is not None and first[0].stop == len(rows):  # memory may have run out, and the batch been halved
             return lambda: [first]
@@ -94,23 +90,22 @@ class Evidence:
     @cached_property
     def warped_similarity(self) -> torch.Tensor:
         """(n,) global NCC of each warped atlas image with the target (``with_images``)."""
-        target = self.target.to(self.aligner.device)
+        target = self.target.to(self.alignment.aligner.device)
         images = (image for _, image, _ in self.warped() if image is not None)
         return torch.cat([ncc(image, target[None].expand_as(image)).cpu() for image in images])
 
     @cached_property
     def loa_matrix(self) -> torch.Tensor:
         """(n, n) o_jk of reading R1: the atlases as targets in turn."""
-        if self._loa is None:
-            raise ValueError("these methods need the LOA table of an aligner")
-        return self._loa.matrix(self.rows)
+        return self.alignment.loa.matrix(self.rows)
 
     @cached_property
     def consensus_matrix(self) -> torch.Tensor:
         """(n, n) o_jk of reading R2: Dice(y_k o phi_k, y_j o phi_j) in the target's space, two batches at a time."""
+        aligner, _, fields = self.alignment
         matrix = torch.ones(len(self.rows), len(self.rows))
-        for left, _, a in self.aligner.warped(self.library, self.rows, self.fields):
-            for right, _, b in self.aligner.warped(self.library, self.rows[: left.stop], self.fields[: left.stop]):
+        for left, _, a in aligner.warped(self.library, self.rows, fields):
+            for right, _, b in aligner.warped(self.library, self.rows[: left.stop], fields[: left.stop]):
                 for offset, one in enumerate(a):
                     j = left.start + offset
                     row = fusion.overlap(b, one[None].expand_as(b)).cpu()
@@ -122,5 +117,5 @@ class Evidence:
         """(n,) o_k of reading R4: overlap of each warped label with the estimate."""
         if self.estimate is None:
             raise ValueError("the method 'OASIS-joint' needs a joint model")
-        estimate = self.estimate.to(self.aligner.device)
+        estimate = self.estimate.to(self.alignment.aligner.device)
         return torch.cat([fusion.agreement_with_estimate(labels, estimate).cpu() for _, _, labels in self.warped()])

@@ -1,4 +1,4 @@
-"""Label overlapping accuracy (LOA) among the atlases of a library, section 2.3 of the paper."""
+"""Label overlapping accuracy (LOA) among the atlases of a library, section 2.2 of the paper."""
 
 from __future__ import annotations
 

@@ -22,7 +22,7 @@ from oasis_monai.segmentation import fusion
 from oasis_monai.segmentation.agreement import agreement, consensus
 from oasis_monai.segmentation.alignment import Aligner, FieldCache
 from oasis_monai.segmentation.estimate import Estimator
-from oasis_monai.segmentation.evidence import Evidence
+from oasis_monai.segmentation.evidence import Alignment, Evidence
 from oasis_monai.segmentation.loa import LoaTable
 from oasis_monai.segmentation.methods import (
     ALIGNMENT,
@@ -158,25 +158,19 @@ class Segmenter:
 
         # Weights and fusion (2.2), image by image
         shapes = self._shapes_between(target.case, which) if INTERPOLATION in methods else None
-        by_image = [
-            self.fuse(
-                Evidence(
-                    images[i],
-                    self.library,
-                    selection.indices[i],
-                    selection.distances[i],
-                    *(self.aligner, self.loa, None if aligned is None else aligned[i]),
-                    None if network_probabilities is None else network_probabilities[i].mean(0),
-                    self.temperature,
-                    with_images="FWAL" in methods,
-                ),
-                methods,
-                ns,
-                None if network_probabilities is None else network_probabilities[i],
-                None if shapes is None else shapes[i],
+        by_image = []
+        for i, image in enumerate(images):
+            found = None if network_probabilities is None else network_probabilities[i]
+            evidence = Evidence(
+                image,
+                self.library,
+                Selection(selection.indices[i], selection.distances[i]),
+                self._alignment(aligned, i),
+                None if found is None else found.mean(0),
+                self.temperature,
+                with_images="FWAL" in methods,
             )
-            for i in range(len(images))
-        ]
+            by_image.append(self.fuse(evidence, methods, ns, found, None if shapes is None else shapes[i]))
         results = {
             key: self._stack([fused[key] for fused in by_image], which, features.shape[0]) for key in result_keys(methods, ns)
         }
@@ -312,6 +306,11 @@ class Segmenter:
     def atlas_positions(self) -> AtlasPositions | None:
         """Where the atlases have their structures; None where the grid does not follow a scan's."""
         return AtlasPositions.of(self.library.labels) if self.recentres else None
+
+    def _alignment(self, fields: torch.Tensor | None, image: int) -> Alignment | None:
+        if fields is None or self.aligner is None or self.loa is None:
+            return None
+        return Alignment(self.aligner, self.loa, fields[image])
 
     def _excluded(self, images: int, case: str | None) -> Pair | None:
         """What keeps a case's atlases from each of so many images."""

@@ -235,9 +235,8 @@ def _run(trainer: Trainer, state: _State, path: Path | None, progress: bool, nam
         by_time = state.seconds / (60 * settings.minutes) if settings.minutes else 0.0
         return max(by_step, by_time)
 
-    with tqdm(
-        total=100, desc=name, unit="%", disable=not progress, bar_format="{l_bar}{bar}| {elapsed}<{remaining}{postfix}"
-    ) as bar:
+    look = "{l_bar}{bar}| {elapsed} gone, {remaining} left{postfix}"
+    with tqdm(total=100, desc=name, unit="%", disable=not progress, leave=False, bar_format=look) as bar:
         while share() < 1:
             _set_rate(trainer, share())
             trainer.team.start_step(state.step, trainer.model)

@@ -83,7 +83,7 @@ def corrupted_rows(
     embed = embedder(settings.features.name, settings.features.weights, resolve_device(settings.device))
     methods = methods_with_predicted_dice(settings)
     testing = {case: fold for fold in folds for case in fold.test}
-    for case in tqdm(sorted(testing), desc="corrupted copies", disable=not settings.progress):
+    for case in tqdm(sorted(testing), desc="corrupted copies", disable=not settings.progress, leave=False):
         fold = testing[case]
         segmenter = trained[fold.index].segmenter
         assert segmenter is not None

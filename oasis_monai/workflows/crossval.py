@@ -136,7 +136,7 @@ class CrossValidation:
         settings = self.settings
         embed = embedder(settings.features.name, settings.features.weights, resolve_device(settings.device))
         tested = sorted({case for fold in self.folds for case in fold.test})
-        for case in tqdm(tested, desc="segment", disable=not settings.progress):
+        for case in tqdm(tested, desc="segment", disable=not settings.progress, leave=False):
             with self.clock("segment"), with_case_in_errors(case):
                 found = self.segment(case, embed)
             self.agreements |= {

@@ -257,8 +257,21 @@ class FoldModels:
 
 def train_ahead(jobs: Sequence[tuple[Settings, int, str]], workers: int, log: Log) -> None:
     """Train networks side by side: (settings, fold, network) each; they are found in the cache afterwards."""
-    named = [(f"{network}, fold {fold}", (_quiet(settings), fold, network)) for settings, fold, network in jobs]
-    side_by_side(_train, named, workers, lambda name, minutes: log(f"trained {name}: {minutes:.1f} min"))
+    from tqdm import tqdm
+
+    named = [
+        (f"fold {fold + 1} of {settings.k}, {network}", (_quiet(settings), fold, network)) for settings, fold, network in jobs
+    ]
+    look = "{desc}: {n_fmt} of {total_fmt} networks |{bar}| {elapsed} gone, {remaining} left"
+    progress = any(settings.progress for settings, _, _ in jobs)
+    with tqdm(total=len(named), desc="train", disable=not progress, leave=False, bar_format=look) as bar:
+
+        def ended(name: str, minutes: float) -> None:
+            bar.clear()
+            log(f"trained {name}: {minutes:.1f} min")
+            bar.update()
+
+        side_by_side(_train, named, workers, ended)
 
 
 def _quiet(settings: Settings) -> dict[str, Any]:

@@ -13,7 +13,7 @@ from typing import Any
 
 import pandas as pd
 
-from oasis_monai.data.folds import patient_groups
+from oasis_monai.data.folds import PROTOCOLS, patient_groups
 from oasis_monai.evaluation import figures
 from oasis_monai.evaluation import scores as tables
 from oasis_monai.evaluation.case_grid import case_grid, ranked_cases
@@ -52,7 +52,7 @@ def write_results(study: Study, config: Mapping[str, Any], run_dir: Path) -> Pat
     groups = patient_groups(set(scores["case"]), settings.k, settings.seed)
     out = run_dir / "results"
     made: dict[str, Table] = {}
-    protocols = [p for p in tables.PROTOCOLS if p in set(scores["protocol"])]
+    protocols = [p for p in PROTOCOLS if p in set(scores["protocol"])]
     for protocol in protocols:
         there = set(scores.loc[scores["protocol"] == protocol, "method"])
         main = study.main if study.main in there else f"{study.main} 3D"  # a protocol may have its volume form alone
@@ -114,7 +114,7 @@ def _sized(frame: pd.DataFrame, cases: int, k: int) -> pd.DataFrame:
 def _fig4(scores: pd.DataFrame, browser: Mapping[Path, str], study: Study, run_dir: Path) -> list[tuple[str, Path, str]]:
     """Best, median and worst case of the main method, under each protocol, and of its volume form under patient folds."""
     pictures: list[tuple[str, Path, str]] = []
-    for protocol in tables.PROTOCOLS:
+    for protocol in PROTOCOLS:
         views = load_browser(browser, protocol)
         rows = scores[(scores["protocol"] == protocol) & (scores["region"] == "whole") & scores["n"].isin([0, study.n])]
         rows = rows[rows["dsc"].notna()]

@@ -8,7 +8,7 @@ import torch
 
 from oasis_monai.atlases.features import thumbnails
 from oasis_monai.atlases.library import AtlasLibrary
-from oasis_monai.atlases.slices import adjacent_slice_atlases, append_atlas_channels, interpolate_shape
+from oasis_monai.atlases.slices import adjacent_slice_atlases, append_atlas_channels, interpolate_shape, slices_near_structure
 from oasis_monai.data.types import Geometry, Preprocessed
 from oasis_monai.networks.slice_unet import REACH, JointSettings, make_slice_network, with_neighbours
 from oasis_monai.segmentation.estimate import Estimator, estimate_atlases
@@ -16,6 +16,7 @@ from oasis_monai.segmentation.segmenter import Segmenter
 from oasis_monai.training.slices import train_slice_network
 from oasis_monai.training.trainer import FitContext, TrainingSettings
 from oasis_monai.utils.errors import ConfigError
+from tests.training.test_slices import discs
 
 SMALL = JointSettings(decoder=(8, 8, 8, 8), slices_per_step=2, pretrained=False, slice_budget=0.5, volume_budget=0.0, atlases=2)
 
@@ -142,6 +143,7 @@ def test_a_target_is_shown_the_shape_that_training_showed(same_case, case):
     assert torch.equal(seen[0], append_atlas_channels(with_neighbours(made[0])[which], library, rows, shape))
 
 
+@pytest.mark.slow
 def test_a_slice_between_its_labelled_neighbours_is_easy():
     """What no network of one slice could learn, where the label lies: the neighbours' labels tell it."""
     size, depth, cases = 32, 12, 6
@@ -181,3 +183,25 @@ def test_a_slice_between_its_labelled_neighbours_is_easy():
     got = Estimator(model, tta_flip=False)(shown)[:, 1] >= 0.5
     truth = library.labels[hidden][:, 0] == 1
     assert 2 * float((got & truth).sum()) / float(got.sum() + truth.sum()) > 0.9
+
+
+@pytest.mark.parametrize("dims", [2, 3])
+def test_slices_near_a_structure(dims):
+    library = discs(dims)
+    labels = torch.zeros_like(library.labels)
+    if dims == 3:
+        labels = labels.new_zeros(len(labels), 1, 32, 32, 9)
+        labels[1, 0, 16, 16, 6] = 1
+        library = replace(library, images=torch.zeros(labels.shape), labels=labels)
+        near = slices_near_structure(library)
+        assert near[1].tolist() == [False] * 4 + [True] * 5
+        assert near.sum() == 5
+        return
+    row = 1
+    labels[row, 0, 16, 16] = 1
+    near = slices_near_structure(replace(library, labels=labels))
+    here = (library.cases[row], int(library.slices[row]))
+    assert near.tolist() == [
+        case == here[0] and abs(int(z) - here[1]) <= 2 for case, z in zip(library.cases, library.slices, strict=True)
+    ]
+    assert near[row]

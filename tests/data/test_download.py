@@ -263,6 +263,7 @@ def test_a_disk_too_small_is_told_before_the_download(server, source, tmp_path, 
     assert not any(part.stat().st_size for part in tmp_path.glob("*.part"))
 
 
+@pytest.mark.slow
 def test_a_disk_that_fills_up_is_one_line_and_the_same_command_goes_on(server, source, tmp_path):
     words = ("download", "data=promise12", f"download.url={server.base}", f"download.md5={source.md5}", "output=d")
     done = run(*words, "accept_license=true", cwd=tmp_path, file_bytes=10_000)
@@ -311,6 +312,7 @@ def test_without_a_terminal_the_licence_has_to_be_accepted_by_key(server, source
     assert server.asked == []
 
 
+@pytest.mark.slow
 def test_by_the_command_line(server, source, tmp_path):
     words = ("download", "data=promise12", f"download.url={server.base}", f"download.md5={source.md5}", "output=d")
     done = run(*words, cwd=tmp_path)

@@ -202,12 +202,12 @@ def test_a_failed_write_keeps_the_old_file(
     geometry = Geometry(SHAPE, AFFINES["oblique"])
     write_label(path, label, geometry, (0, 1, 2))
 
-    def full(path: Path, *_: object) -> None:
+    def full(path: Path) -> None:
         Path(path).write_bytes(b"half")
         raise OSError("disk full")
 
-    monkeypatch.setattr(writers, "write_metaimage", full)
-    monkeypatch.setattr(writers, "_nibabel_write", full)
+    monkeypatch.setattr(writers, "write_metaimage", lambda path, *_: full(path))
+    monkeypatch.setattr(nibabel, "save", lambda _, path: full(path))
     before = sorted(tmp_path.iterdir())
     with pytest.raises(OSError, match="disk full"):
         write_label(path, label * 0, geometry, (0, 1, 2))

@@ -10,7 +10,6 @@ from oasis_monai.evaluation.learning_curve import learning_table, read_learning,
 from oasis_monai.evaluation.tables import Cell, Grid, best_bold, latex, markdown
 from oasis_monai.networks.segmentation import NETWORKS
 from oasis_monai.utils.errors import DataError
-from oasis_monai.workflows import study_report as study_results
 from tests.helpers import study_rows
 from tests.helpers.study_rows import CASES, GROUPS, study
 
@@ -129,14 +128,6 @@ def test_a_case_that_would_count_twice_in_the_learning_curve_is_refused(tmp_path
     write_learning(tmp_path / "l.csv", [*rows, {**rows[0], "n": 2}])
     with pytest.raises(DataError, match="one row per train_cases x case x label x region x method, found 4, Case00"):
         read_learning(tmp_path / "l.csv")
-
-
-def test_the_whole_fold_stands_for_a_size_that_asks_for_as_many():
-    frame = study_rows.learning(sizes=(0, 4, 8))  # 10 cases, 5 folds: 8 train
-    sized = study_results._sized(frame, 10, 5)
-    assert sorted(set(sized["train_cases"])) == [4, 8]
-    at8 = sized[(sized["train_cases"] == 8) & (sized["method"] == "U-Net3D")]
-    assert at8["dsc"].tolist() == frame[(frame["train_cases"] == 0) & (frame["method"] == "U-Net3D")]["dsc"].tolist()
 
 
 def test_every_network_has_its_place_in_the_tables_of_its_kind():

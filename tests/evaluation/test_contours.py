@@ -180,6 +180,7 @@ def test_bad_input(tmp_path, change, match):
     assert not (tmp_path / "o.png").exists()
 
 
+@pytest.mark.slow
 def test_pyplot_is_never_loaded(tmp_path):
     code = (
         "import sys, numpy as np; from oasis_monai.evaluation.contours import overlay; loaded = 'matplotlib' in sys.modules;"

@@ -77,10 +77,10 @@ def run(*arguments, cwd, file_bytes=None):
     return Command(*arguments, cwd=cwd, file_bytes=file_bytes).wait()
 
 
-def python(code, *arguments, cwd=None):
-    """What a fresh interpreter prints, which has imported nothing; it has to succeed."""
+def completed(*words, cwd=None):
+    """A program run to its end in a process that has imported nothing."""
     done = subprocess.run(
-        [sys.executable, "-c", code, *map(str, arguments)],
+        list(map(str, words)),
         cwd=cwd,
         capture_output=True,
         text=True,
@@ -88,5 +88,11 @@ def python(code, *arguments, cwd=None):
         check=False,
         env={**os.environ, "OMP_NUM_THREADS": "1"},
     )
-    assert done.returncode == 0, done.stderr
-    return done.stdout
+    return Done(done.returncode, done.stdout, done.stderr)
+
+
+def python(code, *arguments, cwd=None):
+    """What a fresh interpreter prints; it has to succeed."""
+    done = completed(sys.executable, "-c", code, *arguments, cwd=cwd)
+    assert done.code == 0, done.err
+    return done.out

@@ -5,8 +5,6 @@ from torch import nn
 
 from oasis_monai.networks.encoders import untrained_network
 from oasis_monai.networks.layers import without_batch_norms
-from oasis_monai.networks.slice_unet import SliceUNet
-from oasis_monai.segmentation.estimate import Estimator
 
 
 def norms(network):
@@ -45,16 +43,3 @@ def test_other_networks_are_only_copied():
     assert len(norms(folded)) == 1
     images = torch.randn(1, 1, 8, 8)
     assert torch.equal(folded(images), network(images))
-
-
-def test_an_estimator_runs_without_them_and_keeps_the_model_that_was_given():
-    model = SliceUNet(2, pretrained=False)
-    used(model.encoder)
-    estimator = Estimator(model, tta_flip=False, half=False)
-    slices = torch.randn(2, 3, 64, 64, generator=torch.Generator().manual_seed(2))
-    with torch.no_grad():
-        wanted = torch.softmax(model(slices), 1)
-    torch.testing.assert_close(estimator(slices), wanted, rtol=1e-3, atol=1e-4)
-    assert estimator.model is model
-    assert norms(estimator.model)
-    assert not any(norms(network) for network in estimator._fused)

@@ -167,6 +167,7 @@ def test_fuse_against_a_loop_and_the_sum_of_probabilities():
     torch.testing.assert_close(fused.sum(0), torch.ones(4, 6))
 
 
+@pytest.mark.slow
 def test_the_order_of_the_atlases_changes_nothing():
     n, order = 6, torch.tensor([3, 0, 5, 1, 4, 2])
     labels, o, d = one_hots((3 * seeded(0, n, 12, 12)).long(), 3), seeded(1, n, n), seeded(2, n)

@@ -186,6 +186,7 @@ def once(move):
     return step
 
 
+@pytest.mark.slow
 def test_a_cross_validation_puts_results_of_a_moved_grid_where_they_belong(settings, tmp_path, monkeypatch, aligned):
     methods = {"methods": ["FwoW", "estimate", "OASIS-joint", "U-Net3D"], "n": [1, 2], "k": 2}
     asked = settings(methods, JOINT, {"save_segmentations": True})
@@ -215,6 +216,7 @@ def test_a_cross_validation_puts_results_of_a_moved_grid_where_they_belong(setti
     assert (tmp_path / "d" / "scores.csv").read_bytes() == (tmp_path / "a" / "scores.csv").read_bytes()
 
 
+@pytest.mark.slow
 def test_segment_follows_and_tells_by_how_much(settings, phantom, tmp_path, monkeypatch):
     monkeypatch.setattr("oasis_monai.evaluation.contours.overlay", lambda *a, **k: None)
     model = train_model(settings(JOINT), tmp_path / "m", quiet)

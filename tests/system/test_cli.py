@@ -9,7 +9,7 @@ import pandas as pd
 import pytest
 import yaml
 
-from oasis_monai.__main__ import TASKS, USAGE, _arguments
+from oasis_monai.__main__ import TASKS, USAGE
 from oasis_monai.segmentation.methods import ESTIMATE, METHODS, methods_that_need, result_keys
 from oasis_monai.settings import build
 from oasis_monai.tasks import JOB_KEYS
@@ -75,63 +75,6 @@ def test_no_module_but_the_porch_names_hydra():
             assert "omegaconf" not in text.replace("omegaconf-free", ""), path
 
 
-@pytest.mark.parametrize(
-    ("words", "found"),
-    [
-        ([], []),
-        (["n=2"], ["n=2"]),
-        (["train", "n=2"], ["n=2", "task=train"]),
-        (["n=2", "check"], ["n=2", "task=check"]),
-        (["-m", "crossval", "n=1,2"], ["-m", "n=1,2", "task=crossval"]),
-        (["--cfg", "job", "train"], ["--cfg", "job", "task=train"]),
-        (["--config-dir", "train", "train"], ["--config-dir", "train", "task=train"]),
-        (["-cn", "other"], ["-cn", "other"]),
-        (["data=x", "-m", "n=1,2"], ["-m", "data=x", "n=1,2"]),
-        (["n=3", "--cfg", "job", "k=2"], ["--cfg", "job", "n=3", "k=2"]),
-        (["n=3", "--config-dir", "train", "train"], ["--config-dir", "train", "n=3", "task=train"]),
-        (["+a=1", "~data", "report"], ["+a=1", "~data", "task=report"]),
-    ],
-)
-def test_the_bare_word_is_the_task(words, found):
-    from hydra._internal.utils import get_args_parser
-
-    assert _arguments(words) == found
-    overrides = get_args_parser().parse_args(found).overrides  # Hydra takes the order we give
-    assert set(overrides) == {w for w in found if "=" in w or w.startswith("~")}
-
-
-@pytest.mark.parametrize(
-    "name",
-    [
-        "scan (1).nii.gz",
-        "it's.mha",
-        "a=b.nii",
-        "{x}.mhd",
-        "[1].mhd",
-        "größe 2.nii",
-        "a\\ b.nii",
-        "a\\'.nii",
-        "c\\ (d)\\",
-        "a, b.nii",
-    ],
-)
-def test_a_path_is_typed_as_it_is(name, tmp_path, monkeypatch):
-    from hydra.core.override_parser.overrides_parser import OverridesParser
-
-    monkeypatch.chdir(tmp_path)
-    Path(name).touch()
-    words = _arguments([f"input={name}", f"+model={name}"])
-    assert [o.value() for o in OverridesParser.create().parse_overrides(words)] == [name, name]
-
-
-def test_a_case_may_be_called_anything():
-    from hydra.core.override_parser.overrides_parser import OverridesParser
-
-    names = ["Pat 01 (v2)", "p[9]", "p,11", "a=6", "o'neil"]
-    words = _arguments([f"remove={name}" for name in names])
-    assert [o.value() for o in OverridesParser.create().parse_overrides(words)] == names
-
-
 def test_a_data_set_s_yaml_need_not_name_what_the_command_line_may(words, tmp_path):
     (tmp_path / "conf" / "data").mkdir(parents=True)
     (tmp_path / "conf" / "data" / "mine.yaml").write_text(
@@ -145,11 +88,6 @@ def test_a_data_set_s_yaml_need_not_name_what_the_command_line_may(words, tmp_pa
     (tmp_path / "conf" / "data" / "nameless.yaml").write_text("name: mine\nroot: x\nlayout: msd\n")
     done = run("--config-dir=conf", "check", "data=nameless", cwd=tmp_path)
     refused(done, "error: data.labels: expected names with different values of 1 to 255, found {}; name every value")
-
-
-def test_what_is_no_plain_path_is_left_as_it_is():
-    words = ["input=a/b-1_2.nii.gz", "input='x (1)'", "model=a b,c d", "n=[1,2]", "cache=${oc.env:HOME}/x (1)", "name=(x)"]
-    assert _arguments(words) == words
 
 
 def refused(done, *parts, lines=1):

@@ -13,7 +13,6 @@ import torch
 import yaml
 
 from oasis_monai.data.dataset_yaml import check_data_files
-from oasis_monai.utils import tensor_files
 from oasis_monai.utils.errors import ConfigError
 from oasis_monai.utils.files import exclusive_folder
 from oasis_monai.utils.tensor_files import load_tensors
@@ -129,7 +128,6 @@ def test_a_cache_of_which_every_file_is_damaged_gives_the_same_scores_and_a_warn
     assert {"features", "fields"} <= {p.parent.name for p in spoiled}
     for path in spoiled:
         path.write_bytes(spoilt(path.read_bytes(), damage))
-    tensor_files._warn_damaged.cache_clear()
     again = crossval(replace(settings, cache=str(own)), tmp_path / "r", lambda _: None)
     assert again.read_bytes() == scores
     told = " ".join(record.getMessage() for record in caplog.records)
@@ -234,7 +232,7 @@ def test_a_command_without_settings_of_one_s_own_has_none_to_look_at(tmp_path):
     for words in ([], ["check"], ["--config-dir"], ["--config-dir", str(tmp_path), "check"], [f"-cd={tmp_path / 'none'}"]):
         check_data_files(words)
     (tmp_path / "data").mkdir()
-    fine = ["only: [0001-23-45, 2020-13-99]\n", "- 1\n", "a: [\n", "", "defaults: [promise12, _self_]\nname: mine\n"]
+    fine = ["include: [0001-23-45, 2020-13-99]\n", "- 1\n", "a: [\n", "", "defaults: [promise12, _self_]\nname: mine\n"]
     for text in fine:  # what is wrong with some of them is nobody's concern: the command does not choose them
         (tmp_path / "data" / "mine.yaml").write_text(text)
         check_data_files(["--config-dir", str(tmp_path)])

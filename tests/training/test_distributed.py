@@ -30,6 +30,8 @@ from tests.helpers.command import CONTEXT, run
 from tests.training import test_registration as test_training
 from tests.training import test_slices as test_estimator
 
+pytestmark = pytest.mark.slow
+
 SHORT = TrainingSettings(iterations=6, minutes=None, lr=5e-3, batch=2, checkpoint_minutes=1e-12)
 STM = RegistrationSettings(channels=(4, 8), field_stride=(1,), joint=False)
 NETWORKS = NetworkSettings(convnet=(4, 8), unet=(4, 8))

@@ -40,7 +40,9 @@ def discs(cases=4, per_case=1, size=16):
 def train(folder, settings=SHORT, seed=3, loss=None, library=None, **more):
     library = library or discs()
     return train_registration(
-        FitContext(library, SPACING_MM, settings, seed, folder, progress=False, **more), STM, loss or RegistrationLoss()
+        FitContext(library, SPACING_MM, settings, seed, folder, progress=False, name="STM", **more),
+        STM,
+        loss or RegistrationLoss(),
     )
 
 
@@ -289,3 +291,22 @@ def test_one_training_case_makes_no_pair(library, same_case):
 def test_one_case_of_several_slices_makes_pairs_under_slice_folds():
     atlases, targets = Pairs(discs(1, 3), 0, same_case=True).draw(50, torch.Generator().manual_seed(0))
     assert bool((atlases != targets).all())
+
+
+def test_training_names_what_lowers_its_memory_and_keeps_its_checkpoint(tmp_path, monkeypatch):
+    whole = module.RegistrationTrainer.step
+
+    def step(self, number):
+        if number == 5:
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 GiB.")
+        return whole(self, number)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(module.RegistrationTrainer, "step", step)
+        with pytest.raises(
+            OasisError,
+            match=r"^STM: training\.batch: expected memory for a step, found none left at step 5 .*lower training\.batch",
+        ) as caught:
+            train(tmp_path / "a")
+    assert "\n" not in str(caught.value)
+    assert same(train(tmp_path / "a"), train(None))  # and with memory again it goes on to the same weights

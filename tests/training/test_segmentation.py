@@ -20,7 +20,7 @@ SHORT = TrainingSettings(iterations=6, minutes=None, lr=5e-3, batch=2, checkpoin
 
 def train(folder, name="ConvNet2D", settings=SHORT, seed=3, network=TINY, library=None, **more):
     return train_segmentation(
-        FitContext(library or discs(), (1.0, 1.0), settings, seed, folder, progress=False, **more), name, network
+        FitContext(library or discs(), (1.0, 1.0), settings, seed, folder, progress=False, name=name, **more), name, network
     )
 
 
@@ -73,12 +73,13 @@ def test_the_auxiliary_loss_counts():
     loss, main = (
         load
         for load in module._SegmentationTrainer(
-            "ConvNet2D", discs(), (1.0, 1.0), module.make_network("ConvNet2D", 2, deep), deep, SHORT, 0, None
+            FitContext(discs(), (1.0, 1.0), SHORT), "ConvNet2D", module.make_network("ConvNet2D", 2, deep), deep
         ).step(0)
     )
     assert loss > main + 0.1
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["ConvNet2D", "U-Net2D"])
 def test_it_learns_discs(name):
     library = discs(cases=8)
@@ -92,9 +93,8 @@ def test_it_learns_discs(name):
 def test_without_augmentation_the_library_s_own_images_are_seen():
     library = discs()
     seen = []
-    trainer = module._SegmentationTrainer(
-        "U-Net2D", library, (1.0, 1.0), nn.Conv2d(1, 2, 1), TINY, replace(SHORT, augment=False, batch=5), 0, None
-    )
+    context = FitContext(library, (1.0, 1.0), replace(SHORT, augment=False, batch=5))
+    trainer = module._SegmentationTrainer(context, "U-Net2D", nn.Conv2d(1, 2, 1), TINY)
     trainer.model.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0].clone()))
     trainer.step(0)
     assert seen[0].shape == (5, 1, 16, 16)
@@ -104,7 +104,7 @@ def test_without_augmentation_the_library_s_own_images_are_seen():
 def test_every_second_patch_holds_some_of_the_structure():
     library = discs(cases=6, size=32)
     patched = NetworkSettings(convnet=(4, 8), unet=(4, 8), patch=(4, 8))
-    trainer = module._SegmentationTrainer("U-Net2D", library, (1.0, 1.0), nn.Conv2d(1, 2, 1), patched, SHORT, 0, None)
+    trainer = module._SegmentationTrainer(FitContext(library, (1.0, 1.0), SHORT), "U-Net2D", nn.Conv2d(1, 2, 1), patched)
     image, label = library.images.float(), (library.labels == 1).float()
     for step in range(20):
         cut, structure = trainer._cut(image, label, torch.Generator().manual_seed(step))

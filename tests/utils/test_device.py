@@ -36,6 +36,7 @@ def test_fields_are_those_of_float32_but_for_rounding():
     assert float((exact - half).abs().mean()) < 0.02 * float(exact.abs().mean())
 
 
+@pytest.mark.slow
 def test_estimates_are_those_of_float32_but_for_rounding():
     torch.manual_seed(0)
     model = SliceUNet(3, decoder=(8, 8, 8, 8))

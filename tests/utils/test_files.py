@@ -10,7 +10,6 @@ from pathlib import Path
 import pytest
 import torch
 
-from oasis_monai.utils import tensor_files
 from oasis_monai.utils.errors import ConfigError, system_fault
 from oasis_monai.utils.files import atomic_path, exclusive_folder, write_json, write_text
 from oasis_monai.utils.tensor_files import load_if_whole, load_tensors, save_tensors
@@ -25,7 +24,6 @@ META = {"step": 3}
 def kept(tmp_path):
     path = tmp_path / "kept.safetensors"
     save_tensors(path, TENSORS, META)
-    tensor_files._warn_damaged.cache_clear()
     return path
 
 

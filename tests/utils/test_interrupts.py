@@ -49,6 +49,7 @@ def dropped(callback):
     return watch
 
 
+@pytest.mark.slow
 def test_a_command_ends_though_ctrl_c_fell_into_a_callback(tmp_path):
     out = python(LOST, cwd=tmp_path)
     assert out == "interrupted: give the same command again to go on; what was finished is kept\ncode 130\n"

@@ -1,27 +1,18 @@
 """Out of memory: smaller batches give the same result, and where nothing smaller is left the setting is named."""
 
-import re
-
 import pytest
 import torch
 
-from oasis_monai.__main__ import _explained
 from oasis_monai.data.types import Geometry, Preprocessed
 from oasis_monai.networks.segmentation import NetworkSettings, Predictor, make_network
-from oasis_monai.networks.slice_unet import JointSettings
 from oasis_monai.segmentation.alignment import Aligner
 from oasis_monai.segmentation.estimate import Estimator
 from oasis_monai.segmentation.loa import LoaTable
 from oasis_monai.segmentation.segmenter import Segmenter
-from oasis_monai.training import registration as training_module
-from oasis_monai.training.slices import train_slice_network
-from oasis_monai.training.trainer import FitContext
 from oasis_monai.utils.errors import OasisError
 from oasis_monai.utils.memory import Batched, out_of_memory
-from oasis_monai.workflows.crossval import crossval
 from tests.segmentation.test_alignment import MeanShift as Known
 from tests.segmentation.test_alignment import library_of, targets_of
-from tests.training.test_registration import SHORT, discs, same, train
 
 CPU = (
     "[enforce fail at alloc_cpu.cpp:124] err == 0. DefaultCPUAllocator: can't allocate memory: you tried to allocate "
@@ -179,63 +170,3 @@ def test_estimates_are_the_same_in_what_memory_allows(caplog):
     want = Estimator(Mean(), batch=1)(slices)
     assert torch.equal(Estimator(bounded(Mean(), 2), batch=32)(slices), want)
     assert caplog.messages[0] == "warning: preprocessing.size: no memory for 5 at once; going on with 2"
-
-
-def test_training_names_what_lowers_its_memory_and_keeps_its_checkpoint(tmp_path, monkeypatch):
-    whole = training_module.RegistrationTrainer.step
-
-    def step(self, number):
-        if number == 5:
-            raise RuntimeError(CPU)
-        return whole(self, number)
-
-    with monkeypatch.context() as patch:
-        patch.setattr(training_module.RegistrationTrainer, "step", step)
-        with pytest.raises(
-            OasisError,
-            match=r"^STM: training\.batch: expected memory for a step, found none left at step 5 .*lower training\.batch",
-        ) as caught:
-            train(tmp_path / "a")
-    assert "\n" not in str(caught.value)
-    assert same(train(tmp_path / "a"), train(None))  # and with memory again it goes on to the same weights
-
-
-def test_the_slice_network_is_told_by_its_slices(tmp_path, monkeypatch):
-    from oasis_monai.training import slices as estimation
-
-    def step(self, number):
-        raise torch.OutOfMemoryError(CUDA)
-
-    monkeypatch.setattr(estimation._SliceTrainer, "step", step)
-    library = discs(4, size=32)
-    library = type(library)(**{**vars(library), "context": library.images.expand(-1, 2, -1, -1)})
-    settings = JointSettings(pretrained=False, slices_per_step=2, decoder=(8, 8, 8, 8))
-    with pytest.raises(OasisError, match=r"^slice network: joint\.slices_per_step: expected memory for a step"):
-        train_slice_network(FitContext(library, (1.0, 1.0), SHORT, 0, tmp_path, name="slice network", progress=False), settings)
-
-
-def test_what_nobody_foresaw_names_its_case_and_memory_is_one_line_on_the_command_line(settings, tmp_path, monkeypatch):
-    """An error of ours keeps its stack, with the case in it; memory that runs out anywhere is the machine's, and one line."""
-    asked = settings(
-        {"methods": ["FWAL"], "n": [1], "k": 2, "fold": 0, "data": {"include": ["Case00", "Case01", "Case02", "Case03"]}}
-    )
-    told = []
-    for error in (RuntimeError("shapes differ"), MemoryError()):
-
-        def broken(*_, error=error):
-            raise error
-
-        with monkeypatch.context() as patch:
-            patch.setattr(Aligner, "fields", broken)
-            with pytest.raises(type(error)) as caught:
-                crossval(asked, tmp_path / "r", lambda _: None)
-        (note,) = caught.value.__notes__
-        assert re.fullmatch(r"while at Case0\d", note)
-        told.append(_explained(caught.value))
-    assert told == [
-        [],
-        [
-            f"{note}: memory: expected enough for this, found none left (MemoryError); lower align_batch, training.batch, "
-            "workers or preprocessing.size, or end other programs"
-        ],
-    ]

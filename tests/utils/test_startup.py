@@ -3,6 +3,8 @@
 import subprocess
 import sys
 
+import pytest
+
 SCRIPT = """
 import sys
 from oasis_monai.utils.startup import UNUSED, import_monai_lightly
@@ -24,6 +26,7 @@ print("fine")
 """
 
 
+@pytest.mark.slow
 def test_what_is_not_used_is_not_imported_and_can_be_afterwards():
     done = subprocess.run([sys.executable, "-c", SCRIPT], capture_output=True, text=True, timeout=300, check=False)
     assert done.stdout.strip().endswith("fine"), done.stderr

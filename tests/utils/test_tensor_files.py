@@ -61,6 +61,7 @@ def test_damage_is_told(tensors, tmp_path, change, check):
             load_tensors(path)
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="reads /proc")
 def test_a_mapped_library_needs_memory_for_what_is_used_alone(tmp_path):
     """98 MB of images and labels on disk, of which six slices are looked at."""

@@ -58,7 +58,7 @@ def test_networks_are_scored_once_beside_every_n_and_trained_once(settings, tmp_
     def never(*_):
         raise AssertionError("trained again")
 
-    monkeypatch.setattr("oasis_monai.training.segmentation._SegmentationTrainer.step", never)
+    monkeypatch.setattr("oasis_monai.training.trainer.Trainer.descend", never)
     crossval(replace(asked, methods=("U-Net3D",), n=(99,)), tmp_path / "b", quiet)  # alone it needs no STM and no n atlases
     alone = scores_of(tmp_path / "b")
     merged = alone.merge(rows, on=["case", "region", "method", "n"], suffixes=("", "_before"))

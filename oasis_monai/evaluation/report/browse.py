@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 from jinja2.utils import htmlsafe_json_dumps
 
+from oasis_monai.data.folds import PROTOCOLS
 from oasis_monai.evaluation import scores as tables
 from oasis_monai.evaluation.case_view import CaseView, load_browser
 from oasis_monai.evaluation.report.run import Page
@@ -27,7 +28,7 @@ _WEBP_SIDE = 16383  # pixels, the format's limit
 def browser_entries(page: Page) -> dict[str, Any]:
     """``entries``: name, DSC and JSON of every case, worst first by the main method; ``left_out``: how many found no room."""
     order: list[tuple[float, str, CaseView]] = []
-    protocols = [p for p in tables.PROTOCOLS if p in set(page.scores["protocol"])]
+    protocols = [p for p in PROTOCOLS if p in set(page.scores["protocol"])]
     for protocol in protocols:
         for view in load_browser(page.parts.browser, protocol).values():
             rows = page.scores[(page.scores["protocol"] == protocol) & (page.scores["case"] == view.case)]

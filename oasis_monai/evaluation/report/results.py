@@ -9,6 +9,7 @@ from typing import Any
 
 import pandas as pd
 
+from oasis_monai.data.folds import PROTOCOLS
 from oasis_monai.evaluation import scores as tables
 from oasis_monai.evaluation.figures import predicted_dsc, svg_element
 from oasis_monai.evaluation.quality import FAILURE, correlation
@@ -71,7 +72,7 @@ def results(page: Page) -> dict[str, Any]:
     """One body per protocol x label x region, so that it reads without the script too; tabs choose among them."""
     summary = page.summary
     axes = {
-        "protocol": [p for p in tables.PROTOCOLS if p in set(summary["protocol"])],
+        "protocol": [p for p in PROTOCOLS if p in set(summary["protocol"])],
         "label": sorted(set(summary["label"])),
         "region": [r for r in tables.REGIONS if r in set(summary["region"])],
     }

@@ -10,6 +10,7 @@ from typing import Any
 
 import pandas as pd
 
+from oasis_monai.data.folds import PROTOCOLS
 from oasis_monai.evaluation import scores as tables
 from oasis_monai.evaluation.quality_tables import QualityGroup
 from oasis_monai.evaluation.tables import Grid
@@ -49,7 +50,7 @@ class Page:
     def protocol(self) -> str:
         """The protocol the head of the page speaks of: the honest one where there are both."""
         found = set(self.scores["protocol"])
-        return next((p for p in tables.PROTOCOLS if p in found), str(self.run.get("protocol", "patient")))
+        return next((p for p in PROTOCOLS if p in found), str(self.run.get("protocol", "patient")))
 
     @property
     def main(self) -> tuple[str, int]:

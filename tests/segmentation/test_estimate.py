@@ -1,0 +1,76 @@
+"""The estimate of the segmentation networks: test-time augmentation, and what the networks run without."""
+
+import math
+
+import pytest
+import torch
+
+from oasis_monai.networks.slice_unet import (
+    VIEWS,
+    SliceUNet,
+)
+from oasis_monai.segmentation.estimate import Estimator, rotate_and_scale
+from tests.networks.test_layers import norms, used
+from tests.networks.test_slice_unet import net
+
+
+def test_mirrored_scans_get_mirrored_estimates():
+    model = net(pretrained=False)
+    image = torch.rand(1, 32, 32, 5, generator=torch.Generator().manual_seed(2))
+    both, alone = Estimator(model, tta_flip=True, batch=2), Estimator(model, tta_flip=False)
+    torch.testing.assert_close(both.volume(image.flip(1)), both.volume(image).flip(1), atol=1e-5, rtol=1e-4)
+    assert not torch.allclose(alone.volume(image.flip(1)), alone.volume(image).flip(1), atol=1e-3)
+    torch.testing.assert_close(
+        both.volume(image), (alone.volume(image) + alone.volume(image.flip(1)).flip(1)) / 2, atol=1e-5, rtol=1e-4
+    )
+
+
+@pytest.mark.parametrize("size", [(48, 48), (40, 64)])
+def test_a_turned_slice_turns_back(size):
+    """A smooth blob well inside comes back; on the way it is where the transform says, in voxels, also on oblong slices."""
+    x, y = torch.meshgrid(*(torch.arange(n) - (n - 1) / 2 for n in size), indexing="ij")
+    blob = torch.exp(-((x - 6) ** 2 + (y + 4) ** 2) / 18)[None, None]
+    for angle, scale in VIEWS:
+        there = rotate_and_scale(blob, angle, scale)
+        torch.testing.assert_close(rotate_and_scale(there, angle, scale, back=True), blob, atol=0.04, rtol=0)
+        total = there.sum()
+        centre = float((there * x).sum() / total), float((there * y).sum() / total)
+        # what is at p in the turned slice was at scale * R p; torch's grid counts the last axis first
+        cos, sin = math.cos(angle), math.sin(angle)
+        back = (scale * (sin * centre[1] + cos * centre[0]), scale * (cos * centre[1] - sin * centre[0]))
+        assert back == pytest.approx((6, -4), abs=0.05)
+
+
+def test_views_are_a_mean_over_turned_copies_where_there_is_something_to_see():
+    model = net(pretrained=False)
+    slices = torch.rand(3, 3, 32, 32, generator=torch.Generator().manual_seed(5))
+    one, more = Estimator(model, tta_flip=False), Estimator(model, tta_flip=False, tta_views=2)
+    copies = [one(slices)]
+    for angle, scale in VIEWS[:2]:
+        seen = rotate_and_scale(one(rotate_and_scale(slices, angle, scale))[:, 1:], angle, scale, back=True)
+        copies.append(torch.cat([1 - seen.sum(1, keepdim=True), seen], 1))
+    torch.testing.assert_close(more(slices), torch.stack(copies).mean(0), atol=1e-5, rtol=1e-4)
+    assert torch.equal(more.plain()(slices), one(slices))
+
+    class Blank(torch.nn.Module):
+        calls = 0
+
+        def forward(self, image):
+            Blank.calls += 1
+            return torch.stack([torch.full(image.shape[2:], 9.0), torch.zeros(image.shape[2:])]).expand(len(image), -1, -1, -1)
+
+    assert float(Estimator(Blank(), tta_flip=False, tta_views=4)(slices)[:, 1].max()) < 1e-3
+    assert Blank.calls == 1
+
+
+def test_an_estimator_runs_without_batch_norms_and_keeps_the_model_that_was_given():
+    model = SliceUNet(2, pretrained=False)
+    used(model.encoder)
+    estimator = Estimator(model, tta_flip=False, half=False)
+    slices = torch.randn(2, 3, 64, 64, generator=torch.Generator().manual_seed(2))
+    with torch.no_grad():
+        wanted = torch.softmax(model(slices), 1)
+    torch.testing.assert_close(estimator(slices), wanted, rtol=1e-3, atol=1e-4)
+    assert estimator.model is model
+    assert norms(estimator.model)
+    assert not any(norms(network) for network in estimator._fused)
