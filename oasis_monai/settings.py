@@ -246,9 +246,9 @@ class Settings:
 
     def to_json(self) -> dict[str, Any]:
         """All settings as plain JSON values, which :func:`build` takes back."""
-        told: dict[str, Any] = plain(self)
-        told["preprocessing"].pop("spatial_dims")  # stands at the top
-        return told
+        values: dict[str, Any] = plain(self)
+        values["preprocessing"].pop("spatial_dims")  # stands at the top
+        return values
 
 
 GROUPS: dict[str, Any] = {

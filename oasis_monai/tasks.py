@@ -228,7 +228,7 @@ def _download(config: dict[str, Any], job: Mapping[str, Any], run_dir: Path, swe
 def _check(config: dict[str, Any], job: Mapping[str, Any], run_dir: Path, sweep_dir: Path | None) -> None:
     from oasis_monai.utils.files import write_text
     from oasis_monai.workflows.check import as_table, check_cases
-    from oasis_monai.workflows.field_of_view import Extent, extent, told
+    from oasis_monai.workflows.field_of_view import Extent, advice, extent
     from oasis_monai.workflows.prepare import find_selected_cases
 
     settings = _settings(config)
@@ -240,7 +240,7 @@ def _check(config: dict[str, Any], job: Mapping[str, Any], run_dir: Path, sweep_
         write_text(Path(job["output"]) / "check.csv", as_table(faults))
     for fault in faults:
         print(f"{fault.severity}: {fault}", file=sys.stderr if fault.severity == "error" else sys.stdout)
-    for line in told([e for e in extents if e is not None], settings.preprocessing, settings.divisor, settings.takes):
+    for line in advice([e for e in extents if e is not None], settings.preprocessing, settings.divisor, settings.takes):
         print(line)
     errors = sum(fault.severity == "error" for fault in faults)
     print(f"{len(cases)} cases, {errors} errors, {len(faults) - errors} warnings")

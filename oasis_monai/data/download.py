@@ -83,10 +83,10 @@ def _there(folder: Path, source: Source) -> bool:
     if not folder.exists():
         return False
     try:
-        told = json.loads((folder / RECORD).read_text(encoding="utf-8"))
-        if told["md5"] == source.md5:
+        record = json.loads((folder / RECORD).read_text(encoding="utf-8"))
+        if record["md5"] == source.md5:
             return True
-        found = f"{told['name']} (md5 {told['md5']})"
+        found = f"{record['name']} (md5 {record['md5']})"
     except (OSError, ValueError, KeyError, TypeError):
         found = f"a folder without {RECORD}"
     remedy = "use it as data.root, or move it away, or give another output=DIR"

@@ -212,9 +212,17 @@ def audit(scores: pd.DataFrame, groups: Mapping[str, int]) -> Table:
                 values = {
                     f"{p}_{k}": v for p, m in means.items() for k, v in zip(("mean", "sd", "ci_low", "ci_high"), m, strict=True)
                 }
-                told = dict(zip(("leak", "leak_sd", "leak_ci_low", "leak_ci_high"), gap, strict=True))
+                leak_values = dict(zip(("leak", "leak_sd", "leak_ci_low", "leak_ci_high"), gap, strict=True))
                 tidy.append(
-                    {"label": label, "method": method, "n": text, "cases": len(joined), **values, **told, "p": wilcoxon(leak)}
+                    {
+                        "label": label,
+                        "method": method,
+                        "n": text,
+                        "cases": len(joined),
+                        **values,
+                        **leak_values,
+                        "p": wilcoxon(leak),
+                    }
                 )
                 if text in ("n*", "0"):
                     name = method if text == "0" else f"{method}-n*"

@@ -64,13 +64,13 @@ class Calibration:
         }
 
     @classmethod
-    def from_json(cls, told: Mapping[str, Any]) -> Calibration:
-        """Raises KeyError, TypeError or ValueError where ``told`` is not what :meth:`to_json` gives."""
-        sources, weights = tuple(map(str, told["sources"])), tuple(map(float, told["weights"]))
+    def from_json(cls, values: Mapping[str, Any]) -> Calibration:
+        """Raises KeyError, TypeError or ValueError where ``values`` is not what :meth:`to_json` gives."""
+        sources, weights = tuple(map(str, values["sources"])), tuple(map(float, values["weights"]))
         if not set(sources) <= set(SOURCES) or len(weights) != len(sources):
-            raise ValueError(f"expected a weight per source of {SOURCES}, found {told!r}")
-        spread = told["spread"]
-        return cls(sources, weights, float(told["offset"]), None if spread is None else float(spread), int(told["cases"]))
+            raise ValueError(f"expected a weight per source of {SOURCES}, found {values!r}")
+        spread = values["spread"]
+        return cls(sources, weights, float(values["offset"]), None if spread is None else float(spread), int(values["cases"]))
 
 
 def uncalibrated(values: Sequence[float] | np.ndarray) -> Calibration:

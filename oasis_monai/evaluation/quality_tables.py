@@ -74,9 +74,9 @@ def quality_rows(
     for row, counts in [*untouched, *corrupted]:
         if row["region"] != "whole" or counts is None or math.isnan(row["dsc"]):
             continue
-        told = overlaps(counts)[labels.index(row["label"])]
+        agreement = overlaps(counts)[labels.index(row["label"])]
         kept = {k: row[k] for k in ("protocol", "fold", "case", "method", "n", "label", "corruption", "dsc")}
-        parts[row["method"], row["n"], row["label"]].append(kept | dict(zip(SOURCES, map(float, told), strict=True)))
+        parts[row["method"], row["n"], row["label"]].append(kept | dict(zip(SOURCES, map(float, agreement), strict=True)))
     made: list[dict[str, Any]] = []
     models: dict[str, dict[str, Calibration]] = defaultdict(dict)
     for (method, n, label), rows in sorted(parts.items()):
@@ -147,16 +147,16 @@ def read_calibrations(path: Path) -> dict[str, dict[str, Calibration]] | None:
         return None
 
 
-def calibrations_of(told: Any) -> dict[str, dict[str, Calibration]]:
+def calibrations_of(record: Any) -> dict[str, dict[str, Calibration]]:
     """Calibrations from their plain JSON value.
 
     Raises:
         ValueError: it is none.
     """
     try:
-        return {str(name): {str(k): Calibration.from_json(v) for k, v in by.items()} for name, by in told.items()}
+        return {str(name): {str(k): Calibration.from_json(v) for k, v in by.items()} for name, by in record.items()}
     except (AttributeError, KeyError, TypeError) as error:
-        raise ValueError(f"calibration: expected method -> label -> weights, found {told!r}") from error
+        raise ValueError(f"calibration: expected method -> label -> weights, found {record!r}") from error
 
 
 def calibration_for(

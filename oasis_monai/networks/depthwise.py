@@ -18,19 +18,19 @@ SIDE, PART = 5, 3
 CORNERS = (0, SIDE - PART)  # where along an axis the parts lie in the kernel; the taps they share are the same in both
 
 
-def block(layers: Any, image: torch.Tensor, half: bool = False) -> torch.Tensor:
+def block(layers: Any, image: torch.Tensor, bfloat16: bool = False) -> torch.Tensor:
     """``layers(image)`` of an inverted residual block with gradients, its batch norms in evaluation mode.
 
     Args:
         layers: a block of EfficientNet-Lite: expansion (but in the first), depthwise convolution, projection.
         image: (B, C, x, y) float32, channels last.
-        half: the convolutions of one voxel in bfloat16; depthwise ones would be slower.
+        bfloat16: the convolutions of one voxel in bfloat16; depthwise ones would be slower.
     """
     made = image
     if hasattr(layers, "_expand_conv"):
-        made = F.relu6(_pointwise(layers._expand_conv, layers._bn0, made, half))
+        made = F.relu6(_pointwise(layers._expand_conv, layers._bn0, made, bfloat16))
     made = F.relu6(_depthwise(layers._depthwise_conv, layers._bn1, made))
-    made = _pointwise(layers._project_conv, layers._bn2, made, half)
+    made = _pointwise(layers._project_conv, layers._bn2, made, bfloat16)
     return made + image if made.shape == image.shape and layers.id_skip else made
 
 
@@ -43,9 +43,9 @@ def folded(convolution: nn.Conv2d, norm: nn.BatchNorm2d) -> tuple[torch.Tensor, 
     return convolution.weight * scale[:, None, None, None], norm.bias - norm.running_mean * scale
 
 
-def _pointwise(convolution: nn.Conv2d, norm: nn.BatchNorm2d, image: torch.Tensor, half: bool) -> torch.Tensor:
+def _pointwise(convolution: nn.Conv2d, norm: nn.BatchNorm2d, image: torch.Tensor, bfloat16: bool) -> torch.Tensor:
     weight, bias = folded(convolution, norm)
-    with torch.autocast("cpu", torch.bfloat16, enabled=half):
+    with torch.autocast("cpu", torch.bfloat16, enabled=bfloat16):
         made = F.linear(image.permute(0, 2, 3, 1), weight[:, :, 0, 0], bias)
     return made.float().permute(0, 3, 1, 2)
 

@@ -11,7 +11,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from oasis_monai.networks import depthwise as lite_training
+from oasis_monai.networks import depthwise
 from oasis_monai.networks.layers import avoid_amx_bug
 from oasis_monai.utils.config import INFERENCE_ONLY, identity_of, make_tuples, not_used_by, require
 from oasis_monai.utils.errors import ConfigError
@@ -34,7 +34,7 @@ def make_slice_network(
 
 DESIGN = 2  # part of the identity of every joint model; raise it when the same settings would train other networks
 BESIDE = 4  # of those that are shown atlases: raise it when others would be chosen, or shown in another way
-REACH = 5.0  # voxels: no place is further outside a structure than that, as if a slice without it had its edge so far away
+MAX_DISTANCE = 5.0  # voxels: no place is further outside a structure than that, as if a slice without it had its edge so far away
 STRIDE = 16  # of the lowest level that is normalised
 LEAST = 2 * STRIDE  # voxels a side that a slice must have
 ENCODER = (16, 24, 40, 112, 320)  # channels of EfficientNet-Lite0 at strides 2, 4, 8, 16, 32
@@ -166,7 +166,7 @@ class SliceUNet(nn.Module):
         pretrained: load the ImageNet weights of the installed package.
 
     Shapes: ``forward((B, 3 + extra, x, y)) -> (B, classes, x, y)`` logits, ``extra`` the channels of atlases and shape;
-    ``half`` runs the decoder and, while
+    ``bfloat16`` runs the decoder and, while
     training on a CPU, the encoder's convolutions of one voxel in bfloat16.
 
     The encoder's batch norms keep the statistics of ImageNet in training as well: a batch of neighbouring slices has no
@@ -206,7 +206,7 @@ class SliceUNet(nn.Module):
                 module.eval()
         return self
 
-    def forward(self, image: torch.Tensor, half: bool = False) -> torch.Tensor:
+    def forward(self, image: torch.Tensor, bfloat16: bool = False) -> torch.Tensor:
         net, (height, width) = self.encoder, image.shape[2:]
         image = F.pad(image, (0, width % 2, 0, height % 2))
         h = net._conv_stem(image[:, :3])
@@ -218,10 +218,10 @@ class SliceUNet(nn.Module):
         for block in net._blocks:
             if block._depthwise_conv.stride[0] == 2:
                 skips.append(h)
-            h = lite_training.block(block, h, half) if fits else block(h)
+            h = depthwise.block(block, h, bfloat16) if fits else block(h)
         # on a CPU the encoder's depthwise convolutions are slower in bfloat16 than in float32, the decoder's convolutions faster;
         # and instance norms, which come with channels first only, are faster where nothing has to be rearranged for them
-        with torch.autocast(image.device.type, torch.bfloat16) if half else nullcontext():
+        with torch.autocast(image.device.type, torch.bfloat16) if bfloat16 else nullcontext():
             for up, skip in zip(self.up, reversed(skips), strict=True):
                 h = up(torch.cat([F.interpolate(h.contiguous(), size=skip.shape[2:]), skip.contiguous()], 1))
             logits: torch.Tensor = self.last(h)
@@ -232,7 +232,7 @@ class SliceUNet(nn.Module):
     def _before_looking(self, beside: torch.Tensor, trust: torch.Tensor) -> torch.Tensor:
         """(B, classes, x, y) logits that the atlases, or the expected shape, speak for."""
         if self.shape:  # bounded: however far inside, the image may still say no
-            inside = 2 * torch.tanh(trust * REACH / 2 * (beside[:, 1 - self.classes :] - 1))
+            inside = 2 * torch.tanh(trust * MAX_DISTANCE / 2 * (beside[:, 1 - self.classes :] - 1))
             return torch.cat([-inside.amax(1, keepdim=True), inside], 1)
         labels = beside.unflatten(1, (self.atlases, self.classes))[:, :, 1:].mean(1)
         return trust * (2 * torch.cat([1 - labels.sum(1, keepdim=True), labels], 1) - 1)

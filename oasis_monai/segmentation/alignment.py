@@ -29,12 +29,14 @@ class Aligner(Batched):
             structures for a joint STM.
         device: where it runs.
         batch: pairs per forward pass, and the most warped atlases held in memory at once.
-        half: run the network in bfloat16, see :func:`oasis_monai.utils.device.use_bfloat16`.
+        bfloat16: run the network in bfloat16, see :func:`oasis_monai.utils.device.use_bfloat16`.
     """
 
-    def __init__(self, model: nn.Module, device: str | torch.device = "cpu", batch: int = 8, half: bool | None = None) -> None:
+    def __init__(
+        self, model: nn.Module, device: str | torch.device = "cpu", batch: int = 8, bfloat16: bool | None = None
+    ) -> None:
         self.model, self.device, self.batch = model.to(device).eval(), torch.device(device), batch
-        self.half = use_bfloat16(self.device, half)
+        self.bfloat16 = use_bfloat16(self.device, bfloat16)
         self.joint = bool(getattr(getattr(model, "settings", None), "joint", False))
 
     def seen(self, library: AtlasLibrary, rows: torch.Tensor) -> torch.Tensor:
@@ -50,7 +52,7 @@ class Aligner(Batched):
 
         def align(part: slice) -> torch.Tensor:
             pair = atlases[part].to(self.device), targets[part].to(self.device)
-            with torch.autocast(self.device.type, torch.bfloat16, enabled=self.half):
+            with torch.autocast(self.device.type, torch.bfloat16, enabled=self.bfloat16):
                 field: torch.Tensor = self.model.field(*pair)  # type: ignore[operator]
             return field.half().cpu()
 

@@ -56,10 +56,17 @@ def build_estimator(networks: TrainedNetworks, options: SegmenterOptions, device
     """The segmentation networks of a joint model; None for another model."""
     if networks.slices is None:
         return None
-    joint, whole = options.joint, None
+    joint, volume_network = options.joint, None
     if networks.volume is not None:
-        whole = make_volume_network(networks.volume, joint.volume_network, options.network, device)
-    return Estimator(networks.slices, joint.tta_flip, device, whole=whole, stride=joint.volume_stride, tta_views=joint.tta_views)
+        volume_network = make_volume_network(networks.volume, joint.volume_network, options.network, device)
+    return Estimator(
+        networks.slices,
+        joint.tta_flip,
+        device,
+        volume_network=volume_network,
+        stride=joint.volume_stride,
+        tta_views=joint.tta_views,
+    )
 
 
 def build_segmenter(

@@ -52,11 +52,11 @@ class Estimator(Batched):
         tta_flip, tta_views: see :class:`JointSettings`.
         device: where it runs.
         batch: slices per forward pass.
-        half: run the networks in bfloat16, see :func:`oasis_monai.utils.device.use_bfloat16`.
-        whole: the volume network, (B, 1, \\*s) -> (B, C, \\*s) probabilities on a grid coarser by ``stride``; None without.
+        bfloat16: run the networks in bfloat16, see :func:`oasis_monai.utils.device.use_bfloat16`.
+        volume_network: (B, 1, \\*s) -> (B, C, \\*s) probabilities on a grid coarser by ``stride``; None without one.
     """
 
-    knob = "preprocessing.size"
+    memory_setting = "preprocessing.size"
 
     def __init__(
         self,
@@ -64,22 +64,22 @@ class Estimator(Batched):
         tta_flip: bool = True,
         device: str | torch.device = "cpu",
         batch: int = 32,
-        whole: Callable[[torch.Tensor], torch.Tensor] | None = None,
+        volume_network: Callable[[torch.Tensor], torch.Tensor] | None = None,
         stride: Sequence[int] = (2, 2, 1),
         tta_views: int = 0,
-        half: bool | None = None,
+        bfloat16: bool | None = None,
     ) -> None:
         self.model, self.tta_flip, self.tta_views = model.to(device).eval(), tta_flip, tta_views
         members = model.members if isinstance(model, SliceUNetEnsemble) else [model]
         self._fused = [without_batch_norms(member) for member in members]  # what runs; the model is what is kept
         self.device, self.batch = torch.device(device), batch
-        self.half = use_bfloat16(self.device, half)
-        self.whole, self.stride = whole, tuple(stride)
+        self.bfloat16 = use_bfloat16(self.device, bfloat16)
+        self.volume_network, self.stride = volume_network, tuple(stride)
 
-    def plain(self) -> Estimator:
+    def without_views(self) -> Estimator:
         """The same without turned and scaled copies: a fifth of the time."""
-        how = (self.model, self.tta_flip, self.device, self.batch, self.whole, self.stride)
-        return Estimator(*how, half=self.half) if self.tta_views else self
+        arguments = (self.model, self.tta_flip, self.device, self.batch, self.volume_network, self.stride)
+        return Estimator(*arguments, bfloat16=self.bfloat16) if self.tta_views else self
 
     @torch.inference_mode()
     def __call__(self, slices: torch.Tensor) -> torch.Tensor:
@@ -104,7 +104,7 @@ class Estimator(Batched):
 
     def _seen(self, slices: torch.Tensor) -> torch.Tensor:
         slices = slices.contiguous(memory_format=torch.channels_last)
-        with torch.autocast(self.device.type, torch.bfloat16, enabled=self.half):
+        with torch.autocast(self.device.type, torch.bfloat16, enabled=self.bfloat16):
             logits = [network(slices) for network in self._fused]
         return torch.stack([torch.softmax(one.float(), 1) for one in logits]).mean(0)
 
@@ -121,13 +121,13 @@ class Estimator(Batched):
     def network_probabilities(self, image: torch.Tensor) -> torch.Tensor:
         """(1, x, y, z) -> (V, C, x, y, z) float32: what each network says, the slice network first."""
         by_slices = self(with_neighbours(image)).permute(1, 2, 3, 0).contiguous()
-        if self.whole is None:
+        if self.volume_network is None:
             return by_slices[None]
         pooled = pool(image[None].float(), self.stride)
-        with torch.autocast(self.device.type, torch.bfloat16, enabled=self.half):
-            coarse = self.whole(pooled)
+        with torch.autocast(self.device.type, torch.bfloat16, enabled=self.bfloat16):
+            coarse = self.volume_network(pooled)
             if self.tta_flip:
-                coarse = (coarse + self.whole(pooled.flip(2)).flip(2)) / 2
+                coarse = (coarse + self.volume_network(pooled.flip(2)).flip(2)) / 2
         fine = enlarge(coarse, image.shape[1:])[0]
         return torch.stack([by_slices, fine])
 
@@ -149,14 +149,14 @@ def estimate_atlases(
     """What the network makes of the atlases ``rows`` (default all) of its own library: (R, C-1, \\*S) float16. A slice never sees
     itself as an atlas."""
     rows = torch.arange(len(library)) if rows is None else rows
-    estimator = estimator.plain()  # the STM is trained to doubt it anyway
+    estimator = estimator.without_views()  # the STM is trained to doubt it anyway
     if library.spatial_dims == 3:
         return torch.stack([estimator.volume(library.images[row])[1:].half() for row in rows.tolist()])
     near = nearest_slice_atlases(library, atlases, same_case, rows)
-    found = []
+    estimates = []
     for part, of in zip(rows.split(64), near.split(64), strict=True):
         slices = context_slices(library, part)
         shape = expected_shapes(library, part, of) if atlases and same_case else None
         slices = append_atlas_channels(slices, library, of, shape)
-        found.append(estimator(slices)[:, 1:].half())
-    return torch.cat(found)
+        estimates.append(estimator(slices)[:, 1:].half())
+    return torch.cat(estimates)

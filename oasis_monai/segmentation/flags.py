@@ -112,6 +112,6 @@ def unsure(predicted: Mapping[str, float], names: Sequence[str], calibrated: boo
     """Whether a failure is likely: ``names`` are the structures whose ``predicted`` DSC says so."""
     if not names:
         return None
-    told = ", ".join(f"{name} {100 * predicted[name]:.0f} %" for name in names)
+    predictions = ", ".join(f"{name} {100 * predicted[name]:.0f} %" for name in names)
     how = "predicted DSC" if calibrated else "the parts of the result overlap by"
-    return Flag(UNSURE, f"{how} {told}: look at it before it is used")
+    return Flag(UNSURE, f"{how} {predictions}: look at it before it is used")

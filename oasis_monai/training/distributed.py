@@ -156,10 +156,10 @@ class ProcessGroup(SingleProcess):
             dist.destroy_process_group()
 
     def _number(self, number: int) -> int:
-        told = torch.tensor([number])
+        message = torch.tensor([number])
         with self._together():
-            dist.broadcast(told, src=0, group=self._groups["cpu"])
-        return int(told)
+            dist.broadcast(message, src=0, group=self._groups["cpu"])
+        return int(message)
 
     def start_step(self, number: int, model: nn.Module) -> None:
         self._number(number)

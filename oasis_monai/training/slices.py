@@ -79,7 +79,7 @@ class _SliceTrainer(Trainer):
     """One step of training on slices drawn from the whole library; see :class:`oasis_monai.training.trainer.Trainer`."""
 
     terms = ("loss",)
-    knob = "joint.slices_per_step"
+    memory_setting = "joint.slices_per_step"
 
     def __init__(self, context: FitContext, model: SliceUNet, joint: JointSettings) -> None:
         from monai.losses import DiceCELoss
@@ -95,7 +95,7 @@ class _SliceTrainer(Trainer):
             {"params": [p for p in model.parameters() if id(p) not in own], "scale": 1.0},
         ]
         self.optimiser = torch.optim.AdamW(groups, lr=settings.lr, weight_decay=1e-4, fused=True)
-        self.half = settings.amp or use_bfloat16(self.device, None)
+        self.bfloat16 = settings.amp or use_bfloat16(self.device, None)
         self.augmentation = context.augmented()
         self.spacing_mm = context.spacing_mm[:2]
         # over the batch, not per slice: a slice without the structure has no Dice of its own
@@ -141,8 +141,8 @@ class _SliceTrainer(Trainer):
         self.model.train()
         on_cpu = self.device.type == "cpu"
         image = image.contiguous(memory_format=torch.channels_last)
-        with torch.autocast(self.device.type, torch.bfloat16, enabled=self.half and not on_cpu):
-            output = self.team.forward(self.model, image, half=self.half and on_cpu)
+        with torch.autocast(self.device.type, torch.bfloat16, enabled=self.bfloat16 and not on_cpu):
+            output = self.team.forward(self.model, image, bfloat16=self.bfloat16 and on_cpu)
         target = torch.cat([(1 - label.sum(1, keepdim=True)).clamp(0, 1), label], 1)
         loss = self.loss(output.float(), target)
         self.descend(loss)

@@ -149,7 +149,7 @@ class Trainer(ABC):
     settings: TrainingSettings
     terms: tuple[str, ...]
     """Names of what :meth:`step` returns; the first is the loss."""
-    knob = "training.batch"
+    memory_setting = "training.batch"
     """The setting that lowers the memory of a step."""
     device: torch.device
     team: distributed.SingleProcess = distributed.SingleProcess()
@@ -273,8 +273,8 @@ def _step(trainer: Trainer, state: _State, name: str) -> torch.Tensor:
         if not out_of_memory(error):
             raise
         raise OasisError(
-            f"{name}: {trainer.knob}: expected memory for a step, found none left at step {state.step} ({first_line(error)}); "
-            f"the last checkpoint is kept: lower {trainer.knob} or preprocessing.size, or end other programs and go on"
+            f"{name}: out of memory at step {state.step} ({first_line(error)}). Lower {trainer.memory_setting} or "
+            "preprocessing.size, or close other programs, and run the same command again. The last checkpoint is kept."
         ) from error
 
 

@@ -78,7 +78,7 @@ class RobustZScore(Transform):
 
     def __call__(self, img: np.ndarray | torch.Tensor) -> torch.Tensor:
         tensor = _tensor(img)
-        values = grids.plain(tensor)
+        values = grids.as_plain_tensor(tensor)
         scored = z_score(values, _not_padding(values, self.padding), self.lower, self.upper)
         out: Any = convert_to_dst_type(scored, tensor, dtype=torch.float32)[0]
         return _own(out)
@@ -110,7 +110,7 @@ class LocalZScore(Transform):
         self.sigma_mm, self.lower, self.upper, self.padding = sigma_mm, lower, upper, padding
 
     def __call__(self, img: torch.Tensor) -> torch.Tensor:
-        grid, values = _grid(img), grids.plain(img)
+        grid, values = _grid(img), grids.as_plain_tensor(img)
         sigma = [self.sigma_mm / mm for mm in grid.spacing_mm]
         scored = local_z_score(values, _not_padding(values, self.padding), sigma, self.lower, self.upper)
         out: Any = convert_to_dst_type(scored, img, dtype=torch.float32)[0]
@@ -241,7 +241,7 @@ class OneHotLabels(Transform):
 
     def __call__(self, img: np.ndarray | torch.Tensor) -> torch.Tensor:
         tensor = _tensor(img)
-        unknown = sorted(set(torch.unique(grids.plain(tensor)).tolist()) - set(self.label_values))
+        unknown = sorted(set(torch.unique(grids.as_plain_tensor(tensor)).tolist()) - set(self.label_values))
         if unknown:
             raise ValueError(f"label: expected only {list(self.label_values)}, found {unknown[:5]}; add them to label_values")
         classes = len(self.label_values)

@@ -64,7 +64,7 @@ class Augmentation:
         """
         transforms = self._transforms(image, flip, spacing_mm, random)
         bend = self._bend(image, spacing_mm, random) if self.elastic_mm else None
-        both = moved(torch.cat([image, label], 1).float(), transforms, bend)
+        both = apply_motion(torch.cat([image, label], 1).float(), transforms, bend)
         channels = image.shape[1]
         return self._intensity(both[:, :channels], random), both[:, channels:]
 
@@ -126,7 +126,7 @@ class Augmentation:
         return image
 
 
-def moved(images: torch.Tensor, transforms: torch.Tensor, bend: torch.Tensor | None = None) -> torch.Tensor:
+def apply_motion(images: torch.Tensor, transforms: torch.Tensor, bend: torch.Tensor | None = None) -> torch.Tensor:
     """Images (B, C, *S) seen through affine ``transforms`` (B, D, D+1) of torch's normalised coordinates; 0 outside.
 
     Args:

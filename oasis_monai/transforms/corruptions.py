@@ -158,14 +158,14 @@ CORRUPTIONS: dict[str, Corruption] = {
 }
 
 
-def drawn(case: str, count: int, seed: int) -> list[tuple[str, int]]:
+def draw_corruptions(case: str, count: int, seed: int) -> list[tuple[str, int]]:
     """``count`` different corruptions for a case, each a name of :data:`CORRUPTIONS` and a seed; always the same ones."""
     random = np.random.default_rng([seed, *case.encode()])
     names = [list(CORRUPTIONS)[i] for i in random.permutation(len(CORRUPTIONS))[:count]]
     return [(name, int(random.integers(2**31))) for name in names]
 
 
-def left(volume: Volume) -> bool:
+def shows_anything(volume: Volume) -> bool:
     """Whether a corruption has left anything to segment: an image that is not constant (a scan of one slice can lose it), and
     some of the label (which may turn out of a narrow field of view)."""
     return bool(volume.image.min() < volume.image.max()) and bool(_label(volume).any())

@@ -83,7 +83,7 @@ def resample(values: torch.Tensor, source: Geometry, target: Geometry, anti_alia
     Returns:
         (C, \\*target.shape) float32, on the device of ``values``.
     """
-    values = plain(values).float()
+    values = as_plain_tensor(values).float()
     _check_shape("values", values, source)
     sigma = _sigma(source, target) if anti_alias else [0.0, 0.0, 0.0]
     values, source = _seen(values, source, target, [math.ceil(TRUNCATED * width) for width in sigma])
@@ -120,7 +120,7 @@ def resample_label(label: torch.Tensor, source: Geometry, target: Geometry) -> t
     Returns:
         (1, \\*target.shape) uint8.
     """
-    label = plain(label)
+    label = as_plain_tensor(label)
     _check_shape("label", label, source)
 
     def maps() -> Iterator[tuple[int, torch.Tensor]]:
@@ -163,7 +163,7 @@ def restore_all(
         _check_shape("probability", probability, working)
         if len(probability) < 2:
             raise ValueError(f"probability: expected 2 or more classes, background first, found {len(probability)}")
-    foreground = torch.cat([plain(probability)[1:].float() for probability in probabilities])
+    foreground = torch.cat([as_plain_tensor(probability)[1:].float() for probability in probabilities])
     classes = len(foreground) // len(probabilities)
     device = foreground.device
     labels = [torch.zeros(native.shape, dtype=torch.uint8, device=device) for _ in probabilities]
@@ -195,7 +195,7 @@ def restore_all(
     return results
 
 
-def plain(values: torch.Tensor) -> torch.Tensor:
+def as_plain_tensor(values: torch.Tensor) -> torch.Tensor:
     """The bare tensor: whatever MONAI metadata ``values`` carries stays behind."""
     strip: Callable[[], torch.Tensor] | None = getattr(values, "as_tensor", None)
     return values if strip is None else strip()
@@ -245,7 +245,7 @@ def _by_monai(values: torch.Tensor, source: Geometry, target: Geometry, mode: st
     step = torch.as_tensor(np.linalg.solve(source.affine, target.affine), dtype=torch.float64)
     resampler = SpatialResample(mode=mode, padding_mode=padding, align_corners=False, dtype=np.float32)
     moved = resampler(MetaTensor(values, affine=torch.eye(4)), dst_affine=step, spatial_size=target.shape)
-    return plain(moved)
+    return as_plain_tensor(moved)
 
 
 def _sigma(source: Geometry, target: Geometry) -> list[float]:

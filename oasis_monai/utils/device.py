@@ -12,8 +12,8 @@ from oasis_monai.utils.errors import ConfigError
 
 def has_fast_bfloat16() -> bool:
     """Whether this CPU multiplies bfloat16 in hardware; elsewhere it would be slower than float32."""
-    told = getattr(torch.ops.mkldnn, "_is_mkldnn_bf16_supported", None)
-    return bool(torch.backends.mkldnn.is_available() and told is not None and told())
+    is_supported = getattr(torch.ops.mkldnn, "_is_mkldnn_bf16_supported", None)
+    return bool(torch.backends.mkldnn.is_available() and is_supported is not None and is_supported())
 
 
 def use_bfloat16(device: torch.device, asked: bool | None) -> bool:

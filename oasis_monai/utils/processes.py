@@ -21,7 +21,7 @@ from oasis_monai.utils.errors import ConfigError, DataError, OasisError, system_
 from oasis_monai.utils.memory import first_line, out_of_memory
 
 
-def side_by_side(
+def run_parallel(
     function: Callable[..., Any], jobs: Sequence[tuple[str, tuple[Any, ...]]], workers: int, ended: Callable[[str, float], None]
 ) -> None:
     """Call ``function(*arguments)`` for every (name, arguments), ``workers`` at a time, in new processes of one CPU thread

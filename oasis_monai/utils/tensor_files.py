@@ -47,13 +47,13 @@ def map_tensors(path: str | Path, check: bool = True) -> tuple[dict[str, torch.T
         ValueError: it is truncated or a byte of it changed.
     """
     with open(path, "rb") as stream:
-        told = stream.read(CHECKSUM)
-        if check and hashlib.file_digest(stream, "sha256").digest() != told:
+        stored_checksum = stream.read(CHECKSUM)
+        if check and hashlib.file_digest(stream, "sha256").digest() != stored_checksum:
             raise ValueError(f"{path}: expected the content of its sha256, found other bytes; delete it to have it made again")
         stream.seek(CHECKSUM)
         length = int.from_bytes(stream.read(8), "little")
         start = CHECKSUM + 8 + length
-        if len(told) < CHECKSUM or start > stream.seek(0, 2):
+        if len(stored_checksum) < CHECKSUM or start > stream.seek(0, 2):
             raise ValueError(f"{path}: expected a file of tensors, found a shorter one")
         stream.seek(CHECKSUM + 8)
         header = json.loads(stream.read(length))

@@ -18,7 +18,7 @@ from oasis_monai.segmentation.methods import METHODS
 from oasis_monai.segmentation.pipeline import CaseResult, Scan, segment_case
 from oasis_monai.segmentation.segmenter import Key, Segmenter
 from oasis_monai.settings import Settings
-from oasis_monai.transforms.corruptions import CORRUPTIONS, CORRUPTIONS_VERSION, drawn, left
+from oasis_monai.transforms.corruptions import CORRUPTIONS, CORRUPTIONS_VERSION, draw_corruptions, shows_anything
 from oasis_monai.utils.device import resolve_device
 from oasis_monai.utils.errors import with_case_in_errors
 from oasis_monai.utils.files import digest
@@ -35,7 +35,7 @@ def methods_with_predicted_dice(settings: Settings) -> tuple[str, ...]:
     return tuple(m for m in settings.atlas_methods if METHODS[m].predicts_dice and m not in alone)
 
 
-def copies(settings: Settings) -> int:
+def num_corrupted_copies(settings: Settings) -> int:
     """Corrupted copies of each test case that a cross-validation makes.
 
     None where no Dice is predicted, in a job of one fold (a case is predicted from the other folds), and under slice folds, where
@@ -62,13 +62,13 @@ def segment_labelled(
     if volume.label is None:
         raise ValueError(f"{volume.case}: expected a labelled scan")
     scan = Scan.of_volume(volume, settings.preprocessing)
-    found = segment_case(segmenter, scan, embed, methods, settings.n, fields, volume.case)
-    labels, truth, classes = found.restore(), volume.label[0], len(settings.data.label_values)
+    case_result = segment_case(segmenter, scan, embed, methods, settings.n, fields, volume.case)
+    labels, truth, classes = case_result.restore(), volume.label[0], len(settings.data.label_values)
     dice = {
         key: [float(common / both) if both else math.nan for common, both in overlap_counts(one.label, truth, classes).tolist()]
         for key, one in labels.items()
     }
-    return found, labels, dice
+    return case_result, labels, dice
 
 
 def corrupted_rows(
@@ -77,7 +77,7 @@ def corrupted_rows(
     """Rows of :func:`copies` of every case, each segmented by the model of the fold that tests it."""
     from tqdm import tqdm
 
-    rows, count = Rows(), copies(settings)
+    rows, count = Rows(), num_corrupted_copies(settings)
     if not count:
         return rows
     embed = embedder(settings.features.name, settings.features.weights, resolve_device(settings.device))
@@ -89,15 +89,17 @@ def corrupted_rows(
         assert segmenter is not None
         with with_case_in_errors(case):
             volume = read_volume(dataset.cases[case], settings.data.label_values)
-            for name, seed in drawn(case, count, settings.seed):
+            for name, seed in draw_corruptions(case, count, settings.seed):
                 copy = CORRUPTIONS[name](volume, seed)
-                if not left(copy):
+                if not shows_anything(copy):
                     continue
-                kept = models.fields(fold, case)
-                fields = kept and FieldCache(kept.folder, digest([kept.key, name, seed, CORRUPTIONS_VERSION]))
-                found, _, dice = segment_labelled(segmenter, copy, settings, embed, methods, fields)
+                uncorrupted_fields = models.fields(fold, case)
+                fields = uncorrupted_fields and FieldCache(
+                    uncorrupted_fields.folder, digest([uncorrupted_fields.key, name, seed, CORRUPTIONS_VERSION])
+                )
+                case_result, _, dice = segment_labelled(segmenter, copy, settings, embed, methods, fields)
                 about = {"protocol": "patient", "fold": fold.index, "case": case, "corruption": name, "region": "whole"}
-                for key, result in found.results.items():
+                for key, result in case_result.results.items():
                     if result.agreement is not None:
                         own = {**about, "method": key[0], "n": key[1]}
                         scored = zip(settings.data.labels, dice[key], strict=True)

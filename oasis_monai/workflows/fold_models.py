@@ -28,7 +28,7 @@ from oasis_monai.training.slices import train_slice_network
 from oasis_monai.training.trainer import TRAINING_VERSION, FitContext
 from oasis_monai.utils.device import resolve_device
 from oasis_monai.utils.files import digest, file_digest, locked
-from oasis_monai.utils.processes import side_by_side
+from oasis_monai.utils.processes import run_parallel
 from oasis_monai.utils.tensor_files import load_if_whole, save_tensors
 from oasis_monai.workflows.prepare import Dataset, Log
 
@@ -255,21 +255,21 @@ class FoldModels:
         )
 
 
-def train_ahead(jobs: Sequence[tuple[Settings, int, str]], workers: int, log: Log) -> None:
+def train_in_parallel(jobs: Sequence[tuple[Settings, int, str]], workers: int, log: Log) -> None:
     """Train networks side by side: (settings, fold, network) each; they are found in the cache afterwards."""
     named = [(f"{network}, fold {fold}", (_quiet(settings), fold, network)) for settings, fold, network in jobs]
-    side_by_side(_train, named, workers, lambda name, minutes: log(f"trained {name}: {minutes:.1f} min"))
+    run_parallel(_train, named, workers, lambda name, minutes: log(f"trained {name}: {minutes:.1f} min"))
 
 
 def _quiet(settings: Settings) -> dict[str, Any]:
     return settings.to_json() | {"progress": False, "workers": 1}
 
 
-def _train(plain: dict[str, Any], fold: int, network: str) -> None:
+def _train(values: dict[str, Any], fold: int, network: str) -> None:
     from oasis_monai.settings import build
     from oasis_monai.workflows.prepare import find_and_check, prepare, split_of
 
-    settings = build(plain)
+    settings = build(values)
     cache = Path(settings.cache)
     dataset = prepare(settings, find_and_check(settings, cache, _silent), cache, _silent)
     split = split_of(settings, dataset)

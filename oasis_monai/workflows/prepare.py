@@ -151,14 +151,14 @@ def check_pairs(settings: Settings, split: Split) -> None:
         raise ConfigError("data", f"at least two training {what} to make pairs of", f"{fewest}", "add cases")
 
 
-def split_of(settings: Settings, prepared: Dataset) -> Split:
+def split_of(settings: Settings, dataset: Dataset) -> Split:
     """The folds of a run, their training side cut to ``train_cases`` patients where that is set.
 
     Raises:
         ConfigError: there are fewer atlases than n, fewer cases than folds, or no pairs to train the STM with; said before hours
             of training, not after.
     """
-    counts = {case: int((prepared.rows(case)).numel()) for case in prepared.targets}
+    counts = {case: int((dataset.rows(case)).numel()) for case in dataset.targets}
     split = make_split(counts, settings.k, settings.seed, settings.folds, settings.spatial_dims)
     if settings.train_cases is not None:
         split = limit_training(split, settings.train_cases)

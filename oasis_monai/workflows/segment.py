@@ -18,7 +18,7 @@ from oasis_monai.utils.errors import ConfigError, DataError, Fault
 from oasis_monai.utils.files import file_digest, write_json
 from oasis_monai.workflows.model import Model, load_model
 from oasis_monai.workflows.scan_result import ScanResult
-from oasis_monai.workflows.segment_table import FAILED, Row, read_told, row_of, table_text, with_earlier, write_table
+from oasis_monai.workflows.segment_table import FAILED, Row, merge_earlier_rows, read_record, row_of, table_text, write_table
 
 FORMATS = tuple(e.removeprefix(".") for e in ENDINGS)
 DICOM_RESULT = ".nii.gz"  # what a DICOM series gets where nothing else is asked for
@@ -88,7 +88,7 @@ def segment_scans(
             faults += own
     finally:
         if output.is_dir() or rows:
-            write_table(output, with_earlier(rows, output))
+            write_table(output, merge_earlier_rows(rows, output))
     _keep_pairs(loaded.segmenter, model, log)
     for line in table_text(rows).splitlines():
         log(line)
@@ -139,27 +139,27 @@ def _faults(case: Case, error: Exception) -> list[Fault]:
     return [Fault(case.id, "segment", "a scan that this model can segment", f"{type(error).__name__}: {text}", remedy)]
 
 
-def _same_scan(case: Case, told: dict[str, Any], content: str) -> None:
+def _same_scan(case: Case, record: dict[str, Any], content: str) -> None:
     """Refuse to put a scan's result in the place of that of another scan with the same name, from another folder."""
-    scan, before = str(case.image.resolve()), told.get("scan")
-    if before not in (None, scan) and told["asked"].get("image") != content:
+    scan, before = str(case.image.resolve()), record.get("scan")
+    if before not in (None, scan) and record["asked"].get("image") != content:
         remedy = "give another output=DIR, or overwrite=true to replace it"
         raise DataError(Fault(case.id, "output", f"no result of another scan of this name ({scan})", f"that of {before}", remedy))
 
 
-def _files(told: dict[str, Any]) -> list[str]:
+def _files(record: dict[str, Any]) -> list[str]:
     """Labels and probabilities that a scan's JSON file tells of, which lie beside the next result as if they were its own."""
-    own = [f"{told['case']}_{part}{kind}" for part in ("segmentation", "probability") for kind in ENDINGS]
-    return [name for name in own if name in told["files"] and Path(name).name == name]  # the JSON file may be anyone's
+    own = [f"{record['case']}_{part}{kind}" for part in ("segmentation", "probability") for kind in ENDINGS]
+    return [name for name in own if name in record["files"] and Path(name).name == name]  # the JSON file may be anyone's
 
 
-def _line(told: dict[str, Any]) -> str:
-    volumes = ", ".join(f"{name} {ml:.1f} ml" for name, ml in told["volume_ml"].items())
-    doubts = "".join(f"; {flag['name']}: {flag['text']}" for flag in told["flags"])
-    doubts += f"; it is the model's atlas {told['is_atlas']}, no test of its accuracy" if told.get("is_atlas") else ""
-    known = [f"{name} {100 * v:.0f} %" for name, v in told["predicted_dsc"].items() if v is not None]
-    quality = f"; {'predicted DSC' if told['calibrated'] else 'agreement of the parts'} {', '.join(known)}" if known else ""
-    return f"{told['case']}: {volumes}{quality}{doubts}"
+def _line(record: dict[str, Any]) -> str:
+    volumes = ", ".join(f"{name} {ml:.1f} ml" for name, ml in record["volume_ml"].items())
+    doubts = "".join(f"; {flag['name']}: {flag['text']}" for flag in record["flags"])
+    doubts += f"; it is the model's atlas {record['is_atlas']}, no test of its accuracy" if record.get("is_atlas") else ""
+    known = [f"{name} {100 * v:.0f} %" for name, v in record["predicted_dsc"].items() if v is not None]
+    quality = f"; {'predicted DSC' if record['calibrated'] else 'agreement of the parts'} {', '.join(known)}" if known else ""
+    return f"{record['case']}: {volumes}{quality}{doubts}"
 
 
 def _keep_pairs(segmenter: Segmenter, model: Path, log: Log) -> None:
@@ -187,7 +187,7 @@ class _Run:
         asked = self._asked(case, kind)
         json_file = self.output / f"{case.id}.json"
         probability_file = self.output / f"{case.id}_probability{kind}"
-        before = read_told(json_file)
+        before = read_record(json_file)
         if before is not None and not overwrite:
             kept = probability_file.name in _files(before) and probability_file.is_file()
             if before["asked"] == asked and (kept or not self.save_probability):

@@ -73,8 +73,8 @@ def _write_parts(folder: Path, segmenter: Segmenter) -> dict[str, str]:
     parts: dict[str, torch.nn.Module] = {STM_PART: segmenter.aligner.model}
     if segmenter.estimator is not None:
         parts[SLICES_PART] = segmenter.estimator.model
-        if isinstance(segmenter.estimator.whole, Predictor):
-            parts[VOLUME_PART] = segmenter.estimator.whole.model
+        if isinstance(segmenter.estimator.volume_network, Predictor):
+            parts[VOLUME_PART] = segmenter.estimator.volume_network.model
     for name, network in parts.items():
         save_tensors(folder / name, {f"model.{k}": v.contiguous() for k, v in network.state_dict().items()})
     segmenter.library.save(folder / LIBRARY_PART)

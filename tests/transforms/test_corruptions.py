@@ -8,9 +8,9 @@ import torch
 from oasis_monai.data.io import read_volume, to_canonical
 from oasis_monai.data.types import Geometry, Volume
 from oasis_monai.evaluation.quality_tables import read_calibrations, read_quality
-from oasis_monai.transforms.corruptions import CORRUPTIONS, UNTOUCHED, drawn, left
+from oasis_monai.transforms.corruptions import CORRUPTIONS, UNTOUCHED, draw_corruptions, shows_anything
 from oasis_monai.workflows import corrupted_copies as module
-from oasis_monai.workflows.corrupted_copies import copies, methods_with_predicted_dice, segment_labelled
+from oasis_monai.workflows.corrupted_copies import methods_with_predicted_dice, num_corrupted_copies, segment_labelled
 from oasis_monai.workflows.crossval import crossval
 from tests.conftest import CASES, JOINT
 from tests.helpers.runs import NETS, quiet
@@ -114,21 +114,23 @@ def test_an_unlabelled_scan_is_not_turned():
 
 def test_a_copy_of_which_nothing_is_left_is_told():
     one = Volume("a", torch.rand(1, 8, 8, 1) + 1, torch.ones(1, 8, 8, 1, dtype=torch.uint8), Geometry((8, 8, 1), np.eye(4)))
-    assert not left(CORRUPTIONS["lost slices"](one, 0))
-    assert left(CORRUPTIONS["lost slices"](one, 1))
+    assert not shows_anything(CORRUPTIONS["lost slices"](one, 0))
+    assert shows_anything(CORRUPTIONS["lost slices"](one, 1))
     corner = Volume("a", torch.rand(1, 40, 8, 2), torch.zeros(1, 40, 8, 2, dtype=torch.uint8), Geometry((40, 8, 2), np.eye(4)))
     corner.label[:, 0, 0] = 1
-    assert left(corner)
-    assert not left(CORRUPTIONS["turned by 20 degrees"](corner, 1)) or not left(CORRUPTIONS["turned by 20 degrees"](corner, 0))
+    assert shows_anything(corner)
+    assert not shows_anything(CORRUPTIONS["turned by 20 degrees"](corner, 1)) or not shows_anything(
+        CORRUPTIONS["turned by 20 degrees"](corner, 0)
+    )
 
 
 def test_every_case_draws_its_own_and_always_the_same():
-    one = {f"Case{i:02d}": drawn(f"Case{i:02d}", 3, 0) for i in range(40)}
+    one = {f"Case{i:02d}": draw_corruptions(f"Case{i:02d}", 3, 0) for i in range(40)}
     assert all(len({name for name, _ in names}) == 3 for names in one.values())
     assert {name for names in one.values() for name, _ in names} == set(CORRUPTIONS)
     assert len({seed for names in one.values() for _, seed in names}) == 120
-    assert one["Case07"] == drawn("Case07", 3, 0) != drawn("Case07", 3, 1)
-    assert drawn("Case07", 0, 0) == []
+    assert one["Case07"] == draw_corruptions("Case07", 3, 0) != draw_corruptions("Case07", 3, 1)
+    assert draw_corruptions("Case07", 0, 0) == []
 
 
 @pytest.mark.parametrize("dims", [3, 2])
@@ -142,7 +144,7 @@ def test_a_cross_validation_predicts_its_corrupted_copies(settings, tmp_path, di
     for group in groups:
         assert len(group.rows) == CASES
         assert len(group.corrupted) == 2 * CASES
-        expected = {(case, name) for case in group.rows["case"] for name, _ in drawn(case, 2, 0)}
+        expected = {(case, name) for case in group.rows["case"] for name, _ in draw_corruptions(case, 2, 0)}
         assert set(zip(group.corrupted["case"], group.corrupted["corruption"], strict=True)) == expected
         assert set(group.rows["corruption"]) == {UNTOUCHED}
     models = read_calibrations(tmp_path / "a" / "calibration.json")
@@ -153,7 +155,7 @@ def test_a_cross_validation_predicts_its_corrupted_copies(settings, tmp_path, di
 
 def test_copies_are_made_of_what_is_predicted_only(settings, tmp_path):
     made = {"methods": ["OASIS"], "corruptions": 2}
-    assert copies(settings(made)) == 2
+    assert num_corrupted_copies(settings(made)) == 2
     for change in (
         {"folds": "slice"},
         {"methods": ["FwoW", "STAPLE"]},
@@ -161,10 +163,10 @@ def test_copies_are_made_of_what_is_predicted_only(settings, tmp_path):
         {"corruptions": 0},
         {"methods": ["U-Net2D"]},
     ):
-        assert copies(settings(made | change, NETS, dims=2)) == 0
+        assert num_corrupted_copies(settings(made | change, NETS, dims=2)) == 0
     alone = {"methods": ["estimate"], "corruptions": 1}
-    assert copies(settings(alone, JOINT)) == 1
-    assert copies(settings(alone, JOINT, {"joint": {"volume_budget": 0.0}})) == 0
+    assert num_corrupted_copies(settings(alone, JOINT)) == 1
+    assert num_corrupted_copies(settings(alone, JOINT, {"joint": {"volume_budget": 0.0}})) == 0
     both = {"methods": ["estimate", "OASIS-joint"], "joint": {"volume_budget": 0.0}}
     assert methods_with_predicted_dice(settings(JOINT, both)) == ("OASIS-joint",)
     crossval(settings({"methods": ["FwoW"], "n": [1], "k": 2, "corruptions": 2}, dims=2), tmp_path / "a", quiet)
@@ -172,7 +174,7 @@ def test_copies_are_made_of_what_is_predicted_only(settings, tmp_path):
 
 
 def test_a_run_goes_on_without_a_copy_of_which_nothing_is_left(settings, tmp_path, monkeypatch):
-    monkeypatch.setattr(module, "left", lambda copy: not copy.case.endswith("3"))
+    monkeypatch.setattr(module, "shows_anything", lambda copy: not copy.case.endswith("3"))
     crossval(settings({"methods": ["majority"], "n": [2], "k": 2, "corruptions": 1}), tmp_path / "a", quiet)
     (group,) = read_quality(tmp_path / "a" / "quality.csv")
     assert (len(group.rows), len(group.corrupted)) == (CASES, CASES - 1)
@@ -196,7 +198,7 @@ def test_a_copy_is_segmented_by_a_model_that_never_saw_its_scan_and_scored_again
     (group,) = read_quality(tmp_path / "a" / "quality.csv")
     _, data = prepared()
     for case, name, dsc in group.corrupted[["case", "corruption", "dsc"]].itertuples(index=False):
-        ((drawn_name, seed),) = drawn(case, 1, 0)
+        ((drawn_name, seed),) = draw_corruptions(case, 1, 0)
         assert name == drawn_name
         assert torch.equal(seen[case][0], CORRUPTIONS[name](read_volume(data.cases[case], (0, 1)), seed).label)
         assert dsc == pytest.approx(seen[case][1], abs=1e-6)

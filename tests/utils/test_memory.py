@@ -72,18 +72,16 @@ def test_batches_are_halved_from_where_memory_ran_out(caplog):
     assert small.tried[:4] == [(0, 8), (0, 4), (0, 2), (2, 4)]
     assert small.batch == 2
     assert [r.getMessage() for r in caplog.records] == [
-        "warning: align_batch: no memory for 8 at once; going on with 4",
-        "warning: align_batch: no memory for 4 at once; going on with 2",
+        "warning: align_batch: out of memory with 8 at once; continuing with 4",
+        "warning: align_batch: out of memory with 4 at once; continuing with 2",
     ]
 
 
 def test_without_memory_for_one_the_setting_is_named():
     small = Small(2, 0)
-    with pytest.raises(
-        OasisError, match=r"^align_batch: expected memory for 1 at a time, found none left \(RuntimeError: "
-    ) as caught:
+    with pytest.raises(OasisError, match=r"^Out of memory, even for one image at a time \(RuntimeError: ") as caught:
         list(small.in_batches(3, small.work))
-    assert "lower preprocessing.size" in str(caught.value)
+    assert "Lower preprocessing.size" in str(caught.value)
     assert "\n" not in str(caught.value)
 
 
@@ -126,7 +124,7 @@ def test_alignment_and_overlaps_are_the_same_in_what_memory_allows(caplog):
     narrow.batch = 8
     rows = torch.arange(6)
     assert torch.equal(LoaTable(library, narrow).matrix(rows), LoaTable(library, wide).matrix(rows))
-    assert "warning: align_batch: no memory for 8 at once; going on with 4" in caplog.messages
+    assert "warning: align_batch: out of memory with 8 at once; continuing with 4" in caplog.messages
 
 
 def test_memory_that_ends_while_labels_are_warped_loses_none(monkeypatch):
@@ -166,7 +164,7 @@ def test_networks_predict_the_same_in_what_memory_allows(patch):
     narrow = Predictor(bounded(model, 2), "U-Net2D", settings, batch=8)
     torch.testing.assert_close(narrow(images), want, atol=1e-6, rtol=0)
     assert narrow.batch <= 2
-    with pytest.raises(OasisError, match=r"^align_batch: expected memory for 1 at a time"):
+    with pytest.raises(OasisError, match=r"^Out of memory, even for one image at a time"):
         Predictor(bounded(model, 0), "U-Net2D", settings, batch=8)(images)
 
 
@@ -178,7 +176,7 @@ def test_estimates_are_the_same_in_what_memory_allows(caplog):
     slices = torch.randn(5, 3, 8, 8)
     want = Estimator(Mean(), batch=1)(slices)
     assert torch.equal(Estimator(bounded(Mean(), 2), batch=32)(slices), want)
-    assert caplog.messages[0] == "warning: preprocessing.size: no memory for 5 at once; going on with 2"
+    assert caplog.messages[0] == "warning: preprocessing.size: out of memory with 5 at once; continuing with 2"
 
 
 def test_training_names_what_lowers_its_memory_and_keeps_its_checkpoint(tmp_path, monkeypatch):
@@ -193,7 +191,7 @@ def test_training_names_what_lowers_its_memory_and_keeps_its_checkpoint(tmp_path
         patch.setattr(training_module.RegistrationTrainer, "step", step)
         with pytest.raises(
             OasisError,
-            match=r"^STM: training\.batch: expected memory for a step, found none left at step 5 .*lower training\.batch",
+            match=r"^network: out of memory at step 5 .*Lower training\.batch or ",
         ) as caught:
             train(tmp_path / "a")
     assert "\n" not in str(caught.value)
@@ -210,7 +208,7 @@ def test_the_slice_network_is_told_by_its_slices(tmp_path, monkeypatch):
     library = discs(4, size=32)
     library = type(library)(**{**vars(library), "context": library.images.expand(-1, 2, -1, -1)})
     settings = JointSettings(pretrained=False, slices_per_step=2, decoder=(8, 8, 8, 8))
-    with pytest.raises(OasisError, match=r"^slice network: joint\.slices_per_step: expected memory for a step"):
+    with pytest.raises(OasisError, match=r"^slice network: out of memory at step .*Lower joint\.slices_per_step or "):
         train_slice_network(FitContext(library, (1.0, 1.0), SHORT, 0, tmp_path, name="slice network", progress=False), settings)
 
 

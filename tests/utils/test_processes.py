@@ -15,7 +15,7 @@ import torch
 from tqdm import tqdm
 
 from oasis_monai.utils.errors import ConfigError, OasisError, with_case_in_errors
-from oasis_monai.utils.processes import _raise_named, side_by_side
+from oasis_monai.utils.processes import _raise_named, run_parallel
 from oasis_monai.utils.tensor_files import load_tensors
 from oasis_monai.workflows.crossval import crossval
 
@@ -43,7 +43,7 @@ def test_side_by_side_gives_the_models_and_scores_of_one_after_the_other(setting
     assert len(a) == 4
     assert all(torch.equal(a[k][name], b[k][name]) for k in a for name in a[k])
     told = sorted(line.split(":")[0] for line in lines if line.startswith("trained"))
-    assert told == [f"trained {network}, fold {fold}" for network in ("STM", "U-Net3D") for fold in (0, 1)]
+    assert told == [f"trained {network}, fold {fold}" for network in ("U-Net3D", "registration network") for fold in (0, 1)]
 
 
 def fail():
@@ -59,7 +59,7 @@ def sleep_and_write(path, seconds):
 def test_an_error_reaches_the_caller_as_it_was(tmp_path):
     ended = []
     with pytest.raises(ConfigError, match=r"some\.key: expected this, found 'that'") as caught:
-        side_by_side(fail, [("a", ())], 1, lambda name, minutes: ended.append(name))
+        run_parallel(fail, [("a", ())], 1, lambda name, minutes: ended.append(name))
     assert caught.value.key == "some.key"
     assert ended == []
 
@@ -85,7 +85,7 @@ AT_A_CASE = (
 @pytest.mark.parametrize(("function", "message"), [(fail_at_a_case, AT_A_CASE), (be_killed, KILLED)])
 def test_what_ends_a_worker_is_one_line_that_names_its_job(function, message):
     with pytest.raises(OasisError) as caught:
-        side_by_side(function, [("U-Net3D, fold 3", ())], 2, lambda name, minutes: None)
+        run_parallel(function, [("U-Net3D, fold 3", ())], 2, lambda name, minutes: None)
     assert str(caught.value) == message
 
 
@@ -112,7 +112,7 @@ def test_every_error_of_a_job_names_the_job(error, message):
 
 
 def test_no_job_needs_no_process():
-    side_by_side(fail, [], 2, lambda name, minutes: None)
+    run_parallel(fail, [], 2, lambda name, minutes: None)
 
 
 def parent_of_two_jobs(tmp_path):
@@ -123,11 +123,11 @@ def parent_of_two_jobs(tmp_path):
             f"""
             import sys
             from tests.utils.test_processes import sleep_and_write
-            from oasis_monai.utils.processes import side_by_side
+            from oasis_monai.utils.processes import run_parallel
             if __name__ == "__main__":
                 jobs = [("quick", ({str(tmp_path / "started")!r}, 0)), ("slow", ({str(tmp_path / "slow")!r}, 5))]
                 try:
-                    side_by_side(sleep_and_write, jobs, 1, lambda name, minutes: None)
+                    run_parallel(sleep_and_write, jobs, 1, lambda name, minutes: None)
                 except KeyboardInterrupt:
                     sys.exit("interrupted")
             """

@@ -26,7 +26,7 @@ from oasis_monai.utils.errors import ConfigError, OasisError
 from oasis_monai.workflows.crossval import crossval
 from oasis_monai.workflows.model import Model, load_model
 from oasis_monai.workflows.segment import segment_scans
-from oasis_monai.workflows.segment_table import FILE, read_told
+from oasis_monai.workflows.segment_table import FILE, read_record
 from oasis_monai.workflows.train import train_model
 from tests.conftest import CASES, JOINT, TINY, merged
 from tests.helpers.command import Command, run
@@ -350,7 +350,7 @@ def test_the_table_tells_of_every_scan_of_the_folder_and_of_earlier_runs(model, 
     assert "Case01.mhd" in rows["Case01"]["reason"] or "Case01.raw" in rows["Case01"]["reason"]
     segment_scans(model, images / "Case00.mhd", out, **how)
     assert states(out) == {"Case00": "skipped", "Case02": "skipped"}
-    assert read_told(out / "other.json") is None
+    assert read_record(out / "other.json") is None
 
 
 def test_the_command_line_says_it_all(model, images, tmp_path):

@@ -128,8 +128,8 @@ def _copy_parts(model: Path, folder: Path) -> None:
     for part in sorted(model.iterdir()):
         if part.is_file() and part.name != "model.json" and not part.name.startswith("."):
             shutil.copyfile(part, folder / part.name)
-    told = json.loads((model / "model.json").read_text(encoding="utf-8"))
-    record = {k: v for k, v in told.items() if k not in PRIVATE}
+    values = json.loads((model / "model.json").read_text(encoding="utf-8"))
+    record = {k: v for k, v in values.items() if k not in PRIVATE}
     for holder in (record["settings"], record["settings"].get("data", {}), record.get("data", {})):
         for path in ("cache", "root"):
             holder.pop(path, None)
