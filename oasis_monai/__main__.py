@@ -1,4 +1,4 @@
-"""The porch: the only module that knows Hydra. ``oasis-monai [task] key=value ...``, or ``python -m oasis_monai``."""
+"""The command line ``oasis-monai [task] key=value ...`` (or ``python -m oasis_monai``), the only module that uses Hydra."""
 
 from __future__ import annotations
 

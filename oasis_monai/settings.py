@@ -1,4 +1,4 @@
-"""The settings of a run as values: what the YAML files of ``conf/`` hold, checked when they are read, without Hydra.
+"""All settings of a run as checked dataclasses, one per group of ``conf/``, without Hydra.
 
 Every group of ``conf/`` is one dataclass, its keys the fields. :func:`build_settings` gives the settings that the command line
 has with the same options; :func:`build` turns the plain dict of a composed configuration into :class:`Settings` and names every

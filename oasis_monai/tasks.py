@@ -1,4 +1,4 @@
-"""What the command line can be asked to do: plain dict in, files out. Knows no Hydra."""
+"""The tasks of the command line: each takes the composed configuration as a plain dict and calls a workflow."""
 
 from __future__ import annotations
 

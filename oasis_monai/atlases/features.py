@@ -1,9 +1,9 @@
-"""From slices to feature vectors: the embedders atlas selection measures similarity with.
+"""Feature vectors of slices and volumes from ImageNet networks, for atlas selection.
 
 An ImageNet network sees each slice as a photograph: windowed to 0..1, upright, grey repeated to three channels, ImageNet mean
-and standard deviation, 224 x 224; of a volume it sees pictures of three slices as colours, 96 x 96. The vector is the network's
-1000 logits (the paper: "pre-trained DenseNet-121 ... feature vector with length of 1000"). Weights are ImageNet's or there is an
-error: never random ones in silence.
+and standard deviation, 224 x 224. Of a volume it sees pictures of 96 x 96 with three slices as colours. The vector is the
+network's 1000 logits (the paper: "pre-trained DenseNet-121 ... feature vector with length of 1000"). Without the ImageNet weights
+there is an error; weights are never silently random.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""The atlas library: labelled images on one grid with their features."""
+"""The atlas library: labelled images on one grid, with their features."""
 
 from __future__ import annotations
 

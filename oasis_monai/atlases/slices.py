@@ -1,9 +1,10 @@
-"""Where a structure of a slice should lie, from labels alone: shape-based interpolation (Raya and Udupa 1990) between two slices.
+"""Slices as atlases: shape-based interpolation between labelled slices (Raya and Udupa 1990), and context channels.
 
-The signed distance to the structure's edge (inside positive) is interpolated voxel by voxel; where it is positive is the shape
-between. The two are the next labelled slices of the same scan, weighted by their distance along z; atlases of other scans, not
-aligned yet, tell less (docs/results/accuracy.md). The image is never looked at, so it is also what a slice fold gives away: see
-``interpolation`` of :data:`oasis_monai.segmentation.methods.METHODS`.
+Shape-based interpolation predicts a structure's outline from labels alone. The signed distance to the structure's edge (positive
+inside) is interpolated voxel by voxel between the next labelled slices of the same scan, weighted by their distance along z. The
+interpolated shape is where it is positive. Unaligned atlases of other scans predict less well (docs/results/accuracy.md). The
+image is never used, so this also measures how much slice folds leak: see ``interpolation`` of
+:data:`oasis_monai.segmentation.methods.METHODS`.
 """
 
 from __future__ import annotations

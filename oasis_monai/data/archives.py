@@ -1,4 +1,4 @@
-"""Unpack an archive that may be hostile: every entry is looked at before the first byte is written."""
+"""Unpack zip and tar archives safely: every entry is checked before the first byte is written."""
 
 from __future__ import annotations
 

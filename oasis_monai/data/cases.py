@@ -1,4 +1,4 @@
-"""Find the cases of a data set by its layout: paths only, nothing is read but the headers of DICOM files."""
+"""Find the cases of a data set by its folder layout. Only the headers of DICOM files are read."""
 
 from __future__ import annotations
 

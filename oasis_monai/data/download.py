@@ -1,6 +1,7 @@
-"""Fetch a public data set: licence first, resumed where it was cut off, checked before it is unpacked, there whole or not at all.
+"""Download a public data set: show its licence, resume an interrupted download, check the archive, unpack it.
 
-A cut download stays as ``FILE.part`` and is gone on with. An archive that a person fetched and put beside it is used as it is.
+An incomplete download stays as ``FILE.part`` and is continued. An archive that a person downloaded and put beside it is used as
+it is. The data set's folder appears only when it is complete.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
-"""The only place where a file becomes a tensor, and a tensor a file.
+"""Read scans and labels from files as tensors, and write labels and probability maps.
 
-After our own check of the header, a MetaImage is read by numpy (:mod:`oasis_monai.data.formats.metaimage_data`), NIfTI by MONAI's
-``LoadImage`` with nibabel as its one reader, a DICOM series by ITK; what those readers report is compared with the header.
+After the check of the header, a MetaImage is read by numpy (:mod:`oasis_monai.data.formats.metaimage_data`), NIfTI by MONAI's
+``LoadImage`` with nibabel as its only reader, a DICOM series by ITK. The grid that these readers report must match the header.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
-"""What a report's case browser and Fig. 4 show of a case: image, reference and results, cropped round the reference.
+"""The slices and contours of one case for the report's case browser and for Fig. 4.
 
-One file a case, written by the cross-validation and read by whoever draws. It holds slices of the scans: where the data may not
-be passed on, nor may it, nor a page made of it.
+The cross-validation writes one file per case, cropped around the reference. It holds slices of the scans: where the data may not
+be passed on, neither may this file, nor a page made of it.
 """
 
 from __future__ import annotations

@@ -1,6 +1,7 @@
-"""The tables of a study: the paper's Table 1, ablations and the fold audit; the learning curve's stands in ``learning``.
+"""The tables of a study: the paper's Table 1, ablations, and the audit of the two kinds of folds.
 
-Each is made twice: tidy (one row per value, for a program) and as a :class:`oasis_monai.evaluation.tables.Grid` (for people).
+Each table exists twice: tidy (one row per value, for programs) and as a :class:`oasis_monai.evaluation.tables.Grid` (for people).
+The table of the learning curve is in :mod:`.learning_curve`.
 """
 
 from __future__ import annotations

@@ -1,7 +1,8 @@
-"""The figures of a study: DSC over n (the paper's Fig. 3), what the folds do, the learning curve; contours are in ``case_grid``.
+"""The figures of a study: Dice over n (the paper's Fig. 3), the audit of the folds, the learning curve.
 
-Drawn on matplotlib's Figure objects with the Agg and SVG backends; pyplot and its global state are never touched. A figure comes
-as SVG text whose ink is the page's text colour (``currentColor``), or as a file with dark ink on white.
+Drawn on matplotlib's Figure objects with the Agg and SVG backends; pyplot and its global state are never touched. A figure is
+returned as SVG text in the page's text colour (``currentColor``), or written as a file with dark ink on white. Contours are in
+:mod:`.case_grid`.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""The learning curve of a study: its scores' file and its table."""
+"""The learning curve of a study: read and write its scores, and make its table."""
 
 from __future__ import annotations
 

@@ -1,11 +1,13 @@
-"""Quality without ground truth: what the parts of a result think of each other, and the DSC to expect from that.
+"""Predict the Dice of a result without a reference, from the overlap of its parts.
 
-Methods that fail differently know when they fail: where the slice network, the volume network and the aligned atlases of a
-joint model disagree, at least one of them is wrong. Two overlaps are taken, per structure and on hard labels: *networks*, the
-slice network with the volume network, and *atlases*, the fused atlases with the networks' estimate (of a model without networks:
-every warped atlas with the fused result). A ridge regression, fitted on cases whose truth is known and that took no part in
-training, turns them into a predicted DSC; its prior is that the DSC *is* the mean overlap, which is also what is told of a case
-where nothing was fitted, and what keeps a case far outside the fitted range from being predicted average.
+Methods that fail differently reveal when they fail: where the slice network, the volume network and the aligned atlases of a
+joint model disagree, at least one of them is wrong. Two overlaps are measured per structure, on hard labels. *networks* is the
+overlap of the slice network with the volume network. *atlases* is the overlap of the fused atlases with the networks' estimate;
+a model without these networks compares every warped atlas with the fused result.
+
+A ridge regression turns the overlaps into a predicted Dice. It is fitted on cases with a known reference that took no part in
+training. Its prior is that the Dice *is* the mean overlap, which is also the value reported where nothing was fitted. So a case
+far outside the fitted range is not predicted to be average.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Predicted against true DSC of a cross-validation: ``quality.csv``, and the calibrations a model trained like it can use."""
+"""Predicted against true Dice of a cross-validation (``quality.csv``), and its calibrations for trained models."""
 
 from __future__ import annotations
 

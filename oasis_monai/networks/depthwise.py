@@ -1,9 +1,9 @@
-"""Blocks of EfficientNet-Lite trained on a CPU with fixed statistics: the same function as the package's, in less time
-(docs/speed.md).
+"""Faster training of EfficientNet-Lite blocks on a CPU, with fixed batch norm statistics (docs/results/speed.md).
 
-Batch norms that keep their statistics are a scale and a shift of the convolution before them, so they are multiplied into its
-weights at every step. Convolutions of one voxel are matrix products. Of depthwise convolutions of 5 x 5 oneDNN's gradient of
-the weights takes ten times as long as of 3 x 3, and is put together from four of those.
+The functions give the same values as the package's own blocks. A batch norm with fixed statistics is a scale and a shift, which
+are multiplied into the weights of the convolution before it at every step. Convolutions of one voxel become matrix products.
+oneDNN takes ten times as long for the weight gradient of a 5 x 5 depthwise convolution as for 3 x 3, so the gradient is
+assembled from four 3 x 3 gradients.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Batch norms taken into the convolutions before them: what a network that is no longer trained can do without."""
+"""Convolution layers: batch norm folding for inference, and a workaround for a CPU bug in bfloat16."""
 
 from __future__ import annotations
 

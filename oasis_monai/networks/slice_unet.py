@@ -1,4 +1,4 @@
-"""The slice network of the joint model: a U-Net on axial slices with an ImageNet encoder."""
+"""The slice network of the joint model: a U-Net on axial slices with an ImageNet encoder (EfficientNet-Lite0)."""
 
 from __future__ import annotations
 

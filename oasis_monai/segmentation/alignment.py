@@ -1,4 +1,4 @@
-"""Atlases onto targets: fields from the STM in batches, kept on the coarse grid and warped only when they are used."""
+"""Align atlases to targets: displacement fields from the STM in batches, cached on the coarse grid, warped on use."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Put a segmenter together from trained networks: for the folds of a cross-validation, for a model folder and for a bundle."""
+"""Build a segmenter from trained networks: for the folds of a cross-validation, a model folder and a bundle."""
 
 from __future__ import annotations
 

@@ -1,10 +1,11 @@
-"""The joint model's segmentation network: a first estimate of the target's label, before any atlas is aligned.
+"""The joint model's first estimate of the target's label, before any atlas is aligned.
 
 The ImageNet network that selects the atlases (EfficientNet-Lite0) also reads the target: its pre-trained stages are the encoder
-of a U-Net that labels one axial slice, seen with the slice above and the slice below as the three colours of a photograph.
-The estimate is a channel of the joint STM (Xu and Niethammer's DeepAtlas, arXiv 1904.08465, learns the two together for the same
-reason: a segmentation tells the registration where the structure is), what the atlases' labels are measured against (LOA), and
-one voice in their vote. With a handful of labelled scans a pre-trained encoder is worth more than any width of an untrained one.
+of a U-Net that labels one axial slice. The slices above and below it are the other two colour channels. The estimate is used
+three times: as an input channel of the joint STM, as the reference for the overlap of the atlases' labels (LOA), and in the vote
+with them. (DeepAtlas of Xu and Niethammer, arXiv 1904.08465, trains both networks together for the same reason: a segmentation
+shows the registration where the structure is.) With a handful of labelled scans a pre-trained encoder is worth more than any
+width of an untrained one.
 """
 
 from __future__ import annotations

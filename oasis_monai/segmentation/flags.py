@@ -1,4 +1,4 @@
-"""What makes a segmentation doubtful, found without its reference: short names for machines, a sentence for people."""
+"""Warning flags: signs of a doubtful segmentation, found without a reference. Each has a short name and a sentence."""
 
 from __future__ import annotations
 

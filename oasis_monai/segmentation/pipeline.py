@@ -1,6 +1,6 @@
-"""The one way from a scan to its label: preprocess, estimate, recentre, select, align, weigh, fuse, restore.
+"""The steps from a scan to its label: preprocess, estimate, recentre, select, align, weigh, fuse, restore.
 
-Cross-validation, corrupted copies, ``segment``, the bundle and the Python library all take it.
+Cross-validation, corrupted copies, ``segment``, the bundle and the Python library all use these functions.
 """
 
 from __future__ import annotations

@@ -1,12 +1,12 @@
-"""A field of view that follows the structures: where a scan has them elsewhere than every atlas, the working grid moves there.
+"""Recentre the working grid on the structures, where a scan has them farther out than every atlas.
 
-The working grid lies round the image's centre, and so do the structures of most scans. A network sees less well what lies far
-from where all training scans had it, and nothing beyond the grid's edge. The estimate of a joint model tells where the structures
-are, at the edge as well: the scan is put on a grid that has them where atlases have them on average, and looked at again. Where
-there is less than half of what the smallest atlas has, grids half a field of view to every side are looked at first.
+The working grid lies around the image's centre, and so do the structures of most scans. A network recognises less far from where
+all training scans had the structure, and nothing beyond the grid's edge. The estimate of a joint model shows where the structures
+are, even at the edge. The grid is moved so that they lie where the atlases have them on average, and the scan is estimated again.
+If the estimate has less than half the foreground of the smallest atlas, grids half a field of view to every side are tried first.
 
-On a scan that they were not made for networks see structures anywhere. Two that fail differently then see them at different
-places: a grid that was moved is kept only if they agree on it, and no less than round the image's centre.
+On a kind of scan that they were not trained on, networks find structures anywhere. Two networks that fail differently then find
+them at different places. So a moved grid is kept only if both networks agree on it, and no less than around the image's centre.
 """
 
 from __future__ import annotations

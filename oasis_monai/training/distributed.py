@@ -1,11 +1,11 @@
-"""One network trained by several processes, those that ``torchrun`` starts.
+"""Train one network in several processes, those that ``torchrun`` starts.
 
 The first process runs the command as if it were alone; the others wait to help. When it trains a network it sends them the
-trainer, and with every step the weights. All of them draw the same batch, which the step's number seeds, and run the network on
-their share of it; the outputs are put together, and each process computes the loss of the *whole* batch, in which its own share
-alone has a gradient. The sum of the processes' gradients is then that of the whole batch for any loss, also for one that is no
-mean over images, such as Dice over a batch. The first process steps the optimiser, keeps time, ends the training and writes.
-So 1 and N processes train the same weights up to the order in which floating point numbers are added.
+trainer, and with every step the weights. All of them draw the same batch, seeded by the step's number, and run the network on
+their share of it. The outputs are gathered, and each process computes the loss of the *whole* batch, in which only its own share
+has a gradient. The sum of the processes' gradients is then that of the whole batch, for any loss, also for one that is no mean
+over images, such as Dice over a batch. The first process steps the optimiser, keeps time, ends the training and writes. So 1 and
+N processes train the same weights up to the order in which floating point numbers are added.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Fit the registration network (STM) on pairs of atlases of one library, with the loss of eq. 1."""
+"""Train the registration network (STM) on pairs of atlases of one library, with the loss of eq. 1."""
 
 from __future__ import annotations
 

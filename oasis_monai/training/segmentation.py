@@ -1,4 +1,4 @@
-"""Fit and use a segmentation network on the atlases of one library: the same images, augmentation and budget as the STM."""
+"""Train a segmentation network on the atlases of one library: same images, augmentation and budget as the STM."""
 
 from __future__ import annotations
 

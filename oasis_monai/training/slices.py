@@ -1,4 +1,4 @@
-"""Fit a joint model's network on single slices of one library, with the loss of the networks it is compared with."""
+"""Train a joint model's slice network on single slices of one library, with Dice and cross-entropy."""
 
 from __future__ import annotations
 

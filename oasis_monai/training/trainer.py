@@ -1,7 +1,7 @@
-"""Stepping a network through its training budget: learning rate, checkpoints, resuming to the bit on one machine.
+"""The training loop: budget, learning rate schedule, checkpoints, resuming bit for bit on one machine.
 
-What is trained (pairs for the STM, single images for the segmentation networks it is compared with) is the trainer's business;
-budget, schedule and checkpoints are the same for all, so that a comparison at equal budget is one.
+Each trainer decides what a step sees (pairs for the STM, single images for segmentation networks). Budget, schedule and
+checkpoints are the same for all, so that networks are compared at equal budgets.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
-"""Array transforms: each is the configured call of a pure function of :mod:`.spatial` or :mod:`.io`.
+"""Array transforms: each calls a pure function of :mod:`.spatial`, :mod:`.intensity` or :mod:`oasis_monai.data.io`.
 
 Images are channel first with three spatial dimensions, (C, x, y, z). Inputs are never changed. None of them is random, lazy
-or invertible in MONAI's sense: what brings a result back is :class:`RestoreToGrid`, which needs no trace, only the affine.
+or invertible in MONAI's sense: :class:`RestoreToGrid` brings a result back and needs only the affine, no trace.
 """
 
 from __future__ import annotations

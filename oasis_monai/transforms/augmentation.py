@@ -1,7 +1,7 @@
-"""Augmentation of training pairs, batched in torch: what a second scan of the same kind of patient could look like.
+"""Augment training images at random, batched in torch: affine motion, elastic bending, intensity changes, flips.
 
-Each image of a pair gets its own affine motion, bend and intensity change; a left-right flip is drawn once per pair, so
-that a pair never asks for a mirror image (and a structure with a side keeps meeting structures of one side).
+Each image of a pair gets its own motion, bending and intensity change. A left-right flip is drawn once per pair, so that a pair
+never asks for a mirror image (and a structure of one side keeps meeting structures of that side).
 """
 
 from __future__ import annotations

@@ -1,12 +1,12 @@
-"""Ways a scan goes wrong, made on purpose: what the predicted DSC is calibrated on and tested with.
+"""Corrupt scans on purpose (noise, motion, wrong orientation, ...), to calibrate and test the predicted Dice.
 
-On good scans every result is good, and nothing can be learned of failures. Each corruption takes a scan as it was read, before
-any preprocessing, and gives one of which the truth is still known: label and grid move with the anatomy. There are those that a
-clinic meets (noise, ghosts of motion, thick slices, signal lost, a bias field, a wrong voxel size in the header), and those of a
-patient or a file the wrong way round. No network is ever trained with them.
+On good scans every result is good, and nothing can be learned about failures. Each corruption takes a scan as it was read, before
+any preprocessing, and returns one whose reference is still known: label and grid move with the anatomy. Some corruptions occur in
+a clinic (noise, ghosts of motion, thick slices, lost signal, a bias field, a wrong voxel size in the header); others turn the
+patient or the file the wrong way round. No network is ever trained on corrupted scans.
 
-The idea of judging a segmentation by how it fares on changed data is that of benchmarks of robustness (Hendrycks and Dietterich,
-ICLR 2019); the strengths here are our own.
+Benchmarks of robustness (Hendrycks and Dietterich, ICLR 2019) judge a classifier on changed data in the same way; the strengths
+here are our own.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Label maps: class indices, one-hot channels, and the one rule that decides ties."""
+"""Label maps: class indices, one-hot channels, and the rule for ties between classes."""
 
 from __future__ import annotations
 

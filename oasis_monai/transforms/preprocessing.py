@@ -1,8 +1,9 @@
-"""From a scan on its native grid to the working grid a network sees, and back. Two named settings, and a cache.
+"""Preprocessing: bring a scan from its native grid to the working grid of the networks, and results back.
 
-``paper``: the slices resized in plane to 320 x 320, zero mean and unit variance per volume (arXiv 1912.02417, section 3.1).
-It mixes physical scales where fields of view differ. ``physical`` (default): resampled to a stated spacing in mm, a stated
-field of view cut out (or padded with 0) round the image centre, z-score inside it after clipping to percentiles 0.5 and 99.5.
+There are two named settings, and a cache. ``paper``: slices resized in plane to 320 x 320, zero mean and unit variance per volume
+(arXiv 1912.02417, section 3.1); it mixes physical scales where fields of view differ. ``physical`` (default): resampled to a
+stated spacing in mm, a stated field of view cut out (or padded with 0) around the image centre, intensities normalised inside it
+after clipping to percentiles 0.5 and 99.5.
 
 Working axes are the scan's own, permuted and flipped to the closest of right, anterior, superior: a slice stays a slice.
 """

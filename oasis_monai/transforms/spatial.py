@@ -1,8 +1,8 @@
-"""Voxel grids: where they lie, and how values move from one to another.
+"""Voxel grids: resample, crop, pad and restore images and labels between grids.
 
-Pure functions under :mod:`.preprocessing` and :mod:`.transforms`. Voxel centres are at whole numbers, so there
-is no half-voxel shift between grids. Where the axes of two grids run along each other, as those of a scan and its working grid
-always do, linear interpolation is done axis by axis; else by MONAI's ``SpatialResample``.
+Pure functions behind :mod:`.preprocessing` and :mod:`.array`. Voxel centres are at whole numbers, so there is no half-voxel shift
+between grids. Where the axes of two grids are parallel, as those of a scan and its working grid always are, linear interpolation
+is done axis by axis; else by MONAI's ``SpatialResample``.
 
 Working axes are the scan's own axes, permuted and flipped to the closest of right, anterior, superior. They are **not** the
 world's axes: a slice of an oblique scan stays a slice.

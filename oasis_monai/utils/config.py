@@ -1,8 +1,8 @@
-"""The groups of settings, which are dataclasses: build them from plain dicts, check their values, name what was trained.
+"""Groups of settings as dataclasses: build them from plain dicts, check values, and derive cache names.
 
-A key or value that cannot work is one clear line. What a trained network depends on is every field that is not marked
+A key or value that cannot work raises an error of one line. What a trained network depends on is every field that is not marked
 otherwise: :data:`INFERENCE_ONLY`, or :func:`not_used_by` some kinds of network. A new field therefore counts until someone
-marks it, and no network that was trained without it is taken for one trained with it.
+marks it, so a network trained without it is never mistaken for one trained with it.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""bfloat16 where it is fast: at inference, and in training the slice network and a DynU-Net."""
+"""Choose the device, and bfloat16 where it is fast: at inference, and to train the slice network and a DynU-Net."""
 
 from __future__ import annotations
 

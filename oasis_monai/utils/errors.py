@@ -1,4 +1,4 @@
-"""The two errors a user meets, each one clear line: what was expected, what came, in which case and field, what to do."""
+"""The errors that a user sees: one line each, with the case and field, what was expected and found, and what to do."""
 
 from __future__ import annotations
 

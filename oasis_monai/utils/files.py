@@ -1,4 +1,4 @@
-"""Files are written whole or not at all, and read back only if their checksum still fits."""
+"""Write files and folders atomically, lock folders, and compute digests of files and values."""
 
 from __future__ import annotations
 

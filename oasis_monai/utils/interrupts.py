@@ -1,4 +1,4 @@
-"""Ctrl-C is never lost: Python drops a ``KeyboardInterrupt`` that falls into a callback or a destructor, and goes on."""
+"""Deliver every Ctrl-C: Python drops a ``KeyboardInterrupt`` raised in a callback or a destructor."""
 
 from __future__ import annotations
 

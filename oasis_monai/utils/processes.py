@@ -1,7 +1,7 @@
-"""Trainings and whole cross-validations side by side, each in a process of its own.
+"""Run trainings and whole cross-validations in parallel, each in a process of its own.
 
-Small networks use one CPU core well and two badly, so two trainings at once, one core each, take far less time than one after
-the other on both. Jobs hand over nothing but settings: what they make lies in the cache, under locks.
+Small networks use one CPU core well and two badly. So two trainings at once, on one core each, take far less time than one after
+the other on both. Jobs receive only settings; their results go to the cache, under locks.
 """
 
 from __future__ import annotations

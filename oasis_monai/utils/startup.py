@@ -1,4 +1,4 @@
-"""A quick start: MONAI without what it would import for parts of it that a command does not use."""
+"""Import MONAI faster, without the optional packages that a command does not use."""
 
 from __future__ import annotations
 

@@ -1,5 +1,7 @@
-"""Tensor files larger than memory, in the format of :func:`.save_tensors`: written piece by piece, read by
-mapping them, so that only what is indexed is ever read into memory."""
+"""Tensor files with a checksum, in the safetensors format, also for tensors larger than memory.
+
+Large files are written piece by piece and read by memory mapping, so that only indexed values are ever loaded.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a cross-validation keeps of a case to look at: labels, the page's case browser, pictures of the worst to the best."""
+"""Write what a cross-validation shows of its cases: label maps, the case browser, contour pictures."""
 
 from __future__ import annotations
 

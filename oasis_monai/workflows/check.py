@@ -1,4 +1,4 @@
-"""Look at every case of a data set before hours are spent on it: all faults at once, one case in memory at a time."""
+"""Check every case of a data set before training: list all faults at once, with one case in memory at a time."""
 
 from __future__ import annotations
 

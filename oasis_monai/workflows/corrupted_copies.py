@@ -1,4 +1,4 @@
-"""Corrupted copies of a cross-validation's test cases, segmented and scored: what the predicted Dice learns failures from."""
+"""Segment and score corrupted copies of the test cases, from which the predicted Dice learns about failures."""
 
 from __future__ import annotations
 

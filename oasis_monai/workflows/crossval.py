@@ -1,8 +1,8 @@
-"""Cross-validation: folds -> fold models -> rows of scores. Owns the rule that nothing of a target's label reaches ``segment``.
+"""Cross-validation: train the models of the folds, segment and score every case, predict its Dice.
 
-Everything that takes time is kept under ``cache`` by what it depends on: preprocessed cases, features, fold models (never
-keyed by n), fields of every (target, atlas) pair, LOA pairs. A run that is started again therefore goes on where it was, and a
-sweep over n pays for training and alignment once.
+This module guarantees that no label of a target reaches segmentation. Everything that takes time is cached by what it depends
+on: preprocessed cases, features, fold models (never keyed by n), fields of every (target, atlas) pair, LOA pairs. A run that is
+started again therefore continues, and a sweep over n pays for training and alignment once.
 """
 
 from __future__ import annotations

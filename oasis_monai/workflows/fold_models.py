@@ -1,4 +1,4 @@
-"""The trained networks of each fold: those of the atlas methods with their library, and the networks they are compared with."""
+"""Train or load the networks of each fold: those of the atlas methods, with their library, and the comparison networks."""
 
 from __future__ import annotations
 

@@ -1,9 +1,8 @@
-"""The atlas library of a model folder: listed, extended by a case, reduced by a case, without training again.
+"""Edit the atlas library of a model folder without training again: list, add or remove cases.
 
-The networks stay as they are: they have not learned from a case that is added, and do not forget one that is removed. An edit is
-made whole or not at all: the new library is written beside the old one, counts from the moment ``model.json`` names its checksum
-(a single rename) and then takes the old one's place. LOA pairs name the library they are of, so that those of another are never
-used.
+The networks stay as they are: they do not learn from an added case, and do not forget a removed one. An edit takes effect
+completely or not at all. The new library is written beside the old one, counts once ``model.json`` names its checksum (a single
+rename), and then takes the old one's place. LOA pairs name their library, so pairs of another library are never used.
 """
 
 from __future__ import annotations

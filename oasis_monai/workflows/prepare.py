@@ -1,4 +1,7 @@
-"""A data set made ready for atlas work: found, checked, preprocessed, embedded, split into folds; each step kept in the cache."""
+"""Prepare a data set for training: find, check, preprocess and embed its cases, and split them into folds.
+
+Each step is cached.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A trained model on new scans: each gets its label on its own grid, a picture, and a JSON file that tells how it came about."""
+"""Segment new scans with a trained model: each gets a label on its own grid, a picture and a JSON record."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The table at the end of a ``segment`` run: one line per scan, for people and as ``segment.csv``."""
+"""The table at the end of a ``segment`` run: one line per scan, on the terminal and as ``segment.csv``."""
 
 from __future__ import annotations
 

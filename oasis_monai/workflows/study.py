@@ -1,8 +1,8 @@
-"""A study: several cross-validations (*arms*) on the same folds, trained side by side, joined into one table.
+"""A study: several cross-validations (*arms*) on the same folds, trained in parallel, joined into one table.
 
-The paper's evaluation is one (``experiment=paper``): the methods of its Table 1 under both protocols, ablations, a learning
-curve. Each arm is an ordinary :func:`.crossval` in a folder of its own; here they are only planned, run and
-joined. What a finished arm depends on is kept beside it, so a study that is started again does what is missing.
+The paper's evaluation is a study (``experiment=paper``): the methods of its Table 1 under both protocols, ablations, a learning
+curve. Each arm is an ordinary :func:`.crossval` in its own folder. This module plans, runs and joins them. What a finished arm
+depends on is stored beside it, so a study that is started again only does what is missing.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Fit the networks on all cases of a data set and write a model folder."""
+"""Train the networks on all cases of a data set and write a model folder."""
 
 from __future__ import annotations
 

@@ -1,8 +1,8 @@
-"""DICOM series: found among files, checked, put in order by position, before any pixel is used.
+"""Read and check DICOM series: find their files, order them by position, and refuse what is not one even volume.
 
 A series is named by one of its files; the others are the files beside it with the same SeriesInstanceUID. GDCM (in ITK) reads
-the headers. What it takes in silence is a fault here: a missing slice (the spacing becomes the mean), uneven spacing, two images
-at one place (a time series, a diffusion series), a sheared stack, a screen shot (at the origin, with voxels of 1 mm).
+the headers. It silently accepts several faults, which are errors here: a missing slice (the spacing becomes the mean), uneven
+spacing, two images at one position (a time or diffusion series), a sheared stack, a screen capture (voxels of 1 mm).
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
-"""The voxels of MetaImage files, in and out, by numpy and zlib.
+"""Read and write the voxels of MetaImage files by numpy and zlib.
 
-The format is a few lines of text and an array, and :mod:`.metaimage` has checked both. ITK reads and writes the same
-(the tests compare), but to import it takes longer than to segment a scan.
+The format is a few lines of text and an array, and :mod:`.metaimage` has checked both. ITK reads and writes the same values (the
+tests compare), but importing it takes longer than segmenting a scan.
 """
 
 from __future__ import annotations

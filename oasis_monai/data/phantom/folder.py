@@ -1,4 +1,4 @@
-"""The phantom as a data set on disk, in the layout of PROMISE12."""
+"""Write the phantom as a data set on disk, in the layout of PROMISE12."""
 
 from __future__ import annotations
 

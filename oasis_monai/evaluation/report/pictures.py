@@ -1,4 +1,4 @@
-"""The run's contour pictures, made small enough for a page: the greys with loss, the coloured outlines without."""
+"""Shrink the run's contour pictures for the page: lossy grey values, lossless coloured outlines."""
 
 from __future__ import annotations
 

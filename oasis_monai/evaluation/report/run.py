@@ -1,4 +1,4 @@
-"""What a page is made of: a run's folder, read."""
+"""Read a run's folder: scores, settings and pictures for the page."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Select, align, weigh and fuse as one ``torch`` module whose state dict holds the atlases."""
+"""A trained model as one ``torch`` module that selects, aligns, weighs and fuses; its state dict holds the atlases."""
 
 from __future__ import annotations
 

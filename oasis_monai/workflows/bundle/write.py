@@ -1,4 +1,4 @@
-"""Write the folder of a bundle: ``configs/``, ``models/model.pt``, the model's own parts, ``LICENSE``, ``docs/``."""
+"""Write the folder of a bundle: ``configs/``, ``models/model.pt``, the parts of the model, ``LICENSE``, ``docs/``."""
 
 from __future__ import annotations
 
