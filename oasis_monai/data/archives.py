@@ -120,13 +120,13 @@ def _checked_size(archive: Path, opened: zipfile.ZipFile | tarfile.TarFile, limi
             (secret, name, "a file that is not encrypted", "an encrypted one"),
             (outside or not (parts or folder), name, "a path within the archive", "one that leads out of it"),
             (parts in files, name, "every path once", "it twice"),
-            (count > limits.count, "size", f"at most {limits.count} entries", "more: it looks like a bomb"),
-            (total > limits.total, "size", f"at most {limits.total / 1e9:.0f} GB unpacked", "more: it looks like a bomb"),
+            (count > limits.count, "size", f"at most {limits.count} entries", "more, as in a decompression bomb"),
+            (total > limits.total, "size", f"at most {limits.total / 1e9:.0f} GB unpacked", "more, as in a decompression bomb"),
             (
                 total > max(limits.small, limits.ratio * packed),
                 "size",
                 f"at most {limits.ratio} bytes unpacked for a byte of the archive",
-                "more: it looks like a bomb",
+                "more, as in a decompression bomb",
             ),
         ):
             if wrong:

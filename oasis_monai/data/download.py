@@ -20,12 +20,12 @@ from urllib.parse import urlsplit
 
 from oasis_monai import __version__
 from oasis_monai.data.archives import check_room, unpack
-from oasis_monai.utils.errors import ConfigError, DataError, Fault
+from oasis_monai.utils.errors import ConfigError, DataError, Fault, OasisError
 from oasis_monai.utils.files import atomic_folder, locked, with_path_in_errors, write_json
 
 TIMEOUT_S = 30.0
 WAITS_S = (1.0, 2.0, 4.0)
-PASSING = (408, 425, 429, 500, 502, 503, 504)  # HTTP states that a new try may mend
+PASSING = (408, 425, 429, 500, 502, 503, 504)  # HTTP status codes of temporary failures
 RECORD = "source.json"
 CHUNK = 2**13  # bytes; where a connection is cut, what has come of a chunk is lost
 Log = Callable[[str], None]
@@ -47,14 +47,14 @@ def download(
 
     Raises:
         ConfigError: the licence is not accepted.
-        DataError: the archive cannot be fetched, is not the published one, cannot be unpacked, or something else is in its
-            place.
+        DataError: the archive is not the published one or cannot be unpacked, or the folder holds something else.
+        OasisError: the download failed.
     """
     from pooch import file_hash
 
     folder = output / source.folder
     if _there(folder, source):
-        log(f"{source.name} is in {folder} already")
+        log(f"{source.name} is already in {folder}")
         return folder
     _accept(source, accept_license, log)
     with locked(output):
@@ -63,10 +63,10 @@ def download(
         by_hand = output / source.file
         archive = by_hand
         if by_hand.is_file():
-            log(f"{by_hand} is there already")
+            log(f"using {by_hand}")
             found = file_hash(str(by_hand), alg="md5")
             if found != source.md5:
-                remedy = f"remove it and run again, or fetch it again from {source.page}"
+                remedy = f"remove it and run again, or download it again from {source.page}"
                 raise DataError(Fault("", str(by_hand), f"md5 {source.md5}", found, remedy))
         else:
             archive = output / f"{source.file}.part"
@@ -102,8 +102,8 @@ def _accept(source: Source, accepted: bool, log: Log) -> None:
         except EOFError:  # the terminal was closed: no answer is no
             accepted = False
     if not accepted:
-        remedy = "read the licence, and if you accept it add accept_license=true"
-        raise ConfigError("accept_license", f"true: the licence of {source.name} accepted", False, remedy)
+        remedy = "read the licence, and if you accept it, add accept_license=true"
+        raise ConfigError("accept_license", f"true, to accept the licence of {source.name}", False, remedy)
 
 
 def _fetch(source: Source, part: Path, downloader: Resuming, log: Log) -> None:
@@ -111,7 +111,7 @@ def _fetch(source: Source, part: Path, downloader: Resuming, log: Log) -> None:
     import pooch
     from requests import RequestException
 
-    pooch.get_logger().setLevel("WARNING")  # it would tell on stderr of what is told here
+    pooch.get_logger().setLevel("WARNING")  # pooch would repeat on stderr what is logged here
     resumed = part.is_file() and part.stat().st_size > 0
     for last in (not resumed, True):
         try:
@@ -119,15 +119,16 @@ def _fetch(source: Source, part: Path, downloader: Resuming, log: Log) -> None:
                 pooch.retrieve(source.url, f"md5:{source.md5}", part.name, part.parent, downloader=downloader)
             return
         except RequestException as error:
-            remedy = "check the network and run again (it goes on where it stopped), or fetch "
-            remedy += f"{source.file} by hand from {source.page}, put it into {part.parent} and run again"
-            raise DataError(Fault("", "download", f"the file at {source.url}", _reason(error), remedy)) from error
+            raise OasisError(
+                f"download of {source.url} failed: {_reason(error)}. Check the network and run the command again to continue. "
+                f"Or download {source.file} from {source.page} yourself, put it into {part.parent} and run again."
+            ) from error
         except ValueError as error:  # another checksum: pooch has deleted the file
             if last:
                 found = str(error).rpartition("but got ")[2].partition(".")[0]
-                remedy = f"run again, or fetch it by hand from {source.page} and put it into {part.parent}"
+                remedy = f"run again, or download it from {source.page} yourself and put it into {part.parent}"
                 raise DataError(Fault("", str(part.with_name(source.file)), f"md5 {source.md5}", found, remedy)) from error
-            log("what was there was not the beginning of this file; it is downloaded anew")
+            log(f"{part.name} was not the beginning of this file; downloading it again")
 
 
 class Resuming:
@@ -186,7 +187,7 @@ def _reason(error: BaseException) -> str:
     from requests.exceptions import ChunkedEncodingError
 
     if isinstance(error, ChunkedEncodingError):
-        return "a connection that ended too early"
+        return "the connection ended too early"
     if (answer := getattr(error, "response", None)) is not None:
         return f"HTTP {answer.status_code} {answer.reason}"
     while error.__context__ is not None:  # requests and urllib3 wrap the system's error several times

@@ -31,7 +31,7 @@ class Pairs:
         cases = len(set(library.cases))
         partners = count - int(torch.bincount(own).max())
         if partners < 1:
-            raise ConfigError("data", "at least two training cases to make pairs of", f"{cases} case(s)", "add cases")
+            raise ConfigError("data", "at least two training cases to form pairs", f"{cases} case(s)", "add cases")
         self._near: torch.Tensor | None = None
         if nearest_count:
             self._near, _ = nearest(

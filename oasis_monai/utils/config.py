@@ -47,7 +47,7 @@ def check_renamed(key: str) -> None:
     group, dot, name = key.partition(".")
     new = RENAMED.get(key) or (f"{RENAMED[group]}{dot}{name}" if group in RENAMED else None)
     if new is not None:
-        raise ConfigError(key, f"{new}, as this option is called now", key, f"write {new}")
+        raise ConfigError(key, f"its new name {new}", key, f"write {new}")
 
 
 def not_used_by(*networks: str) -> dict[str, tuple[str, ...]]:

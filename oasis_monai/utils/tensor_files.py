@@ -129,7 +129,7 @@ def load_tensors(path: str | Path) -> tuple[dict[str, torch.Tensor], dict[str, A
 
 
 def load_if_whole(path: str | Path) -> tuple[dict[str, torch.Tensor], dict[str, Any]] | None:
-    """A cache read: None when the file is absent, or damaged (with a warning), so that the caller makes it anew."""
+    """Read a cached file; None when it is absent or damaged (with a warning), so that the caller computes it again."""
     try:
         return load_tensors(path)
     except FileNotFoundError:
@@ -141,4 +141,4 @@ def load_if_whole(path: str | Path) -> tuple[dict[str, torch.Tensor], dict[str, 
 
 @cache  # once a process: a checkpoint is looked at several times before it is made anew
 def _warn_damaged(path: str, kind: str) -> None:
-    logging.getLogger(__name__).warning("warning: %s: truncated or changed since it was written (%s); made anew", path, kind)
+    logging.getLogger(__name__).warning("warning: %s is damaged (%s); it is computed again", path, kind)

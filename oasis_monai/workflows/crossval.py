@@ -47,7 +47,7 @@ def crossval(settings: Settings, run_dir: Path, log: Log = print) -> Path:
     Returns:
         The path of ``scores.csv``.
     """
-    resolve_device(settings.device)  # an absent GPU is told at once
+    resolve_device(settings.device)  # an absent GPU is an error before anything is read
     cache, clock = Path(settings.cache), Clock()
     run_dir.mkdir(parents=True, exist_ok=True)
     with clock("check and read"):
@@ -102,7 +102,7 @@ class CrossValidation:
             others = [fold.index for fold in split.folds if fold not in wanted and models.missing(fold)]
             if models.needed() and others:
                 self.log(
-                    f"folds {others} have no model yet: slice folds are scored in 3D by the job that finds all of them trained"
+                    f"folds {others} are not trained yet; with folds=slice, the job that finds all folds trained scores the cases"
                 )
                 wanted = []
             elif wanted:

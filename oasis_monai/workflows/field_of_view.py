@@ -119,7 +119,7 @@ def advice(
         words = [f"preprocessing.{key}=[{','.join(f'{v:g}' for v in getattr(better, key))}]" for key in ("size", "spacing_mm")]
         if better.intensity != preprocessing.intensity:
             words.append(f"preprocessing.intensity={better.intensity}")
-        lines.append(f"these would suit: {' '.join(words)}")
+        lines.append(f"better suited: {' '.join(words)}")
     return lines
 
 

@@ -115,7 +115,7 @@ def remove_atlas(model: Path, case: str, device: str = "auto", batch: int = 8, l
         atlases = {name: value for name, value in loaded.record.values["atlases"].items() if name != case}
         _replace(loaded, library.subset(rows), atlases, rows)
     if len(rows) < max(settings.n):
-        log(f"note: {len(rows)} atlases are left: segment with n={len(rows)} or less")
+        log(f"note: the library has {len(rows)} atlases left; segment with n={len(rows)} or less")
 
 
 def _cases(library: AtlasLibrary) -> list[str]:

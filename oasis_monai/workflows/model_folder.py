@@ -1,4 +1,4 @@
-"""The files of a trained model.
+"""The folder of a trained model: its files, their checksums, and reading them.
 
 A model folder holds ``stm.safetensors`` (registration network), ``library.safetensors`` (atlases with features),
 ``loa.safetensors`` (pairs computed so far), of a joint model also ``estimator.safetensors`` and ``volume.safetensors``, and
@@ -75,7 +75,7 @@ class ModelRecord:
         except (OSError, ValueError, KeyError, TypeError) as error:
             found_text = f"{folder} without a readable model.json"
             raise OasisError(
-                f"model: expected a folder written by `oasis-monai train`, found {found_text}; train again or correct the path"
+                f"model: expected a folder written by `oasis-monai train`, found {found_text}; correct the path or train again"
             ) from error
         if found != FORMAT:
             raise OasisError(f"model: expected format {FORMAT}, found {found} in {folder}; train it again with this version")
@@ -101,7 +101,7 @@ class ModelRecord:
         made = build(self.values["settings"])
         if self.checksums.get("settings") != digest(self.values["settings"]):
             raise OasisError(
-                f"model: expected model.json as it was written, found other settings in {self.folder}; copy the model again"
+                f"model: expected model.json as it was written, found changed settings in {self.folder}; copy the model again"
             )
         return made
 
@@ -128,7 +128,7 @@ class ModelRecord:
             if file.is_file() and file_digest(file) == self.checksums.get(name):
                 return file
         raise OasisError(
-            f"model: expected {name} as it was written, found it absent or changed in {self.folder}; copy the model again"
+            f"model: expected {name} as it was written, found a missing or changed file in {self.folder}; copy the model again"
         )
 
     def library(self) -> AtlasLibrary:

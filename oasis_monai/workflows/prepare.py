@@ -151,7 +151,7 @@ def check_pairs(settings: Settings, split: Split) -> None:
     what = "cases" if split.protocol == "patient" else "slices"
     fewest = min(len(fold.train) if what == "cases" else sum(map(len, fold.train.values())) for fold in split.folds)
     if needs_alignment(settings.methods) and fewest < 2:
-        raise ConfigError("data", f"at least two training {what} to make pairs of", f"{fewest}", "add cases")
+        raise ConfigError("data", f"at least two training {what} to form pairs", f"{fewest}", "add cases")
 
 
 def split_of(settings: Settings, dataset: Dataset) -> Split:

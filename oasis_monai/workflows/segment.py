@@ -21,7 +21,7 @@ from oasis_monai.workflows.scan_result import ScanResult
 from oasis_monai.workflows.segment_table import FAILED, Row, merge_earlier_rows, read_record, row_of, table_text, write_table
 
 FORMATS = tuple(e.removeprefix(".") for e in ENDINGS)
-DICOM_RESULT = ".nii.gz"  # what a DICOM series gets where nothing else is asked for
+DICOM_RESULT = ".nii.gz"  # format of the label of a DICOM series, unless another one is asked for
 HOPELESS = (errno.ENOSPC, errno.EROFS, errno.EDQUOT)  # the next scan would fail as well
 Log = Callable[[str], None]
 
@@ -135,7 +135,7 @@ def _faults(case: Case, error: Exception) -> list[Fault]:
     if isinstance(error, DataError):
         return [replace(f, case=case.id) if f.case in ("", case.id) else named(case.id, [f])[0] for f in error.faults]
     text = " ".join(str(error).split())[:300]
-    remedy = "look at this scan; if nothing is wrong with it, report this"
+    remedy = "check this scan; if it is sound, report this as a bug"
     return [Fault(case.id, "segment", "a scan that this model can segment", f"{type(error).__name__}: {text}", remedy)]
 
 
@@ -156,7 +156,11 @@ def _files(record: dict[str, Any]) -> list[str]:
 def _line(record: dict[str, Any]) -> str:
     volumes = ", ".join(f"{name} {ml:.1f} ml" for name, ml in record["volume_ml"].items())
     doubts = "".join(f"; {flag['name']}: {flag['text']}" for flag in record["flags"])
-    doubts += f"; it is the model's atlas {record['is_atlas']}, no test of its accuracy" if record.get("is_atlas") else ""
+    doubts += (
+        f"; this scan is the model's atlas {record['is_atlas']}, so the result is no test of accuracy"
+        if record.get("is_atlas")
+        else ""
+    )
     known = [f"{name} {100 * v:.0f} %" for name, v in record["predicted_dsc"].items() if v is not None]
     quality = f"; {'predicted DSC' if record['calibrated'] else 'agreement of the parts'} {', '.join(known)}" if known else ""
     return f"{record['case']}: {volumes}{quality}{doubts}"
@@ -166,8 +170,8 @@ def _keep_pairs(segmenter: Segmenter, model: Path, log: Log) -> None:
     if segmenter.loa is not None:
         try:
             segmenter.loa.save()
-        except OSError:  # a model folder that is read-only serves as well, it only learns nothing
-            log(f"warning: {model} cannot be written; new LOA pairs are not kept")
+        except OSError:  # a read-only model folder works too, but it cannot store the pairs
+            log(f"warning: cannot write to {model}; newly computed LOA pairs are not saved")
 
 
 @dataclass(frozen=True)

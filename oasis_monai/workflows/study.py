@@ -69,7 +69,7 @@ class Study:
     """What to run (the key ``study`` of a configuration) and what to compare.
 
     Args:
-        arms: by name, in the order they are told.
+        arms: by name, in the order of the tables.
         learning: None for no learning curve.
         main: the method Table 1 compares with every other.
         ablation: the methods whose variants the ablation tables compare, each a table; n: their number of atlases.
@@ -86,7 +86,7 @@ class Study:
 
 @dataclass(frozen=True)
 class Job:
-    """One run of an arm: settings, where it goes, how its methods are renamed, and of how many training patients it tells."""
+    """One run of an arm: its folder's name, its settings, the suffix of its methods, and its number of training patients."""
 
     name: str
     settings: Settings
@@ -120,7 +120,7 @@ def plan(study: Study, config: Mapping[str, Any]) -> list[Job]:
 
 
 def _check_jobs(study: Study, jobs: Sequence[Job], base: Settings) -> None:
-    """Refuse jobs whose results could not be told apart or compared: before hours of training, not after."""
+    """Refuse jobs whose results could not be distinguished or compared, before hours of training."""
     names = [job.name for job in jobs]
     if twice := next((name for name in names if names.count(name) > 1), None):
         raise ConfigError("study.arms", "arms and protocols that make each folder once", twice, "rename an arm")
@@ -144,12 +144,12 @@ def _check_jobs(study: Study, jobs: Sequence[Job], base: Settings) -> None:
 
 
 def _unnamed(study: Study, jobs: Sequence[Job]) -> list[str]:
-    """What is to be compared but is none of the methods: a misspelt one, or that of an arm which was taken out."""
+    """Notes on methods that the study compares but no arm has: misspelt, or of an arm that was removed."""
     there = [{j.method(m) for j in jobs if (j.train_cases is None) is arm for m in j.settings.methods} for arm in (True, False)]
     asked = [("ablation", name, there[0]) for name in study.ablation]
     asked += [("learning.main", study.learning.main, there[1])] if study.learning else []
     return [
-        f"note: study.{key}: {name} is none of the methods {', '.join(sorted(known))}; nothing is compared with it"
+        f"note: study.{key}: {name} is not among the methods {', '.join(sorted(known))}, so nothing is compared with it"
         for key, name, known in asked
         if name not in known
     ]
@@ -227,7 +227,7 @@ def run_study(study: Study, config: Mapping[str, Any], run_dir: Path, log: Log =
             one = _prepared(job.settings, datasets, log)
             stamps[job.name] = _stamp(job.settings, one)
             if _read(run_dir / "arms" / job.name / ".stamp") == stamps[job.name]:
-                log(f"{job.name}: finished before")
+                log(f"{job.name}: already finished")
                 continue
             waiting.append(job)
             split = split_of(job.settings, one)

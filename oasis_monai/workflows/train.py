@@ -91,7 +91,10 @@ def _record(
     record = run_record("train", settings, None, len(cases), clock.seconds)
     known = read_calibrations(calibration_path(settings, dataset.content))
     if known is None:
-        log("no calibration of the predicted Dice: cross-validate with the same settings and cache first to have one")
+        log(
+            "note: no calibration was found, so this model will report the agreement of its parts instead of a predicted Dice. "
+            "Cross-validate with the same settings and cache before training to get one."
+        )
     return {
         **record,
         "format": FORMAT,

@@ -34,7 +34,7 @@ def test_help_imports_nothing_heavy():
 
 def test_the_help_shows_the_defaults():
     shown = {}
-    for word in USAGE.split("the knobs people turn")[1].split("examples")[0].split():
+    for word in USAGE.split("frequent options")[1].split("examples")[0].split():
         key, _, value = word.partition("=")
         shown.setdefault(key, value)  # the first is the default, others are what else there is
     conf = ROOT / "conf"
@@ -187,7 +187,7 @@ REFUSED = [
         ["segment", "model=m", "input=nix", "output=o", "n=1", "methods=OASIS"],
         "error: input: expected a scan or a folder of scans, found 'nix'",
     ),
-    (["segment", "model=m", "input=.", "output=o", "n=[1,2]"], "error: n: expected one number, as a scan gets one result"),
+    (["segment", "model=m", "input=.", "output=o", "n=[1,2]"], "error: n: expected one number: a scan gets one result"),
     (["bundle", "model=m", "output=o", "n=1", "methods=[OASIS,FwoW]"], "error: methods: expected one method, as a scan gets one"),
     (["library", "model=m", "add=nix", "label=nix"], "error: add: expected an existing file, found 'nix'"),
     (["+colour=red"], "error: colour: expected one of"),

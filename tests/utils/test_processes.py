@@ -74,12 +74,10 @@ def fail_at_a_case():
 
 
 KILLED = (
-    "U-Net3D, fold 3: workers: expected a worker that ends by itself, found it killed (memory may have run out); lower workers "
-    "and give the same command again: what was finished is kept"
+    "U-Net3D, fold 3: a worker was killed, probably out of memory. Lower workers and run the same command again; finished work "
+    "is kept."
 )
-AT_A_CASE = (
-    "U-Net3D, fold 3 (while at Case03): expected its worker to finish, found RuntimeError: unheard of; see where with workers=1"
-)
+AT_A_CASE = "U-Net3D, fold 3 (while at Case03): the worker failed (RuntimeError: unheard of). Run with workers=1 to see where."
 
 
 @pytest.mark.parametrize(("function", "message"), [(fail_at_a_case, AT_A_CASE), (be_killed, KILLED)])
@@ -94,14 +92,14 @@ def test_what_ends_a_worker_is_one_line_that_names_its_job(function, message):
     [
         (
             RuntimeError("DefaultCPUAllocator: can't allocate memory"),
-            "expected its worker to finish, found RuntimeError: DefaultCPUAllocator: can't allocate memory; lower workers, "
-            "align_batch or training.batch",
+            "the worker failed (RuntimeError: DefaultCPUAllocator: can't allocate memory). Lower workers, align_batch or "
+            "training.batch.",
         ),
-        (OasisError("training.lr: expected finite losses"), "training.lr: expected finite losses"),
+        (OasisError("training diverged"), "training diverged"),
         (
             OSError(errno.ENOSPC, "No space left on device", "cache/x"),
-            "cache/x: expected to read or write it, found No space left on device; free some space and give the same command "
-            "again: what was finished is kept",
+            "cannot read or write cache/x: No space left on device. Free some space and run the same command again; finished "
+            "work is kept.",
         ),
     ],
 )

@@ -116,9 +116,9 @@ def test_nothing_is_said_without_labels_or_of_a_grid_that_is_the_scan():
 def test_check_tells_it_and_what_it_suggests_can_be_given_back(phantom, tmp_path):
     words = ["check", "data=promise12", f"data.root={phantom}"]
     done = run(*words, "preprocessing.size=[32,32,32]", cwd=tmp_path)
-    (line,) = [line for line in done.out.splitlines() if line.startswith("these would suit: ")]
-    again = run(*words, *line.removeprefix("these would suit: ").split(), cwd=tmp_path)
+    (line,) = [line for line in done.out.splitlines() if line.startswith("better suited: ")]
+    again = run(*words, *line.removeprefix("better suited: ").split(), cwd=tmp_path)
     assert again.code == 0, again.err
-    assert "these would suit" not in again.out
+    assert "better suited" not in again.out
     assert "outside" not in again.out
     assert "field of view: labels reach" in again.out

@@ -243,7 +243,7 @@ def test_what_cannot_be_removed(model):
     lines = []
     for case in OLD[:3]:
         remove_atlas(model, case, log=lines.append)
-    assert lines == ["note: 1 atlases are left: segment with n=1 or less"]
+    assert lines == ["note: the library has 1 atlases left; segment with n=1 or less"]
     with pytest.raises(ConfigError, match=r"^remove: expected a library that keeps 1 atlases or more"):
         remove_atlas(model, OLD[3], log=quiet)
     assert cases(model) == [OLD[3]]
