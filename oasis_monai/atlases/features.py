@@ -24,14 +24,16 @@ from oasis_monai.utils.files import digest
 from oasis_monai.utils.tensor_files import load_if_whole, save_tensors
 
 INPUT = 224  # pixels along either side, the size both networks were trained at
-VOLUME_INPUT = 96  # of a volume's slices: their mean chooses atlases as good as at 224 (docs/speed.md), in a sixth of the time
+VOLUME_INPUT = (
+    96  # pixels a side for slices of volumes: as good atlases as with 224 (docs/results/speed.md), in a sixth of the time
+)
 INTENSITY = 16  # side of the pooled image of "intensity"
 THUMBNAIL = 16  # side of a thumbnail: enough to tell the slices of one scan apart
-RANDOM = 64  # length of a vector of "random"
+RANDOM = 64  # length of a feature vector of "random"
 WINDOW = (0.01, 0.99)  # quantiles of a slice that become 0 and 1: a coil's bright rim must not decide the contrast
-PREPARATION = 4  # part of every key: raise it when a slice reaches the network in another form
-COLOURS = 3  # slices of a volume that one picture shows, as its red, green and blue: a third of the passes for as many slices
-PICTURES = 5  # of a volume: they choose atlases as good as 16 grey slices do (docs/speed.md)
+PREPARATION = 4  # in every cache name; raise it when slices would reach the network in another form
+COLOURS = 3  # slices of a volume per picture, as red, green and blue: a third of the forward passes
+PICTURES = 5  # pictures per volume: they select atlases as good as 16 grey slices do (docs/results/speed.md)
 MEAN = (0.485, 0.456, 0.406)  # ImageNet
 STD = (0.229, 0.224, 0.225)
 Network = Callable[[torch.Tensor, int], torch.Tensor]

@@ -28,8 +28,8 @@ class AtlasLibrary:
         slices: (N,) int64 index of the slice along z, -1 for a volume.
         classes: number of classes with the background.
         context: slices only: (N, 2, *S) float32 images (no labels) of the slices below and above in the same scan.
-        thumbnails: slices only: (N, F') float16, see :func:`oasis_monai.workflows.library.features.thumbnails`.
-        estimates: (N, C-1, *S) float16 what a joint model's segmentation network makes of each atlas; see :meth:`with_estimates`.
+        thumbnails: slices only: (N, F') float16, see :func:`oasis_monai.atlases.features.thumbnails`.
+        estimates: (N, C-1, *S) float16 estimates of a joint model's segmentation networks; see :meth:`with_estimates`.
     """
 
     images: torch.Tensor
@@ -54,7 +54,7 @@ class AtlasLibrary:
             raise DataError(Fault("", "atlas library", "images and labels of one shape", found, "build it anew"))
 
     def _tensors(self) -> dict[str, torch.Tensor]:
-        """What there is a row of for every atlas."""
+        """The tensors with one row per atlas."""
         found = {k: getattr(self, k) for k in ("images", "labels", "features", "slices", "context", "estimates", "thumbnails")}
         return {k: v for k, v in found.items() if v is not None}
 
@@ -74,18 +74,18 @@ class AtlasLibrary:
         return replace(self, cases=cases, **chosen)
 
     def with_estimates(self, estimates: torch.Tensor) -> AtlasLibrary:
-        """The library with what a joint model's segmentation network makes of its images, (N, C-1, \\*S)."""
+        """The library with the estimates (N, C-1, \\*S) of a joint model's segmentation networks."""
         return replace(self, estimates=estimates.half())
 
     def groups(self, same_case: bool = False) -> torch.Tensor:
-        """(N,) int64: atlases of one group may not meet, by case; with ``same_case`` only an atlas itself is barred."""
+        """(N,) int64 groups; atlases of one group are never paired: a case, or with ``same_case`` only the atlas itself."""
         if same_case:
             return torch.arange(len(self))
         names = {case: number for number, case in enumerate(dict.fromkeys(self.cases))}
         return torch.tensor([names[case] for case in self.cases])
 
     def twin(self, image: torch.Tensor, tolerance: float, among: Iterable[str]) -> str | None:
-        """The case whose atlases have the voxels of a scan.
+        """Find the case whose atlases have the same voxels as a scan.
 
         Args:
             image: (1, x, y, z), the preprocessed scan.
@@ -127,7 +127,7 @@ class AtlasLibrary:
 
     @classmethod
     def load(cls, path: str | Path, check: bool = True) -> AtlasLibrary:
-        """Read what :meth:`save` wrote. Its values stay on disk: of images and labels only the rows that are used are read.
+        """Read what :meth:`save` wrote. Its values stay on disk; only the rows of images and labels that are used are read.
 
         Args:
             check: compare the file with its checksum; False where that has just been done.
@@ -145,9 +145,9 @@ class AtlasLibrary:
 
 
 def build_library(items: Sequence[Preprocessed], spatial_dims: int, embed: Embedder, classes: int) -> AtlasLibrary:
-    """Atlases out of labelled cases, in the cases' order (slices ascending).
+    """Make atlases from labelled cases, in the order of the cases (slices ascending).
 
-    Every slice becomes an atlas in 2D, also one without label: to leave those out would tell where the structure ends.
+    In 2D every slice becomes an atlas, also one without foreground: leaving those out would reveal where the structure ends.
 
     Raises:
         ConfigError: ``spatial_dims`` is neither 2 nor 3, or there are no cases.
@@ -189,7 +189,7 @@ def build_library(items: Sequence[Preprocessed], spatial_dims: int, embed: Embed
 
 
 def _faults(item: Preprocessed, first: Preprocessed, spatial_dims: int, classes: int) -> list[Fault]:
-    """What keeps one case from becoming atlases."""
+    """The faults that keep one case from becoming atlases."""
     if item.label is None:
         return [Fault(item.case, "label", "a label, as it is to be an atlas", "none", "add the label or leave the case out")]
     if item.label.shape != item.image.shape:

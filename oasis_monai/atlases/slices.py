@@ -41,7 +41,7 @@ def signed_distance(labels: torch.Tensor, classes: int) -> torch.Tensor:
 
 
 def neighbours(library: AtlasLibrary, places: Sequence[tuple[str, int]]) -> tuple[torch.Tensor, torch.Tensor]:
-    """The next labelled slices of the same scan below and above each place, never the place itself.
+    """Find the next labelled slices of the same scan below and above each place, never the place itself.
 
     Args:
         places: B pairs of case and slice number.
@@ -114,7 +114,7 @@ def adjacent_slice_atlases(slices: torch.Tensor, library: AtlasLibrary, exclude:
 def append_atlas_channels(
     slices: torch.Tensor, library: AtlasLibrary, rows: torch.Tensor, shape: torch.Tensor | None = None
 ) -> torch.Tensor:
-    """Put atlases beside slices.
+    """Append atlases to slices as further input channels.
 
     Args:
         slices: (B, 3, x, y), each between its neighbours.
@@ -144,12 +144,12 @@ def nearest_slice_atlases(library: AtlasLibrary, count: int, same_case: bool, ro
     if not count:
         return torch.empty((len(rows), 0), dtype=torch.int64)
     own = library.groups(same_case)
-    parts = rows.split(1024)  # all slices with their neighbours are three libraries
+    parts = rows.split(1024)  # all slices with their neighbours take three times the memory of the library
     return torch.cat([adjacent_slice_atlases(context_slices(library, part), library, (own[part], own)) for part in parts])
 
 
 def expected_shapes(library: AtlasLibrary, rows: torch.Tensor, near: torch.Tensor) -> torch.Tensor:
-    """(R, C-1, x, y) the shape expected of the atlases ``rows``, their own label not looked at; ``near``: see
+    """(R, C-1, x, y) expected shape of the atlases ``rows``, without using their own label; ``near``: see
     :func:`nearest_slice_atlases`."""
     return interpolate_shape(library, [(library.cases[row], int(library.slices[row])) for row in rows.tolist()], near)
 

@@ -16,7 +16,7 @@ from typing import IO, Any
 
 from oasis_monai.utils.errors import DataError, Fault
 
-LARGEST_READ = 2**22  # tarfile reads long headers whole, and as long as they say they are
+LARGEST_READ = 2**22  # bytes per read: tarfile would read a header of any length that the archive claims
 DAMAGED = (zipfile.BadZipFile, tarfile.TarError, gzip.BadGzipFile, zlib.error, EOFError, NotImplementedError, UnicodeError)
 TWICE = (FileExistsError, NotADirectoryError, IsADirectoryError)
 REFUSE = "do not use this archive"

@@ -27,7 +27,7 @@ TIMEOUT_S = 30.0
 WAITS_S = (1.0, 2.0, 4.0)
 PASSING = (408, 425, 429, 500, 502, 503, 504)  # HTTP status codes of temporary failures
 RECORD = "source.json"
-CHUNK = 2**13  # bytes; where a connection is cut, what has come of a chunk is lost
+CHUNK = 2**13  # bytes; an interrupted connection loses the unfinished chunk
 Log = Callable[[str], None]
 
 

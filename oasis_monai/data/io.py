@@ -92,7 +92,7 @@ def read_volume(case: Case, label_values: Sequence[int]) -> Volume:
 
 
 def named(case: str, faults: Iterable[Fault]) -> list[Fault]:
-    """The faults of a file as faults of a case: the file's name moves into the field."""
+    """Turn the faults of a file into faults of a case; the file's name moves into the field."""
     return [dataclasses.replace(f, case=case, field=f"{f.case} {f.field}") for f in faults]
 
 
@@ -177,7 +177,7 @@ def _loader(dtype: type) -> Any:
 
 
 def _load(path: Path, dtype: type) -> tuple[np.ndarray, Header]:
-    """(x, y, z) array of ``dtype`` and the header, which the reader's own idea of the grid must confirm."""
+    """(x, y, z) array of ``dtype`` and the header; the grid that the reader reports must match the header."""
     header = read_header(path)
     if header.stored is not None:
         try:

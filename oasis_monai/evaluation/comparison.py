@@ -126,7 +126,7 @@ def _table1_notes(protocol: str, printed: bool, main: str) -> tuple[str, ...]:
 
 
 def ablation(scores: pd.DataFrame, reference: str, n: int, protocol: str) -> Table:
-    """What each part is worth: every variant of a method at one n, compared with it (paired whole DSC, Wilcoxon, Holm).
+    """Ablations: every variant of a method at one n, compared with the method (paired whole DSC, Wilcoxon, Holm).
 
     Variants are the methods of the same kind: all with the reference's suffix (`` 3D``) or none, and networks without n.
     """

@@ -27,7 +27,7 @@ from oasis_monai.utils.files import atomic_path
 COLOURS = ("#0072b2", "#e69f00", "#009e73", "#d55e00", "#cc79a7", "#56b4e9", "#8a8f98", "#b8a100")
 MARKERS = ("o", "s", "^", "D", "v", "P", "X", "*")
 DASHES: tuple[Any, ...] = ("solid", (0, (5, 2)), (0, (2, 1.5)), (0, (6, 2, 1.5, 2)))
-_INK = "#010203"  # stands for "the colour of the text around" until the SVG is done
+_INK = "#010203"  # placeholder that becomes ``currentColor`` in the finished SVG
 
 
 def write_figure(path: str | Path, figure: Any) -> None:

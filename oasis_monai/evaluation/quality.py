@@ -23,8 +23,8 @@ from oasis_monai.segmentation.agreement import SOURCES, known_sources
 from oasis_monai.transforms.corruptions import UNTOUCHED
 
 FAILURE = 0.70  # DSC of a whole structure below which a result is a failure
-PRIOR_CASES = 10.0  # the prior weighs as much as so many cases
-FEWEST = 6  # cases below which nothing is fitted
+PRIOR_CASES = 10.0  # weight of the prior, in cases
+FEWEST = 6  # least number of cases for a fit
 
 
 @dataclass(frozen=True)
@@ -44,8 +44,10 @@ class Calibration:
     cases: int = 0
 
     def predict(self, values: Sequence[float]) -> float:
-        """DSC to expect; ``values`` in the order of :data:`SOURCES`. NaN for a source that it uses is taken for 0: its parts
-        found no structure at all, which is no agreement to rely on. NaN where it uses none."""
+        """The predicted DSC, from ``values`` in the order of :data:`SOURCES`; NaN where it uses no source.
+
+        NaN for a source that it uses counts as 0: its parts found no structure at all, which is no reliable agreement.
+        """
         known = dict(zip(SOURCES, values, strict=True))
         used = [0.0 if math.isnan(known[name]) else known[name] for name in self.sources]
         if not used:
@@ -53,7 +55,7 @@ class Calibration:
         return float(np.clip(self.offset + np.dot(self.weights, used), 0.0, 1.0))
 
     def flag(self, predicted: float) -> bool:
-        """Whether a failure (DSC below :data:`FAILURE`) is within one spread of what is predicted, or nothing can be."""
+        """Whether a failure (DSC below :data:`FAILURE`) lies within one spread of the prediction, or nothing can be predicted."""
         return math.isnan(predicted) or predicted < FAILURE + (self.spread or 0.0)
 
     def to_json(self) -> dict[str, Any]:

@@ -27,16 +27,16 @@ Key = tuple[str, str, int]  # case, method, n
 
 @dataclass(frozen=True)
 class QualityGroup:
-    """One method, n and label of a run: what there is to say of its predictions."""
+    """The predictions for one method, n and label of a run."""
 
     protocol: str
     method: str
     n: int
     label: str
     rows: pd.DataFrame
-    """Of :data:`COLUMNS`, the untouched cases where truth and prediction are known."""
+    """Columns :data:`COLUMNS`; the untouched cases where the true and the predicted DSC are known."""
     corrupted: pd.DataFrame
-    """The same of their corrupted copies."""
+    """The same for their corrupted copies."""
 
 
 def mean_error(rows: pd.DataFrame) -> float:
@@ -57,7 +57,7 @@ def quality_rows(
     groups: Mapping[str, int],
     corrupted: Iterable[tuple[Mapping[str, Any], torch.Tensor]] = (),
 ) -> tuple[pd.DataFrame, dict[str, dict[str, Calibration]]]:
-    """Predict every case from the cases of the other folds, and fit what a new scan is predicted with on all.
+    """Predict every case from the cases of the other folds, and fit the calibration for new scans on all cases.
 
     Args:
         scores: score rows of the run; only whole structures are used. A row absent on both sides has no DSC to predict.
@@ -122,8 +122,11 @@ def write_calibrations(path: Path, models: Mapping[str, Mapping[str, Calibration
 
 
 def keep_calibrations(path: Path, models: Mapping[str, Mapping[str, Calibration]]) -> None:
-    """Add calibrations to those of earlier runs with other methods or n. Of the same method, n and label the one fitted on more
-    results stays, of equal ones the new one: a run without corrupted copies takes nothing away."""
+    """Add calibrations to those of earlier runs with other methods or n.
+
+    For the same method, n and label, the calibration fitted on more results stays, or the new one if they are equal. So a run
+    without corrupted copies does not replace a better one.
+    """
     if not models:
         return
     with locked(path.parent):
@@ -140,7 +143,7 @@ def plain_calibrations(models: Mapping[str, Mapping[str, Calibration]]) -> dict[
 
 
 def read_calibrations(path: Path) -> dict[str, dict[str, Calibration]] | None:
-    """What :func:`write_calibrations` wrote; None where there is none or it is damaged (it can always be made again)."""
+    """Read what :func:`write_calibrations` wrote; None where it is absent or damaged (it can always be computed again)."""
     try:
         return calibrations_of(json.loads(path.read_text(encoding="utf-8")))
     except (OSError, ValueError):
@@ -162,7 +165,7 @@ def calibrations_of(record: Any) -> dict[str, dict[str, Calibration]]:
 def calibration_for(
     models: Mapping[str, Mapping[str, Calibration]], method: str, n: int, label: str, values: Iterable[float]
 ) -> Calibration:
-    """What predicts a new scan's DSC: fitted for this method at this n, else at the nearest n; else nothing is fitted
+    """The calibration for a new scan: fitted for this method at this n, else at the nearest n; else the prior alone
     (:func:`oasis_monai.evaluation.quality.uncalibrated`, for the sources that have ``values``)."""
     others = {name: by for name, by in models.items() if name.rpartition("-")[0] == method and label in by}
     exact = models.get(method_name(method, n), {}).get(label)

@@ -15,7 +15,7 @@ from torch import nn
 from torch.nn import functional as F
 
 SIDE, PART = 5, 3
-CORNERS = (0, SIDE - PART)  # where along an axis the parts lie in the kernel; the taps they share are the same in both
+CORNERS = (0, SIDE - PART)  # offsets of the 3 x 3 parts in the 5 x 5 kernel; taps in two parts have the same gradient in both
 
 
 def block(layers: Any, image: torch.Tensor, bfloat16: bool = False) -> torch.Tensor:
@@ -35,8 +35,10 @@ def block(layers: Any, image: torch.Tensor, bfloat16: bool = False) -> torch.Ten
 
 
 def folded(convolution: nn.Conv2d, norm: nn.BatchNorm2d) -> tuple[torch.Tensor, torch.Tensor]:
-    """Weights and bias of the convolution (without bias) with the norm behind it; torch's own ``fuse_conv_bn_weights`` makes new
-    parameters of them, through which no gradient comes back."""
+    """Fold a batch norm into the convolution (without bias) before it: (weights, bias), with gradients.
+
+    torch's ``fuse_conv_bn_weights`` makes new parameters, through which no gradient flows back.
+    """
     if norm.running_var is None or norm.running_mean is None:
         raise ValueError("a batch norm without statistics")
     scale = norm.weight * torch.rsqrt(norm.running_var + norm.eps)
@@ -61,7 +63,7 @@ def _depthwise(convolution: nn.Conv2d, norm: nn.BatchNorm2d, image: torch.Tensor
 
 
 class _Depthwise(torch.autograd.Function):
-    """torch's depthwise convolution of 5 x 5 without padding, its gradient of the weights from parts."""
+    """A 5 x 5 depthwise convolution without padding, whose weight gradient is assembled from four 3 x 3 gradients."""
 
     @staticmethod
     def forward(ctx: Any, image: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor, stride: tuple[int, int]) -> torch.Tensor:

@@ -22,7 +22,7 @@ Warped = tuple[slice, torch.Tensor | None, torch.Tensor]
 
 
 class Aligner(Batched):
-    """A trained STM with the batch it may hold at once; where memory runs out it goes on with half of that.
+    """Aligns atlases with a trained STM in batches; when memory runs out, with smaller batches.
 
     Args:
         model: the network, (B, c, *S) atlas and target -> coarse field by ``model.field``; c is 1, and 1 + the number of
@@ -40,7 +40,7 @@ class Aligner(Batched):
         self.joint = bool(getattr(getattr(model, "settings", None), "joint", False))
 
     def seen(self, library: AtlasLibrary, rows: torch.Tensor) -> torch.Tensor:
-        """The atlases ``rows`` as the STM sees an atlas: (P, c, *S) image, and labels for a joint STM."""
+        """The STM's input for the atlases ``rows``: (P, c, *S) images, with labels for a joint STM."""
         return append_structures(library.images[rows], foreground(library.labels[rows], library.classes) if self.joint else None)
 
     @torch.inference_mode()
@@ -78,16 +78,17 @@ class Aligner(Batched):
 
 @dataclass
 class FieldCache:
-    """The fields of one target (a case), so that each (target, atlas) pair is aligned once for every n and every rule.
+    """Caches the fields of one target (a case), so that each (target, atlas) pair is aligned once for all n and methods.
 
-    Lists of nearest atlases nest, so a longer list extends the stored one. The file is named by what the list depends on.
+    A longer list of nearest atlases starts with the shorter one, so it extends the stored fields. The file's name holds what the
+    list depends on.
     """
 
     folder: Path | None
     key: str
 
     def moved(self, move: Sequence[int]) -> FieldCache:
-        """That of the same target on a grid moved by so many voxels."""
+        """The cache of the same target on a grid moved by ``move`` voxels."""
         return FieldCache(self.folder, digest([self.key, *move])) if any(move) else self
 
     def get(self, target: str, images: torch.Tensor, rows: torch.Tensor, library: AtlasLibrary, aligner: Aligner) -> torch.Tensor:
@@ -122,7 +123,7 @@ class FieldCache:
 
 
 def _safe(name: str) -> str:
-    """A file name made of a case id: two ids never share one, and none leaves the folder."""
+    """A file name for a case id: unique per id, and always inside the folder."""
     from hashlib import sha256
 
     plain = "".join(c if c.isalnum() or c in "-_" else "_" for c in name)[:40]

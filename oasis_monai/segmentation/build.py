@@ -20,7 +20,7 @@ from oasis_monai.segmentation.segmenter import Segmenter
 
 @dataclass(frozen=True)
 class TrainedNetworks:
-    """The networks of a model; None for those it has not.
+    """The trained networks of a model; None for those it does not have.
 
     Args:
         registration: the STM.
@@ -35,7 +35,7 @@ class TrainedNetworks:
 
 @dataclass(frozen=True)
 class SegmenterOptions:
-    """What a segmenter has to know beside its networks and atlases.
+    """The options of a segmenter, beside its networks and atlases.
 
     Args:
         distance, temperature, same_case: see :class:`.Segmenter`.
@@ -53,7 +53,7 @@ class SegmenterOptions:
 
 
 def build_estimator(networks: TrainedNetworks, options: SegmenterOptions, device: str | torch.device = "cpu") -> Estimator | None:
-    """The segmentation networks of a joint model; None for another model."""
+    """Build the estimator from the segmentation networks of a joint model; None for other models."""
     if networks.slices is None:
         return None
     joint, volume_network = options.joint, None
@@ -77,7 +77,7 @@ def build_segmenter(
     loa_file: Path | None = None,
     loa_of: str = "",
 ) -> Segmenter:
-    """A segmenter of a library and the networks trained on it.
+    """Build a segmenter from a library and the networks trained on it.
 
     Args:
         loa_file, loa_of: where LOA pairs are kept and what they belong to, see :class:`.LoaTable`.

@@ -27,12 +27,12 @@ from oasis_monai.utils.device import use_bfloat16
 from oasis_monai.utils.interpolation import enlarge, pool
 from oasis_monai.utils.memory import Batched
 
-FAINT = 0.05  # probability of any structure below which a slice is background, whatever a second look says
+FAINT = 0.05  # a slice without a foreground probability above this is background; test-time views are skipped
 
 
 def rotate_and_scale(images: torch.Tensor, angle: float, scale: float, back: bool = False) -> torch.Tensor:
-    """Slices (B, c, x, y) seen through a field of view turned by ``angle`` radians and ``scale`` times as large; ``back`` undoes
-    it. Voxels are taken to be square."""
+    """Resample slices (B, c, x, y) on a field of view rotated by ``angle`` radians and ``scale`` times as large; ``back`` undoes
+    it. Voxels are assumed square."""
     cos, sin = math.cos(angle), math.sin(angle)
     matrix = torch.tensor([[cos, -sin], [sin, cos]]) * scale
     matrix = torch.linalg.inv(matrix) if back else matrix
@@ -72,13 +72,15 @@ class Estimator(Batched):
     ) -> None:
         self.model, self.tta_flip, self.tta_views = model.to(device).eval(), tta_flip, tta_views
         members = model.members if isinstance(model, SliceUNetEnsemble) else [model]
-        self._fused = [without_batch_norms(member) for member in members]  # what runs; the model is what is kept
+        self._fused = [
+            without_batch_norms(member) for member in members
+        ]  # used for inference; the model itself is what gets saved
         self.device, self.batch = torch.device(device), batch
         self.bfloat16 = use_bfloat16(self.device, bfloat16)
         self.volume_network, self.stride = volume_network, tuple(stride)
 
     def without_views(self) -> Estimator:
-        """The same without turned and scaled copies: a fifth of the time."""
+        """The same estimator without rotated and scaled copies, in a fifth of the time."""
         arguments = (self.model, self.tta_flip, self.device, self.batch, self.volume_network, self.stride)
         return Estimator(*arguments, bfloat16=self.bfloat16) if self.tta_views else self
 
@@ -89,7 +91,7 @@ class Estimator(Batched):
         def estimate(rows: slice) -> torch.Tensor:
             part = slices[rows].to(self.device, torch.float32)
             probability = self._one(part)
-            seen = (1 - probability[:, 0]).flatten(1).amax(1) > FAINT  # in many slices of a scan there is nothing to turn
+            seen = (1 - probability[:, 0]).flatten(1).amax(1) > FAINT  # slices without foreground need no test-time views
             if self.tta_views and seen.any():
                 several = [probability[seen], *(self._there_and_back(part[seen], *view) for view in VIEWS[: self.tta_views])]
                 probability[seen] = torch.stack(several).mean(0)
@@ -110,17 +112,17 @@ class Estimator(Batched):
         return torch.stack([torch.softmax(one.float(), 1) for one in logits]).mean(0)
 
     def _there_and_back(self, slices: torch.Tensor, angle: float, scale: float) -> torch.Tensor:
-        """The estimate of one turned and scaled copy; what a smaller field of view does not show is background."""
+        """The estimate of one rotated and scaled copy; what a smaller field of view does not show is background."""
         seen = rotate_and_scale(self._one(rotate_and_scale(slices, angle, scale))[:, 1:], angle, scale, back=True)
         return torch.cat([(1 - seen.sum(1, keepdim=True)).clamp_min(0), seen], 1)
 
     def volume(self, image: torch.Tensor) -> torch.Tensor:
-        """(1, x, y, z) -> (C, x, y, z) float32: the mean of what the networks say."""
+        """(1, x, y, z) -> (C, x, y, z) float32 probabilities: the mean over the networks."""
         return self.network_probabilities(image).mean(0)
 
     @torch.inference_mode()
     def network_probabilities(self, image: torch.Tensor) -> torch.Tensor:
-        """(1, x, y, z) -> (V, C, x, y, z) float32: what each network says, the slice network first."""
+        """(1, x, y, z) -> (V, C, x, y, z) float32 probabilities of each network, the slice network first."""
         by_slices = self(with_neighbours(image)).permute(1, 2, 3, 0).contiguous()
         if self.volume_network is None:
             return by_slices[None]
@@ -136,7 +138,7 @@ class Estimator(Batched):
 def make_volume_network(
     network: nn.Module, name: str, settings: NetworkSettings, device: str | torch.device = "cpu"
 ) -> Callable[[torch.Tensor], torch.Tensor]:
-    """The trained volume network, ``name`` of the estimator's settings, as :class:`.estimate.Estimator` wants it."""
+    """Wrap the trained volume network ``name`` for :class:`Estimator`."""
     return Predictor(network, name, replace(settings, patch=None), device)
 
 
@@ -147,10 +149,12 @@ def estimate_atlases(
     same_case: bool = False,
     rows: torch.Tensor | None = None,
 ) -> torch.Tensor:
-    """What the network makes of the atlases ``rows`` (default all) of its own library: (R, C-1, \\*S) float16. A slice never sees
-    itself as an atlas."""
+    """Estimate the structures of the atlases ``rows`` (default all) of a library: (R, C-1, \\*S) float16 probabilities.
+
+    A slice is never shown itself as an atlas.
+    """
     rows = torch.arange(len(library)) if rows is None else rows
-    estimator = estimator.without_views()  # the STM is trained to doubt it anyway
+    estimator = estimator.without_views()  # views would add little: the STM is trained on perturbed estimates
     if library.spatial_dims == 3:
         return torch.stack([estimator.volume(library.images[row])[1:].half() for row in rows.tolist()])
     near = nearest_slice_atlases(library, atlases, same_case, rows)

@@ -21,11 +21,11 @@ from oasis_monai.utils.device import use_bfloat16
 from oasis_monai.utils.tensor_files import load_if_whole, save_tensors
 
 FILE = "estimator.safetensors"
-MEMBER_SEED = 1000  # between the members of a fold; folds are 1 apart
+MEMBER_SEED = 1000  # distance of the members' seeds; the seeds of folds are 1 apart
 
 
 def train_slice_network(context: FitContext, joint: JointSettings) -> SliceUNet | SliceUNetEnsemble:
-    """Train a joint model's network on slices, on its part of the budget, or load it when the folder already holds it.
+    """Train a joint model's slice network with its part of the budget, or load it when the folder already holds it.
 
     Several members are trained one after the other, each with its own random numbers and an equal part of that budget.
 

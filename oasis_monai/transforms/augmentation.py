@@ -127,10 +127,10 @@ class Augmentation:
 
 
 def apply_motion(images: torch.Tensor, transforms: torch.Tensor, bend: torch.Tensor | None = None) -> torch.Tensor:
-    """Images (B, C, *S) seen through affine ``transforms`` (B, D, D+1) of torch's normalised coordinates; 0 outside.
+    """Resample images (B, C, *S) by affine ``transforms`` (B, D, D+1) in torch's normalised coordinates; 0 outside.
 
     Args:
-        bend: (B, D, *S) voxels, added to where each voxel is read from.
+        bend: (B, D, *S) displacements in voxels, added to the position each voxel is read from.
     """
     size = images.shape[2:]
     if len(size) == 2 or images.device.type != "cpu":

@@ -33,12 +33,12 @@ from oasis_monai.utils.files import digest, file_digest
 from oasis_monai.utils.tensor_files import load_if_whole, save_tensors
 
 PREPROCESS_VERSION = 1
-"""Raise it with every change that alters a preprocessed voxel: cached tensors of other versions are then never read."""
+"""Raise it with every change that alters a preprocessed voxel, so that cached tensors of other versions are not used."""
 PERCENTILES = (0.5, 99.5)
 """Clipping of the physical setting's robust z-score."""
 INTENSITIES = ("zscore", "local")
 MOST_VOXELS = 2**28
-"""Of a working grid: a gigabyte an image. More is a slip of the pen, and would take the machine with it."""
+"""Largest working grid: a gigabyte per image. A larger one is a typing error, and would exhaust the memory."""
 _SIZES = {("paper", 2): (320, 320), ("physical", 2): (96, 96), ("physical", 3): (96, 96, 32)}
 _SPACINGS_MM = {("physical", 2): (1.0, 1.0), ("physical", 3): (1.0, 1.0, 3.0)}
 _INTENSITY = {"paper": "zscore", "physical": "local"}

@@ -23,8 +23,8 @@ from oasis_monai.utils.interpolation import along_axis
 SAME_SPACING = 1e-3  # spacings this close (relative) count as equal: headers carry rounded numbers
 TRUNCATED = 4.0  # standard deviations at which the anti-alias Gaussian ends
 UNSMOOTHED = 0.05  # a Gaussian narrower than this, in voxels, is the identity
-EDGE = 1e-6  # of a voxel: so close to a voxel's centre or edge counts as on it
-ASIDE = 1e-3  # of a voxel: axes that leave each other by no more than this over the whole grid are one
+EDGE = 1e-6  # voxels; a position this close to a voxel's centre or edge counts as on it
+ASIDE = 1e-3  # voxels; axes that deviate by no more than this over the whole grid count as parallel
 SLAB_VALUES = 2**24  # values of one native slab that `restore` may hold: 64 MiB of float32
 
 
@@ -174,7 +174,7 @@ def restore_all(
     some = (foreground > 0).any(0)
     if not bool(some.any()):
         return results
-    corner, some = _bounding_box(some)  # there is nothing beyond: of a vote of atlases the box is a tenth of the working grid
+    corner, some = _bounding_box(some)  # nothing lies beyond it; the box of a vote of atlases is a tenth of the working grid
     x, y, z = (slice(c, c + n) for c, n in zip(corner, some.shape, strict=True))
     foreground, working = foreground[:, x, y, z], _shifted(working, corner, some.shape)
     thick = max(1, SLAB_VALUES // max(1, (len(foreground) + 3) * native.shape[0] * native.shape[1]))
@@ -184,7 +184,7 @@ def restore_all(
         box = _box_inside(working, slab, device)
         if box is None:
             continue
-        corner, seen = box  # of many scans the field of view is a quarter
+        corner, seen = box  # for many scans the working field of view is a quarter of the slab
         every = resample(foreground, working, _shifted(slab, corner, seen.shape), anti_alias=False) * seen
         x, y, z = (slice(c + add, c + add + n) for c, add, n in zip(corner, (0, 0, first), seen.shape, strict=True))
         for number, maps in enumerate(every.split(classes)):
@@ -196,7 +196,7 @@ def restore_all(
 
 
 def as_plain_tensor(values: torch.Tensor) -> torch.Tensor:
-    """The bare tensor: whatever MONAI metadata ``values`` carries stays behind."""
+    """Strip MONAI's metadata from a tensor."""
     strip: Callable[[], torch.Tensor] | None = getattr(values, "as_tensor", None)
     return values if strip is None else strip()
 
@@ -284,9 +284,9 @@ def _smoothing(n: int, sigma: float) -> torch.Tensor:
     from monai.networks.layers.convutils import gaussian_1d
 
     kernel = gaussian_1d(torch.tensor(sigma), TRUNCATED)
-    reach = len(kernel) // 2
+    radius = len(kernel) // 2
     away = torch.arange(n)[:, None] - torch.arange(n)
-    band = torch.where(away.abs() <= reach, kernel[(away + reach).clamp(0, 2 * reach)], 0.0)
+    band = torch.where(away.abs() <= radius, kernel[(away + radius).clamp(0, 2 * radius)], 0.0)
     return band / band.sum(1, keepdim=True)
 
 

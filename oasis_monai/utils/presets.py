@@ -19,7 +19,7 @@ import yaml
 from oasis_monai.utils.errors import ConfigError
 
 CONF = "oasis_monai.conf"
-OWN = "_self_"  # where in its defaults list a file's own values come
+OWN = "_self_"  # entry of a defaults list that stands for the file's own values
 OVERRIDE = "override /"
 REPLACED = ("labels",)  # a data set has its own classes and none of the default's
 

@@ -33,7 +33,7 @@ DTYPES = {  # safetensors' names, in the order in which it lays tensors out: eve
     "BOOL": torch.bool,
 }
 NAMES = {dtype: name for name, dtype in DTYPES.items()}
-CHECKSUM = 32  # bytes of sha256 before the safetensors file proper
+CHECKSUM = 32  # bytes of the sha256 that precedes the safetensors content
 PIECE = 1 << 24  # bytes written at a time
 
 
@@ -84,7 +84,7 @@ def write_tensors(path: str | Path, tensors: Mapping[str, torch.Tensor], meta: M
     text += b" " * (-len(text) % 8)
     total = hashlib.sha256()
     with atomic_path(path) as temporary, open(temporary, "wb") as stream:
-        stream.write(bytes(CHECKSUM))  # its place is kept for the end, when it is known
+        stream.write(bytes(CHECKSUM))  # placeholder: the checksum is known only at the end
         head = len(text).to_bytes(8, "little") + text
         for piece in itertools.chain([head], _pieces(tensors[name] for name in names)):
             total.update(piece)
@@ -139,6 +139,6 @@ def load_if_whole(path: str | Path) -> tuple[dict[str, torch.Tensor], dict[str, 
         return None
 
 
-@cache  # once a process: a checkpoint is looked at several times before it is made anew
+@cache  # one warning per process: a checkpoint is read several times before it is replaced
 def _warn_damaged(path: str, kind: str) -> None:
     logging.getLogger(__name__).warning("warning: %s is damaged (%s); it is computed again", path, kind)

@@ -18,11 +18,11 @@ from oasis_monai.settings import Settings
 from oasis_monai.workflows.prepare import Dataset
 
 PackedLabels = dict[tuple[str, str, int], bytes]
-"""(case, method, n) -> a result's label, packed."""
+"""(case, method, n) -> the label of a result, compressed."""
 
 
 def save_label(settings: Settings, run_dir: Path, result: Segmentation, method: str, n: int) -> bytes:
-    """Write label and probability where asked for; -> the label packed small, for the pictures drawn at the end."""
+    """Write the label and the probability if the settings ask for it; return the compressed label for the pictures."""
     from oasis_monai.data.io import write_label, write_probability
 
     name = f"{result.case}__{method_name(method, n)}"
@@ -44,7 +44,7 @@ def write_case_browser(
     labels: Mapping[Key, Segmentation],
     case_result: CaseResult,
 ) -> None:
-    """Write what the page's case browser shows of a case: every method at one n (6, the paper's, or the largest).
+    """Write a case for the report's case browser: every method at one n (6 as in the paper, or the largest).
 
     Args:
         image, reference: (x, y, z) on the scan's own grid.
@@ -81,7 +81,7 @@ def write_case_browser(
 def draw_overlays(
     settings: Settings, dataset: Dataset, rows: list[dict[str, Any]], packed_labels: PackedLabels, run_dir: Path
 ) -> set[Path]:
-    """Draw the cases at even ranks from the last method's worst to its best, for every method and n; -> the pictures."""
+    """Draw cases at evenly spaced ranks of the last method, worst to best, for every method and n; return the files."""
     from oasis_monai.data.io import read_volume, to_canonical
     from oasis_monai.evaluation.contours import overlay
 
@@ -112,7 +112,7 @@ def draw_overlays(
 
 
 def remove_stale_pictures(settings: Settings, run_dir: Path, rows: list[dict[str, Any]], pictures: set[Path]) -> None:
-    """Remove what a run of before, with other settings, left in the folder to look at: the page would tell it as this run's.
+    """Remove pictures that an earlier run with other settings left in the folder, which the page would show as this run's.
 
     Args:
         pictures: of :func:`draw_overlays`.

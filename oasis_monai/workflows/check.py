@@ -18,10 +18,10 @@ from oasis_monai.transforms.preprocessing import Preprocessing, outside_view, vi
 from oasis_monai.utils.errors import DataError, Fault
 
 SPACING_MM = (0.1, 20.0)  # plausible voxel sizes of a clinical scan
-IN_PLANE_RATIO = 1.5  # between the two finer spacings; a scanner's pixels are square
+IN_PLANE_RATIO = 1.5  # largest ratio of the two finer spacings; a scanner's pixels are square
 FEW_VOXELS = 10
 OUTLIER = 5.0  # robust z of log volume: one volume in 1.7 million if log-normal
-FEWEST_CASES = 8  # below, a median absolute deviation says little
+FEWEST_CASES = 8  # with fewer cases a median absolute deviation says little
 
 
 def check_cases(
@@ -44,7 +44,7 @@ def check_cases(
         cases: with or without labels.
         label_values: value in the file of each class, the background first.
         preprocessing: the setting whose field of view the labels should fit into; None: it is not looked at.
-        look: called with every case that can be read, for what else is to be known of the data set.
+        look: called with every case that can be read, to collect other facts about the data set.
 
     Returns:
         Faults in the order of ``cases``, those of the whole data set last; empty if all is well.

@@ -30,16 +30,16 @@ Rows = list[tuple[dict[str, Any], torch.Tensor]]
 
 
 def methods_with_predicted_dice(settings: Settings) -> tuple[str, ...]:
-    """Those of the methods whose parts are compared."""
-    alone = ("estimate",) if not settings.has_volume_network else ()  # a slice network with nobody to disagree with
+    """The methods of the settings for which a Dice can be predicted."""
+    alone = ("estimate",) if not settings.has_volume_network else ()  # a slice network alone has nothing to compare with
     return tuple(m for m in settings.atlas_methods if METHODS[m].predicts_dice and m not in alone)
 
 
 def num_corrupted_copies(settings: Settings) -> int:
-    """Corrupted copies of each test case that a cross-validation makes.
+    """Number of corrupted copies of each test case in a cross-validation.
 
-    None where no Dice is predicted, in a job of one fold (a case is predicted from the other folds), and under slice folds, where
-    a scan's neighbouring slices would be as they were.
+    It is 0 where no Dice is predicted, in a job of one fold (the prediction for a case needs the other folds), and under slice
+    folds, where the neighbouring slices among the atlases would not be corrupted.
     """
     useful = settings.folds == "patient" and settings.fold is None and methods_with_predicted_dice(settings)
     return settings.corruptions if useful else 0
@@ -53,11 +53,11 @@ def segment_labelled(
     methods: Sequence[str],
     fields: FieldCache | None = None,
 ) -> tuple[CaseResult, dict[Key, Segmentation], dict[Key, list[float]]]:
-    """Segment a labelled scan as one without a label would be, by no atlas of its own case, and compare.
+    """Segment a labelled scan like one without a label, with no atlas of its own case, and compute its Dice.
 
     Returns:
-        What was found; by method and n the labels on the scan's own grid; and the Dice of every structure (NaN where neither
-        label has it).
+        The results; the labels on the scan's own grid by method and n; and the Dice of every structure (NaN where it is in
+        neither label).
     """
     if volume.label is None:
         raise ValueError(f"{volume.case}: expected a labelled scan")
@@ -74,7 +74,7 @@ def segment_labelled(
 def corrupted_rows(
     settings: Settings, dataset: Dataset, folds: Sequence[Fold], trained: Mapping[int, FoldModel], models: FoldModels
 ) -> Rows:
-    """Rows of :func:`copies` of every case, each segmented by the model of the fold that tests it."""
+    """Score rows of the corrupted copies of every case, each segmented by the model of the fold that tests it."""
     from tqdm import tqdm
 
     rows, count = Rows(), num_corrupted_copies(settings)

@@ -117,7 +117,7 @@ class CrossValidation:
         with self._loa_pairs_kept():
             self.score()
             write_scores(self.run_dir / "scores.csv", self.rows)
-            for name in ("summary.csv", "quality.csv", "calibration.json"):  # of other scores; not every run has all
+            for name in ("summary.csv", "quality.csv", "calibration.json"):  # of an earlier run; not every run writes all of them
                 (self.run_dir / name).unlink(missing_ok=True)
             if not self.rows:
                 return
@@ -146,7 +146,7 @@ class CrossValidation:
                 self._score_case(case, case_result)
 
     def segment(self, case: str, embed: Embedder) -> CaseResult:
-        """Every method's result of a case, by the folds that test it; its label is not looked at."""
+        """Segment a case by every method and by the folds that test it; its label is not used."""
         parts = []
         for fold in self.folds:
             if case in fold.test:
@@ -162,7 +162,7 @@ class CrossValidation:
         if model.segmenter is not None:
             bare = self.dataset.cases[case].without_label()
             again = settings.preprocessing.elsewhere(lambda: read_volume(bare, settings.data.label_values))
-            # under patient folds the fold's library has nothing of this case; that it is excluded as well costs nothing
+            # under patient folds the fold's library has no atlas of this case; excluding the case as well costs nothing
             exclude = case if self.split.protocol == "patient" else None
             case_result = segment_case(
                 model.segmenter,
@@ -207,7 +207,7 @@ class CrossValidation:
         return [{**about, **asdict(score)} for score in scores]
 
     def predict_quality(self, corrupted: Rows) -> None:
-        """Write ``quality.csv`` and, of all honest folds, the calibrations for a model trained with the same settings."""
+        """Write ``quality.csv`` and, with all patient folds run, the calibrations for a model trained with the same settings."""
         settings = self.settings
         groups = patient_groups(self.dataset.targets, settings.k, settings.seed)
         table, calibrations = quality_rows(self.rows, self.agreements, list(settings.data.labels), groups, corrupted)
@@ -218,7 +218,7 @@ class CrossValidation:
 
     @contextlib.contextmanager
     def _loa_pairs_kept(self) -> Iterator[None]:
-        """Write the LOA pairs that were aligned within it, however it ends."""
+        """Save the LOA pairs computed inside the block, however it ends."""
         try:
             yield
         finally:

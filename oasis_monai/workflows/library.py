@@ -27,7 +27,7 @@ from oasis_monai.workflows.model import Model, load_model
 from oasis_monai.workflows.model_folder import LIBRARY_PART, NEXT_LIBRARY, ModelRecord, describe, keep_pairs, retry_once
 
 SAME = 1e-3
-"""Two normalised images that differ by no more (in standard deviations) are one scan; a file format rounds its affine."""
+"""Two normalised images that differ by no more than this (in standard deviations) are the same scan: formats round affines."""
 Log = Callable[[str], None]
 
 
@@ -75,7 +75,7 @@ def add_atlas(
     name = scans[0].id if case is None else case
     if not name.strip() or name != Path(name).name or not name.isprintable():
         raise ConfigError("case", "a name without / and control characters", name, "give case=ID")
-    ModelRecord.read(model)  # a lock would make a folder
+    ModelRecord.read(model)  # fail before the lock creates a folder
     with locked(model):
         _finish_edit(model)
         loaded = load_model(model, device, batch)
@@ -146,8 +146,8 @@ def _preprocessed(case: Case, settings: Settings, log: Log) -> Preprocessed:
 
 
 def _atlases(item: Preprocessed, model: Model) -> AtlasLibrary:
-    """The case as atlases like those of the model's library. What its networks made of the others stays: beside which atlases
-    a slice was seen is a matter of the library at that time."""
+    """Turn the case into atlases like those of the model's library. The estimates of the other atlases stay as they are: they
+    belong to the library at the time they were computed."""
     library, settings, estimator = model.segmenter.library, model.settings, model.segmenter.estimator
     made = build_library([item], settings.spatial_dims, model.embed, library.classes)
     if estimator is None:

@@ -22,7 +22,7 @@ from oasis_monai.workflows.segment_table import FAILED, Row, merge_earlier_rows,
 
 FORMATS = tuple(e.removeprefix(".") for e in ENDINGS)
 DICOM_RESULT = ".nii.gz"  # format of the label of a DICOM series, unless another one is asked for
-HOPELESS = (errno.ENOSPC, errno.EROFS, errno.EDQUOT)  # the next scan would fail as well
+HOPELESS = (errno.ENOSPC, errno.EROFS, errno.EDQUOT)  # errors after which the next scan would fail too
 Log = Callable[[str], None]
 
 
@@ -53,8 +53,8 @@ def segment_scans(
 ) -> list[Fault]:
     """Segment one scan or every scan of a folder (see :func:`oasis_monai.data.cases.find_cases`, layout ``folder``).
 
-    A scan is finished when its JSON file is there, which is written last; finished scans are skipped unless ``overwrite``. At the
-    end, also when it is interrupted, ``segment.csv`` tells of all scans of the output folder.
+    A scan is finished when its JSON file exists, which is written last; finished scans are skipped unless ``overwrite``. At the
+    end, also after an interruption, ``segment.csv`` lists all scans of the output folder.
 
     Args:
         model: the folder of a trained model.
@@ -64,7 +64,7 @@ def segment_scans(
         options: see :class:`SegmentOptions`.
 
     Returns:
-        A fault per scan that could not be segmented, whatever the reason; the others are done all the same.
+        A fault per scan that could not be segmented, whatever the reason; the other scans are still segmented.
 
     Raises:
         ConfigError: a setting that cannot work with this model.
@@ -77,7 +77,7 @@ def segment_scans(
     loaded = load_model(model, options.get("device", "auto"), options.get("batch", 8))
     n = options.get("n", 6)
     chosen = check_choice(loaded.segmenter, method, n)
-    _ = loaded.embed, loaded.calibrations  # what is wrong with the model is no scan's fault
+    _ = loaded.embed, loaded.calibrations  # raise errors of the model here, not as a fault of the first scan
     run = _Run(loaded, output, chosen, n, options.get("save_probability", False), file_format)
     faults: list[Fault] = []
     rows: list[Row] = []
@@ -97,7 +97,7 @@ def segment_scans(
 
 
 def _find_scans(scans: Path, output: Path, method: str | None, file_format: str | None) -> list[Case]:
-    """The scans, after a look at what can be refused before a model is read."""
+    """Find the scans, and refuse options that cannot work before the model is read."""
     from oasis_monai.data.cases import find_cases
 
     if method is not None:
@@ -148,9 +148,9 @@ def _same_scan(case: Case, record: dict[str, Any], content: str) -> None:
 
 
 def _files(record: dict[str, Any]) -> list[str]:
-    """Labels and probabilities that a scan's JSON file tells of, which lie beside the next result as if they were its own."""
+    """Labels and probability maps that a scan's JSON file lists."""
     own = [f"{record['case']}_{part}{kind}" for part in ("segmentation", "probability") for kind in ENDINGS]
-    return [name for name in own if name in record["files"] and Path(name).name == name]  # the JSON file may be anyone's
+    return [name for name in own if name in record["files"] and Path(name).name == name]  # the JSON file may come from anyone
 
 
 def _line(record: dict[str, Any]) -> str:
@@ -176,7 +176,7 @@ def _keep_pairs(segmenter: Segmenter, model: Path, log: Log) -> None:
 
 @dataclass(frozen=True)
 class _Run:
-    """What is the same for all scans of a command."""
+    """The model and options that all scans of a command share."""
 
     model: Model
     output: Path
@@ -186,7 +186,7 @@ class _Run:
     file_format: str | None
 
     def result(self, case: Case, overwrite: bool) -> tuple[dict[str, Any], bool]:
-        """What the JSON file of a scan holds, and whether the scan was segmented for it now."""
+        """The content of a scan's JSON file, and whether the scan was segmented now (not before)."""
         kind = f".{self.file_format}" if self.file_format else ending(case.image) or DICOM_RESULT
         asked = self._asked(case, kind)
         json_file = self.output / f"{case.id}.json"
@@ -203,7 +203,7 @@ class _Run:
         record["label"] = f"{case.id}_segmentation{kind}"
         record["files"] = [record["label"], *([probability_file.name] if result.probability is not None else [])]
         record |= result.to_json()
-        json_file.unlink(missing_ok=True)  # it would tell of a label that is being replaced
+        json_file.unlink(missing_ok=True)  # it describes a label that is being replaced
         result.save(self.output / record["label"], probability_file)
         self._draw(volume, result)
         if before is not None:
@@ -212,7 +212,7 @@ class _Run:
         return record, True
 
     def _asked(self, case: Case, kind: str) -> dict[str, Any]:
-        """What a result depends on: a finished scan is done again when any of it has changed."""
+        """What a result depends on; when any of it has changed, a finished scan is segmented again."""
         return {
             "model": self.model.record.version,
             "method": self.method,
@@ -223,7 +223,7 @@ class _Run:
         }
 
     def _left_of(self, before: dict[str, Any], files: list[str], same: bool) -> list[str]:
-        """The files of an earlier result that stay: the same result in another format is still right; others are removed."""
+        """Remove the files of an earlier result, unless it is the same result in another format; returns the files that stay."""
         others = [name for name in _files(before) if name not in files]
         for name in () if same else others:
             remove_array(self.output / name)

@@ -26,7 +26,7 @@ class Row:
         status: :data:`DONE`, :data:`FLAGGED` (done, with doubts), :data:`SKIPPED` (finished before) or :data:`FAILED`.
         volume_ml: per label; empty when it failed.
         predicted_dsc: per label, 0 to 1; without those for which there is no prediction.
-        calibrated: whether the predictions come from a cross-validation; else they are the plain agreement of the parts.
+        calibrated: whether the predictions come from a cross-validation; else they are the agreement of the parts.
         flags: names, see :mod:`oasis_monai.segmentation.flags`.
         reason: why it failed, one line.
     """
@@ -41,7 +41,7 @@ class Row:
 
 
 def row_of(record: Mapping[str, Any], skipped: bool = False) -> Row:
-    """The row of a scan by its JSON file's content."""
+    """The row of a scan, from the content of its JSON file."""
     flags = tuple(str(flag["name"]) for flag in record["flags"])
     volumes = {str(name): float(ml) for name, ml in record["volume_ml"].items()}
     predicted = {str(name): float(v) for name, v in record["predicted_dsc"].items() if v is not None}
@@ -50,7 +50,7 @@ def row_of(record: Mapping[str, Any], skipped: bool = False) -> Row:
 
 
 def read_record(path: Path) -> dict[str, Any] | None:
-    """The JSON file of a finished scan; None if it is none, is damaged or its label is gone."""
+    """Read the JSON file of a finished scan; None if it is another file, is damaged, or its label is missing."""
     try:
         record = json.loads(path.read_text(encoding="utf-8"))
         row_of(record)
@@ -61,7 +61,7 @@ def read_record(path: Path) -> dict[str, Any] | None:
 
 
 def merge_earlier_rows(rows: Sequence[Row], output: Path) -> list[Row]:
-    """``rows`` and those of scans that an earlier run finished in the folder ``output``, by case."""
+    """Add the rows of scans that earlier runs finished in the folder ``output``; sorted by case."""
     known = {row.case: row for row in rows}
     for path in sorted(output.glob("*.json")):
         record = read_record(path)

@@ -38,7 +38,7 @@ NO_IMAGES = ("4.2", "9.", "11.", "66", "67", "68.", "88.", "104.", "481.2", "481
 reports, documents, radiotherapy plans. They travel in the folders of a scan and are passed over."""
 SECONDARY_CAPTURE = "7"
 UNEVEN = 0.05
-"""Largest distance of a slice from its place on an even grid, in slice distances: headers round, and no more than that."""
+"""Largest deviation of a slice from even spacing, in slice distances: allows for rounding in headers, and no more."""
 POSITION, ORIENTATION, PIXELS, SERIES, CLASS, FRAMES = (
     *("0020|0032", "0020|0037", "0028|0030", "0020|000e", "0008|0016", "0028|0008"),
 )

@@ -19,7 +19,7 @@ from oasis_monai.evaluation.case_view import CaseView, load_browser
 from oasis_monai.evaluation.report.run import Page
 
 MAX_BROWSER_BYTES = 48 * 2**20
-"""Of all cases together; beyond it the best cases are left out."""
+"""Size of all cases on the page together; beyond it the best cases are left out."""
 _GREY_QUALITY = 75
 _WEBP_SIDE = 16383  # pixels, the format's limit
 

@@ -21,7 +21,7 @@ from oasis_monai.workflows.bundle.network import OasisNetwork, network_arguments
 from oasis_monai.workflows.model import load_model
 
 PARTS = "models/oasis"  # the model folder within the bundle
-PRIVATE = ("command", "commit", "timings_s")  # of model.json: about the machine that trained, not about the model
+PRIVATE = ("command", "commit", "timings_s")  # keys of model.json about the training machine, which the bundle leaves out
 README = """\
 # {name}
 {task}.
