@@ -142,9 +142,9 @@ class Settings:
         """Whether the model and the folds are of the kind the methods need."""
         joint = methods_that_need(ESTIMATE, self.methods)
         if joint and not self.registration.joint:
-            raise ConfigError("methods", "methods of a model that is not a joint one", joint[0], "set registration.joint=true")
+            raise ConfigError("methods", "methods that need no joint model", joint[0], "set registration.joint=true")
         if INTERPOLATION in self.methods and not (self.folds == "slice" and self.spatial_dims == 2):
-            remedy = "set folds=slice spatial_dims=2, or leave it out: it needs labelled slices of the very scan"
+            remedy = "set folds=slice spatial_dims=2, or leave it out: it needs labelled slices of the scan itself"
             raise ConfigError("methods", "methods for new scans", INTERPOLATION, remedy)
 
     def _check_networks(self) -> None:

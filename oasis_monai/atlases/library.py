@@ -47,11 +47,11 @@ class AtlasLibrary:
         for name, value in self._tensors().items():
             if len(value) != n:
                 raise DataError(
-                    Fault("", f"atlas library, {name}", f"{n} rows, as there are cases", str(len(value)), "build it anew")
+                    Fault("", f"atlas library, {name}", f"{n} rows, as there are cases", str(len(value)), "build it again")
                 )
         if self.images.shape != self.labels.shape:
             found = f"{tuple(self.images.shape)} and {tuple(self.labels.shape)}"
-            raise DataError(Fault("", "atlas library", "images and labels of one shape", found, "build it anew"))
+            raise DataError(Fault("", "atlas library", "images and labels of one shape", found, "build it again"))
 
     def _tensors(self) -> dict[str, torch.Tensor]:
         """The tensors with one row per atlas."""
@@ -191,7 +191,7 @@ def build_library(items: Sequence[Preprocessed], spatial_dims: int, embed: Embed
 def _faults(item: Preprocessed, first: Preprocessed, spatial_dims: int, classes: int) -> list[Fault]:
     """The faults that keep one case from becoming atlases."""
     if item.label is None:
-        return [Fault(item.case, "label", "a label, as it is to be an atlas", "none", "add the label or leave the case out")]
+        return [Fault(item.case, "label", "a label, because atlases need one", "none", "add the label or leave the case out")]
     if item.label.shape != item.image.shape:
         found = f"{tuple(item.label.shape)}"
         return [Fault(item.case, "label", f"the image's shape {tuple(item.image.shape)}", found, "resample the label")]

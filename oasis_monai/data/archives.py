@@ -57,7 +57,7 @@ def unpack(archive: Path, folder: Path, limits: Limits = Limits()) -> None:
         raise _fault(archive, "entries", "every path once", "a file in the place of another entry", REFUSE) from error
     except DAMAGED as error:
         text = " ".join(str(error).split())[:200] or type(error).__name__
-        raise _fault(archive, "an archive", "one that is whole", text, "remove it and download it again") from error
+        raise _fault(archive, "archive", "a complete archive", text, "remove it and download it again") from error
 
 
 def check_room(folder: Path, needed: int, what: str) -> None:

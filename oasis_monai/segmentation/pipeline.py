@@ -187,7 +187,7 @@ def check_choice(segmenter: Segmenter, method: str | None, n: int) -> str:
     if method == INTERPOLATION:
         raise ConfigError("methods", "a method for new scans", method, "it needs labelled slices of the scan: folds=slice")
     if methods_that_need(ESTIMATE, [method]) and segmenter.estimator is None:
-        raise ConfigError("methods", "a method of this model, which is not a joint one", method, "add methods=OASIS")
+        raise ConfigError("methods", "a method that needs no joint model", method, "add methods=OASIS")
     if needs_atlases([method]) and not 1 <= n <= len(segmenter.library):
         raise ConfigError("n", f"1 to {len(segmenter.library)}, the model's atlases", n)
     return method

@@ -126,13 +126,13 @@ def _repeated(cases: Sequence[Case], same: dict[str, list[Case]]) -> list[Fault]
     faults = []
     ids = [case.id for case in cases]
     for name in sorted({i for i in ids if ids.count(i) > 1}):
-        faults.append(Fault(name, "id", "an id of its own", f"{ids.count(name)} cases of this id", "rename the files"))
+        faults.append(Fault(name, "id", "a unique id", f"{ids.count(name)} cases of this id", "rename the files"))
     for group in same.values():
         if len(group) > 1:
             severity = "error" if any(case.label for case in group) else "warning"
             found = "the same voxels in " + ", ".join(case.id for case in group)
             remedy = "keep one: it could be test case and atlas at once"
-            faults.append(Fault(group[0].id, "image", "a scan of its own", found, remedy, severity))
+            faults.append(Fault(group[0].id, "image", "each scan only once", found, remedy, severity))
     return faults
 
 

@@ -85,7 +85,9 @@ def add_atlas(
         item = _preprocessed(Case(name, scans[0].image, label), settings, log)
         twin = library.twin(item.image, SAME, _cases(library))
         if twin is not None:
-            raise DataError(Fault(name, "image", "a scan of its own", f"the voxels of {twin}, an atlas", f"remove={twin} first"))
+            raise DataError(
+                Fault(name, "image", "each scan only once", f"the voxels of {twin}, an atlas", f"remove={twin} first")
+            )
         made = _atlases(item, loaded)
         longer = library.merge(made)
         described = describe(made, name, settings.data.labels, item.geometry.voxel_ml)

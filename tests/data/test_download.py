@@ -436,7 +436,7 @@ HOSTILE = {
     "tar device": (tarred(link("d", "", tarfile.CHRTYPE)), "found a link, device or pipe"),
     "tar pipe": (tarred(link("d", "", tarfile.FIFOTYPE)), "found a link, device or pipe"),
     "tar gz bomb": (tarred(("zeros", bytes(2**25)), mode="w:gz"), "bytes unpacked for a byte"),
-    "tar header bomb": (long_header(), "one that is whole, found a header of"),
+    "tar header bomb": (long_header(), "a complete archive, found a header of"),
 }
 
 
@@ -457,12 +457,12 @@ def test_a_hostile_archive_is_refused_before_a_byte_is_written(server, tmp_path,
     [
         (many(11), Limits(count=10), "at most 10 entries"),
         (zipped({"a": RANDOM}), Limits(total=1000), "GB unpacked, found more"),
-        (lying_size(), Limits(), "one that is whole"),
-        (zipped({"a": RANDOM})[:-100], Limits(), "one that is whole"),
-        (tarred(("a", RANDOM))[:5000], Limits(), "one that is whole"),
-        (tarred(("a", RANDOM), mode="w:gz")[:5000], Limits(), "one that is whole"),
-        (b"PK" + bytes(100), Limits(), "one that is whole"),
-        (b"<html>not found</html>" * 100, Limits(), "one that is whole"),
+        (lying_size(), Limits(), "a complete archive"),
+        (zipped({"a": RANDOM})[:-100], Limits(), "a complete archive"),
+        (tarred(("a", RANDOM))[:5000], Limits(), "a complete archive"),
+        (tarred(("a", RANDOM), mode="w:gz")[:5000], Limits(), "a complete archive"),
+        (b"PK" + bytes(100), Limits(), "a complete archive"),
+        (b"<html>not found</html>" * 100, Limits(), "a complete archive"),
         (tarred(("a", b"1"), ("./a", b"2")), Limits(), "every path once"),
         (tarred(("a", b"1"), ("a/b", b"2")), Limits(), "every path once"),
     ],

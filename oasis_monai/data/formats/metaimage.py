@@ -119,7 +119,7 @@ def _fields(path: Path, faults: Faults) -> tuple[dict[str, str], int]:
         faults.add("header", expected, found, "remove them, or check that this is a MetaImage header")
     if "ElementDataFile" not in fields:
         expected = f"this key within the first {MAX_HEADER_BYTES} bytes"
-        faults.add("ElementDataFile", expected, "none", "check that this is a MetaImage header and whole")
+        faults.add("ElementDataFile", expected, "none", "check that this is a complete MetaImage header")
         return {}, 0
     if fields["ElementDataFile"].upper() != "LOCAL" and head[at:].strip():
         faults.add(

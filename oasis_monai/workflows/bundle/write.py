@@ -93,7 +93,7 @@ def write_bundle(
     there = output.exists() and (not output.is_dir() or any(output.iterdir()))
     if there and not (overwrite and (output / "configs" / "metadata.json").is_file()):
         remedy = "give another output=DIR, or add overwrite=true to replace a bundle"
-        raise ConfigError("output", "a folder that is not there yet", str(output), remedy)
+        raise ConfigError("output", "a folder that does not exist yet", str(output), remedy)
     loaded = load_model(model, "cpu", batch)
     settings, segmenter = loaded.settings, loaded.segmenter
     method = check_choice(segmenter, method, n)
