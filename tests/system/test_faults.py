@@ -90,7 +90,7 @@ def test_a_folder_that_cannot_be_written_is_told_before_anything_is_trained(word
     (tmp_path / "file").touch()
     given = [word for word in words if not word.startswith(f"{key}=")]
     done = run(task, *given, f"{key}=file/x", cwd=tmp_path)
-    refused(done, "file/x: Not a directory. Correct that and run the same command again.")
+    refused(done, "cannot read or write file/x", ": Not a directory. Correct that and run the same command again.")
     assert done.code == 2
     assert not (tmp_path / "cache" / "models").exists()
 
