@@ -1,4 +1,4 @@
-"""The porch: the only module that knows Hydra. ``oasis-monai [task] key=value ...``, or ``python -m oasis_monai``."""
+"""The command line ``oasis-monai [task] key=value ...`` (or ``python -m oasis_monai``), the only module that uses Hydra."""
 
 from __future__ import annotations
 
@@ -22,23 +22,23 @@ oasis-monai: segment medical images from a few labelled scans (atlases), aligned
 
 tasks
   crossval   cross-validate on a labelled data set (default): scores, summary, pictures, a report page
-  study      several cross-validations on the same folds, compared   experiment=paper
-  train      fit on all cases and write a model folder            model=DIR
+  study      compare several cross-validations on the same folds  experiment=paper
+  train      train on all cases and write a model folder          model=DIR
   segment    segment a scan or a folder of scans                  model=DIR input=PATH output=DIR [format=nii.gz|nii|mha|mhd]
   library    list a model's atlases, or edit them                 model=DIR [add=IMAGE label=LABEL [case=ID] | remove=CASE]
   bundle     write a model as a MONAI bundle                      model=DIR output=DIR
-  download   fetch a public data set                              data=promise12|hippocampus or msd=Task09_Spleen   output=DIR
-  check      list every fault of a data set at once
+  download   download a public data set                           data=promise12|hippocampus or msd=Task09_Spleen   output=DIR
+  check      list all faults of a data set
   report     write report.html for a finished run                 output=RUN_DIR
-  phantom    write the synthetic data set                         data.root=DIR
+  phantom    write a synthetic data set                           data.root=DIR
 
-the knobs people turn
+frequent options
   data=phantom|promise12|hippocampus   data.root=DIR
   spatial_dims=3|2                     an atlas is a volume (3) or an axial slice (2, the paper)
-  n=6                                  atlases to fuse; also n=[1,2,4,6]
-  folds=patient|slice  k=5  fold=null  honest folds or the paper's; all folds or one
+  n=6                                  number of atlases to fuse; also n=[1,2,4,6]
+  folds=patient|slice  k=5  fold=null  split by patient, or by slice as the paper did; run all folds or one
   methods=[FwoW,FWAL,OASIS,OASIS-joint]  also OASIS-consensus, OASIS-conditioned, majority, STAPLE, estimate
-  training.minutes=20                  per fold; or training.iterations=N training.minutes=null (repeatable)
+  training.minutes=20                  per fold; training.iterations=N training.minutes=null gives repeatable results
   device=auto  seed=0
 
 examples
@@ -116,8 +116,10 @@ def run(config: Any) -> None:
 
 
 def check_run_folder() -> Any:
-    """A callback of Hydra's (``hydra.callbacks`` in ``conf/config.yaml``): before Hydra writes into the run's folder, see to it
-    that this can be done and that no other run is at work there."""
+    """Make Hydra's callback (``hydra.callbacks`` in ``conf/config.yaml``) that checks the run's folder before it is written to.
+
+    The folder must be writable, and no other run may use it.
+    """
     from hydra.core.hydra_config import HydraConfig
     from hydra.experimental.callback import Callback
 
@@ -148,8 +150,11 @@ def check_run_folder() -> Any:
 
 @contextlib.contextmanager
 def _telling(one_of_many: bool = False) -> Iterator[None]:
-    """An error that is the input's or the machine's fault becomes lines on stderr and exit code 2; of a sweep's job they go
-    to what launched it as well, which tells them again when the other jobs have ended."""
+    """Turn an error that the input or the machine caused into lines on stderr and exit code 2.
+
+    Args:
+        one_of_many: in a job of a sweep, hand the lines to the launcher too, which repeats them after the other jobs.
+    """
     try:
         yield
     except Exception as error:
@@ -166,18 +171,18 @@ def _telling(one_of_many: bool = False) -> Iterator[None]:
 
 
 def _explained(error: Exception) -> list[str]:
-    """What an error that is the input's or the machine's fault says to the user; nothing for one of the program's own."""
-    from oasis_monai.utils.errors import OasisError, system_fault
+    """The message of an error that the input or the machine caused, line by line; empty for an error of the program."""
+    from oasis_monai.utils.errors import OasisError, system_error_message
     from oasis_monai.utils.memory import first_line, out_of_memory
 
     if isinstance(error, OasisError):
         return str(error).splitlines()
     if isinstance(error, OSError) and error.errno:  # a full disk, a folder that cannot be written
-        return [str(system_fault(error))]
+        return [system_error_message(error)]
     if out_of_memory(error):
         where = "".join(f"{note}: " for note in getattr(error, "__notes__", ()))
-        remedy = "lower align_batch, training.batch, workers or preprocessing.size, or end other programs"
-        return [f"{where}memory: expected enough for this, found none left ({first_line(error)}); {remedy}"]
+        remedy = "Lower align_batch, training.batch, workers or preprocessing.size, or close other programs."
+        return [f"{where}out of memory ({first_line(error)}). {remedy}"]
     return []
 
 
@@ -219,7 +224,7 @@ def _compose_and_run() -> None:
         with interrupts.repeated():
             hydra.main(version_base="1.3", config_path="pkg://oasis_monai.conf", config_name="config")(run)()
     except KeyboardInterrupt:
-        print("interrupted: give the same command again to go on; what was finished is kept", file=sys.stderr)
+        print("interrupted: run the same command again to continue; finished work is kept", file=sys.stderr)
         sys.exit(130)
 
 

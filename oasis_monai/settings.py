@@ -1,4 +1,4 @@
-"""The settings of a run as values: what the YAML files of ``conf/`` hold, checked when they are read, without Hydra.
+"""All settings of a run as checked dataclasses, one per group of ``conf/``, without Hydra.
 
 Every group of ``conf/`` is one dataclass, its keys the fields. :func:`build_settings` gives the settings that the command line
 has with the same options; :func:`build` turns the plain dict of a composed configuration into :class:`Settings` and names every
@@ -142,9 +142,9 @@ class Settings:
         """Whether the model and the folds are of the kind the methods need."""
         joint = methods_that_need(ESTIMATE, self.methods)
         if joint and not self.registration.joint:
-            raise ConfigError("methods", "methods of a model that is not a joint one", joint[0], "set registration.joint=true")
+            raise ConfigError("methods", "methods that need no joint model", joint[0], "set registration.joint=true")
         if INTERPOLATION in self.methods and not (self.folds == "slice" and self.spatial_dims == 2):
-            remedy = "set folds=slice spatial_dims=2, or leave it out: it needs labelled slices of the very scan"
+            remedy = "set folds=slice spatial_dims=2, or leave it out: it needs labelled slices of the scan itself"
             raise ConfigError("methods", "methods for new scans", INTERPOLATION, remedy)
 
     def _check_networks(self) -> None:
@@ -246,9 +246,9 @@ class Settings:
 
     def to_json(self) -> dict[str, Any]:
         """All settings as plain JSON values, which :func:`build` takes back."""
-        told: dict[str, Any] = plain(self)
-        told["preprocessing"].pop("spatial_dims")  # stands at the top
-        return told
+        values: dict[str, Any] = plain(self)
+        values["preprocessing"].pop("spatial_dims")  # stands at the top
+        return values
 
 
 GROUPS: dict[str, Any] = {

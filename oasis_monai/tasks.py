@@ -1,4 +1,4 @@
-"""What the command line can be asked to do: plain dict in, files out. Knows no Hydra."""
+"""The tasks of the command line: each takes the composed configuration as a plain dict and calls a workflow."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ def run_task(config: dict[str, Any], run_dir: Path, sweep_dir: Path | None) -> N
 
 
 def _alone(job: Mapping[str, Any], run_dir: Path) -> contextlib.AbstractContextManager[None]:
-    """Refuse a second run into the folder the task writes to; a folder that is not given is told later."""
+    """Refuse a second run into the folder the task writes to. A missing folder is an error later."""
     from oasis_monai.utils.files import exclusive_folder
 
     key = OWN_FOLDER.get(job["task"])
@@ -63,7 +63,7 @@ def _settings(config: dict[str, Any]) -> Any:
 
     settings = build(config)
     if settings.workers > 1 and distributed.size() > 1:
-        raise ConfigError("workers", "1 under torchrun, whose processes train each network together", settings.workers)
+        raise ConfigError("workers", "1 under torchrun (its processes train each network together)", settings.workers)
     if settings.threads:
         torch.set_num_threads(settings.threads)
     torch.set_flush_denormal(True)  # denormal numbers slow a CPU tenfold and mean zero here
@@ -84,12 +84,12 @@ def _crossval(config: dict[str, Any], job: Mapping[str, Any], run_dir: Path, swe
         if sweep_dir is None and settings.fold is None:
             print("next: open the report in a browser; `oasis-monai train` with the same options and model=DIR fits a model")
     else:
-        print("no case could be scored in this job yet")
+        print("this job could not score any case yet")
     if sweep_dir is not None:
         with locked(sweep_dir):  # a job joins what is there once its own scores are: the last one to come in joins all
             try:
                 joined = join_jobs(sweep_dir)
-            except DataError as error:  # a sweep over something that no column tells; each job has its own page
+            except DataError as error:  # a sweep over an option without a column in scores.csv; each job has its own page
                 print(f"warning: the jobs of {sweep_dir} are not joined: {error}")
                 return
             if joined is not None:
@@ -103,7 +103,9 @@ def _study(config: dict[str, Any], job: Mapping[str, Any], run_dir: Path, sweep_
     from oasis_monai.training import distributed
 
     if distributed.size() > 1:
-        raise ConfigError("task", "crossval or train under torchrun", "study", "start it alone; workers=N trains N at once")
+        raise ConfigError(
+            "task", "crossval or train under torchrun", "study", "run it without torchrun; workers=N trains N networks at once"
+        )
     _settings(config)
     from oasis_monai.workflows.study import check_study, run_study
     from oasis_monai.workflows.study_report import write_results
@@ -120,17 +122,17 @@ def _train(config: dict[str, Any], job: Mapping[str, Any], run_dir: Path, sweep_
     from oasis_monai.workflows.train import train_model
 
     if own and settings.networks == settings.methods:
-        remedy = "leave it out; crossval trains these networks"
-        raise ConfigError("methods", "one or more that fuse atlases, as a model does", list(settings.methods), remedy)
+        remedy = "leave it out; use crossval to train these networks"
+        raise ConfigError("methods", "one or more methods that fuse atlases", list(settings.methods), remedy)
     for key in ("fold", "train_cases"):  # taken for a hold-out, they would have the test cases among the atlases
         if (value := getattr(settings, key)) is not None:
             remedy = "leave it out; data.include=[...] chooses cases"
-            raise ConfigError(key, "null, as train uses all cases (crossval holds some out)", value, remedy)
+            raise ConfigError(key, "null: train uses all cases (crossval holds some out)", value, remedy)
     print(f"model: {train_model(settings, Path(job['model']), overwrite=bool(job['overwrite']))}")
 
 
 def _require(job: Mapping[str, Any], **paths: str) -> None:
-    """Refuse a job without one of ``paths``, or with a switch that is none."""
+    """Refuse a job without one of ``paths``, or with a switch that is neither true nor false."""
     for key, what in paths.items():
         if not job[key]:
             raise ConfigError(key, what, None, f"add {key}=PATH")
@@ -142,9 +144,9 @@ def _require(job: Mapping[str, Any], **paths: str) -> None:
 def _one(settings: Any, own: bool) -> tuple[int, str | None]:
     """The number of atlases and the method (None: as suits the model) of a task that gives one result a scan."""
     if len(settings.n) > 1:
-        raise ConfigError("n", "one number, as a scan gets one result", list(settings.n))
+        raise ConfigError("n", "one number: a scan gets one result", list(settings.n))
     if own and len(settings.methods) > 1:
-        raise ConfigError("methods", "one method, as a scan gets one result", list(settings.methods))
+        raise ConfigError("methods", "one method: a scan gets one result", list(settings.methods))
     return settings.n[0], settings.methods[0] if own else None
 
 
@@ -230,7 +232,7 @@ def _download(config: dict[str, Any], job: Mapping[str, Any], run_dir: Path, swe
 def _check(config: dict[str, Any], job: Mapping[str, Any], run_dir: Path, sweep_dir: Path | None) -> None:
     from oasis_monai.utils.files import write_text
     from oasis_monai.workflows.check import as_table, check_cases
-    from oasis_monai.workflows.field_of_view import Extent, extent, told
+    from oasis_monai.workflows.field_of_view import Extent, advice, extent
     from oasis_monai.workflows.prepare import find_selected_cases
 
     settings = _settings(config)
@@ -242,7 +244,7 @@ def _check(config: dict[str, Any], job: Mapping[str, Any], run_dir: Path, sweep_
         write_text(Path(job["output"]) / "check.csv", as_table(faults))
     for fault in faults:
         print(f"{fault.severity}: {fault}", file=sys.stderr if fault.severity == "error" else sys.stdout)
-    for line in told([e for e in extents if e is not None], settings.preprocessing, settings.divisor, settings.takes):
+    for line in advice([e for e in extents if e is not None], settings.preprocessing, settings.divisor, settings.takes):
         print(line)
     errors = sum(fault.severity == "error" for fault in faults)
     print(f"{len(cases)} cases, {errors} errors, {len(faults) - errors} warnings")

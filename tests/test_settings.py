@@ -307,8 +307,8 @@ def test_a_data_set_of_one_s_own_has_nothing_of_the_default_one():
         ({"training.epochs": 3}, r"^training\.epochs: expected one of .*an unknown key"),
         ({"model": "m"}, r"^model: expected one of .*an unknown key"),
         ({"seed.x": 3}, r"^seed: expected a whole number, found \{'x': 3\}"),
-        ({"estimator.share": 0.5}, r"^estimator\.share: expected joint\.slice_budget, as this option is called now"),
-        ({"estimator": {"decoder": [1]}}, r"^estimator: expected joint, as this option is called now"),
+        ({"estimator.share": 0.5}, r"^estimator\.share: expected its new name joint\.slice_budget"),
+        ({"estimator": {"decoder": [1]}}, r"^estimator: expected its new name joint,"),
         ({"joint.vote": 0.5}, r"^joint\.vote: expected one of .*an unknown key"),
     ],
     ids=str,
@@ -335,7 +335,7 @@ def test_only_old_names_are_refused_as_old():
         for field in dataclasses.fields(kind):
             check_renamed(f"{group}.{field.name}")
     for old, new in RENAMED.items():
-        with pytest.raises(ConfigError, match=rf"^{re.escape(old)}: expected {re.escape(new)}, as this option is called now"):
+        with pytest.raises(ConfigError, match=rf"^{re.escape(old)}: expected its new name {re.escape(new)}"):
             check_renamed(old)
     with pytest.raises(ConfigError, match=r"; write joint\.decoder$"):
         check_renamed("estimator.decoder")

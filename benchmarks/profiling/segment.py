@@ -106,11 +106,11 @@ def trainers(model: str, root: str) -> dict[str, Any]:
     from oasis_monai.workflows.prepare import prepare
 
     settings = load_model(Path(model), "cpu").settings
-    prepared = prepare(settings, find_cases(root, settings.data.layout)[:4], None, print)
-    library, joint = prepared.library, settings.registration.joint
+    dataset = prepare(settings, find_cases(root, settings.data.layout)[:4], None, print)
+    library, joint = dataset.library, settings.registration.joint
     if joint:  # their values do not change the time
         library = library.with_estimates(torch.rand(len(library), library.classes - 1, *library.images.shape[2:]))
-    spacing_mm = next(iter(prepared.targets.values())).geometry.spacing_mm[: settings.spatial_dims]
+    spacing_mm = next(iter(dataset.targets.values())).geometry.spacing_mm[: settings.spatial_dims]
     found: dict[str, Any] = {}
 
     def keep(trainer: Any, path: Path | None, progress: bool, name: str) -> Any:

@@ -26,13 +26,13 @@ from oasis_monai.utils.device import has_fast_bfloat16
 SLICES, SIDE, CLASSES, ATLASES = 12, 96, 2, 2
 
 
-def library_block(layers: Any, image: torch.Tensor, half: bool = False) -> torch.Tensor:
+def library_block(layers: Any, image: torch.Tensor, bfloat16: bool = False) -> torch.Tensor:
     """A block as ``efficientnet_lite_pytorch`` runs it, in place of :func:`oasis_monai.networks.depthwise.block`."""
     output: torch.Tensor = layers(image)
     return output
 
 
-def stepper(ours: bool, half: bool) -> Callable[[], None]:
+def stepper(ours: bool, bfloat16: bool) -> Callable[[], None]:
     """A function that does one training step of a network of its own."""
     torch.manual_seed(0)
     network = SliceUNet(CLASSES, ATLASES).train()
@@ -48,7 +48,7 @@ def stepper(ours: bool, half: bool) -> Callable[[], None]:
     def step() -> None:
         depthwise.block = own if ours else library_block
         try:
-            output = network(image, half=half)
+            output = network(image, bfloat16=bfloat16)
         finally:
             depthwise.block = own
         network.zero_grad(set_to_none=True)

@@ -27,7 +27,7 @@ from oasis_monai.segmentation import flags
 from oasis_monai.segmentation.agreement import SOURCES, overlaps
 from oasis_monai.segmentation.methods import result_keys
 from oasis_monai.settings import Settings
-from oasis_monai.transforms.corruptions import CORRUPTIONS, UNTOUCHED, drawn, left
+from oasis_monai.transforms.corruptions import CORRUPTIONS, UNTOUCHED, draw_corruptions, shows_anything
 from oasis_monai.transforms.labels import decide
 from oasis_monai.transforms.spatial import inside
 from oasis_monai.utils.files import write_text
@@ -41,19 +41,19 @@ def segment_fold(settings: Settings, index: int) -> list[dict[str, Any]]:
     torch.set_num_threads(1)
     torch.set_flush_denormal(True)
     cache, log = Path(settings.cache), print
-    prepared = prepare(settings, find_and_check(settings, cache, log), cache, log)
-    split = split_of(settings, prepared)
+    dataset = prepare(settings, find_and_check(settings, cache, log), cache, log)
+    split = split_of(settings, dataset)
     fold = split.folds[index]
-    segmenter = FoldModels(settings, prepared, split, cache, log).segmenter(fold)
+    segmenter = FoldModels(settings, dataset, split, cache, log).segmenter(fold)
     embed = embedder(settings.features.name, settings.features.weights)
     limit = flags.typical_distance(segmenter.library, settings.features.distance)
     names, key = list(settings.data.labels), result_keys(settings.methods, settings.n)[0]
     rows: list[dict[str, Any]] = []
     for number, case in enumerate(sorted(fold.test), 1):
-        volume = read_volume(prepared.cases[case], settings.data.label_values)
-        for change, seed in [(UNTOUCHED, 0), *drawn(case, len(CORRUPTIONS), settings.seed)]:
+        volume = read_volume(dataset.cases[case], settings.data.label_values)
+        for change, seed in [(UNTOUCHED, 0), *draw_corruptions(case, len(CORRUPTIONS), settings.seed)]:
             scan = CORRUPTIONS[change](volume, seed) if change != UNTOUCHED else volume
-            if not left(scan):
+            if not shows_anything(scan):
                 continue
             found, labels, dice = segment_labelled(segmenter, scan, settings, embed, settings.methods)
             result, target = found.results[key], found.target
@@ -76,7 +76,7 @@ def predicted(rows: pd.DataFrame, copies: int, seed: int) -> pd.DataFrame:
     """Add ``predicted_dsc`` and ``unsure``, calibrated on the unchanged cases and on the ``copies`` that a cross-validation makes
     of each."""
     rows = rows.copy()
-    names = {case: {name for name, _ in drawn(case, copies, seed)} for case in rows["case"].unique()}
+    names = {case: {name for name, _ in draw_corruptions(case, copies, seed)} for case in rows["case"].unique()}
     shipped = [c == UNTOUCHED or c in names[case] for case, c in zip(rows["case"], rows["corruption"], strict=True)]
     rows["shipped"], rows["predicted_dsc"], rows["unsure"] = shipped, float("nan"), True
     for label in rows["label"].unique():

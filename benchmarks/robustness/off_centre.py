@@ -58,15 +58,15 @@ def segment_fold(settings: Settings, index: int) -> list[dict[str, Any]]:
     torch.set_num_threads(1)
     torch.set_flush_denormal(True)
     cache = Path(settings.cache)
-    prepared = prepare(settings, find_and_check(settings, cache, print), cache, print)
-    split = split_of(settings, prepared)
+    dataset = prepare(settings, find_and_check(settings, cache, print), cache, print)
+    split = split_of(settings, dataset)
     embed = embedder(settings.features.name, settings.features.weights)
     rows = []
     for follows in (True, False):
         own = replace(settings, joint=replace(settings.joint, recentre=follows))
-        segmenter = FoldModels(own, prepared, split, cache, print).segmenter(split.folds[index])
+        segmenter = FoldModels(own, dataset, split, cache, print).segmenter(split.folds[index])
         for case in sorted(split.folds[index].test):
-            volume = read_volume(prepared.cases[case], settings.data.label_values)
+            volume = read_volume(dataset.cases[case], settings.data.label_values)
             direction = int(np.random.default_rng([settings.seed, *case.encode()]).integers(4))
             for mm in ASIDE_MM:
                 _, _, dice = segment_labelled(segmenter, padded(volume, mm, direction), own, embed, own.methods)

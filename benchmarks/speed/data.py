@@ -117,8 +117,8 @@ def make_world(root: str, dims: int, model: Path | None, pairs: int, cases: int,
         raise ConfigError(
             "model", expected, f"{len(test)} and {len(train)}", "train the model on fewer cases: data.include=[...]"
         )
-    prepared = prepare(settings, found, folder / "cache", print)
-    library = prepared.library
+    dataset = prepare(settings, found, folder / "cache", print)
+    library = dataset.library
     from_test = torch.tensor([case in test for case in library.cases])
     sizes = library.labels.flatten(1).float().sum(1)
     largest = {c: max((i for i, o in enumerate(library.cases) if o == c), key=lambda i: float(sizes[i])) for c in sorted(test)}
@@ -133,7 +133,7 @@ def make_world(root: str, dims: int, model: Path | None, pairs: int, cases: int,
     whole, beside = shown[kept].numpy(), near[kept].numpy()  # NumPy treats a tensor with one element as a number
     images, labels = library.images[:, 0].numpy(), (library.labels[:, 0] > 0).numpy().astype(np.uint8)
     world = World(
-        prepared.targets[next(iter(largest))].geometry.spacing_mm[:dims],
+        dataset.targets[next(iter(largest))].geometry.spacing_mm[:dims],
         images[onto],
         images[from_],
         labels[onto],

@@ -1,9 +1,9 @@
-"""From slices to feature vectors: the embedders atlas selection measures similarity with.
+"""Feature vectors of slices and volumes from ImageNet networks, for atlas selection.
 
 An ImageNet network sees each slice as a photograph: windowed to 0..1, upright, grey repeated to three channels, ImageNet mean
-and standard deviation, 224 x 224; of a volume it sees pictures of three slices as colours, 96 x 96. The vector is the network's
-1000 logits (the paper: "pre-trained DenseNet-121 ... feature vector with length of 1000"). Weights are ImageNet's or there is an
-error: never random ones in silence.
+and standard deviation, 224 x 224. Of a volume it sees pictures of 96 x 96 with three slices as colours. The vector is the
+network's 1000 logits (the paper: "pre-trained DenseNet-121 ... feature vector with length of 1000"). Without the ImageNet weights
+there is an error; weights are never silently random.
 """
 
 from __future__ import annotations
@@ -24,14 +24,16 @@ from oasis_monai.utils.files import digest
 from oasis_monai.utils.tensor_files import load_if_whole, save_tensors
 
 INPUT = 224  # pixels along either side, the size both networks were trained at
-VOLUME_INPUT = 96  # of a volume's slices: their mean chooses atlases as good as at 224 (docs/speed.md), in a sixth of the time
+VOLUME_INPUT = (
+    96  # pixels a side for slices of volumes: as good atlases as with 224 (docs/results/speed.md), in a sixth of the time
+)
 INTENSITY = 16  # side of the pooled image of "intensity"
 THUMBNAIL = 16  # side of a thumbnail: enough to tell the slices of one scan apart
-RANDOM = 64  # length of a vector of "random"
+RANDOM = 64  # length of a feature vector of "random"
 WINDOW = (0.01, 0.99)  # quantiles of a slice that become 0 and 1: a coil's bright rim must not decide the contrast
-PREPARATION = 4  # part of every key: raise it when a slice reaches the network in another form
-COLOURS = 3  # slices of a volume that one picture shows, as its red, green and blue: a third of the passes for as many slices
-PICTURES = 5  # of a volume: they choose atlases as good as 16 grey slices do (docs/speed.md)
+PREPARATION = 4  # in every cache name; raise it when slices would reach the network in another form
+COLOURS = 3  # slices of a volume per picture, as red, green and blue: a third of the forward passes
+PICTURES = 5  # pictures per volume: they select atlases as good as 16 grey slices do (docs/results/speed.md)
 MEAN = (0.485, 0.456, 0.406)  # ImageNet
 STD = (0.229, 0.224, 0.225)
 Network = Callable[[torch.Tensor, int], torch.Tensor]

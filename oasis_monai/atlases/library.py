@@ -1,4 +1,4 @@
-"""The atlas library: labelled images on one grid with their features."""
+"""The atlas library: labelled images on one grid, with their features."""
 
 from __future__ import annotations
 
@@ -60,14 +60,14 @@ class AtlasLibrary:
         for name, value in self._tensors().items():
             if len(value) != n:
                 raise DataError(
-                    Fault("", f"atlas library, {name}", f"{n} rows, as there are cases", str(len(value)), "build it anew")
+                    Fault("", f"atlas library, {name}", f"{n} rows, as there are cases", str(len(value)), "build it again")
                 )
         if self.images.shape != self.labels.shape:
             found = f"{tuple(self.images.shape)} and {tuple(self.labels.shape)}"
-            raise DataError(Fault("", "atlas library", "images and labels of one shape", found, "build it anew"))
+            raise DataError(Fault("", "atlas library", "images and labels of one shape", found, "build it again"))
 
     def _tensors(self) -> dict[str, torch.Tensor]:
-        """What there is a row of for every atlas."""
+        """The tensors with one row per atlas."""
         found = {k: getattr(self, k) for k in ("images", "labels", "features", "slices", "context", "estimates", "thumbnails")}
         return {k: v for k, v in found.items() if v is not None}
 
@@ -88,18 +88,18 @@ class AtlasLibrary:
         return replace(self, cases=cases, **chosen)
 
     def with_estimates(self, estimates: torch.Tensor) -> AtlasLibrary:
-        """The library with what a joint model's segmentation network makes of its images, (N, C-1, \\*S)."""
+        """The library with the estimates (N, C-1, \\*S) of a joint model's segmentation networks."""
         return replace(self, estimates=estimates.half())
 
     def groups(self, same_case: bool = False) -> torch.Tensor:
-        """(N,) int64: atlases of one group may not meet, by case; with ``same_case`` only an atlas itself is barred."""
+        """(N,) int64 groups; atlases of one group are never paired: a case, or with ``same_case`` only the atlas itself."""
         if same_case:
             return torch.arange(len(self))
         names = {case: number for number, case in enumerate(dict.fromkeys(self.cases))}
         return torch.tensor([names[case] for case in self.cases])
 
     def twin(self, image: torch.Tensor, tolerance: float, among: Iterable[str]) -> str | None:
-        """The case whose atlases have the voxels of a scan.
+        """Find the case whose atlases have the same voxels as a scan.
 
         Args:
             image: (1, x, y, z), the preprocessed scan.
@@ -141,7 +141,7 @@ class AtlasLibrary:
 
     @classmethod
     def load(cls, path: str | Path, check: bool = True) -> AtlasLibrary:
-        """Read what :meth:`save` wrote. Its values stay on disk: of images and labels only the rows that are used are read.
+        """Read what :meth:`save` wrote. Its values stay on disk; only the rows of images and labels that are used are read.
 
         Args:
             check: compare the file with its checksum; False where that has just been done.
@@ -159,9 +159,9 @@ class AtlasLibrary:
 
 
 def build_library(items: Sequence[Preprocessed], spatial_dims: int, embed: Embedder, classes: int) -> AtlasLibrary:
-    """Atlases out of labelled cases, in the cases' order (slices ascending).
+    """Make atlases from labelled cases, in the order of the cases (slices ascending).
 
-    Every slice becomes an atlas in 2D, also one without label: to leave those out would tell where the structure ends.
+    In 2D every slice becomes an atlas, also one without foreground: leaving those out would reveal where the structure ends.
 
     Raises:
         ConfigError: ``spatial_dims`` is neither 2 nor 3, or there are no cases.
@@ -203,9 +203,9 @@ def build_library(items: Sequence[Preprocessed], spatial_dims: int, embed: Embed
 
 
 def _faults(item: Preprocessed, first: Preprocessed, spatial_dims: int, classes: int) -> list[Fault]:
-    """What keeps one case from becoming atlases."""
+    """The faults that keep one case from becoming atlases."""
     if item.label is None:
-        return [Fault(item.case, "label", "a label, as it is to be an atlas", "none", "add the label or leave the case out")]
+        return [Fault(item.case, "label", "a label, because atlases need one", "none", "add the label or leave the case out")]
     if item.label.shape != item.image.shape:
         found = f"{tuple(item.label.shape)}"
         return [Fault(item.case, "label", f"the image's shape {tuple(item.image.shape)}", found, "resample the label")]

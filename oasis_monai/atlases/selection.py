@@ -1,4 +1,4 @@
-"""The n nearest of many feature vectors, exact, in blocks.
+"""Atlas selection: the n nearest of many feature vectors by exact search in blocks.
 
 Distances between feature vectors f (query) and g (library), as we read the paper's "normalised Euclidean":
 

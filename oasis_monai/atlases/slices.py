@@ -1,9 +1,10 @@
-"""Where a structure of a slice should lie, from labels alone: shape-based interpolation (Raya and Udupa 1990) between two slices.
+"""Slices as atlases: shape-based interpolation between labelled slices (Raya and Udupa 1990), and context channels.
 
-The signed distance to the structure's edge (inside positive) is interpolated voxel by voxel; where it is positive is the shape
-between. The two are the next labelled slices of the same scan, weighted by their distance along z; atlases of other scans, not
-aligned yet, tell less (docs/results/accuracy.md). The image is never looked at, so it is also what a slice fold gives away: see
-``interpolation`` of :data:`oasis_monai.segmentation.methods.METHODS`.
+Shape-based interpolation predicts a structure's outline from labels alone. The signed distance to the structure's edge (positive
+inside) is interpolated voxel by voxel between the next labelled slices of the same scan, weighted by their distance along z. The
+interpolated shape is where it is positive. Unaligned atlases of other scans predict less well (docs/results/accuracy.md). The
+image is never used, so this also measures how much slice folds leak: see ``interpolation`` of
+:data:`oasis_monai.segmentation.methods.METHODS`.
 """
 
 from __future__ import annotations
@@ -18,16 +19,16 @@ from torch.nn import functional as F
 from oasis_monai.atlases.features import thumbnails
 from oasis_monai.atlases.library import AtlasLibrary
 from oasis_monai.atlases.selection import Pair, nearest
-from oasis_monai.networks.slice_unet import REACH
+from oasis_monai.networks.slice_unet import MAX_DISTANCE
 from oasis_monai.transforms.labels import foreground
 
 
 def signed_distance(labels: torch.Tensor, classes: int) -> torch.Tensor:
     """(B, 1, x, y) class indices -> (B, C-1, x, y) float32 voxels from the edge of each structure, positive inside, at least
-    ``-REACH``; ``-REACH`` everywhere where there is none."""
+    ``-MAX_DISTANCE``; ``-MAX_DISTANCE`` everywhere where there is none."""
     from scipy.ndimage import distance_transform_edt
 
-    found = torch.full((len(labels), classes - 1, *labels.shape[2:]), -REACH)
+    found = torch.full((len(labels), classes - 1, *labels.shape[2:]), -MAX_DISTANCE)
     for row, label in enumerate(labels[:, 0].cpu().numpy()):
         for index in np.unique(label[label > 0]).tolist():
             inside = label == index
@@ -35,12 +36,12 @@ def signed_distance(labels: torch.Tensor, classes: int) -> torch.Tensor:
                 found[row, index - 1] = max(inside.shape)
                 continue
             edge = distance_transform_edt(inside) - distance_transform_edt(~inside)
-            found[row, index - 1] = torch.from_numpy(edge.astype(np.float32)).clamp_min(-REACH)
+            found[row, index - 1] = torch.from_numpy(edge.astype(np.float32)).clamp_min(-MAX_DISTANCE)
     return found
 
 
 def neighbours(library: AtlasLibrary, places: Sequence[tuple[str, int]]) -> tuple[torch.Tensor, torch.Tensor]:
-    """The next labelled slices of the same scan below and above each place, never the place itself.
+    """Find the next labelled slices of the same scan below and above each place, never the place itself.
 
     Args:
         places: B pairs of case and slice number.
@@ -85,7 +86,7 @@ def interpolate_shape(
         rows = torch.where((rows < 0).all(1, keepdim=True), otherwise, rows)
     used, where = rows.unique(return_inverse=True)
     maps = signed_distance(library.labels[used.clamp_min(0)], library.classes)
-    maps[used < 0] = -REACH
+    maps[used < 0] = -MAX_DISTANCE
     return torch.einsum("bk,bk...->b...", weights, maps[where])
 
 
@@ -113,7 +114,7 @@ def adjacent_slice_atlases(slices: torch.Tensor, library: AtlasLibrary, exclude:
 def append_atlas_channels(
     slices: torch.Tensor, library: AtlasLibrary, rows: torch.Tensor, shape: torch.Tensor | None = None
 ) -> torch.Tensor:
-    """Put atlases beside slices.
+    """Append atlases to slices as further input channels.
 
     Args:
         slices: (B, 3, x, y), each between its neighbours.
@@ -122,12 +123,12 @@ def append_atlas_channels(
 
     Returns:
         (B, 3 + k * C, x, y): per atlas its image, then its structures, unaligned; with a shape C-1 channels more,
-        ``1 + distance / REACH``, so that 0, what lies beyond an image, means far outside.
+        ``1 + distance / MAX_DISTANCE``, so that 0, what lies beyond an image, means far outside.
     """
     parts = [slices]
     for column in rows.unbind(1):
         parts += [library.images[column].float(), foreground(library.labels[column], library.classes)]
-    return torch.cat(parts if shape is None else [*parts, 1 + shape / REACH], 1)
+    return torch.cat(parts if shape is None else [*parts, 1 + shape / MAX_DISTANCE], 1)
 
 
 def context_slices(library: AtlasLibrary, rows: torch.Tensor) -> torch.Tensor:
@@ -143,24 +144,29 @@ def nearest_slice_atlases(library: AtlasLibrary, count: int, same_case: bool, ro
     if not count:
         return torch.empty((len(rows), 0), dtype=torch.int64)
     own = library.groups(same_case)
-    parts = rows.split(1024)  # all slices with their neighbours are three libraries
+    parts = rows.split(1024)  # all slices with their neighbours take three times the memory of the library
     return torch.cat([adjacent_slice_atlases(context_slices(library, part), library, (own[part], own)) for part in parts])
 
 
 def expected_shapes(library: AtlasLibrary, rows: torch.Tensor, near: torch.Tensor) -> torch.Tensor:
-    """(R, C-1, x, y) the shape expected of the atlases ``rows``, their own label not looked at; ``near``: see
+    """(R, C-1, x, y) expected shape of the atlases ``rows``, without using their own label; ``near``: see
     :func:`nearest_slice_atlases`."""
     return interpolate_shape(library, [(library.cases[row], int(library.slices[row])) for row in rows.tolist()], near)
 
 
-def slices_near_structure(library: AtlasLibrary, reach: int = 2) -> torch.Tensor:
-    """Whether a structure is within ``reach`` slices: (N, z) bool of volumes, (N,) of slices, whose neighbours are those of their
-    case that are in the library."""
-    there = (library.labels > 0).flatten(1, 3).any(1) if library.spatial_dims == 3 else (library.labels > 0).flatten(1).any(1)
+def slices_near_structure(library: AtlasLibrary, within_slices: int = 2) -> torch.Tensor:
+    """Find the slices that have a structure at most ``within_slices`` slices away.
+
+    Returns:
+        (N, z) bool for volumes; (N,) bool for slices, where only neighbours that are in the library count.
+    """
+    has_structure = (
+        (library.labels > 0).flatten(1, 3).any(1) if library.spatial_dims == 3 else (library.labels > 0).flatten(1).any(1)
+    )
     if library.spatial_dims == 3:
-        spread = F.max_pool1d(there[:, None].float(), 2 * reach + 1, stride=1, padding=reach)
+        spread = F.max_pool1d(has_structure[:, None].float(), 2 * within_slices + 1, stride=1, padding=within_slices)
         return spread[:, 0] > 0
-    known = {(case, int(z)) for case, z, fg in zip(library.cases, library.slices, there.tolist(), strict=True) if fg}
-    around = range(-reach, reach + 1)
+    known = {(case, int(z)) for case, z, fg in zip(library.cases, library.slices, has_structure.tolist(), strict=True) if fg}
+    around = range(-within_slices, within_slices + 1)
     near = [any((case, int(z) + d) in known for d in around) for case, z in zip(library.cases, library.slices, strict=True)]
     return torch.tensor(near)

@@ -1,1 +1,6 @@
-"""From files to labelled volumes: types, formats, cases, folds, public data sets, the phantom."""
+"""From files to labelled volumes.
+
+Public modules: :mod:`.types` (Case, Volume, Segmentation, ...), :mod:`.cases` (find the cases of a data set), :mod:`.io` (read
+and write scans), :mod:`.folds` (cross-validation folds), :mod:`.dataset_yaml` (check a data set's YAML), :mod:`.download` and
+:mod:`.archives` (public data sets); the packages :mod:`.formats` (DICOM, MetaImage, NIfTI) and :mod:`.phantom` (synthetic scans).
+"""

@@ -1,4 +1,4 @@
-"""Unpack an archive that may be hostile: every entry is looked at before the first byte is written."""
+"""Unpack zip and tar archives safely: every entry is checked before the first byte is written."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from typing import IO, Any
 
 from oasis_monai.utils.errors import DataError, Fault
 
-LARGEST_READ = 2**22  # tarfile reads long headers whole, and as long as they say they are
+LARGEST_READ = 2**22  # bytes per read: tarfile would read a header of any length that the archive claims
 DAMAGED = (zipfile.BadZipFile, tarfile.TarError, gzip.BadGzipFile, zlib.error, EOFError, NotImplementedError, UnicodeError)
 TWICE = (FileExistsError, NotADirectoryError, IsADirectoryError)
 REFUSE = "do not use this archive"
@@ -57,7 +57,7 @@ def unpack(archive: Path, folder: Path, limits: Limits = Limits()) -> None:
         raise _fault(archive, "entries", "every path once", "a file in the place of another entry", REFUSE) from error
     except DAMAGED as error:
         text = " ".join(str(error).split())[:200] or type(error).__name__
-        raise _fault(archive, "an archive", "one that is whole", text, "remove it and download it again") from error
+        raise _fault(archive, "archive", "a complete archive", text, "remove it and download it again") from error
 
 
 def check_room(folder: Path, needed: int, what: str) -> None:
@@ -120,13 +120,13 @@ def _checked_size(archive: Path, opened: zipfile.ZipFile | tarfile.TarFile, limi
             (secret, name, "a file that is not encrypted", "an encrypted one"),
             (outside or not (parts or folder), name, "a path within the archive", "one that leads out of it"),
             (parts in files, name, "every path once", "it twice"),
-            (count > limits.count, "size", f"at most {limits.count} entries", "more: it looks like a bomb"),
-            (total > limits.total, "size", f"at most {limits.total / 1e9:.0f} GB unpacked", "more: it looks like a bomb"),
+            (count > limits.count, "size", f"at most {limits.count} entries", "more, as in a decompression bomb"),
+            (total > limits.total, "size", f"at most {limits.total / 1e9:.0f} GB unpacked", "more, as in a decompression bomb"),
             (
                 total > max(limits.small, limits.ratio * packed),
                 "size",
                 f"at most {limits.ratio} bytes unpacked for a byte of the archive",
-                "more: it looks like a bomb",
+                "more, as in a decompression bomb",
             ),
         ):
             if wrong:

@@ -1,4 +1,4 @@
-"""Find the cases of a data set by its layout: paths only, nothing is read but the headers of DICOM files."""
+"""Find the cases of a data set by its folder layout. Only the headers of DICOM files are read."""
 
 from __future__ import annotations
 
@@ -64,7 +64,9 @@ def survey(root: str | Path, layout: str) -> tuple[list[Case], list[Fault]]:
     root = Path(root).expanduser()
     faults: list[Fault] = []
     if not root.is_dir() and not (layout == "folder" and root.is_file()):
-        raise DataError(Fault("", "root", "an existing folder", f"none at {root}", "correct the path, or fetch the data first"))
+        raise DataError(
+            Fault("", "root", "an existing folder", f"none at {root}", "correct the path, or download the data first")
+        )
     try:
         cases = LAYOUTS[layout](root, faults)
     except OSError as error:

@@ -1,4 +1,7 @@
-"""What a data set's YAML may say: it can come from someone else, so it describes, and names no program and no place to write."""
+"""Check the YAML files that describe data sets, before Hydra reads them.
+
+Such a file can come from someone else. It may describe data, but name no program and no place to write to.
+"""
 
 from __future__ import annotations
 

@@ -1,6 +1,7 @@
-"""Fetch a public data set: licence first, resumed where it was cut off, checked before it is unpacked, there whole or not at all.
+"""Download a public data set: show its licence, resume an interrupted download, check the archive, unpack it.
 
-A cut download stays as ``FILE.part`` and is gone on with. An archive that a person fetched and put beside it is used as it is.
+An incomplete download stays as ``FILE.part`` and is continued. An archive that a person downloaded and put beside it is used as
+it is. The data set's folder appears only when it is complete.
 """
 
 from __future__ import annotations
@@ -19,14 +20,14 @@ from urllib.parse import urlsplit
 
 from oasis_monai import __version__
 from oasis_monai.data.archives import check_room, unpack
-from oasis_monai.utils.errors import ConfigError, DataError, Fault
+from oasis_monai.utils.errors import ConfigError, DataError, Fault, OasisError
 from oasis_monai.utils.files import atomic_folder, locked, with_path_in_errors, write_json
 
 TIMEOUT_S = 30.0
 WAITS_S = (1.0, 2.0, 4.0)
-PASSING = (408, 425, 429, 500, 502, 503, 504)  # HTTP states that a new try may mend
+PASSING = (408, 425, 429, 500, 502, 503, 504)  # HTTP status codes of temporary failures
 RECORD = "source.json"
-CHUNK = 2**13  # bytes; where a connection is cut, what has come of a chunk is lost
+CHUNK = 2**13  # bytes; an interrupted connection loses the unfinished chunk
 Log = Callable[[str], None]
 
 
@@ -46,14 +47,14 @@ def download(
 
     Raises:
         ConfigError: the licence is not accepted.
-        DataError: the archive cannot be fetched, is not the published one, cannot be unpacked, or something else is in its
-            place.
+        DataError: the archive is not the published one or cannot be unpacked, or the folder holds something else.
+        OasisError: the download failed.
     """
     from pooch import file_hash
 
     folder = output / source.folder
     if _there(folder, source):
-        log(f"{source.name} is in {folder} already")
+        log(f"{source.name} is already in {folder}")
         return folder
     _accept(source, accept_license, log)
     with locked(output):
@@ -62,10 +63,10 @@ def download(
         by_hand = output / source.file
         archive = by_hand
         if by_hand.is_file():
-            log(f"{by_hand} is there already")
+            log(f"using {by_hand}")
             found = file_hash(str(by_hand), alg="md5")
             if found != source.md5:
-                remedy = f"remove it and run again, or fetch it again from {source.page}"
+                remedy = f"remove it and run again, or download it again from {source.page}"
                 raise DataError(Fault("", str(by_hand), f"md5 {source.md5}", found, remedy))
         else:
             archive = output / f"{source.file}.part"
@@ -83,10 +84,10 @@ def _there(folder: Path, source: Source) -> bool:
     if not folder.exists():
         return False
     try:
-        told = json.loads((folder / RECORD).read_text(encoding="utf-8"))
-        if told["md5"] == source.md5:
+        record = json.loads((folder / RECORD).read_text(encoding="utf-8"))
+        if record["md5"] == source.md5:
             return True
-        found = f"{told['name']} (md5 {told['md5']})"
+        found = f"{record['name']} (md5 {record['md5']})"
     except (OSError, ValueError, KeyError, TypeError):
         found = f"a folder without {RECORD}"
     remedy = "use it as data.root, or move it away, or give another output=DIR"
@@ -101,8 +102,8 @@ def _accept(source: Source, accepted: bool, log: Log) -> None:
         except EOFError:  # the terminal was closed: no answer is no
             accepted = False
     if not accepted:
-        remedy = "read the licence, and if you accept it add accept_license=true"
-        raise ConfigError("accept_license", f"true: the licence of {source.name} accepted", False, remedy)
+        remedy = "read the licence, and if you accept it, add accept_license=true"
+        raise ConfigError("accept_license", f"true, to accept the licence of {source.name}", False, remedy)
 
 
 def _fetch(source: Source, part: Path, downloader: Resuming, log: Log) -> None:
@@ -110,7 +111,7 @@ def _fetch(source: Source, part: Path, downloader: Resuming, log: Log) -> None:
     import pooch
     from requests import RequestException
 
-    pooch.get_logger().setLevel("WARNING")  # it would tell on stderr of what is told here
+    pooch.get_logger().setLevel("WARNING")  # pooch would repeat on stderr what is logged here
     resumed = part.is_file() and part.stat().st_size > 0
     for last in (not resumed, True):
         try:
@@ -118,15 +119,16 @@ def _fetch(source: Source, part: Path, downloader: Resuming, log: Log) -> None:
                 pooch.retrieve(source.url, f"md5:{source.md5}", part.name, part.parent, downloader=downloader)
             return
         except RequestException as error:
-            remedy = "check the network and run again (it goes on where it stopped), or fetch "
-            remedy += f"{source.file} by hand from {source.page}, put it into {part.parent} and run again"
-            raise DataError(Fault("", "download", f"the file at {source.url}", _reason(error), remedy)) from error
+            raise OasisError(
+                f"download of {source.url} failed: {_reason(error)}. Check the network and run the command again to continue. "
+                f"Or download {source.file} from {source.page} yourself, put it into {part.parent} and run again."
+            ) from error
         except ValueError as error:  # another checksum: pooch has deleted the file
             if last:
                 found = str(error).rpartition("but got ")[2].partition(".")[0]
-                remedy = f"run again, or fetch it by hand from {source.page} and put it into {part.parent}"
+                remedy = f"run again, or download it from {source.page} yourself and put it into {part.parent}"
                 raise DataError(Fault("", str(part.with_name(source.file)), f"md5 {source.md5}", found, remedy)) from error
-            log("what was there was not the beginning of this file; it is downloaded anew")
+            log(f"{part.name} was not the beginning of this file; downloading it again")
 
 
 class Resuming:
@@ -185,7 +187,7 @@ def _reason(error: BaseException) -> str:
     from requests.exceptions import ChunkedEncodingError
 
     if isinstance(error, ChunkedEncodingError):
-        return "a connection that ended too early"
+        return "the connection ended too early"
     if (answer := getattr(error, "response", None)) is not None:
         return f"HTTP {answer.status_code} {answer.reason}"
     while error.__context__ is not None:  # requests and urllib3 wrap the system's error several times

@@ -1,4 +1,4 @@
-"""Cross-validation folds, by patient (honest, the default) or by slice (what reproduces the paper's table)."""
+"""Cross-validation folds: by patient (the default), or by slice (only to reproduce the paper's tables)."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
-"""The only place where a file becomes a tensor, and a tensor a file.
+"""Read scans and labels from files as tensors, and write labels and probability maps.
 
-After our own check of the header, a MetaImage is read by numpy (:mod:`oasis_monai.data.formats.metaimage_data`), NIfTI by MONAI's
-``LoadImage`` with nibabel as its one reader, a DICOM series by ITK; what those readers report is compared with the header.
+After the check of the header, a MetaImage is read by numpy (:mod:`oasis_monai.data.formats.metaimage_data`), NIfTI by MONAI's
+``LoadImage`` with nibabel as its only reader, a DICOM series by ITK. The grid that these readers report must match the header.
 """
 
 from __future__ import annotations
@@ -100,7 +100,7 @@ def read_volume(case: Case, label_values: Sequence[int]) -> Volume:
 
 
 def named(case: str, faults: Iterable[Fault]) -> list[Fault]:
-    """The faults of a file as faults of a case: the file's name moves into the field."""
+    """Turn the faults of a file into faults of a case; the file's name moves into the field."""
     return [dataclasses.replace(f, case=case, field=f"{f.case} {f.field}") for f in faults]
 
 
@@ -193,7 +193,7 @@ def _loader(dtype: type) -> Any:
 
 
 def _load(path: Path, dtype: type) -> tuple[np.ndarray, Header]:
-    """(x, y, z) array of ``dtype`` and the header, which the reader's own idea of the grid must confirm."""
+    """(x, y, z) array of ``dtype`` and the header; the grid that the reader reports must match the header."""
     header = read_header(path)
     if header.stored is not None:
         try:

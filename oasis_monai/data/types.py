@@ -1,4 +1,4 @@
-"""Names for the values that flow through the house.
+"""The data types that pass from step to step: case, volume, preprocessed scan, selection, segmentation.
 
 ``Case -> Volume -> Preprocessed -> AtlasLibrary -> Selection -> fields -> weights -> Segmentation -> Score``
 

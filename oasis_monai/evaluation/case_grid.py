@@ -1,6 +1,6 @@
-"""The paper's Fig. 4: cases in rows, methods in columns, red reference and yellow result on one slice each.
+"""Draw the paper's Fig. 4: cases in rows, methods in columns, red reference and yellow result on one slice each.
 
-Such a picture shows slices of the scans: where the data may not be passed on, neither may it.
+The picture shows slices of the scans. Where the data may not be passed on, the picture may not either.
 """
 
 from __future__ import annotations

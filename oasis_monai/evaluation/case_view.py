@@ -1,7 +1,7 @@
-"""What a report's case browser and Fig. 4 show of a case: image, reference and results, cropped round the reference.
+"""The slices and contours of one case for the report's case browser and for Fig. 4.
 
-One file a case, written by the cross-validation and read by whoever draws. It holds slices of the scans: where the data may not
-be passed on, nor may it, nor a page made of it.
+The cross-validation writes one file per case, cropped around the reference. It holds slices of the scans: where the data may not
+be passed on, neither may this file, nor a page made of it.
 """
 
 from __future__ import annotations
@@ -64,13 +64,13 @@ def write_browser(
     atlases: Sequence[Any] = (),
     weights: Mapping[str, Any] | None = None,
 ) -> Path:
-    """Keep what the browser shows of a case.
+    """Write one case for the case browser.
 
     The crop is the reference's box with a margin of 30 mm in plane, or the whole plane without a reference, so every run keeps
     the same part of a case.
 
     Args:
-        folder: where; the file's name is made of the case's id.
+        folder: where to write; the file's name is derived from the case's id.
         image: (x, y, z) intensities in RAS order, uncropped.
         reference, results: (x, y, z) class indices on the image's grid.
         labels: names of the classes 1, 2, ...
@@ -103,12 +103,12 @@ def write_browser(
 
 
 def browser_file(folder: Path, case: str) -> Path:
-    """Where :func:`write_browser` keeps a case."""
+    """The file in which :func:`write_browser` stores a case."""
     return Path(folder) / f"{digest(case)}.safetensors"
 
 
 def load_browser(folders: Mapping[Path, str], protocol: str | None = None) -> dict[str, CaseView]:
-    """The cases of one or several runs, by case id in order; what several runs have of a case is put together.
+    """Read the cases of one or several runs, by case id in order; the results of several runs for a case are merged.
 
     A damaged file is left out. Where two runs hold one method of a case, the first stands.
 
@@ -144,7 +144,7 @@ def _add(views: dict[str, CaseView], arrays: Mapping[str, np.ndarray], meta: Map
     )
     view = views.setdefault(meta["case"], fresh)
     if view.image.shape != fresh.image.shape or view.crop != fresh.crop:
-        return  # of other data: it cannot be shown on this case's slices
+        return  # from other data, so it cannot be shown on this case's slices
     for key, array in sorted(arrays.items()):  # the file gives them in any order
         if not key.startswith(_RESULT):
             continue

@@ -1,6 +1,7 @@
-"""The tables of a study: the paper's Table 1, ablations and the fold audit; the learning curve's stands in ``learning``.
+"""The tables of a study: the paper's Table 1, ablations, and the audit of the two kinds of folds.
 
-Each is made twice: tidy (one row per value, for a program) and as a :class:`oasis_monai.evaluation.tables.Grid` (for people).
+Each table exists twice: tidy (one row per value, for programs) and as a :class:`oasis_monai.evaluation.tables.Grid` (for people).
+The table of the learning curve is in :mod:`.learning_curve`.
 """
 
 from __future__ import annotations
@@ -126,7 +127,7 @@ def _table1_notes(protocol: str, printed: bool, main: str) -> tuple[str, ...]:
 
 
 def ablation(scores: pd.DataFrame, reference: str, n: int, protocol: str) -> Table:
-    """What each part is worth: every variant of a method at one n, compared with it (paired whole DSC, Wilcoxon, Holm).
+    """Ablations: every variant of a method at one n, compared with the method (paired whole DSC, Wilcoxon, Holm).
 
     Variants are the methods of the same kind: all with the reference's suffix (`` 3D``) or none, and networks without n.
     """
@@ -210,9 +211,17 @@ def audit(scores: pd.DataFrame, groups: Mapping[str, int]) -> Table:
                 values = {
                     f"{p}_{k}": v for p, m in means.items() for k, v in zip(("mean", "sd", "ci_low", "ci_high"), m, strict=True)
                 }
-                told = dict(zip(("leak", "leak_sd", "leak_ci_low", "leak_ci_high"), gap, strict=True))
+                leak_values = dict(zip(("leak", "leak_sd", "leak_ci_low", "leak_ci_high"), gap, strict=True))
                 tidy.append(
-                    {"label": label, "method": method, "n": text, "cases": len(joined), **values, **told, "p": wilcoxon(leak)}
+                    {
+                        "label": label,
+                        "method": method,
+                        "n": text,
+                        "cases": len(joined),
+                        **values,
+                        **leak_values,
+                        "p": wilcoxon(leak),
+                    }
                 )
                 if text in ("n*", "0"):
                     name = method if text == "0" else f"{method}-n*"

@@ -1,4 +1,4 @@
-"""Pictures: contours of one result on a few axial slices.
+"""Draw the contours of one result on a few axial slices.
 
 Drawn on matplotlib's Figure objects with the Agg and SVG backends; pyplot and its global state are never touched, so worker
 processes and notebooks may call this at any time.

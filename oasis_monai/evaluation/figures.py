@@ -1,7 +1,8 @@
-"""The figures of a study: DSC over n (the paper's Fig. 3), what the folds do, the learning curve; contours are in ``case_grid``.
+"""The figures of a study: Dice over n (the paper's Fig. 3), the audit of the folds, the learning curve.
 
-Drawn on matplotlib's Figure objects with the Agg and SVG backends; pyplot and its global state are never touched. A figure comes
-as SVG text whose ink is the page's text colour (``currentColor``), or as a file with dark ink on white.
+Drawn on matplotlib's Figure objects with the Agg and SVG backends; pyplot and its global state are never touched. A figure is
+returned as SVG text in the page's text colour (``currentColor``), or written as a file with dark ink on white. Contours are in
+:mod:`.case_grid`.
 """
 
 from __future__ import annotations
@@ -27,7 +28,7 @@ from oasis_monai.utils.files import atomic_path
 COLOURS = ("#0072b2", "#e69f00", "#009e73", "#d55e00", "#cc79a7", "#56b4e9", "#8a8f98", "#b8a100")
 MARKERS = ("o", "s", "^", "D", "v", "P", "X", "*")
 DASHES: tuple[Any, ...] = ("solid", (0, (5, 2)), (0, (2, 1.5)), (0, (6, 2, 1.5, 2)))
-_INK = "#010203"  # stands for "the colour of the text around" until the SVG is done
+_INK = "#010203"  # placeholder that becomes ``currentColor`` in the finished SVG
 
 
 def write_figure(path: str | Path, figure: Any) -> None:

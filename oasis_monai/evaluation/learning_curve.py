@@ -1,4 +1,4 @@
-"""The learning curve of a study: its scores' file and its table."""
+"""The learning curve of a study: read and write its scores, and make its table."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from oasis_monai.utils.errors import DataError, Fault
 from oasis_monai.utils.files import write_text
 
 ROW = ["train_cases", "case", "label", "region", "method"]
-"""What a row of the learning curve is known by: a method has one n at a size."""
+"""The columns that identify a row of the learning curve: a method has one n at each size."""
 
 
 def learning_table(frame: pd.DataFrame, main: str = "OASIS 3D") -> Table:

@@ -1,11 +1,13 @@
-"""Quality without ground truth: what the parts of a result think of each other, and the DSC to expect from that.
+"""Predict the Dice of a result without a reference, from the overlap of its parts.
 
-Methods that fail differently know when they fail: where the slice network, the volume network and the aligned atlases of a
-joint model disagree, at least one of them is wrong. Two overlaps are taken, per structure and on hard labels: *networks*, the
-slice network with the volume network, and *atlases*, the fused atlases with the networks' estimate (of a model without networks:
-every warped atlas with the fused result). A ridge regression, fitted on cases whose truth is known and that took no part in
-training, turns them into a predicted DSC; its prior is that the DSC *is* the mean overlap, which is also what is told of a case
-where nothing was fitted, and what keeps a case far outside the fitted range from being predicted average.
+Methods that fail differently reveal when they fail: where the slice network, the volume network and the aligned atlases of a
+joint model disagree, at least one of them is wrong. Two overlaps are measured per structure, on hard labels. *networks* is the
+overlap of the slice network with the volume network. *atlases* is the overlap of the fused atlases with the networks' estimate;
+a model without these networks compares every warped atlas with the fused result.
+
+A ridge regression turns the overlaps into a predicted Dice. It is fitted on cases with a known reference that took no part in
+training. Its prior is that the Dice *is* the mean overlap, which is also the value reported where nothing was fitted. So a case
+far outside the fitted range is not predicted to be average.
 """
 
 from __future__ import annotations
@@ -21,8 +23,8 @@ from oasis_monai.segmentation.agreement import SOURCES, known_sources
 from oasis_monai.transforms.corruptions import UNTOUCHED
 
 FAILURE = 0.70  # DSC of a whole structure below which a result is a failure
-PRIOR_CASES = 10.0  # the prior weighs as much as so many cases
-FEWEST = 6  # cases below which nothing is fitted
+PRIOR_CASES = 10.0  # weight of the prior, in cases
+FEWEST = 6  # least number of cases for a fit
 
 
 @dataclass(frozen=True)
@@ -42,8 +44,10 @@ class Calibration:
     cases: int = 0
 
     def predict(self, values: Sequence[float]) -> float:
-        """DSC to expect; ``values`` in the order of :data:`SOURCES`. NaN for a source that it uses is taken for 0: its parts
-        found no structure at all, which is no agreement to rely on. NaN where it uses none."""
+        """The predicted DSC, from ``values`` in the order of :data:`SOURCES`; NaN where it uses no source.
+
+        NaN for a source that it uses counts as 0: its parts found no structure at all, which is no reliable agreement.
+        """
         known = dict(zip(SOURCES, values, strict=True))
         used = [0.0 if math.isnan(known[name]) else known[name] for name in self.sources]
         if not used:
@@ -51,7 +55,7 @@ class Calibration:
         return float(np.clip(self.offset + np.dot(self.weights, used), 0.0, 1.0))
 
     def flag(self, predicted: float) -> bool:
-        """Whether a failure (DSC below :data:`FAILURE`) is within one spread of what is predicted, or nothing can be."""
+        """Whether a failure (DSC below :data:`FAILURE`) lies within one spread of the prediction, or nothing can be predicted."""
         return math.isnan(predicted) or predicted < FAILURE + (self.spread or 0.0)
 
     def to_json(self) -> dict[str, Any]:
@@ -64,13 +68,13 @@ class Calibration:
         }
 
     @classmethod
-    def from_json(cls, told: Mapping[str, Any]) -> Calibration:
-        """Raises KeyError, TypeError or ValueError where ``told`` is not what :meth:`to_json` gives."""
-        sources, weights = tuple(map(str, told["sources"])), tuple(map(float, told["weights"]))
+    def from_json(cls, values: Mapping[str, Any]) -> Calibration:
+        """Raises KeyError, TypeError or ValueError where ``values`` is not what :meth:`to_json` gives."""
+        sources, weights = tuple(map(str, values["sources"])), tuple(map(float, values["weights"]))
         if not set(sources) <= set(SOURCES) or len(weights) != len(sources):
-            raise ValueError(f"expected a weight per source of {SOURCES}, found {told!r}")
-        spread = told["spread"]
-        return cls(sources, weights, float(told["offset"]), None if spread is None else float(spread), int(told["cases"]))
+            raise ValueError(f"expected a weight per source of {SOURCES}, found {values!r}")
+        spread = values["spread"]
+        return cls(sources, weights, float(values["offset"]), None if spread is None else float(spread), int(values["cases"]))
 
 
 def uncalibrated(values: Sequence[float] | np.ndarray) -> Calibration:

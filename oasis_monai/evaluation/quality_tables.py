@@ -1,4 +1,4 @@
-"""Predicted against true DSC of a cross-validation: ``quality.csv``, and the calibrations a model trained like it can use."""
+"""Predicted against true Dice of a cross-validation (``quality.csv``), and its calibrations for trained models."""
 
 from __future__ import annotations
 
@@ -27,16 +27,16 @@ Key = tuple[str, str, int]  # case, method, n
 
 @dataclass(frozen=True)
 class QualityGroup:
-    """One method, n and label of a run: what there is to say of its predictions."""
+    """The predictions for one method, n and label of a run."""
 
     protocol: str
     method: str
     n: int
     label: str
     rows: pd.DataFrame
-    """Of :data:`COLUMNS`, the untouched cases where truth and prediction are known."""
+    """Columns :data:`COLUMNS`; the untouched cases where the true and the predicted DSC are known."""
     corrupted: pd.DataFrame
-    """The same of their corrupted copies."""
+    """The same for their corrupted copies."""
 
 
 def mean_error(rows: pd.DataFrame) -> float:
@@ -57,7 +57,7 @@ def quality_rows(
     groups: Mapping[str, int],
     corrupted: Iterable[tuple[Mapping[str, Any], torch.Tensor]] = (),
 ) -> tuple[pd.DataFrame, dict[str, dict[str, Calibration]]]:
-    """Predict every case from the cases of the other folds, and fit what a new scan is predicted with on all.
+    """Predict every case from the cases of the other folds, and fit the calibration for new scans on all cases.
 
     Args:
         scores: score rows of the run; only whole structures are used. A row absent on both sides has no DSC to predict.
@@ -74,9 +74,9 @@ def quality_rows(
     for row, counts in [*untouched, *corrupted]:
         if row["region"] != "whole" or counts is None or math.isnan(row["dsc"]):
             continue
-        told = overlaps(counts)[labels.index(row["label"])]
+        agreement = overlaps(counts)[labels.index(row["label"])]
         kept = {k: row[k] for k in ("protocol", "fold", "case", "method", "n", "label", "corruption", "dsc")}
-        parts[row["method"], row["n"], row["label"]].append(kept | dict(zip(SOURCES, map(float, told), strict=True)))
+        parts[row["method"], row["n"], row["label"]].append(kept | dict(zip(SOURCES, map(float, agreement), strict=True)))
     made: list[dict[str, Any]] = []
     models: dict[str, dict[str, Calibration]] = defaultdict(dict)
     for (method, n, label), rows in sorted(parts.items()):
@@ -122,8 +122,11 @@ def write_calibrations(path: Path, models: Mapping[str, Mapping[str, Calibration
 
 
 def keep_calibrations(path: Path, models: Mapping[str, Mapping[str, Calibration]]) -> None:
-    """Add calibrations to those of earlier runs with other methods or n. Of the same method, n and label the one fitted on more
-    results stays, of equal ones the new one: a run without corrupted copies takes nothing away."""
+    """Add calibrations to those of earlier runs with other methods or n.
+
+    For the same method, n and label, the calibration fitted on more results stays, or the new one if they are equal. So a run
+    without corrupted copies does not replace a better one.
+    """
     if not models:
         return
     with locked(path.parent):
@@ -140,29 +143,29 @@ def plain_calibrations(models: Mapping[str, Mapping[str, Calibration]]) -> dict[
 
 
 def read_calibrations(path: Path) -> dict[str, dict[str, Calibration]] | None:
-    """What :func:`write_calibrations` wrote; None where there is none or it is damaged (it can always be made again)."""
+    """Read what :func:`write_calibrations` wrote; None where it is absent or damaged (it can always be computed again)."""
     try:
         return calibrations_of(json.loads(path.read_text(encoding="utf-8")))
     except (OSError, ValueError):
         return None
 
 
-def calibrations_of(told: Any) -> dict[str, dict[str, Calibration]]:
+def calibrations_of(record: Any) -> dict[str, dict[str, Calibration]]:
     """Calibrations from their plain JSON value.
 
     Raises:
         ValueError: it is none.
     """
     try:
-        return {str(name): {str(k): Calibration.from_json(v) for k, v in by.items()} for name, by in told.items()}
+        return {str(name): {str(k): Calibration.from_json(v) for k, v in by.items()} for name, by in record.items()}
     except (AttributeError, KeyError, TypeError) as error:
-        raise ValueError(f"calibration: expected method -> label -> weights, found {told!r}") from error
+        raise ValueError(f"calibration: expected method -> label -> weights, found {record!r}") from error
 
 
 def calibration_for(
     models: Mapping[str, Mapping[str, Calibration]], method: str, n: int, label: str, values: Iterable[float]
 ) -> Calibration:
-    """What predicts a new scan's DSC: fitted for this method at this n, else at the nearest n; else nothing is fitted
+    """The calibration for a new scan: fitted for this method at this n, else at the nearest n; else the prior alone
     (:func:`oasis_monai.evaluation.quality.uncalibrated`, for the sources that have ``values``)."""
     others = {name: by for name, by in models.items() if name.rpartition("-")[0] == method and label in by}
     exact = models.get(method_name(method, n), {}).get(label)

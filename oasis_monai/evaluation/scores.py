@@ -1,10 +1,9 @@
-"""Score rows -> one tidy CSV -> summaries. Plain numbers in, plain tables out: nothing here knows images or networks.
+"""Score rows, the file ``scores.csv`` and summaries, as plain numbers and tables without images or networks.
 
-``scores.csv`` holds one row per protocol x method x n x label x region x case; n is 0 for a network that uses no atlases. The
-rule for structures that are not there is settled where the rows are made; here it only has to survive averaging: a *miss*
-(reference there, result empty) and a *false positive* (the reverse) enter every mean with the penalty values of their row and
-are counted beside it; a row that is *absent* on both sides has nothing to measure, leaves the means and is counted too. So no
-mean is silently a nan-mean.
+``scores.csv`` holds one row per protocol x method x n x label x region x case; n is 0 for a network that uses no atlases. Rows
+already follow the rule for empty structures; here it only has to survive averaging. A *miss* (reference present, result empty)
+and a *false positive* (the reverse) enter every mean with the penalty values of their row, and are counted beside it. A row that
+is *absent* on both sides has nothing to measure: it leaves the means and is counted too. So no mean silently skips values.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""What may be said of scores: paired tests with correction, and a number of atlases chosen without the case it is used on."""
+"""Statistics of scores: paired tests with correction, and the choice of n on other folds."""
 
 from __future__ import annotations
 

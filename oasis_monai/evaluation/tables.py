@@ -1,5 +1,7 @@
-"""A small table with a head, bold best values and footnotes, as Markdown and as LaTeX; the report renders it as HTML. And plain
-columns for the command line."""
+"""Small tables with a head, bold best values and footnotes, as Markdown, LaTeX and aligned plain text.
+
+The report renders them as HTML.
+"""
 
 from __future__ import annotations
 

@@ -1,1 +1,6 @@
-"""Torch modules and their mathematics: registration, segmentation, slice U-Net, ImageNet encoders, warp, losses."""
+"""Torch modules and their mathematics.
+
+Public modules: :mod:`.registration` (the spatial transform model), :mod:`.segmentation` (U-Net, DynU-Net, ConvNet),
+:mod:`.slice_unet` (the slice network of a joint model), :mod:`.encoders` (ImageNet networks), :mod:`.warp` (displacement fields),
+:mod:`.losses`, :mod:`.layers` and :mod:`.depthwise` (faster or safer convolutions).
+"""

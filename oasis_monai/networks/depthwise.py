@@ -1,9 +1,9 @@
-"""Blocks of EfficientNet-Lite trained on a CPU with fixed statistics: the same function as the package's, in less time
-(docs/speed.md).
+"""Faster training of EfficientNet-Lite blocks on a CPU, with fixed batch norm statistics (docs/results/speed.md).
 
-Batch norms that keep their statistics are a scale and a shift of the convolution before them, so they are multiplied into its
-weights at every step. Convolutions of one voxel are matrix products. Of depthwise convolutions of 5 x 5 oneDNN's gradient of
-the weights takes ten times as long as of 3 x 3, and is put together from four of those.
+The functions give the same values as the package's own blocks. A batch norm with fixed statistics is a scale and a shift, which
+are multiplied into the weights of the convolution before it at every step. Convolutions of one voxel become matrix products.
+oneDNN takes ten times as long for the weight gradient of a 5 x 5 depthwise convolution as for 3 x 3, so the gradient is
+assembled from four 3 x 3 gradients.
 """
 
 from __future__ import annotations
@@ -15,37 +15,39 @@ from torch import nn
 from torch.nn import functional as F
 
 SIDE, PART = 5, 3
-CORNERS = (0, SIDE - PART)  # where along an axis the parts lie in the kernel; the taps they share are the same in both
+CORNERS = (0, SIDE - PART)  # offsets of the 3 x 3 parts in the 5 x 5 kernel; taps in two parts have the same gradient in both
 
 
-def block(layers: Any, image: torch.Tensor, half: bool = False) -> torch.Tensor:
+def block(layers: Any, image: torch.Tensor, bfloat16: bool = False) -> torch.Tensor:
     """``layers(image)`` of an inverted residual block with gradients, its batch norms in evaluation mode.
 
     Args:
         layers: a block of EfficientNet-Lite: expansion (but in the first), depthwise convolution, projection.
         image: (B, C, x, y) float32, channels last.
-        half: the convolutions of one voxel in bfloat16; depthwise ones would be slower.
+        bfloat16: the convolutions of one voxel in bfloat16; depthwise ones would be slower.
     """
     made = image
     if hasattr(layers, "_expand_conv"):
-        made = F.relu6(_pointwise(layers._expand_conv, layers._bn0, made, half))
+        made = F.relu6(_pointwise(layers._expand_conv, layers._bn0, made, bfloat16))
     made = F.relu6(_depthwise(layers._depthwise_conv, layers._bn1, made))
-    made = _pointwise(layers._project_conv, layers._bn2, made, half)
+    made = _pointwise(layers._project_conv, layers._bn2, made, bfloat16)
     return made + image if made.shape == image.shape and layers.id_skip else made
 
 
 def folded(convolution: nn.Conv2d, norm: nn.BatchNorm2d) -> tuple[torch.Tensor, torch.Tensor]:
-    """Weights and bias of the convolution (without bias) with the norm behind it; torch's own ``fuse_conv_bn_weights`` makes new
-    parameters of them, through which no gradient comes back."""
+    """Fold a batch norm into the convolution (without bias) before it: (weights, bias), with gradients.
+
+    torch's ``fuse_conv_bn_weights`` makes new parameters, through which no gradient flows back.
+    """
     if norm.running_var is None or norm.running_mean is None:
         raise ValueError("a batch norm without statistics")
     scale = norm.weight * torch.rsqrt(norm.running_var + norm.eps)
     return convolution.weight * scale[:, None, None, None], norm.bias - norm.running_mean * scale
 
 
-def _pointwise(convolution: nn.Conv2d, norm: nn.BatchNorm2d, image: torch.Tensor, half: bool) -> torch.Tensor:
+def _pointwise(convolution: nn.Conv2d, norm: nn.BatchNorm2d, image: torch.Tensor, bfloat16: bool) -> torch.Tensor:
     weight, bias = folded(convolution, norm)
-    with torch.autocast("cpu", torch.bfloat16, enabled=half):
+    with torch.autocast("cpu", torch.bfloat16, enabled=bfloat16):
         made = F.linear(image.permute(0, 2, 3, 1), weight[:, :, 0, 0], bias)
     return made.float().permute(0, 3, 1, 2)
 
@@ -61,7 +63,7 @@ def _depthwise(convolution: nn.Conv2d, norm: nn.BatchNorm2d, image: torch.Tensor
 
 
 class _Depthwise(torch.autograd.Function):
-    """torch's depthwise convolution of 5 x 5 without padding, its gradient of the weights from parts."""
+    """A 5 x 5 depthwise convolution without padding, whose weight gradient is assembled from four 3 x 3 gradients."""
 
     @staticmethod
     def forward(ctx: Any, image: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor, stride: tuple[int, int]) -> torch.Tensor:

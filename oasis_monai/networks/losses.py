@@ -110,7 +110,7 @@ SMOOTHNESS: dict[str, Callable[[torch.Tensor], torch.Tensor]] = {
 }
 
 
-class Terms(NamedTuple):
+class LossTerms(NamedTuple):
     """Scalar losses of one batch: the weighted total and its three unweighted parts."""
 
     total: torch.Tensor
@@ -166,9 +166,9 @@ class RegistrationLoss:
         moved_label: torch.Tensor,
         fixed_label: torch.Tensor,
         ddf: torch.Tensor,
-    ) -> Terms:
+    ) -> LossTerms:
         """Images (B, 1, *S), structures (B, C-1, *S) and field (B, D, *S) of one batch, computed outside autocast."""
         similarity, smooth = SIMILARITIES[self.similarity], SMOOTHNESS[self.smooth]
         with torch.autocast(ddf.device.type, enabled=False):
             sim, dice, roughness = similarity(moved_image, fixed_image), dice_loss(moved_label, fixed_label), smooth(ddf)
-        return Terms(self.alpha * sim + self.beta * dice + self.gamma * roughness, sim, dice, roughness)
+        return LossTerms(self.alpha * sim + self.beta * dice + self.gamma * roughness, sim, dice, roughness)

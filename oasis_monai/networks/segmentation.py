@@ -1,10 +1,10 @@
-"""Segmentation networks of MONAI's blocks: what OASIS is measured against, and the joint model's volume network.
+"""Segmentation networks built of MONAI's blocks: the comparison methods, and the joint model's volume network.
 
 ``ConvNet``: the volumetric ConvNet with mixed long and short residual connections and deep supervision of Yu, Yang, Chen, Qin
 and Heng, "Volumetric ConvNets with mixed residual connections for automated prostate segmentation from 3D MR images", AAAI 2017
-(ConvNet3D in arXiv 1912.02417, Table 1; the same layers in 2D are its ConvNet2D). ``U-Net``: MONAI's residual U-Net, what a user
-would train instead; its first layer halves the grid. ``DynU-Net``: the layout of MONAI's DynUNet (Isensee et al., "nnU-Net",
-Nature Methods 2021), which convolves on the grid itself: fewer steps in the same minutes, and finer outlines.
+(ConvNet3D in arXiv 1912.02417, Table 1; the same layers in 2D are its ConvNet2D). ``U-Net``: MONAI's residual U-Net; its first
+layer halves the grid. ``DynU-Net``: the layout of MONAI's DynUNet (Isensee et al., "nnU-Net", Nature Methods 2021), which
+convolves on the full grid: fewer steps in the same minutes, but finer outlines.
 """
 
 from __future__ import annotations

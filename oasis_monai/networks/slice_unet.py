@@ -1,4 +1,4 @@
-"""The slice network of the joint model: a U-Net on axial slices with an ImageNet encoder."""
+"""The slice network of the joint model: a U-Net on axial slices with an ImageNet encoder (EfficientNet-Lite0)."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from oasis_monai.networks import depthwise as lite_training
+from oasis_monai.networks import depthwise
 from oasis_monai.networks.layers import avoid_amx_bug
 from oasis_monai.utils.config import INFERENCE_ONLY, identity_of, make_tuples, not_used_by, require
 from oasis_monai.utils.errors import ConfigError
@@ -25,18 +25,18 @@ def make_slice_network(
     Args:
         classes: background included.
         pretrained: in the place of the settings'; False where weights are loaded over them anyway.
-        shape: whether beside atlases the expected shape is shown, as under slice folds.
+        shape: whether the expected shape is shown beside the atlases, as under slice folds.
     """
     start = settings.pretrained if pretrained is None else pretrained
     made = [SliceUNet(classes, settings.atlases, settings.decoder, start, shape) for _ in range(settings.members)]
     return made[0] if len(made) == 1 else SliceUNetEnsemble(made)
 
 
-DESIGN = 2  # part of the identity of every joint model; raise it when the same settings would train other networks
-BESIDE = 4  # of those that are shown atlases: raise it when others would be chosen, or shown in another way
-REACH = 5.0  # voxels: no place is further outside a structure than that, as if a slice without it had its edge so far away
-STRIDE = 16  # of the lowest level that is normalised
-LEAST = 2 * STRIDE  # voxels a side that a slice must have
+DESIGN = 2  # in the cache name of every joint model; raise it when the same settings would train other networks
+BESIDE = 4  # in that of networks with atlas channels; raise it when other atlases would be shown, or in another form
+MAX_DISTANCE = 5.0  # voxels; signed distances outside a structure are cut to this, also in slices without the structure
+STRIDE = 16  # stride of the lowest decoder level with instance norm
+LEAST = 2 * STRIDE  # least voxels a side of a slice
 ENCODER = (16, 24, 40, 112, 320)  # channels of EfficientNet-Lite0 at strides 2, 4, 8, 16, 32
 VOLUME_NETWORKS = ("U-Net3D", "DynU-Net3D")
 VIEWS = ((0.1, 1.1), (-0.1, 0.9), (0.1, 0.9), (-0.1, 1.1))  # angle in radians, size of the field of view
@@ -146,7 +146,7 @@ def check_size(size: Sequence[int]) -> None:
 
 
 def with_neighbours(volume: torch.Tensor) -> torch.Tensor:
-    """(1, x, y, z) -> (z, 3, x, y): every slice between the one below and the one above; the ends repeat themselves."""
+    """(1, x, y, z) -> (z, 3, x, y): every slice with the ones below and above as channels; the end slices are repeated."""
     padded = torch.cat([volume[..., :1], volume, volume[..., -1:]], -1)
     return padded[0].unfold(2, 3, 1).permute(2, 3, 0, 1).contiguous()
 
@@ -156,18 +156,17 @@ class SliceUNet(nn.Module):
 
     Args:
         classes: output channels, background included.
-        atlases: atlases behind the three slices, ``classes`` channels each: image, structures
-            (:func:`.append_atlas_channels`). They enter the encoder by a convolution that starts at zero, so that
-            the pre-trained network first sees what it knows; and the mean of their labels is added to the logits, so that
-            what is learnt is where the slice differs from its atlases.
-        shape: behind the atlases is the shape expected of each structure, ``classes - 1`` channels; it takes the place of the
+        atlases: number of atlases after the three slices, ``classes`` channels each: image, structures
+            (:func:`.append_atlas_channels`). They enter the encoder by a convolution that starts at zero, so that the
+            pre-trained network first sees familiar input. The mean of their labels is added to the logits, so that the network
+            learns where the slice differs from its atlases.
+        shape: after the atlases follows the expected shape of each structure, ``classes - 1`` channels, which replaces the
             mean label.
         decoder: see :class:`JointSettings`.
         pretrained: load the ImageNet weights of the installed package.
 
-    Shapes: ``forward((B, 3 + extra, x, y)) -> (B, classes, x, y)`` logits, ``extra`` the channels of atlases and shape;
-    ``half`` runs the decoder and, while
-    training on a CPU, the encoder's convolutions of one voxel in bfloat16.
+    Shapes: ``forward((B, 3 + extra, x, y)) -> (B, classes, x, y)`` logits, ``extra`` the channels of atlases and shape.
+    ``bfloat16`` runs the decoder in bfloat16 and, while training on a CPU, also the encoder's convolutions of one voxel.
 
     The encoder's batch norms keep the statistics of ImageNet in training as well: a batch of neighbouring slices has no
     statistics worth learning.
@@ -206,7 +205,7 @@ class SliceUNet(nn.Module):
                 module.eval()
         return self
 
-    def forward(self, image: torch.Tensor, half: bool = False) -> torch.Tensor:
+    def forward(self, image: torch.Tensor, bfloat16: bool = False) -> torch.Tensor:
         net, (height, width) = self.encoder, image.shape[2:]
         image = F.pad(image, (0, width % 2, 0, height % 2))
         h = net._conv_stem(image[:, :3])
@@ -218,10 +217,10 @@ class SliceUNet(nn.Module):
         for block in net._blocks:
             if block._depthwise_conv.stride[0] == 2:
                 skips.append(h)
-            h = lite_training.block(block, h, half) if fits else block(h)
+            h = depthwise.block(block, h, bfloat16) if fits else block(h)
         # on a CPU the encoder's depthwise convolutions are slower in bfloat16 than in float32, the decoder's convolutions faster;
         # and instance norms, which come with channels first only, are faster where nothing has to be rearranged for them
-        with torch.autocast(image.device.type, torch.bfloat16) if half else nullcontext():
+        with torch.autocast(image.device.type, torch.bfloat16) if bfloat16 else nullcontext():
             for up, skip in zip(self.up, reversed(skips), strict=True):
                 h = up(torch.cat([F.interpolate(h.contiguous(), size=skip.shape[2:]), skip.contiguous()], 1))
             logits: torch.Tensor = self.last(h)
@@ -230,16 +229,16 @@ class SliceUNet(nn.Module):
         return logits[..., :height, :width]
 
     def _before_looking(self, beside: torch.Tensor, trust: torch.Tensor) -> torch.Tensor:
-        """(B, classes, x, y) logits that the atlases, or the expected shape, speak for."""
-        if self.shape:  # bounded: however far inside, the image may still say no
-            inside = 2 * torch.tanh(trust * REACH / 2 * (beside[:, 1 - self.classes :] - 1))
+        """(B, classes, x, y) logits from the atlases' labels or the expected shape, before the image is used."""
+        if self.shape:  # bounded, so that the image can always overrule it
+            inside = 2 * torch.tanh(trust * MAX_DISTANCE / 2 * (beside[:, 1 - self.classes :] - 1))
             return torch.cat([-inside.amax(1, keepdim=True), inside], 1)
         labels = beside.unflatten(1, (self.atlases, self.classes))[:, :, 1:].mean(1)
         return trust * (2 * torch.cat([1 - labels.sum(1, keepdim=True), labels], 1) - 1)
 
 
 class SliceUNetEnsemble(nn.Module):
-    """Slice networks of one kind whose mean is the estimate; trained one by one, kept and loaded as one."""
+    """Slice networks whose mean is the estimate; trained one by one, saved and loaded together."""
 
     def __init__(self, members: Sequence[SliceUNet]) -> None:
         super().__init__()

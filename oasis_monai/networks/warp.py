@@ -1,8 +1,8 @@
-"""Warping: one convention, written once.
+"""Warp images and labels by dense displacement fields, and resize, compose and integrate such fields.
 
 A dense displacement field (``ddf``) is (B, D, *S) in **voxels** on the **fixed** (target) grid, channel i along spatial axis
-i, and is a pull-back: ``out[p] = moving[p + ddf[p]]``. Outside the moving image its border value continues. This is the
-convention of MONAI's ``Warp``, which does the sampling, but for volumes on a CPU (:mod:`oasis_monai.utils.interpolation`).
+i. It is a pull-back: ``out[p] = moving[p + ddf[p]]``. Outside the moving image its border value continues. This is the
+convention of MONAI's ``Warp``, which does the sampling except for volumes on a CPU (:mod:`oasis_monai.utils.interpolation`).
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""How much the parts of a result agree with each other: overlaps of networks, atlases and their fusion."""
+"""Agreement of the parts of a result: overlaps of networks, atlases and their fusion."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Atlases onto targets: fields from the STM in batches, kept on the coarse grid and warped only when they are used."""
+"""Align atlases to targets: displacement fields from the STM in batches, cached on the coarse grid, warped on use."""
 
 from __future__ import annotations
 
@@ -22,23 +22,25 @@ Warped = tuple[slice, torch.Tensor | None, torch.Tensor]
 
 
 class Aligner(Batched):
-    """A trained STM with the batch it may hold at once; where memory runs out it goes on with half of that.
+    """Aligns atlases with a trained STM in batches; when memory runs out, with smaller batches.
 
     Args:
         model: the network, (B, c, *S) atlas and target -> coarse field by ``model.field``; c is 1, and 1 + the number of
             structures for a joint STM.
         device: where it runs.
         batch: pairs per forward pass, and the most warped atlases held in memory at once.
-        half: run the network in bfloat16, see :func:`oasis_monai.utils.device.use_bfloat16`.
+        bfloat16: run the network in bfloat16, see :func:`oasis_monai.utils.device.use_bfloat16`.
     """
 
-    def __init__(self, model: nn.Module, device: str | torch.device = "cpu", batch: int = 8, half: bool | None = None) -> None:
+    def __init__(
+        self, model: nn.Module, device: str | torch.device = "cpu", batch: int = 8, bfloat16: bool | None = None
+    ) -> None:
         self.model, self.device, self.batch = model.to(device).eval(), torch.device(device), batch
-        self.half = use_bfloat16(self.device, half)
+        self.bfloat16 = use_bfloat16(self.device, bfloat16)
         self.joint = bool(getattr(getattr(model, "settings", None), "joint", False))
 
     def seen(self, library: AtlasLibrary, rows: torch.Tensor) -> torch.Tensor:
-        """The atlases ``rows`` as the STM sees an atlas: (P, c, *S) image, and labels for a joint STM."""
+        """The STM's input for the atlases ``rows``: (P, c, *S) images, with labels for a joint STM."""
         return append_structures(library.images[rows], foreground(library.labels[rows], library.classes) if self.joint else None)
 
     @torch.inference_mode()
@@ -50,7 +52,7 @@ class Aligner(Batched):
 
         def align(part: slice) -> torch.Tensor:
             pair = atlases[part].to(self.device), targets[part].to(self.device)
-            with torch.autocast(self.device.type, torch.bfloat16, enabled=self.half):
+            with torch.autocast(self.device.type, torch.bfloat16, enabled=self.bfloat16):
                 field: torch.Tensor = self.model.field(*pair)  # type: ignore[operator]
             return field.half().cpu()
 
@@ -76,16 +78,17 @@ class Aligner(Batched):
 
 @dataclass
 class FieldCache:
-    """The fields of one target (a case), so that each (target, atlas) pair is aligned once for every n and every rule.
+    """Caches the fields of one target (a case), so that each (target, atlas) pair is aligned once for all n and methods.
 
-    Lists of nearest atlases nest, so a longer list extends the stored one. The file is named by what the list depends on.
+    A longer list of nearest atlases starts with the shorter one, so it extends the stored fields. The file's name holds what the
+    list depends on.
     """
 
     folder: Path | None
     key: str
 
     def moved(self, move: Sequence[int]) -> FieldCache:
-        """That of the same target on a grid moved by so many voxels."""
+        """The cache of the same target on a grid moved by ``move`` voxels."""
         return FieldCache(self.folder, digest([self.key, *move])) if any(move) else self
 
     def get(self, target: str, images: torch.Tensor, rows: torch.Tensor, library: AtlasLibrary, aligner: Aligner) -> torch.Tensor:
@@ -120,7 +123,7 @@ class FieldCache:
 
 
 def _safe(name: str) -> str:
-    """A file name made of a case id: two ids never share one, and none leaves the folder."""
+    """A file name for a case id: unique per id, and always inside the folder."""
     from hashlib import sha256
 
     plain = "".join(c if c.isalnum() or c in "-_" else "_" for c in name)[:40]

@@ -1,4 +1,4 @@
-"""Put a segmenter together from trained networks: for the folds of a cross-validation, for a model folder and for a bundle."""
+"""Build a segmenter from trained networks: for the folds of a cross-validation, a model folder and a bundle."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from oasis_monai.segmentation.segmenter import Segmenter
 
 @dataclass(frozen=True)
 class TrainedNetworks:
-    """The networks of a model; None for those it has not.
+    """The trained networks of a model; None for those it does not have.
 
     Args:
         registration: the STM.
@@ -35,7 +35,7 @@ class TrainedNetworks:
 
 @dataclass(frozen=True)
 class SegmenterOptions:
-    """What a segmenter has to know beside its networks and atlases.
+    """The options of a segmenter, beside its networks and atlases.
 
     Args:
         distance, temperature, same_case: see :class:`.Segmenter`.
@@ -53,13 +53,20 @@ class SegmenterOptions:
 
 
 def build_estimator(networks: TrainedNetworks, options: SegmenterOptions, device: str | torch.device = "cpu") -> Estimator | None:
-    """The segmentation networks of a joint model; None for another model."""
+    """Build the estimator from the segmentation networks of a joint model; None for other models."""
     if networks.slices is None:
         return None
-    joint, whole = options.joint, None
+    joint, volume_network = options.joint, None
     if networks.volume is not None:
-        whole = make_volume_network(networks.volume, joint.volume_network, options.network, device)
-    return Estimator(networks.slices, joint.tta_flip, device, whole=whole, stride=joint.volume_stride, tta_views=joint.tta_views)
+        volume_network = make_volume_network(networks.volume, joint.volume_network, options.network, device)
+    return Estimator(
+        networks.slices,
+        joint.tta_flip,
+        device,
+        volume_network=volume_network,
+        stride=joint.volume_stride,
+        tta_views=joint.tta_views,
+    )
 
 
 def build_segmenter(
@@ -70,7 +77,7 @@ def build_segmenter(
     loa_file: Path | None = None,
     loa_of: str = "",
 ) -> Segmenter:
-    """A segmenter of a library and the networks trained on it.
+    """Build a segmenter from a library and the networks trained on it.
 
     Args:
         loa_file, loa_of: where LOA pairs are kept and what they belong to, see :class:`.LoaTable`.

@@ -1,10 +1,11 @@
-"""The joint model's segmentation network: a first estimate of the target's label, before any atlas is aligned.
+"""The joint model's first estimate of the target's label, before any atlas is aligned.
 
 The ImageNet network that selects the atlases (EfficientNet-Lite0) also reads the target: its pre-trained stages are the encoder
-of a U-Net that labels one axial slice, seen with the slice above and the slice below as the three colours of a photograph.
-The estimate is a channel of the joint STM (Xu and Niethammer's DeepAtlas, arXiv 1904.08465, learns the two together for the same
-reason: a segmentation tells the registration where the structure is), what the atlases' labels are measured against (LOA), and
-one voice in their vote. With a handful of labelled scans a pre-trained encoder is worth more than any width of an untrained one.
+of a U-Net that labels one axial slice. The slices above and below it are the other two colour channels. The estimate is used
+three times: as an input channel of the joint STM, as the reference for the overlap of the atlases' labels (LOA), and in the vote
+with them. (DeepAtlas of Xu and Niethammer, arXiv 1904.08465, trains both networks together for the same reason: a segmentation
+shows the registration where the structure is.) With a handful of labelled scans a pre-trained encoder is worth more than any
+width of an untrained one.
 """
 
 from __future__ import annotations
@@ -26,12 +27,12 @@ from oasis_monai.utils.device import use_bfloat16
 from oasis_monai.utils.interpolation import enlarge, pool
 from oasis_monai.utils.memory import Batched
 
-FAINT = 0.05  # probability of any structure below which a slice is background, whatever a second look says
+FAINT = 0.05  # a slice without a foreground probability above this is background; test-time views are skipped
 
 
 def rotate_and_scale(images: torch.Tensor, angle: float, scale: float, back: bool = False) -> torch.Tensor:
-    """Slices (B, c, x, y) seen through a field of view turned by ``angle`` radians and ``scale`` times as large; ``back`` undoes
-    it. Voxels are taken to be square."""
+    """Resample slices (B, c, x, y) on a field of view rotated by ``angle`` radians and ``scale`` times as large; ``back`` undoes
+    it. Voxels are assumed square."""
     cos, sin = math.cos(angle), math.sin(angle)
     matrix = torch.tensor([[cos, -sin], [sin, cos]]) * scale
     matrix = torch.linalg.inv(matrix) if back else matrix
@@ -52,11 +53,11 @@ class Estimator(Batched):
         tta_flip, tta_views: see :class:`JointSettings`.
         device: where it runs.
         batch: slices per forward pass.
-        half: run the networks in bfloat16, see :func:`oasis_monai.utils.device.use_bfloat16`.
-        whole: the volume network, (B, 1, \\*s) -> (B, C, \\*s) probabilities on a grid coarser by ``stride``; None without.
+        bfloat16: run the networks in bfloat16, see :func:`oasis_monai.utils.device.use_bfloat16`.
+        volume_network: (B, 1, \\*s) -> (B, C, \\*s) probabilities on a grid coarser by ``stride``; None without one.
     """
 
-    knob = "preprocessing.size"
+    memory_setting = "preprocessing.size"
 
     def __init__(
         self,
@@ -64,22 +65,24 @@ class Estimator(Batched):
         tta_flip: bool = True,
         device: str | torch.device = "cpu",
         batch: int = 32,
-        whole: Callable[[torch.Tensor], torch.Tensor] | None = None,
+        volume_network: Callable[[torch.Tensor], torch.Tensor] | None = None,
         stride: Sequence[int] = (2, 2, 1),
         tta_views: int = 0,
-        half: bool | None = None,
+        bfloat16: bool | None = None,
     ) -> None:
         self.model, self.tta_flip, self.tta_views = model.to(device).eval(), tta_flip, tta_views
         members = model.members if isinstance(model, SliceUNetEnsemble) else [model]
-        self._fused = [without_batch_norms(member) for member in members]  # what runs; the model is what is kept
+        self._fused = [
+            without_batch_norms(member) for member in members
+        ]  # used for inference; the model itself is what gets saved
         self.device, self.batch = torch.device(device), batch
-        self.half = use_bfloat16(self.device, half)
-        self.whole, self.stride = whole, tuple(stride)
+        self.bfloat16 = use_bfloat16(self.device, bfloat16)
+        self.volume_network, self.stride = volume_network, tuple(stride)
 
-    def plain(self) -> Estimator:
-        """The same without turned and scaled copies: a fifth of the time."""
-        how = (self.model, self.tta_flip, self.device, self.batch, self.whole, self.stride)
-        return Estimator(*how, half=self.half) if self.tta_views else self
+    def without_views(self) -> Estimator:
+        """The same estimator without rotated and scaled copies, in a fifth of the time."""
+        arguments = (self.model, self.tta_flip, self.device, self.batch, self.volume_network, self.stride)
+        return Estimator(*arguments, bfloat16=self.bfloat16) if self.tta_views else self
 
     @torch.inference_mode()
     def __call__(self, slices: torch.Tensor) -> torch.Tensor:
@@ -88,7 +91,7 @@ class Estimator(Batched):
         def estimate(rows: slice) -> torch.Tensor:
             part = slices[rows].to(self.device, torch.float32)
             probability = self._one(part)
-            seen = (1 - probability[:, 0]).flatten(1).amax(1) > FAINT  # in many slices of a scan there is nothing to turn
+            seen = (1 - probability[:, 0]).flatten(1).amax(1) > FAINT  # slices without foreground need no test-time views
             if self.tta_views and seen.any():
                 several = [probability[seen], *(self._there_and_back(part[seen], *view) for view in VIEWS[: self.tta_views])]
                 probability[seen] = torch.stack(several).mean(0)
@@ -104,30 +107,30 @@ class Estimator(Batched):
 
     def _seen(self, slices: torch.Tensor) -> torch.Tensor:
         slices = slices.contiguous(memory_format=torch.channels_last)
-        with torch.autocast(self.device.type, torch.bfloat16, enabled=self.half):
+        with torch.autocast(self.device.type, torch.bfloat16, enabled=self.bfloat16):
             logits = [network(slices) for network in self._fused]
         return torch.stack([torch.softmax(one.float(), 1) for one in logits]).mean(0)
 
     def _there_and_back(self, slices: torch.Tensor, angle: float, scale: float) -> torch.Tensor:
-        """The estimate of one turned and scaled copy; what a smaller field of view does not show is background."""
+        """The estimate of one rotated and scaled copy; what a smaller field of view does not show is background."""
         seen = rotate_and_scale(self._one(rotate_and_scale(slices, angle, scale))[:, 1:], angle, scale, back=True)
         return torch.cat([(1 - seen.sum(1, keepdim=True)).clamp_min(0), seen], 1)
 
     def volume(self, image: torch.Tensor) -> torch.Tensor:
-        """(1, x, y, z) -> (C, x, y, z) float32: the mean of what the networks say."""
+        """(1, x, y, z) -> (C, x, y, z) float32 probabilities: the mean over the networks."""
         return self.network_probabilities(image).mean(0)
 
     @torch.inference_mode()
     def network_probabilities(self, image: torch.Tensor) -> torch.Tensor:
-        """(1, x, y, z) -> (V, C, x, y, z) float32: what each network says, the slice network first."""
+        """(1, x, y, z) -> (V, C, x, y, z) float32 probabilities of each network, the slice network first."""
         by_slices = self(with_neighbours(image)).permute(1, 2, 3, 0).contiguous()
-        if self.whole is None:
+        if self.volume_network is None:
             return by_slices[None]
         pooled = pool(image[None].float(), self.stride)
-        with torch.autocast(self.device.type, torch.bfloat16, enabled=self.half):
-            coarse = self.whole(pooled)
+        with torch.autocast(self.device.type, torch.bfloat16, enabled=self.bfloat16):
+            coarse = self.volume_network(pooled)
             if self.tta_flip:
-                coarse = (coarse + self.whole(pooled.flip(2)).flip(2)) / 2
+                coarse = (coarse + self.volume_network(pooled.flip(2)).flip(2)) / 2
         fine = enlarge(coarse, image.shape[1:])[0]
         return torch.stack([by_slices, fine])
 
@@ -135,7 +138,7 @@ class Estimator(Batched):
 def make_volume_network(
     network: nn.Module, name: str, settings: NetworkSettings, device: str | torch.device = "cpu"
 ) -> Callable[[torch.Tensor], torch.Tensor]:
-    """The trained volume network, ``name`` of the estimator's settings, as :class:`.estimate.Estimator` wants it."""
+    """Wrap the trained volume network ``name`` for :class:`Estimator`."""
     return Predictor(network, name, replace(settings, patch=None), device)
 
 
@@ -146,17 +149,19 @@ def estimate_atlases(
     same_case: bool = False,
     rows: torch.Tensor | None = None,
 ) -> torch.Tensor:
-    """What the network makes of the atlases ``rows`` (default all) of its own library: (R, C-1, \\*S) float16. A slice never sees
-    itself as an atlas."""
+    """Estimate the structures of the atlases ``rows`` (default all) of a library: (R, C-1, \\*S) float16 probabilities.
+
+    A slice is never shown itself as an atlas.
+    """
     rows = torch.arange(len(library)) if rows is None else rows
-    estimator = estimator.plain()  # the STM is trained to doubt it anyway
+    estimator = estimator.without_views()  # views would add little: the STM is trained on perturbed estimates
     if library.spatial_dims == 3:
         return torch.stack([estimator.volume(library.images[row])[1:].half() for row in rows.tolist()])
     near = nearest_slice_atlases(library, atlases, same_case, rows)
-    found = []
+    estimates = []
     for part, of in zip(rows.split(64), near.split(64), strict=True):
         slices = context_slices(library, part)
         shape = expected_shapes(library, part, of) if atlases and same_case else None
         slices = append_atlas_channels(slices, library, of, shape)
-        found.append(estimator(slices)[:, 1:].half())
-    return torch.cat(found)
+        estimates.append(estimator(slices)[:, 1:].half())
+    return torch.cat(estimates)

@@ -1,4 +1,4 @@
-"""What the selected atlases of one target image are weighed by. Every part is computed when a method first asks for it."""
+"""The quantities by which the selected atlases of one target image are weighed, computed when first needed."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What makes a segmentation doubtful, found without its reference: short names for machines, a sentence for people."""
+"""Warning flags: signs of a doubtful segmentation, found without a reference. Each has a short name and a sentence."""
 
 from __future__ import annotations
 
@@ -12,16 +12,16 @@ from oasis_monai.atlases.selection import nearest
 
 UNLIKE_ATLASES, EMPTY, CUT, FOLDING, UNSURE = "unlike_atlases", "empty", "cut", "folding", "unsure"
 MARGIN = 1.25
-"""A scan is unlike the atlases when it is farther from its nearest one than the loneliest case is from its own, times this.
+"""A scan is flagged when the distance to its nearest atlas exceeds :func:`typical_distance` times this factor.
 
 Measured with EfficientNet features on random libraries of 34 prostates (MR of five centres): with 6, 10, 20 atlases 1.7 %, 0.3 %
 and none of the held-out prostates are flagged, and 99.4 %, 100 % and 100 % of 12 hippocampi. It sees another part of the body,
 noise and mostly an inverted contrast; not a scan turned by 90 degrees or upside down.
 """
 FOLDED = 0.4
-"""Of the voxels of all fields. A smoothness of 0.01 (eq. 1) lets a model of a few minutes fold a quarter of them (five prostates,
-models of 0.7 and 3 minutes: 23 to 27 %)."""
-IMAGES = 4096  # atlases whose own distances are looked at, in whole cases
+"""Fraction of folding voxels in all fields above which a result is flagged. With a smoothness weight of 0.01 (eq. 1), a model
+trained for a few minutes folds a quarter of them (five prostates, models of 0.7 and 3 minutes: 23 to 27 %)."""
+IMAGES = 4096  # most atlases whose distances to each other are computed; beyond that, a sample of whole cases
 
 
 @dataclass(frozen=True)
@@ -67,8 +67,8 @@ def unlike_atlases(distances: torch.Tensor, limit: float | None) -> Flag | None:
     own = float(distances.median())
     if limit is None or own <= MARGIN * limit:
         return None
-    found = f"its nearest atlas is at {own:.3g}, atlases of other cases lie within {limit:.3g} of each other"
-    return Flag(UNLIKE_ATLASES, f"the scan is unlike all atlases ({found}): is it of the part of the body the model knows?")
+    found = f"feature distance to the nearest {own:.3g}, between atlases of different cases at most {limit:.3g}"
+    return Flag(UNLIKE_ATLASES, f"the scan differs from all atlases ({found}): does it show the body part of the training scans?")
 
 
 def empty(label: torch.Tensor, names: Sequence[str]) -> Flag | None:
@@ -95,7 +95,7 @@ def cut(label: torch.Tensor, seen: torch.Tensor, names: Sequence[str]) -> Flag |
     cut_off = [name for i, name in enumerate(names, 1) if i in touching]
     if not cut_off:
         return None
-    return Flag(CUT, f"{', '.join(cut_off)} at the border of the field of view that the model works in: part may lie outside")
+    return Flag(CUT, f"{', '.join(cut_off)} at the border of the model's field of view: part may lie outside")
 
 
 def folding(voxels: int, total: int) -> Flag | None:
@@ -104,7 +104,8 @@ def folding(voxels: int, total: int) -> Flag | None:
         return None
     return Flag(
         FOLDING,
-        f"{voxels / total:.1%} of the atlases' fields fold (a quarter is usual of a model trained for minutes): they may not fit",
+        f"{voxels / total:.1%} of the voxels of the deformation fields fold (a quarter is usual after minutes of training): "
+        "the aligned atlases may not fit",
     )
 
 
@@ -112,6 +113,6 @@ def unsure(predicted: Mapping[str, float], names: Sequence[str], calibrated: boo
     """Whether a failure is likely: ``names`` are the structures whose ``predicted`` DSC says so."""
     if not names:
         return None
-    told = ", ".join(f"{name} {100 * predicted[name]:.0f} %" for name in names)
+    predictions = ", ".join(f"{name} {100 * predicted[name]:.0f} %" for name in names)
     how = "predicted DSC" if calibrated else "the parts of the result overlap by"
-    return Flag(UNSURE, f"{how} {told}: look at it before it is used")
+    return Flag(UNSURE, f"{how} {predictions}: check the result before using it")

@@ -86,7 +86,7 @@ def conditioned_weights(overlaps: torch.Tensor, distances: torch.Tensor, tempera
     Args:
         overlaps: (n, n) as in :func:`loa_weights`.
         distances: (n,) feature distances from the target to the atlases.
-        temperature: in the unit of the distances; small listens to the nearest atlas only; large is the plain mean of the
+        temperature: in the unit of the distances; a small one counts only the nearest atlas; a large one gives the mean of the
             column, o_kk = 1 included (R1 leaves it out).
     """
     trust = torch.softmax(-distances.double() / temperature, 0)
@@ -116,25 +116,24 @@ def fuse(labels: torch.Tensor, weights: torch.Tensor) -> torch.Tensor:
 
 
 def remove_unsupported_components(probability: torch.Tensor, atlases: torch.Tensor) -> torch.Tensor:
-    """Give pieces of a result that no aligned atlas supports back to the background.
+    """Set connected components of a result to background where no aligned atlas supports them.
 
-    A network that labels voxels can find a structure twice; aligned atlases can not: each brings one anatomy. So a connected
-    piece of the foreground (all structures together) without a single voxel that the atlases' vote calls a structure is no
-    part of it.
+    A network that labels voxels can find a structure twice. Aligned atlases cannot: each brings one anatomy. So a connected
+    component of the foreground (all structures together) is removed if it has no voxel that the atlases' vote calls a structure.
 
     Args:
-        probability: (C, x, y, z), what was decided with the atlases' vote among others.
+        probability: (C, x, y, z), the joint vote of atlases and estimate.
         atlases: (C, x, y, z), the atlases' vote alone.
 
     Returns:
-        ``probability``, with background 1 in the pieces that go; itself where none does.
+        ``probability`` with background 1 in the removed components; unchanged where there are none.
     """
     from scipy import ndimage
 
     pieces, count = ndimage.label((decide(probability) > 0).cpu().numpy(), structure=np.ones((3, 3, 3)))
     kept = np.unique(pieces[(decide(atlases) > 0).cpu().numpy()])
     alone = np.setdiff1d(np.arange(1, count + 1), kept)
-    if not len(alone) or len(alone) == count:  # atlases that meet nothing at all say nothing about where it is
+    if not len(alone) or len(alone) == count:  # atlases that support no component at all give no evidence
         return probability
     result = probability.clone()
     gone = torch.from_numpy(np.isin(pieces, alone)).to(result.device)
@@ -167,8 +166,8 @@ def _binary_staple(raters: torch.Tensor, iterations: int) -> torch.Tensor:
         return raters[0].float()
     import itk
 
-    # voxels every rater leaves out carry no information, and an estimate over a field of view of mostly background turns
-    # towards "all background": the box round any vote is what the raters disagree about
+    # voxels outside every vote carry no information, and over a field of view of mostly background the estimate drifts to
+    # "all background": so only the box around the votes is used
     box = _box(raters.any(0))
     dims = raters.ndim - 1
     kind = itk.Image[itk.F, dims]  # the only pixel types ITK's wheels wrap this filter for are float and double

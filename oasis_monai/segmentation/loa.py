@@ -24,8 +24,8 @@ class LoaTable:
     Args:
         library, aligner: what to align, and with what.
         path: file the pairs are kept in; None keeps them in memory.
-        of: what the library is known by. Pairs are kept by row, so a file that names another library is not read; a file beside
-            a library that never changes needs no name.
+        of: identity of the library. Pairs are stored by row, so a file of another library is not used; for a library that never
+            changes it may be empty.
     """
 
     def __init__(self, library: AtlasLibrary, aligner: Aligner, path: Path | None = None, of: str = "") -> None:
@@ -41,7 +41,7 @@ class LoaTable:
         return len(self._known)
 
     def carry(self, other: LoaTable, rows: torch.Tensor) -> None:
-        """Take over what another table knows of its atlases ``rows``, which are the first ones of this library, in that order."""
+        """Copy the pairs of another table's atlases ``rows``, which are the first atlases of this library, in that order."""
         place = {row: i for i, row in enumerate(rows.tolist())}
         pairs = other._known.items()
         self._known.update({(place[j], place[k]): value for (j, k), value in pairs if j in place and k in place})
@@ -52,7 +52,7 @@ class LoaTable:
         self._known |= {(j, k): v for (j, k), v in zip(pairs, values, strict=True)}
 
     def tensors(self) -> dict[str, torch.Tensor]:
-        """``pairs`` (P, 2) int64 of (onto, atlas) and their ``values`` (P,) float64: all that is known so far."""
+        """``pairs`` (P, 2) int64 of (onto, atlas) and their ``values`` (P,) float64, for all pairs computed so far."""
         pairs = sorted(self._known)
         values = torch.tensor([self._known[p] for p in pairs], dtype=torch.float64)
         return {"pairs": torch.tensor(pairs, dtype=torch.int64).reshape(-1, 2), "values": values}
@@ -77,7 +77,7 @@ class LoaTable:
         return torch.cat(parts)
 
     def _estimates(self, rows: torch.Tensor) -> torch.Tensor:
-        """An atlas that plays the target is seen as a target is: with what the model makes of it, not with its label."""
+        """An atlas in the role of the target enters the STM like a target: with the model's estimate, not with its label."""
         if self.library.estimates is None:
             raise ValueError("the LOA table of a joint STM needs a library with estimates")
         return self.library.estimates[rows]

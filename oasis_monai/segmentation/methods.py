@@ -1,4 +1,4 @@
-"""The methods by name. Each is one record: what it does, how it weighs an atlas, and what it needs.
+"""The table of methods: what each one does, how it weighs an atlas, and what it needs.
 
 A new method is one entry of :data:`METHODS`.
 """

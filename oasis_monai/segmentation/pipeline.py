@@ -1,6 +1,6 @@
-"""The one way from a scan to its label: preprocess, estimate, recentre, select, align, weigh, fuse, restore.
+"""The steps from a scan to its label: preprocess, estimate, recentre, select, align, weigh, fuse, restore.
 
-Cross-validation, corrupted copies, ``segment``, the bundle and the Python library all take it.
+Cross-validation, corrupted copies, ``segment``, the bundle and the Python library all use these functions.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ class Scan:
 
     @classmethod
     def of_volume(cls, volume: Volume, preprocessing: Preprocessing) -> Scan:
-        """A scan in memory. Its label, if it has one, stays behind."""
+        """A scan in memory; its label, if any, is dropped."""
         bare = replace(volume, label=None)
         return cls(preprocessing.apply(bare), lambda offset: preprocessing.apply(bare, offset))
 
@@ -60,10 +60,10 @@ class UsedAtlas(NamedTuple):
 
 @dataclass
 class CaseResult:
-    """What the methods make of one scan.
+    """The results of all methods for one scan.
 
     Args:
-        target: the scan on the grid that the methods saw: of those with an estimate where the grid was moved.
+        target: the preprocessed scan; if the grid was moved, on the moved grid that methods with an estimate used.
         offset: by how many voxels the grid was moved.
         results: by method and n, on the working grids.
         grids: the working grid of each result.
@@ -133,7 +133,7 @@ def segment_case(
     results, selection, aligned = segmenter(seen, features_of(seen), following, ns, cache, exclude_case, only, probabilities)
     grids = dict.fromkeys(results, seen.geometry)
     staying = [m for m in methods if m not in following]
-    if staying:  # by other atlases than those that are reported
+    if staying:  # with other atlases than those reported
         still = segmenter(target, features_of(target), staying, ns, None, exclude_case, only).results
         results |= {key: result._replace(weights=None) for key, result in still.items()}
         grids |= dict.fromkeys(still, target.geometry)
@@ -146,12 +146,12 @@ def segment_case(
     return CaseResult(seen, offset, ordered, grids, selection, atlases, aligned)
 
 
-@torch.inference_mode()  # what a segmenter gives may not be written to otherwise
+@torch.inference_mode()  # inference tensors cannot be changed outside it
 def merge_slices(parts: Sequence[tuple[CaseResult, torch.Tensor | None]]) -> CaseResult:
     """The results of one scan from those of several folds, each of some of its slices.
 
     Args:
-        parts: each with the (m,) slices that it holds; None for all. Together they hold every slice once.
+        parts: each result with its (m,) slices; None for all. Together they contain every slice once.
     """
     first, _ = parts[0]
     if len(parts) == 1:
@@ -176,10 +176,10 @@ def merge_slices(parts: Sequence[tuple[CaseResult, torch.Tensor | None]]) -> Cas
 
 
 def check_choice(segmenter: Segmenter, method: str | None, n: int) -> str:
-    """The method to fuse with (None: as suits the model), after a check that the model has it and n atlases.
+    """Check that a model can run a method with n atlases; returns the method (for None the model's default).
 
     Raises:
-        ConfigError: it has not.
+        ConfigError: it cannot.
     """
     if method is None:
         method = "OASIS" if segmenter.estimator is None else "OASIS-joint"
@@ -187,7 +187,7 @@ def check_choice(segmenter: Segmenter, method: str | None, n: int) -> str:
     if method == INTERPOLATION:
         raise ConfigError("methods", "a method for new scans", method, "it needs labelled slices of the scan: folds=slice")
     if methods_that_need(ESTIMATE, [method]) and segmenter.estimator is None:
-        raise ConfigError("methods", "a method of this model, which is not a joint one", method, "add methods=OASIS")
+        raise ConfigError("methods", "a method that needs no joint model", method, "add methods=OASIS")
     if needs_atlases([method]) and not 1 <= n <= len(segmenter.library):
         raise ConfigError("n", f"1 to {len(segmenter.library)}, the model's atlases", n)
     return method

@@ -1,12 +1,12 @@
-"""A field of view that follows the structures: where a scan has them elsewhere than every atlas, the working grid moves there.
+"""Recentre the working grid on the structures, where a scan has them farther out than every atlas.
 
-The working grid lies round the image's centre, and so do the structures of most scans. A network sees less well what lies far
-from where all training scans had it, and nothing beyond the grid's edge. The estimate of a joint model tells where the structures
-are, at the edge as well: the scan is put on a grid that has them where atlases have them on average, and looked at again. Where
-there is less than half of what the smallest atlas has, grids half a field of view to every side are looked at first.
+The working grid lies around the image's centre, and so do the structures of most scans. A network recognises less far from where
+all training scans had the structure, and nothing beyond the grid's edge. The estimate of a joint model shows where the structures
+are, even at the edge. The grid is moved so that they lie where the atlases have them on average, and the scan is estimated again.
+If the estimate has less than half the foreground of the smallest atlas, grids half a field of view to every side are tried first.
 
-On a scan that they were not made for networks see structures anywhere. Two that fail differently then see them at different
-places: a grid that was moved is kept only if they agree on it, and no less than round the image's centre.
+On a kind of scan that they were not trained on, networks find structures anywhere. Two networks that fail differently then find
+them at different places. So a moved grid is kept only if both networks agree on it, and no less than around the image's centre.
 """
 
 from __future__ import annotations
@@ -20,18 +20,22 @@ import torch
 from oasis_monai.data.types import Preprocessed
 from oasis_monai.segmentation.agreement import overlap_counts
 
-SLACK = 2.0  # voxels beyond the farthest atlas that are not far
-PART = 0.5  # of the smallest atlas's foreground: less is not found
-AGREED = 0.75  # Dice of the networks: most untouched scans have it, of structures that are none hardly any
-PASSES = 2  # of a structure cut by the edge the first estimate shows a part: its centre is not yet the whole's
+SLACK = 2.0  # voxels by which a structure may lie beyond the farthest atlas before the grid moves
+PART = 0.5  # an estimate with less than this fraction of the smallest atlas's foreground has not found the structures
+AGREED = 0.75  # least Dice of the two networks: most unchanged scans exceed it, false findings hardly ever do
+PASSES = 2  # the first estimate of a structure at the grid's edge shows only a part of it, so its centre needs a second pass
 Offset = tuple[int, int, int]
 NO_OFFSET: Offset = (0, 0, 0)
 
 
 @dataclass(frozen=True)
 class AtlasPositions:
-    """Where atlases have their structures on the working grid, in voxels along x, y, z: the centres of their foregrounds, of all
-    atlases the lowest, the highest and the mean; and the foreground voxels of the smallest."""
+    """Where the atlases have their structures on the working grid.
+
+    Args:
+        lowest, highest, usual: (3,) minimum, maximum and mean over the atlases of the foreground's centre, in voxels.
+        smallest: foreground voxels of the smallest atlas.
+    """
 
     lowest: np.ndarray
     highest: np.ndarray
@@ -82,7 +86,7 @@ def recentre(
     look: Callable[[Preprocessed], torch.Tensor],
     preprocess_at: Callable[[Offset], Preprocessed],
 ) -> tuple[Preprocessed, torch.Tensor, Offset]:
-    """A scan on the grid that shows its structures where atlases have theirs.
+    """Move the working grid of a scan so that its structures lie where the atlases have theirs.
 
     Args:
         positions: of the atlases.
@@ -105,7 +109,9 @@ def recentre(
         onward = (offset[0] + step[0], offset[1] + step[1], offset[2] + step[2])
         there = preprocess_at(onward)
         found = look(there)
-        if _voxels(found.mean(0)) < PART * _voxels(probabilities.mean(0)):  # what was seen there is not where it seemed
+        if _voxels(found.mean(0)) < PART * _voxels(
+            probabilities.mean(0)
+        ):  # the structures are not where the estimate placed them
             break
         target, probabilities, offset = there, found, onward
     return (target, probabilities, offset) if _dice(probabilities) >= max(AGREED, _dice(first[1])) else first

@@ -300,7 +300,7 @@ class Segmenter:
     def recentres(self) -> bool:
         """Whether the working grid follows the structures of a scan: a joint model of volumes with two networks, which have to
         agree on the new place, can do that."""
-        return self.joint.recentre and self.estimator is not None and self.estimator.whole is not None
+        return self.joint.recentre and self.estimator is not None and self.estimator.volume_network is not None
 
     @cached_property
     def atlas_positions(self) -> AtlasPositions | None:

@@ -1,1 +1,5 @@
-"""Fitting the networks: the loop, several processes, one module per kind of network."""
+"""Training of the networks.
+
+Public modules: :mod:`.trainer` (training loop, budget, checkpoints), :mod:`.distributed` (several processes under torchrun),
+:mod:`.registration`, :mod:`.segmentation` and :mod:`.slices` (one kind of network each).
+"""

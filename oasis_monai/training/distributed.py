@@ -1,11 +1,11 @@
-"""One network trained by several processes, those that ``torchrun`` starts.
+"""Train one network in several processes, those that ``torchrun`` starts.
 
 The first process runs the command as if it were alone; the others wait to help. When it trains a network it sends them the
-trainer, and with every step the weights. All of them draw the same batch, which the step's number seeds, and run the network on
-their share of it; the outputs are put together, and each process computes the loss of the *whole* batch, in which its own share
-alone has a gradient. The sum of the processes' gradients is then that of the whole batch for any loss, also for one that is no
-mean over images, such as Dice over a batch. The first process steps the optimiser, keeps time, ends the training and writes.
-So 1 and N processes train the same weights up to the order in which floating point numbers are added.
+trainer, and with every step the weights. All of them draw the same batch, seeded by the step's number, and run the network on
+their share of it. The outputs are gathered, and each process computes the loss of the *whole* batch, in which only its own share
+has a gradient. The sum of the processes' gradients is then that of the whole batch, for any loss, also for one that is no mean
+over images, such as Dice over a batch. The first process steps the optimiser, keeps time, ends the training and writes. So 1 and
+N processes train the same weights up to the order in which floating point numbers are added.
 """
 
 from __future__ import annotations
@@ -26,8 +26,8 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from oasis_monai.utils.errors import ConfigError, OasisError
 
-PATIENCE = timedelta(days=30)  # helpers wait while the first process segments; one that has died is noticed at once
-STOP = -1  # instead of a step's number
+PATIENCE = timedelta(days=30)  # helpers wait while the first process segments; a dead process is noticed at once
+STOP = -1  # sent in place of a step's number: the training has ended
 
 
 class Trainable(Protocol):
@@ -41,11 +41,11 @@ class Trainable(Protocol):
         """Make one step."""
 
     def move(self, device: str) -> None:
-        """Go on on another device."""
+        """Continue on another device."""
 
 
 class SingleProcess:
-    """A process without helpers: every step is all its own."""
+    """A process without helpers, which computes every step alone."""
 
     is_main = True
     """Whether this process steps the optimiser."""
@@ -67,12 +67,12 @@ class SingleProcess:
 
 
 class ProcessGroup(SingleProcess):
-    """This process among those of ``torchrun``.
+    """One of the processes that ``torchrun`` started.
 
     Args:
-        rank: its number; 0 leads.
-        size: how many there are.
-        group: by which they talk of what lies on the CPU, of ``torch.distributed``.
+        rank: its number; 0 is the main process.
+        size: the number of processes.
+        group: the ``torch.distributed`` group for tensors on the CPU.
     """
 
     def __init__(self, rank: int, size: int, group: Any = None) -> None:
@@ -80,11 +80,11 @@ class ProcessGroup(SingleProcess):
         self._groups: dict[str, Any] = {"cpu": group}
         self._group = group  # for the network in training
         self.broken = False
-        """One is gone, or this process left a step that the others are still in: there is no talking any more."""
+        """Whether a process has ended, or this one left a step that the others are still in: they cannot communicate any more."""
 
     @contextlib.contextmanager
     def _together(self) -> Iterator[None]:
-        """Around what all processes do at once: torch tells a lost process by a RuntimeError of many words."""
+        """Around collective calls: turn torch's long RuntimeError about a lost process into an OasisError."""
         try:
             yield
         except RuntimeError as error:
@@ -93,12 +93,12 @@ class ProcessGroup(SingleProcess):
                 signal.signal(signal.SIGTERM, signal.SIG_IGN)  # this process ends by itself and says why
             reason = " ".join(str(error).split())[:100]
             raise OasisError(
-                f"torchrun: process {self.rank}: expected {self.size} processes to the end, found one of them gone ({reason}); "
-                "see what it said and start again: training goes on from its last checkpoint"
+                f"torchrun: process {self.rank} stops because another of the {self.size} processes has ended ({reason}). See its "
+                "message and run the same command again; training continues from the last checkpoint."
             ) from error
 
     def _tell(self, value: Any) -> Any:
-        """The first process's ``value``, in all of them."""
+        """Send the main process's ``value`` to all processes, and return it."""
 
         box = [value]
         with self._together():
@@ -106,7 +106,7 @@ class ProcessGroup(SingleProcess):
         return box[0]
 
     def _use(self, device: str) -> None:
-        """Talk by the means that suit tensors on ``device``: gloo on the CPU, NCCL between GPUs."""
+        """Choose the backend for tensors on ``device``: gloo on the CPU, NCCL between GPUs."""
 
         if device not in self._groups:
             with self._together():
@@ -130,10 +130,10 @@ class ProcessGroup(SingleProcess):
                 self._number(STOP)
 
     def serve(self) -> None:
-        """What a helper does until the first process has ended: step along whatever that one trains.
+        """Help with every step of the main process until it ends.
 
         Raises:
-            OasisError: the first process is gone.
+            OasisError: the main process has ended early.
         """
 
         torch.set_flush_denormal(True)
@@ -150,16 +150,16 @@ class ProcessGroup(SingleProcess):
                 trainer.step(number)
 
     def dismiss(self) -> None:
-        """Let the helpers go; the first process does so as it ends."""
+        """End the helpers; the main process calls this as it ends."""
         if not self.broken:
             self._tell(None)
             dist.destroy_process_group()
 
     def _number(self, number: int) -> int:
-        told = torch.tensor([number])
+        message = torch.tensor([number])
         with self._together():
-            dist.broadcast(told, src=0, group=self._groups["cpu"])
-        return int(told)
+            dist.broadcast(message, src=0, group=self._groups["cpu"])
+        return int(message)
 
     def start_step(self, number: int, model: nn.Module) -> None:
         self._number(number)
@@ -208,12 +208,12 @@ class ProcessGroup(SingleProcess):
 
 
 def _joined(tensors: list[torch.Tensor]) -> torch.Tensor:
-    """Their numbers one behind the other: a single message."""
+    """Concatenate tensors into a single message."""
     return torch.cat([tensor.reshape(-1) for tensor in tensors])
 
 
 def _spread(flat: torch.Tensor, tensors: list[torch.Tensor]) -> None:
-    """Write what :func:`_joined` made back."""
+    """Copy the parts of a message of :func:`_joined` back into its tensors."""
     for tensor, part in zip(tensors, flat.split([tensor.numel() for tensor in tensors]), strict=True):
         tensor.copy_(part.view(tensor.shape))
 
@@ -244,21 +244,21 @@ _team: ProcessGroup | None = None
 
 
 def team() -> SingleProcess:
-    """Who trains with this process."""
+    """The processes that train with this one."""
     return _team or SingleProcess()
 
 
 def size() -> int:
-    """How many processes train one network together."""
+    """The number of processes that train one network together."""
     return _team.size if _team else 1
 
 
 @contextlib.contextmanager
 def joined() -> Iterator[ProcessGroup]:
-    """Meet the other processes; on leaving, the first one lets them go.
+    """Connect to the other processes; on leaving, the main one ends them.
 
     Raises:
-        OasisError: they do not come.
+        OasisError: they could not connect.
     """
 
     global _team
@@ -269,7 +269,7 @@ def joined() -> Iterator[ProcessGroup]:
         group = dist.new_group(timeout=PATIENCE)
     except (RuntimeError, ValueError) as error:
         reason = " ".join(str(error).split())[:200]
-        raise OasisError(f"torchrun: expected all processes to meet, found {reason}; check its addresses and ports") from error
+        raise OasisError(f"torchrun: the processes could not connect ({reason}). Check their addresses and ports.") from error
     _team = ProcessGroup(dist.get_rank(), dist.get_world_size(), group)
     try:
         yield _team
@@ -283,7 +283,5 @@ def joined() -> Iterator[ProcessGroup]:
 def _terminated(signum: int, frame: object) -> NoReturn:
     if _team is not None:
         _team.broken = True
-    print(
-        "error: torchrun: process 0: expected to run to the end, found it terminated; see what the others said", file=sys.stderr
-    )
+    print("error: torchrun: process 0 was terminated; see the messages of the other processes", file=sys.stderr)
     raise SystemExit(128 + signum)

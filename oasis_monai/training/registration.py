@@ -1,4 +1,4 @@
-"""Fit the registration network (STM) on pairs of atlases of one library, with the loss of eq. 1."""
+"""Train the registration network (STM) on pairs of atlases of one library, with the loss of eq. 1."""
 
 from __future__ import annotations
 
@@ -16,13 +16,13 @@ from oasis_monai.utils.interpolation import enlarge
 
 
 class Pairs:
-    """Who may be aligned to whom: for every atlas of a library its allowed partners.
+    """Draws training pairs: the allowed partners of every atlas of a library.
 
     Args:
         library: the training atlases.
         distance: of :func:`oasis_monai.atlases.selection.nearest`.
-        nearest_count: partners are the so many nearest by feature distance; 0: all.
-        same_case: whether an atlas may meet another one of its own case (slices under slice folds); itself never.
+        nearest_count: partners are this many nearest atlases by feature distance; 0: all.
+        same_case: whether an atlas may be paired with another one of its own case (slices under slice folds), never with itself.
     """
 
     def __init__(self, library: AtlasLibrary, nearest_count: int, distance: str = "l2", same_case: bool = False) -> None:
@@ -31,7 +31,7 @@ class Pairs:
         cases = len(set(library.cases))
         partners = count - int(torch.bincount(own).max())
         if partners < 1:
-            raise ConfigError("data", "at least two training cases to make pairs of", f"{cases} case(s)", "add cases")
+            raise ConfigError("data", "at least two training cases to form pairs", f"{cases} case(s)", "add cases")
         self._near: torch.Tensor | None = None
         if nearest_count:
             self._near, _ = nearest(
@@ -79,9 +79,11 @@ def make_registration_network(library: AtlasLibrary, stm: RegistrationSettings) 
 
 
 def perturb_estimate(estimate: torch.Tensor, random: torch.Generator, strength: float = 2.0) -> torch.Tensor:
-    """Estimates (B, C-1, \\*S) as a network would make them of scans it was not trained on: their logits moved up and down by
-    a smooth random field of up to ``strength``. A joint STM trained on the estimates of training scans as they are, which are
-    better than any it will meet, would learn to believe them."""
+    """Perturb the logits of estimates (B, C-1, \\*S) with a smooth random field of up to ``strength``.
+
+    Training then sees estimates as uncertain as those of unseen scans. Unperturbed estimates of training scans are better than
+    any the STM will meet later, and it would learn to trust them too much.
+    """
     shape = (*estimate.shape[:2], *[4] * (estimate.ndim - 2))
     size = strength * torch.rand(len(estimate), *[1] * (estimate.ndim - 1), generator=random)
     coarse = size * (2 * torch.rand(shape, generator=random) - 1)

@@ -1,4 +1,4 @@
-"""Fit and use a segmentation network on the atlases of one library: the same images, augmentation and budget as the STM."""
+"""Train a segmentation network on the atlases of one library: same images, augmentation and budget as the STM."""
 
 from __future__ import annotations
 
@@ -57,7 +57,7 @@ class _SegmentationTrainer(Trainer):
         self.loss = DiceCELoss(softmax=True, include_background=False)
         self.device = next(model.parameters()).device
         # full-size convolutions take half of the time in bfloat16 on a CPU that is made for it; others gain little
-        self.half = self.settings.amp or (network.kind(name) == "dynunet" and use_bfloat16(self.device, None))
+        self.bfloat16 = self.settings.amp or (network.kind(name) == "dynunet" and use_bfloat16(self.device, None))
 
     def step(self, number: int) -> torch.Tensor:
         """(2,) the loss, and its part of the finest output."""
@@ -71,7 +71,7 @@ class _SegmentationTrainer(Trainer):
         image, label = self._cut(image, label, random)
         target = torch.cat([(1 - label.sum(1, keepdim=True)).clamp(0, 1), label], 1)
         self.model.train()
-        with torch.autocast(self.device.type, torch.bfloat16, enabled=self.half):
+        with torch.autocast(self.device.type, torch.bfloat16, enabled=self.bfloat16):
             outputs = self.team.forward(self.model, image)
         outputs = outputs if isinstance(outputs, list) else [outputs]
         parts = [self.loss(output.float(), target) for output in outputs]

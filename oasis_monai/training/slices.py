@@ -1,4 +1,4 @@
-"""Fit a joint model's network on single slices of one library, with the loss of the networks it is compared with."""
+"""Train a joint model's slice network on single slices of one library, with Dice and cross-entropy."""
 
 from __future__ import annotations
 
@@ -21,11 +21,11 @@ from oasis_monai.utils.device import use_bfloat16
 from oasis_monai.utils.tensor_files import load_if_whole, save_tensors
 
 FILE = "estimator.safetensors"
-MEMBER_SEED = 1000  # between the members of a fold; folds are 1 apart
+MEMBER_SEED = 1000  # distance of the members' seeds; the seeds of folds are 1 apart
 
 
 def train_slice_network(context: FitContext, joint: JointSettings) -> SliceUNet | SliceUNetEnsemble:
-    """Train a joint model's network on slices, on its part of the budget, or load it when the folder already holds it.
+    """Train a joint model's slice network with its part of the budget, or load it when the folder already holds it.
 
     Several members are trained one after the other, each with its own random numbers and an equal part of that budget.
 
@@ -79,7 +79,7 @@ class _SliceTrainer(Trainer):
     """One step of training on slices drawn from the whole library; see :class:`oasis_monai.training.trainer.Trainer`."""
 
     terms = ("loss",)
-    knob = "joint.slices_per_step"
+    memory_setting = "joint.slices_per_step"
 
     def __init__(self, context: FitContext, model: SliceUNet, joint: JointSettings) -> None:
         from monai.losses import DiceCELoss
@@ -95,7 +95,7 @@ class _SliceTrainer(Trainer):
             {"params": [p for p in model.parameters() if id(p) not in own], "scale": 1.0},
         ]
         self.optimiser = torch.optim.AdamW(groups, lr=settings.lr, weight_decay=1e-4, fused=True)
-        self.half = settings.amp or use_bfloat16(self.device, None)
+        self.bfloat16 = settings.amp or use_bfloat16(self.device, None)
         self.augmentation = context.augmented()
         self.spacing_mm = context.spacing_mm[:2]
         # over the batch, not per slice: a slice without the structure has no Dice of its own
@@ -141,8 +141,8 @@ class _SliceTrainer(Trainer):
         self.model.train()
         on_cpu = self.device.type == "cpu"
         image = image.contiguous(memory_format=torch.channels_last)
-        with torch.autocast(self.device.type, torch.bfloat16, enabled=self.half and not on_cpu):
-            output = self.team.forward(self.model, image, half=self.half and on_cpu)
+        with torch.autocast(self.device.type, torch.bfloat16, enabled=self.bfloat16 and not on_cpu):
+            output = self.team.forward(self.model, image, bfloat16=self.bfloat16 and on_cpu)
         target = torch.cat([(1 - label.sum(1, keepdim=True)).clamp(0, 1), label], 1)
         loss = self.loss(output.float(), target)
         self.descend(loss)

@@ -1,7 +1,7 @@
-"""Stepping a network through its training budget: learning rate, checkpoints, resuming to the bit on one machine.
+"""The training loop: budget, learning rate schedule, checkpoints, resuming bit for bit on one machine.
 
-What is trained (pairs for the STM, single images for the segmentation networks it is compared with) is the trainer's business;
-budget, schedule and checkpoints are the same for all, so that a comparison at equal budget is one.
+Each trainer decides what a step sees (pairs for the STM, single images for segmentation networks). Budget, schedule and
+checkpoints are the same for all, so that networks are compared at equal budgets.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from oasis_monai.utils.tensor_files import load_if_whole, save_tensors
 
 TRAINING_VERSION = 2  # part of every checkpoint's key; raise it when the same settings would train differently
 SCHEDULES = ("constant", "cosine", "warm_cosine")
-WARM_UP = 0.02  # of the budget
+WARM_UP = 0.02  # fraction of the budget in which ``warm_cosine`` rises
 
 
 @dataclass(frozen=True)
@@ -138,7 +138,7 @@ class _State:
 
 
 class Trainer(ABC):
-    """What :func:`fit` steps.
+    """One kind of training: a network, its optimiser and the computation of a step. :func:`fit` runs it.
 
     Every random draw of step ``number`` must come from :func:`generator`, so that a run that was killed and started again sees
     what one that was not would have seen: the state to keep is weights, optimiser and step number.
@@ -149,11 +149,11 @@ class Trainer(ABC):
     settings: TrainingSettings
     terms: tuple[str, ...]
     """Names of what :meth:`step` returns; the first is the loss."""
-    knob = "training.batch"
+    memory_setting = "training.batch"
     """The setting that lowers the memory of a step."""
     device: torch.device
     team: distributed.SingleProcess = distributed.SingleProcess()
-    """Who shares the work of a step, see :mod:`oasis_monai.training.distributed`."""
+    """The processes that share the work of a step, see :mod:`oasis_monai.training.distributed`."""
 
     @abstractmethod
     def step(self, number: int) -> torch.Tensor:
@@ -161,7 +161,7 @@ class Trainer(ABC):
         terms, detached."""
 
     def move(self, device: str) -> None:
-        """Go on on another device."""
+        """Continue on another device."""
         self.model.to(device)
         self.device = torch.device(device)
 
@@ -196,13 +196,13 @@ def load_weights(network: nn.Module, tensors: Mapping[str, torch.Tensor], path: 
         network.load_state_dict(network_weights(tensors))
     except RuntimeError as error:  # the file is whole: the network has since been given other layers
         raise OasisError(
-            f"model: {path.name}: expected the weights of this version's {type(network).__name__}, found another version's in "
+            f"model: expected weights of this version's {type(network).__name__} in {path.name}, found another version's in "
             f"{path.parent}; train the model again with this version (in a cache: remove that folder)"
         ) from error
 
 
 def fit(trainer: Trainer, path: Path | None, progress: bool = True, name: str = "network") -> nn.Module:
-    """Step until the budget is used, from the checkpoint where there is one; -> the model, in evaluation mode.
+    """Train until the budget is used, from the checkpoint if there is one.
 
     Args:
         path: the resumable checkpoint, e.g. ``stm.safetensors``; ``history.csv`` goes beside it. None keeps nothing.
@@ -230,7 +230,7 @@ def _run(trainer: Trainer, state: _State, path: Path | None, progress: bool, nam
     every = max(1, (settings.iterations or 2000) // 100)
 
     def share() -> float:
-        """How much of the budget is used, by whichever limit is nearer."""
+        """Fraction of the budget that is used, by whichever limit is nearer."""
         by_step = state.step / settings.iterations if settings.iterations else 0.0
         by_time = state.seconds / (60 * settings.minutes) if settings.minutes else 0.0
         return max(by_step, by_time)
@@ -242,7 +242,7 @@ def _run(trainer: Trainer, state: _State, path: Path | None, progress: bool, nam
             trainer.team.start_step(state.step, trainer.model)
             terms = _step(trainer, state, name)
             if not bool(torch.isfinite(terms).all()):
-                raise _diverged(name, f"a loss of {terms.tolist()}", state, settings)
+                raise _diverged(name, f"losses {terms.tolist()}", state, settings)
             state.step += 1
             now = clock()
             state.seconds = before + now - started
@@ -272,8 +272,8 @@ def _step(trainer: Trainer, state: _State, name: str) -> torch.Tensor:
         if not out_of_memory(error):
             raise
         raise OasisError(
-            f"{name}: {trainer.knob}: expected memory for a step, found none left at step {state.step} ({first_line(error)}); "
-            f"the last checkpoint is kept: lower {trainer.knob} or preprocessing.size, or end other programs and go on"
+            f"{name}: out of memory at step {state.step} ({first_line(error)}). Lower {trainer.memory_setting} or "
+            "preprocessing.size, or close other programs, and run the same command again. The last checkpoint is kept."
         ) from error
 
 
@@ -292,13 +292,13 @@ def _set_rate(trainer: Trainer, share: float) -> None:
 def _check_weights(model: nn.Module, name: str, state: _State, settings: TrainingSettings) -> None:
     """A finite loss may have had a gradient that was not; such weights must never become the checkpoint."""
     if not all(bool(torch.isfinite(p).all()) for p in model.parameters()):
-        raise _diverged(name, "weights that are not", state, settings)
+        raise _diverged(name, "weights that are not finite", state, settings)
 
 
 def _diverged(name: str, found: str, state: _State, settings: TrainingSettings) -> OasisError:
     return OasisError(
-        f"{name}: training.lr: expected finite losses and weights, found {found} at step {state.step}; the last good "
-        f"checkpoint is kept: lower training.lr (now {settings.lr})"
+        f"{name}: training diverged at step {state.step} ({found}). Lower training.lr (now {settings.lr}) and run again. "
+        "The last good checkpoint is kept."
     )
 
 

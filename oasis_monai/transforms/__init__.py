@@ -1,5 +1,9 @@
-"""What MONAI lacks for atlas-based segmentation, as MONAI transforms: array form ``X``, dictionary form ``Xd`` (= ``XD`` =
-``XDict``), usable in ``Compose`` and by name in a bundle (``"_target_": "oasis_monai.transforms.RobustZScored"``).
+"""MONAI transforms for atlas-based segmentation, and the preprocessing behind them.
+
+Each transform has an array form ``X`` and a dictionary form ``Xd`` (= ``XD`` = ``XDict``), usable in ``Compose`` and by name in a
+bundle (``"_target_": "oasis_monai.transforms.RobustZScored"``). Public modules: :mod:`.array` and :mod:`.dictionary` (these
+transforms), :mod:`.preprocessing` (the working grid), :mod:`.spatial` (voxel grids), :mod:`.intensity`, :mod:`.labels`,
+:mod:`.augmentation`, :mod:`.corruptions`.
 
 Examples:
     >>> from monai.transforms import Compose

@@ -1,7 +1,7 @@
-"""Array transforms: each is the configured call of a pure function of :mod:`.spatial` or :mod:`.io`.
+"""Array transforms: each calls a pure function of :mod:`.spatial`, :mod:`.intensity` or :mod:`oasis_monai.data.io`.
 
 Images are channel first with three spatial dimensions, (C, x, y, z). Inputs are never changed. None of them is random, lazy
-or invertible in MONAI's sense: what brings a result back is :class:`RestoreToGrid`, which needs no trace, only the affine.
+or invertible in MONAI's sense: :class:`RestoreToGrid` brings a result back and needs only the affine, no trace.
 """
 
 from __future__ import annotations
@@ -91,7 +91,7 @@ class RobustZScore(Transform):
 
     def __call__(self, img: np.ndarray | torch.Tensor) -> torch.Tensor:
         tensor = _tensor(img)
-        values = grids.plain(tensor)
+        values = grids.as_plain_tensor(tensor)
         scored = z_score(values, _not_padding(values, self.padding), self.lower, self.upper)
         out: Any = convert_to_dst_type(scored, tensor, dtype=torch.float32)[0]
         return _own(out)
@@ -132,7 +132,7 @@ class LocalZScore(Transform):
         self.sigma_mm, self.lower, self.upper, self.padding = sigma_mm, lower, upper, padding
 
     def __call__(self, img: torch.Tensor) -> torch.Tensor:
-        grid, values = _grid(img), grids.plain(img)
+        grid, values = _grid(img), grids.as_plain_tensor(img)
         sigma = [self.sigma_mm / mm for mm in grid.spacing_mm]
         scored = local_z_score(values, _not_padding(values, self.padding), sigma, self.lower, self.upper)
         out: Any = convert_to_dst_type(scored, img, dtype=torch.float32)[0]
@@ -297,7 +297,7 @@ class OneHotLabels(Transform):
 
     def __call__(self, img: np.ndarray | torch.Tensor) -> torch.Tensor:
         tensor = _tensor(img)
-        unknown = sorted(set(torch.unique(grids.plain(tensor)).tolist()) - set(self.label_values))
+        unknown = sorted(set(torch.unique(grids.as_plain_tensor(tensor)).tolist()) - set(self.label_values))
         if unknown:
             raise ValueError(f"label: expected only {list(self.label_values)}, found {unknown[:5]}; add them to label_values")
         classes = len(self.label_values)

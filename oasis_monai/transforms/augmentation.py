@@ -1,7 +1,7 @@
-"""Augmentation of training pairs, batched in torch: what a second scan of the same kind of patient could look like.
+"""Augment training images at random, batched in torch: affine motion, elastic bending, intensity changes, flips.
 
-Each image of a pair gets its own affine motion, bend and intensity change; a left-right flip is drawn once per pair, so
-that a pair never asks for a mirror image (and a structure with a side keeps meeting structures of one side).
+Each image of a pair gets its own motion, bending and intensity change. A left-right flip is drawn once per pair, so that a pair
+never asks for a mirror image (and a structure of one side keeps meeting structures of that side).
 """
 
 from __future__ import annotations
@@ -64,7 +64,7 @@ class Augmentation:
         """
         transforms = self._transforms(image, flip, spacing_mm, random)
         bend = self._bend(image, spacing_mm, random) if self.elastic_mm else None
-        both = moved(torch.cat([image, label], 1).float(), transforms, bend)
+        both = apply_motion(torch.cat([image, label], 1).float(), transforms, bend)
         channels = image.shape[1]
         return self._intensity(both[:, :channels], random), both[:, channels:]
 
@@ -126,11 +126,11 @@ class Augmentation:
         return image
 
 
-def moved(images: torch.Tensor, transforms: torch.Tensor, bend: torch.Tensor | None = None) -> torch.Tensor:
-    """Images (B, C, *S) seen through affine ``transforms`` (B, D, D+1) of torch's normalised coordinates; 0 outside.
+def apply_motion(images: torch.Tensor, transforms: torch.Tensor, bend: torch.Tensor | None = None) -> torch.Tensor:
+    """Resample images (B, C, *S) by affine ``transforms`` (B, D, D+1) in torch's normalised coordinates; 0 outside.
 
     Args:
-        bend: (B, D, *S) voxels, added to where each voxel is read from.
+        bend: (B, D, *S) displacements in voxels, added to the position each voxel is read from.
     """
     size = images.shape[2:]
     if len(size) == 2 or images.device.type != "cpu":

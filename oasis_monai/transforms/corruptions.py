@@ -1,12 +1,12 @@
-"""Ways a scan goes wrong, made on purpose: what the predicted DSC is calibrated on and tested with.
+"""Corrupt scans on purpose (noise, motion, wrong orientation, ...), to calibrate and test the predicted Dice.
 
-On good scans every result is good, and nothing can be learned of failures. Each corruption takes a scan as it was read, before
-any preprocessing, and gives one of which the truth is still known: label and grid move with the anatomy. There are those that a
-clinic meets (noise, ghosts of motion, thick slices, signal lost, a bias field, a wrong voxel size in the header), and those of a
-patient or a file the wrong way round. No network is ever trained with them.
+On good scans every result is good, and nothing can be learned about failures. Each corruption takes a scan as it was read, before
+any preprocessing, and returns one whose reference is still known: label and grid move with the anatomy. Some corruptions occur in
+a clinic (noise, ghosts of motion, thick slices, lost signal, a bias field, a wrong voxel size in the header); others turn the
+patient or the file the wrong way round. No network is ever trained on corrupted scans.
 
-The idea of judging a segmentation by how it fares on changed data is that of benchmarks of robustness (Hendrycks and Dietterich,
-ICLR 2019); the strengths here are our own.
+Benchmarks of robustness (Hendrycks and Dietterich, ICLR 2019) judge a classifier on changed data in the same way; the strengths
+here are our own.
 """
 
 from __future__ import annotations
@@ -21,10 +21,10 @@ from oasis_monai.data.io import canonical_axes
 from oasis_monai.data.types import Geometry, Volume
 
 CORRUPTIONS_VERSION = 1
-"""Raise it with every change that alters a corrupted voxel: what was made of the copies before is then never read."""
+"""Raise it with every change that alters a corrupted voxel, so that cached fields of other versions are not used."""
 UNTOUCHED = "untouched"
 Corruption = Callable[[Volume, int], Volume]
-"""A labelled scan and a seed -> another scan; the one given is not written to."""
+"""(labelled scan, seed) -> corrupted scan; the input is not changed."""
 
 
 def noise(volume: Volume, seed: int) -> Volume:
@@ -37,7 +37,7 @@ def noise(volume: Volume, seed: int) -> Volume:
 
 
 def ghosts(volume: Volume, seed: int) -> Volume:
-    """Every second line of k-space along y at two fifths: a copy of the image half a field of view away."""
+    """Every second line of k-space along y scaled by 0.4: a ghost of the image half a field of view away."""
 
     def spoil(image: torch.Tensor) -> torch.Tensor:
         lines = torch.fft.fft(image, dim=2)
@@ -48,7 +48,7 @@ def ghosts(volume: Volume, seed: int) -> Volume:
 
 
 def thick_slices(volume: Volume, seed: int) -> Volume:
-    """The mean of every three neighbouring slices in the place of each of them."""
+    """Each of every three neighbouring slices replaced by their mean."""
     axis = 1 + _through_plane(volume)
 
     def spoil(image: torch.Tensor) -> torch.Tensor:
@@ -77,19 +77,19 @@ def bias_field(volume: Volume, seed: int) -> Volume:
 
 
 def inverted(volume: Volume, seed: int) -> Volume:
-    """Bright is dark: another contrast than any that was trained with."""
+    """Inverted intensities: a contrast that no training scan has."""
     return _changed(volume, lambda image: image.max() - image)
 
 
 def turned_20(volume: Volume, seed: int) -> Volume:
-    """The patient turned by 20 degrees about the long axis, to one side or the other."""
+    """The patient rotated by 20 degrees about the long axis, to one side or the other."""
     degrees = 20 if seed % 2 else -20
     label = _turned(_label(volume).float(), volume.geometry, degrees, "nearest").to(torch.uint8)
     return replace(_changed(volume, lambda image: _turned(image, volume.geometry, degrees, "bilinear")), label=label)
 
 
 def turned_90(volume: Volume, seed: int) -> Volume:
-    """The patient on the side, and the header does not know."""
+    """The patient rotated by 90 degrees, with a header that does not say so."""
     x, y = _across(volume.geometry)
     mm = list(volume.geometry.spacing_mm)
     mm[x], mm[y] = mm[y], mm[x]
@@ -101,13 +101,13 @@ def turned_90(volume: Volume, seed: int) -> Volume:
 
 
 def upside_down(volume: Volume, seed: int) -> Volume:
-    """Feet first and taken for head first: the apex where the base should be."""
+    """A feet-first scan taken for head first: the apex where the base should be."""
     axis = 1 + _upward(volume.geometry)
     return replace(volume, image=volume.image.flip(axis), label=_label(volume).flip(axis))
 
 
 def wrong_voxel_size(volume: Volume, seed: int) -> Volume:
-    """The header says 1.5 times the voxel size in plane."""
+    """A header with 1.5 times the true in-plane voxel size."""
     affine = volume.geometry.affine.copy()
     affine[:3, [axis for axis in range(3) if axis != _through_plane(volume)]] *= 1.5
     return replace(volume, geometry=Geometry(volume.geometry.shape, affine))
@@ -137,7 +137,9 @@ def _turned(values: torch.Tensor, geometry: Geometry, degrees: float, mode: str)
     x, y = _across(geometry)
     stack = values[0].movedim(_upward(geometry), 0)  # (slices, x, y); grid_sample's first coordinate is the last axis, y
     angle, half = np.deg2rad(degrees), np.array([geometry.shape[a] * geometry.spacing_mm[a] / 2 for a in (y, x)])
-    turn = np.array([[np.cos(angle), -np.sin(angle)], [np.sin(angle), np.cos(angle)]]) * half / half[:, None]  # in halves of mm
+    turn = (
+        np.array([[np.cos(angle), -np.sin(angle)], [np.sin(angle), np.cos(angle)]]) * half / half[:, None]
+    )  # in units of half the field of view
     theta = torch.tensor(np.hstack([turn, np.zeros((2, 1))]), dtype=torch.float32)[None]
     grid = affine_grid(theta, [1, 1, *stack.shape[1:]], align_corners=False)
     made = [grid_sample(part[None, None], grid, mode, "zeros", align_corners=False)[0, 0] for part in stack]
@@ -158,27 +160,33 @@ CORRUPTIONS: dict[str, Corruption] = {
 }
 
 
-def drawn(case: str, count: int, seed: int) -> list[tuple[str, int]]:
-    """``count`` different corruptions for a case, each a name of :data:`CORRUPTIONS` and a seed; always the same ones."""
+def draw_corruptions(case: str, count: int, seed: int) -> list[tuple[str, int]]:
+    """Draw ``count`` different corruptions for a case, each a name of :data:`CORRUPTIONS` and a seed.
+
+    The same case, count and seed always give the same corruptions.
+    """
     random = np.random.default_rng([seed, *case.encode()])
     names = [list(CORRUPTIONS)[i] for i in random.permutation(len(CORRUPTIONS))[:count]]
     return [(name, int(random.integers(2**31))) for name in names]
 
 
-def left(volume: Volume) -> bool:
-    """Whether a corruption has left anything to segment: an image that is not constant (a scan of one slice can lose it), and
-    some of the label (which may turn out of a narrow field of view)."""
+def shows_anything(volume: Volume) -> bool:
+    """Whether a corrupted scan still shows anything to segment.
+
+    Its image must not be constant (a scan of one slice can lose its only slice), and some of the label must be left (a rotation
+    can move it out of a narrow field of view).
+    """
     return bool(volume.image.min() < volume.image.max()) and bool(_label(volume).any())
 
 
 def _label(volume: Volume) -> torch.Tensor:
     if volume.label is None:
-        raise ValueError(f"{volume.case}: only a labelled scan is corrupted, of which the truth is known")
+        raise ValueError(f"{volume.case}: only a labelled scan can be corrupted, because its reference is needed")
     return volume.label
 
 
 def _changed(volume: Volume, spoil: Callable[[torch.Tensor], torch.Tensor | np.ndarray]) -> Volume:
-    """``spoil`` sees an image whose darkest voxel is 0, as of an MR; a CT's is put back to where it was."""
+    """Apply ``spoil`` to the image shifted so that its darkest voxel is 0, as in MR, and shift it back (CT)."""
     floor = volume.image.min()
     image = torch.as_tensor(np.asarray(spoil(volume.image - floor)), dtype=torch.float32)
     return replace(volume, image=image + floor)

@@ -1,4 +1,4 @@
-"""Dictionary transforms: a loop over keys round the array transform of the same name; ``Xd`` = ``XD`` = ``XDict``."""
+"""Dictionary transforms: apply the array transform of the same name to every key; ``Xd`` = ``XD`` = ``XDict``."""
 
 from __future__ import annotations
 

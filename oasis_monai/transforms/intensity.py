@@ -1,9 +1,9 @@
-"""Local intensity normalisation: what an endorectal or surface coil does to the grey values of an MR scan, taken out.
+"""Intensity normalisation: z-score, and local normalisation that corrects the bias field of MR receive coils.
 
-A receive coil multiplies the image by a field that falls off with the distance from it; beside an endorectal coil the gland is
-then a dark shade in a range that the coil's own hot spot fills. In the logarithm such a field is a smooth summand, so that
-subtracting the local mean removes it (homomorphic filtering), and dividing by the local standard deviation gives tissue near and
-far from the coil the same contrast.
+A receive coil multiplies the image by a field that falls off with the distance from it. Beside an endorectal coil the gland is
+therefore dark, while the coil's own bright spot fills the range of intensities. In the logarithm such a field is a smooth
+summand: subtracting the local mean removes it (homomorphic filtering). Dividing by the local standard deviation gives tissue near
+and far from the coil the same contrast.
 """
 
 from __future__ import annotations

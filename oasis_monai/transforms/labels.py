@@ -1,4 +1,4 @@
-"""Label maps: class indices, one-hot channels, and the one rule that decides ties."""
+"""Label maps: class indices, one-hot channels, and the rule for ties between classes."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ def one_hot(label: torch.Tensor, classes: int) -> torch.Tensor:
     return torch.cat([label == c for c in range(classes)], 1).float()
 
 
-TIE = 1e-6  # probabilities this close are equal: six weights of 1/6 sum to a hair under 1/2, and in any order to another hair
+TIE = 1e-6  # probabilities this close count as equal: sums of equal weights miss 1/2 by rounding, which depends on the order
 
 
 def decide(probability: torch.Tensor) -> torch.Tensor:
@@ -52,4 +52,4 @@ def decide_streamed(foreground: Iterable[tuple[int, torch.Tensor]], background_o
         better = probability > best + TIE
         best = torch.where(better, probability, best)
         winner = torch.where(better, torch.tensor(index, dtype=torch.uint8, device=winner.device), winner)
-    return winner * ~(best < 1 - total - TIE)  # filling by masks takes half as long again
+    return winner * ~(best < 1 - total - TIE)  # indexing by masks takes half as long again

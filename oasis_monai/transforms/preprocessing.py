@@ -1,8 +1,9 @@
-"""From a scan on its native grid to the working grid a network sees, and back. Two named settings, and a cache.
+"""Preprocessing: bring a scan from its native grid to the working grid of the networks, and results back.
 
-``paper``: the slices resized in plane to 320 x 320, zero mean and unit variance per volume (arXiv 1912.02417, section 3.1).
-It mixes physical scales where fields of view differ. ``physical`` (default): resampled to a stated spacing in mm, a stated
-field of view cut out (or padded with 0) round the image centre, z-score inside it after clipping to percentiles 0.5 and 99.5.
+There are two named settings, and a cache. ``paper``: slices resized in plane to 320 x 320, zero mean and unit variance per volume
+(arXiv 1912.02417, section 3.1); it mixes physical scales where fields of view differ. ``physical`` (default): resampled to a
+stated spacing in mm, a stated field of view cut out (or padded with 0) around the image centre, intensities normalised inside it
+after clipping to percentiles 0.5 and 99.5.
 
 Working axes are the scan's own, permuted and flipped to the closest of right, anterior, superior: a slice stays a slice.
 """
@@ -32,12 +33,12 @@ from oasis_monai.utils.files import digest, file_digest
 from oasis_monai.utils.tensor_files import load_if_whole, save_tensors
 
 PREPROCESS_VERSION = 1
-"""Raise it with every change that alters a preprocessed voxel: cached tensors of other versions are then never read."""
+"""Raise it with every change that alters a preprocessed voxel, so that cached tensors of other versions are not used."""
 PERCENTILES = (0.5, 99.5)
 """Clipping of the physical setting's robust z-score."""
 INTENSITIES = ("zscore", "local")
 MOST_VOXELS = 2**28
-"""Of a working grid: a gigabyte an image. More is a slip of the pen, and would take the machine with it."""
+"""Largest working grid: a gigabyte per image. A larger one is a typing error, and would exhaust the memory."""
 _SIZES = {("paper", 2): (320, 320), ("physical", 2): (96, 96), ("physical", 3): (96, 96, 32)}
 _SPACINGS_MM = {("physical", 2): (1.0, 1.0), ("physical", 3): (1.0, 1.0, 3.0)}
 _INTENSITY = {"paper": "zscore", "physical": "local"}

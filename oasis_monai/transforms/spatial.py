@@ -1,8 +1,8 @@
-"""Voxel grids: where they lie, and how values move from one to another.
+"""Voxel grids: resample, crop, pad and restore images and labels between grids.
 
-Pure functions under :mod:`.preprocessing` and :mod:`.transforms`. Voxel centres are at whole numbers, so there
-is no half-voxel shift between grids. Where the axes of two grids run along each other, as those of a scan and its working grid
-always do, linear interpolation is done axis by axis; else by MONAI's ``SpatialResample``.
+Pure functions behind :mod:`.preprocessing` and :mod:`.array`. Voxel centres are at whole numbers, so there is no half-voxel shift
+between grids. Where the axes of two grids are parallel, as those of a scan and its working grid always are, linear interpolation
+is done axis by axis; else by MONAI's ``SpatialResample``.
 
 Working axes are the scan's own axes, permuted and flipped to the closest of right, anterior, superior. They are **not** the
 world's axes: a slice of an oblique scan stays a slice.
@@ -23,8 +23,8 @@ from oasis_monai.utils.interpolation import along_axis
 SAME_SPACING = 1e-3  # spacings this close (relative) count as equal: headers carry rounded numbers
 TRUNCATED = 4.0  # standard deviations at which the anti-alias Gaussian ends
 UNSMOOTHED = 0.05  # a Gaussian narrower than this, in voxels, is the identity
-EDGE = 1e-6  # of a voxel: so close to a voxel's centre or edge counts as on it
-ASIDE = 1e-3  # of a voxel: axes that leave each other by no more than this over the whole grid are one
+EDGE = 1e-6  # voxels; a position this close to a voxel's centre or edge counts as on it
+ASIDE = 1e-3  # voxels; axes that deviate by no more than this over the whole grid count as parallel
 SLAB_VALUES = 2**24  # values of one native slab that `restore` may hold: 64 MiB of float32
 
 
@@ -83,7 +83,7 @@ def resample(values: torch.Tensor, source: Geometry, target: Geometry, anti_alia
     Returns:
         (C, \\*target.shape) float32, on the device of ``values``.
     """
-    values = plain(values).float()
+    values = as_plain_tensor(values).float()
     _check_shape("values", values, source)
     sigma = _sigma(source, target) if anti_alias else [0.0, 0.0, 0.0]
     values, source = _seen(values, source, target, [math.ceil(TRUNCATED * width) for width in sigma])
@@ -120,7 +120,7 @@ def resample_label(label: torch.Tensor, source: Geometry, target: Geometry) -> t
     Returns:
         (1, \\*target.shape) uint8.
     """
-    label = plain(label)
+    label = as_plain_tensor(label)
     _check_shape("label", label, source)
 
     def maps() -> Iterator[tuple[int, torch.Tensor]]:
@@ -163,7 +163,7 @@ def restore_all(
         _check_shape("probability", probability, working)
         if len(probability) < 2:
             raise ValueError(f"probability: expected 2 or more classes, background first, found {len(probability)}")
-    foreground = torch.cat([plain(probability)[1:].float() for probability in probabilities])
+    foreground = torch.cat([as_plain_tensor(probability)[1:].float() for probability in probabilities])
     classes = len(foreground) // len(probabilities)
     device = foreground.device
     labels = [torch.zeros(native.shape, dtype=torch.uint8, device=device) for _ in probabilities]
@@ -174,7 +174,7 @@ def restore_all(
     some = (foreground > 0).any(0)
     if not bool(some.any()):
         return results
-    corner, some = _bounding_box(some)  # there is nothing beyond: of a vote of atlases the box is a tenth of the working grid
+    corner, some = _bounding_box(some)  # nothing lies beyond it; the box of a vote of atlases is a tenth of the working grid
     x, y, z = (slice(c, c + n) for c, n in zip(corner, some.shape, strict=True))
     foreground, working = foreground[:, x, y, z], _shifted(working, corner, some.shape)
     thick = max(1, SLAB_VALUES // max(1, (len(foreground) + 3) * native.shape[0] * native.shape[1]))
@@ -184,7 +184,7 @@ def restore_all(
         box = _box_inside(working, slab, device)
         if box is None:
             continue
-        corner, seen = box  # of many scans the field of view is a quarter
+        corner, seen = box  # for many scans the working field of view is a quarter of the slab
         every = resample(foreground, working, _shifted(slab, corner, seen.shape), anti_alias=False) * seen
         x, y, z = (slice(c + add, c + add + n) for c, add, n in zip(corner, (0, 0, first), seen.shape, strict=True))
         for number, maps in enumerate(every.split(classes)):
@@ -195,8 +195,8 @@ def restore_all(
     return results
 
 
-def plain(values: torch.Tensor) -> torch.Tensor:
-    """The bare tensor: whatever MONAI metadata ``values`` carries stays behind."""
+def as_plain_tensor(values: torch.Tensor) -> torch.Tensor:
+    """Strip MONAI's metadata from a tensor."""
     strip: Callable[[], torch.Tensor] | None = getattr(values, "as_tensor", None)
     return values if strip is None else strip()
 
@@ -245,7 +245,7 @@ def _by_monai(values: torch.Tensor, source: Geometry, target: Geometry, mode: st
     step = torch.as_tensor(np.linalg.solve(source.affine, target.affine), dtype=torch.float64)
     resampler = SpatialResample(mode=mode, padding_mode=padding, align_corners=False, dtype=np.float32)
     moved = resampler(MetaTensor(values, affine=torch.eye(4)), dst_affine=step, spatial_size=target.shape)
-    return plain(moved)
+    return as_plain_tensor(moved)
 
 
 def _sigma(source: Geometry, target: Geometry) -> list[float]:
@@ -284,9 +284,9 @@ def _smoothing(n: int, sigma: float) -> torch.Tensor:
     from monai.networks.layers.convutils import gaussian_1d
 
     kernel = gaussian_1d(torch.tensor(sigma), TRUNCATED)
-    reach = len(kernel) // 2
+    radius = len(kernel) // 2
     away = torch.arange(n)[:, None] - torch.arange(n)
-    band = torch.where(away.abs() <= reach, kernel[(away + reach).clamp(0, 2 * reach)], 0.0)
+    band = torch.where(away.abs() <= radius, kernel[(away + radius).clamp(0, 2 * radius)], 0.0)
     return band / band.sum(1, keepdim=True)
 
 

@@ -1,8 +1,8 @@
-"""The groups of settings, which are dataclasses: build them from plain dicts, check their values, name what was trained.
+"""Groups of settings as dataclasses: build them from plain dicts, check values, and derive cache names.
 
-A key or value that cannot work is one clear line. What a trained network depends on is every field that is not marked
+A key or value that cannot work raises an error of one line. What a trained network depends on is every field that is not marked
 otherwise: :data:`INFERENCE_ONLY`, or :func:`not_used_by` some kinds of network. A new field therefore counts until someone
-marks it, and no network that was trained without it is taken for one trained with it.
+marks it, so a network trained without it is never mistaken for one trained with it.
 """
 
 from __future__ import annotations
@@ -47,7 +47,7 @@ def check_renamed(key: str) -> None:
     group, dot, name = key.partition(".")
     new = RENAMED.get(key) or (f"{RENAMED[group]}{dot}{name}" if group in RENAMED else None)
     if new is not None:
-        raise ConfigError(key, f"{new}, as this option is called now", key, f"write {new}")
+        raise ConfigError(key, f"its new name {new}", key, f"write {new}")
 
 
 def not_used_by(*networks: str) -> dict[str, tuple[str, ...]]:

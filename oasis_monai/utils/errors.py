@@ -1,4 +1,4 @@
-"""The two errors a user meets, each one clear line: what was expected, what came, in which case and field, what to do."""
+"""The errors that a user sees: one line each, with the case and field, what was expected and found, and what to do."""
 
 from __future__ import annotations
 
@@ -100,23 +100,24 @@ class ConfigError(OasisError):
 
 
 _REMEDIES = {
-    errno.ENOSPC: "free some space and give the same command again: what was finished is kept",
-    errno.EROFS: "give a folder that can be written to",
-    errno.EACCES: "correct the permissions, or give another folder",
-    errno.EPERM: "correct the permissions, or give another folder",
+    errno.ENOSPC: "Free some space and run the same command again; finished work is kept.",
+    errno.EROFS: "Choose a folder that can be written to.",
+    errno.EACCES: "Correct the permissions, or choose another folder.",
+    errno.EPERM: "Correct the permissions, or choose another folder.",
 }
 _REMEDIES |= dict.fromkeys((errno.EDQUOT, errno.EFBIG), _REMEDIES[errno.ENOSPC])
 
 
-def system_fault(error: OSError) -> Fault:
-    """What the operating system refused, as a fault: a full disk, a folder that cannot be written."""
-    remedy = _REMEDIES.get(error.errno or 0, "correct that and give the same command again")
-    return Fault("", str(error.filename or "file"), "to read or write it", error.strerror or str(error), remedy)
+def system_error_message(error: OSError) -> str:
+    """Describe what the operating system refused (a full disk, a folder that cannot be written) and what to do, in one line."""
+    remedy = _REMEDIES.get(error.errno or 0, "Correct that and run the same command again.")
+    line = f"cannot read or write {error.filename or 'a file'}: {error.strerror or error}. {remedy}"
+    return " ".join(line.split())
 
 
 @contextlib.contextmanager
 def with_case_in_errors(what: str) -> Iterator[None]:
-    """Note on any error that is not the input's (those name their case themselves) what was at work: a case, a network."""
+    """Add the case or network being processed to any error that is not the input's (those name their case themselves)."""
     try:
         yield
     except OasisError:

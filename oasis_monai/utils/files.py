@@ -1,4 +1,4 @@
-"""Files are written whole or not at all, and read back only if their checksum still fits."""
+"""Write files and folders atomically, lock folders, and compute digests of files and values."""
 
 from __future__ import annotations
 
@@ -44,8 +44,7 @@ def atomic_path(path: str | Path) -> Iterator[Path]:
 
 @contextlib.contextmanager
 def with_path_in_errors(path: Path) -> Iterator[None]:
-    """An OSError of what is done inside names ``path``: a full disk names no file, and a temporary one beside ``path`` means
-    nothing to the user."""
+    """Make an OSError raised inside name ``path``: a full disk names no file, and a temporary file means nothing to the user."""
     try:
         yield
     except OSError as error:
@@ -56,8 +55,10 @@ def with_path_in_errors(path: Path) -> Iterator[None]:
 
 @contextlib.contextmanager
 def atomic_folder(path: str | Path) -> Iterator[Path]:
-    """:func:`atomic_path` for a folder: yield a new one beside ``path`` and rename it into place on success, where it takes the
-    place of an older one. A full disk is told with the folder's name."""
+    """:func:`atomic_path` for a folder: yield a new folder beside ``path`` and rename it into place on success.
+
+    It replaces an older folder. An error of a full disk names ``path``.
+    """
     path = Path(os.path.abspath(path))
     path.parent.mkdir(parents=True, exist_ok=True)
     outer = Path(tempfile.mkdtemp(prefix=f".{path.name}.", dir=path.parent))
@@ -116,7 +117,7 @@ def file_digest(*paths: str | Path) -> str:
 
 @contextlib.contextmanager
 def locked(folder: Path) -> Iterator[None]:
-    """One process at a time in ``folder``; the lock goes with the process, however it ends."""
+    """Let one process at a time work in ``folder``. The lock ends with the process, however it ends."""
     folder.mkdir(parents=True, exist_ok=True)
     with FileLock(folder / ".lock"):
         yield
@@ -124,11 +125,12 @@ def locked(folder: Path) -> Iterator[None]:
 
 @contextlib.contextmanager
 def exclusive_folder(folder: Path, key: str) -> Iterator[None]:
-    """This process is the only one that writes its results into ``folder``: two runs would mix their files. The claim goes with
-    the process, however it ends.
+    """Make this process the only one that writes results into ``folder``, so that two runs do not mix their files.
+
+    The claim ends with the process, however it ends.
 
     Args:
-        folder: made where it is absent, and taken away again if nothing was put into it.
+        folder: created if it is absent, and removed again if it stays empty.
         key: the setting that names it.
 
     Raises:

@@ -1,7 +1,7 @@
-"""Linear interpolation between the voxels of a grid, the way that is fast on each device.
+"""Fast linear interpolation on voxel grids: sample, enlarge and pool volumes.
 
-On a CPU torch samples volumes and enlarges them voxel by voxel, which was the larger part of an alignment. Its sampling of images
-is vectorised, and so is a matrix product; here volumes are brought to these. On a GPU torch's own functions are faster:
+On a CPU torch samples and enlarges volumes voxel by voxel, which took most of the time of an alignment. Its sampling of images is
+vectorised, and so are matrix products, so here volumes are reduced to these. On a GPU torch's own functions are faster:
 :func:`enlarge` calls them there, and callers of :func:`sample_volume` have to.
 """
 

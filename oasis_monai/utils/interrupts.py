@@ -1,4 +1,4 @@
-"""Ctrl-C is never lost: Python drops a ``KeyboardInterrupt`` that falls into a callback or a destructor, and goes on."""
+"""Deliver every Ctrl-C: Python drops a ``KeyboardInterrupt`` raised in a callback or a destructor."""
 
 from __future__ import annotations
 
@@ -10,13 +10,16 @@ import time
 from collections.abc import Iterator
 from typing import Any
 
-AGAIN_S = 0.01  # long enough to have left the callback
+AGAIN_S = 0.01  # delay of the repeated signal, so that the callback has ended by then
 
 
 @contextlib.contextmanager
 def repeated() -> Iterator[None]:
-    """Within it, the main thread is given again an interrupt that was dropped in a callback (of a weak reference, of C code) or a
-    destructor, until it meets code that it can end. Other exceptions dropped there are told as before."""
+    """Repeat interrupts that Python drops in a callback (of a weak reference, of C code) or a destructor.
+
+    The main thread receives the interrupt again until it reaches code that can be interrupted. Other exceptions dropped there are
+    reported as usual.
+    """
     before = sys.unraisablehook
 
     def hook(dropped: Any) -> None:

@@ -1,4 +1,4 @@
-"""When memory runs out: known by its many names, met by smaller batches, told by the setting that lowers it."""
+"""Handle a full memory: recognise the error, halve the batch, and name the setting that lowers memory use."""
 
 from __future__ import annotations
 
@@ -10,26 +10,26 @@ from oasis_monai.utils.errors import OasisError
 
 T = TypeVar("T")
 NAMES = ("out of memory", "DefaultCPUAllocator", "not enough memory", "bad_alloc", "bad allocation", "ALLOC_FAILED")
-"""What torch, cuDNN, cuBLAS and the C++ library call it in the text of a RuntimeError."""
+"""Texts of a RuntimeError by which torch, cuDNN, cuBLAS and the C++ library report a full memory."""
 
 
 def out_of_memory(error: BaseException) -> bool:
-    """Whether an error says that memory, the machine's or the GPU's, has run out."""
+    """Whether an error means that the memory of the machine or of the GPU is full."""
     if isinstance(error, MemoryError):
         return True
     return isinstance(error, RuntimeError) and any(name in str(error) for name in NAMES)
 
 
 class Batched:
-    """What works on several rows at once, and on fewer from when memory runs out.
+    """Base of classes that process rows in batches, with smaller batches after memory has run out.
 
     Attributes:
         batch: the most rows at once; results must not depend on it.
-        knob: the setting it comes from.
+        memory_setting: the setting that lowers memory use, for messages.
     """
 
     batch: int
-    knob = "align_batch"
+    memory_setting = "align_batch"
 
     def in_batches(self, count: int, work: Callable[[slice], T]) -> Iterator[tuple[slice, T]]:
         """``work(part)`` for one part of ``range(count)`` after the other, each of at most ``batch`` rows.
@@ -59,12 +59,12 @@ class Batched:
                 raise
             if self.batch == 1:
                 raise OasisError(
-                    f"{self.knob}: expected memory for 1 at a time, found none left ({first_line(error)}); lower "
-                    "preprocessing.size, end other programs, or take a machine (device=cpu, a larger GPU) with more"
+                    f"Out of memory, even for one image at a time ({first_line(error)}). Lower preprocessing.size, close other "
+                    "programs, or use a machine with more memory (device=cpu, a larger GPU)."
                 ) from error
         self.batch = (size if size > 1 else self.batch) // 2  # a single image may itself be seen in windows, ``batch`` at once
         logging.getLogger(__name__).warning(
-            "warning: %s: no memory for %d at once; going on with %d", self.knob, size, self.batch
+            "warning: %s: out of memory with %d at once; continuing with %d", self.memory_setting, size, self.batch
         )
         return None
 

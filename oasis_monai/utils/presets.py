@@ -1,7 +1,7 @@
 """Compose a configuration from the YAML files of ``conf/`` as the command line does, without Hydra.
 
-``conf/`` is the one place where defaults stand. Of Hydra's defaults lists this module knows what these files use: a preset of a
-group (``- loss: default``), a preset to start from (``defaults: [default, _self_]``), a choice for another group
+Defaults are stated only in ``conf/``. This module supports what these files use of Hydra's defaults lists: a preset of a group
+(``- loss: default``), a preset to start from (``defaults: [default, _self_]``), a choice for another group
 (``- override /joint: fine``) and the package ``_global_``.
 """
 
@@ -19,7 +19,7 @@ import yaml
 from oasis_monai.utils.errors import ConfigError
 
 CONF = "oasis_monai.conf"
-OWN = "_self_"  # where in its defaults list a file's own values come
+OWN = "_self_"  # entry of a defaults list that stands for the file's own values
 OVERRIDE = "override /"
 REPLACED = ("labels",)  # a data set has its own classes and none of the default's
 

@@ -1,7 +1,7 @@
-"""Trainings and whole cross-validations side by side, each in a process of its own.
+"""Run trainings and whole cross-validations in parallel, each in a process of its own.
 
-Small networks use one CPU core well and two badly, so two trainings at once, one core each, take far less time than one after
-the other on both. Jobs hand over nothing but settings: what they make lies in the cache, under locks.
+Small networks use one CPU core well and two badly. So two trainings at once, on one core each, take far less time than one after
+the other on both. Jobs receive only settings; their results go to the cache, under locks.
 """
 
 from __future__ import annotations
@@ -17,20 +17,23 @@ from concurrent.futures import FIRST_EXCEPTION, Future, ProcessPoolExecutor, wai
 from concurrent.futures.process import BrokenProcessPool
 from typing import Any
 
-from oasis_monai.utils.errors import ConfigError, DataError, OasisError, system_fault
+from oasis_monai.utils.errors import ConfigError, DataError, OasisError, system_error_message
 from oasis_monai.utils.memory import first_line, out_of_memory
 
 
-def side_by_side(
+def run_parallel(
     function: Callable[..., Any], jobs: Sequence[tuple[str, tuple[Any, ...]]], workers: int, ended: Callable[[str, float], None]
 ) -> None:
-    """Call ``function(*arguments)`` for every (name, arguments), ``workers`` at a time, in new processes of one CPU thread
-    each; ``ended(name, minutes)`` as each has done its work.
+    """Call ``function(*arguments)`` for every job, ``workers`` at a time, in new processes of one CPU thread each.
+
+    Args:
+        jobs: (name, arguments) each.
+        ended: called with the name and the minutes of every finished job.
 
     Raises:
-        OasisError: the first failure of a job, naming it; faults of input and settings as they were (those not started are
-            dropped, those at work end first).
-        KeyboardInterrupt: at once, with all processes ended.
+        OasisError: the first failure of a job, naming it; faults of input and settings unchanged. Running jobs finish first,
+            jobs that have not started are dropped.
+        KeyboardInterrupt: at once; all processes are terminated.
     """
     if not jobs:
         return
@@ -67,24 +70,24 @@ def _interrupts_ignored() -> Iterator[None]:
 
 
 def _raise_named(name: str, unfinished: Sequence[str], error: BaseException | None) -> None:
-    """Raise what a job ended in, with the job's name; ``unfinished`` are those a process that vanished may have been at."""
+    """Raise the error of a job with the job's name; ``unfinished`` are the jobs that a killed process may have been running."""
     if isinstance(error, ConfigError | DataError):
         raise error  # these name key or case, and are the same whatever worker meets them
     more = "; ".join(getattr(error, "__notes__", ()))
     if isinstance(error, BrokenProcessPool):
         raise OasisError(
-            f"{' or '.join(unfinished)}: workers: expected a worker that ends by itself, found it killed (memory may have run "
-            "out); lower workers and give the same command again: what was finished is kept"
+            f"{' or '.join(unfinished)}: a worker was killed, probably out of memory. Lower workers and run the same command "
+            "again; finished work is kept."
         ) from error
     if isinstance(error, OasisError):
         text = str(error)
         raise OasisError(text if text.startswith(name) else f"{name}: {text}") from error
     if isinstance(error, OSError):
-        raise OasisError(f"{name}: {system_fault(error)}") from error
+        raise OasisError(f"{name}: {system_error_message(error)}") from error
     if error is not None:
-        remedy = "lower workers, align_batch or training.batch" if out_of_memory(error) else "see where with workers=1"
+        remedy = "Lower workers, align_batch or training.batch." if out_of_memory(error) else "Run with workers=1 to see where."
         where = f"{name} ({more})" if more else name
-        raise OasisError(f"{where}: expected its worker to finish, found {first_line(error, 300)}; {remedy}") from error
+        raise OasisError(f"{where}: the worker failed ({first_line(error, 300)}). {remedy}") from error
 
 
 def _tell(name: str, done: Future[float], ended: Callable[[str, float], None]) -> None:
@@ -93,13 +96,15 @@ def _tell(name: str, done: Future[float], ended: Callable[[str, float], None]) -
 
 
 def _start(parent: int) -> None:
-    """What every process does first: take one core, and see to it that it ends should its parent be killed."""
+    """Set up a worker: use one core, and exit if the parent is killed."""
     import torch
     from tqdm import tqdm
 
     torch.set_num_threads(1)
     torch.set_flush_denormal(True)
-    tqdm.set_lock(threading.RLock())  # its own is one between processes, which Python misses aloud when this one is ended
+    tqdm.set_lock(
+        threading.RLock()
+    )  # tqdm's own lock is shared between processes; Python warns of it when this process is terminated
 
     def watch() -> None:
         while os.getppid() == parent:

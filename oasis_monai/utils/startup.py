@@ -1,4 +1,4 @@
-"""A quick start: MONAI without what it would import for parts of it that a command does not use."""
+"""Import MONAI faster, without the optional packages that a command does not use."""
 
 from __future__ import annotations
 
@@ -10,8 +10,11 @@ the time of its import. It does without where one is absent."""
 
 
 def import_monai_lightly() -> None:
-    """Import MONAI as if :data:`UNUSED` were not installed. For a process that segments scans and ends: what of MONAI needs one
-    of them stays unusable in it. They themselves can be imported afterwards."""
+    """Import MONAI as if :data:`UNUSED` were not installed.
+
+    Only for a process that segments scans and ends: parts of MONAI that need one of these packages stay unusable in it. The
+    packages themselves can be imported afterwards.
+    """
     if "monai" in sys.modules:
         return
     hidden = [name for name in UNUSED if name not in sys.modules]

@@ -1,5 +1,7 @@
-"""Tensor files larger than memory, in the format of :func:`.save_tensors`: written piece by piece, read by
-mapping them, so that only what is indexed is ever read into memory."""
+"""Tensor files with a checksum, in the safetensors format, also for tensors larger than memory.
+
+Large files are written piece by piece and read by memory mapping, so that only indexed values are ever loaded.
+"""
 
 from __future__ import annotations
 
@@ -31,7 +33,7 @@ DTYPES = {  # safetensors' names, in the order in which it lays tensors out: eve
     "BOOL": torch.bool,
 }
 NAMES = {dtype: name for name, dtype in DTYPES.items()}
-CHECKSUM = 32  # bytes of sha256 before the safetensors file proper
+CHECKSUM = 32  # bytes of the sha256 that precedes the safetensors content
 PIECE = 1 << 24  # bytes written at a time
 
 
@@ -47,13 +49,13 @@ def map_tensors(path: str | Path, check: bool = True) -> tuple[dict[str, torch.T
         ValueError: it is truncated or a byte of it changed.
     """
     with open(path, "rb") as stream:
-        told = stream.read(CHECKSUM)
-        if check and hashlib.file_digest(stream, "sha256").digest() != told:
+        stored_checksum = stream.read(CHECKSUM)
+        if check and hashlib.file_digest(stream, "sha256").digest() != stored_checksum:
             raise ValueError(f"{path}: expected the content of its sha256, found other bytes; delete it to have it made again")
         stream.seek(CHECKSUM)
         length = int.from_bytes(stream.read(8), "little")
         start = CHECKSUM + 8 + length
-        if len(told) < CHECKSUM or start > stream.seek(0, 2):
+        if len(stored_checksum) < CHECKSUM or start > stream.seek(0, 2):
             raise ValueError(f"{path}: expected a file of tensors, found a shorter one")
         stream.seek(CHECKSUM + 8)
         header = json.loads(stream.read(length))
@@ -82,7 +84,7 @@ def write_tensors(path: str | Path, tensors: Mapping[str, torch.Tensor], meta: M
     text += b" " * (-len(text) % 8)
     total = hashlib.sha256()
     with atomic_path(path) as temporary, open(temporary, "wb") as stream:
-        stream.write(bytes(CHECKSUM))  # its place is kept for the end, when it is known
+        stream.write(bytes(CHECKSUM))  # placeholder: the checksum is known only at the end
         head = len(text).to_bytes(8, "little") + text
         for piece in itertools.chain([head], _pieces(tensors[name] for name in names)):
             total.update(piece)
@@ -127,7 +129,7 @@ def load_tensors(path: str | Path) -> tuple[dict[str, torch.Tensor], dict[str, A
 
 
 def load_if_whole(path: str | Path) -> tuple[dict[str, torch.Tensor], dict[str, Any]] | None:
-    """A cache read: None when the file is absent, or damaged (with a warning), so that the caller makes it anew."""
+    """Read a cached file; None when it is absent or damaged (with a warning), so that the caller computes it again."""
     try:
         return load_tensors(path)
     except FileNotFoundError:
@@ -137,6 +139,6 @@ def load_if_whole(path: str | Path) -> tuple[dict[str, torch.Tensor], dict[str, 
         return None
 
 
-@cache  # once a process: a checkpoint is looked at several times before it is made anew
+@cache  # one warning per process: a checkpoint is read several times before it is replaced
 def _warn_damaged(path: str, kind: str) -> None:
-    logging.getLogger(__name__).warning("warning: %s: truncated or changed since it was written (%s); made anew", path, kind)
+    logging.getLogger(__name__).warning("warning: %s is damaged (%s); it is computed again", path, kind)

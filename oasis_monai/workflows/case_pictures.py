@@ -1,4 +1,4 @@
-"""What a cross-validation keeps of a case to look at: labels, the page's case browser, pictures of the worst to the best."""
+"""Write what a cross-validation shows of its cases: label maps, the case browser, contour pictures."""
 
 from __future__ import annotations
 
@@ -17,12 +17,12 @@ from oasis_monai.segmentation.segmenter import Key
 from oasis_monai.settings import Settings
 from oasis_monai.workflows.prepare import Dataset
 
-KeptLabels = dict[tuple[str, str, int], bytes]
-"""(case, method, n) -> a result's label, packed."""
+PackedLabels = dict[tuple[str, str, int], bytes]
+"""(case, method, n) -> the label of a result, compressed."""
 
 
-def keep_label(settings: Settings, run_dir: Path, result: Segmentation, method: str, n: int) -> bytes:
-    """Write label and probability where asked for; -> the label packed small, for the pictures drawn at the end."""
+def save_label(settings: Settings, run_dir: Path, result: Segmentation, method: str, n: int) -> bytes:
+    """Write the label and the probability if the settings ask for it; return the compressed label for the pictures."""
     from oasis_monai.data.io import write_label, write_probability
 
     name = f"{result.case}__{method_name(method, n)}"
@@ -34,7 +34,7 @@ def keep_label(settings: Settings, run_dir: Path, result: Segmentation, method: 
     return zlib.compress(result.label.numpy().tobytes(), 1)
 
 
-def browse(
+def write_case_browser(
     settings: Settings,
     run_dir: Path,
     protocol: str,
@@ -42,14 +42,14 @@ def browse(
     image: np.ndarray,
     reference: np.ndarray,
     labels: Mapping[Key, Segmentation],
-    found: CaseResult,
+    case_result: CaseResult,
 ) -> None:
-    """Write what the page's case browser shows of a case: every method at one n (6, the paper's, or the largest).
+    """Write a case for the report's case browser: every method at one n (6 as in the paper, or the largest).
 
     Args:
         image, reference: (x, y, z) on the scan's own grid.
         labels: by method and n, on that grid.
-        found: the atlases selected, and their weights.
+        case_result: the atlases selected, and their weights.
     """
     from oasis_monai.data.io import to_canonical
     from oasis_monai.evaluation.case_view import write_browser
@@ -69,19 +69,19 @@ def browse(
         {name: to_canonical(result.label.numpy(), affine)[0] for name, result in shown.items()},
         spacing_mm,
         list(settings.data.labels),
-        [[[used.case, used.slice, round(used.distance, 4)] for used in rows[:n]] for rows in found.atlases],
+        [[[used.case, used.slice, round(used.distance, 4)] for used in rows[:n]] for rows in case_result.atlases],
         {
             method_name(*key): [[round(weight, 4) for weight in row] for row in result.weights.tolist()]
-            for key, result in found.results.items()
+            for key, result in case_result.results.items()
             if key[1] == n and result.weights is not None
         },
     )
 
 
 def draw_overlays(
-    settings: Settings, prepared: Dataset, rows: list[dict[str, Any]], kept: KeptLabels, run_dir: Path
+    settings: Settings, dataset: Dataset, rows: list[dict[str, Any]], packed_labels: PackedLabels, run_dir: Path
 ) -> set[Path]:
-    """Draw the cases at even ranks from the last method's worst to its best, for every method and n; -> the pictures."""
+    """Draw cases at evenly spaced ranks of the last method, worst to best, for every method and n; return the files."""
     from oasis_monai.data.io import read_volume, to_canonical
     from oasis_monai.evaluation.contours import overlay
 
@@ -93,34 +93,34 @@ def draw_overlays(
     ranks = np.linspace(0, len(ranked) - 1, min(settings.overlays, len(ranked))).round().astype(int)
     names = dict(enumerate(settings.data.labels, 1))
     scores = {(r["case"], r["method"], r["n"], r["label"]): r["dsc"] for r in rows if r["region"] == "whole"}
-    drawn = set()
+    pictures = set()
     for case in dict.fromkeys(ranked[rank] for rank in ranks):
-        volume = read_volume(prepared.cases[case], settings.data.label_values)
+        volume = read_volume(dataset.cases[case], settings.data.label_values)
         assert volume.label is not None
         image, spacing_mm = to_canonical(volume.image[0].numpy(), volume.geometry.affine)
         truth, _ = to_canonical(volume.label[0].numpy(), volume.geometry.affine)
-        for _, method, n in sorted(key for key in kept if key[0] == case):
-            packed = np.frombuffer(zlib.decompress(kept[case, method, n]), np.uint8).reshape(volume.geometry.shape)
-            label, _ = to_canonical(packed, volume.geometry.affine)
+        for _, method, n in sorted(key for key in packed_labels if key[0] == case):
+            unpacked = np.frombuffer(zlib.decompress(packed_labels[case, method, n]), np.uint8).reshape(volume.geometry.shape)
+            label, _ = to_canonical(unpacked, volume.geometry.affine)
             values = [scores[case, method, n, name] for name in settings.data.labels]
             name = method_name(method, n)
             title = f"{case}  {name}  DSC " + ", ".join(f"{100 * v:.1f} %" for v in values)
             path = run_dir / "overlays" / f"{case}__{name}.png"
             overlay(path, image, truth, label, spacing_mm, title, labels=names)
-            drawn.add(path)
-    return drawn
+            pictures.add(path)
+    return pictures
 
 
-def forget_others(settings: Settings, run_dir: Path, rows: list[dict[str, Any]], drawn: set[Path]) -> None:
-    """Remove what a run of before, with other settings, left in the folder to look at: the page would tell it as this run's.
+def remove_stale_pictures(settings: Settings, run_dir: Path, rows: list[dict[str, Any]], pictures: set[Path]) -> None:
+    """Remove pictures that an earlier run with other settings left in the folder, which the page would show as this run's.
 
     Args:
-        drawn: of :func:`draw_overlays`.
+        pictures: of :func:`draw_overlays`.
     """
     from oasis_monai.evaluation.case_view import browser_file
 
     shown = {row["case"] for row in rows} if settings.browser else set()
-    kept = drawn | {browser_file(run_dir / "browser", case) for case in shown}
+    current = pictures | {browser_file(run_dir / "browser", case) for case in shown}
     for path in (*run_dir.glob("overlays/*__*.png"), *run_dir.glob("browser/*.safetensors")):
-        if path not in kept:
+        if path not in current:
             path.unlink()

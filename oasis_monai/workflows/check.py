@@ -1,4 +1,4 @@
-"""Look at every case of a data set before hours are spent on it: all faults at once, one case in memory at a time."""
+"""Check every case of a data set before training: list all faults at once, with one case in memory at a time."""
 
 from __future__ import annotations
 
@@ -18,10 +18,10 @@ from oasis_monai.transforms.preprocessing import Preprocessing, outside_view, vi
 from oasis_monai.utils.errors import DataError, Fault
 
 SPACING_MM = (0.1, 20.0)  # plausible voxel sizes of a clinical scan
-IN_PLANE_RATIO = 1.5  # between the two finer spacings; a scanner's pixels are square
+IN_PLANE_RATIO = 1.5  # largest ratio of the two finer spacings; a scanner's pixels are square
 FEW_VOXELS = 10
 OUTLIER = 5.0  # robust z of log volume: one volume in 1.7 million if log-normal
-FEWEST_CASES = 8  # below, a median absolute deviation says little
+FEWEST_CASES = 8  # with fewer cases a median absolute deviation says little
 
 
 def check_cases(
@@ -44,7 +44,7 @@ def check_cases(
         cases: with or without labels.
         label_values: value in the file of each class, the background first.
         preprocessing: the setting whose field of view the labels should fit into; None: it is not looked at.
-        look: called with every case that can be read, for what else is to be known of the data set.
+        look: called with every case that can be read, to collect other facts about the data set.
 
     Returns:
         Faults in the order of ``cases``, those of the whole data set last; empty if all is well.
@@ -126,13 +126,13 @@ def _repeated(cases: Sequence[Case], same: dict[str, list[Case]]) -> list[Fault]
     faults = []
     ids = [case.id for case in cases]
     for name in sorted({i for i in ids if ids.count(i) > 1}):
-        faults.append(Fault(name, "id", "an id of its own", f"{ids.count(name)} cases of this id", "rename the files"))
+        faults.append(Fault(name, "id", "a unique id", f"{ids.count(name)} cases of this id", "rename the files"))
     for group in same.values():
         if len(group) > 1:
             severity = "error" if any(case.label for case in group) else "warning"
             found = "the same voxels in " + ", ".join(case.id for case in group)
             remedy = "keep one: it could be test case and atlas at once"
-            faults.append(Fault(group[0].id, "image", "a scan of its own", found, remedy, severity))
+            faults.append(Fault(group[0].id, "image", "each scan only once", found, remedy, severity))
     return faults
 
 

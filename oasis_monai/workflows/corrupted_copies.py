@@ -1,4 +1,4 @@
-"""Corrupted copies of a cross-validation's test cases, segmented and scored: what the predicted Dice learns failures from."""
+"""Segment and score corrupted copies of the test cases, from which the predicted Dice learns about failures."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from oasis_monai.segmentation.methods import METHODS
 from oasis_monai.segmentation.pipeline import CaseResult, Scan, segment_case
 from oasis_monai.segmentation.segmenter import Key, Segmenter
 from oasis_monai.settings import Settings
-from oasis_monai.transforms.corruptions import CORRUPTIONS, CORRUPTIONS_VERSION, drawn, left
+from oasis_monai.transforms.corruptions import CORRUPTIONS, CORRUPTIONS_VERSION, draw_corruptions, shows_anything
 from oasis_monai.utils.device import resolve_device
 from oasis_monai.utils.errors import with_case_in_errors
 from oasis_monai.utils.files import digest
@@ -30,16 +30,16 @@ Rows = list[tuple[dict[str, Any], torch.Tensor]]
 
 
 def methods_with_predicted_dice(settings: Settings) -> tuple[str, ...]:
-    """Those of the methods whose parts are compared."""
-    alone = ("estimate",) if not settings.has_volume_network else ()  # a slice network with nobody to disagree with
+    """The methods of the settings for which a Dice can be predicted."""
+    alone = ("estimate",) if not settings.has_volume_network else ()  # a slice network alone has nothing to compare with
     return tuple(m for m in settings.atlas_methods if METHODS[m].predicts_dice and m not in alone)
 
 
-def copies(settings: Settings) -> int:
-    """Corrupted copies of each test case that a cross-validation makes.
+def num_corrupted_copies(settings: Settings) -> int:
+    """Number of corrupted copies of each test case in a cross-validation.
 
-    None where no Dice is predicted, in a job of one fold (a case is predicted from the other folds), and under slice folds, where
-    a scan's neighbouring slices would be as they were.
+    It is 0 where no Dice is predicted, in a job of one fold (the prediction for a case needs the other folds), and under slice
+    folds, where the neighbouring slices among the atlases would not be corrupted.
     """
     useful = settings.folds == "patient" and settings.fold is None and methods_with_predicted_dice(settings)
     return settings.corruptions if useful else 0
@@ -53,31 +53,31 @@ def segment_labelled(
     methods: Sequence[str],
     fields: FieldCache | None = None,
 ) -> tuple[CaseResult, dict[Key, Segmentation], dict[Key, list[float]]]:
-    """Segment a labelled scan as one without a label would be, by no atlas of its own case, and compare.
+    """Segment a labelled scan like one without a label, with no atlas of its own case, and compute its Dice.
 
     Returns:
-        What was found; by method and n the labels on the scan's own grid; and the Dice of every structure (NaN where neither
-        label has it).
+        The results; the labels on the scan's own grid by method and n; and the Dice of every structure (NaN where it is in
+        neither label).
     """
     if volume.label is None:
         raise ValueError(f"{volume.case}: expected a labelled scan")
     scan = Scan.of_volume(volume, settings.preprocessing)
-    found = segment_case(segmenter, scan, embed, methods, settings.n, fields, volume.case)
-    labels, truth, classes = found.restore(), volume.label[0], len(settings.data.label_values)
+    case_result = segment_case(segmenter, scan, embed, methods, settings.n, fields, volume.case)
+    labels, truth, classes = case_result.restore(), volume.label[0], len(settings.data.label_values)
     dice = {
         key: [float(common / both) if both else math.nan for common, both in overlap_counts(one.label, truth, classes).tolist()]
         for key, one in labels.items()
     }
-    return found, labels, dice
+    return case_result, labels, dice
 
 
 def corrupted_rows(
     settings: Settings, dataset: Dataset, folds: Sequence[Fold], trained: Mapping[int, FoldModel], models: FoldModels
 ) -> Rows:
-    """Rows of :func:`copies` of every case, each segmented by the model of the fold that tests it."""
+    """Score rows of the corrupted copies of every case, each segmented by the model of the fold that tests it."""
     from tqdm import tqdm
 
-    rows, count = Rows(), copies(settings)
+    rows, count = Rows(), num_corrupted_copies(settings)
     if not count:
         return rows
     embed = embedder(settings.features.name, settings.features.weights, resolve_device(settings.device))
@@ -89,15 +89,17 @@ def corrupted_rows(
         assert segmenter is not None
         with with_case_in_errors(case):
             volume = read_volume(dataset.cases[case], settings.data.label_values)
-            for name, seed in drawn(case, count, settings.seed):
+            for name, seed in draw_corruptions(case, count, settings.seed):
                 copy = CORRUPTIONS[name](volume, seed)
-                if not left(copy):
+                if not shows_anything(copy):
                     continue
-                kept = models.fields(fold, case)
-                fields = kept and FieldCache(kept.folder, digest([kept.key, name, seed, CORRUPTIONS_VERSION]))
-                found, _, dice = segment_labelled(segmenter, copy, settings, embed, methods, fields)
+                uncorrupted_fields = models.fields(fold, case)
+                fields = uncorrupted_fields and FieldCache(
+                    uncorrupted_fields.folder, digest([uncorrupted_fields.key, name, seed, CORRUPTIONS_VERSION])
+                )
+                case_result, _, dice = segment_labelled(segmenter, copy, settings, embed, methods, fields)
                 about = {"protocol": "patient", "fold": fold.index, "case": case, "corruption": name, "region": "whole"}
-                for key, result in found.results.items():
+                for key, result in case_result.results.items():
                     if result.agreement is not None:
                         own = {**about, "method": key[0], "n": key[1]}
                         scored = zip(settings.data.labels, dice[key], strict=True)

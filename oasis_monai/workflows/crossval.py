@@ -1,8 +1,8 @@
-"""Cross-validation: folds -> fold models -> rows of scores. Owns the rule that nothing of a target's label reaches ``segment``.
+"""Cross-validation: train the models of the folds, segment and score every case, predict its Dice.
 
-Everything that takes time is kept under ``cache`` by what it depends on: preprocessed cases, features, fold models (never
-keyed by n), fields of every (target, atlas) pair, LOA pairs. A run that is started again therefore goes on where it was, and a
-sweep over n pays for training and alignment once.
+This module guarantees that no label of a target reaches segmentation. Everything that takes time is cached by what it depends
+on: preprocessed cases, features, fold models (never keyed by n), fields of every (target, atlas) pair, LOA pairs. A run that is
+started again therefore continues, and a sweep over n pays for training and alignment once.
 """
 
 from __future__ import annotations
@@ -30,9 +30,9 @@ from oasis_monai.settings import Settings
 from oasis_monai.utils.device import resolve_device
 from oasis_monai.utils.errors import with_case_in_errors
 from oasis_monai.utils.files import write_json
-from oasis_monai.workflows.case_pictures import KeptLabels, browse, draw_overlays, forget_others, keep_label
+from oasis_monai.workflows.case_pictures import PackedLabels, draw_overlays, remove_stale_pictures, save_label, write_case_browser
 from oasis_monai.workflows.corrupted_copies import Rows, corrupted_rows
-from oasis_monai.workflows.fold_models import FoldModel, FoldModels, calibration_path, train_ahead
+from oasis_monai.workflows.fold_models import FoldModel, FoldModels, calibration_path, train_in_parallel
 from oasis_monai.workflows.prepare import Dataset, Log, find_and_check, prepare, split_of
 from oasis_monai.workflows.run_record import Clock, run_record
 
@@ -47,7 +47,7 @@ def crossval(settings: Settings, run_dir: Path, log: Log = print) -> Path:
     Returns:
         The path of ``scores.csv``.
     """
-    resolve_device(settings.device)  # an absent GPU is told at once
+    resolve_device(settings.device)  # an absent GPU is an error before anything is read
     cache, clock = Path(settings.cache), Clock()
     run_dir.mkdir(parents=True, exist_ok=True)
     with clock("check and read"):
@@ -86,7 +86,7 @@ class CrossValidation:
     trained: dict[int, FoldModel] = field(default_factory=dict)
     rows: list[dict[str, Any]] = field(default_factory=list)
     agreements: dict[tuple[str, str, int], torch.Tensor] = field(default_factory=dict)
-    labels: KeptLabels = field(default_factory=dict)
+    labels: PackedLabels = field(default_factory=dict)
 
     def train(self) -> None:
         """Train or load the models of the folds asked for; under slice folds, settle which folds can be scored."""
@@ -95,14 +95,14 @@ class CrossValidation:
         with self.clock("train"):
             if settings.workers > 1:
                 jobs = [(settings, fold.index, name) for fold in wanted for name in models.missing(fold)]
-                train_ahead(jobs, settings.workers, self.log)
+                train_in_parallel(jobs, settings.workers, self.log)
             for fold in wanted:
                 self.trained[fold.index] = models.model(fold)
         if split.protocol == "slice":
             others = [fold.index for fold in split.folds if fold not in wanted and models.missing(fold)]
             if models.needed() and others:
                 self.log(
-                    f"folds {others} have no model yet: slice folds are scored in 3D by the job that finds all of them trained"
+                    f"folds {others} are not trained yet; with folds=slice, the job that finds all folds trained scores the cases"
                 )
                 wanted = []
             elif wanted:
@@ -117,14 +117,14 @@ class CrossValidation:
         with self._loa_pairs_kept():
             self.score()
             write_scores(self.run_dir / "scores.csv", self.rows)
-            for name in ("summary.csv", "quality.csv", "calibration.json"):  # of other scores; not every run has all
+            for name in ("summary.csv", "quality.csv", "calibration.json"):  # of an earlier run; not every run writes all of them
                 (self.run_dir / name).unlink(missing_ok=True)
             if not self.rows:
                 return
             write_summary(self.run_dir / "summary.csv", summarise(read_scores(self.run_dir / "scores.csv")))
             with self.clock("pictures"):
-                drawn = draw_overlays(self.settings, self.dataset, self.rows, self.labels, self.run_dir)
-                forget_others(self.settings, self.run_dir, self.rows, drawn)
+                pictures = draw_overlays(self.settings, self.dataset, self.rows, self.labels, self.run_dir)
+                remove_stale_pictures(self.settings, self.run_dir, self.rows, pictures)
             with self.clock("corrupted copies"):
                 corrupted = corrupted_rows(self.settings, self.dataset, self.folds, self.trained, self.models)
             self.predict_quality(corrupted)
@@ -138,15 +138,15 @@ class CrossValidation:
         tested = sorted({case for fold in self.folds for case in fold.test})
         for case in tqdm(tested, desc="segment", disable=not settings.progress, leave=False):
             with self.clock("segment"), with_case_in_errors(case):
-                found = self.segment(case, embed)
+                case_result = self.segment(case, embed)
             self.agreements |= {
-                (case, *key): result.agreement for key, result in found.results.items() if result.agreement is not None
+                (case, *key): result.agreement for key, result in case_result.results.items() if result.agreement is not None
             }
             with self.clock("score"), with_case_in_errors(case):
-                self._score_case(case, found)
+                self._score_case(case, case_result)
 
     def segment(self, case: str, embed: Embedder) -> CaseResult:
-        """Every method's result of a case, by the folds that test it; its label is not looked at."""
+        """Segment a case by every method and by the folds that test it; its label is not used."""
         parts = []
         for fold in self.folds:
             if case in fold.test:
@@ -158,13 +158,13 @@ class CrossValidation:
         """Every method's result by the models of one fold."""
         settings, target = self.settings, self.dataset.targets[case]
         model, features = self.trained[fold.index], self.dataset.library.features[self.dataset.rows(case)]
-        found = CaseResult(target, NO_OFFSET, {}, {}, Selection(torch.empty(0), torch.empty(0)))
+        case_result = CaseResult(target, NO_OFFSET, {}, {}, Selection(torch.empty(0), torch.empty(0)))
         if model.segmenter is not None:
             bare = self.dataset.cases[case].without_label()
             again = settings.preprocessing.elsewhere(lambda: read_volume(bare, settings.data.label_values))
-            # under patient folds the fold's library has nothing of this case; that it is excluded as well costs nothing
+            # under patient folds the fold's library has no atlas of this case; excluding the case as well costs nothing
             exclude = case if self.split.protocol == "patient" else None
-            found = segment_case(
+            case_result = segment_case(
                 model.segmenter,
                 Scan(target, again, features),
                 embed,
@@ -177,25 +177,25 @@ class CrossValidation:
         for name, predictor in model.predictors.items():
             images = target.image[None] if settings.spatial_dims == 3 else target.image.movedim(-1, 0)
             probability = predictor(images if only is None else images[only])
-            found.results[name, 0] = Result(_volume_of(probability, only, len(features)), None)
-            found.grids[name, 0] = target.geometry
-        return found
+            case_result.results[name, 0] = Result(_volume_of(probability, only, len(features)), None)
+            case_result.grids[name, 0] = target.geometry
+        return case_result
 
-    def _score_case(self, case: str, found: CaseResult) -> None:
+    def _score_case(self, case: str, case_result: CaseResult) -> None:
         """Read the reference, now that everything is segmented, and compare."""
         settings = self.settings
         volume = read_volume(self.dataset.cases[case], settings.data.label_values)
         assert volume.label is not None
         image, reference = volume.image[0].numpy(), volume.label[0].numpy()
-        labels = found.restore(settings.save_probability)
+        labels = case_result.restore(settings.save_probability)
         own = next(fold for fold in self.folds if case in fold.test)
         fold = own.index if self.split.protocol == "patient" else -1
         for key, result in labels.items():
-            self.labels[case, *key] = keep_label(settings, self.run_dir, result, *key)
+            self.labels[case, *key] = save_label(settings, self.run_dir, result, *key)
             self.rows += self._score_rows(fold, result, reference, key)
         if settings.browser:
             with self.clock("pictures"):
-                browse(settings, self.run_dir, self.split.protocol, fold, image, reference, labels, found)
+                write_case_browser(settings, self.run_dir, self.split.protocol, fold, image, reference, labels, case_result)
 
     def _score_rows(self, fold: int, result: Segmentation, reference: np.ndarray, key: Key) -> list[dict[str, Any]]:
         data = self.settings.data
@@ -207,7 +207,7 @@ class CrossValidation:
         return [{**about, **asdict(score)} for score in scores]
 
     def predict_quality(self, corrupted: Rows) -> None:
-        """Write ``quality.csv`` and, of all honest folds, the calibrations for a model trained with the same settings."""
+        """Write ``quality.csv`` and, with all patient folds run, the calibrations for a model trained with the same settings."""
         settings = self.settings
         groups = patient_groups(self.dataset.targets, settings.k, settings.seed)
         table, calibrations = quality_rows(self.rows, self.agreements, list(settings.data.labels), groups, corrupted)
@@ -218,7 +218,7 @@ class CrossValidation:
 
     @contextlib.contextmanager
     def _loa_pairs_kept(self) -> Iterator[None]:
-        """Write the LOA pairs that were aligned within it, however it ends."""
+        """Save the LOA pairs computed inside the block, however it ends."""
         try:
             yield
         finally:

@@ -1,4 +1,4 @@
-"""Which field of view and voxels suit a labelled data set: what ``check`` says of them."""
+"""Suggest the field of view and voxel size of the working grid for a labelled data set (task ``check``)."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ from oasis_monai.data.io import to_canonical
 from oasis_monai.data.types import Volume
 from oasis_monai.transforms.preprocessing import Preprocessing
 
-MARGIN = 0.1  # surroundings the networks should see, as a part of the labels' reach
-MARGIN_MM = 5.0  # and at least
-VOXELS = {2: 96 * 96, 3: 96 * 96 * 32}  # of the working grid: what the default minutes were chosen for
-STEP = 1.05  # by which voxels are made coarser until the grid has no more than that
-WIDE = 2.0  # times the field of view or voxel size that suits: another is suggested
+MARGIN = 0.1  # surroundings the networks should see beyond the labels, as a fraction of the labels' extent
+MARGIN_MM = 5.0  # the smallest such margin
+VOXELS = {2: 96 * 96, 3: 96 * 96 * 32}  # most voxels of a suggested grid: the default training minutes were chosen for these
+STEP = 1.05  # factor by which voxels grow until the grid has no more than VOXELS
+WIDE = 2.0  # a field of view or voxel size this many times the suited one gets a suggestion
 HOUNSFIELD = -200.0  # MR has no values below that, CT has air
 
 
@@ -27,27 +27,27 @@ class Extent:
     Args:
         spacing_mm: its voxels.
         size_mm: its field of view.
-        reach_mm: the farthest outer edge of a foreground voxel from the image's centre.
+        label_extent_mm: the farthest outer edge of a foreground voxel from the image's centre.
         lowest: its lowest intensity.
     """
 
     spacing_mm: tuple[float, ...]
     size_mm: tuple[float, ...]
-    reach_mm: tuple[float, ...]
+    label_extent_mm: tuple[float, ...]
     lowest: float
 
 
 def extent(volume: Volume) -> Extent | None:
-    """How far the labels of a scan reach; None without a label or without foreground."""
+    """Measure how far the labels of a scan extend from its centre; None without a label or without foreground."""
     if volume.label is None or not volume.label.any():
         return None
     label, spacing_mm = to_canonical(volume.label[0].numpy(), volume.geometry.affine)
-    reach = []
+    extent_voxels = []
     for axis, length in enumerate(label.shape):
         along = np.flatnonzero(label.any(axis=tuple(a for a in range(3) if a != axis)))
-        reach.append(max(length / 2 - along[0], along[-1] + 1 - length / 2))
-    size_mm, reach_mm = np.multiply(label.shape, spacing_mm), np.multiply(reach, spacing_mm)
-    return Extent(tuple(map(float, spacing_mm)), tuple(size_mm), tuple(reach_mm), float(volume.image.min()))
+        extent_voxels.append(max(length / 2 - along[0], along[-1] + 1 - length / 2))
+    size_mm, label_extent_mm = np.multiply(label.shape, spacing_mm), np.multiply(extent_voxels, spacing_mm)
+    return Extent(tuple(map(float, spacing_mm)), tuple(size_mm), tuple(label_extent_mm), float(volume.image.min()))
 
 
 def suited(
@@ -64,8 +64,10 @@ def suited(
         takes: whether the networks can work on a grid: a small one is made larger until they do.
     """
     dims = preprocessing.spatial_dims
-    reach = np.max([e.reach_mm for e in extents], 0)[:dims]
-    field = np.minimum(2 * (reach + np.maximum(MARGIN * reach, MARGIN_MM)), np.max([e.size_mm for e in extents], 0)[:dims])
+    label_extent_mm = np.max([e.label_extent_mm for e in extents], 0)[:dims]
+    field = np.minimum(
+        2 * (label_extent_mm + np.maximum(MARGIN * label_extent_mm, MARGIN_MM)), np.max([e.size_mm for e in extents], 0)[:dims]
+    )
     own = np.median([e.spacing_mm for e in extents], 0)[:dims]
     ct = float(np.median([e.lowest for e in extents])) < HOUNSFIELD
     intensity = "zscore" if ct else preprocessing.intensity
@@ -91,29 +93,33 @@ def _rounded_up(mm: float) -> float:
     return math.ceil(round(100 * mm, 6)) / 100
 
 
-def told(
+def advice(
     extents: Sequence[Extent], preprocessing: Preprocessing, divisor: Sequence[int], takes: Callable[[Preprocessing], bool]
 ) -> list[str]:
-    """A line on how far the labels reach and how far the working grid does; a second one with settings that suit better where
-    labels are cut, the grid is far larger or coarser than they need, or the intensities are for MR and the scans are CT.
+    """Compare the extent of the labels with that of the working grid, as one or two lines of text.
 
-    Nothing without labels, or of ``paper``, whose grid is the scan.
+    The second line suggests settings. It appears where the grid cuts labels or is far larger or coarser than they need, or where
+    the intensity setting is for MR and the scans are CT. There are no lines without labels, or for ``preprocessing=paper``, whose
+    grid is the scan's own field of view.
     """
     if not extents or preprocessing.spacing_mm is None:
         return []
     better = suited(extents, preprocessing, divisor, takes)
     assert better.spacing_mm is not None
-    reach = np.max([e.reach_mm for e in extents], 0)[: preprocessing.spatial_dims]
-    half = np.multiply(preprocessing.size, preprocessing.spacing_mm) / 2
-    lines = [f"field of view: labels reach {_mm(reach)} from the images' centres, the working grid reaches {_mm(half)}"]
-    cut = (reach > half + 1e-3).any()
-    wide = (half > WIDE * np.multiply(better.size, better.spacing_mm) / 2).any()
+    label_extent_mm = np.max([e.label_extent_mm for e in extents], 0)[: preprocessing.spatial_dims]
+    grid_extent_mm = np.multiply(preprocessing.size, preprocessing.spacing_mm) / 2
+    lines = [
+        f"field of view: labels reach {_mm(label_extent_mm)} from the images' centres, the working grid reaches "
+        f"{_mm(grid_extent_mm)}"
+    ]
+    cut = (label_extent_mm > grid_extent_mm + 1e-3).any()
+    wide = (grid_extent_mm > WIDE * np.multiply(better.size, better.spacing_mm) / 2).any()
     coarse = (np.array(preprocessing.spacing_mm) > WIDE * np.array(better.spacing_mm)).any()
     if cut or wide or coarse or better.intensity != preprocessing.intensity:
         words = [f"preprocessing.{key}=[{','.join(f'{v:g}' for v in getattr(better, key))}]" for key in ("size", "spacing_mm")]
         if better.intensity != preprocessing.intensity:
             words.append(f"preprocessing.intensity={better.intensity}")
-        lines.append(f"these would suit: {' '.join(words)}")
+        lines.append(f"better suited: {' '.join(words)}")
     return lines
 
 

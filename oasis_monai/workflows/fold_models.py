@@ -1,4 +1,4 @@
-"""The trained networks of each fold: those of the atlas methods with their library, and the networks they are compared with."""
+"""Train or load the networks of each fold: those of the atlas methods, with their library, and the comparison networks."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ from oasis_monai.training.slices import train_slice_network
 from oasis_monai.training.trainer import TRAINING_VERSION, FitContext
 from oasis_monai.utils.device import resolve_device
 from oasis_monai.utils.files import digest, file_digest, locked
-from oasis_monai.utils.processes import side_by_side
+from oasis_monai.utils.processes import run_parallel
 from oasis_monai.utils.tensor_files import load_if_whole, save_tensors
 from oasis_monai.workflows.prepare import Dataset, Log
 
@@ -41,7 +41,7 @@ _FILES = {REGISTRATION: "stm.safetensors", SLICES: "estimator.safetensors"}
 
 @dataclass(frozen=True)
 class FoldModel:
-    """What segments the test images of one fold.
+    """The trained models of one fold.
 
     Args:
         segmenter: the fold's atlases with their networks, for the methods that fuse atlases; None without such methods.
@@ -53,8 +53,11 @@ class FoldModel:
 
 
 def segmenter_options(settings: Settings, same_case: bool = False) -> SegmenterOptions:
-    """What a segmenter has to know of the settings. ``same_case``: under slice folds an atlas may meet another slice of its own
-    case."""
+    """The options of a segmenter from the settings.
+
+    Args:
+        same_case: under slice folds an atlas may be aligned to another slice of its own case.
+    """
     return SegmenterOptions(
         distance=settings.features.distance,
         temperature=settings.temperature,
@@ -134,7 +137,9 @@ class FoldModels:
         """A network of the fold, trained if need be."""
         settings, library = self.settings, library or self.library(fold)
         if network == REGISTRATION and settings.registration.joint:
-            library = self.with_estimates(fold, library)  # before the lock: a lock held in wait for another's may never open
+            library = self.with_estimates(
+                fold, library
+            )  # before the lock: waiting for another lock while holding one could deadlock
         context = self._context(fold, network, library)
         assert context.folder is not None
         with locked(context.folder):  # jobs of one sweep may want the same fold at the same time
@@ -144,7 +149,7 @@ class FoldModels:
                 return train_volume_network(context, settings.joint, settings.network)
             if network != REGISTRATION:
                 return train_segmentation(context, network, settings.network)
-            if not self.trained(fold):  # what was aligned by a model that was lost or damaged is no longer true
+            if not self.trained(fold):  # results of a model that was lost or damaged are no longer valid
                 (context.folder / "loa.safetensors").unlink(missing_ok=True)
                 shutil.rmtree(context.folder / "fields", ignore_errors=True)
             return train_registration(context, settings.registration, settings.loss)
@@ -161,7 +166,7 @@ class FoldModels:
             trained = self.train(fold, REGISTRATION, library)
             assert isinstance(trained, SpatialTransformModel)
             registration = trained
-            if settings.registration.joint:  # it sees estimates
+            if settings.registration.joint:  # its pairs depend on the estimates
                 loa_of = file_digest(*self._estimate_files(fold))
         return build_segmenter(
             library,
@@ -212,7 +217,7 @@ class FoldModels:
 
     @property
     def _same_case(self) -> bool:
-        """Under slice folds an atlas may meet another slice of its own case."""
+        """Under slice folds an atlas may be aligned to another slice of its own case."""
         return self.split.protocol == "slice"
 
     def _options(self) -> SegmenterOptions:
@@ -255,8 +260,8 @@ class FoldModels:
         )
 
 
-def train_ahead(jobs: Sequence[tuple[Settings, int, str]], workers: int, log: Log) -> None:
-    """Train networks side by side: (settings, fold, network) each; they are found in the cache afterwards."""
+def train_in_parallel(jobs: Sequence[tuple[Settings, int, str]], workers: int, log: Log) -> None:
+    """Train networks in parallel: (settings, fold, network) each. The trained networks go to the cache."""
     from tqdm import tqdm
 
     named = [
@@ -271,18 +276,18 @@ def train_ahead(jobs: Sequence[tuple[Settings, int, str]], workers: int, log: Lo
             log(f"trained {name}: {minutes:.1f} min")
             bar.update()
 
-        side_by_side(_train, named, workers, ended)
+        run_parallel(_train, named, workers, ended)
 
 
 def _quiet(settings: Settings) -> dict[str, Any]:
     return settings.to_json() | {"progress": False, "workers": 1}
 
 
-def _train(plain: dict[str, Any], fold: int, network: str) -> None:
+def _train(values: dict[str, Any], fold: int, network: str) -> None:
     from oasis_monai.settings import build
     from oasis_monai.workflows.prepare import find_and_check, prepare, split_of
 
-    settings = build(plain)
+    settings = build(values)
     cache = Path(settings.cache)
     dataset = prepare(settings, find_and_check(settings, cache, _silent), cache, _silent)
     split = split_of(settings, dataset)
@@ -290,4 +295,4 @@ def _train(plain: dict[str, Any], fold: int, network: str) -> None:
 
 
 def _silent(_: str) -> None:
-    """The parent logs."""
+    """Discard a message: only the parent process logs."""

@@ -1,9 +1,8 @@
-"""The atlas library of a model folder: listed, extended by a case, reduced by a case, without training again.
+"""Edit the atlas library of a model folder without training again: list, add or remove cases.
 
-The networks stay as they are: they have not learned from a case that is added, and do not forget one that is removed. An edit is
-made whole or not at all: the new library is written beside the old one, counts from the moment ``model.json`` names its checksum
-(a single rename) and then takes the old one's place. LOA pairs name the library they are of, so that those of another are never
-used.
+The networks stay as they are: they do not learn from an added case, and do not forget a removed one. An edit takes effect
+completely or not at all. The new library is written beside the old one, counts once ``model.json`` names its checksum (a single
+rename), and then takes the old one's place. LOA pairs name their library, so pairs of another library are never used.
 """
 
 from __future__ import annotations
@@ -28,7 +27,7 @@ from oasis_monai.workflows.model import Model, load_model
 from oasis_monai.workflows.model_folder import LIBRARY_PART, NEXT_LIBRARY, ModelRecord, describe, keep_pairs, retry_once
 
 SAME = 1e-3
-"""Two normalised images that differ by no more (in standard deviations) are one scan; a file format rounds its affine."""
+"""Two normalised images that differ by no more than this (in standard deviations) are the same scan: formats round affines."""
 Log = Callable[[str], None]
 
 
@@ -76,7 +75,7 @@ def add_atlas(
     name = scans[0].id if case is None else case
     if not name.strip() or name != Path(name).name or not name.isprintable():
         raise ConfigError("case", "a name without / and control characters", name, "give case=ID")
-    ModelRecord.read(model)  # a lock would make a folder
+    ModelRecord.read(model)  # fail before the lock creates a folder
     with locked(model):
         _finish_edit(model)
         loaded = load_model(model, device, batch)
@@ -86,7 +85,9 @@ def add_atlas(
         item = _preprocessed(Case(name, scans[0].image, label), settings, log)
         twin = library.twin(item.image, SAME, _cases(library))
         if twin is not None:
-            raise DataError(Fault(name, "image", "a scan of its own", f"the voxels of {twin}, an atlas", f"remove={twin} first"))
+            raise DataError(
+                Fault(name, "image", "each scan only once", f"the voxels of {twin}, an atlas", f"remove={twin} first")
+            )
         made = _atlases(item, loaded)
         longer = library.merge(made)
         described = describe(made, name, settings.data.labels, item.geometry.voxel_ml)
@@ -116,7 +117,7 @@ def remove_atlas(model: Path, case: str, device: str = "auto", batch: int = 8, l
         atlases = {name: value for name, value in loaded.record.values["atlases"].items() if name != case}
         _replace(loaded, library.subset(rows), atlases, rows)
     if len(rows) < max(settings.n):
-        log(f"note: {len(rows)} atlases are left: segment with n={len(rows)} or less")
+        log(f"note: the library has {len(rows)} atlases left; segment with n={len(rows)} or less")
 
 
 def _cases(library: AtlasLibrary) -> list[str]:
@@ -147,8 +148,8 @@ def _preprocessed(case: Case, settings: Settings, log: Log) -> Preprocessed:
 
 
 def _atlases(item: Preprocessed, model: Model) -> AtlasLibrary:
-    """The case as atlases like those of the model's library. What its networks made of the others stays: beside which atlases
-    a slice was seen is a matter of the library at that time."""
+    """Turn the case into atlases like those of the model's library. The estimates of the other atlases stay as they are: they
+    belong to the library at the time they were computed."""
     library, settings, estimator = model.segmenter.library, model.settings, model.segmenter.estimator
     made = build_library([item], settings.spatial_dims, model.embed, library.classes)
     if estimator is None:

@@ -1,4 +1,4 @@
-"""The files of a trained model.
+"""The folder of a trained model: its files, their checksums, and reading them.
 
 A model folder holds ``stm.safetensors`` (registration network), ``library.safetensors`` (atlases with features),
 ``loa.safetensors`` (pairs computed so far), of a joint model also ``estimator.safetensors`` and ``volume.safetensors``, and
@@ -33,12 +33,12 @@ from oasis_monai.utils.files import digest, file_digest
 from oasis_monai.utils.tensor_files import load_tensors
 
 FORMAT = 2
-RECORDED = ("embedding", "cases", "trained_on", "atlases", "calibration")  # what ``model.json`` always holds
+RECORDED = ("embedding", "cases", "trained_on", "atlases", "calibration")  # keys that every ``model.json`` has
 STM_PART, LIBRARY_PART, LOA_FILE = "stm.safetensors", "library.safetensors", "loa.safetensors"
-SLICES_PART, VOLUME_PART = "estimator.safetensors", "volume.safetensors"  # of a joint model
+SLICES_PART, VOLUME_PART = "estimator.safetensors", "volume.safetensors"  # only in joint models
 NEXT_LIBRARY = "library.next.safetensors"
-"""An edited library until it takes the place of :data:`LIBRARY_PART`: whichever has the checksum of ``model.json`` counts."""
-ALL_PAIRS = 2500  # LOA of every pair is computed with the model up to so many; a library of slices computes what it uses
+"""The edited library, until it replaces :data:`LIBRARY_PART`. The file with the checksum in ``model.json`` counts."""
+ALL_PAIRS = 2500  # up to this many LOA pairs are all computed with the model; larger libraries compute pairs on use
 Log = Callable[[str], None]
 T = TypeVar("T")
 NetworkT = TypeVar("NetworkT", bound=torch.nn.Module)
@@ -46,7 +46,7 @@ NetworkT = TypeVar("NetworkT", bound=torch.nn.Module)
 
 @dataclass(frozen=True)
 class ModelRecord:
-    """What ``model.json`` holds, read once.
+    """The content of ``model.json``, read once.
 
     Args:
         folder: the model's.
@@ -75,7 +75,7 @@ class ModelRecord:
         except (OSError, ValueError, KeyError, TypeError) as error:
             found_text = f"{folder} without a readable model.json"
             raise OasisError(
-                f"model: expected a folder written by `oasis-monai train`, found {found_text}; train again or correct the path"
+                f"model: expected a folder written by `oasis-monai train`, found {found_text}; correct the path or train again"
             ) from error
         if found != FORMAT:
             raise OasisError(f"model: expected format {FORMAT}, found {found} in {folder}; train it again with this version")
@@ -101,12 +101,12 @@ class ModelRecord:
         made = build(self.values["settings"])
         if self.checksums.get("settings") != digest(self.values["settings"]):
             raise OasisError(
-                f"model: expected model.json as it was written, found other settings in {self.folder}; copy the model again"
+                f"model: expected model.json as it was written, found changed settings in {self.folder}; copy the model again"
             )
         return made
 
     def calibrations(self) -> dict[str, dict[str, Calibration]]:
-        """What predicts the Dice, by "method-n" and label; empty where the model was trained without any.
+        """The calibrations of the predicted Dice, by "method-n" and label; empty where the model has none.
 
         Raises:
             OasisError: ``model.json`` holds something else.
@@ -128,7 +128,7 @@ class ModelRecord:
             if file.is_file() and file_digest(file) == self.checksums.get(name):
                 return file
         raise OasisError(
-            f"model: expected {name} as it was written, found it absent or changed in {self.folder}; copy the model again"
+            f"model: expected {name} as it was written, found a missing or changed file in {self.folder}; copy the model again"
         )
 
     def library(self) -> AtlasLibrary:
@@ -162,7 +162,7 @@ class ModelRecord:
 
 
 def retry_once(read: Callable[[], T]) -> T:
-    """Read from a model folder that someone may be editing: what was not there as recorded may just have been replaced."""
+    """Read from a model folder that another process may be editing: after an error, read it a second time."""
     try:
         return read()
     except OasisError:
@@ -170,7 +170,7 @@ def retry_once(read: Callable[[], T]) -> T:
 
 
 def describe(library: AtlasLibrary, case: str, labels: Mapping[str, int], voxel_ml: float) -> dict[str, Any]:
-    """What ``model.json`` holds of a case of the library: images, and volume of every label on the working grid."""
+    """The entry of ``model.json`` for a case of the library: images, and volume of every label on the working grid."""
     label = library.labels[[i for i, name in enumerate(library.cases) if name == case]]
     volumes = {name: round(int((label == i).sum()) * voxel_ml, 3) for i, name in enumerate(labels, 1)}
     return {"images": len(label), "volume_ml": volumes}
@@ -179,7 +179,7 @@ def describe(library: AtlasLibrary, case: str, labels: Mapping[str, int], voxel_
 def keep_pairs(
     segmenter: Segmenter, library: AtlasLibrary, folder: Path, checksum: str, kept: torch.Tensor | None = None
 ) -> None:
-    """Write the LOA table of a model's library: of a small one that asks for pairs (OASIS-joint asks none) all of them.
+    """Write the LOA table of a model's library. A small library whose method needs pairs (not OASIS-joint) gets all of them.
 
     Args:
         segmenter: the model.

@@ -1,4 +1,7 @@
-"""A data set made ready for atlas work: found, checked, preprocessed, embedded, split into folds; each step kept in the cache."""
+"""Prepare a data set for training: find, check, preprocess and embed its cases, and split them into folds.
+
+Each step is cached.
+"""
 
 from __future__ import annotations
 
@@ -54,9 +57,9 @@ class Dataset:
 
 
 def find_and_check(settings: Settings, cache: Path | None, log: Log) -> list[Case]:
-    """The cases of the data set, after all of its faults have been looked for; errors raise together, warnings are logged.
+    """Find the cases of the data set and check them: all errors are raised together, warnings are logged.
 
-    A data set that was found without error is not read again for it while its files stay the same.
+    A data set without errors is not checked again while its files stay the same.
     """
     from oasis_monai.workflows.check import check_cases
 
@@ -66,7 +69,7 @@ def find_and_check(settings: Settings, cache: Path | None, log: Log) -> list[Cas
         [[str(f), f.stat().st_size, f.stat().st_mtime_ns] for case in cases for f in _files(case)] + [list(data.label_values)]
     )
     checked = cache / "checked" / f"{stamp}.json" if cache else None
-    for fault in unpaired:  # at every run: a file without a place is not among those of the stamp
+    for fault in unpaired:  # at every run: unpaired files are not part of the stamp
         if fault.severity != "error":
             log(f"warning: {fault}")
     if checked is None or not checked.exists() or any(fault.severity == "error" for fault in unpaired):
@@ -112,7 +115,7 @@ def _files(case: Case) -> list[Path]:
         if path is not None:
             try:
                 files += data_files(path)
-            except DataError:  # the check that follows tells it, with all other faults
+            except DataError:  # the check that follows reports it with all other faults
                 files.append(path)
     return [file for file in files if file.exists()]
 
@@ -139,8 +142,7 @@ def prepare(settings: Settings, cases: list[Case], cache: Path | None, log: Log)
 
 
 def check_pairs(settings: Settings, split: Split) -> None:
-    """Refuse folds whose training side makes no pair for an STM that is needed: of two patients, or of two slices under slice
-    folds.
+    """Refuse folds with too few training patients (slices, under slice folds) to form a pair for an STM that is needed.
 
     Raises:
         ConfigError: naming how many there are.
@@ -148,17 +150,17 @@ def check_pairs(settings: Settings, split: Split) -> None:
     what = "cases" if split.protocol == "patient" else "slices"
     fewest = min(len(fold.train) if what == "cases" else sum(map(len, fold.train.values())) for fold in split.folds)
     if needs_alignment(settings.methods) and fewest < 2:
-        raise ConfigError("data", f"at least two training {what} to make pairs of", f"{fewest}", "add cases")
+        raise ConfigError("data", f"at least two training {what} to form pairs", f"{fewest}", "add cases")
 
 
-def split_of(settings: Settings, prepared: Dataset) -> Split:
+def split_of(settings: Settings, dataset: Dataset) -> Split:
     """The folds of a run, their training side cut to ``train_cases`` patients where that is set.
 
     Raises:
-        ConfigError: there are fewer atlases than n, fewer cases than folds, or no pairs to train the STM with; said before hours
-            of training, not after.
+        ConfigError: there are fewer atlases than n, fewer cases than folds, or no pairs to train the STM with. This is
+            checked before training.
     """
-    counts = {case: int((prepared.rows(case)).numel()) for case in prepared.targets}
+    counts = {case: int((dataset.rows(case)).numel()) for case in dataset.targets}
     split = make_split(counts, settings.k, settings.seed, settings.folds, settings.spatial_dims)
     if settings.train_cases is not None:
         split = limit_training(split, settings.train_cases)

@@ -1,4 +1,4 @@
-"""What a run writes about itself (``run.json``), so that it can be understood and repeated."""
+"""The record of a run, ``run.json``: settings, versions and timings, so that it can be understood and repeated."""
 
 from __future__ import annotations
 

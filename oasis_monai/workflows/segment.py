@@ -1,4 +1,4 @@
-"""A trained model on new scans: each gets its label on its own grid, a picture, and a JSON file that tells how it came about."""
+"""Segment new scans with a trained model: each gets a label on its own grid, a picture and a JSON record."""
 
 from __future__ import annotations
 
@@ -18,11 +18,11 @@ from oasis_monai.utils.errors import ConfigError, DataError, Fault
 from oasis_monai.utils.files import file_digest, write_json
 from oasis_monai.workflows.model import Model, load_model, whole_number
 from oasis_monai.workflows.scan_result import ScanResult
-from oasis_monai.workflows.segment_table import FAILED, Row, read_told, row_of, table_text, with_earlier, write_table
+from oasis_monai.workflows.segment_table import FAILED, Row, merge_earlier_rows, read_record, row_of, table_text, write_table
 
 FORMATS = tuple(e.removeprefix(".") for e in ENDINGS)
-DICOM_RESULT = ".nii.gz"  # what a DICOM series gets where nothing else is asked for
-HOPELESS = (errno.ENOSPC, errno.EROFS, errno.EDQUOT)  # the next scan would fail as well
+DICOM_RESULT = ".nii.gz"  # format of the label of a DICOM series, unless another one is asked for
+HOPELESS = (errno.ENOSPC, errno.EROFS, errno.EDQUOT)  # errors after which the next scan would fail too
 Log = Callable[[str], None]
 
 
@@ -53,8 +53,8 @@ def segment_scans(
 ) -> list[Fault]:
     """Segment one scan or every scan of a folder (see :func:`oasis_monai.data.cases.find_cases`, layout ``folder``).
 
-    A scan is finished when its JSON file is there, which is written last; finished scans are skipped unless ``overwrite``. At the
-    end, also when it is interrupted, ``segment.csv`` tells of all scans of the output folder.
+    A scan is finished when its JSON file exists, which is written last; finished scans are skipped unless ``overwrite``. At the
+    end, also after an interruption, ``segment.csv`` lists all scans of the output folder.
 
     Args:
         model: the folder of a trained model.
@@ -64,7 +64,7 @@ def segment_scans(
         options: see :class:`SegmentOptions`.
 
     Returns:
-        A fault per scan that could not be segmented, whatever the reason; the others are done all the same.
+        A fault per scan that could not be segmented, whatever the reason; the other scans are still segmented.
 
     Raises:
         ConfigError: an unknown option, or one that cannot work with this model.
@@ -81,7 +81,7 @@ def segment_scans(
     loaded = load_model(model, options.get("device", "auto"), options.get("batch", 8))
     n = whole_number("n", options.get("n", 6))
     chosen = check_choice(loaded.segmenter, method, n)
-    _ = loaded.embed, loaded.calibrations  # what is wrong with the model is no scan's fault
+    _ = loaded.embed, loaded.calibrations  # raise errors of the model here, not as a fault of the first scan
     run = _Run(loaded, output, chosen, n, options.get("save_probability", False), file_format)
     faults: list[Fault] = []
     rows: list[Row] = []
@@ -92,7 +92,7 @@ def segment_scans(
             faults += own
     finally:
         if output.is_dir() or rows:
-            write_table(output, with_earlier(rows, output))
+            write_table(output, merge_earlier_rows(rows, output))
     _keep_pairs(loaded.segmenter, model, log)
     for line in table_text(rows).splitlines():
         log(line)
@@ -101,7 +101,7 @@ def segment_scans(
 
 
 def _find_scans(scans: Path, output: Path, method: str | None, file_format: str | None) -> list[Case]:
-    """The scans, after a look at what can be refused before a model is read."""
+    """Find the scans, and refuse options that cannot work before the model is read."""
     from oasis_monai.data.cases import find_cases
 
     if method is not None:
@@ -139,44 +139,48 @@ def _faults(case: Case, error: Exception) -> list[Fault]:
     if isinstance(error, DataError):
         return [replace(f, case=case.id) if f.case in ("", case.id) else named(case.id, [f])[0] for f in error.faults]
     text = " ".join(str(error).split())[:300]
-    remedy = "look at this scan; if nothing is wrong with it, report this"
+    remedy = "check this scan; if it is sound, report this as a bug"
     return [Fault(case.id, "segment", "a scan that this model can segment", f"{type(error).__name__}: {text}", remedy)]
 
 
-def _same_scan(case: Case, told: dict[str, Any], content: str) -> None:
+def _same_scan(case: Case, record: dict[str, Any], content: str) -> None:
     """Refuse to put a scan's result in the place of that of another scan with the same name, from another folder."""
-    scan, before = str(case.image.resolve()), told.get("scan")
-    if before not in (None, scan) and told["asked"].get("image") != content:
+    scan, before = str(case.image.resolve()), record.get("scan")
+    if before not in (None, scan) and record["asked"].get("image") != content:
         remedy = "give another output=DIR, or overwrite=true to replace it"
         raise DataError(Fault(case.id, "output", f"no result of another scan of this name ({scan})", f"that of {before}", remedy))
 
 
-def _files(told: dict[str, Any]) -> list[str]:
-    """Labels and probabilities that a scan's JSON file tells of, which lie beside the next result as if they were its own."""
-    own = [f"{told['case']}_{part}{kind}" for part in ("segmentation", "probability") for kind in ENDINGS]
-    return [name for name in own if name in told["files"] and Path(name).name == name]  # the JSON file may be anyone's
+def _files(record: dict[str, Any]) -> list[str]:
+    """Labels and probability maps that a scan's JSON file lists."""
+    own = [f"{record['case']}_{part}{kind}" for part in ("segmentation", "probability") for kind in ENDINGS]
+    return [name for name in own if name in record["files"] and Path(name).name == name]  # the JSON file may come from anyone
 
 
-def _line(told: dict[str, Any]) -> str:
-    volumes = ", ".join(f"{name} {ml:.1f} ml" for name, ml in told["volume_ml"].items())
-    doubts = "".join(f"; {flag['name']}: {flag['text']}" for flag in told["flags"])
-    doubts += f"; it is the model's atlas {told['is_atlas']}, no test of its accuracy" if told.get("is_atlas") else ""
-    known = [f"{name} {100 * v:.0f} %" for name, v in told["predicted_dsc"].items() if v is not None]
-    quality = f"; {'predicted DSC' if told['calibrated'] else 'agreement of the parts'} {', '.join(known)}" if known else ""
-    return f"{told['case']}: {volumes}{quality}{doubts}"
+def _line(record: dict[str, Any]) -> str:
+    volumes = ", ".join(f"{name} {ml:.1f} ml" for name, ml in record["volume_ml"].items())
+    doubts = "".join(f"; {flag['name']}: {flag['text']}" for flag in record["flags"])
+    doubts += (
+        f"; this scan is the model's atlas {record['is_atlas']}, so the result is no test of accuracy"
+        if record.get("is_atlas")
+        else ""
+    )
+    known = [f"{name} {100 * v:.0f} %" for name, v in record["predicted_dsc"].items() if v is not None]
+    quality = f"; {'predicted DSC' if record['calibrated'] else 'agreement of the parts'} {', '.join(known)}" if known else ""
+    return f"{record['case']}: {volumes}{quality}{doubts}"
 
 
 def _keep_pairs(segmenter: Segmenter, model: Path, log: Log) -> None:
     if segmenter.loa is not None:
         try:
             segmenter.loa.save()
-        except OSError:  # a model folder that is read-only serves as well, it only learns nothing
-            log(f"warning: {model} cannot be written; new LOA pairs are not kept")
+        except OSError:  # a read-only model folder works too, but it cannot store the pairs
+            log(f"warning: cannot write to {model}; newly computed LOA pairs are not saved")
 
 
 @dataclass(frozen=True)
 class _Run:
-    """What is the same for all scans of a command."""
+    """The model and options that all scans of a command share."""
 
     model: Model
     output: Path
@@ -186,12 +190,12 @@ class _Run:
     file_format: str | None
 
     def result(self, case: Case, overwrite: bool) -> tuple[dict[str, Any], bool]:
-        """What the JSON file of a scan holds, and whether the scan was segmented for it now."""
+        """The content of a scan's JSON file, and whether the scan was segmented now (not before)."""
         kind = f".{self.file_format}" if self.file_format else ending(case.image) or DICOM_RESULT
         asked = self._asked(case, kind)
         json_file = self.output / f"{case.id}.json"
         probability_file = self.output / f"{case.id}_probability{kind}"
-        before = read_told(json_file)
+        before = read_record(json_file)
         if before is not None and not overwrite:
             kept = probability_file.name in _files(before) and probability_file.is_file()
             if before["asked"] == asked and (kept or not self.save_probability):
@@ -203,7 +207,7 @@ class _Run:
         record["label"] = f"{case.id}_segmentation{kind}"
         record["files"] = [record["label"], *([probability_file.name] if result.probability is not None else [])]
         record |= result.to_json()
-        json_file.unlink(missing_ok=True)  # it would tell of a label that is being replaced
+        json_file.unlink(missing_ok=True)  # it describes a label that is being replaced
         result.save(self.output / record["label"], probability_file)
         self._draw(volume, result)
         if before is not None:
@@ -212,7 +216,7 @@ class _Run:
         return record, True
 
     def _asked(self, case: Case, kind: str) -> dict[str, Any]:
-        """What a result depends on: a finished scan is done again when any of it has changed."""
+        """What a result depends on; when any of it has changed, a finished scan is segmented again."""
         return {
             "model": self.model.record.version,
             "method": self.method,
@@ -223,7 +227,7 @@ class _Run:
         }
 
     def _left_of(self, before: dict[str, Any], files: list[str], same: bool) -> list[str]:
-        """The files of an earlier result that stay: the same result in another format is still right; others are removed."""
+        """Remove the files of an earlier result, unless it is the same result in another format; returns the files that stay."""
         others = [name for name in _files(before) if name not in files]
         for name in () if same else others:
             remove_array(self.output / name)

@@ -1,4 +1,4 @@
-"""The table at the end of a ``segment`` run: one line per scan, for people and as ``segment.csv``."""
+"""The table at the end of a ``segment`` run: one line per scan, on the terminal and as ``segment.csv``."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ class Row:
         status: :data:`DONE`, :data:`FLAGGED` (done, with doubts), :data:`SKIPPED` (finished before) or :data:`FAILED`.
         volume_ml: per label; empty when it failed.
         predicted_dsc: per label, 0 to 1; without those for which there is no prediction.
-        calibrated: whether the predictions come from a cross-validation; else they are the plain agreement of the parts.
+        calibrated: whether the predictions come from a cross-validation; else they are the agreement of the parts.
         flags: names, see :mod:`oasis_monai.segmentation.flags`.
         reason: why it failed, one line.
     """
@@ -40,33 +40,33 @@ class Row:
     calibrated: bool = False
 
 
-def row_of(told: Mapping[str, Any], skipped: bool = False) -> Row:
-    """The row of a scan by its JSON file's content."""
-    flags = tuple(str(flag["name"]) for flag in told["flags"])
-    volumes = {str(name): float(ml) for name, ml in told["volume_ml"].items()}
-    predicted = {str(name): float(v) for name, v in told["predicted_dsc"].items() if v is not None}
+def row_of(record: Mapping[str, Any], skipped: bool = False) -> Row:
+    """The row of a scan, from the content of its JSON file."""
+    flags = tuple(str(flag["name"]) for flag in record["flags"])
+    volumes = {str(name): float(ml) for name, ml in record["volume_ml"].items()}
+    predicted = {str(name): float(v) for name, v in record["predicted_dsc"].items() if v is not None}
     status = SKIPPED if skipped else FLAGGED if flags else DONE
-    return Row(str(told["case"]), status, volumes, flags, "", predicted, told["calibrated"] is True)
+    return Row(str(record["case"]), status, volumes, flags, "", predicted, record["calibrated"] is True)
 
 
-def read_told(path: Path) -> dict[str, Any] | None:
-    """The JSON file of a finished scan; None if it is none, is damaged or its label is gone."""
+def read_record(path: Path) -> dict[str, Any] | None:
+    """Read the JSON file of a finished scan; None if it is another file, is damaged, or its label is missing."""
     try:
-        told = json.loads(path.read_text(encoding="utf-8"))
-        row_of(told)
-        whole = isinstance(told["asked"], dict) and isinstance(told["files"], list)
-        return told if whole and path.with_name(told["label"]).is_file() else None
+        record = json.loads(path.read_text(encoding="utf-8"))
+        row_of(record)
+        complete = isinstance(record["asked"], dict) and isinstance(record["files"], list)
+        return record if complete and path.with_name(record["label"]).is_file() else None
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
         return None
 
 
-def with_earlier(rows: Sequence[Row], output: Path) -> list[Row]:
-    """``rows`` and those of scans that an earlier run finished in the folder ``output``, by case."""
+def merge_earlier_rows(rows: Sequence[Row], output: Path) -> list[Row]:
+    """Add the rows of scans that earlier runs finished in the folder ``output``; sorted by case."""
     known = {row.case: row for row in rows}
     for path in sorted(output.glob("*.json")):
-        told = read_told(path)
-        if told is not None and told["case"] not in known:
-            known[told["case"]] = row_of(told, skipped=True)
+        record = read_record(path)
+        if record is not None and record["case"] not in known:
+            known[record["case"]] = row_of(record, skipped=True)
     return [known[case] for case in sorted(known)]
 
 
@@ -83,8 +83,9 @@ def table_text(rows: Sequence[Row]) -> str:
     lines = [["case", "status", *(f"{name} ml" for name in labels), *more, "flags and faults"]]
     for row in rows:
         volumes = [f"{row.volume_ml[name]:.1f}" if name in row.volume_ml else "-" for name in labels]
-        told = [f"{100 * row.predicted_dsc[name]:.0f}" if name in row.predicted_dsc else "-" for name in labels if expected]
-        lines.append([row.case, row.status, *volumes, *told, row.reason or ", ".join(row.flags)])
+        dsc = {name: f"{100 * value:.0f}" for name, value in row.predicted_dsc.items()}
+        predictions = [dsc.get(name, "-") for name in labels] if expected else []
+        lines.append([row.case, row.status, *volumes, *predictions, row.reason or ", ".join(row.flags)])
     return aligned_text(lines, left=(0, 1, len(lines[0]) - 1))
 
 

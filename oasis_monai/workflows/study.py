@@ -1,8 +1,8 @@
-"""A study: several cross-validations (*arms*) on the same folds, trained side by side, joined into one table.
+"""A study: several cross-validations (*arms*) on the same folds, trained in parallel, joined into one table.
 
-The paper's evaluation is one (``experiment=paper``): the methods of its Table 1 under both protocols, ablations, a learning
-curve. Each arm is an ordinary :func:`.crossval` in a folder of its own; here they are only planned, run and
-joined. What a finished arm depends on is kept beside it, so a study that is started again does what is missing.
+The paper's evaluation is a study (``experiment=paper``): the methods of its Table 1 under both protocols, ablations, a learning
+curve. Each arm is an ordinary :func:`.crossval` in its own folder. This module plans, runs and joins them. What a finished arm
+depends on is stored beside it, so a study that is started again only does what is missing.
 """
 
 from __future__ import annotations
@@ -22,8 +22,8 @@ from oasis_monai.training.trainer import TRAINING_VERSION
 from oasis_monai.utils.config import make_group
 from oasis_monai.utils.errors import ConfigError
 from oasis_monai.utils.files import digest, write_json, write_text
-from oasis_monai.utils.processes import side_by_side
-from oasis_monai.workflows.fold_models import FoldModels, _quiet, _silent, train_ahead
+from oasis_monai.utils.processes import run_parallel
+from oasis_monai.workflows.fold_models import FoldModels, _quiet, _silent, train_in_parallel
 from oasis_monai.workflows.prepare import Dataset, Log, find_and_check, prepare, split_of
 from oasis_monai.workflows.run_record import Clock, run_record
 
@@ -69,7 +69,7 @@ class Study:
     """What to run (the key ``study`` of a configuration) and what to compare.
 
     Args:
-        arms: by name, in the order they are told.
+        arms: by name, in the order of the tables.
         learning: None for no learning curve.
         main: the method Table 1 compares with every other.
         ablation: the methods whose variants the ablation tables compare, each a table; n: their number of atlases.
@@ -86,7 +86,7 @@ class Study:
 
 @dataclass(frozen=True)
 class Job:
-    """One run of an arm: settings, where it goes, how its methods are renamed, and of how many training patients it tells."""
+    """One run of an arm: its folder's name, its settings, the suffix of its methods, and its number of training patients."""
 
     name: str
     settings: Settings
@@ -120,7 +120,7 @@ def plan(study: Study, config: Mapping[str, Any]) -> list[Job]:
 
 
 def _check_jobs(study: Study, jobs: Sequence[Job], base: Settings) -> None:
-    """Refuse jobs whose results could not be told apart or compared: before hours of training, not after."""
+    """Refuse jobs whose results could not be distinguished or compared, before hours of training."""
     names = [job.name for job in jobs]
     if twice := next((name for name in names if names.count(name) > 1), None):
         raise ConfigError("study.arms", "arms and protocols that make each folder once", twice, "rename an arm")
@@ -144,12 +144,12 @@ def _check_jobs(study: Study, jobs: Sequence[Job], base: Settings) -> None:
 
 
 def _unnamed(study: Study, jobs: Sequence[Job]) -> list[str]:
-    """What is to be compared but is none of the methods: a misspelt one, or that of an arm which was taken out."""
+    """Notes on methods that the study compares but no arm has: misspelt, or of an arm that was removed."""
     there = [{j.method(m) for j in jobs if (j.train_cases is None) is arm for m in j.settings.methods} for arm in (True, False)]
     asked = [("ablation", name, there[0]) for name in study.ablation]
     asked += [("learning.main", study.learning.main, there[1])] if study.learning else []
     return [
-        f"note: study.{key}: {name} is none of the methods {', '.join(sorted(known))}; nothing is compared with it"
+        f"note: study.{key}: {name} is not among the methods {', '.join(sorted(known))}, so nothing is compared with it"
         for key, name, known in asked
         if name not in known
     ]
@@ -220,14 +220,14 @@ def run_study(study: Study, config: Mapping[str, Any], run_dir: Path, log: Log =
         log(line)
     stamps: dict[str, str] = {}
     waiting: list[Job] = []
-    prepared: dict[str, Dataset] = {}
+    datasets: dict[str, Dataset] = {}
     trainings: dict[Path, tuple[Settings, int, str]] = {}
     with clock("check and read"):
         for job in jobs:
-            one = _prepared(job.settings, prepared, log)
+            one = _prepared(job.settings, datasets, log)
             stamps[job.name] = _stamp(job.settings, one)
             if _read(run_dir / "arms" / job.name / ".stamp") == stamps[job.name]:
-                log(f"{job.name}: finished before")
+                log(f"{job.name}: already finished")
                 continue
             waiting.append(job)
             split = split_of(job.settings, one)
@@ -238,7 +238,7 @@ def run_study(study: Study, config: Mapping[str, Any], run_dir: Path, log: Log =
                         trainings.setdefault(models.folder(fold, network), (job.settings, fold.index, network))
     log(f"{len(trainings)} networks to train, {len(waiting)} of {len(jobs)} cross-validations to score")
     with clock("train"):
-        train_ahead(list(trainings.values()), settings.workers, log)
+        train_in_parallel(list(trainings.values()), settings.workers, log)
     with clock("segment and score"):
         arms = [(job.name, job.settings, run_dir / "arms" / job.name) for job in waiting]
         for _, _, folder in arms:  # a kill between its scores and its new stamp must not leave the old stamp beside them
@@ -256,7 +256,7 @@ def run_study(study: Study, config: Mapping[str, Any], run_dir: Path, log: Log =
         from oasis_monai.evaluation.learning_curve import write_learning
 
         write_learning(run_dir / "learning.csv", learning)
-    cases = len(next(iter(prepared.values())).cases)
+    cases = len(next(iter(datasets.values())).cases)
     record = run_record("study", settings, None, cases, clock.seconds)
     record["study"] = plain(study)
     record["config"] = dict(config)  # what the arms are laid over; "settings" has it with its nulls decided
@@ -267,26 +267,26 @@ def run_study(study: Study, config: Mapping[str, Any], run_dir: Path, log: Log =
 
 def plain(study: Study) -> dict[str, Any]:
     """A study as plain JSON values, which :func:`check_study` takes back."""
-    told: dict[str, Any] = json.loads(json.dumps(asdict(study)))
-    return told
+    values: dict[str, Any] = json.loads(json.dumps(asdict(study)))
+    return values
 
 
 def _prepared(settings: Settings, known: dict[str, Dataset], log: Log) -> Dataset:
     """The data set as the settings need it, made once for all arms that need the same."""
-    told = settings.to_json()
-    key = digest([told[k] for k in ("data", "preprocessing", "features", "spatial_dims", "cache")])
+    values = settings.to_json()
+    key = digest([values[k] for k in ("data", "preprocessing", "features", "spatial_dims", "cache")])
     if key not in known:
         cache = Path(settings.cache)
         known[key] = prepare(settings, find_and_check(settings, cache, log), cache, log)
     return known[key]
 
 
-def _stamp(settings: Settings, prepared: Dataset) -> str:
+def _stamp(settings: Settings, dataset: Dataset) -> str:
     """What a finished arm depends on: its settings, the data (wherever it lies), the code."""
     how = ("workers", "threads", "progress", "device", "align_batch", "cache")
     kept = {k: v for k, v in settings.to_json().items() if k not in how}
     del kept["data"]["root"]
-    return digest([kept, settings.identity(), prepared.content, TRAINING_VERSION, SCORING_VERSION])
+    return digest([kept, settings.identity(), dataset.content, TRAINING_VERSION, SCORING_VERSION])
 
 
 def _read(path: Path) -> str | None:
@@ -338,7 +338,7 @@ def check_study(given: Any) -> Study:
 
 def run_arms(jobs: Sequence[tuple[str, Settings, Path]], workers: int, ended: Callable[[str, float], None]) -> None:
     """Whole cross-validations side by side: (name, settings, run folder) each; ``ended(name, minutes)`` as each is done."""
-    side_by_side(_crossval, [(name, (_quiet(settings), folder)) for name, settings, folder in jobs], workers, ended)
+    run_parallel(_crossval, [(name, (_quiet(settings), folder)) for name, settings, folder in jobs], workers, ended)
 
 
 def _crossval(plain: dict[str, Any], folder: Path) -> None:

@@ -1,6 +1,6 @@
-"""What a finished study shows: tables, figures and the page.
+"""Write the results of a finished study: tables, figures and the page.
 
-``results/`` holds tables and plots alone and may be passed on where the scans may not; ``fig4_*.png``, ``browser/`` and
+``results/`` contains only tables and plots and may be passed on where the scans may not; ``fig4_*.png``, ``browser/`` and
 ``report.html`` show slices of the scans.
 """
 

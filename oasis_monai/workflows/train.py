@@ -1,4 +1,4 @@
-"""Fit the networks on all cases of a data set and write a model folder."""
+"""Train the networks on all cases of a data set and write a model folder."""
 
 from __future__ import annotations
 
@@ -73,8 +73,8 @@ def _write_parts(folder: Path, segmenter: Segmenter) -> dict[str, str]:
     parts: dict[str, torch.nn.Module] = {STM_PART: segmenter.aligner.model}
     if segmenter.estimator is not None:
         parts[SLICES_PART] = segmenter.estimator.model
-        if isinstance(segmenter.estimator.whole, Predictor):
-            parts[VOLUME_PART] = segmenter.estimator.whole.model
+        if isinstance(segmenter.estimator.volume_network, Predictor):
+            parts[VOLUME_PART] = segmenter.estimator.volume_network.model
     for name, network in parts.items():
         save_tensors(folder / name, {f"model.{k}": v.contiguous() for k, v in network.state_dict().items()})
     segmenter.library.save(folder / LIBRARY_PART)
@@ -91,7 +91,10 @@ def _record(
     record = run_record("train", settings, None, len(cases), clock.seconds)
     known = read_calibrations(calibration_path(settings, dataset.content))
     if known is None:
-        log("no calibration of the predicted Dice: cross-validate with the same settings and cache first to have one")
+        log(
+            "note: no calibration was found, so this model will report the agreement of its parts instead of a predicted Dice. "
+            "Cross-validate with the same settings and cache before training to get one."
+        )
     return {
         **record,
         "format": FORMAT,

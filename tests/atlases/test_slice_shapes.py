@@ -5,7 +5,7 @@ import torch
 
 from oasis_monai.atlases.library import AtlasLibrary
 from oasis_monai.atlases.slices import interpolate_shape, neighbours, signed_distance
-from oasis_monai.networks.slice_unet import REACH
+from oasis_monai.networks.slice_unet import MAX_DISTANCE
 
 
 def discs(radii, cases, slices, classes=2, index=1, size=40):
@@ -29,7 +29,7 @@ def test_distances_are_positive_inside_and_end_at_the_reach():
     found = signed_distance(library.labels, 2)
     assert found.shape == (1, 1, 40, 40)
     assert torch.equal(found[0, 0] > 0, library.labels[0, 0] == 1)
-    assert float(found.min()) == -REACH
+    assert float(found.min()) == -MAX_DISTANCE
     assert float(found[0, 0, 20, 20]) == pytest.approx(8, abs=0.5)
     assert float(found[0, 0, 20, 31]) == pytest.approx(-4, abs=0.5)
 
@@ -37,8 +37,8 @@ def test_distances_are_positive_inside_and_end_at_the_reach():
 def test_a_structure_that_is_not_there_is_far_everywhere():
     library = discs([0, 8], "aa", [0, 1], classes=4, index=3)
     found = signed_distance(library.labels, 4)
-    assert bool((found[0] == -REACH).all())
-    assert bool((found[1, :2] == -REACH).all())
+    assert bool((found[0] == -MAX_DISTANCE).all())
+    assert bool((found[1, :2] == -MAX_DISTANCE).all())
     assert bool((found[1, 2] > 0).any())
 
 
@@ -65,14 +65,14 @@ def test_the_shape_between_two_discs_is_a_disc_between():
 
 def test_beyond_the_last_labelled_slice_the_shape_shrinks():
     between = interpolate_shape(discs([12], "a", [3]), [("a", 4), ("a", 5), ("a", 30)])
-    assert radius(between[0, 0]) == pytest.approx(12 - REACH, abs=0.6)
-    assert radius(between[1, 0]) == pytest.approx(12 - 2 * REACH, abs=0.6)
+    assert radius(between[0, 0]) == pytest.approx(12 - MAX_DISTANCE, abs=0.6)
+    assert radius(between[1, 0]) == pytest.approx(12 - 2 * MAX_DISTANCE, abs=0.6)
     assert not (between[2] > 0).any()
 
 
 def test_a_scan_without_labelled_slices_has_no_shape():
     library, places = discs([6, 10, 6], "abb", [0, 0, 1]), [("a", 0), ("c", 1), ("b", 0)]
-    assert bool((interpolate_shape(library, places)[:2] == -REACH).all())
+    assert bool((interpolate_shape(library, places)[:2] == -MAX_DISTANCE).all())
     between = interpolate_shape(library, places, torch.tensor([[1, 2], [1, 1], [0, 0]]))  # but what is between two others
     assert [radius(one[0]) for one in between[:2]] == pytest.approx([8, 10], abs=0.6)
     assert torch.equal(between[2], interpolate_shape(library, places)[2])
@@ -87,5 +87,5 @@ def test_every_structure_has_a_shape_of_its_own():
     one, two = discs([8], "a", [0], classes=3), discs([5], "a", [2], classes=3, index=2)
     between = interpolate_shape(one.merge(two), [("a", 1)])
     assert between.shape == (1, 2, 40, 40)
-    assert radius(between[0, 0]) == pytest.approx(8 - REACH, abs=0.8)
+    assert radius(between[0, 0]) == pytest.approx(8 - MAX_DISTANCE, abs=0.8)
     assert not (between[0, 1, 20, 30:] > 0).any()

@@ -10,7 +10,7 @@ from oasis_monai.atlases.features import thumbnails
 from oasis_monai.atlases.library import AtlasLibrary
 from oasis_monai.atlases.slices import adjacent_slice_atlases, append_atlas_channels, interpolate_shape, slices_near_structure
 from oasis_monai.data.types import Geometry, Preprocessed
-from oasis_monai.networks.slice_unet import REACH, JointSettings, make_slice_network, with_neighbours
+from oasis_monai.networks.slice_unet import MAX_DISTANCE, JointSettings, make_slice_network, with_neighbours
 from oasis_monai.segmentation.estimate import Estimator, estimate_atlases
 from oasis_monai.segmentation.segmenter import Segmenter
 from oasis_monai.training.slices import train_slice_network
@@ -95,10 +95,10 @@ def test_too_few_atlases_are_told():
 def test_atlases_beside_a_slice_are_image_then_structures():
     library, _ = scans(classes=3)
     slices, rows = torch.rand(2, 3, 32, 32), torch.tensor([[1, 3], [0, 5]])
-    shape = 9 * torch.rand(2, 2, 32, 32) - REACH
+    shape = 9 * torch.rand(2, 2, 32, 32) - MAX_DISTANCE
     got = append_atlas_channels(slices, library, rows, shape)
     assert got.shape == (2, 3 + 2 * 3 + 2, 32, 32)
-    torch.testing.assert_close(got[:, 9:], 1 + shape / REACH)
+    torch.testing.assert_close(got[:, 9:], 1 + shape / MAX_DISTANCE)
     assert torch.equal(got[:, :3], slices)
     assert torch.equal(got[:, 3], library.images[[1, 0], 0])
     assert torch.equal(got[:, 6], library.images[[3, 5], 0])

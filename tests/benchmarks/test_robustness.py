@@ -7,7 +7,7 @@ import torch
 
 from benchmarks.robustness import failures, off_centre
 from oasis_monai.data.types import Geometry, Volume
-from oasis_monai.transforms.corruptions import drawn
+from oasis_monai.transforms.corruptions import draw_corruptions
 from tests.conftest import JOINT, TINY, merged, overrides
 
 
@@ -43,7 +43,9 @@ def test_nothing_is_calibrated_on_its_own_fold_its_own_corruption_or_what_a_run_
     )
     told = failures.predicted(rows, 2, 0)
     assert np.allclose(told["predicted_dsc"], told["dsc"], atol=1e-6)  # the overlaps are the truth here
-    made = {(f"c{i}", name) for i in range(30) for name, _ in drawn(f"c{i}", 2, 0)} | {(f"c{i}", names[0]) for i in range(30)}
+    made = {(f"c{i}", name) for i in range(30) for name, _ in draw_corruptions(f"c{i}", 2, 0)} | {
+        (f"c{i}", names[0]) for i in range(30)
+    }
     mine = (rows["fold"] == 1) & (rows["corruption"] == "noise")
     other = rows.copy()
     not_made = np.array([key not in made for key in zip(rows["case"], rows["corruption"], strict=True)])

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from oasis_monai.networks import depthwise as lite_training
+from oasis_monai.networks import depthwise
 from oasis_monai.networks.encoders import untrained_network
 from oasis_monai.networks.slice_unet import SliceUNet
 
@@ -46,7 +46,7 @@ def test_block_and_its_gradients_are_the_packages(encoder, name: str, size: tupl
     first = layers._expand_conv if hasattr(layers, "_expand_conv") else layers._depthwise_conv
     image = torch.randn(2, first.in_channels, *size).contiguous(memory_format=torch.channels_last)
     expected = _made(layers, image, layers)
-    found = _made(layers, image, lambda seen: lite_training.block(layers, seen))
+    found = _made(layers, image, lambda seen: depthwise.block(layers, seen))
     assert len(found) == len(expected) > 5
     for one, other in zip(found, expected, strict=True):
         assert one.dtype == torch.float32
@@ -58,7 +58,7 @@ def test_in_bfloat16_it_is_nearly_the_same(encoder, name: str) -> None:
     layers = encoder._blocks[BLOCKS[name]]
     image = torch.randn(2, layers._expand_conv.in_channels, 12, 12).contiguous(memory_format=torch.channels_last)
     expected = _made(layers, image, layers)
-    found = _made(layers, image, lambda seen: lite_training.block(layers, seen, half=True))
+    found = _made(layers, image, lambda seen: depthwise.block(layers, seen, bfloat16=True))
     for one, other in zip(found, expected, strict=True):
         assert one.dtype == torch.float32
         assert float((one - other).norm()) < 0.05 * float(other.norm())
@@ -76,4 +76,4 @@ def test_slice_network_is_the_same_function_trained_and_used() -> None:
 def test_norms_that_learn_no_statistics_are_asked_for() -> None:
     norm = torch.nn.BatchNorm2d(3, track_running_stats=False)
     with pytest.raises(ValueError, match="without statistics"):
-        lite_training.folded(torch.nn.Conv2d(3, 3, 1, bias=False), norm)
+        depthwise.folded(torch.nn.Conv2d(3, 3, 1, bias=False), norm)

@@ -5,7 +5,7 @@ import torch
 
 from oasis_monai.networks.encoders import imagenet_network
 from oasis_monai.networks.slice_unet import (
-    REACH,
+    MAX_DISTANCE,
     JointSettings,
     SliceUNet,
     with_neighbours,
@@ -84,9 +84,9 @@ def test_the_expected_shape_is_where_the_slice_network_starts_from():
     model = SliceUNet(3, atlases=2, decoder=(8, 8, 8, 8), pretrained=False, shape=True).eval()
     for weights in model.last.parameters():
         torch.nn.init.zeros_(weights)
-    distance = torch.full((1, 2, 33, 40), -REACH)
+    distance = torch.full((1, 2, 33, 40), -MAX_DISTANCE)
     distance[0, 0, 3:20, 5:30], distance[0, 1, 20:30, 5:30] = 4.0, 7.0
-    logits = model(torch.cat([torch.rand(1, 3 + 2 * 3, 33, 40), 1 + distance / REACH], 1))
+    logits = model(torch.cat([torch.rand(1, 3 + 2 * 3, 33, 40), 1 + distance / MAX_DISTANCE], 1))
     torch.testing.assert_close(logits[:, 1:], 2 * torch.tanh(distance / 2))
     torch.testing.assert_close(logits[:, 0], -logits[:, 1:].amax(1))
     inside = (distance > 0).int()

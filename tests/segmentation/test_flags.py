@@ -87,5 +87,5 @@ def test_a_structure_is_cut_where_it_touches_the_border_of_what_was_seen():
 
 def test_folding_is_flagged_above_what_is_usual():
     assert flags.folding(400, 1000) is None
-    assert flags.folding(401, 1000).text.startswith("40.1% of the atlases' fields fold")
+    assert flags.folding(401, 1000).text.startswith("40.1% of the voxels of the deformation fields fold")
     assert flags.folding(0, 0) is None

@@ -60,7 +60,7 @@ def test_ctrl_c_is_one_line_and_130_and_leaves_whole_files_to_go_on_from(words, 
     os.kill(command.process.pid, signal.SIGINT)
     done = command.wait(60)
     assert done.code == 130
-    assert done.err == "interrupted: give the same command again to go on; what was finished is kept\n"
+    assert done.err == "interrupted: run the same command again to continue; finished work is kept\n"
     (path,) = models.glob("*/stm.safetensors")
     assert load_tensors(path)[1]["step"] >= 1
     assert {p.name for p in path.parent.iterdir()} <= {".lock", "stm.safetensors", "history.csv"}
@@ -70,9 +70,7 @@ def test_ctrl_c_is_one_line_and_130_and_leaves_whole_files_to_go_on_from(words, 
 def test_a_full_disk_is_one_line_and_the_same_command_goes_on_afterwards(words, tmp_path):
     cache = tmp_path / "cache"
     done = run(*words, "hydra.run.dir=r", cwd=tmp_path, file_bytes=12_000)  # enough for the preprocessed cases
-    refused(
-        done, f"error: {cache / 'models'}", "stm.safetensors: expected to read or write it, found File too large; free some space"
-    )
+    refused(done, f"error: cannot read or write {cache / 'models'}", "stm.safetensors: File too large. Free some space")
     assert done.code == 2
     kept = [p for p in cache.rglob("*") if p.is_file() and p.suffix in (".image", ".label", ".safetensors")]
     assert len(kept) >= 8
@@ -91,7 +89,7 @@ def test_a_folder_that_cannot_be_written_is_told_before_anything_is_trained(word
     (tmp_path / "file").touch()
     given = [word for word in words if not word.startswith(f"{key}=")]
     done = run(task, *given, f"{key}=file/x", cwd=tmp_path)
-    refused(done, "file/x", "expected to read or write it, found Not a directory; correct that and give the same command again")
+    refused(done, "cannot read or write file/x", ": Not a directory. Correct that and run the same command again.")
     assert done.code == 2
     assert not (tmp_path / "cache" / "models").exists()
 

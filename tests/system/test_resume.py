@@ -177,7 +177,7 @@ def test_slice_folds_by_multirun_leave_whole_cases(config, tmp_path):
     asked = config({"folds": "slice", "k": 2, "data": {"include": THREE}, "methods": ["FwoW", "FWAL"], "n": 1}, dims=2)
     done = run("-m", "fold=0,1", "hydra.sweep.dir=sweep", *overrides(asked), cwd=tmp_path)
     assert done.code == 0, done.err
-    assert "folds [1] have no model yet" in done.out
+    assert "folds [1] are not trained yet" in done.out
     rows = scores_of(tmp_path / "sweep")
     assert sorted(set(rows.case)) == THREE
     assert len(rows) == 3 * len(REGIONS) * 2

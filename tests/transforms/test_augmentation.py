@@ -212,7 +212,7 @@ def test_an_elastic_change_displaces_by_millimetres_and_not_twice_alike(size):
 def test_volumes_are_moved_as_torch_moves_them():
     from torch.nn import functional as F
 
-    from oasis_monai.transforms.augmentation import moved
+    from oasis_monai.transforms.augmentation import apply_motion
 
     random = torch.Generator().manual_seed(0)
     images = torch.randn(3, 2, 10, 8, 6, generator=random)
@@ -221,8 +221,8 @@ def test_volumes_are_moved_as_torch_moves_them():
     )
     grid = F.affine_grid(transforms, list(images.shape), align_corners=False)
     want = F.grid_sample(images, grid, padding_mode="zeros", align_corners=False)
-    torch.testing.assert_close(moved(images, transforms), want, atol=1e-4, rtol=0)
+    torch.testing.assert_close(apply_motion(images, transforms), want, atol=1e-4, rtol=0)
     bend = 2 * torch.randn(3, 3, 10, 8, 6, generator=random)
     bent = grid + 2 * (bend / torch.tensor([10.0, 8, 6]).view(3, 1, 1, 1)).movedim(1, -1).flip(-1)
     want = F.grid_sample(images, bent, padding_mode="zeros", align_corners=False)
-    torch.testing.assert_close(moved(images, transforms, bend), want, atol=1e-4, rtol=0)
+    torch.testing.assert_close(apply_motion(images, transforms, bend), want, atol=1e-4, rtol=0)

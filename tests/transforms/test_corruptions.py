@@ -6,7 +6,7 @@ import torch
 
 from oasis_monai.data.io import to_canonical
 from oasis_monai.data.types import Geometry, Volume
-from oasis_monai.transforms.corruptions import CORRUPTIONS, drawn, left
+from oasis_monai.transforms.corruptions import CORRUPTIONS, draw_corruptions, shows_anything
 
 
 def scan(floor: float) -> Volume:
@@ -107,18 +107,20 @@ def test_an_unlabelled_scan_is_not_turned():
 
 def test_a_copy_of_which_nothing_is_left_is_told():
     one = Volume("a", torch.rand(1, 8, 8, 1) + 1, torch.ones(1, 8, 8, 1, dtype=torch.uint8), Geometry((8, 8, 1), np.eye(4)))
-    assert not left(CORRUPTIONS["lost slices"](one, 0))
-    assert left(CORRUPTIONS["lost slices"](one, 1))
+    assert not shows_anything(CORRUPTIONS["lost slices"](one, 0))
+    assert shows_anything(CORRUPTIONS["lost slices"](one, 1))
     corner = Volume("a", torch.rand(1, 40, 8, 2), torch.zeros(1, 40, 8, 2, dtype=torch.uint8), Geometry((40, 8, 2), np.eye(4)))
     corner.label[:, 0, 0] = 1
-    assert left(corner)
-    assert not left(CORRUPTIONS["turned by 20 degrees"](corner, 1)) or not left(CORRUPTIONS["turned by 20 degrees"](corner, 0))
+    assert shows_anything(corner)
+    assert not shows_anything(CORRUPTIONS["turned by 20 degrees"](corner, 1)) or not shows_anything(
+        CORRUPTIONS["turned by 20 degrees"](corner, 0)
+    )
 
 
 def test_every_case_draws_its_own_and_always_the_same():
-    one = {f"Case{i:02d}": drawn(f"Case{i:02d}", 3, 0) for i in range(40)}
+    one = {f"Case{i:02d}": draw_corruptions(f"Case{i:02d}", 3, 0) for i in range(40)}
     assert all(len({name for name, _ in names}) == 3 for names in one.values())
     assert {name for names in one.values() for name, _ in names} == set(CORRUPTIONS)
     assert len({seed for names in one.values() for _, seed in names}) == 120
-    assert one["Case07"] == drawn("Case07", 3, 0) != drawn("Case07", 3, 1)
-    assert drawn("Case07", 0, 0) == []
+    assert one["Case07"] == draw_corruptions("Case07", 3, 0) != draw_corruptions("Case07", 3, 1)
+    assert draw_corruptions("Case07", 0, 0) == []

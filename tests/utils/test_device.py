@@ -30,7 +30,7 @@ def test_fields_are_those_of_float32_but_for_rounding():
     model = SpatialTransformModel((16, 16, 8), RegistrationSettings(channels=(8, 16), field_stride=(2, 2, 1)))
     torch.nn.init.normal_(model.body[1].weight, std=0.05)
     pair = torch.randn(3, 1, 16, 16, 8), torch.randn(3, 1, 16, 16, 8)
-    exact, half = (Aligner(model, half=half).fields(*pair).float() for half in (False, True))
+    exact, half = (Aligner(model, bfloat16=half).fields(*pair).float() for half in (False, True))
     assert 0.3 < float(exact.abs().max()) < 20
     assert not torch.equal(exact, half)
     assert float((exact - half).abs().mean()) < 0.02 * float(exact.abs().mean())
@@ -46,8 +46,10 @@ def test_estimates_are_those_of_float32_but_for_rounding():
         return torch.softmax(whole(x[..., 0].repeat(1, 3, 1, 1)).float(), 1)[..., None].repeat(1, 1, 1, 1, 4)
 
     image = torch.rand(1, 32, 32, 4)
-    exact, half = (Estimator(model, whole=volume, stride=(1, 1, 1), tta_views=2, half=half) for half in (False, True))
-    assert (exact.plain().half, half.plain().half) == (False, True)
+    exact, half = (
+        Estimator(model, volume_network=volume, stride=(1, 1, 1), tta_views=2, bfloat16=half) for half in (False, True)
+    )
+    assert (exact.without_views().bfloat16, half.without_views().bfloat16) == (False, True)
     one, other = exact.network_probabilities(image), half.network_probabilities(image)
     assert (one.dtype, other.dtype) == (torch.float32, torch.float32)
     assert not torch.equal(one, other)

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from oasis_monai.utils.errors import ConfigError, system_fault
+from oasis_monai.utils.errors import ConfigError, system_error_message
 from oasis_monai.utils.files import atomic_path, exclusive_folder, write_json, write_text
 from oasis_monai.utils.tensor_files import load_if_whole, load_tensors, save_tensors
 
@@ -50,7 +50,7 @@ def test_every_damage_is_noticed_and_told_once(kept, caplog):
     with pytest.raises(ValueError, match=r"kept\.safetensors: expected the content of its sha256, found other bytes; delete it"):
         load_tensors(kept)
     (record,) = caplog.records
-    assert record.getMessage().startswith(f"warning: {kept}: truncated or changed since it was written")
+    assert record.getMessage().startswith(f"warning: {kept} is damaged")
     kept.write_bytes(whole)
     assert load_if_whole(kept)[1] == META
 
@@ -96,9 +96,9 @@ def test_a_full_disk_keeps_the_old_file_and_names_it(tmp_path, monkeypatch, writ
     monkeypatch.setattr(os, "fsync", full)
     with pytest.raises(OSError, match="No space left on device") as caught:
         write(path)
-    assert str(system_fault(caught.value)) == (
-        f"{path}: expected to read or write it, found No space left on device; "
-        "free some space and give the same command again: what was finished is kept"
+    assert system_error_message(caught.value) == (
+        f"cannot read or write {path}: No space left on device. "
+        "Free some space and run the same command again; finished work is kept."
     )
     assert {p.name: p.read_text() for p in tmp_path.iterdir()} == {"result": "old"}
 
@@ -107,16 +107,14 @@ def test_a_folder_that_cannot_be_written_is_named(tmp_path):
     (tmp_path / "file").touch()
     with pytest.raises(OSError, match="file") as caught:
         write_text(tmp_path / "file" / "result", "new")
-    assert str(tmp_path / "file") in str(system_fault(caught.value))
+    assert str(tmp_path / "file") in system_error_message(caught.value)
     if os.geteuid() == 0:
         pytest.skip("root may write everywhere")
     closed = tmp_path / "closed"
     closed.mkdir(mode=0o500)
     with pytest.raises(PermissionError) as caught:
         write_text(closed / "result", "new")
-    assert str(system_fault(caught.value)).startswith(
-        f"{closed / 'result'}: expected to read or write it, found Permission denied"
-    )
+    assert system_error_message(caught.value).startswith(f"cannot read or write {closed / 'result'}: Permission denied.")
 
 
 def keep_writing(path):
@@ -201,7 +199,7 @@ def test_a_folder_that_cannot_be_claimed_is_named_itself(tmp_path):
     (tmp_path / "out" / ".running").mkdir(parents=True)  # as root, who may write everywhere, would still meet it
     with pytest.raises(IsADirectoryError) as caught, exclusive_folder(tmp_path / "out", "output"):
         raise AssertionError
-    assert str(system_fault(caught.value)).startswith(f"{tmp_path / 'out'}: expected to read or write it, found Is a directory")
+    assert system_error_message(caught.value).startswith(f"cannot read or write {tmp_path / 'out'}: Is a directory")
 
 
 def test_a_file_system_without_locks_is_worked_on_all_the_same(tmp_path, monkeypatch):

@@ -52,7 +52,7 @@ def dropped(callback):
 @pytest.mark.slow
 def test_a_command_ends_though_ctrl_c_fell_into_a_callback(tmp_path):
     out = python(LOST, cwd=tmp_path)
-    assert out == "interrupted: give the same command again to go on; what was finished is kept\ncode 130\n"
+    assert out == "interrupted: run the same command again to continue; finished work is kept\ncode 130\n"
 
 
 def test_an_interrupt_that_a_callback_dropped_comes_again_until_it_is_heard():

@@ -63,18 +63,16 @@ def test_batches_are_halved_from_where_memory_ran_out(caplog):
     assert small.tried[:4] == [(0, 8), (0, 4), (0, 2), (2, 4)]
     assert small.batch == 2
     assert [r.getMessage() for r in caplog.records] == [
-        "warning: align_batch: no memory for 8 at once; going on with 4",
-        "warning: align_batch: no memory for 4 at once; going on with 2",
+        "warning: align_batch: out of memory with 8 at once; continuing with 4",
+        "warning: align_batch: out of memory with 4 at once; continuing with 2",
     ]
 
 
 def test_without_memory_for_one_the_setting_is_named():
     small = Small(2, 0)
-    with pytest.raises(
-        OasisError, match=r"^align_batch: expected memory for 1 at a time, found none left \(RuntimeError: "
-    ) as caught:
+    with pytest.raises(OasisError, match=r"^Out of memory, even for one image at a time \(RuntimeError: ") as caught:
         list(small.in_batches(3, small.work))
-    assert "lower preprocessing.size" in str(caught.value)
+    assert "Lower preprocessing.size" in str(caught.value)
     assert "\n" not in str(caught.value)
 
 
@@ -117,7 +115,7 @@ def test_alignment_and_overlaps_are_the_same_in_what_memory_allows(caplog):
     narrow.batch = 8
     rows = torch.arange(6)
     assert torch.equal(LoaTable(library, narrow).matrix(rows), LoaTable(library, wide).matrix(rows))
-    assert "warning: align_batch: no memory for 8 at once; going on with 4" in caplog.messages
+    assert "warning: align_batch: out of memory with 8 at once; continuing with 4" in caplog.messages
 
 
 def test_memory_that_ends_while_labels_are_warped_loses_none(monkeypatch):
@@ -157,7 +155,7 @@ def test_networks_predict_the_same_in_what_memory_allows(patch):
     narrow = Predictor(bounded(model, 2), "U-Net2D", settings, batch=8)
     torch.testing.assert_close(narrow(images), want, atol=1e-6, rtol=0)
     assert narrow.batch <= 2
-    with pytest.raises(OasisError, match=r"^align_batch: expected memory for 1 at a time"):
+    with pytest.raises(OasisError, match=r"^Out of memory, even for one image at a time"):
         Predictor(bounded(model, 0), "U-Net2D", settings, batch=8)(images)
 
 

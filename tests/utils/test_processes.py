@@ -15,7 +15,7 @@ import torch
 from tqdm import tqdm
 
 from oasis_monai.utils.errors import ConfigError, OasisError, with_case_in_errors
-from oasis_monai.utils.processes import _raise_named, side_by_side
+from oasis_monai.utils.processes import _raise_named, run_parallel
 from oasis_monai.utils.tensor_files import load_tensors
 from oasis_monai.workflows.crossval import crossval
 
@@ -61,7 +61,7 @@ def sleep_and_write(path, seconds):
 def test_an_error_reaches_the_caller_as_it_was(tmp_path):
     ended = []
     with pytest.raises(ConfigError, match=r"some\.key: expected this, found 'that'") as caught:
-        side_by_side(fail, [("a", ())], 1, lambda name, minutes: ended.append(name))
+        run_parallel(fail, [("a", ())], 1, lambda name, minutes: ended.append(name))
     assert caught.value.key == "some.key"
     assert ended == []
 
@@ -76,18 +76,16 @@ def fail_at_a_case():
 
 
 KILLED = (
-    "U-Net3D, fold 3: workers: expected a worker that ends by itself, found it killed (memory may have run out); lower workers "
-    "and give the same command again: what was finished is kept"
+    "U-Net3D, fold 3: a worker was killed, probably out of memory. Lower workers and run the same command again; finished work "
+    "is kept."
 )
-AT_A_CASE = (
-    "U-Net3D, fold 3 (while at Case03): expected its worker to finish, found RuntimeError: unheard of; see where with workers=1"
-)
+AT_A_CASE = "U-Net3D, fold 3 (while at Case03): the worker failed (RuntimeError: unheard of). Run with workers=1 to see where."
 
 
 @pytest.mark.parametrize(("function", "message"), [(fail_at_a_case, AT_A_CASE), (be_killed, KILLED)])
 def test_what_ends_a_worker_is_one_line_that_names_its_job(function, message):
     with pytest.raises(OasisError) as caught:
-        side_by_side(function, [("U-Net3D, fold 3", ())], 2, lambda name, minutes: None)
+        run_parallel(function, [("U-Net3D, fold 3", ())], 2, lambda name, minutes: None)
     assert str(caught.value) == message
 
 
@@ -96,14 +94,14 @@ def test_what_ends_a_worker_is_one_line_that_names_its_job(function, message):
     [
         (
             RuntimeError("DefaultCPUAllocator: can't allocate memory"),
-            "expected its worker to finish, found RuntimeError: DefaultCPUAllocator: can't allocate memory; lower workers, "
-            "align_batch or training.batch",
+            "the worker failed (RuntimeError: DefaultCPUAllocator: can't allocate memory). Lower workers, align_batch or "
+            "training.batch.",
         ),
-        (OasisError("training.lr: expected finite losses"), "training.lr: expected finite losses"),
+        (OasisError("training diverged"), "training diverged"),
         (
             OSError(errno.ENOSPC, "No space left on device", "cache/x"),
-            "cache/x: expected to read or write it, found No space left on device; free some space and give the same command "
-            "again: what was finished is kept",
+            "cannot read or write cache/x: No space left on device. Free some space and run the same command again; finished "
+            "work is kept.",
         ),
     ],
 )
@@ -114,7 +112,7 @@ def test_every_error_of_a_job_names_the_job(error, message):
 
 
 def test_no_job_needs_no_process():
-    side_by_side(fail, [], 2, lambda name, minutes: None)
+    run_parallel(fail, [], 2, lambda name, minutes: None)
 
 
 def parent_of_two_jobs(tmp_path):
@@ -125,11 +123,11 @@ def parent_of_two_jobs(tmp_path):
             f"""
             import sys
             from tests.utils.test_processes import sleep_and_write
-            from oasis_monai.utils.processes import side_by_side
+            from oasis_monai.utils.processes import run_parallel
             if __name__ == "__main__":
                 jobs = [("quick", ({str(tmp_path / "started")!r}, 0)), ("slow", ({str(tmp_path / "slow")!r}, 5))]
                 try:
-                    side_by_side(sleep_and_write, jobs, 1, lambda name, minutes: None)
+                    run_parallel(sleep_and_write, jobs, 1, lambda name, minutes: None)
                 except KeyboardInterrupt:
                     sys.exit("interrupted")
             """

@@ -295,7 +295,7 @@ def test_a_bundle_is_there_whole_or_not_at_all(made, tmp_path, monkeypatch):
         assert list(tmp_path.iterdir()) == []
     write_bundle(model, out, 2, log=quiet)
     (out / "models" / "mine").write_text("x")
-    with pytest.raises(ConfigError, match=r"^output: expected a folder that is not there yet"):
+    with pytest.raises(ConfigError, match=r"^output: expected a folder that does not exist yet"):
         write_bundle(model, out, 2, log=quiet)
     assert (out / "models" / "mine").exists()
     write_bundle(model, out, 2, overwrite=True, log=quiet)
@@ -349,7 +349,7 @@ def test_by_the_command_line(made, tmp_path):
     assert json.loads((tmp_path / "b" / "configs" / "inference.json").read_text())["network_def"]["method"] == "majority"
     done = run("bundle", f"model={model}", "output=b", "n=2", cwd=tmp_path)
     assert done.code == 2
-    assert done.err.startswith("error: output: expected a folder that is not there yet")
+    assert done.err.startswith("error: output: expected a folder that does not exist yet")
     assert len(done.err.splitlines()) == 1
 
 

@@ -6,9 +6,9 @@ import torch
 
 from oasis_monai.data.io import read_volume
 from oasis_monai.evaluation.quality_tables import read_calibrations, read_quality
-from oasis_monai.transforms.corruptions import CORRUPTIONS, UNTOUCHED, drawn
+from oasis_monai.transforms.corruptions import CORRUPTIONS, UNTOUCHED, draw_corruptions
 from oasis_monai.workflows import corrupted_copies as module
-from oasis_monai.workflows.corrupted_copies import copies, methods_with_predicted_dice, segment_labelled
+from oasis_monai.workflows.corrupted_copies import methods_with_predicted_dice, num_corrupted_copies, segment_labelled
 from oasis_monai.workflows.crossval import crossval
 from tests.conftest import CASES, JOINT
 from tests.helpers.runs import NETS, quiet
@@ -25,7 +25,7 @@ def test_a_cross_validation_predicts_its_corrupted_copies(settings, tmp_path, di
     for group in groups:
         assert len(group.rows) == CASES
         assert len(group.corrupted) == 2 * CASES
-        expected = {(case, name) for case in group.rows["case"] for name, _ in drawn(case, 2, 0)}
+        expected = {(case, name) for case in group.rows["case"] for name, _ in draw_corruptions(case, 2, 0)}
         assert set(zip(group.corrupted["case"], group.corrupted["corruption"], strict=True)) == expected
         assert set(group.rows["corruption"]) == {UNTOUCHED}
     models = read_calibrations(tmp_path / "a" / "calibration.json")
@@ -36,7 +36,7 @@ def test_a_cross_validation_predicts_its_corrupted_copies(settings, tmp_path, di
 
 def test_copies_are_made_of_what_is_predicted_only(settings, tmp_path):
     made = {"methods": ["OASIS"], "corruptions": 2}
-    assert copies(settings(made)) == 2
+    assert num_corrupted_copies(settings(made)) == 2
     for change in (
         {"folds": "slice"},
         {"methods": ["FwoW", "STAPLE"]},
@@ -44,10 +44,10 @@ def test_copies_are_made_of_what_is_predicted_only(settings, tmp_path):
         {"corruptions": 0},
         {"methods": ["U-Net2D"]},
     ):
-        assert copies(settings(made | change, NETS, dims=2)) == 0
+        assert num_corrupted_copies(settings(made | change, NETS, dims=2)) == 0
     alone = {"methods": ["estimate"], "corruptions": 1}
-    assert copies(settings(alone, JOINT)) == 1
-    assert copies(settings(alone, JOINT, {"joint": {"volume_budget": 0.0}})) == 0
+    assert num_corrupted_copies(settings(alone, JOINT)) == 1
+    assert num_corrupted_copies(settings(alone, JOINT, {"joint": {"volume_budget": 0.0}})) == 0
     both = {"methods": ["estimate", "OASIS-joint"], "joint": {"volume_budget": 0.0}}
     assert methods_with_predicted_dice(settings(JOINT, both)) == ("OASIS-joint",)
     crossval(settings({"methods": ["FwoW"], "n": [1], "k": 2, "corruptions": 2}, dims=2), tmp_path / "a", quiet)
@@ -55,7 +55,7 @@ def test_copies_are_made_of_what_is_predicted_only(settings, tmp_path):
 
 
 def test_a_run_goes_on_without_a_copy_of_which_nothing_is_left(settings, tmp_path, monkeypatch):
-    monkeypatch.setattr(module, "left", lambda copy: not copy.case.endswith("3"))
+    monkeypatch.setattr(module, "shows_anything", lambda copy: not copy.case.endswith("3"))
     crossval(settings({"methods": ["majority"], "n": [2], "k": 2, "corruptions": 1}), tmp_path / "a", quiet)
     (group,) = read_quality(tmp_path / "a" / "quality.csv")
     assert (len(group.rows), len(group.corrupted)) == (CASES, CASES - 1)
@@ -79,7 +79,7 @@ def test_a_copy_is_segmented_by_a_model_that_never_saw_its_scan_and_scored_again
     (group,) = read_quality(tmp_path / "a" / "quality.csv")
     _, data = prepared()
     for case, name, dsc in group.corrupted[["case", "corruption", "dsc"]].itertuples(index=False):
-        ((drawn_name, seed),) = drawn(case, 1, 0)
+        ((drawn_name, seed),) = draw_corruptions(case, 1, 0)
         assert name == drawn_name
         assert torch.equal(seen[case][0], CORRUPTIONS[name](read_volume(data.cases[case], (0, 1)), seed).label)
         assert dsc == pytest.approx(seen[case][1], abs=1e-6)

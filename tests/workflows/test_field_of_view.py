@@ -9,7 +9,7 @@ import torch
 
 from oasis_monai.data.types import Geometry, Volume
 from oasis_monai.transforms.preprocessing import Preprocessing
-from oasis_monai.workflows.field_of_view import VOXELS, Extent, extent, suited, told
+from oasis_monai.workflows.field_of_view import VOXELS, Extent, advice, extent, suited
 from tests.helpers.command import run
 
 LOCAL = Preprocessing("physical", 3, (96, 96, 32), (1.0, 1.0, 3.0), "local", 15.0)
@@ -39,7 +39,7 @@ def test_the_reach_is_measured_to_the_outer_edges_on_the_scan_s_anatomical_axes(
     found = extent(volume)
     assert found.spacing_mm == (2.0, 3.0, 0.5)
     assert found.size_mm == (12.0, 30.0, 4.0)
-    assert found.reach_mm == (4.0, 12.0, 0.5)
+    assert found.label_extent_mm == (4.0, 12.0, 0.5)
     assert found.lowest == -7.0
     assert extent(Volume("c", volume.image, torch.zeros_like(label), volume.geometry)) is None
     assert extent(Volume("c", volume.image, None, volume.geometry)) is None
@@ -54,7 +54,7 @@ def test_a_suited_grid_holds_the_labels_and_what_networks_can_take(scans, by):
     assert found.size != by
     assert np.prod(found.size) <= VOXELS[3]
     half = np.multiply(found.size, found.spacing_mm) / 2
-    assert (half >= np.minimum(np.multiply(scans.reach_mm, 1.1), np.divide(scans.size_mm, 2)) - 1e-6).all()
+    assert (half >= np.minimum(np.multiply(scans.label_extent_mm, 1.1), np.divide(scans.size_mm, 2)) - 1e-6).all()
     assert (np.array(found.spacing_mm) >= scans.spacing_mm).all()
     found.check_divisor(by)
 
@@ -102,23 +102,23 @@ def test_a_suggested_grid_is_taken_by_a_joint_model_on_fine_voxels(settings):
     ids=["fits", "wide and coarse", "CT", "cut", "CT that fits"],
 )
 def test_another_grid_is_suggested_where_the_set_one_does_not_suit(scans, setting, second):
-    lines = told([scans], setting, BY, takes)
+    lines = advice([scans], setting, BY, takes)
     assert lines[0].startswith("field of view: labels reach ")
     assert len(lines) == 1 + (second is not None)
     assert second is None or second in lines[1]
 
 
 def test_nothing_is_said_without_labels_or_of_a_grid_that_is_the_scan():
-    assert told([], LOCAL, BY, takes) == []
-    assert told([PROSTATE], Preprocessing("paper", 2), BY, takes) == []
+    assert advice([], LOCAL, BY, takes) == []
+    assert advice([PROSTATE], Preprocessing("paper", 2), BY, takes) == []
 
 
 def test_check_tells_it_and_what_it_suggests_can_be_given_back(phantom, tmp_path):
     words = ["check", "data=promise12", f"data.root={phantom}"]
     done = run(*words, "preprocessing.size=[32,32,32]", cwd=tmp_path)
-    (line,) = [line for line in done.out.splitlines() if line.startswith("these would suit: ")]
-    again = run(*words, *line.removeprefix("these would suit: ").split(), cwd=tmp_path)
+    (line,) = [line for line in done.out.splitlines() if line.startswith("better suited: ")]
+    again = run(*words, *line.removeprefix("better suited: ").split(), cwd=tmp_path)
     assert again.code == 0, again.err
-    assert "these would suit" not in again.out
+    assert "better suited" not in again.out
     assert "outside" not in again.out
     assert "field of view: labels reach" in again.out

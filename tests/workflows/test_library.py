@@ -96,9 +96,9 @@ def test_an_added_case_is_an_atlas_like_those_of_training_and_removed_leaves_no_
             own = torch.cat([found.context[row:, :1], image, found.context[row:, 1:]], 1)
             near = adjacent_slice_atlases(own, load_model(trained).segmenter.library)
             shown = append_atlas_channels(own, found, near)
-            estimate = segmenter.estimator.plain()(shown)[:, 1:]
+            estimate = segmenter.estimator.without_views()(shown)[:, 1:]
         else:
-            estimate = segmenter.estimator.plain().volume(image[0])[1:][None]
+            estimate = segmenter.estimator.without_views().volume(image[0])[1:][None]
         torch.testing.assert_close(found.estimates[row:].float(), estimate, atol=2e-3, rtol=0)
         torch.testing.assert_close(found.estimates[:row], load_model(trained).segmenter.library.estimates)
     remove_atlas(model, NEW, log=quiet)
@@ -243,7 +243,7 @@ def test_what_cannot_be_removed(model):
     lines = []
     for case in OLD[:3]:
         remove_atlas(model, case, log=lines.append)
-    assert lines == ["note: 1 atlases are left: segment with n=1 or less"]
+    assert lines == ["note: the library has 1 atlases left; segment with n=1 or less"]
     with pytest.raises(ConfigError, match=r"^remove: expected a library that keeps 1 atlases or more"):
         remove_atlas(model, OLD[3], log=quiet)
     assert cases(model) == [OLD[3]]

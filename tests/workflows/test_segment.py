@@ -26,7 +26,7 @@ from oasis_monai.utils.errors import ConfigError, OasisError
 from oasis_monai.workflows.crossval import crossval
 from oasis_monai.workflows.model import Model, load_model
 from oasis_monai.workflows.segment import segment_scans
-from oasis_monai.workflows.segment_table import FILE, read_told
+from oasis_monai.workflows.segment_table import FILE, read_record
 from oasis_monai.workflows.train import train_model
 from tests.conftest import CASES, JOINT, TINY, merged
 from tests.helpers.command import Command, run
@@ -160,7 +160,9 @@ def test_a_scan_that_is_an_atlas_is_told_and_one_with_nothing_in_it_is_refused(m
     (fault,) = segment_scans(model, tmp_path / "in", tmp_path / "o", n=2, method="FwoW", log=lines.append)
     assert str(fault).startswith("flat: image: expected different intensities in the field of view, found one value everywhere")
     assert (told(tmp_path / "o", "renamed")["is_atlas"], told(tmp_path / "o", "new")["is_atlas"]) == ("Case02", None)
-    assert [line.split(":")[0] for line in lines if "the model's atlas Case02, no test of its accuracy" in line] == ["renamed"]
+    assert [line.split(":")[0] for line in lines if "the model's atlas Case02, so the result is no test of accuracy" in line] == [
+        "renamed"
+    ]
 
 
 def test_another_scan_of_the_same_name_takes_no_result_s_place(model, phantom, tmp_path, no_pictures):
@@ -327,7 +329,7 @@ def test_the_interrupt_key_ends_with_its_own_code_and_says_how_to_go_on(model, p
     os.kill(command.process.pid, signal.SIGINT)
     done = command.wait()
     assert done.code == 130
-    assert done.err == "interrupted: give the same command again to go on; what was finished is kept\n"
+    assert done.err == "interrupted: run the same command again to continue; finished work is kept\n"
     finished = len(list((tmp_path / "o").glob("*.json")))
     assert len(table(tmp_path / "o")) == finished
     assert not [p for p in (tmp_path / "o").iterdir() if p.name.startswith(".")]
@@ -350,7 +352,7 @@ def test_the_table_tells_of_every_scan_of_the_folder_and_of_earlier_runs(model, 
     assert "Case01.mhd" in rows["Case01"]["reason"] or "Case01.raw" in rows["Case01"]["reason"]
     segment_scans(model, images / "Case00.mhd", out, **how)
     assert states(out) == {"Case00": "skipped", "Case02": "skipped"}
-    assert read_told(out / "other.json") is None
+    assert read_record(out / "other.json") is None
 
 
 def test_the_command_line_says_it_all(model, images, tmp_path):

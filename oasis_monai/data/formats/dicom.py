@@ -1,8 +1,8 @@
-"""DICOM series: found among files, checked, put in order by position, before any pixel is used.
+"""Read and check DICOM series: find their files, order them by position, and refuse what is not one even volume.
 
 A series is named by one of its files; the others are the files beside it with the same SeriesInstanceUID. GDCM (in ITK) reads
-the headers. What it takes in silence is a fault here: a missing slice (the spacing becomes the mean), uneven spacing, two images
-at one place (a time series, a diffusion series), a sheared stack, a screen shot (at the origin, with voxels of 1 mm).
+the headers. It silently accepts several faults, which are errors here: a missing slice (the spacing becomes the mean), uneven
+spacing, two images at one position (a time or diffusion series), a sheared stack, a screen capture (voxels of 1 mm).
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ NO_IMAGES = ("4.2", "9.", "11.", "66", "67", "68.", "88.", "104.", "481.2", "481
 reports, documents, radiotherapy plans. They travel in the folders of a scan and are passed over."""
 SECONDARY_CAPTURE = "7"
 UNEVEN = 0.05
-"""Largest distance of a slice from its place on an even grid, in slice distances: headers round, and no more than that."""
+"""Largest deviation of a slice from even spacing, in slice distances: allows for rounding in headers, and no more."""
 POSITION, ORIENTATION, PIXELS, SERIES, CLASS, FRAMES = (
     *("0020|0032", "0020|0037", "0028|0030", "0020|000e", "0008|0016", "0028|0008"),
 )

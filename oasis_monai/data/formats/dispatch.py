@@ -1,6 +1,7 @@
-"""Our own look at a scan's header, before ITK or nibabel opens the file: all faults at once, little memory, no hanging.
+"""Read and write scans of any supported format: choose it by the file's ending, and check headers before reading.
 
-A DICOM series is named by one of its files, see :mod:`oasis_monai.data.formats.dicom`.
+A check lists all faults of a header at once, in little memory. It never waits on a pipe. A DICOM series is named by one of its
+files, see :mod:`oasis_monai.data.formats.dicom`.
 """
 
 from __future__ import annotations

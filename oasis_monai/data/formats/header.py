@@ -1,7 +1,7 @@
-"""The rules a voxel grid must obey, whatever the file format, and how far two grids lie apart.
+"""The rules for voxel grids that all file formats share, and the comparison of two grids.
 
-Every limit is stated here once. A header is checked before any library opens the file, because ITK takes several of these
-faults in silence (missing spacing becomes 1 mm) and some abort the process.
+Every limit is stated here once. A header is checked before any library opens the file, because ITK silently accepts several of
+these faults (missing spacing becomes 1 mm) and some abort the process.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
-"""MetaImage headers (.mhd, .mha), checked before the voxels are read.
+"""Check MetaImage headers (.mhd, .mha) before the voxels are read.
 
-Seen in ITK 5.4.7, all in silence unless said otherwise: missing spacing becomes 1 mm; ``ElementDataFile`` with ``/`` or ``..``
-reads any file; ``LIST``, a wrong ``CompressedDataSize`` or a damaged zlib stream give uninitialised memory; a raw file longer
-than the header says is read from its start; intensity slope and distance units are ignored; ``NDims = 100`` aborts the process.
+ITK 5.4.7 silently accepts these faults: missing spacing becomes 1 mm; ``ElementDataFile`` with ``/`` or ``..`` reads any file;
+``LIST``, a wrong ``CompressedDataSize`` or a damaged zlib stream give uninitialised memory; a raw file longer than the header
+says is read from its start; intensity slope and distance units are ignored. ``NDims = 100`` aborts the process.
 """
 
 from __future__ import annotations
@@ -119,7 +119,7 @@ def _fields(path: Path, faults: Faults) -> tuple[dict[str, str], int]:
         faults.add("header", expected, found, "remove them, or check that this is a MetaImage header")
     if "ElementDataFile" not in fields:
         expected = f"this key within the first {MAX_HEADER_BYTES} bytes"
-        faults.add("ElementDataFile", expected, "none", "check that this is a MetaImage header and whole")
+        faults.add("ElementDataFile", expected, "none", "check that this is a complete MetaImage header")
         return {}, 0
     if fields["ElementDataFile"].upper() != "LOCAL" and head[at:].strip():
         faults.add(

@@ -1,7 +1,7 @@
-"""The voxels of MetaImage files, in and out, by numpy and zlib.
+"""Read and write the voxels of MetaImage files by numpy and zlib.
 
-The format is a few lines of text and an array, and :mod:`.metaimage` has checked both. ITK reads and writes the same
-(the tests compare), but to import it takes longer than to segment a scan.
+The format is a few lines of text and an array, and :mod:`.metaimage` has checked both. ITK reads and writes the same values (the
+tests compare), but importing it takes longer than segmenting a scan.
 """
 
 from __future__ import annotations
@@ -17,8 +17,8 @@ from oasis_monai.data.types import Geometry
 from oasis_monai.utils.files import digest
 
 ELEMENT_NAMES = {"uint8": "MET_UCHAR", "int16": "MET_SHORT", "int32": "MET_INT", "float32": "MET_FLOAT"}
-"""numpy name of what is written -> MetaImage's."""
-LEVEL = 2  # of zlib, MetaIO's own: labels shrink to a hundredth at any level, and float maps take for ever at a higher one
+"""numpy type -> MetaImage's name for it."""
+LEVEL = 2  # zlib compression level, as in MetaIO: labels shrink to a hundredth at any level, higher ones are slow for float maps
 
 
 def read_voxels(stored: Stored, shape: tuple[int, int, int], dtype: type) -> np.ndarray:

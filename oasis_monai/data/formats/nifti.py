@@ -1,4 +1,4 @@
-"""NIfTI headers (.nii, .nii.gz; versions 1 and 2), checked before nibabel opens the file."""
+"""Check NIfTI headers (.nii, .nii.gz; versions 1 and 2) before nibabel reads the file."""
 
 from __future__ import annotations
 

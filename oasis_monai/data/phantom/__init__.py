@@ -1,7 +1,8 @@
-"""Synthetic multi-centre prostate T2 MR with its truth: for the demo and the tests, never for a claim about patients.
+"""Synthetic multi-centre T2-weighted prostate MR with reference labels, for the demo and the tests only.
 
-A patient is drawn (:mod:`.patient`, :mod:`.anatomy`), put into one of four scanners (:mod:`.scanner`) and written in the
-layout of PROMISE12: ``CaseNN.mhd/.raw`` and ``CaseNN_segmentation.mhd/.raw``.
+It must never support a claim about patients. A patient is drawn at random (:mod:`.patient`, :mod:`.anatomy`), imaged by one of
+four scanners (:mod:`.scanner`) and written in the layout of PROMISE12: ``CaseNN.mhd/.raw`` and
+``CaseNN_segmentation.mhd/.raw`` (:mod:`.folder`).
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""The picture a perfect scanner would make of a patient: pelvis, prostate with two zones, its neighbours.
+"""Draw the anatomy of a phantom patient without noise: pelvis, prostate with two zones, neighbouring organs.
 
 Proportions follow textbook anatomy and the look of T2-weighted scans; nothing is taken from real images.
 """

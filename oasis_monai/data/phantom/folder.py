@@ -1,4 +1,4 @@
-"""The phantom as a data set on disk, in the layout of PROMISE12."""
+"""Write the phantom as a data set on disk, in the layout of PROMISE12."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from oasis_monai.utils.errors import ConfigError, DataError, Fault
 from oasis_monai.utils.files import atomic_path, file_digest, write_json, write_text
 
 MANIFEST = "phantom.json"
-VERSION = 1  # raise when the same parameters give other voxels: folders of an older version are then made anew
+VERSION = 1  # raise it when the same parameters give other voxels, so that folders of an older version are written again
 # the image's header comes last: as long as a case can be found, it is whole
 _ENDINGS = ("_segmentation.raw", ".raw", "_segmentation.mhd", ".mhd")
 

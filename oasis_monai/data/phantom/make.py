@@ -1,4 +1,4 @@
-"""One synthetic scan, from two integers."""
+"""Make one synthetic scan from two integers: the case and the seed."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A random patient: sizes, position, rectal content, tissue signals."""
+"""Draw a phantom patient at random: organ sizes, position, rectal content, tissue signals."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Four centres: matrix, spacing, direction, coil, contrast, noise and intensity scale of their scanners."""
+"""Image a phantom patient as one of four centres does: matrix, spacing, direction, coil, contrast, noise, scale."""
 
 from __future__ import annotations
 

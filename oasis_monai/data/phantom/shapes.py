@@ -1,4 +1,4 @@
-"""Soft shapes and random smooth fields on a voxel grid: the drawing tools of the phantom."""
+"""Shapes with soft edges and smooth random fields on a voxel grid, of which the phantom is drawn."""
 
 from __future__ import annotations
 

@@ -1,4 +1,7 @@
-"""The report: one self-contained HTML page about a run or a study."""
+"""The HTML report of a run or a study: one page without external files.
+
+Public names: :func:`write_report`, :func:`read_run`, :class:`StudyParts`.
+"""
 
 from oasis_monai.evaluation.report.page import write_report
 from oasis_monai.evaluation.report.run import StudyParts, read_run

@@ -1,7 +1,7 @@
-"""The page's case browser: slices, contours, scores and atlases of every case and method, drawn by the page's own script.
+"""The report's case browser: slices, contours, scores and atlases of every case and method, drawn by a script.
 
-A case is one inert ``application/json`` element: the slices as one grey WebP picture, each mask as run lengths. It is decoded
-when it is opened, so a page of many cases opens at once.
+A case is one inert ``application/json`` element: the slices as one grey WebP picture, each mask as run lengths. The script
+decodes it when it is opened, so a page of many cases opens at once.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from oasis_monai.evaluation.case_view import CaseView, load_browser
 from oasis_monai.evaluation.report.run import Page
 
 MAX_BROWSER_BYTES = 48 * 2**20
-"""Of all cases together; beyond it the best cases are left out."""
+"""Size of all cases on the page together; beyond it the best cases are left out."""
 _GREY_QUALITY = 75
 _WEBP_SIDE = 16383  # pixels, the format's limit
 

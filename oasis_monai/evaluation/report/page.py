@@ -1,7 +1,7 @@
-"""A run's folder -> one self-contained page, ``report.html``: opens by double click, asks no network, runs on a phone.
+"""Write ``report.html`` from a run's folder: one page that needs no network and also works on a phone.
 
 The page is made from the templates, the style and the script beside this module. The templates escape everything that comes from
-data (case names, notes, settings), and a content security policy lets the page run one script, ours, known by its hash.
+data (case names, notes, settings). A content security policy lets the page run a single script, ours, identified by its hash.
 """
 
 from __future__ import annotations

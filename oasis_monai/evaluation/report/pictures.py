@@ -1,4 +1,4 @@
-"""The run's contour pictures, made small enough for a page: the greys with loss, the coloured outlines without."""
+"""Shrink the run's contour pictures for the page: lossy grey values, lossless coloured outlines."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ from oasis_monai.evaluation.report.run import Page
 from oasis_monai.evaluation.scores import method_name
 
 MAX_PICTURE_BYTES = 4 * 2**20
-"""Of all pictures in the page together, as encoded; the rest stay in the folder ``overlays``."""
-_MOST_COLOURED = 0.15  # of a picture's pixels; more are no outlines on grey, and such a picture is taken as it is
+"""Encoded size of all pictures on the page together; the rest stay in the folder ``overlays``."""
+_MOST_COLOURED = 0.15  # fraction of coloured pixels above which a picture is not outlines on grey and stays unchanged
 _GREY_QUALITY = 75
 _OUTLINE_COLOURS = 64
 _WEBP_SIDE = 16383  # pixels, the format's limit

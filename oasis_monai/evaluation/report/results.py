@@ -1,4 +1,4 @@
-"""The values of the page's tables: results, cases worst first, every method case by case, predicted DSC, a study's tables."""
+"""The values of the page's tables: results, cases (worst first), all methods case by case, predicted Dice."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a page is made of: a run's folder, read."""
+"""Read a run's folder: scores, settings and pictures for the page."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ _PNG = b"\x89PNG\r\n\x1a\n"
 
 @dataclass(frozen=True)
 class StudyParts:
-    """What a study adds to its page, ready to show.
+    """Tables, drawings and pictures that a study adds to its page.
 
     Args:
         grids: tables, in order.
@@ -48,7 +48,7 @@ class Page:
 
     @property
     def protocol(self) -> str:
-        """The protocol the head of the page speaks of: the honest one where there are both."""
+        """The protocol of the page's head: patient folds where the run has both."""
         found = set(self.scores["protocol"])
         return next((p for p in PROTOCOLS if p in found), str(self.run.get("protocol", "patient")))
 

@@ -1,4 +1,4 @@
-"""Values as plain text; the templates escape it."""
+"""Format values as plain text; the templates escape it."""
 
 from __future__ import annotations
 

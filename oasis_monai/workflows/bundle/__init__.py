@@ -1,4 +1,4 @@
-"""A trained model as a MONAI bundle: one ordinary network with its atlases inside, and the folder that MONAI's tools load."""
+"""Write a trained model as a MONAI bundle: one network with its atlases inside, in the folder that MONAI's tools load."""
 
 from __future__ import annotations
 

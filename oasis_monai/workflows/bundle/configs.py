@@ -1,5 +1,8 @@
-"""The JSON files of a bundle. MONAI instantiates every ``_target_`` and evaluates every text that starts with ``$``: all of
-those stand here, and text that comes from a data set or a model passes :func:`inert`."""
+"""The JSON configuration files of a bundle.
+
+MONAI instantiates every ``_target_`` and evaluates every text that starts with ``$``. All such texts are written here; text that
+comes from a data set or a model first passes :func:`inert`.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Select, align, weigh and fuse as one ``torch`` module whose state dict holds the atlases."""
+"""A trained model as one ``torch`` module that selects, aligns, weighs and fuses; its state dict holds the atlases."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from oasis_monai.segmentation.methods import LOA, METHODS, check_methods, result
 from oasis_monai.segmentation.pipeline import Scan, segment_case
 from oasis_monai.segmentation.segmenter import Segmenter
 from oasis_monai.settings import Settings
-from oasis_monai.transforms.spatial import plain
+from oasis_monai.transforms.spatial import as_plain_tensor
 from oasis_monai.utils.config import make_group
 from oasis_monai.utils.errors import ConfigError
 
@@ -130,8 +130,8 @@ class OasisNetwork(nn.Module):
             self.embedding.load_state_dict(embed.network.network.state_dict())
         if segmenter.estimator is not None and self.slice_network is not None:
             self.slice_network.load_state_dict(segmenter.estimator.model.state_dict())
-            if isinstance(segmenter.estimator.whole, Predictor) and self.volume_network is not None:
-                self.volume_network.load_state_dict(segmenter.estimator.whole.model.state_dict())
+            if isinstance(segmenter.estimator.volume_network, Predictor) and self.volume_network is not None:
+                self.volume_network.load_state_dict(segmenter.estimator.volume_network.model.state_dict())
         held = {k: getattr(segmenter.library, k) for k in ("images", "labels", "features", "estimates")}
         held |= segmenter.loa.tensors() if len(self.pairs) and segmenter.loa is not None else {}
         for name, value in held.items():
@@ -145,11 +145,11 @@ class OasisNetwork(nn.Module):
             raise ValueError(f"image: expected (B, 1, {wanted}), preprocessed as the model's atlases, found {shape}")
         segmenter, embed = self._segmenter(image.device), self._embedder(image.device)
         key, nowhere = result_keys((self.method,), (self.n,))[0], Geometry((shape[2], shape[3], shape[4]), np.eye(4))
-        found = []
-        for one in plain(image).float().cpu():
+        probabilities = []
+        for one in as_plain_tensor(image).float().cpu():
             scan = Scan(Preprocessed("", one, None, nowhere, nowhere))  # preprocessed: the grid stays where it is
-            found.append(segment_case(segmenter, scan, embed, (self.method,), (self.n,)).results[key].probability)
-        return _like(torch.stack(found).to(image.device), image)
+            probabilities.append(segment_case(segmenter, scan, embed, (self.method,), (self.n,)).results[key].probability)
+        return _like(torch.stack(probabilities).to(image.device), image)
 
     def _embedder(self, device: torch.device) -> Embedder:
         if self.embedding is None:
@@ -183,7 +183,7 @@ class OasisNetwork(nn.Module):
 
 def network_arguments(settings: Settings, segmenter: Segmenter, method: str, n: int, batch: int) -> dict[str, Any]:
     """The arguments of the :class:`OasisNetwork` of a model: numbers, and names out of closed lists; never free text."""
-    whole = segmenter.estimator.whole if segmenter.estimator is not None else None
+    volume_network = segmenter.estimator.volume_network if segmenter.estimator is not None else None
     plain_settings = settings.to_json()
     return {
         "size": list(segmenter.library.images.shape[2:]),
@@ -196,7 +196,7 @@ def network_arguments(settings: Settings, segmenter: Segmenter, method: str, n: 
         "n": n,
         "registration": plain_settings["registration"],
         "joint": None if segmenter.estimator is None else plain_settings["joint"],
-        "volume_channels": None if whole is None else list(settings.network.channels(settings.joint.volume_network)),
+        "volume_channels": None if volume_network is None else list(settings.network.channels(settings.joint.volume_network)),
         "temperature": settings.temperature,
         "pairs": len(segmenter.loa) if LOA in METHODS[method].needs and segmenter.loa is not None else 0,
         "batch": batch,

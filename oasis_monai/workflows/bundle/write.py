@@ -1,4 +1,4 @@
-"""Write the folder of a bundle: ``configs/``, ``models/model.pt``, the model's own parts, ``LICENSE``, ``docs/``."""
+"""Write the folder of a bundle: ``configs/``, ``models/model.pt``, the parts of the model, ``LICENSE``, ``docs/``."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from oasis_monai.workflows.bundle.network import OasisNetwork, network_arguments
 from oasis_monai.workflows.model import load_model
 
 PARTS = "models/oasis"  # the model folder within the bundle
-PRIVATE = ("command", "commit", "timings_s")  # of model.json: about the machine that trained, not about the model
+PRIVATE = ("command", "commit", "timings_s")  # keys of model.json about the training machine, which the bundle leaves out
 README = """\
 # {name}
 {task}.
@@ -102,7 +102,7 @@ def write_bundle(
     there = output.exists() and (not output.is_dir() or any(output.iterdir()))
     if there and not (overwrite and (output / "configs" / "metadata.json").is_file()):
         remedy = "give another output=DIR, or add overwrite=true to replace a bundle"
-        raise ConfigError("output", "a folder that is not there yet", str(output), remedy)
+        raise ConfigError("output", "a folder that does not exist yet", str(output), remedy)
     loaded = load_model(model, "cpu", batch)
     settings, segmenter = loaded.settings, loaded.segmenter
     method = check_choice(segmenter, method, n)
@@ -137,8 +137,8 @@ def _copy_parts(model: Path, folder: Path) -> None:
     for part in sorted(model.iterdir()):
         if part.is_file() and part.name != "model.json" and not part.name.startswith("."):
             shutil.copyfile(part, folder / part.name)
-    told = json.loads((model / "model.json").read_text(encoding="utf-8"))
-    record = {k: v for k, v in told.items() if k not in PRIVATE}
+    values = json.loads((model / "model.json").read_text(encoding="utf-8"))
+    record = {k: v for k, v in values.items() if k not in PRIVATE}
     for holder in (record["settings"], record["settings"].get("data", {}), record.get("data", {})):
         for path in ("cache", "root"):
             holder.pop(path, None)
