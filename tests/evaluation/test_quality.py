@@ -244,3 +244,21 @@ def test_no_rows_at_all(tmp_path):
     assert read_quality(tmp_path / "quality.csv") == []
     assert models == {}
     assert isinstance(table, pd.DataFrame)
+
+
+@pytest.mark.parametrize("cases", [6, 12, 34])
+def test_the_spread_is_the_error_on_new_cases(cases):
+    """In-sample it would be 1.33, 1.19 and 1.06 times too small."""
+    random = np.random.default_rng(0)
+
+    def world(count):
+        dsc = np.clip(random.normal(0.8, 0.1, count), 0, 1)
+        return np.clip(dsc[:, None] + random.normal(0, 0.06, (count, 2)), 0, 1), dsc
+
+    expected, found = [], []
+    for _ in range(400):
+        model = fit(*world(cases))
+        values, dsc = world(40)
+        expected.append(model.spread**2)
+        found.append(np.mean([(y - model.predict(x)) ** 2 for x, y in zip(values, dsc, strict=True)]))
+    assert np.sqrt(np.mean(found) / np.mean(expected)) == pytest.approx(1, abs=0.05)
