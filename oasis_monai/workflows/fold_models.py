@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -32,6 +32,7 @@ from oasis_monai.utils.processes import side_by_side
 from oasis_monai.utils.tensor_files import load_if_whole, save_tensors
 from oasis_monai.workflows.prepare import Dataset, Log
 
+SEEDS_APART = 10**7  # between the folds of two seeds; members of an ensemble are 1000 apart
 REGISTRATION = "registration network"
 SLICES = "slice network"
 VOLUME = "volume network"
@@ -65,20 +66,31 @@ def segmenter_options(settings: Settings, same_case: bool = False) -> SegmenterO
     )
 
 
-def calibration_path(settings: Settings, content: Mapping[str, str]) -> Path:
+def with_embedding(identity: dict[str, Any], embedding: str) -> dict[str, Any]:
+    """An identity in which the features' weights are named by what they are, not by where their file lies."""
+    features = identity.get("features")
+    return {**identity, "features": {**features, "weights": embedding}} if features else identity
+
+
+def calibration_path(settings: Settings, dataset: Dataset) -> Path:
     """Where a cross-validation leaves what predicts the Dice of scans, for the model that ``train`` fits with the same settings
     on the same cases. Methods, n, folds and corruptions are not in the name: see
     :func:`oasis_monai.evaluation.quality_tables.keep_calibrations`."""
     identity = {
-        **settings.identity(),
-        "content": dict(content),
+        **with_embedding(settings.identity(), dataset.embedding),
+        "content": dict(dataset.content),
         "labels": list(settings.data.label_values),
         "version": TRAINING_VERSION,
-        "selection": asdict(settings.features),
+        "selection": {**asdict(settings.features), "weights": dataset.embedding},
         "temperature": settings.temperature,
     }
     identity |= {k: getattr(settings.joint, k) for k in ("estimate_weight", "tta_flip", "tta_views", "recentre")}
     return Path(settings.cache) / "calibrations" / f"{digest(identity)}.json"
+
+
+def training_seed(seed: int, fold: int) -> int:
+    """The seed of a fold's networks: fold i of one seed never starts as fold j of another."""
+    return seed * SEEDS_APART + fold
 
 
 @dataclass(frozen=True)
@@ -116,7 +128,9 @@ class FoldModels:
     def folder(self, fold: Fold, network: str = REGISTRATION) -> Path:
         """Where a network of the fold lives."""
         content = {case: self.dataset.content[case] for case in fold.train}
-        own = self.settings.identity(_IDENTITIES.get(network, network))
+        own = with_embedding(self.settings.identity(_IDENTITIES.get(network, network)), self.dataset.embedding)
+        if self.settings.training.minutes is not None:  # minutes of a GPU are other steps than those of a CPU
+            own["device"] = resolve_device(self.settings.device).partition(":")[0]
         identity: dict[str, Any] = {**own, "split": fold.key(), "content": content, "version": TRAINING_VERSION}
         identity |= {"labels": list(self.settings.data.label_values), "protocol": self.split.protocol}
         return self.cache / "models" / digest(identity)
@@ -205,7 +219,7 @@ class FoldModels:
         if REGISTRATION not in self.needed():
             return None
         features, joint = self.settings.features, self.settings.joint
-        parts: list[Any] = [features.name, features.weights, features.distance, fold.index, self.dataset.scans[case]]
+        parts: list[Any] = [features.name, self.dataset.embedding, features.distance, fold.index, self.dataset.scans[case]]
         if self.settings.uses_joint_model:  # its fields depend on the estimate
             parts += [file_digest(*self._estimate_files(fold)), joint.tta_flip, joint.tta_views]
         return FieldCache(self.folder(fold) / "fields", digest(parts))
@@ -244,7 +258,7 @@ class FoldModels:
             library,
             geometry.spacing_mm[: settings.spatial_dims],
             training,
-            settings.seed + fold.index,
+            training_seed(settings.seed, fold.index),
             self.folder(fold, network),
             resolve_device(settings.device),
             settings.augmentation,

@@ -33,6 +33,7 @@ class Dataset:
         library: every image of every case as an atlas, with labels and features.
         content: case id -> digest of its files.
         scans: case id -> digest of its image's files alone.
+        embedding: what the features are of, see :class:`oasis_monai.atlases.features.Embedder`.
     """
 
     cases: dict[str, Case]
@@ -40,6 +41,7 @@ class Dataset:
     library: AtlasLibrary
     content: dict[str, str]
     scans: dict[str, str]
+    embedding: str
 
     def rows(self, case: str) -> torch.Tensor:
         """Rows of the library that are this case's, in slice order."""
@@ -135,7 +137,7 @@ def prepare(settings: Settings, cases: list[Case], cache: Path | None, log: Log)
     targets = {item.case: replace(item, label=None) for item in items}
     content = {c.id: digest([store.content(p) for p in (c.image, c.label) if p is not None]) for c in cases}
     scans = {c.id: store.content(c.image) for c in cases}
-    return Dataset({c.id: c for c in cases}, targets, library, content, scans)
+    return Dataset({c.id: c for c in cases}, targets, library, content, scans, embed.key)
 
 
 def check_pairs(settings: Settings, split: Split) -> None:

@@ -89,7 +89,7 @@ def _record(
     """The content of ``model.json``."""
     cases = list(dataset.cases)
     record = run_record("train", settings, None, len(cases), clock.seconds)
-    known = read_calibrations(calibration_path(settings, dataset.content))
+    known = read_calibrations(calibration_path(settings, dataset))
     if known is None:
         log("no calibration of the predicted Dice: cross-validate with the same settings and cache first to have one")
     return {

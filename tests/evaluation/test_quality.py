@@ -1,6 +1,7 @@
 """Predicted Dice: the regression and its prior, flags, the files of a run."""
 
 import math
+from types import SimpleNamespace
 
 import numpy as np
 import pandas as pd
@@ -135,13 +136,13 @@ def test_calibrations_of_several_runs_are_kept_side_by_side(tmp_path):
 
 
 def test_what_a_calibration_is_named_by(settings):
-    asked, content = settings({"methods": ["OASIS"]}), {"Case00": "x"}
+    asked, content = settings({"methods": ["OASIS"]}), SimpleNamespace(content={"Case00": "x"}, embedding="e")
     name = calibration_path(asked, content)
     same = [{"methods": ["majority", "OASIS"]}, {"n": [5]}, {"k": 3}, {"corruptions": 2}, {"align_batch": 3}]
     assert {calibration_path(settings({"methods": ["OASIS"]}, change), content) for change in same} == {name}
     other = [{"features": {"name": "random"}}, {"features": {"distance": "cosine"}}, {"temperature": 0.2}, {"seed": 4}]
     found = {calibration_path(settings({"methods": ["OASIS"]}, change), content) for change in other}
-    assert len(found | {name, calibration_path(asked, {"Case00": "y"})}) == len(other) + 2
+    assert len(found | {name, calibration_path(asked, SimpleNamespace(content={"Case00": "y"}, embedding="e"))}) == len(other) + 2
     joint = [
         {},
         *(
