@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -106,6 +106,7 @@ class FoldModels:
     split: Split
     cache: Path
     log: Log
+    _digests: dict[int, str] = field(default_factory=dict, repr=False, compare=False)
 
     def library(self, fold: Fold) -> AtlasLibrary:
         """The training atlases of a fold: a copy that holds nothing of its test images (but that a slice knows the images, never
@@ -176,7 +177,7 @@ class FoldModels:
             assert isinstance(trained, SpatialTransformModel)
             registration = trained
             if settings.registration.joint:  # it sees estimates
-                loa_of = file_digest(*self._estimate_files(fold))
+                loa_of = self._estimate_digest(fold)
         return build_segmenter(
             library,
             TrainedNetworks(registration, slices, volume),
@@ -194,7 +195,7 @@ class FoldModels:
         networks = TrainedNetworks(None, *self._estimate_networks(fold, library))
         path = self.folder(fold, SLICES) / f"estimates-{digest([joint.tta_flip])}.safetensors"
         stored = load_if_whole(path)
-        of = file_digest(*self._estimate_files(fold))
+        of = self._estimate_digest(fold)
         if stored is None or stored[1].get("networks") != of:
             estimator = build_estimator(networks, self._options(), resolve_device(self.settings.device))
             assert estimator is not None
@@ -221,7 +222,7 @@ class FoldModels:
         features, joint = self.settings.features, self.settings.joint
         parts: list[Any] = [features.name, self.dataset.embedding, features.distance, fold.index, self.dataset.scans[case]]
         if self.settings.uses_joint_model:  # its fields depend on the estimate
-            parts += [file_digest(*self._estimate_files(fold)), joint.tta_flip, joint.tta_views]
+            parts += [self._estimate_digest(fold), joint.tta_flip, joint.tta_views]
         return FieldCache(self.folder(fold) / "fields", digest(parts))
 
     @property
@@ -244,8 +245,11 @@ class FoldModels:
     def _file(self, fold: Fold, network: str) -> Path:
         return self.folder(fold, network) / _FILES.get(network, "network.safetensors")
 
-    def _estimate_files(self, fold: Fold) -> list[Path]:
-        return [self._file(fold, name) for name in self._of_the_estimate()]
+    def _estimate_digest(self, fold: Fold) -> str:
+        """What a fold's estimate is made by, read once: its trained networks do not change any more."""
+        if fold.index not in self._digests:
+            self._digests[fold.index] = file_digest(*(self._file(fold, name) for name in self._of_the_estimate()))
+        return self._digests[fold.index]
 
     def _context(self, fold: Fold, network: str, library: AtlasLibrary) -> FitContext:
         settings = self.settings
