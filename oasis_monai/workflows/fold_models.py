@@ -116,6 +116,12 @@ class FoldModels:
         keep = [i for i, case in enumerate(whole.cases) if numbers[i] in set(fold.train.get(case, ()))]
         return whole.subset(torch.tensor(keep))
 
+    def atlases(self, fold: Fold) -> AtlasLibrary:
+        """Those of :meth:`library` that can be aligned and fused: not the cases of volumes without any structure."""
+        library = self.library(fold)
+        keep = [row for row, case in enumerate(library.cases) if case not in self.dataset.no_atlases]
+        return library if len(keep) == len(library) else library.subset(keep)
+
     def needed(self) -> list[str]:
         """The networks that the settings' methods need: :data:`REGISTRATION` (a joint one brings those of its estimate along),
         those of the estimate alone, and names of segmentation networks."""
@@ -147,7 +153,9 @@ class FoldModels:
 
     def train(self, fold: Fold, network: str = REGISTRATION, library: AtlasLibrary | None = None) -> nn.Module:
         """A network of the fold, trained if need be."""
-        settings, library = self.settings, library or self.library(fold)
+        settings = self.settings
+        if library is None:
+            library = self.atlases(fold) if network == REGISTRATION else self.library(fold)
         if network == REGISTRATION and settings.registration.joint:
             library = self.with_estimates(fold, library)  # before the lock: a lock held in wait for another's may never open
         context = self._context(fold, network, library)
@@ -166,10 +174,10 @@ class FoldModels:
 
     def segmenter(self, fold: Fold) -> Segmenter:
         """The fold's library with the networks that the methods need."""
-        settings, library = self.settings, self.library(fold)
+        settings, library = self.settings, self.atlases(fold)
         slices, volume, registration, loa_of = None, None, None, ""
         if settings.uses_joint_model:
-            slices, volume = self._estimate_networks(fold, library)
+            slices, volume = self._estimate_networks(fold)
         if needs_alignment(settings.methods):
             if settings.uses_joint_model:
                 library = self.with_estimates(fold, library)
@@ -192,7 +200,7 @@ class FoldModels:
         if library.estimates is not None:
             return library
         joint = self.settings.joint
-        networks = TrainedNetworks(None, *self._estimate_networks(fold, library))
+        networks = TrainedNetworks(None, *self._estimate_networks(fold))
         path = self.folder(fold, SLICES) / f"estimates-{digest([joint.tta_flip])}.safetensors"
         stored = load_if_whole(path)
         of = self._estimate_digest(fold)
@@ -236,8 +244,9 @@ class FoldModels:
     def _of_the_estimate(self) -> list[str]:
         return [SLICES, *([VOLUME] if self.settings.has_volume_network else [])]
 
-    def _estimate_networks(self, fold: Fold, library: AtlasLibrary) -> tuple[SliceUNet | SliceUNetEnsemble, nn.Module | None]:
-        """The joint model's segmentation networks of the fold, trained if need be."""
+    def _estimate_networks(self, fold: Fold) -> tuple[SliceUNet | SliceUNetEnsemble, nn.Module | None]:
+        """The joint model's segmentation networks of the fold, trained if need be on all of its cases."""
+        library = self.library(fold)
         slices = self.train(fold, SLICES, library)
         assert isinstance(slices, SliceUNet | SliceUNetEnsemble)
         return slices, self.train(fold, VOLUME, library) if self.settings.has_volume_network else None

@@ -43,6 +43,14 @@ class Dataset:
     scans: dict[str, str]
     embedding: str
 
+    @cached_property
+    def no_atlases(self) -> frozenset[str]:
+        """Cases of volumes without any structure on the working grid: they teach the networks, but have nothing to fuse. Slices
+        without one stay atlases, as the paper has them."""
+        if self.library.spatial_dims == 2:
+            return frozenset()
+        return frozenset(case for case, label in zip(self.library.cases, self.library.labels, strict=True) if not label.any())
+
     def rows(self, case: str) -> torch.Tensor:
         """Rows of the library that are this case's, in slice order."""
         return torch.tensor(self._rows.get(case, []), dtype=torch.int64)
@@ -140,15 +148,20 @@ def prepare(settings: Settings, cases: list[Case], cache: Path | None, log: Log)
     return Dataset({c.id: c for c in cases}, targets, library, content, scans, embed.key)
 
 
-def check_pairs(settings: Settings, split: Split) -> None:
-    """Refuse folds whose training side makes no pair for an STM that is needed: of two patients, or of two slices under slice
-    folds.
+def check_pairs(settings: Settings, split: Split, no_atlases: frozenset[str] = frozenset()) -> None:
+    """Refuse folds whose training side makes no pair for a registration network that is needed: of two patients, or of two
+    slices under slice folds.
+
+    Args:
+        no_atlases: cases that are never aligned, see :attr:`Dataset.no_atlases`.
 
     Raises:
         ConfigError: naming how many there are.
     """
     what = "cases" if split.protocol == "patient" else "slices"
-    fewest = min(len(fold.train) if what == "cases" else sum(map(len, fold.train.values())) for fold in split.folds)
+    fewest = min(
+        len(fold.train.keys() - no_atlases) if what == "cases" else sum(map(len, fold.train.values())) for fold in split.folds
+    )
     if needs_alignment(settings.methods) and fewest < 2:
         raise ConfigError("data", f"at least two training {what} to make pairs of", f"{fewest}", "add cases")
 
@@ -164,10 +177,12 @@ def split_of(settings: Settings, prepared: Dataset) -> Split:
     split = make_split(counts, settings.k, settings.seed, settings.folds, settings.spatial_dims)
     if settings.train_cases is not None:
         split = limit_training(split, settings.train_cases)
-    available = min(sum(map(len, fold.train.values())) for fold in split.folds)
+    available = min(
+        sum(len(images) for case, images in fold.train.items() if case not in prepared.no_atlases) for fold in split.folds
+    )
     if needs_atlases(settings.methods) and max(settings.n) > available:
         raise ConfigError("n", f"1 to {available}, the atlases of the smallest fold", list(settings.n), "lower n or add cases")
-    check_pairs(settings, split)
+    check_pairs(settings, split, prepared.no_atlases)
     if settings.uses_joint_model and settings.joint.atlases:
         sizes = [[len(images) for images in fold.train.values()] for fold in split.folds]
         others = min(sum(own) - (1 if split.protocol == "slice" else max(own)) for own in sizes)  # without the slice's own

@@ -56,7 +56,7 @@ def train_model(settings: Settings, folder: Path, log: Log = print, overwrite: b
     images = {case: tuple(range(len(dataset.rows(case)))) for case in dataset.targets}
     everything = Fold(0, images, {})
     split = Split("patient", settings.seed, (everything,))
-    check_pairs(settings, split)
+    check_pairs(settings, split, dataset.no_atlases)
     with clock("train"):
         segmenter = FoldModels(settings, dataset, split, cache, log).segmenter(everything)
     with locked(folder), clock("write"):
