@@ -266,10 +266,10 @@ class FoldModels:
         if network == REGISTRATION and settings.registration.joint:
             training = training.part(settings.joint.budgets(settings.spatial_dims)[2])
         folds = len(self.split.folds)
-        geometry = next(iter(self.dataset.targets.values())).geometry
+        spacings = [self.dataset.targets[case].geometry.spacing_mm[: settings.spatial_dims] for case in library.cases]
         return FitContext(
             library,
-            geometry.spacing_mm[: settings.spatial_dims],
+            torch.tensor(spacings, dtype=torch.float64),
             training,
             training_seed(settings.seed, fold.index),
             self.folder(fold, network),
