@@ -165,13 +165,8 @@ def calibrations_of(record: Any) -> dict[str, dict[str, Calibration]]:
 def calibration_for(
     models: Mapping[str, Mapping[str, Calibration]], method: str, n: int, label: str, values: Iterable[float]
 ) -> Calibration:
-    """The calibration for a new scan: fitted for this method at this n, else at the nearest n; else the prior alone
-    (:func:`oasis_monai.evaluation.quality.uncalibrated`, for the sources that have ``values``)."""
-    others = {name: by for name, by in models.items() if name.rpartition("-")[0] == method and label in by}
+    """What predicts a new scan's Dice: fitted for this method at this very n, else nothing is fitted
+    (:func:`oasis_monai.evaluation.quality.uncalibrated`, for the sources that have ``values``). Atlases that are more or fewer
+    agree more or less at the same Dice, so that the fit of another n would be no calibration."""
     exact = models.get(method_name(method, n), {}).get(label)
-    if exact is not None:
-        return exact
-    if others:
-        nearest = min(others, key=lambda name: (abs(int(name.rpartition("-")[2]) - n), name))
-        return others[nearest][label]
-    return uncalibrated(list(values))
+    return uncalibrated(list(values)) if exact is None else exact

@@ -88,11 +88,23 @@ class Evidence:
         return lambda: aligner.warped(library, rows, fields, self._with_images)
 
     @cached_property
+    def _measured(self) -> tuple[torch.Tensor, torch.Tensor]:
+        """What is measured on each warped atlas, in one pass over them: (n,) similarity of its image, (n,) overlap of its label
+        with the estimate; empty where there is no image or no estimate."""
+        device = self.alignment.aligner.device
+        target, estimate = self.target.to(device), None if self.estimate is None else self.estimate.to(device)
+        similarity, overlap = [torch.empty(0)], [torch.empty(0)]
+        for _, image, labels in self.warped():
+            if image is not None:
+                similarity.append(ncc(image, target[None].expand_as(image)).cpu())
+            if estimate is not None:
+                overlap.append(fusion.agreement_with_estimate(labels, estimate).cpu())
+        return torch.cat(similarity), torch.cat(overlap)
+
+    @property
     def warped_similarity(self) -> torch.Tensor:
         """(n,) global NCC of each warped atlas image with the target (``with_images``)."""
-        target = self.target.to(self.alignment.aligner.device)
-        images = (image for _, image, _ in self.warped() if image is not None)
-        return torch.cat([ncc(image, target[None].expand_as(image)).cpu() for image in images])
+        return self._measured[0]
 
     @cached_property
     def loa_matrix(self) -> torch.Tensor:
@@ -112,10 +124,13 @@ class Evidence:
                     matrix[j, right], matrix[right, j] = row, row
         return matrix
 
-    @cached_property
+    @property
     def overlap_with_estimate(self) -> torch.Tensor:
-        """(n,) o_k of reading R4: overlap of each warped label with the estimate."""
+        """(n,) o_k of reading R4: overlap of each warped label with the estimate.
+
+        Raises:
+            ValueError: there is no estimate.
+        """
         if self.estimate is None:
             raise ValueError("the method 'OASIS-joint' needs a joint model")
-        estimate = self.estimate.to(self.alignment.aligner.device)
-        return torch.cat([fusion.agreement_with_estimate(labels, estimate).cpu() for _, _, labels in self.warped()])
+        return self._measured[1]

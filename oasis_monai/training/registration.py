@@ -97,7 +97,7 @@ class RegistrationTrainer(Trainer):
     terms = ("loss", "similarity", "dice", "smoothness")
 
     def __init__(self, context: FitContext, model: SpatialTransformModel, loss: RegistrationLoss) -> None:
-        self.library, self.spacing_mm, self.model = context.library, context.spacing_mm, model
+        self.library, self.spacings_mm, self.model = context.library, context.spacings_mm, model
         self.joint = model.settings.joint
         if self.joint and self.library.estimates is None:
             raise ValueError("a joint STM needs a library with estimates")
@@ -124,8 +124,8 @@ class RegistrationTrainer(Trainer):
         (atlas, atlas_label), (target, target_label) = self._batch(atlases), self._batch(targets, joint)
         if self.augmentation is not None:
             flip = self.augmentation.flips(settings.batch, random)
-            atlas, atlas_label = self.augmentation(atlas, atlas_label, flip, self.spacing_mm, random)
-            target, target_label = self.augmentation(target, target_label, flip, self.spacing_mm, random)
+            atlas, atlas_label = self.augmentation(atlas, atlas_label, flip, self.spacings_mm[atlases], random)
+            target, target_label = self.augmentation(target, target_label, flip, self.spacings_mm[targets], random)
         seen, onto = atlas, target
         if joint:
             target_label, estimate = target_label.split(self.library.classes - 1, 1)

@@ -47,7 +47,7 @@ class _SegmentationTrainer(Trainer):
     def __init__(self, context: FitContext, name: str, model: nn.Module, network: NetworkSettings) -> None:
         from monai.losses import DiceCELoss
 
-        self.library, self.spacing_mm, self.model = context.library, context.spacing_mm, model
+        self.library, self.spacings_mm, self.model = context.library, context.spacings_mm, model
         self.settings, self.seed = context.training, context.seed
         self.size = tuple(self.library.images.shape[2:])
         self.patch = network.window(self.size, name)
@@ -67,7 +67,7 @@ class _SegmentationTrainer(Trainer):
         label = foreground(self.library.labels[rows].to(self.device), self.library.classes)
         if self.augmentation is not None:
             flip = self.augmentation.flips(len(rows), random)
-            image, label = self.augmentation(image, label, flip, self.spacing_mm, random)
+            image, label = self.augmentation(image, label, flip, self.spacings_mm[rows], random)
         image, label = self._cut(image, label, random)
         target = torch.cat([(1 - label.sum(1, keepdim=True)).clamp(0, 1), label], 1)
         self.model.train()
@@ -117,7 +117,7 @@ def train_volume_network(context: FitContext, joint: JointSettings, network: Net
     coarse = replace(
         context,
         library=coarsen_library(context.library, joint.volume_stride),
-        spacing_mm=tuple(mm * s for mm, s in zip(context.spacing_mm, joint.volume_stride, strict=True)),
+        spacing_mm=context.spacings_mm * torch.tensor(joint.volume_stride),
         training=context.training.part(joint.budgets(3)[1]),
     )
     return train_segmentation(coarse, joint.volume_network, replace(network or NetworkSettings(), patch=None))

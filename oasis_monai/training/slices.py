@@ -97,7 +97,7 @@ class _SliceTrainer(Trainer):
         self.optimiser = torch.optim.AdamW(groups, lr=settings.lr, weight_decay=1e-4, fused=True)
         self.bfloat16 = settings.amp or use_bfloat16(self.device, None)
         self.augmentation = context.augmented()
-        self.spacing_mm = context.spacing_mm[:2]
+        self.spacings_mm = context.spacings_mm[:, :2]
         # over the batch, not per slice: a slice without the structure has no Dice of its own
         self.loss = DiceCELoss(softmax=True, include_background=False, batch=True)
         rows = torch.arange(len(library))
@@ -114,28 +114,30 @@ class _SliceTrainer(Trainer):
             near = near[self.places[:, 0], self.places[:, 1]]
         self.chances = torch.where(near, 1.0, joint.empty_slice_weight)
 
-    def _draw(self, random: torch.Generator) -> tuple[torch.Tensor, torch.Tensor]:
-        """(B, 3 + extra, x, y) slices and their (B, C-1, x, y) structures."""
+    def _draw(self, random: torch.Generator) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """(B, 3 + extra, x, y) slices, their (B, C-1, x, y) structures, and the (B,) atlases they are of."""
         library = self.library
         if self.places is None:
             rows = torch.multinomial(self.chances, self.count, replacement=True, generator=random)
             shape = None if self.expected is None else self.expected[rows].float()
             image = append_atlas_channels(context_slices(library, rows), library, self.near[rows], shape)
-            return image, foreground(library.labels[rows], library.classes)
+            return image, foreground(library.labels[rows], library.classes), rows
         chosen = self.places[torch.multinomial(self.chances, self.count, replacement=True, generator=random)].tolist()
         last = library.images.shape[-1] - 1
         around = [[max(z - 1, 0), z, min(z + 1, last)] for _, z in chosen]
         image = torch.stack([library.images[row, 0][..., zs].movedim(-1, 0) for (row, _), zs in zip(chosen, around, strict=True)])
         label = torch.stack([library.labels[row, :, :, :, z] for row, z in chosen])
-        return image.float(), foreground(label, library.classes)
+        return image.float(), foreground(label, library.classes), torch.tensor([row for row, _ in chosen])
 
     def step(self, number: int) -> torch.Tensor:
         """(1,) the loss."""
         random = generator(self.seed, number)
-        image, label = (part.to(self.device) for part in self._draw(random))
+        image, label, rows = self._draw(random)
+        image, label = image.to(self.device), label.to(self.device)
         if self.augmentation is not None:
             flip = self.augmentation.flips(self.count, random)
-            slices, rest = self.augmentation(image[:, :3], torch.cat([image[:, 3:], label], 1), flip, self.spacing_mm, random)
+            others = torch.cat([image[:, 3:], label], 1)
+            slices, rest = self.augmentation(image[:, :3], others, flip, self.spacings_mm[rows], random)
             atlases, label = rest.split([image.shape[1] - 3, label.shape[1]], 1)
             image = torch.cat([slices, atlases], 1)
         self.model.train()

@@ -91,7 +91,8 @@ class FitContext:
 
     Args:
         library: training atlases, images (N, 1, *S) with labels.
-        spacing_mm: voxel size of the working grid, for the augmentation's rotations.
+        spacing_mm: voxel size of the working grid, for the augmentation's rotations: (D,) of all atlases, or (N, D) where their
+            grids differ.
         training: budget, learning rate and batch.
         seed: of initial weights and random draws.
         folder: where the resumable checkpoint and ``history.csv`` go; None keeps nothing.
@@ -104,7 +105,7 @@ class FitContext:
     """
 
     library: AtlasLibrary
-    spacing_mm: tuple[float, ...]
+    spacing_mm: tuple[float, ...] | torch.Tensor
     training: TrainingSettings
     seed: int = 0
     folder: Path | None = None
@@ -118,6 +119,12 @@ class FitContext:
     def augmented(self) -> Augmentation | None:
         """The augmentation to use; None where the training images stay as they are."""
         return (self.augmentation or Augmentation()) if self.training.augment else None
+
+    @property
+    def spacings_mm(self) -> torch.Tensor:
+        """(N, D) float64, the voxel size of every atlas."""
+        spacing_mm = torch.as_tensor(self.spacing_mm, dtype=torch.float64)
+        return spacing_mm.expand(len(self.library), spacing_mm.shape[-1])
 
     def path(self, file: str) -> Path | None:
         """A file of the folder; None where nothing is kept."""

@@ -54,22 +54,24 @@ class Augmentation:
         image: torch.Tensor,
         label: torch.Tensor,
         flip: torch.Tensor,
-        spacing_mm: Sequence[float],
+        spacing_mm: Sequence[float] | torch.Tensor,
         random: torch.Generator,
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """Change image (B, c, *S) and structures (B, C-1, *S) alike in space; the image alone in intensity, its channels (a
         slice and its neighbours) by one curve and one coil field.
 
+        ``spacing_mm`` is the voxel size along the D axes, of all images or (B, D) of each.
         ``random`` lives on the CPU whatever the device of the batch, so that a seed means the same everywhere.
         """
-        transforms = self._transforms(image, flip, spacing_mm, random)
-        bend = self._bend(image, spacing_mm, random) if self.elastic_mm else None
+        voxels_mm = torch.as_tensor(spacing_mm, dtype=torch.float64).expand(image.shape[0], image.ndim - 2)
+        transforms = self._transforms(image, flip, voxels_mm, random)
+        bend = self._bend(image, voxels_mm, random) if self.elastic_mm else None
         both = apply_motion(torch.cat([image, label], 1).float(), transforms, bend)
         channels = image.shape[1]
         return self._intensity(both[:, :channels], random), both[:, channels:]
 
     def _transforms(
-        self, image: torch.Tensor, flip: torch.Tensor, spacing_mm: Sequence[float], random: torch.Generator
+        self, image: torch.Tensor, flip: torch.Tensor, voxels_mm: torch.Tensor, random: torch.Generator
     ) -> torch.Tensor:
         """(B, D, D+1) sampling transforms in torch's normalised (reversed-axis) coordinates."""
         batch, dims = image.shape[0], image.ndim - 2
@@ -90,16 +92,16 @@ class Augmentation:
         matrix = matrix @ shear @ stretch
         matrix[:, :, 0] *= torch.where(flip, -1.0, 1.0)[:, None]
         # millimetres -> normalised coordinates, so that a rotation stays one on an anisotropic grid
-        extent = torch.tensor([s * mm for s, mm in zip(image.shape[2:], spacing_mm, strict=True)])
-        matrix = matrix * extent[None, None, :] / extent[None, :, None]
+        extent = (torch.tensor(image.shape[2:]) * voxels_mm).float()
+        matrix = matrix * extent[:, None, :] / extent[:, :, None]
         shift = 2 * self.shift * uniform(dims, 1)
         return torch.cat([matrix.flip(1, 2), shift.flip(1)], 2).to(image.device)
 
-    def _bend(self, image: torch.Tensor, spacing_mm: Sequence[float], random: torch.Generator) -> torch.Tensor:
+    def _bend(self, image: torch.Tensor, voxels_mm: torch.Tensor, random: torch.Generator) -> torch.Tensor:
         """(B, D, *S) displacements in voxels."""
         batch, dims = image.shape[0], image.ndim - 2
         points = self.elastic_mm * (2 * torch.rand(batch, dims, *[4] * dims, generator=random) - 1)
-        voxel = torch.tensor(tuple(spacing_mm), dtype=torch.float32).view(-1, *[1] * dims)
+        voxel = voxels_mm.float().view(batch, dims, *[1] * dims)
         return enlarge((points / voxel).to(image.device), image.shape[2:], corners=True)
 
     def _intensity(self, image: torch.Tensor, random: torch.Generator) -> torch.Tensor:

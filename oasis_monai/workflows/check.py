@@ -74,6 +74,10 @@ def check_cases(
             faults += _label_faults(volume, label_values, volumes_mm3)
             if preprocessing is not None:
                 faults += view_faults({case.id: outside_view(volume, preprocessing.working_geometry(volume.geometry))})
+    labelled = [case.id for case in cases if case.label is not None]
+    if labelled and not volumes_mm3 and not any(fault.severity == "error" for fault in faults):
+        remedy = "segment the structures, or correct data.labels"
+        faults.append(Fault("", "label", "some foreground in one case or more", f"none in {len(labelled)} cases", remedy))
     faults += _repeated(cases, same)
     for index, volumes in sorted(volumes_mm3.items()):
         faults += _outliers(label_values[index], volumes)
@@ -103,7 +107,8 @@ def _label_faults(volume: Volume, label_values: Sequence[int], volumes_mm3: dict
     boxes = ndimage.find_objects(label, max_label=len(label_values) - 1)  # class 1 first; None where a class is missing
     if not any(boxes):
         found = f"only {label_values[0]}"
-        return [Fault(volume.case, "label", "some foreground", found, "segment the case, or leave it out of the labelled set")]
+        remedy = "check that the structure is absent: the case is scored and teaches the networks, but is no atlas"
+        return [Fault(volume.case, "label", "some foreground", found, remedy, "warning")]
     faults = []
     for index, box in enumerate(boxes, start=1):
         name = f"label {label_values[index]}"

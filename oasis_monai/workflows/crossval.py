@@ -214,7 +214,7 @@ class CrossValidation:
         write_quality(self.run_dir / "quality.csv", table)
         if self.split.protocol == "patient" and settings.fold is None and settings.train_cases is None:
             write_calibrations(self.run_dir / "calibration.json", calibrations)
-            keep_calibrations(calibration_path(settings, self.dataset.content), calibrations)
+            keep_calibrations(calibration_path(settings, self.dataset), calibrations)
 
     @contextlib.contextmanager
     def _loa_pairs_kept(self) -> Iterator[None]:

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +32,7 @@ from oasis_monai.utils.processes import run_parallel
 from oasis_monai.utils.tensor_files import load_if_whole, save_tensors
 from oasis_monai.workflows.prepare import Dataset, Log
 
+SEEDS_APART = 10**7  # between the folds of two seeds; members of an ensemble are 1000 apart
 REGISTRATION = "registration network"
 SLICES = "slice network"
 VOLUME = "volume network"
@@ -68,20 +69,31 @@ def segmenter_options(settings: Settings, same_case: bool = False) -> SegmenterO
     )
 
 
-def calibration_path(settings: Settings, content: Mapping[str, str]) -> Path:
+def with_embedding(identity: dict[str, Any], embedding: str) -> dict[str, Any]:
+    """An identity in which the features' weights are named by what they are, not by where their file lies."""
+    features = identity.get("features")
+    return {**identity, "features": {**features, "weights": embedding}} if features else identity
+
+
+def calibration_path(settings: Settings, dataset: Dataset) -> Path:
     """Where a cross-validation leaves what predicts the Dice of scans, for the model that ``train`` fits with the same settings
     on the same cases. Methods, n, folds and corruptions are not in the name: see
     :func:`oasis_monai.evaluation.quality_tables.keep_calibrations`."""
     identity = {
-        **settings.identity(),
-        "content": dict(content),
+        **with_embedding(settings.identity(), dataset.embedding),
+        "content": dict(dataset.content),
         "labels": list(settings.data.label_values),
         "version": TRAINING_VERSION,
-        "selection": asdict(settings.features),
+        "selection": {**asdict(settings.features), "weights": dataset.embedding},
         "temperature": settings.temperature,
     }
     identity |= {k: getattr(settings.joint, k) for k in ("estimate_weight", "tta_flip", "tta_views", "recentre")}
     return Path(settings.cache) / "calibrations" / f"{digest(identity)}.json"
+
+
+def training_seed(seed: int, fold: int) -> int:
+    """The seed of a fold's networks: fold i of one seed never starts as fold j of another."""
+    return seed * SEEDS_APART + fold
 
 
 @dataclass(frozen=True)
@@ -97,6 +109,7 @@ class FoldModels:
     split: Split
     cache: Path
     log: Log
+    _digests: dict[int, str] = field(default_factory=dict, repr=False, compare=False)
 
     def library(self, fold: Fold) -> AtlasLibrary:
         """The training atlases of a fold: a copy that holds nothing of its test images (but that a slice knows the images, never
@@ -105,6 +118,12 @@ class FoldModels:
         numbers = (whole.slices.clamp_min(0)).tolist()  # a volume is image 0 of its case
         keep = [i for i, case in enumerate(whole.cases) if numbers[i] in set(fold.train.get(case, ()))]
         return whole.subset(torch.tensor(keep))
+
+    def atlases(self, fold: Fold) -> AtlasLibrary:
+        """Those of :meth:`library` that can be aligned and fused: not the cases of volumes without any structure."""
+        library = self.library(fold)
+        keep = [row for row, case in enumerate(library.cases) if case not in self.dataset.no_atlases]
+        return library if len(keep) == len(library) else library.subset(keep)
 
     def needed(self) -> list[str]:
         """The networks that the settings' methods need: :data:`REGISTRATION` (a joint one brings those of its estimate along),
@@ -119,7 +138,9 @@ class FoldModels:
     def folder(self, fold: Fold, network: str = REGISTRATION) -> Path:
         """Where a network of the fold lives."""
         content = {case: self.dataset.content[case] for case in fold.train}
-        own = self.settings.identity(_IDENTITIES.get(network, network))
+        own = with_embedding(self.settings.identity(_IDENTITIES.get(network, network)), self.dataset.embedding)
+        if self.settings.training.minutes is not None:  # minutes of a GPU are other steps than those of a CPU
+            own["device"] = resolve_device(self.settings.device).partition(":")[0]
         identity: dict[str, Any] = {**own, "split": fold.key(), "content": content, "version": TRAINING_VERSION}
         identity |= {"labels": list(self.settings.data.label_values), "protocol": self.split.protocol}
         return self.cache / "models" / digest(identity)
@@ -135,11 +156,12 @@ class FoldModels:
 
     def train(self, fold: Fold, network: str = REGISTRATION, library: AtlasLibrary | None = None) -> nn.Module:
         """A network of the fold, trained if need be."""
-        settings, library = self.settings, library or self.library(fold)
+        settings = self.settings
+        if library is None:
+            library = self.atlases(fold) if network == REGISTRATION else self.library(fold)
         if network == REGISTRATION and settings.registration.joint:
-            library = self.with_estimates(
-                fold, library
-            )  # before the lock: waiting for another lock while holding one could deadlock
+            # before the lock: waiting for another lock while holding one could deadlock
+            library = self.with_estimates(fold, library)
         context = self._context(fold, network, library)
         assert context.folder is not None
         with locked(context.folder):  # jobs of one sweep may want the same fold at the same time
@@ -156,10 +178,10 @@ class FoldModels:
 
     def segmenter(self, fold: Fold) -> Segmenter:
         """The fold's library with the networks that the methods need."""
-        settings, library = self.settings, self.library(fold)
+        settings, library = self.settings, self.atlases(fold)
         slices, volume, registration, loa_of = None, None, None, ""
         if settings.uses_joint_model:
-            slices, volume = self._estimate_networks(fold, library)
+            slices, volume = self._estimate_networks(fold)
         if needs_alignment(settings.methods):
             if settings.uses_joint_model:
                 library = self.with_estimates(fold, library)
@@ -167,7 +189,7 @@ class FoldModels:
             assert isinstance(trained, SpatialTransformModel)
             registration = trained
             if settings.registration.joint:  # its pairs depend on the estimates
-                loa_of = file_digest(*self._estimate_files(fold))
+                loa_of = self._estimate_digest(fold)
         return build_segmenter(
             library,
             TrainedNetworks(registration, slices, volume),
@@ -182,10 +204,10 @@ class FoldModels:
         if library.estimates is not None:
             return library
         joint = self.settings.joint
-        networks = TrainedNetworks(None, *self._estimate_networks(fold, library))
+        networks = TrainedNetworks(None, *self._estimate_networks(fold))
         path = self.folder(fold, SLICES) / f"estimates-{digest([joint.tta_flip])}.safetensors"
         stored = load_if_whole(path)
-        of = file_digest(*self._estimate_files(fold))
+        of = self._estimate_digest(fold)
         if stored is None or stored[1].get("networks") != of:
             estimator = build_estimator(networks, self._options(), resolve_device(self.settings.device))
             assert estimator is not None
@@ -210,9 +232,9 @@ class FoldModels:
         if REGISTRATION not in self.needed():
             return None
         features, joint = self.settings.features, self.settings.joint
-        parts: list[Any] = [features.name, features.weights, features.distance, fold.index, self.dataset.scans[case]]
+        parts: list[Any] = [features.name, self.dataset.embedding, features.distance, fold.index, self.dataset.scans[case]]
         if self.settings.uses_joint_model:  # its fields depend on the estimate
-            parts += [file_digest(*self._estimate_files(fold)), joint.tta_flip, joint.tta_views]
+            parts += [self._estimate_digest(fold), joint.tta_flip, joint.tta_views]
         return FieldCache(self.folder(fold) / "fields", digest(parts))
 
     @property
@@ -226,8 +248,9 @@ class FoldModels:
     def _of_the_estimate(self) -> list[str]:
         return [SLICES, *([VOLUME] if self.settings.has_volume_network else [])]
 
-    def _estimate_networks(self, fold: Fold, library: AtlasLibrary) -> tuple[SliceUNet | SliceUNetEnsemble, nn.Module | None]:
-        """The joint model's segmentation networks of the fold, trained if need be."""
+    def _estimate_networks(self, fold: Fold) -> tuple[SliceUNet | SliceUNetEnsemble, nn.Module | None]:
+        """The joint model's segmentation networks of the fold, trained if need be on all of its cases."""
+        library = self.library(fold)
         slices = self.train(fold, SLICES, library)
         assert isinstance(slices, SliceUNet | SliceUNetEnsemble)
         return slices, self.train(fold, VOLUME, library) if self.settings.has_volume_network else None
@@ -235,8 +258,11 @@ class FoldModels:
     def _file(self, fold: Fold, network: str) -> Path:
         return self.folder(fold, network) / _FILES.get(network, "network.safetensors")
 
-    def _estimate_files(self, fold: Fold) -> list[Path]:
-        return [self._file(fold, name) for name in self._of_the_estimate()]
+    def _estimate_digest(self, fold: Fold) -> str:
+        """What a fold's estimate is made by, read once: its trained networks do not change any more."""
+        if fold.index not in self._digests:
+            self._digests[fold.index] = file_digest(*(self._file(fold, name) for name in self._of_the_estimate()))
+        return self._digests[fold.index]
 
     def _context(self, fold: Fold, network: str, library: AtlasLibrary) -> FitContext:
         settings = self.settings
@@ -244,12 +270,12 @@ class FoldModels:
         if network == REGISTRATION and settings.registration.joint:
             training = training.part(settings.joint.budgets(settings.spatial_dims)[2])
         folds = len(self.split.folds)
-        geometry = next(iter(self.dataset.targets.values())).geometry
+        spacings = [self.dataset.targets[case].geometry.spacing_mm[: settings.spatial_dims] for case in library.cases]
         return FitContext(
             library,
-            geometry.spacing_mm[: settings.spatial_dims],
+            torch.tensor(spacings, dtype=torch.float64),
             training,
-            settings.seed + fold.index,
+            training_seed(settings.seed, fold.index),
             self.folder(fold, network),
             resolve_device(settings.device),
             settings.augmentation,

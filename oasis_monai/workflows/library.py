@@ -128,7 +128,7 @@ def _preprocessed(case: Case, settings: Settings, log: Log) -> Preprocessed:
     """A labelled case on the working grid, after the checks a data set has to pass."""
     from oasis_monai.workflows.check import check_cases
 
-    faults = check_cases([case], settings.data.label_values)
+    faults = [fault for fault in check_cases([case], settings.data.label_values) if fault.case]  # nothing of a data set
     store = PreprocessCache(None, settings.preprocessing, settings.data.label_values)
     item = None
     if all(fault.severity != "error" for fault in faults):

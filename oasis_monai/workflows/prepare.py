@@ -36,6 +36,7 @@ class Dataset:
         library: every image of every case as an atlas, with labels and features.
         content: case id -> digest of its files.
         scans: case id -> digest of its image's files alone.
+        embedding: what the features are of, see :class:`oasis_monai.atlases.features.Embedder`.
     """
 
     cases: dict[str, Case]
@@ -43,6 +44,15 @@ class Dataset:
     library: AtlasLibrary
     content: dict[str, str]
     scans: dict[str, str]
+    embedding: str
+
+    @cached_property
+    def no_atlases(self) -> frozenset[str]:
+        """Cases of volumes without any structure on the working grid: they teach the networks, but have nothing to fuse. Slices
+        without one stay atlases, as the paper has them."""
+        if self.library.spatial_dims == 2:
+            return frozenset()
+        return frozenset(case for case, label in zip(self.library.cases, self.library.labels, strict=True) if not label.any())
 
     def rows(self, case: str) -> torch.Tensor:
         """Rows of the library that are this case's, in slice order."""
@@ -138,17 +148,22 @@ def prepare(settings: Settings, cases: list[Case], cache: Path | None, log: Log)
     targets = {item.case: replace(item, label=None) for item in items}
     content = {c.id: digest([store.content(p) for p in (c.image, c.label) if p is not None]) for c in cases}
     scans = {c.id: store.content(c.image) for c in cases}
-    return Dataset({c.id: c for c in cases}, targets, library, content, scans)
+    return Dataset({c.id: c for c in cases}, targets, library, content, scans, embed.key)
 
 
-def check_pairs(settings: Settings, split: Split) -> None:
-    """Refuse folds with too few training patients (slices, under slice folds) to form a pair for an STM that is needed.
+def check_pairs(settings: Settings, split: Split, no_atlases: frozenset[str] = frozenset()) -> None:
+    """Refuse folds with too few training patients (slices, under slice folds) to form a pair for a registration network.
+
+    Args:
+        no_atlases: cases that are never aligned, see :attr:`Dataset.no_atlases`.
 
     Raises:
         ConfigError: naming how many there are.
     """
     what = "cases" if split.protocol == "patient" else "slices"
-    fewest = min(len(fold.train) if what == "cases" else sum(map(len, fold.train.values())) for fold in split.folds)
+    fewest = min(
+        len(fold.train.keys() - no_atlases) if what == "cases" else sum(map(len, fold.train.values())) for fold in split.folds
+    )
     if needs_alignment(settings.methods) and fewest < 2:
         raise ConfigError("data", f"at least two training {what} to form pairs", f"{fewest}", "add cases")
 
@@ -164,10 +179,12 @@ def split_of(settings: Settings, dataset: Dataset) -> Split:
     split = make_split(counts, settings.k, settings.seed, settings.folds, settings.spatial_dims)
     if settings.train_cases is not None:
         split = limit_training(split, settings.train_cases)
-    available = min(sum(map(len, fold.train.values())) for fold in split.folds)
+    available = min(
+        sum(len(images) for case, images in fold.train.items() if case not in dataset.no_atlases) for fold in split.folds
+    )
     if needs_atlases(settings.methods) and max(settings.n) > available:
         raise ConfigError("n", f"1 to {available}, the atlases of the smallest fold", list(settings.n), "lower n or add cases")
-    check_pairs(settings, split)
+    check_pairs(settings, split, dataset.no_atlases)
     if settings.uses_joint_model and settings.joint.atlases:
         sizes = [[len(images) for images in fold.train.values()] for fold in split.folds]
         others = min(sum(own) - (1 if split.protocol == "slice" else max(own)) for own in sizes)  # without the slice's own

@@ -56,7 +56,7 @@ def train_model(settings: Settings, folder: Path, log: Log = print, overwrite: b
     images = {case: tuple(range(len(dataset.rows(case)))) for case in dataset.targets}
     everything = Fold(0, images, {})
     split = Split("patient", settings.seed, (everything,))
-    check_pairs(settings, split)
+    check_pairs(settings, split, dataset.no_atlases)
     with clock("train"):
         segmenter = FoldModels(settings, dataset, split, cache, log).segmenter(everything)
     with locked(folder), clock("write"):
@@ -89,7 +89,7 @@ def _record(
     """The content of ``model.json``."""
     cases = list(dataset.cases)
     record = run_record("train", settings, None, len(cases), clock.seconds)
-    known = read_calibrations(calibration_path(settings, dataset.content))
+    known = read_calibrations(calibration_path(settings, dataset))
     if known is None:
         log(
             "note: no calibration was found, so this model will report the agreement of its parts instead of a predicted Dice. "

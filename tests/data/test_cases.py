@@ -222,7 +222,7 @@ CHECKS: list[tuple[Callable[[np.ndarray, np.ndarray], None] | None, dict[str, np
         "warning",
         "label 1: expected one connected piece, found 2, the largest of 144 and the others of 1 voxels together",
     ),
-    (nothing, {}, "error", "label: expected some foreground, found only 0"),
+    (nothing, {}, "warning", "label: expected some foreground, found only 0"),
     (single, {}, "warning", "label 1: expected at least 10 voxels, found 1"),
     (unknown, {}, "error", r"label values: expected only 0, 1, found 7 \(1 voxels\)"),
     (constant, {}, "error", "image: expected different intensities, found 3 everywhere"),
@@ -246,6 +246,15 @@ def test_check(
     (fault,) = check_cases(cases, (0, 1))
     assert (fault.case, fault.severity) == ("b", severity)
     assert re.search(match, str(fault)), str(fault)
+
+
+def test_a_data_set_without_any_structure_is_an_error(tmp_path: Path) -> None:
+    cases = [make(tmp_path, name, number, nothing) for number, name in enumerate("ab")]
+    errors = [fault for fault in check_cases(cases, (0, 1)) if fault.severity == "error"]
+    assert [str(fault) for fault in errors] == [
+        "label: expected some foreground in one case or more, found none in 2 cases; "
+        "segment the structures, or correct data.labels"
+    ]
 
 
 def test_what_is_no_fault(tmp_path: Path) -> None:

@@ -1,6 +1,7 @@
 """Predicted Dice: the regression and its prior, flags, the files of a run."""
 
 import math
+from types import SimpleNamespace
 
 import numpy as np
 import pandas as pd
@@ -135,13 +136,13 @@ def test_calibrations_of_several_runs_are_kept_side_by_side(tmp_path):
 
 
 def test_what_a_calibration_is_named_by(settings):
-    asked, content = settings({"methods": ["OASIS"]}), {"Case00": "x"}
+    asked, content = settings({"methods": ["OASIS"]}), SimpleNamespace(content={"Case00": "x"}, embedding="e")
     name = calibration_path(asked, content)
     same = [{"methods": ["majority", "OASIS"]}, {"n": [5]}, {"k": 3}, {"corruptions": 2}, {"align_batch": 3}]
     assert {calibration_path(settings({"methods": ["OASIS"]}, change), content) for change in same} == {name}
     other = [{"features": {"name": "random"}}, {"features": {"distance": "cosine"}}, {"temperature": 0.2}, {"seed": 4}]
     found = {calibration_path(settings({"methods": ["OASIS"]}, change), content) for change in other}
-    assert len(found | {name, calibration_path(asked, {"Case00": "y"})}) == len(other) + 2
+    assert len(found | {name, calibration_path(asked, SimpleNamespace(content={"Case00": "y"}, embedding="e"))}) == len(other) + 2
     joint = [
         {},
         *(
@@ -244,3 +245,21 @@ def test_no_rows_at_all(tmp_path):
     assert read_quality(tmp_path / "quality.csv") == []
     assert models == {}
     assert isinstance(table, pd.DataFrame)
+
+
+@pytest.mark.parametrize("cases", [6, 12, 34])
+def test_the_spread_is_the_error_on_new_cases(cases):
+    """In-sample it would be 1.33, 1.19 and 1.06 times too small."""
+    random = np.random.default_rng(0)
+
+    def world(count):
+        dsc = np.clip(random.normal(0.8, 0.1, count), 0, 1)
+        return np.clip(dsc[:, None] + random.normal(0, 0.06, (count, 2)), 0, 1), dsc
+
+    expected, found = [], []
+    for _ in range(400):
+        model = fit(*world(cases))
+        values, dsc = world(40)
+        expected.append(model.spread**2)
+        found.append(np.mean([(y - model.predict(x)) ** 2 for x, y in zip(values, dsc, strict=True)]))
+    assert np.sqrt(np.mean(found) / np.mean(expected)) == pytest.approx(1, abs=0.05)

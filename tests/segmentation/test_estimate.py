@@ -66,7 +66,7 @@ def test_views_are_a_mean_over_turned_copies_where_there_is_something_to_see():
 def test_an_estimator_runs_without_batch_norms_and_keeps_the_model_that_was_given():
     model = SliceUNet(2, pretrained=False)
     used(model.encoder)
-    estimator = Estimator(model, tta_flip=False, half=False)
+    estimator = Estimator(model, tta_flip=False, bfloat16=False)
     slices = torch.randn(2, 3, 64, 64, generator=torch.Generator().manual_seed(2))
     with torch.no_grad():
         wanted = torch.softmax(model(slices), 1)

@@ -300,3 +300,13 @@ def test_interpolation_is_no_method_for_a_new_scan():
         check_choice(made, "interpolation", 1)
     with pytest.raises(ValueError, match="needs slices of the target"):
         made(target, features, ("interpolation",), (1,))
+
+
+def test_atlases_beyond_one_batch_are_warped_twice_for_all_methods(monkeypatch):
+    """Once to weigh them, by whatever rules, and once to fuse: not once per rule."""
+    library, target, features = world(3)
+    made, warped = segmenter(library, batch=2), []
+    real = made.aligner.warped
+    monkeypatch.setattr(made.aligner, "warped", lambda *how: warped.append(1) or real(*how))
+    made(target, features, ("FWAL", "majority"), (4,))
+    assert len(warped) == 2

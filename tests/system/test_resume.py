@@ -12,7 +12,7 @@ import pandas as pd
 from oasis_monai.data.folds import Split, make_split
 from oasis_monai.utils.tensor_files import load_tensors
 from oasis_monai.workflows.crossval import crossval
-from oasis_monai.workflows.fold_models import REGISTRATION, SLICES, FoldModels
+from oasis_monai.workflows.fold_models import REGISTRATION, SLICES, FoldModels, calibration_path, training_seed
 from tests.conftest import CASES, JOINT, overrides
 from tests.helpers.command import Command, run
 from tests.helpers.runs import REGIONS, THREE, copied, pixels, quiet, scores_of
@@ -61,6 +61,43 @@ def test_what_a_fold_model_is_named_by(prepared):
         folder(protocol="slice"),
     ]
     assert len({name, *changed}) == 7
+
+
+def test_minutes_of_a_gpu_are_not_those_of_a_cpu(prepared, monkeypatch):
+    """A network of minutes is another one on another device; one of steps is the same."""
+    settings, data = prepared()
+    split = make_split(dict.fromkeys(data.targets, 1), 5, 0)
+    cache = Path(settings.cache)
+
+    def folder(device, **training):
+        monkeypatch.setattr("oasis_monai.workflows.fold_models.resolve_device", lambda _: device)
+        asked = replace(settings, training=replace(settings.training, **training))
+        return FoldModels(asked, data, split, cache, quiet).folder(split.folds[0])
+
+    assert folder("cpu", iterations=None, minutes=1.0) != folder("cuda", iterations=None, minutes=1.0)
+    assert folder("cuda:0", iterations=None, minutes=1.0) == folder("cuda:1", iterations=None, minutes=1.0)
+    assert folder("cpu", iterations=5, minutes=None) == folder("cuda", iterations=5, minutes=None)
+
+
+def test_the_weights_of_the_features_count_by_what_they_are(prepared):
+    """The same file at another place is the same; another file at the same place is not."""
+    settings, data = prepared(JOINT)
+    split = make_split(dict.fromkeys(data.targets, 1), 5, 0)
+
+    def names(data=data, weights=None):
+        asked = replace(settings, features=replace(settings.features, weights=weights))
+        models = FoldModels(asked, data, split, Path(settings.cache), quiet)
+        return models.folder(split.folds[0]), calibration_path(asked, data)
+
+    assert names(weights="here.pth") == names(weights="there.pth")
+    here, changed = names(weights="here.pth"), names(replace(data, embedding="other weights"), "here.pth")
+    assert all(one != other for one, other in zip(here, changed, strict=True))
+
+
+def test_folds_of_two_seeds_never_start_alike():
+    seeds = [training_seed(seed, fold) + 1000 * member for seed in range(4) for fold in range(10) for member in range(3)]
+    assert len(set(seeds)) == len(seeds)
+    assert [training_seed(0, fold) for fold in range(5)] == [0, 1, 2, 3, 4]
 
 
 def test_a_joint_stm_is_named_by_the_estimates_it_is_trained_on(prepared):

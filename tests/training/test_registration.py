@@ -310,3 +310,24 @@ def test_training_names_what_lowers_its_memory_and_keeps_its_checkpoint(tmp_path
             train(tmp_path / "a")
     assert "\n" not in str(caught.value)
     assert same(train(tmp_path / "a"), train(None))  # and with memory again it goes on to the same weights
+
+
+def test_each_image_is_turned_in_its_own_millimetres(monkeypatch):
+    """Grids that keep each scan's field of view have voxels of their own: what is true of the first shears the others."""
+    from oasis_monai.transforms.augmentation import Augmentation
+
+    library, seen = discs(), []
+    spacings = torch.tensor([[1.0, 1.0], [1.0, 2.0], [3.0, 1.0], [0.5, 0.5]], dtype=torch.float64)
+    real = Augmentation.__call__
+
+    def watched(self, image, label, flip, spacing_mm, random):
+        seen.append((image, spacing_mm))
+        return real(self, image, label, flip, spacing_mm, random)
+
+    monkeypatch.setattr(Augmentation, "__call__", watched)
+    train_registration(FitContext(library, spacings, replace(SHORT, augment=True, iterations=3), 3, None, progress=False), STM)
+    for images, spacing_mm in seen:
+        for image, voxel in zip(images, spacing_mm, strict=True):
+            (row,) = [i for i, own in enumerate(library.images) if torch.equal(own, image)]
+            assert torch.equal(voxel, spacings[row])
+    assert len(seen) == 6

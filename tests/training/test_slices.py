@@ -174,7 +174,7 @@ def test_slices_far_from_structures_are_drawn_less_often():
         replace(SMALL, slices_per_step=4000, empty_slice_weight=0.25),
     )
     trainer.library = replace(library, images=torch.arange(len(library)).view(-1, 1, 1, 1).expand_as(library.images).float())
-    image, _ = trainer._draw(torch.Generator().manual_seed(0))
+    image, *_ = trainer._draw(torch.Generator().manual_seed(0))
     library_rows = image[:, 1, 0, 0].long()
     share = float(near[library_rows].float().mean())
     want = float(near.sum()) / float(near.sum() + 0.25 * (~near).sum())

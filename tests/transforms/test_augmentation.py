@@ -217,7 +217,7 @@ def test_volumes_are_moved_as_torch_moves_them():
     random = torch.Generator().manual_seed(0)
     images = torch.randn(3, 2, 10, 8, 6, generator=random)
     transforms = Augmentation(rotation_deg=40, scale=0.5, shear=0.3, shift=0.3)._transforms(
-        images, torch.tensor([True, False, True]), (1.0, 2.0, 3.0), random
+        images, torch.tensor([True, False, True]), torch.tensor([[1.0, 2.0, 3.0]] * 3), random
     )
     grid = F.affine_grid(transforms, list(images.shape), align_corners=False)
     want = F.grid_sample(images, grid, padding_mode="zeros", align_corners=False)
@@ -226,3 +226,18 @@ def test_volumes_are_moved_as_torch_moves_them():
     bent = grid + 2 * (bend / torch.tensor([10.0, 8, 6]).view(3, 1, 1, 1)).movedim(1, -1).flip(-1)
     want = F.grid_sample(images, bent, padding_mode="zeros", align_corners=False)
     torch.testing.assert_close(apply_motion(images, transforms, bend), want, atol=1e-4, rtol=0)
+
+
+def test_a_rotation_is_one_in_the_millimetres_of_each_image():
+    """A disc stays round on its own voxels, whatever those of the image beside it."""
+    size, spacings = 64, torch.tensor([[1.0, 1.0], [1.0, 3.0], [2.0, 1.0]], dtype=torch.float64)
+    places = (torch.arange(size) - (size - 1) / 2).double()
+    bars = [((places[:, None] * mm[0]).abs() < 12) & ((places[None] * mm[1]).abs() < 12) for mm in spacings]  # squares of 24 mm
+    images = torch.stack(bars)[:, None].float()
+    turn = Augmentation(rotation_deg=40.0, scale=0.0, shear=0.0, shift=0.0, flip=0.0)
+    out, _ = turn(images, images, torch.zeros(3, dtype=torch.bool), spacings, torch.Generator().manual_seed(3))
+    for image, mm in zip(out[:, 0], spacings, strict=True):
+        x, y = (image > 0.5).nonzero().double().unbind(1)
+        spread = torch.cov(torch.stack([x * mm[0], y * mm[1]]))
+        assert spread[0, 0] == pytest.approx(float(spread[1, 1]), rel=0.06)  # a square has the same spread along every axis
+        assert abs(float(spread[0, 1])) < 0.06 * float(spread[0, 0])

@@ -12,14 +12,17 @@ import torch
 
 from oasis_monai.data.folds import make_split
 from oasis_monai.evaluation.case_view import load_browser
+from oasis_monai.evaluation.report import write_report
 from oasis_monai.segmentation.methods import ESTIMATE, METHODS, methods_that_need
 from oasis_monai.tasks import run_task
 from oasis_monai.utils.errors import ConfigError, DataError
 from oasis_monai.workflows import prepare as prepare_module
 from oasis_monai.workflows.crossval import crossval
 from oasis_monai.workflows.fold_models import FoldModels
+from oasis_monai.workflows.model import load_model
 from oasis_monai.workflows.prepare import split_of
-from tests.conftest import CASES, JOINT
+from oasis_monai.workflows.train import train_model
+from tests.conftest import CASES, JOINT, JOINT_2D, TINY_2D
 from tests.helpers.runs import NETS, PLAIN, REGIONS, THREE, copied, quiet, scores_of
 
 
@@ -339,3 +342,30 @@ def test_training_pairs_are_near_by_the_distance_that_is_set(prepared, monkeypat
     split = make_split(dict.fromkeys(data.targets, 1), settings.k, settings.seed)
     FoldModels(settings, data, split, Path(settings.cache), quiet).segmenter(split.folds[0])
     assert asked == [(1, distance)]
+
+
+@pytest.mark.parametrize("dims", [3, 2])
+def test_a_case_without_the_structure_is_scored_and_no_atlas(settings, phantom, tmp_path, dims):
+    """It teaches the networks, warns, and stops nothing."""
+    data = copied(phantom, tmp_path)
+    empty = data / "Case02_segmentation.raw"
+    empty.write_bytes(bytes(empty.stat().st_size))
+    methods = ["FwoW", "OASIS-joint", f"U-Net{dims}D"]
+    joint = [TINY_2D, JOINT, JOINT_2D] if dims == 2 else [JOINT]
+    asked = settings(*joint, NETS, {"data": {"root": str(data)}, "methods": methods, "n": [2], "k": 2, "corruptions": 2})
+    lines = []
+    crossval(asked, tmp_path / "a", lines.append)
+    assert sum("Case02: label: expected some foreground" in line for line in lines) == 1
+    rows = scores_of(tmp_path / "a")
+    own = rows[rows.case == "Case02"]
+    assert set(own.method) == set(methods)
+    assert set(own[own.region == "whole"].status) <= {"absent", "false_positive"}
+    if dims == 3:
+        for view in load_browser({tmp_path / "a" / "browser": ""}).values():
+            chosen = [used[0] for images in view.atlases.values() for image in images for used in image]
+            assert chosen
+            assert "Case02" not in chosen
+    train_model(replace(asked, methods=("OASIS-joint",)), tmp_path / "m", quiet)
+    library = load_model(tmp_path / "m").segmenter.library
+    assert ("Case02" in library.cases) is (dims == 2)
+    assert write_report(tmp_path / "a").is_file()

@@ -415,7 +415,12 @@ def test_the_predicted_dsc_is_the_calibration_of_the_agreement(model, images, tm
     assert not raw["calibrated"]
 
     fitted = {"sources": ["atlases"], "weights": [0.5], "offset": 0.4, "spread": 0.03, "cases": 20}
-    good = with_calibration(model, tmp_path, {"OASIS-4": {"prostate": fitted}})  # of the nearest n
+    other = with_calibration(model, tmp_path, {"OASIS-4": {"prostate": fitted}})
+    segment_scans(other, one, tmp_path / "other", n=3, log=quiet)
+    assert not told(tmp_path / "other", "Case00")["calibrated"]  # another n is another method
+    assert told(tmp_path / "other", "Case00")["predicted_dsc"] == raw["predicted_dsc"]
+    shutil.rmtree(other)
+    good = with_calibration(model, tmp_path, {"OASIS-3": {"prostate": fitted}})
     segment_scans(good, one, tmp_path / "b", n=3, log=fine.append)
     line = told(tmp_path / "b", "Case00")
     assert line["calibrated"]
