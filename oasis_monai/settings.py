@@ -274,8 +274,8 @@ def build(config: Mapping[str, Any]) -> Settings:
     """
     top = {key: value for key, value in config.items() if (key, value) != ("methods", None)}
     more = {"preprocessing": {"spatial_dims": top.get("spatial_dims", 3)}}
-    made = {name: make_group(kind, top.pop(name, {}), name, **more.get(name, {})) for name, kind in GROUPS.items()}
-    return make_group(Settings, {**top, **made}, "")
+    groups = {name: make_group(kind, top.pop(name, {}), name, **more.get(name, {})) for name, kind in GROUPS.items()}
+    return make_group(Settings, {**top, **groups}, "")
 
 
 def build_settings(options: Mapping[str, Any] | None = None, **more: Any) -> Settings:

@@ -26,12 +26,12 @@ def block(layers: Any, image: torch.Tensor, bfloat16: bool = False) -> torch.Ten
         image: (B, C, x, y) float32, channels last.
         bfloat16: the convolutions of one voxel in bfloat16; depthwise ones would be slower.
     """
-    made = image
+    output = image
     if hasattr(layers, "_expand_conv"):
-        made = F.relu6(_pointwise(layers._expand_conv, layers._bn0, made, bfloat16))
-    made = F.relu6(_depthwise(layers._depthwise_conv, layers._bn1, made))
-    made = _pointwise(layers._project_conv, layers._bn2, made, bfloat16)
-    return made + image if made.shape == image.shape and layers.id_skip else made
+        output = F.relu6(_pointwise(layers._expand_conv, layers._bn0, output, bfloat16))
+    output = F.relu6(_depthwise(layers._depthwise_conv, layers._bn1, output))
+    output = _pointwise(layers._project_conv, layers._bn2, output, bfloat16)
+    return output + image if output.shape == image.shape and layers.id_skip else output
 
 
 def folded(convolution: nn.Conv2d, norm: nn.BatchNorm2d) -> tuple[torch.Tensor, torch.Tensor]:
@@ -48,8 +48,8 @@ def folded(convolution: nn.Conv2d, norm: nn.BatchNorm2d) -> tuple[torch.Tensor, 
 def _pointwise(convolution: nn.Conv2d, norm: nn.BatchNorm2d, image: torch.Tensor, bfloat16: bool) -> torch.Tensor:
     weight, bias = folded(convolution, norm)
     with torch.autocast("cpu", torch.bfloat16, enabled=bfloat16):
-        made = F.linear(image.permute(0, 2, 3, 1), weight[:, :, 0, 0], bias)
-    return made.float().permute(0, 3, 1, 2)
+        output = F.linear(image.permute(0, 2, 3, 1), weight[:, :, 0, 0], bias)
+    return output.float().permute(0, 3, 1, 2)
 
 
 def _depthwise(convolution: nn.Conv2d, norm: nn.BatchNorm2d, image: torch.Tensor) -> torch.Tensor:
@@ -58,8 +58,8 @@ def _depthwise(convolution: nn.Conv2d, norm: nn.BatchNorm2d, image: torch.Tensor
     stride = (convolution.stride[0], convolution.stride[1])
     if weight.shape[2:] != (SIDE, SIDE):
         return F.conv2d(image, weight, bias, stride, groups=len(weight))
-    made: torch.Tensor = _Depthwise.apply(image, weight, bias, stride)
-    return made
+    output: torch.Tensor = _Depthwise.apply(image, weight, bias, stride)
+    return output
 
 
 class _Depthwise(torch.autograd.Function):

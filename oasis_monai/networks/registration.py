@@ -181,8 +181,8 @@ class SpatialTransformModel(nn.Module):
         width = settings.channels[0]
         # kernel covers the stride with one voxel of overlap on each side
         kernel = tuple(s + 2 if s % 2 else s + 1 for s in stride)
-        seen = 2 * (1 + structures)
-        self.stem = Convolution(dims, seen, width, strides=stride, kernel_size=kernel, norm="instance", act="leakyrelu")
+        in_channels = 2 * (1 + structures)
+        self.stem = Convolution(dims, in_channels, width, strides=stride, kernel_size=kernel, norm="instance", act="leakyrelu")
         self.body = _make_body(settings, dims, width)
         self.affine = _AffineNet(self.size, width, len(settings.channels) - 1) if settings.affine else None
         avoid_amx_bug(self)

@@ -28,8 +28,8 @@ def make_slice_network(
         shape: whether the expected shape is shown beside the atlases, as under slice folds.
     """
     start = settings.pretrained if pretrained is None else pretrained
-    made = [SliceUNet(classes, settings.atlases, settings.decoder, start, shape) for _ in range(settings.members)]
-    return made[0] if len(made) == 1 else SliceUNetEnsemble(made)
+    networks = [SliceUNet(classes, settings.atlases, settings.decoder, start, shape) for _ in range(settings.members)]
+    return networks[0] if len(networks) == 1 else SliceUNetEnsemble(networks)
 
 
 DESIGN = 2  # in the cache name of every joint model; raise it when the same settings would train other networks

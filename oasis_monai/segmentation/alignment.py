@@ -56,7 +56,7 @@ class Aligner(Batched):
                 field: torch.Tensor = self.model.field(*pair)  # type: ignore[operator]
             return field.half().cpu()
 
-        return torch.cat([made for _, made in self.in_batches(len(atlases), align)])
+        return torch.cat([field for _, field in self.in_batches(len(atlases), align)])
 
     def warped(self, library: AtlasLibrary, rows: torch.Tensor, fields: torch.Tensor, images: bool = False) -> Iterator[Warped]:
         """Warp the atlases ``rows`` through their coarse ``fields``, one batch after the other.
@@ -111,11 +111,11 @@ class FieldCache:
                 known = known[:0].new_empty((len(rows), 0))
         new = rows[:, known.shape[1] :]
         pairs = torch.stack([new.flatten(), torch.arange(len(rows)).repeat_interleave(new.shape[1])])
-        made = [
+        parts = [
             aligner.fields(aligner.seen(library, part[0]), images[part[1]].float())  # gathers a batch, not the case
             for part in pairs.split(aligner.batch, dim=1)
         ]
-        fields.append(torch.cat(made).unflatten(0, tuple(new.shape)))
+        fields.append(torch.cat(parts).unflatten(0, tuple(new.shape)))
         result = torch.cat(fields, 1)
         if path is not None:
             save_tensors(path, {"rows": rows, "fields": result})

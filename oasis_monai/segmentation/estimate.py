@@ -91,10 +91,15 @@ class Estimator(Batched):
         def estimate(rows: slice) -> torch.Tensor:
             part = slices[rows].to(self.device, torch.float32)
             probability = self._one(part)
-            seen = (1 - probability[:, 0]).flatten(1).amax(1) > FAINT  # slices without foreground need no test-time views
-            if self.tta_views and seen.any():
-                several = [probability[seen], *(self._there_and_back(part[seen], *view) for view in VIEWS[: self.tta_views])]
-                probability[seen] = torch.stack(several).mean(0)
+            has_foreground = (1 - probability[:, 0]).flatten(1).amax(
+                1
+            ) > FAINT  # slices without foreground need no test-time views
+            if self.tta_views and has_foreground.any():
+                several = [
+                    probability[has_foreground],
+                    *(self._there_and_back(part[has_foreground], *view) for view in VIEWS[: self.tta_views]),
+                ]
+                probability[has_foreground] = torch.stack(several).mean(0)
             return probability.cpu()
 
         return torch.cat([made for _, made in self.in_batches(len(slices), estimate)])
@@ -113,8 +118,8 @@ class Estimator(Batched):
 
     def _there_and_back(self, slices: torch.Tensor, angle: float, scale: float) -> torch.Tensor:
         """The estimate of one rotated and scaled copy; what a smaller field of view does not show is background."""
-        seen = rotate_and_scale(self._one(rotate_and_scale(slices, angle, scale))[:, 1:], angle, scale, back=True)
-        return torch.cat([(1 - seen.sum(1, keepdim=True)).clamp_min(0), seen], 1)
+        foreground = rotate_and_scale(self._one(rotate_and_scale(slices, angle, scale))[:, 1:], angle, scale, back=True)
+        return torch.cat([(1 - foreground.sum(1, keepdim=True)).clamp_min(0), foreground], 1)
 
     def volume(self, image: torch.Tensor) -> torch.Tensor:
         """(1, x, y, z) -> (C, x, y, z) float32 probabilities: the mean over the networks."""

@@ -130,15 +130,15 @@ def remove_unsupported_components(probability: torch.Tensor, atlases: torch.Tens
     """
     from scipy import ndimage
 
-    pieces, count = ndimage.label((decide(probability) > 0).cpu().numpy(), structure=np.ones((3, 3, 3)))
-    kept = np.unique(pieces[(decide(atlases) > 0).cpu().numpy()])
-    alone = np.setdiff1d(np.arange(1, count + 1), kept)
-    if not len(alone) or len(alone) == count:  # atlases that support no component at all give no evidence
+    components, count = ndimage.label((decide(probability) > 0).cpu().numpy(), structure=np.ones((3, 3, 3)))
+    supported = np.unique(components[(decide(atlases) > 0).cpu().numpy()])
+    unsupported = np.setdiff1d(np.arange(1, count + 1), supported)
+    if not len(unsupported) or len(unsupported) == count:  # atlases that support no component at all give no evidence
         return probability
     result = probability.clone()
-    gone = torch.from_numpy(np.isin(pieces, alone)).to(result.device)
-    result[:, gone] = 0
-    result[0, gone] = 1
+    removed = torch.from_numpy(np.isin(components, unsupported)).to(result.device)
+    result[:, removed] = 0
+    result[0, removed] = 1
     return result
 
 

@@ -137,13 +137,13 @@ def _turned(values: torch.Tensor, geometry: Geometry, degrees: float, mode: str)
     x, y = _across(geometry)
     stack = values[0].movedim(_upward(geometry), 0)  # (slices, x, y); grid_sample's first coordinate is the last axis, y
     angle, half = np.deg2rad(degrees), np.array([geometry.shape[a] * geometry.spacing_mm[a] / 2 for a in (y, x)])
-    turn = (
+    rotation = (
         np.array([[np.cos(angle), -np.sin(angle)], [np.sin(angle), np.cos(angle)]]) * half / half[:, None]
     )  # in units of half the field of view
-    theta = torch.tensor(np.hstack([turn, np.zeros((2, 1))]), dtype=torch.float32)[None]
+    theta = torch.tensor(np.hstack([rotation, np.zeros((2, 1))]), dtype=torch.float32)[None]
     grid = affine_grid(theta, [1, 1, *stack.shape[1:]], align_corners=False)
-    made = [grid_sample(part[None, None], grid, mode, "zeros", align_corners=False)[0, 0] for part in stack]
-    return torch.stack(made).movedim(0, _upward(geometry))[None].contiguous()
+    slices = [grid_sample(part[None, None], grid, mode, "zeros", align_corners=False)[0, 0] for part in stack]
+    return torch.stack(slices).movedim(0, _upward(geometry))[None].contiguous()
 
 
 CORRUPTIONS: dict[str, Corruption] = {

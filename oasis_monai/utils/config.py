@@ -122,15 +122,15 @@ def make_group(kind: type[T], values: Any, group: str, **more: Any) -> T:
         raise ConfigError(
             f"{group}.{unknown[0]}" if group else unknown[0], f"one of {sorted(known)}", "an unknown key", "correct or remove it"
         )
-    made = {k: tuple(v) if isinstance(v, list) else v for k, v in values.items()}
+    options = {k: tuple(v) if isinstance(v, list) else v for k, v in values.items()}
     hints = typing.get_type_hints(kind)
-    for key, value in made.items():
+    for key, value in options.items():
         if (group, key) in IDS and isinstance(value, tuple):
-            value = made[key] = tuple(str(v) if isinstance(v, int) and not isinstance(v, bool) else v for v in value)
+            value = options[key] = tuple(str(v) if isinstance(v, int) and not isinstance(v, bool) else v for v in value)
         one_for_list = (group, key) in SCALARS and not isinstance(value, tuple)
         if not _fits((value,) if one_for_list else value, hints[key]):
             raise ConfigError(f"{group}.{key}" if group else key, _words(hints[key]), values[key])
-    return kind(**made, **more)
+    return kind(**options, **more)
 
 
 SCALARS = {("", "n"), ("", "methods"), ("registration", "field_stride")}  # lists that a single value may stand for

@@ -211,9 +211,9 @@ class FoldModels:
         if stored is None or stored[1].get("networks") != of:
             estimator = build_estimator(networks, self._options(), resolve_device(self.settings.device))
             assert estimator is not None
-            made = estimate_atlases(estimator, library, joint.atlases, self._same_case)
-            save_tensors(path, {"estimates": made}, {"networks": of})
-            return library.with_estimates(made)
+            estimates = estimate_atlases(estimator, library, joint.atlases, self._same_case)
+            save_tensors(path, {"estimates": estimates}, {"networks": of})
+            return library.with_estimates(estimates)
         return library.with_estimates(stored[0]["estimates"])
 
     def model(self, fold: Fold) -> FoldModel:

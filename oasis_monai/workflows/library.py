@@ -88,11 +88,11 @@ def add_atlas(
             raise DataError(
                 Fault(name, "image", "each scan only once", f"the voxels of {twin}, an atlas", f"remove={twin} first")
             )
-        made = _atlases(item, loaded)
-        longer = library.merge(made)
-        described = describe(made, name, settings.data.labels, item.geometry.voxel_ml)
+        new_atlases = _atlases(item, loaded)
+        merged = library.merge(new_atlases)
+        described = describe(new_atlases, name, settings.data.labels, item.geometry.voxel_ml)
         atlases = {**loaded.record.values["atlases"], name: described}
-        _replace(loaded, longer, atlases, torch.arange(len(library)))
+        _replace(loaded, merged, atlases, torch.arange(len(library)))
     return name
 
 
@@ -151,12 +151,12 @@ def _atlases(item: Preprocessed, model: Model) -> AtlasLibrary:
     """Turn the case into atlases like those of the model's library. The estimates of the other atlases stay as they are: they
     belong to the library at the time they were computed."""
     library, settings, estimator = model.segmenter.library, model.settings, model.segmenter.estimator
-    made = build_library([item], settings.spatial_dims, model.embed, library.classes)
+    new_atlases = build_library([item], settings.spatial_dims, model.embed, library.classes)
     if estimator is None:
-        return made
-    both = replace(library, estimates=None).merge(made)
+        return new_atlases
+    both = replace(library, estimates=None).merge(new_atlases)
     rows = torch.arange(len(library), len(both))
-    return made.with_estimates(estimate_atlases(estimator, both, settings.joint.atlases, rows=rows))
+    return new_atlases.with_estimates(estimate_atlases(estimator, both, settings.joint.atlases, rows=rows))
 
 
 def _read_library(model: Path) -> tuple[dict[str, Any], AtlasLibrary]:

@@ -98,12 +98,12 @@ class ModelRecord:
             OasisError: they have changed since.
             ConfigError: they cannot be.
         """
-        made = build(self.values["settings"])
+        settings = build(self.values["settings"])
         if self.checksums.get("settings") != digest(self.values["settings"]):
             raise OasisError(
                 f"model: expected model.json as it was written, found changed settings in {self.folder}; copy the model again"
             )
-        return made
+        return settings
 
     def calibrations(self) -> dict[str, dict[str, Calibration]]:
         """The calibrations of the predicted Dice, by "method-n" and label; empty where the model has none.

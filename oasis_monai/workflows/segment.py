@@ -122,16 +122,16 @@ def _segment_one(run: _Run, case: Case, overwrite: bool, log: Log) -> tuple[Row,
         OSError: the next scan would fail as well.
     """
     try:
-        record, made = run.result(case, overwrite)
+        record, segmented_now = run.result(case, overwrite)
     except Exception as error:
         if isinstance(error, OSError) and error.errno in HOPELESS:
             raise
         faults = _faults(case, error)
         log(f"{case.id}: failed")
         return Row(case.id, FAILED, reason=str(faults[0]).removeprefix(f"{case.id}: ")), faults
-    if made:  # the others are in the table
+    if segmented_now:  # the others are in the table
         log(_line(record))
-    return row_of(record, skipped=not made), []
+    return row_of(record, skipped=not segmented_now), []
 
 
 def _faults(case: Case, error: Exception) -> list[Fault]:
@@ -197,8 +197,8 @@ class _Run:
         probability_file = self.output / f"{case.id}_probability{kind}"
         before = read_record(json_file)
         if before is not None and not overwrite:
-            kept = probability_file.name in _files(before) and probability_file.is_file()
-            if before["asked"] == asked and (kept or not self.save_probability):
+            has_probability = probability_file.name in _files(before) and probability_file.is_file()
+            if before["asked"] == asked and (has_probability or not self.save_probability):
                 return before, False
             _same_scan(case, before, asked["image"])
         volume = read_volume(case.without_label(), self.model.settings.data.label_values)

@@ -57,14 +57,14 @@ def write_report(run_dir: str | Path, parts: StudyParts | None = None) -> Path:
 
 def _html(page: Page) -> str:
     loader = jinja2.PackageLoader(__package__)
-    made = jinja2.Environment(
+    environment = jinja2.Environment(
         loader=loader, autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True
     )
     static = resources.files(__package__) / "static"
     style, script = ((static / name).read_text(encoding="utf-8") for name in ("report.css", "report.js"))
     digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
     page_values = _head(page) | (_body(page) if len(page.scores) else {}) | {"facts": _facts(page)}
-    return made.get_template("report.html.j2").render(style=style, script=script, script_sha256=digest, **page_values)
+    return environment.get_template("report.html.j2").render(style=style, script=script, script_sha256=digest, **page_values)
 
 
 def _head(page: Page) -> dict[str, Any]:
