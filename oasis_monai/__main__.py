@@ -6,7 +6,7 @@ import contextlib
 import os
 import re
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -112,7 +112,19 @@ def run(config: Any) -> None:
     with _telling(one_of_many=sweep_dir is not None):
         from oasis_monai.tasks import run_task
 
-        run_task(_plain(config), run_dir, sweep_dir)
+        run_task(_plain(config), run_dir, sweep_dir, {} if sweep_dir is None else _swept(sweep_dir, hydra_config.overrides.task))
+
+
+def _swept(sweep_dir: Path, words: Iterable[str]) -> dict[str, str]:
+    """The options that a sweep is run over, and the values of one of its jobs, whose overrides are ``words``."""
+    from hydra.core.override_parser.overrides_parser import OverridesParser
+    from omegaconf import OmegaConf
+
+    parser = OverridesParser.create()
+    asked = OmegaConf.load(sweep_dir / "multirun.yaml").hydra.overrides.task
+    own = {one.get_key_element(): one.value() for one in parser.parse_overrides(list(words))}
+    keys = [one.get_key_element() for one in parser.parse_overrides(list(asked)) if one.is_sweep_override()]
+    return {key.lstrip("+"): str(own.get(key)) for key in keys}
 
 
 def check_run_folder() -> Any:
