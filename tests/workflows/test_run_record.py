@@ -140,15 +140,17 @@ def test_the_command_line_and_python_have_the_way_on(config, tmp_path):
     assert done.code == 2
     folder = tmp_path / "r"
     assert done.err.splitlines() == [
-        f"error: hydra.run.dir: expected a folder without the results of another run, found '{folder} with those of seed=0 (now 1)'"
+        "error: hydra.run.dir: expected a folder without the results of another run, "
+        f"found '{folder} with those of seed=0 (now 1)'"
         "; give another hydra.run.dir=DIR, or add overwrite=true to replace them"
     ]
     assert run(*words, "hydra.run.dir=r", cwd=tmp_path).code == 0
     assert run(*words, "hydra.run.dir=r", "seed=1", "overwrite=true", cwd=tmp_path).code == 0
     assert json.loads((tmp_path / "r" / "run.json").read_text())["seed"] == 1
+    asked = config(FAST, {"data": {"labels": {"prostate": 1}}})
     with pytest.raises(ConfigError, match=r"^run_dir: .* seed=1 \(now 0\)"):
-        oasis_monai.cross_validate(tmp_path / "r", config(FAST))
-    assert len(oasis_monai.cross_validate(tmp_path / "r", config(FAST), overwrite=True).scores)
+        oasis_monai.cross_validate(tmp_path / "r", asked)
+    assert len(oasis_monai.cross_validate(tmp_path / "r", asked, overwrite=True).scores)
 
 
 def test_the_jobs_of_another_sweep_are_not_replaced(config, tmp_path):
