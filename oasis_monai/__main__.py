@@ -6,15 +6,35 @@ import contextlib
 import os
 import re
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
 VALUED = {"--cfg", "-c", "--package", "-p", "--info", "-i", "--experimental-rerun"}  # Hydra's options that take the next word
 VALUED |= {"--config-path", "-cp", "--config-name", "-cn", "--config-dir", "-cd"}
 TASKS = ("crossval", "study", "train", "segment", "library", "bundle", "download", "check", "report", "phantom")
-PATHS = {"model", "input", "output", "add", "label", "cache", "data.root", "features.weights", "hydra.run.dir", "hydra.sweep.dir"}
-NAMES = {"case", "remove"}  # ids of cases, which may be called anything
+PATHS = {"model", "input", "output", "add", "label", "cache", "data.root", "features.weights"}
+PATHS |= {"hydra.run.dir", "hydra.sweep.dir", "hydra.sweep.subdir"}
+GROUPS = {
+    "data",
+    "preprocessing",
+    "features",
+    "registration",
+    "loss",
+    "training",
+    "augmentation",
+    "network",
+    "joint",
+    "experiment",
+}
+NAMES = {"data.name", "data.citation", "data.licence", "data.source", "msd", "download.url", "download.md5", "hydra.job.name"}
+IDS = {"case", "remove"}  # of cases, which may be called anything: never values of a sweep
+PLAIN = re.compile(r"[A-Za-z0-9_./:+%@*?|-]*")  # what Hydra's grammar takes as it is
+NO_TEXT = re.compile(r"(?i:[+-]?(inf|nan|(\d[\d_]*\.?[\d_]*|\.\d[\d_]*)(e[+-]?\d+)?)|true|false)")  # and makes other values of
+QUOTED = re.compile(r"'(?:[^'\\]|\\.)*'|\"(?:[^\"\\]|\\.)*\"", re.DOTALL)
+FUNCTION = re.compile(r"(choice|range|interval|glob|sort|shuffle|tag|str)\(.*\)")
+INTERPOLATION = re.compile(r"\$\{[A-Za-z_][\w.]*(:[^{}]*)?\}")
+LABELS = "data.labels="
 USAGE = """\
 oasis-monai: segment medical images from a few labelled scans (atlases), aligned in one pass and fused by label overlap.
 
@@ -76,19 +96,79 @@ def _arguments(argv: list[str]) -> list[str]:
         sys.exit(
             f"error: task: expected one of {', '.join(TASKS)}, then KEY=VALUE pairs, found {wrong!r}; see oasis-monai --help"
         )
-    return [*options, *map(_quoted, overrides), *(f"task={task}" for task in words)]
+    sweep = not {"-m", "--multirun"}.isdisjoint(options)
+    quoted = [_quoted(word, sweep) for word in overrides]
+    if not any(word.startswith("~data.labels") for word in overrides):
+        quoted = [made for word in quoted for made in _labels(word, sweep)]
+    return [*options, *quoted, *(f"task={task}" for task in words)]
 
 
-def _quoted(override: str) -> str:
-    """A path as people type it, ``input=scan (1).nii.gz``, in the quotes that Hydra's grammar wants round its brackets."""
+def _labels(override: str, sweep: bool) -> list[str]:
+    """Labels that take the place of those of the data set: Hydra would lay one map over the other. Names that its grammar has no
+    way to write go through it as a text, see :func:`_plain`."""
+    value = override.removeprefix(LABELS)
+    if value == override or value[:1] != "{" or value[-1:] != "}":
+        return [override]
+    as_map = sweep or re.fullmatch(r"\{[A-Za-z0-9_ .:,/+-]*\}", value)
+    return ["~data.labels", f"+{LABELS}{value if as_map else _text(value, ids=True)}"]
+
+
+def _label_map(text: str) -> dict[str, Any]:
+    """Labels as typed, ``{central gland: 1, größe: 2}``."""
+    pairs = [part.rpartition(":") for part in _parts(text.strip()[1:-1])]
+    names = [name.strip() for name, _, _ in pairs]
+    values = [value.strip() for _, _, value in pairs]
+    return {
+        name[1:-1] if QUOTED.fullmatch(name) else name: int(value) if value.isdecimal() else value
+        for name, value in zip(names, values, strict=True)
+    }
+
+
+def _quoted(override: str, sweep: bool = False) -> str:
+    """An override whose value is a path, a name or other text, as people type it, ``input=scan (1).nii.gz``, in the quotes that
+    Hydra's grammar wants round it.
+
+    Args:
+        sweep: commas may stand between the values of a sweep.
+    """
     key, _, value = override.partition("=")
-    if key.lstrip("+") not in PATHS | NAMES or re.fullmatch(r"[\w/.:+%@\\-]*", value) or value[:1] in "'\"" or "${" in value:
+    name = key.lstrip("+").replace("/", ".").partition("@")[0]
+    if name == "data.include" and value[:1] == "[" and value[-1:] == "]":  # a list of ids
+        return f"{key}=[{','.join(_id(part.strip()) for part in _parts(value[1:-1]))}]"
+    is_path = name in PATHS
+    there = is_path and os.path.lexists(value)
+    if name not in PATHS | GROUPS | NAMES | IDS or (name in PATHS | GROUPS and FUNCTION.fullmatch(value) and not there):
         return override
-    if "," in value and key not in NAMES and not Path(value).exists():  # values of a sweep
-        return override
+    if sweep and name not in IDS and not name.startswith("hydra.") and "," in value and not there:
+        return f"{key}={','.join(_text(part.strip(), is_path) for part in _parts(value))}"
+    return f"{key}={_text(value, is_path, ids=name in IDS)}"
+
+
+def _id(value: str) -> str:
+    """One of a list of ids: a number that is written as Python writes it becomes that text again later."""
+    return value if re.fullmatch(r"0|[1-9][0-9]*", value) else _text(value, ids=True)
+
+
+def _parts(text: str) -> list[str]:
+    """A text split at its commas, but those in quotes."""
+    return re.findall(rf"(?:{QUOTED.pattern}|[^,])+", text, re.DOTALL)
+
+
+def _text(value: str, is_path: bool = False, ids: bool = False) -> str:
+    """One value so that Hydra takes it for the text that it is. ``null``, what has its quotes, and ``${key}`` stay what they are
+    to Hydra, unless there is a file of that name."""
+    there = is_path and os.path.lexists(value)
+    if is_path and not there and re.match(r"~(/|$)", value):  # the shell leaves it after a key with dots
+        value = os.path.expanduser(value)
+    if value.lower() in ("", "null") or (not there and QUOTED.fullmatch(value)):
+        return value
+    if PLAIN.fullmatch(value) and not NO_TEXT.fullmatch(value):
+        return value
+    if there or ids or not INTERPOLATION.search(value):
+        value = re.sub(r"(\\*)\$\{", r"\1\1\\${", value)
     # a backslash means itself but before a quote
     escaped = re.sub(r"(\\*)('|$)", lambda found: 2 * found[1] + ("\\'" if found[2] else ""), value)
-    return f"{key}='{escaped}'"
+    return f"'{escaped}'"
 
 
 def _plain(config: Any) -> dict[str, Any]:
@@ -96,6 +176,9 @@ def _plain(config: Any) -> dict[str, Any]:
 
     plain = OmegaConf.to_container(config, resolve=True)
     assert isinstance(plain, dict)
+    data = plain.get("data")
+    if isinstance(data, dict) and isinstance(labels := data.get("labels"), str) and labels[:1] == "{":
+        data["labels"] = _label_map(labels)
     return {str(k): v for k, v in plain.items()}
 
 
@@ -112,13 +195,25 @@ def run(config: Any) -> None:
     with _telling(one_of_many=sweep_dir is not None):
         from oasis_monai.tasks import run_task
 
-        run_task(_plain(config), run_dir, sweep_dir)
+        run_task(_plain(config), run_dir, sweep_dir, {} if sweep_dir is None else _swept(sweep_dir, hydra_config.overrides.task))
+
+
+def _swept(sweep_dir: Path, words: Iterable[str]) -> dict[str, str]:
+    """The options that a sweep is run over, and the values of one of its jobs, whose overrides are ``words``."""
+    from hydra.core.override_parser.overrides_parser import OverridesParser
+    from omegaconf import OmegaConf
+
+    parser = OverridesParser.create()
+    asked = OmegaConf.load(sweep_dir / "multirun.yaml").hydra.overrides.task
+    own = {one.get_key_element(): one.value() for one in parser.parse_overrides(list(words))}
+    keys = [one.get_key_element() for one in parser.parse_overrides(list(asked)) if one.is_sweep_override()]
+    return {key.lstrip("+"): str(own.get(key)) for key in keys}
 
 
 def check_run_folder() -> Any:
     """Make Hydra's callback (``hydra.callbacks`` in ``conf/config.yaml``) that checks the run's folder before it is written to.
 
-    The folder must be writable, and no other run may use it.
+    The folder must be writable, and no other run may use it. Of a task whose results go elsewhere Hydra writes nothing.
     """
     from hydra.core.hydra_config import HydraConfig
     from hydra.experimental.callback import Callback
@@ -140,12 +235,29 @@ def check_run_folder() -> Any:
 
     class CheckRunFolder(Callback):
         def on_run_start(self, config: Any, **_: Any) -> None:
-            look(config, "run")
+            from oasis_monai.tasks import OWN_FOLDER
+
+            asked = any(word.lstrip("+").startswith("hydra.run.dir=") for word in config.hydra.overrides.hydra)
+            if asked or OWN_FOLDER.get(config.task) == "hydra.run.dir":
+                look(config, "run")
+            else:
+                _write_nothing(config)
 
         def on_multirun_start(self, config: Any, **_: Any) -> None:
             look(config, "sweep")
 
     return CheckRunFolder()
+
+
+def _write_nothing(config: Any) -> None:
+    """Let Hydra make no folder, no record and no log of a job: the working folder may be read-only."""
+    from omegaconf import open_dict, read_write
+
+    with read_write(config.hydra), open_dict(config.hydra):
+        config.hydra.run.dir = "."
+        config.hydra.output_subdir = None
+        config.hydra.job_logging.root.handlers = ["console"]
+        config.hydra.job_logging.handlers.pop("file", None)
 
 
 @contextlib.contextmanager

@@ -6,6 +6,7 @@ import contextlib
 import sys
 from collections.abc import Callable, Mapping
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 from oasis_monai.utils.errors import ConfigError, DataError
@@ -18,15 +19,18 @@ SWITCHES = ("overwrite", "accept_license")
 OWN_FOLDER = {"crossval": "hydra.run.dir", "study": "hydra.run.dir", "train": "model", "segment": "output"}  # one run at a time
 
 
-def run_task(config: dict[str, Any], run_dir: Path, sweep_dir: Path | None) -> None:
+def run_task(
+    config: dict[str, Any], run_dir: Path, sweep_dir: Path | None, swept: Mapping[str, str | None] = MappingProxyType({})
+) -> None:
     """Run the task a composed configuration names.
 
     Args:
         config: the whole configuration as a plain dict.
         run_dir: folder of this job.
         sweep_dir: folder of the sweep the job belongs to, where results are joined.
+        swept: the options the sweep is run over, and this job's values of them.
     """
-    job = {key: config.pop(key, None) for key in JOB_KEYS}
+    job = {key: config.pop(key, None) for key in JOB_KEYS} | {"swept": dict(swept)}
     tasks: dict[str, Callable[..., None]] = {
         "crossval": _crossval,
         "study": _study,
@@ -71,13 +75,19 @@ def _settings(config: dict[str, Any]) -> Any:
 
 
 def _crossval(config: dict[str, Any], job: Mapping[str, Any], run_dir: Path, sweep_dir: Path | None) -> None:
+    _require(job)
     settings = _settings(config)
     from oasis_monai.evaluation.report import write_report
     from oasis_monai.evaluation.scores import read_scores, summarise, summary_text
     from oasis_monai.utils.files import locked
-    from oasis_monai.workflows.crossval import crossval, join_jobs
+    from oasis_monai.workflows.crossval import crossval
+    from oasis_monai.workflows.sweep import check_sweep_folder
 
-    scores = read_scores(crossval(settings, run_dir))
+    key = "hydra.run.dir" if sweep_dir is None else "hydra.sweep.dir"
+    swept = job.get("swept") or {}
+    if sweep_dir is not None:
+        check_sweep_folder(sweep_dir)
+    scores = read_scores(crossval(settings, run_dir, overwrite=bool(job["overwrite"]), key=key, swept=swept))
     if len(scores):
         print(summary_text(summarise(scores)))
         print(f"report: {write_report(run_dir)}")
@@ -87,19 +97,31 @@ def _crossval(config: dict[str, Any], job: Mapping[str, Any], run_dir: Path, swe
         print("this job could not score any case yet")
     if sweep_dir is not None:
         with locked(sweep_dir):  # a job joins what is there once its own scores are: the last one to come in joins all
-            try:
-                joined = join_jobs(sweep_dir)
-            except DataError as error:  # a sweep over an option without a column in scores.csv; each job has its own page
-                print(f"warning: the jobs of {sweep_dir} are not joined: {error}")
-                return
-            if joined is not None:
-                print(f"sweep so far: {joined}")
-                print(f"report: {write_report(sweep_dir)}")
+            _join(sweep_dir, tuple(swept))
+
+
+def _join(sweep_dir: Path, swept: tuple[str, ...]) -> None:
+    """Join what the jobs of a sweep have so far, and say what became of it."""
+    from oasis_monai.evaluation.report import write_report
+    from oasis_monai.workflows.sweep import join_jobs
+
+    joined = join_jobs(sweep_dir, swept)
+    if joined is None:
+        return
+    print(f"sweep so far: {joined.path}")
+    if joined.whole:
+        print(f"report: {write_report(sweep_dir)}")
+    elif joined.conflict:
+        print(f"warning: jobs of the same settings are not joined: {joined.conflict}")
+    else:
+        keys = ", ".join(joined.keys)
+        print(f"note: the jobs differ in {keys}, so each value has rows of its own there and nothing is averaged over them")
 
 
 def _study(config: dict[str, Any], job: Mapping[str, Any], run_dir: Path, sweep_dir: Path | None) -> None:
     if job["study"] is None:
         raise ConfigError("study", "the arms of a study", None, "add experiment=paper, or write an experiment with a study")
+    _require(job)
     from oasis_monai.training import distributed
 
     if distributed.size() > 1:
@@ -111,7 +133,9 @@ def _study(config: dict[str, Any], job: Mapping[str, Any], run_dir: Path, sweep_
     from oasis_monai.workflows.study_report import write_results
 
     study = check_study(job["study"])
-    run_study(study, config, run_dir)
+    run_study(
+        study, config, run_dir, overwrite=bool(job["overwrite"]), key="hydra.run.dir" if sweep_dir is None else "hydra.sweep.dir"
+    )
     print(f"report: {write_results(study, config, run_dir)}")
 
 

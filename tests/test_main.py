@@ -1,12 +1,14 @@
 """Words of the command line before Hydra sees them, and errors after the task has failed."""
 
 import re
+import typing
 from pathlib import Path
 
 import pytest
 
-from oasis_monai.__main__ import _arguments, _explained
+from oasis_monai.__main__ import NAMES, PATHS, _arguments, _explained, _plain
 from oasis_monai.segmentation.alignment import Aligner
+from oasis_monai.settings import GROUPS, Settings
 from oasis_monai.workflows.crossval import crossval
 
 
@@ -35,41 +37,116 @@ def test_the_bare_word_is_the_task(words, found):
     assert set(overrides) == {w for w in found if "=" in w or w.startswith("~")}
 
 
-@pytest.mark.parametrize(
-    "name",
-    [
-        "scan (1).nii.gz",
-        "it's.mha",
-        "a=b.nii",
-        "{x}.mhd",
-        "[1].mhd",
-        "größe 2.nii",
-        "a\\ b.nii",
-        "a\\'.nii",
-        "c\\ (d)\\",
-        "a, b.nii",
-    ],
-)
-def test_a_path_is_typed_as_it_is(name, tmp_path, monkeypatch):
-    from hydra.core.override_parser.overrides_parser import OverridesParser
+HARD = [
+    *("scan (1).nii.gz", "it's.mha", "a=b.nii", "{x}.mhd", "[1].mhd", "größe", "größe 2.nii", "日本", "#1", "a;b", "^", "%", "!"),
+    *("a\\ b.nii", "a\\'.nii", "c\\ (d)\\", "\\\\server\\x", "C:\\Daten\\neu", "a\\\\'b", '"', "'", "''a", "a'b\"c", '"q" x'),
+    *("~x", "~", "$", "a$b", "$HOME", "${x", "a${", "}", "a  b", "- x", "a: b", "x:y", "1:30", "@x", "*.nii", "a|b", "..", "&"),
+    *("1", "1.5", "1e3", "007", "1_000", "true", "No", "nan", "-inf", "+5", "0x1f", "nullset", "(a)", "glob", "a, b.nii", "a,b"),
+]
+TYPED = [*sorted(PATHS), "data", "experiment", "data.name", "data.citation", "case", "remove", "+model", "download.url"]
 
+
+def taken(word, key):
+    """The value that Hydra and OmegaConf make of a word, alone and as a sweep hands it to its jobs."""
+    from hydra.core.override_parser.overrides_parser import OverridesParser
+    from omegaconf import OmegaConf
+
+    (found,) = OverridesParser.create().parse_overrides([word])
+    (again,) = OverridesParser.create().parse_overrides([f"{key}={found.get_value_element_as_str()}"])
+    values = [OmegaConf.create({"a": one.value()}).a for one in (found, again)]
+    assert values[0] == values[1]
+    return values[0]
+
+
+@pytest.mark.parametrize("key", TYPED)
+def test_a_path_a_name_and_a_text_are_taken_as_they_are_typed(key, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    Path(name).touch()
-    words = _arguments([f"input={name}", f"+model={name}"])
-    assert [o.value() for o in OverridesParser.create().parse_overrides(words)] == [name, name]
+    for text in HARD:
+        if text == "~" and key.lstrip("+") in PATHS:
+            continue
+        (word,) = _arguments([f"{key}={text}"])
+        assert taken(word, key) == text
+        if "," not in text:
+            _, word = _arguments(["-m", f"{key}={text}"])
+            assert taken(word, key) == text
 
 
-def test_a_case_may_be_called_anything():
+def test_a_path_that_is_there_is_no_interpolation_no_sweep_and_no_quotation(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for text in ("${task}", "a,b", "'a'", "glob(x)", "~"):
+        Path(text).mkdir()
+        _, word = _arguments(["-m", f"input={text}"])
+        assert taken(word, "input") == text
+
+
+def test_a_home_folder_is_found_where_the_shell_leaves_it(monkeypatch):
+    monkeypatch.setenv("HOME", "/home/me (1)")
+    (word,) = _arguments(["data.root=~/scans"])
+    assert taken(word, "data.root") == "/home/me (1)/scans"
+
+
+def test_values_of_a_sweep_are_quoted_one_by_one():
     from hydra.core.override_parser.overrides_parser import OverridesParser
 
-    names = ["Pat 01 (v2)", "p[9]", "p,11", "a=6", "o'neil"]
-    words = _arguments([f"remove={name}" for name in names])
-    assert [o.value() for o in OverridesParser.create().parse_overrides(words)] == names
+    _, word = _arguments(["-m", "data.root=a (1),'b,c',größe"])
+    (found,) = OverridesParser.create().parse_overrides([word])
+    assert [value.text for value in found.sweep_iterator()] == ["a (1)", "b,c", "größe"]
+
+
+def test_ids_in_a_list_are_texts():
+    from hydra.core.override_parser.overrides_parser import OverridesParser
+
+    (word,) = _arguments(["data.include=[007, 12, 1e3, Pat 01 (v2), p=3, 'a,b', größe]"])
+    (found,) = OverridesParser.create().parse_overrides([word])
+    assert found.value() == ["007", 12, "1e3", "Pat 01 (v2)", "p=3", "a,b", "größe"]
+
+
+def test_every_setting_that_is_a_text_is_typed_as_it_is_or_is_one_of_a_few_words():
+    """A new one has to be put into one of these."""
+    words = {
+        "folds",
+        "device",
+        "preprocessing.name",
+        "preprocessing.intensity",
+        "features.name",
+        "features.distance",
+        "data.layout",
+    }
+    words |= {"registration.body", "loss.similarity", "loss.smooth", "joint.volume_network", "training.schedule"}
+    found = set()
+    for group, kind in [("", Settings), *GROUPS.items()]:
+        hints = typing.get_type_hints(kind)
+        found |= {f"{group}.{key}".lstrip(".") for key, hint in hints.items() if hint in (str, str | None)}
+    assert found == words | (found & (PATHS | NAMES))
+    assert {"data.root", "cache", "features.weights", "data.name"} <= found
 
 
 def test_what_is_no_plain_path_is_left_as_it_is():
-    words = ["input=a/b-1_2.nii.gz", "input='x (1)'", "model=a b,c d", "n=[1,2]", "cache=${oc.env:HOME}/x (1)", "name=(x)"]
+    words = ["input=a/b-1_2.nii.gz", "input='x (1)'", "n=[1,2]", "cache=null", "name=(x)", "methods=[FwoW]"]
     assert _arguments(words) == words
+    assert _arguments(["-m", "data=glob(*)", "model=a,b"]) == ["-m", "data=glob(*)", "model=a,b"]
+    assert _arguments(["cache=${oc.env:HOME}/x (1)"]) == ["cache='${oc.env:HOME}/x (1)'"]
+
+
+@pytest.mark.parametrize(
+    ("words", "labels"),
+    [
+        (["data.labels={gland: 1}"], {"gland": 1}),
+        (["data.labels={central gland:1,cyst:3}"], {"central gland": 1, "cyst": 3}),
+        (["data.labels={größe: 2, 'a, b': 1, T2 (links): 3}"], {"größe": 2, "a, b": 1, "T2 (links)": 3}),
+        (["~data.labels", "+data.labels={gland: 1}"], {"gland": 1}),
+        (["data=hippocampus", "data.labels={hippocampus: 1}"], {"hippocampus": 1}),
+        (["data.labels={gland: 1}", "data.labels={a: 1}"], {"a": 1}),
+        (["data.labels.prostate=2"], {"prostate": 2}),
+        (["data.labels={gland: x}"], {"gland": "x"}),
+    ],
+)
+def test_labels_of_the_command_line_take_the_place_of_those_of_the_data_set(words, labels):
+    from hydra import compose, initialize_config_module
+
+    with initialize_config_module("oasis_monai.conf", version_base="1.3"):
+        made = compose("config", _arguments(words))
+    assert _plain(made)["data"]["labels"] == labels
 
 
 @pytest.mark.slow

@@ -11,7 +11,7 @@ from oasis_monai.evaluation import report
 from oasis_monai.evaluation import scores as tables
 from oasis_monai.utils import files
 from oasis_monai.utils.files import locked, write_text
-from oasis_monai.workflows import crossval
+from oasis_monai.workflows import crossval, sweep
 
 
 @pytest.mark.slow
@@ -23,7 +23,7 @@ def test_jobs_that_end_at_once_leave_the_whole_sweep(settings, tmp_path, monkeyp
     head, *rows = whole.read_text().splitlines()
     reading, arrived, this = threading.Event(), threading.Event(), threading.local()
 
-    def scored(settings, run_dir):
+    def scored(settings, run_dir, **_):
         if run_dir.name == "1":
             assert reading.wait(60)
         own = [row for row in rows if row.split(",")[1] == run_dir.name]
@@ -45,7 +45,7 @@ def test_jobs_that_end_at_once_leave_the_whole_sweep(settings, tmp_path, monkeyp
         with locked(folder):
             yield
 
-    join, page = tables.join_scores, report.write_report
+    join, page = sweep.join_scores, report.write_report
 
     def slow_join(paths):
         result = join(paths)
@@ -62,21 +62,21 @@ def test_jobs_that_end_at_once_leave_the_whole_sweep(settings, tmp_path, monkeyp
     monkeypatch.setattr(files, "locked", lock)
     monkeypatch.setattr(tasks, "_settings", lambda _: made)
     monkeypatch.setattr(crossval, "crossval", scored)
-    monkeypatch.setattr(tables, "join_scores", slow_join if slow == "join" else join)
+    monkeypatch.setattr(sweep, "join_scores", slow_join if slow == "join" else join)
     monkeypatch.setattr(report, "write_report", slow_page if slow == "page" else page)
 
     def job(number):
         this.number = number
-        tasks._crossval({}, {}, tmp_path / "sweep" / number, tmp_path / "sweep")
+        tasks._crossval({}, dict.fromkeys(tasks.JOB_KEYS), tmp_path / "sweep" / number, tmp_path / "sweep")
         if number == "1":
             arrived.set()
 
     with ThreadPoolExecutor(2) as pool:
         for done in [pool.submit(job, number) for number in "01"]:
             done.result()
-    sweep = tmp_path / "sweep"
-    assert (sweep / "scores.csv").read_bytes() == whole.read_bytes()
+    joined = tmp_path / "sweep"
+    assert (joined / "scores.csv").read_bytes() == whole.read_bytes()
     tables.write_summary(tmp_path / "summary.csv", tables.summarise(tables.read_scores(whole)))
-    assert (sweep / "summary.csv").read_bytes() == (tmp_path / "summary.csv").read_bytes()
-    before = (sweep / "report.html").read_bytes()
-    assert page(sweep).read_bytes() == before
+    assert (joined / "summary.csv").read_bytes() == (tmp_path / "summary.csv").read_bytes()
+    before = (joined / "report.html").read_bytes()
+    assert page(joined).read_bytes() == before

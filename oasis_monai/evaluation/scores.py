@@ -167,9 +167,9 @@ def summarise(scores: pd.DataFrame) -> pd.DataFrame:
     return pd.DataFrame(rows, columns=list(SUMMARY_COLUMNS))
 
 
-def write_summary(path: str | Path, summary: pd.DataFrame) -> None:
-    """Write :func:`summarise`'s table as CSV, whole or not at all; NaN as an empty field."""
-    write_text(path, _csv(summary, SUMMARY_COLUMNS))
+def write_summary(path: str | Path, summary: pd.DataFrame, before: Sequence[str] = ()) -> None:
+    """Write :func:`summarise`'s table as CSV, whole or not at all; NaN as an empty field. ``before``: further columns."""
+    write_text(path, _csv(summary, (*before, *SUMMARY_COLUMNS)))
 
 
 def paired_difference(scores: pd.DataFrame, a: tuple[str, int], b: tuple[str, int], metric: str = "dsc") -> pd.DataFrame:

@@ -29,7 +29,7 @@ def train(model: str | Path, options: Mapping[str, Any] | None = None, overwrite
     Args:
         model: the folder to write.
         options: settings as on the command line, see :func:`oasis_monai.build_settings`.
-        overwrite: also in the place of a model whose library was edited since its training.
+        overwrite: also in the place of a model of other data or settings, or whose library was edited since its training.
         more: further settings, which come after ``options``.
 
     Returns:
@@ -120,7 +120,9 @@ class CrossValidationResult:
         return self.run_dir / "report.html"
 
 
-def cross_validate(run_dir: str | Path, options: Mapping[str, Any] | None = None, **more: Any) -> CrossValidationResult:
+def cross_validate(
+    run_dir: str | Path, options: Mapping[str, Any] | None = None, overwrite: bool = False, **more: Any
+) -> CrossValidationResult:
     """Cross-validate on a labelled data set: ``oasis-monai crossval``.
 
     A run that is started again goes on where it was.
@@ -128,6 +130,7 @@ def cross_validate(run_dir: str | Path, options: Mapping[str, Any] | None = None
     Args:
         run_dir: the folder for tables, pictures and page.
         options: settings as on the command line, see :func:`oasis_monai.build_settings`.
+        overwrite: also in the place of the results of other data or settings.
         more: further settings, which come after ``options``.
 
     Returns:
@@ -135,7 +138,7 @@ def cross_validate(run_dir: str | Path, options: Mapping[str, Any] | None = None
 
     Raises:
         DataError: every fault of the data set.
-        ConfigError: a setting that cannot work.
+        ConfigError: a setting that cannot work, or a folder with the results of other data or settings.
         OasisError: a network did not learn, or memory ran out; the last checkpoint stays.
 
     Examples:
@@ -158,7 +161,7 @@ def cross_validate(run_dir: str | Path, options: Mapping[str, Any] | None = None
 
     settings, folder = build_settings({"progress": False, **(options or {})}, **more), Path(run_dir)
     with exclusive_folder(folder, "run_dir"), torch_setup(settings.threads):
-        result = CrossValidationResult(crossval(settings, folder, _LOGGER.info).parent)
+        result = CrossValidationResult(crossval(settings, folder, _LOGGER.info, overwrite).parent)
         if len(result.scores):
             write_report(folder)
     return result

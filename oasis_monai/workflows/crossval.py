@@ -8,9 +8,10 @@ started again therefore continues, and a sweep over n pays for training and alig
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
@@ -34,32 +35,55 @@ from oasis_monai.workflows.case_pictures import PackedLabels, draw_overlays, rem
 from oasis_monai.workflows.corrupted_copies import Rows, corrupted_rows
 from oasis_monai.workflows.fold_models import FoldModel, FoldModels, calibration_path, train_in_parallel
 from oasis_monai.workflows.prepare import Dataset, Log, find_and_check, prepare, split_of
-from oasis_monai.workflows.run_record import Clock, run_record
+from oasis_monai.workflows.run_record import Clock, claim_results, refuse_other_results, run_record
 
 
-def crossval(settings: Settings, run_dir: Path, log: Log = print) -> Path:
+def crossval(
+    settings: Settings,
+    run_dir: Path,
+    log: Log = print,
+    overwrite: bool = False,
+    key: str = "run_dir",
+    swept: Mapping[str, str] = MappingProxyType({}),
+) -> Path:
     """Run the folds asked for and write ``scores.csv``, ``summary.csv``, ``split.json``, ``run.json``, pictures, what the page's
     case browser shows, and segmentations into ``run_dir``.
 
     Under slice folds a case is scored in 3D once *all* folds that hold its slices have their models; a job that runs one fold of
     a sweep trains it, and the job that finds the others finished scores every case.
 
+    Args:
+        overwrite: also in the place of the results of other data or settings.
+        key: the option that names ``run_dir``, for messages.
+        swept: of a sweep's job, the options it is run over and their values here.
+
     Returns:
         The path of ``scores.csv``.
+
+    Raises:
+        ConfigError: ``run_dir`` holds the results of other data or settings.
     """
     resolve_device(settings.device)  # an absent GPU is an error before anything is read
     cache, clock = Path(settings.cache), Clock()
     run_dir.mkdir(parents=True, exist_ok=True)
+    if not overwrite:
+        refuse_other_results(run_dir, settings.to_json(), key)  # before the data is read
     with clock("check and read"):
         cases = find_and_check(settings, cache, log)
         dataset = prepare(settings, cases, cache, log)
     split = split_of(settings, dataset)
+
+    def record() -> dict[str, Any]:
+        told = run_record("crossval", settings, split, len(cases), clock.seconds, dataset.content)
+        return told | ({"swept": dict(swept)} if swept else {})
+
+    claim_results(run_dir, record(), key, overwrite)
     write_json(run_dir / "split.json", split.to_json())
     models = FoldModels(settings, dataset, split, cache, log)
     run = CrossValidation(settings, dataset, split, models, run_dir, clock, log)
     run.train()
     run.evaluate()
-    write_json(run_dir / "run.json", run_record("crossval", settings, split, len(cases), clock.seconds))
+    write_json(run_dir / "run.json", record())
     return run_dir / "scores.csv"
 
 
@@ -234,20 +258,3 @@ def _volume_of(probability: torch.Tensor, only: torch.Tensor | None, images: int
     whole = probability.new_zeros((*probability.shape[1:], images))
     whole[..., only] = probability.movedim(0, -1)
     return whole
-
-
-def join_jobs(sweep_dir: Path) -> Path | None:
-    """Join the scores of a sweep's jobs (folders with a ``scores.csv`` below ``sweep_dir``) into one table and summary there.
-
-    Returns:
-        The joined ``scores.csv``, or None while no job has any scores.
-    """
-    from oasis_monai.evaluation.scores import join_scores
-
-    paths = [p for p in sorted(sweep_dir.glob("*/scores.csv")) if len(read_scores(p))]
-    if not paths:
-        return None
-    joined = join_scores(paths)
-    write_scores(sweep_dir / "scores.csv", joined.to_dict("records"))
-    write_summary(sweep_dir / "summary.csv", summarise(joined))
-    return sweep_dir / "scores.csv"

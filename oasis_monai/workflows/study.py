@@ -25,7 +25,7 @@ from oasis_monai.utils.files import digest, write_json, write_text
 from oasis_monai.utils.processes import run_parallel
 from oasis_monai.workflows.fold_models import FoldModels, _quiet, _silent, train_in_parallel
 from oasis_monai.workflows.prepare import Dataset, Log, find_and_check, prepare, split_of
-from oasis_monai.workflows.run_record import Clock, run_record
+from oasis_monai.workflows.run_record import Clock, claim_results, refuse_other_results, run_record
 
 SCORING_VERSION = 2  # part of every finished arm's stamp; raise it when the same models would score differently
 
@@ -207,15 +207,26 @@ def _built(where: str, config: Mapping[str, Any]) -> Settings:
         raise ConfigError(f"{where}: {error.key}", error.expected, error.found, error.remedy) from None
 
 
-def run_study(study: Study, config: Mapping[str, Any], run_dir: Path, log: Log = print) -> Path:
+def run_study(
+    study: Study, config: Mapping[str, Any], run_dir: Path, log: Log = print, overwrite: bool = False, key: str = "run_dir"
+) -> Path:
     """Run every arm and write ``scores.csv``, ``summary.csv``, ``learning.csv`` and ``run.json`` into ``run_dir``.
 
     Untrained networks of all arms are trained first, ``workers`` side by side; then the arms are scored, side by side.
 
+    Args:
+        overwrite: also in the place of the results of other data, or of other settings than those of single arms.
+        key: the option that names ``run_dir``, for messages.
+
     Returns:
         The path of ``scores.csv``.
+
+    Raises:
+        ConfigError: ``run_dir`` holds such results.
     """
     settings, jobs, clock = build(config), plan(study, config), Clock()
+    if not overwrite:
+        refuse_other_results(run_dir, settings.to_json(), key)
     for line in _unnamed(study, jobs):
         log(line)
     stamps: dict[str, str] = {}
@@ -236,6 +247,16 @@ def run_study(study: Study, config: Mapping[str, Any], run_dir: Path, log: Log =
                 if job.settings.fold in (None, fold.index):
                     for network in models.missing(fold):
                         trainings.setdefault(models.folder(fold, network), (job.settings, fold.index, network))
+
+    def record() -> dict[str, Any]:
+        one = next(iter(datasets.values()))
+        found = run_record("study", settings, None, len(one.cases), clock.seconds, one.content)
+        found["study"] = plain(study)
+        found["config"] = dict(config)  # what the arms are laid over; "settings" has it with its nulls decided
+        found["arms"] = {job.name: {"suffix": job.suffix, "settings": job.settings.to_json()} for job in jobs}
+        return found
+
+    claim_results(run_dir, record(), key, overwrite)
     log(f"{len(trainings)} networks to train, {len(waiting)} of {len(jobs)} cross-validations to score")
     with clock("train"):
         train_in_parallel(list(trainings.values()), settings.workers, log)
@@ -256,12 +277,7 @@ def run_study(study: Study, config: Mapping[str, Any], run_dir: Path, log: Log =
         from oasis_monai.evaluation.learning_curve import write_learning
 
         write_learning(run_dir / "learning.csv", learning)
-    cases = len(next(iter(datasets.values())).cases)
-    record = run_record("study", settings, None, cases, clock.seconds)
-    record["study"] = plain(study)
-    record["config"] = dict(config)  # what the arms are laid over; "settings" has it with its nulls decided
-    record["arms"] = {job.name: {"suffix": job.suffix, "settings": job.settings.to_json()} for job in jobs}
-    write_json(run_dir / "run.json", record)
+    write_json(run_dir / "run.json", record())
     return run_dir / "scores.csv"
 
 
@@ -345,4 +361,4 @@ def _crossval(plain: dict[str, Any], folder: Path) -> None:
     from oasis_monai.settings import build
     from oasis_monai.workflows.crossval import crossval
 
-    crossval(build(plain), folder, _silent)
+    crossval(build(plain), folder, _silent, overwrite=True)  # the study's own stamp tells what is finished

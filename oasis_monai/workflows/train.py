@@ -32,7 +32,7 @@ from oasis_monai.workflows.model_folder import (
     keep_pairs,
 )
 from oasis_monai.workflows.prepare import Dataset, check_pairs, find_and_check, prepare
-from oasis_monai.workflows.run_record import Clock, run_record
+from oasis_monai.workflows.run_record import Clock, refuse_other_results, run_record
 
 
 def train_model(settings: Settings, folder: Path, log: Log = print, overwrite: bool = False) -> Path:
@@ -41,7 +41,7 @@ def train_model(settings: Settings, folder: Path, log: Log = print, overwrite: b
     Training goes on from its checkpoint in ``settings.cache`` when it was interrupted.
 
     Args:
-        overwrite: also in the place of a model whose library was edited since its training.
+        overwrite: also in the place of a model of other data or settings, or whose library was edited since its training.
 
     Raises:
         ConfigError: there is such a model.
@@ -50,9 +50,13 @@ def train_model(settings: Settings, folder: Path, log: Log = print, overwrite: b
         _check_unedited(folder)
     cache, clock = Path(settings.cache), Clock()
     settings = replace(settings, methods=("OASIS-joint",) if settings.registration.joint else ("OASIS",))
+    if not overwrite:
+        refuse_other_results(folder, settings.to_json(), "model", result="model.json")
     with clock("check and read"):
         cases = find_and_check(settings, cache, log)
         dataset = prepare(settings, cases, cache, log)
+    if not overwrite:
+        refuse_other_results(folder, settings.to_json(), "model", digest(dataset.content), "model.json")
     images = {case: tuple(range(len(dataset.rows(case)))) for case in dataset.targets}
     everything = Fold(0, images, {})
     split = Split("patient", settings.seed, (everything,))
@@ -88,7 +92,7 @@ def _record(
 ) -> dict[str, Any]:
     """The content of ``model.json``."""
     cases = list(dataset.cases)
-    record = run_record("train", settings, None, len(cases), clock.seconds)
+    record = run_record("train", settings, None, len(cases), clock.seconds, dataset.content)
     known = read_calibrations(calibration_path(settings, dataset))
     if known is None:
         log(

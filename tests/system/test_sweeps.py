@@ -5,6 +5,7 @@ import os
 import subprocess
 import sys
 
+import pandas as pd
 import pytest
 
 from oasis_monai.evaluation import scores as tables
@@ -73,8 +74,38 @@ def test_a_serial_sweep_goes_on_after_a_job_that_fails_and_joins_the_others(word
     assert set(scores["fold"]) == {0, 1}
 
 
-def test_a_sweep_over_what_no_column_tells_ends_with_a_page_a_job(words, tmp_path):
-    done = run("-m", *words, "preprocessing.intensity=zscore,local", "hydra.sweep.dir=sweep", cwd=tmp_path)
+@pytest.mark.parametrize(
+    ("swept", "column", "values"),
+    [
+        (["preprocessing.intensity=zscore,local"], "preprocessing.intensity", ["zscore", "local"]),
+        (["seed=0,1", "fold=0"], "seed", ["0", "1"]),  # other folds, but no case is in two of them
+        (["loss=default,eq1"], "loss", ["default", "eq1"]),
+    ],
+)
+def test_a_sweep_over_what_no_column_tells_has_no_common_mean(words, tmp_path, swept, column, values):
+    done = run("-m", *words, *swept, "hydra.sweep.dir=sweep", cwd=tmp_path)
     assert done.code == 0, done.err
-    assert "warning: the jobs of sweep are not joined: " in done.out
-    assert len(list((tmp_path / "sweep").glob("*/report.html"))) == 2
+    assert f"note: the jobs differ in {column}, so each value has rows of its own there" in done.out
+    sweep = tmp_path / "sweep"
+    assert sorted(path.name for path in sweep.iterdir() if path.name[0] != ".") == ["0", "1", "multirun.yaml", "sweep.csv"]
+    table = pd.read_csv(sweep / "sweep.csv", dtype=str).query("region == 'whole' and method == 'FwoW'")
+    assert list(table[column]) == values
+    for job, mean in zip(table["jobs"], table["dsc_mean"], strict=True):
+        own = tables.summarise(tables.read_scores(sweep / job / "scores.csv")).query("region == 'whole' and method == 'FwoW'")
+        assert float(mean) == own["dsc_mean"].item()
+    assert len(list(sweep.glob("*/report.html"))) == 2
+
+
+def test_when_the_first_job_alone_has_scores_the_folder_of_such_a_sweep_does_not_show_them_as_its_own(words, tmp_path):
+    done = run("-m", *words, "k=2,99", "hydra.sweep.dir=sweep", cwd=tmp_path)
+    assert done.code != 0
+    assert [path.name for path in (tmp_path / "sweep").glob("*.csv")] == ["sweep.csv"]
+    assert not (tmp_path / "sweep" / "report.html").exists()
+
+
+def test_a_sweep_into_the_folder_of_a_run_is_refused(words, tmp_path):
+    assert run(*words, "fold=0", "hydra.run.dir=r", cwd=tmp_path).code == 0
+    before = (tmp_path / "r" / "scores.csv").read_bytes()
+    done = run("-m", *words, "fold=0,1", "hydra.sweep.dir=r", cwd=tmp_path)
+    assert "error: hydra.sweep.dir: expected a folder for a sweep, found 'r with the results of a run'; give another" in done.err
+    assert (tmp_path / "r" / "scores.csv").read_bytes() == before

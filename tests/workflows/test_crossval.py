@@ -203,7 +203,7 @@ def test_a_folder_shows_the_pictures_of_its_last_run_alone(settings, tmp_path):
     crossval(settings({"methods": ["FwoW"], "n": [1, 2], "overlays": 2, "k": 2, "browser": True}), folder, quiet)
     assert len(list((folder / "browser").iterdir())) == CASES
     (folder / "overlays" / "mine.png").write_bytes(b"a picture of the user's")
-    crossval(settings({"methods": ["FwoW"], "n": [2], "overlays": 1, "k": 2, "fold": 0, "browser": True}), folder, quiet)
+    crossval(settings({"methods": ["FwoW"], "n": [2], "overlays": 1, "k": 2, "fold": 0, "browser": True}), folder, quiet, True)
     tested = set(scores_of(folder).case)
     assert tested
     assert {view.case for view in load_browser({folder / "browser": ""}).values()} == tested
@@ -211,7 +211,7 @@ def test_a_folder_shows_the_pictures_of_its_last_run_alone(settings, tmp_path):
     assert len(drawn) == 1
     assert (folder / "overlays" / "mine.png").exists()
     assert drawn.pop().removesuffix("__FwoW-2.png") in tested
-    crossval(settings({"methods": ["FwoW"], "n": [2], "overlays": 0, "k": 2, "fold": 0, "browser": False}), folder, quiet)
+    crossval(settings({"methods": ["FwoW"], "n": [2], "overlays": 0, "k": 2, "fold": 0, "browser": False}), folder, quiet, True)
     assert not list((folder / "browser").iterdir())
     assert [path.name for path in (folder / "overlays").iterdir()] == ["mine.png"]
 
