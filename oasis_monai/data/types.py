@@ -8,12 +8,34 @@ voxel indices to RAS+ millimetres (nibabel's and MONAI's convention).
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal, get_args
 
 import numpy as np
 import torch
+
+from oasis_monai.utils.errors import Fault
+
+
+@dataclass(frozen=True, eq=False)
+class NiftiForms:
+    """What a NIfTI header says of its grid's place. A result repeats it, so that every program shows it where it shows the scan.
+
+    Args:
+        fields: the header's values of both transforms (sform, qform), their codes, the voxel size and the unit.
+        used: (4, 4) RAS+ affine that is taken here.
+        nibabel: the one that nibabel takes.
+        itk: the one that ITK takes.
+        others: further ones that stand in the header.
+    """
+
+    fields: Mapping[str, np.ndarray]
+    used: np.ndarray
+    nibabel: np.ndarray
+    itk: np.ndarray
+    others: tuple[np.ndarray, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -23,10 +45,12 @@ class Geometry:
     Args:
         shape: voxels along x, y, z.
         affine: (4, 4) float64, voxel index -> RAS+ millimetres.
+        forms: the header's own words where the grid is that of a NIfTI file; None elsewhere.
     """
 
     shape: tuple[int, int, int]
     affine: np.ndarray
+    forms: NiftiForms | None = field(default=None, repr=False, compare=False)
 
     @property
     def spacing_mm(self) -> tuple[float, float, float]:
@@ -63,12 +87,14 @@ class Volume:
         image: (1, x, y, z) float32, as stored in the file.
         label: (1, x, y, z) uint8 class indices 0..C-1 (already renumbered from the file's label values), or None.
         geometry: the native grid.
+        notes: what its files say that a reader should know of; the case can be used all the same.
     """
 
     case: str
     image: torch.Tensor
     label: torch.Tensor | None
     geometry: Geometry
+    notes: tuple[Fault, ...] = ()
 
 
 @dataclass(frozen=True)

@@ -78,7 +78,7 @@ def segment_scans(
     n = options.get("n", 6)
     chosen = check_choice(loaded.segmenter, method, n)
     _ = loaded.embed, loaded.calibrations  # what is wrong with the model is no scan's fault
-    run = _Run(loaded, output, chosen, n, options.get("save_probability", False), file_format)
+    run = _Run(loaded, output, chosen, n, options.get("save_probability", False), file_format, log)
     faults: list[Fault] = []
     rows: list[Row] = []
     try:
@@ -180,6 +180,7 @@ class _Run:
     n: int
     save_probability: bool
     file_format: str | None
+    log: Log
 
     def result(self, case: Case, overwrite: bool) -> tuple[dict[str, Any], bool]:
         """What the JSON file of a scan holds, and whether the scan was segmented for it now."""
@@ -194,6 +195,8 @@ class _Run:
                 return before, False
             _same_scan(case, before, asked["image"])
         volume = read_volume(case.without_label(), self.model.settings.data.label_values)
+        for note in volume.notes:
+            self.log(f"warning: {note}")
         result = self.model.segment_volume(volume, self.method, self.n, self.save_probability)
         record: dict[str, Any] = {"asked": asked, "case": case.id, "scan": str(case.image.resolve())}
         record["label"] = f"{case.id}_segmentation{kind}"

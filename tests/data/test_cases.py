@@ -273,6 +273,27 @@ def test_the_same_scan_twice(tmp_path: Path) -> None:
     assert (fault.case, fault.field, fault.severity) == ("a", "id", "error")
 
 
+def test_what_a_reader_of_the_files_should_know_is_a_warning(tmp_path: Path) -> None:
+    """A label half a voxel aside, and a scan whose header has no orientation."""
+    cases = [make(tmp_path, "a", 1), make(tmp_path, "b", 2)]
+    aside = AFFINE.copy()
+    aside[0, 3] += 0.25
+    assert cases[0].label is not None
+    save(cases[0].label, np.asarray(nibabel.load(cases[0].label).dataobj), aside)
+    for path in (cases[1].image, cases[1].label):
+        image = nibabel.load(path)
+        image.set_sform(None, 0)
+        image.set_qform(None, 0)
+        nibabel.save(image, path)
+    faults = check_cases(cases, (0, 1))
+    assert [(f.case, f.field.split()[-1], f.severity) for f in faults] == [
+        ("a", "geometry", "warning"),
+        ("b", "qform_code", "warning"),
+        ("b", "qform_code", "warning"),
+    ]
+    assert faults[0].found == "corners 0.25 mm apart, 0.5 voxels"
+
+
 def test_volume_outlier(tmp_path: Path) -> None:
     """Volumes 10, 11, ... 19 and one ten times the median: only that one is far out, by hand (15 +- 1.4826 * 2.5 or so)."""
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 import os
 import stat
 import tempfile
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -71,7 +72,7 @@ def read_header(path: str | Path) -> Header:
         faults.add("file", "a path", error, "correct the path")
     faults.raise_if_any()
     assert header is not None  # every way to None notes a fault
-    return header
+    return replace(header, notes=tuple(faults.notes))
 
 
 def data_files(path: str | Path) -> tuple[Path, ...]:
@@ -90,13 +91,16 @@ def write_array(path: Path, array: np.ndarray, geometry: Geometry) -> None:
     Args:
         path: ends in .mhd (voxels go to a .zraw beside it), .mha, .nii or .nii.gz.
         array: (x, y, z) or (x, y, z, C).
-        geometry: the grid; kept exactly in a MetaImage, to float32 in NIfTI.
+        geometry: the grid; kept exactly in a MetaImage, to float32 in NIfTI. Where it is that of a NIfTI scan, a NIfTI file gets
+            the scan's sform, qform, codes and unit. A MetaImage has place for one: it gets the one that ITK shows the scan by.
 
     Raises:
         ConfigError: another ending.
         OSError: it cannot be written, as to a full disk; the file before stays.
     """
     kind = ending(path)
+    if geometry.forms is not None and not np.array_equal(geometry.forms.used, geometry.affine):
+        geometry = Geometry(geometry.shape, geometry.affine)  # it was moved since
     if not kind:
         raise ConfigError("path", "a name ending in " + ", ".join(ENDINGS), str(path))
     if kind == ".mhd":
@@ -104,7 +108,7 @@ def write_array(path: Path, array: np.ndarray, geometry: Geometry) -> None:
         return
     with atomic_path(path) as temporary:
         if kind == ".mha":
-            write_metaimage(temporary, array, geometry)
+            write_metaimage(temporary, array, _seen_by_itk(geometry))
         else:
             _nibabel_write(temporary, array, geometry)
 
@@ -121,7 +125,7 @@ def _write_pair(path: Path, array: np.ndarray, geometry: Geometry) -> None:
     voxels take their place, the new header follows: whenever a header is there, the voxels it names are its own, whole."""
     path.parent.mkdir(parents=True, exist_ok=True)
     with with_path_in_errors(path), tempfile.TemporaryDirectory(prefix=f".{path.name}.", dir=path.parent) as folder:
-        write_metaimage(Path(folder) / path.name, array, geometry)  # under its final name, which the header repeats
+        write_metaimage(Path(folder) / path.name, array, _seen_by_itk(geometry))  # under its final name, which the header repeats
         data = next(f for f in Path(folder).iterdir() if f.name != path.name)
         for file in (data, Path(folder) / path.name):
             with open(file, "rb") as done:
@@ -131,11 +135,23 @@ def _write_pair(path: Path, array: np.ndarray, geometry: Geometry) -> None:
         os.replace(Path(folder) / path.name, path)
 
 
+def _seen_by_itk(geometry: Geometry) -> Geometry:
+    return geometry if geometry.forms is None else Geometry(geometry.shape, geometry.forms.itk)
+
+
 def _nibabel_write(path: Path, array: np.ndarray, geometry: Geometry) -> None:
     import nibabel
 
-    image = nibabel.Nifti1Image(array, np.asarray(geometry.affine, float))
-    image.set_sform(geometry.affine, code=1)
-    image.set_qform(geometry.affine, code=1)
-    image.header.set_xyzt_units("mm")
+    if geometry.forms is None:
+        image = nibabel.Nifti1Image(array, np.asarray(geometry.affine, float))
+        image.set_sform(geometry.affine, code=1)
+        image.set_qform(geometry.affine, code=1)
+        image.header.set_xyzt_units("mm")
+    else:
+        header = nibabel.Nifti1Header()
+        header.set_data_dtype(array.dtype)
+        header.set_data_shape(array.shape)
+        for name, value in geometry.forms.fields.items():
+            header[name] = value
+        image = nibabel.Nifti1Image(array, None, header)  # an affine would be written over the header's
     nibabel.save(image, str(path))
