@@ -239,7 +239,7 @@ def _by_nibabel(path: Path, dtype: type) -> tuple[np.ndarray, np.ndarray]:
     is not that of ``pixdim`` in silence.)"""
     import nibabel
 
-    image: Any = nibabel.load(path)
+    image: Any = nibabel.load(path, mmap=False)  # the file may be replaced while the voxels are in use
     return np.ascontiguousarray(np.asanyarray(image.dataobj), dtype), np.asarray(image.affine, float)
 
 

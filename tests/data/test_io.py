@@ -453,7 +453,7 @@ def test_an_error_of_the_reader_stays_ours(tmp_path: Path, monkeypatch: pytest.M
 
 def test_a_reader_that_disagrees_is_not_believed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = scan(tmp_path / "i.nii", np.ones(SHAPE))
-    monkeypatch.setattr(nibabel, "load", lambda _: nibabel.Nifti1Image(np.ones(SHAPE), AFFINES["lps"]))
+    monkeypatch.setattr(nibabel, "load", lambda _, **__: nibabel.Nifti1Image(np.ones(SHAPE), AFFINES["lps"]))
     with pytest.raises(DataError, match=r"geometry: expected what the header says .* direction off by"):
         read_image(path)
 
