@@ -279,7 +279,7 @@ def test_what_a_reader_of_the_files_should_know_is_a_warning(tmp_path: Path) -> 
     aside = AFFINE.copy()
     aside[0, 3] += 0.25
     assert cases[0].label is not None
-    save(cases[0].label, np.array(nibabel.load(cases[0].label).dataobj), aside)
+    save(cases[0].label, np.asarray(nibabel.load(cases[0].label, mmap=False).dataobj), aside)
     for path in (cases[1].image, cases[1].label):
         image = nibabel.load(path, mmap=False)
         image.set_sform(None, 0)
