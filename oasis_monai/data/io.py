@@ -16,7 +16,7 @@ import numpy as np
 import torch
 
 from oasis_monai.data.formats.dicom import read_pixels
-from oasis_monai.data.formats.dispatch import ending, read_header, write_array
+from oasis_monai.data.formats.dispatch import Source, ending, paths_of, read_header, write_array
 from oasis_monai.data.formats.header import SAME_VOXELS, Header, geometry_difference, match_grids, split_affine
 from oasis_monai.data.formats.metaimage_data import read_voxels
 from oasis_monai.data.types import Case, Geometry, Volume
@@ -26,8 +26,11 @@ OTHER_VOXELS = 1.0  # a label whose corners lie this far from the image's, in vo
 WHOLE = 1e-4  # a label value this close to a whole number is one: scaled NIfTI masks hold 0.9999999
 
 
-def read_image(path: str | Path) -> tuple[torch.Tensor, Geometry]:
+def read_image(source: Source) -> tuple[torch.Tensor, Geometry]:
     """Read one scan.
+
+    Args:
+        source: its file; of a DICOM series any of its files, or one from each of its folders.
 
     Returns:
         (1, x, y, z) float32 as stored (intensity scaling of NIfTI applied), and the grid.
@@ -35,16 +38,16 @@ def read_image(path: str | Path) -> tuple[torch.Tensor, Geometry]:
     Raises:
         DataError: any fault of the header, or voxels that are NaN or infinite.
     """
-    values, header = _image(path)
+    values, header = _image(source)
     return values, header.geometry
 
 
-def _image(path: str | Path) -> tuple[torch.Tensor, Header]:
-    array, header = _load(Path(path), np.float32)
+def _image(source: Source) -> tuple[torch.Tensor, Header]:
+    array, header = _load(source, np.float32)
     finite = np.isfinite(array)
     if not finite.all():
         _fail(
-            Path(path),
+            paths_of(source)[0],
             "voxels",
             "finite numbers",
             f"{array.size - int(finite.sum())} NaN or infinite",
@@ -77,7 +80,7 @@ def read_volume(case: Case, label_values: Sequence[int]) -> Volume:
     geometry: Geometry | None = None
     label_header: Header | None = None
     try:
-        image, header = _image(case.image)
+        image, header = _image(case.source)
         geometry = header.geometry
         notes += named(case.id, header.notes)
     except DataError as error:
@@ -198,9 +201,9 @@ def _fail(path: Path, field: str, expected: str, found: str, remedy: str) -> NoR
     raise DataError(Fault(path.name, field, expected, found, remedy))
 
 
-def _load(path: Path, dtype: type) -> tuple[np.ndarray, Header]:
+def _load(source: Source, dtype: type) -> tuple[np.ndarray, Header]:
     """(x, y, z) array of ``dtype`` and the header, which the reader's own idea of the grid must confirm."""
-    header = read_header(path)
+    header, path = read_header(source), paths_of(source)[0]
     if header.stored is not None:
         try:
             with np.errstate(over="ignore"):  # beyond float32 becomes infinite, which read_image refuses

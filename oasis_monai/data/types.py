@@ -9,7 +9,7 @@ voxel indices to RAS+ millimetres (nibabel's and MONAI's convention).
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Literal, get_args
 
@@ -67,15 +67,28 @@ class Geometry:
 
 @dataclass(frozen=True)
 class Case:
-    """One scan of a data set: paths only, nothing read yet. ``label`` is None for a scan to be segmented."""
+    """One scan of a data set: paths only, nothing read yet.
+
+    Args:
+        id: what it is called.
+        image: its file; of a DICOM series the first.
+        label: its label's file; None for a scan to be segmented.
+        more: one file of a DICOM series from each further folder that it lies in.
+    """
 
     id: str
     image: Path
     label: Path | None = None
+    more: tuple[Path, ...] = ()
+
+    @property
+    def source(self) -> tuple[Path, ...]:
+        """What the readers take: a file, or one of a DICOM series from each of its folders."""
+        return (self.image, *self.more)
 
     def without_label(self) -> Case:
         """The same case as a target: no label travels with it."""
-        return Case(self.id, self.image, None)
+        return replace(self, label=None)
 
 
 @dataclass(frozen=True)

@@ -33,11 +33,12 @@ and a channel."""
 
 
 class LoadVolume(Transform):
-    """Read an MHD, MHA or NIfTI scan after a check of its header (MONAI's ``LoadImage`` leaves that to ITK, which takes
-    headers that lead to wrong geometry, uninitialised memory or other files in silence).
+    """Read an MHD, MHA or NIfTI scan or a DICOM series after a check of its header (MONAI's ``LoadImage`` leaves that to ITK,
+    which takes headers that lead to wrong geometry, uninitialised memory or other files in silence).
 
-    Call: path -> ``MetaTensor`` (1, x, y, z) float32 as stored, its affine in RAS+ mm, and in ``meta`` MONAI's own keys
-    ``filename_or_obj``, ``original_affine``, ``spatial_shape`` and ``original_channel_dim``.
+    Call: path (of a DICOM series any file, or one from each of its folders) -> ``MetaTensor`` (1, x, y, z) float32 as stored,
+    its affine in RAS+ mm, and in ``meta`` MONAI's own keys ``filename_or_obj``, ``original_affine``, ``spatial_shape`` and
+    ``original_channel_dim``.
 
     Raises:
         oasis_monai.utils.errors.DataError: one line per fault of the file.
@@ -45,13 +46,14 @@ class LoadVolume(Transform):
 
     backend = [TransformBackends.TORCH]  # noqa: RUF012 - MONAI's convention
 
-    def __call__(self, filename: str | Path) -> MetaTensor:
+    def __call__(self, filename: str | Path | Sequence[str | Path]) -> MetaTensor:
+        from oasis_monai.data.formats.dispatch import paths_of
         from oasis_monai.data.io import read_image
 
         values, grid = read_image(filename)
         affine = torch.as_tensor(np.array(grid.affine), dtype=torch.float64)
         meta = {
-            "filename_or_obj": str(filename),
+            "filename_or_obj": str(paths_of(filename)[0]),
             "original_affine": affine.clone(),
             "spatial_shape": torch.tensor(grid.shape),
             "original_channel_dim": NO_CHANNEL,

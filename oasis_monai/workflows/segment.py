@@ -73,7 +73,7 @@ def segment_scans(
     """
     model, scans, output = Path(model), Path(scans), Path(output)
     method, file_format = options.get("method"), options.get("file_format")
-    cases = _find_scans(scans, output, method, file_format)
+    cases = _find_scans(scans, output, method, file_format, log)
     loaded = load_model(model, options.get("device", "auto"), options.get("batch", 8))
     n = options.get("n", 6)
     chosen = check_choice(loaded.segmenter, method, n)
@@ -96,7 +96,7 @@ def segment_scans(
     return faults
 
 
-def _find_scans(scans: Path, output: Path, method: str | None, file_format: str | None) -> list[Case]:
+def _find_scans(scans: Path, output: Path, method: str | None, file_format: str | None, log: Log) -> list[Case]:
     """The scans, after a look at what can be refused before a model is read."""
     from oasis_monai.data.cases import find_cases
 
@@ -104,9 +104,9 @@ def _find_scans(scans: Path, output: Path, method: str | None, file_format: str 
         check_methods([method])
     if file_format is not None and file_format not in FORMATS:
         raise ConfigError("format", f"null (as the scan) or one of {', '.join(FORMATS)}", file_format)
-    cases = find_cases(scans, "folder")
+    cases = find_cases(scans, "folder", lambda fault: log(f"warning: {fault}"))
     # X_segmentation there may be X's reference, and in the folder above them a result would be the next run's scan
-    if output.resolve() in {scans.resolve(), *(case.image.resolve().parent for case in cases)}:
+    if output.resolve() in {scans.resolve(), *(path.resolve().parent for case in cases for path in case.source)}:
         raise ConfigError("output", "a folder other than the scans' own", str(output), "give another output=DIR")
     return cases
 
@@ -217,7 +217,7 @@ class _Run:
             "method": self.method,
             "n": self.n,
             "format": kind,
-            "image": file_digest(*data_files(case.image)),
+            "image": file_digest(*data_files(case.source)),
             "recentre": self.model.segmenter.recentres,
         }
 

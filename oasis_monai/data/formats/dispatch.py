@@ -8,6 +8,7 @@ from __future__ import annotations
 import os
 import stat
 import tempfile
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -22,7 +23,9 @@ from oasis_monai.data.types import Geometry
 from oasis_monai.utils.errors import ConfigError
 from oasis_monai.utils.files import atomic_path, with_path_in_errors
 
-__all__ = ["ENDINGS", "Header", "data_files", "ending", "read_header"]
+__all__ = ["ENDINGS", "Header", "Source", "data_files", "ending", "paths_of", "read_header"]
+Source = str | Path | Sequence[str | Path]
+"""A scan's file; of a DICOM series any of its files, or one from each of its folders."""
 METAIMAGE = (".mhd", ".mha")
 NIFTI = (".nii", ".nii.gz")
 ENDINGS = METAIMAGE + NIFTI
@@ -35,14 +38,15 @@ def ending(path: str | Path) -> str:
     return next((e for e in sorted(ENDINGS, key=len, reverse=True) if name.endswith(e)), "")
 
 
-def read_header(path: str | Path) -> Header:
+def read_header(source: Source) -> Header:
     """Read and check the header of a 3D scan with one channel.
 
     The length of the data is verified too (compressed data is decompressed in pieces, never as a whole), so that a file which
     passes can be read.
 
     Args:
-        path: a .mhd, .mha, .nii or .nii.gz file, or one DICOM file of a series.
+        source: a .mhd, .mha, .nii or .nii.gz file, or one DICOM file of a series; where the series lies in several folders, one
+            from each.
 
     Returns:
         Shape, RAS+ affine, element type and files (of a series: all of them, in the order of the slices).
@@ -52,14 +56,16 @@ def read_header(path: str | Path) -> Header:
             data longer or shorter than the header says, bad sizes, spacing, direction, element type, several channels,
             repeated or unreadable lines.
     """
-    path = Path(path)
+    path, *more = paths_of(source)
     faults = Faults(path)
     kind = ending(path)
     header: Header | None = None
     try:
         mode = os.stat(path).st_mode
-        if not kind and is_dicom(path):
-            header = read_series(path, faults)
+        if more and (kind or not is_dicom(path)):
+            faults.add("file", "one file, or files of a DICOM series", f"{1 + len(more)} files", "give each scan by itself")
+        elif not kind and is_dicom(path):
+            header = read_series(path, faults, more)
         elif not kind:
             faults.add("file", "a name ending in " + ", ".join(ENDINGS) + ", or DICOM", path.name, "convert the scan")
         elif not stat.S_ISREG(mode):  # opening a pipe would wait for ever
@@ -75,14 +81,19 @@ def read_header(path: str | Path) -> Header:
     return replace(header, notes=tuple(faults.notes))
 
 
-def data_files(path: str | Path) -> tuple[Path, ...]:
+def paths_of(source: Source) -> tuple[Path, ...]:
+    """A scan's files as they were given."""
+    return (Path(source),) if isinstance(source, str | Path) else tuple(Path(path) for path in source)
+
+
+def data_files(source: Source) -> tuple[Path, ...]:
     """The files that make up a scan, for content hashes: the header's file, then the data file it names, if any; or all files of
     a DICOM series.
 
     Raises:
         DataError: as :func:`read_header`.
     """
-    return read_header(path).files
+    return read_header(source).files
 
 
 def write_array(path: Path, array: np.ndarray, geometry: Geometry) -> None:

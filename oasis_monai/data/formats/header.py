@@ -81,9 +81,9 @@ class Faults:
         self.all: list[Fault] = []
         self.notes: list[Fault] = []
 
-    def add(self, field: str, expected: str, found: object, remedy: str) -> None:
+    def add(self, field: str, expected: str, found: object, remedy: str, limit: int = 80) -> None:
         """Note one fault; ``found`` is shown as ASCII and cut short, since it may be any bytes."""
-        self.all.append(Fault(shown(self.name, 120), field, expected, shown(found) or "nothing", remedy))
+        self.all.append(Fault(shown(self.name, 120), field, expected, shown(found, limit) or "nothing", remedy))
 
     def warn(self, field: str, expected: str, found: object, remedy: str) -> None:
         """Note what the file can be used with all the same."""
