@@ -333,11 +333,20 @@ def _compose_and_run() -> None:
                 if not word.startswith("-"):
                     check_renamed(word.partition("=")[0].lstrip("+~").replace("/", ".").partition("@")[0])
             check_data_files(sys.argv[1:])
+        _read_over_byte_order_marks()
         with interrupts.repeated():
             hydra.main(version_base="1.3", config_path="pkg://oasis_monai.conf", config_name="config")(run)()
     except KeyboardInterrupt:
         print("interrupted: run the same command again to continue; finished work is kept", file=sys.stderr)
         sys.exit(130)
+
+
+def _read_over_byte_order_marks() -> None:
+    """Hydra looks for ``# @package`` in the first line, and finds none behind the mark that Windows programs put there."""
+    from hydra.plugins.config_source import ConfigSource
+
+    read: Any = ConfigSource._get_header_dict
+    ConfigSource._get_header_dict = staticmethod(lambda text: read(text.removeprefix("\ufeff")))  # type: ignore[method-assign, assignment]
 
 
 if __name__ == "__main__":

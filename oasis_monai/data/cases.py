@@ -2,26 +2,31 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import re
+import warnings
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TypeVar
 
-from oasis_monai.data.formats.dicom import is_dicom, series_among
+from oasis_monai.data.formats.dicom import is_dicom, series_among, series_parts
 from oasis_monai.data.formats.dispatch import METAIMAGE, NIFTI, ending
+from oasis_monai.data.formats.header import shown
 from oasis_monai.data.types import REGIONS, Case
 from oasis_monai.utils.config import require
 from oasis_monai.utils.errors import ConfigError, DataError, Fault
 
 CASE_NAME = re.compile(r"(Case\d+)(_segmentation)?")
 K = TypeVar("K")
+BLOCK = 4096  # bytes that tell text from others
+SHOWN = 12  # file names in one message
 MODALITY = re.compile(r"(.+)_(\d{4})")
 
 
-def find_cases(root: str | Path, layout: str) -> list[Case]:
+def find_cases(root: str | Path, layout: str, warn: Callable[[Fault], None] | None = None) -> list[Case]:
     """The cases below ``root``, sorted by id.
 
     Args:
@@ -35,9 +40,12 @@ def find_cases(root: str | Path, layout: str) -> list[Case]:
             ``folder``: every scan directly in ``root`` (or the one file ``root``), without labels, for segmentation;
             ``X_segmentation`` beside ``X`` is left out. Also every DICOM series in ``root`` or in any folder below it: its id is
             its folder's name (with the folders above it where two share a name, with the end of the SeriesInstanceUID where a
-            folder holds several), its image the first of its files.
+            folder holds several), its image the first of its files. A series that lies in several folders is one scan, and has
+            the name of the folder round them.
+        warn: is told of what is left out; default: Python's own warnings.
 
-    Hidden files (``._x`` of macOS too) and ``__MACOSX`` are ignored in all layouts.
+    Hidden files (``._x`` of macOS too) and ``__MACOSX`` are ignored in all layouts. Any other file that may be a scan, and has no
+    place in the layout, is a warning.
 
     Raises:
         DataError: with every fault at once: absent or empty root, an image without label, a label without image, two files
@@ -47,6 +55,11 @@ def find_cases(root: str | Path, layout: str) -> list[Case]:
     cases, faults = survey(root, layout)
     if errors := [fault for fault in faults if fault.severity == "error"]:
         raise DataError(errors)
+    for fault in faults:
+        if warn is None:
+            warnings.warn(str(fault), stacklevel=2)
+        else:
+            warn(fault)
     return cases
 
 
@@ -78,10 +91,12 @@ def survey(root: str | Path, layout: str) -> tuple[list[Case], list[Fault]]:
             "msd": "imagesTr/*.nii.gz",
             "folder": "scans (.mhd, .mha, .nii, .nii.gz or DICOM)",
         }[layout]
+        nothing = f"none in {root}" + "".join(f", but {fault.found}" for fault in faults)
         if layout == "folder":
-            faults.append(Fault("", "input", expected, f"none in {root}", "give another folder"))
+            remedy = "convert what is left out to one of these" if faults else "give another folder"
+            faults.append(Fault("", "input", expected, nothing, remedy))
         else:
-            faults.append(Fault("", "root", f"{expected} (layout {layout})", f"none in {root}", "correct root or data.layout"))
+            faults.append(Fault("", "root", f"{expected} (layout {layout})", nothing, "correct root or data.layout"))
     return sorted(cases, key=lambda case: case.id), faults
 
 
@@ -92,7 +107,7 @@ def _promise12(root: Path, faults: list[Fault]) -> list[Case]:
     for path in _walk(root):
         if ending(path) in METAIMAGE and (match := CASE_NAME.fullmatch(_stem(path))):
             (labels if match[2] else images)[path.parent, match[1]].append(path)
-        elif ending(path):
+        elif ending(path) or may_be_scan(path):
             others.append(path)
     _note_others(others, "CaseNN.mhd and CaseNN_segmentation.mhd, or .mha (layout promise12)", faults)
     pairs = _paired(images, labels, lambda key: str((key[0] / key[1]).relative_to(root)), faults)
@@ -114,10 +129,17 @@ def _msd(root: Path, faults: list[Fault]) -> list[Case]:
         return []
     images: dict[str, list[Path]] = defaultdict(list)
     labels: dict[str, list[Path]] = defaultdict(list)
+    parts = [homes[0] / part for part in ("imagesTr", "labelsTr") if (homes[0] / part).is_dir()]
+    others = [
+        path
+        for part in parts
+        for path in _walk(part)
+        if not (path.parent == part and ending(path) in NIFTI) and (ending(path) or is_dicom(path) or may_be_scan(path))
+    ]
+    _note_others(others, "NIfTI directly in imagesTr and labelsTr (layout msd)", faults)
     if (homes[0] / "labelsTr").is_dir():
         for path in _scans(homes[0] / "labelsTr", NIFTI):
             labels[_stem(path)].append(path)
-    _note_others(_scans(homes[0] / "imagesTr", METAIMAGE), "NIfTI in imagesTr (layout msd)", faults)
     for path in _scans(homes[0] / "imagesTr", NIFTI):
         name = _stem(path)
         match = MODALITY.fullmatch(name)
@@ -133,28 +155,42 @@ def _folder(root: Path, faults: list[Fault]) -> list[Case]:
     stems = {_stem(path) for path in paths}
     cases = [Case(_stem(p), p) for p in paths if not (_stem(p).endswith("_segmentation") and _stem(p)[:-13] in stems)]
     cases += _dicom(root)
+    others = [p for p in _walk(root) if (p.parent != root if ending(p) else not is_dicom(p) and may_be_scan(p))]
+    _note_others(others, "MetaImage or NIfTI files directly in the folder, or DICOM", faults)
     _note_repeated(cases, faults)
     return cases
 
 
 def _dicom(root: Path) -> list[Case]:
-    """A case for every DICOM series below ``root``, named as short as keeps the names apart."""
-    folders: dict[Path, list[Path]] = defaultdict(list)
-    for path in _walk(root):
-        if not ending(path) and is_dicom(path):
-            folders[path.parent].append(path)
-    names = [folder.resolve().name for folder in folders]
+    """A case for every DICOM series below ``root``, in whatever folders, named as short as keeps the names apart."""
+    series = series_among(path for path in _walk(root) if not ending(path) and is_dicom(path))
+    unreadable = series.pop("", [])
+    found = [(_home(part), uid, part) for uid, files in series.items() for part in series_parts(files)]
+    readable = {file.parent for files in series.values() for file in files}
+    # beside a series they may be slices of it, and reading it tells
+    found += [(file.parent, "", (file,)) for file in _first_of_each_folder(unreadable) if file.parent not in readable]
+    homes = sorted({home for home, _, _ in found})
+    names = [home.resolve().name for home in homes]
     cases = []
-    for folder, files in folders.items():
-        name = folder.resolve().name
+    for home, uid, part in found:
+        name = home.resolve().name
         if names.count(name) > 1:
-            name = "_".join(folder.relative_to(root).parts) or name
-        series = series_among(files)
-        if len(series) > 1:
-            series.pop("", None)  # unreadable files: the series beside them, whose slices they may be, tell it
-        for uid, own in series.items():
-            cases.append(Case(f"{name}_{_tail(uid, series)}" if len(series) > 1 else name, own[0]))
+            name = "_".join(home.relative_to(root).parts) or name
+        uids = [other for at, other, _ in found if at == home]
+        name = f"{name}_{_tail(uid, set(uids))}" if len(set(uids)) > 1 else name
+        if uids.count(uid) > 1:  # several scans in several folders under one UID
+            name = "_".join((name, *part[0].parent.relative_to(home).parts))
+        cases.append(Case(name, part[0], more=part[1:]))
     return cases
+
+
+def _home(files: Sequence[Path]) -> Path:
+    """The folder that holds all of some files."""
+    return Path(os.path.commonpath([file.parent for file in files]))
+
+
+def _first_of_each_folder(files: Iterable[Path]) -> list[Path]:
+    return list({file.parent: file for file in reversed(list(files))}.values())
 
 
 def _tail(uid: str, others: Iterable[str]) -> str:
@@ -199,9 +235,52 @@ def _note_repeated(cases: list[Case], faults: list[Fault]) -> None:
 def _note_others(paths: list[Path], expected: str, faults: list[Fault]) -> None:
     """Warn of scans that a layout has no place for: a case that is left out silently is missed by nobody."""
     if paths:
-        more = f" and {len(paths) - 3} others" if len(paths) > 3 else ""
-        found = ", ".join(path.name for path in paths[:3]) + more
+        names = list(dict.fromkeys(shown(path.name) for path in paths))
+        more = f" and {len(names) - SHOWN} others" if len(names) > SHOWN else ""
+        found = ", ".join(names[:SHOWN]) + more
         faults.append(Fault("", "layout", expected, f"{found}, left out", "rename or convert what belongs to the set", "warning"))
+
+
+IMAGES = (
+    *(".nrrd", ".nhdr", ".mgz", ".mgh", ".img", ".hdr", ".gipl", ".mnc", ".mnc2", ".vtk", ".vti", ".tif", ".tiff", ".nia"),
+    *(".par", ".rec", ".v", ".ima", ".head", ".brik", ".npy", ".npz", ".h5", ".hdf5", ".mat", ".zarr", ".lsm", ".czi", ".dcm"),
+    *(".gz", ".bz2", ".xz", ".zst", ".zip", ".7z", ".rar", ".tar", ".tgz", ".raw", ".zraw", ".nii", ".mha", ".mhd"),
+)
+"""Endings of images that no reader here takes, and of what may hold some."""
+VOXELS = (".raw", ".zraw", ".img", ".dat", ".bin", ".gz")
+NO_SCANS = (
+    *(".txt", ".md", ".rst", ".json", ".csv", ".tsv", ".xml", ".html", ".htm", ".yaml", ".yml", ".log", ".bval", ".bvec"),
+    *(".pdf", ".doc", ".docx", ".xls", ".xlsx", ".ods", ".odt", ".ppt", ".pptx", ".py", ".pyc", ".sh", ".bat", ".m", ".r"),
+    *(".png", ".jpg", ".jpeg", ".gif", ".svg", ".bmp", ".webp", ".ini", ".db", ".lnk", ".md5", ".sha1", ".sha256", ".bib"),
+)
+"""Endings of what lies beside scans, and is never one."""
+
+
+def may_be_scan(path: Path) -> bool:
+    """Whether a file that no reader here takes may be a scan all the same: by its ending, else because it is no text."""
+    kind = path.suffix.lower()
+    if kind in VOXELS and _is_of_a_header(path):
+        return False
+    if kind in IMAGES or kind in NO_SCANS or path.name.upper() == "DICOMDIR":
+        return kind in IMAGES
+    try:
+        with open(path, "rb") as stream:
+            block = stream.read(BLOCK)
+    except OSError:
+        return False
+    return b"\0" in block and block[128:132] != b"DICM"  # a DICOM file without an image is none
+
+
+def _is_of_a_header(path: Path) -> bool:
+    """Whether a MetaImage header beside a file has its name, or names it."""
+    headers = [p for p in path.parent.iterdir() if p.suffix.lower() == ".mhd"]
+    if any(p.stem == path.stem for p in headers):
+        return True
+    for header in headers:
+        with contextlib.suppress(OSError), open(header, "rb") as stream:
+            if os.fsencode(path.name) in stream.read(BLOCK):
+                return True
+    return False
 
 
 def _stem(path: Path) -> str:

@@ -5,6 +5,7 @@ Such a file can come from someone else. It may describe data, but name no progra
 
 from __future__ import annotations
 
+import codecs
 import os
 import re
 from collections.abc import Iterator, Sequence
@@ -26,7 +27,8 @@ def check_data_files(words: Sequence[str]) -> None:
 
     In the package ``_global_`` a data set's file has the keys ``data``, ``spatial_dims`` and :data:`GROUPS`; all others go
     under the key of their folder. Its ``defaults`` name other data sets, or choose within these groups. A key ``_target_``,
-    another package or a file elsewhere is refused; so is a file that is no YAML, where the command line chooses it.
+    another package or a file elsewhere is refused; so is, where the command line chooses it, a file that is no YAML in UTF-8 or
+    that has keys out of place or of an older version.
 
     Raises:
         ConfigError: naming the file and the key.
@@ -61,7 +63,7 @@ def _names(value: str, name: str) -> bool:
 def _check(path: Path, group: str, chosen: bool) -> None:
     import yaml
 
-    text = path.read_text(encoding="utf-8", errors="replace")
+    text = _text(path, chosen)
     try:
         content = yaml.load(text, yaml.BaseLoader)  # keys and strings, it builds nothing else
     except yaml.constructor.ConstructorError as error:  # well-formed, so it might be something to another reader
@@ -80,7 +82,7 @@ def _check(path: Path, group: str, chosen: bool) -> None:
         raise ConfigError(str(path), "# @package _global_ in the first line", "it further down", "move it up")
     if not isinstance(content, dict):
         return
-    for key in _dotted(content if packages else {group: content}):
+    for key in _dotted(content if packages else {group: content}) if chosen else ():
         try:
             check_renamed(key.removeprefix("override /").removeprefix("override "))
         except ConfigError as error:
@@ -88,7 +90,7 @@ def _check(path: Path, group: str, chosen: bool) -> None:
     for key in _keys(content, set()):
         if key.startswith("_target_"):
             raise ConfigError(str(path), "a description of a data set, which names no program", key, "leave it out")
-    if group == "data" and not packages and (misplaced := sorted({"data", *GROUPS} & set(content))):
+    if chosen and group == "data" and not packages and (misplaced := sorted({"data", *GROUPS} & set(content))):
         raise ConfigError(
             str(path), f"# @package _global_ in the first line, as there is {misplaced[0]}", "none", "add that line"
         )
@@ -100,6 +102,23 @@ def _check(path: Path, group: str, chosen: bool) -> None:
         if not _chooses(entry):
             expected = f"names of data sets, or override /GROUP: NAME with one of {', '.join(GROUPS)}"
             raise ConfigError(f"{path}: defaults", expected, entry)
+
+
+def _text(path: Path, chosen: bool) -> str:
+    """A file's text without the byte-order mark that Windows programs put before it.
+
+    Raises:
+        ConfigError: the command line chooses the file, and it is not UTF-8.
+    """
+    data = path.read_bytes()
+    try:
+        return data.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        if chosen:
+            utf16 = data.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE))
+            found = "UTF-16" if utf16 else f"another byte in line {data[: error.start].count(10) + 1}"
+            raise ConfigError(str(path), "text in UTF-8", found, "save the file again as UTF-8 in your editor") from error
+        return data.decode("utf-8", "replace")
 
 
 def _chooses(entry: Any) -> bool:

@@ -1,7 +1,7 @@
 """Read scans and labels from files as tensors, and write labels and probability maps.
 
-After the check of the header, a MetaImage is read by numpy (:mod:`oasis_monai.data.formats.metaimage_data`), NIfTI by MONAI's
-``LoadImage`` with nibabel as its only reader, a DICOM series by ITK. The grid that these readers report must match the header.
+After the check of the header, a MetaImage is read by numpy (:mod:`oasis_monai.data.formats.metaimage_data`), NIfTI by nibabel,
+a DICOM series by ITK. The grid that these readers report must match the header.
 """
 
 from __future__ import annotations
@@ -9,7 +9,6 @@ from __future__ import annotations
 import dataclasses
 import zlib
 from collections.abc import Iterable, Sequence
-from functools import cache
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -17,17 +16,21 @@ import numpy as np
 import torch
 
 from oasis_monai.data.formats.dicom import read_pixels
-from oasis_monai.data.formats.dispatch import ending, read_header, write_array
-from oasis_monai.data.formats.header import Header, geometry_difference, split_affine
+from oasis_monai.data.formats.dispatch import Source, ending, paths_of, read_header, write_array
+from oasis_monai.data.formats.header import SAME_VOXELS, Header, geometry_difference, match_grids, split_affine
 from oasis_monai.data.formats.metaimage_data import read_voxels
 from oasis_monai.data.types import Case, Geometry, Volume
 from oasis_monai.utils.errors import ConfigError, DataError, Fault
 
+OTHER_VOXELS = 1.0  # a label whose corners lie this far from the image's, in voxels, is on another grid
 WHOLE = 1e-4  # a label value this close to a whole number is one: scaled NIfTI masks hold 0.9999999
 
 
-def read_image(path: str | Path) -> tuple[torch.Tensor, Geometry]:
+def read_image(source: Source) -> tuple[torch.Tensor, Geometry]:
     """Read one scan.
+
+    Args:
+        source: its file; of a DICOM series any of its files, or one from each of its folders.
 
     Returns:
         (1, x, y, z) float32 as stored (intensity scaling of NIfTI applied), and the grid.
@@ -35,17 +38,22 @@ def read_image(path: str | Path) -> tuple[torch.Tensor, Geometry]:
     Raises:
         DataError: any fault of the header, or voxels that are NaN or infinite.
     """
-    array, header = _load(Path(path), np.float32)
+    values, header = _image(source)
+    return values, header.geometry
+
+
+def _image(source: Source) -> tuple[torch.Tensor, Header]:
+    array, header = _load(source, np.float32)
     finite = np.isfinite(array)
     if not finite.all():
         _fail(
-            Path(path),
+            paths_of(source)[0],
             "voxels",
             "finite numbers",
             f"{array.size - int(finite.sum())} NaN or infinite",
             "repair or leave out the scan",
         )
-    return torch.from_numpy(array)[None], header.geometry
+    return torch.from_numpy(array)[None], header
 
 
 def read_volume(case: Case, label_values: Sequence[int]) -> Volume:
@@ -60,7 +68,8 @@ def read_volume(case: Case, label_values: Sequence[int]) -> Volume:
 
     Raises:
         DataError: with every fault of the two files at once: headers, NaN or infinite voxels, values of the label that are
-            not whole or not in ``label_values``, image and label on different grids.
+            not whole or not in ``label_values``, image and label on different grids. A label that is stored in another order of
+            the axes is put in the image's; where it lies less than a voxel aside the image's grid counts, and a note says so.
         ConfigError: ``label_values`` are not 2 to 256 distinct whole numbers.
 
     Examples:
@@ -75,28 +84,47 @@ def read_volume(case: Case, label_values: Sequence[int]) -> Volume:
     faults: list[Fault] = []
     image: torch.Tensor | None = None
     label: np.ndarray | None = None
+    notes: list[Fault] = []
     geometry: Geometry | None = None
     label_header: Header | None = None
     try:
-        image, geometry = read_image(case.image)
+        image, header = _image(case.source)
+        geometry = header.geometry
+        notes += named(case.id, header.notes)
     except DataError as error:
         faults += named(case.id, error.faults)
     if case.label is not None:
         try:
             values, label_header = _whole(case.label)
             label = _class_indices(case.label, values, label_values)
+            notes += named(case.id, label_header.notes)
         except DataError as error:
             faults += named(case.id, error.faults)
-    if geometry is not None and label_header is not None:
-        difference = geometry_difference(geometry, label_header.geometry)
-        if difference:
-            remedy = "resample the label to the image's grid, or copy the image's geometry if it is the true one"
-            faults.append(Fault(case.id, "label geometry", "the image's grid", difference, remedy))
+    if geometry is not None and label is not None and label_header is not None:
+        label, told = _on_image_grid(case.id, label, label_header.geometry, geometry)
+        (faults if label is None else notes).extend(told)
     if faults:
         raise DataError(faults)
     assert image is not None
     assert geometry is not None
-    return Volume(case.id, image, None if label is None else torch.from_numpy(label)[None], geometry)
+    return Volume(case.id, image, None if label is None else torch.from_numpy(label)[None], geometry, tuple(notes))
+
+
+def _on_image_grid(case: str, label: np.ndarray, grid: Geometry, image: Geometry) -> tuple[np.ndarray | None, list[Fault]]:
+    """A label's voxels in the order of the image's, and what there is to tell; None where it lies elsewhere."""
+    match = match_grids(image, grid)
+    if match is None or match.distance.voxels >= OTHER_VOXELS:
+        found = geometry_difference(image, grid) or ""
+        if match is not None:
+            found += f": up to {match.distance.voxels:.3g} voxels"
+        remedy = "resample the label to the image's grid, or copy the image's geometry if it is the true one"
+        return None, [Fault(case, "label geometry", "the image's grid", found, remedy)]
+    label = np.ascontiguousarray(_turned(label, match.axes, match.flips))
+    if match.distance.voxels <= SAME_VOXELS:
+        return label, []
+    found = f"{match.distance}, {match.distance.voxels:.2g} voxels"
+    remedy = "the image's grid is used; copy its geometry into the label, or correct the label"
+    return label, [Fault(case, "label geometry", "the image's grid", found, remedy, "warning")]
 
 
 def named(case: str, faults: Iterable[Fault]) -> list[Fault]:
@@ -176,25 +204,22 @@ def to_canonical(array: np.ndarray, affine: np.ndarray) -> tuple[np.ndarray, tup
     """
     permutation, flips = canonical_axes(affine)
     spacing = split_affine(affine)[1]
-    turned = array.transpose(permutation)[tuple(slice(None, None, -1 if f else None) for f in flips)]
     x, y, z = (float(spacing[a]) for a in permutation)
-    return turned, (x, y, z)
+    return _turned(array, permutation, flips), (x, y, z)
+
+
+def _turned(array: np.ndarray, axes: Sequence[int], flips: Sequence[bool]) -> np.ndarray:
+    """A view with its axes in another order, then some of them reversed."""
+    return array.transpose(axes)[tuple(slice(None, None, -1 if f else None) for f in flips)]
 
 
 def _fail(path: Path, field: str, expected: str, found: str, remedy: str) -> NoReturn:
     raise DataError(Fault(path.name, field, expected, found, remedy))
 
 
-@cache
-def _loader(dtype: type) -> Any:
-    from monai.transforms.io.array import LoadImage
-
-    return LoadImage(image_only=True, dtype=dtype, expanduser=False)
-
-
-def _load(path: Path, dtype: type) -> tuple[np.ndarray, Header]:
+def _load(source: Source, dtype: type) -> tuple[np.ndarray, Header]:
     """(x, y, z) array of ``dtype`` and the header; the grid that the reader reports must match the header."""
-    header = read_header(path)
+    header, path = read_header(source), paths_of(source)[0]
     if header.stored is not None:
         try:
             with np.errstate(over="ignore"):  # beyond float32 becomes infinite, which read_image refuses
@@ -203,10 +228,10 @@ def _load(path: Path, dtype: type) -> tuple[np.ndarray, Header]:
             found = f"{type(error).__name__}: {error}"
             _fail(path, "file", "the voxels that its check found", found, "copy the scan again and leave it alone meanwhile")
     series = not ending(path)
-    name = "ITK's GDCM" if series else "MONAI's NibabelReader"
+    name = "ITK's GDCM" if series else "nibabel"
     try:
         with np.errstate(over="ignore"):
-            array, affine = read_pixels(header.files, dtype) if series else _by_monai(path, dtype)
+            array, affine = read_pixels(header.files, dtype) if series else _by_nibabel(path, dtype)
     except Exception as error:  # whatever ITK or nibabel dislikes is the file's fault: its header passed our check
         text = " ".join(str(error).split())[:200]
         raise DataError(
@@ -215,7 +240,8 @@ def _load(path: Path, dtype: type) -> tuple[np.ndarray, Header]:
     if array.shape[3:] == (1,) * (array.ndim - 3) and array.ndim > 3:
         array = array.reshape(array.shape[:3])
     seen = Geometry(tuple(array.shape), affine)
-    difference = geometry_difference(header.geometry, seen) if array.ndim == 3 else f"{array.ndim} dimensions"
+    expected = Geometry(header.shape, header.affine if header.forms is None else header.forms.nibabel)
+    difference = geometry_difference(expected, seen) if array.ndim == 3 else f"{array.ndim} dimensions"
     if difference:
         _fail(
             path,
@@ -227,16 +253,13 @@ def _load(path: Path, dtype: type) -> tuple[np.ndarray, Header]:
     return array, header
 
 
-def _by_monai(path: Path, dtype: type) -> tuple[np.ndarray, np.ndarray]:
-    """(x, y, z) array and RAS+ affine of a NIfTI file.
+def _by_nibabel(path: Path, dtype: type) -> tuple[np.ndarray, np.ndarray]:
+    """(x, y, z) array, scaled as the header says, and nibabel's RAS+ affine. (MONAI's reader replaces an affine whose voxel size
+    is not that of ``pixdim`` in silence.)"""
+    import nibabel
 
-    A reader given with the call is the only one tried; one given to LoadImage() is a mere preference, and the last message of the
-    readers after it would be about DICOM.
-    """
-    from monai.data.image_reader import NibabelReader
-
-    loaded = _loader(dtype)(str(path), reader=NibabelReader())
-    return np.ascontiguousarray(loaded.as_tensor().numpy()), np.asarray(loaded.affine, float)
+    image: Any = nibabel.load(path, mmap=False)  # the file may be replaced while the voxels are in use
+    return np.ascontiguousarray(np.asanyarray(image.dataobj), dtype), np.asarray(image.affine, float)
 
 
 def _whole(path: Path) -> tuple[np.ndarray, Header]:

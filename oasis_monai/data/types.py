@@ -8,12 +8,34 @@ voxel indices to RAS+ millimetres (nibabel's and MONAI's convention).
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Literal, get_args
 
 import numpy as np
 import torch
+
+from oasis_monai.utils.errors import Fault
+
+
+@dataclass(frozen=True, eq=False)
+class NiftiForms:
+    """What a NIfTI header says of its grid's place. A result repeats it, so that every program shows it where it shows the scan.
+
+    Args:
+        fields: the header's values of both transforms (sform, qform), their codes, the voxel size and the unit.
+        used: (4, 4) RAS+ affine that is taken here.
+        nibabel: the one that nibabel takes.
+        itk: the one that ITK takes.
+        others: further ones that stand in the header.
+    """
+
+    fields: Mapping[str, np.ndarray]
+    used: np.ndarray
+    nibabel: np.ndarray
+    itk: np.ndarray
+    others: tuple[np.ndarray, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -23,6 +45,7 @@ class Geometry:
     Args:
         shape: voxels along x, y, z.
         affine: (4, 4) float64, voxel index -> RAS+ millimetres.
+        forms: the header's own words where the grid is that of a NIfTI file; None elsewhere.
 
     Examples:
         >>> import numpy as np
@@ -34,6 +57,7 @@ class Geometry:
 
     shape: tuple[int, int, int]
     affine: np.ndarray
+    forms: NiftiForms | None = field(default=None, repr=False, compare=False)
 
     @property
     def spacing_mm(self) -> tuple[float, float, float]:
@@ -53,9 +77,10 @@ class Case:
     """One scan of a data set: paths only, nothing read yet.
 
     Args:
-        id: its name.
-        image: the image file.
-        label: the label file; None for a scan to be segmented.
+        id: what it is called.
+        image: its file; of a DICOM series the first.
+        label: its label's file; None for a scan to be segmented.
+        more: one file of a DICOM series from each further folder that it lies in.
 
     Examples:
         >>> from pathlib import Path
@@ -68,10 +93,16 @@ class Case:
     id: str
     image: Path
     label: Path | None = None
+    more: tuple[Path, ...] = ()
+
+    @property
+    def source(self) -> tuple[Path, ...]:
+        """What the readers take: a file, or one of a DICOM series from each of its folders."""
+        return (self.image, *self.more)
 
     def without_label(self) -> Case:
         """The same case as a target: no label travels with it."""
-        return Case(self.id, self.image, None)
+        return replace(self, label=None)
 
 
 @dataclass(frozen=True)
@@ -83,6 +114,7 @@ class Volume:
         image: (1, x, y, z) float32, as stored in the file.
         label: (1, x, y, z) uint8 class indices 0..C-1 (already renumbered from the file's label values), or None.
         geometry: the native grid.
+        notes: what its files say that a reader should know of; the case can be used all the same.
 
     Examples:
         >>> import numpy as np
@@ -96,6 +128,7 @@ class Volume:
     image: torch.Tensor
     label: torch.Tensor | None
     geometry: Geometry
+    notes: tuple[Fault, ...] = ()
 
 
 @dataclass(frozen=True)

@@ -30,6 +30,7 @@ if TYPE_CHECKING:
         PhysicalFieldOfView,
         RestoreToGrid,
         RobustZScore,
+        SaveVolume,
     )
     from oasis_monai.transforms.dictionary import (
         InPlaneResizeD,
@@ -53,6 +54,9 @@ if TYPE_CHECKING:
         RobustZScoreD,
         RobustZScored,
         RobustZScoreDict,
+        SaveVolumeD,
+        SaveVolumed,
+        SaveVolumeDict,
     )
 
 _ARRAY = [
@@ -63,6 +67,7 @@ _ARRAY = [
     "PhysicalFieldOfView",
     "RestoreToGrid",
     "RobustZScore",
+    "SaveVolume",
 ]
 _DICTIONARY = [f"{name}{ending}" for name in _ARRAY for ending in ("d", "D", "Dict")]
 # on first use: these modules import MONAI, in seconds, and the others of this package do without it
@@ -97,4 +102,8 @@ __all__ = [
     "RobustZScoreD",
     "RobustZScoreDict",
     "RobustZScored",
+    "SaveVolume",
+    "SaveVolumeD",
+    "SaveVolumeDict",
+    "SaveVolumed",
 ]

@@ -25,14 +25,20 @@ from monai.utils.type_conversion import convert_to_dst_type, convert_to_tensor
 from oasis_monai.data.types import Geometry
 from oasis_monai.transforms import spatial as grids
 from oasis_monai.transforms.intensity import LOCAL_MM, local_z_score, z_score
+from oasis_monai.utils.errors import DataError
+
+NO_CHANNEL = float("nan")
+"""``original_channel_dim`` of a file without channels. Without this key ``SaveImage`` takes (x, y, z) for two spatial dimensions
+and a channel."""
 
 
 class LoadVolume(Transform):
-    """Read an MHD, MHA or NIfTI scan after a check of its header (MONAI's ``LoadImage`` leaves that to ITK, which takes
-    headers that lead to wrong geometry, uninitialised memory or other files in silence).
+    """Read an MHD, MHA or NIfTI scan or a DICOM series after a check of its header (MONAI's ``LoadImage`` leaves that to ITK,
+    which takes headers that lead to wrong geometry, uninitialised memory or other files in silence).
 
-    Call: path -> ``MetaTensor`` (1, x, y, z) float32 as stored, its affine in RAS+ mm, and in ``meta`` MONAI's own keys
-    ``filename_or_obj``, ``original_affine`` and ``spatial_shape``.
+    Call: path (of a DICOM series any file, or one from each of its folders) -> ``MetaTensor`` (1, x, y, z) float32 as stored,
+    its affine in RAS+ mm, and in ``meta`` MONAI's own keys ``filename_or_obj``, ``original_affine``, ``spatial_shape`` and
+    ``original_channel_dim``.
 
     Raises:
         oasis_monai.DataError: one line per fault of the file.
@@ -46,15 +52,17 @@ class LoadVolume(Transform):
 
     backend = [TransformBackends.TORCH]  # noqa: RUF012 - MONAI's convention
 
-    def __call__(self, filename: str | Path) -> MetaTensor:
+    def __call__(self, filename: str | Path | Sequence[str | Path]) -> MetaTensor:
+        from oasis_monai.data.formats.dispatch import paths_of
         from oasis_monai.data.io import read_image
 
         values, grid = read_image(filename)
         affine = torch.as_tensor(np.array(grid.affine), dtype=torch.float64)
         meta = {
-            "filename_or_obj": str(filename),
+            "filename_or_obj": str(paths_of(filename)[0]),
             "original_affine": affine.clone(),
             "spatial_shape": torch.tensor(grid.shape),
+            "original_channel_dim": NO_CHANNEL,
         }
         return MetaTensor(values, affine=affine, meta=meta)
 
@@ -268,6 +276,43 @@ class RestoreToGrid(Transform):
         return Geometry((x, y, z), torch.as_tensor(meta["original_affine"]).cpu().numpy().astype(float))
 
 
+class SaveVolume(Transform):
+    """Write a label or a map on its grid: a scan of one slice too, and beside a NIfTI scan with that scan's sform, qform, codes
+    and unit. (``SaveImage`` drops an axis of one voxel, fails on most such scans, and writes one transform for both.)
+
+    Args:
+        output_dir: made where it is absent.
+        output_postfix: ``scan.nii.gz`` becomes ``scan_POSTFIX.nii.gz``; ``""`` for none.
+        output_ext: ``.nii.gz``, ``.nii``, ``.mha`` or ``.mhd``.
+
+    Call: ``MetaTensor`` (C, x, y, z), and a name (default: that of ``filename_or_obj`` in its ``meta``) -> the same. Whole
+    numbers are stored as uint8, int16 or int32, others as float32.
+
+    Raises:
+        ConfigError: another ending.
+        ValueError: the input is no ``MetaTensor`` with three spatial dimensions, or has no name.
+    """
+
+    backend = [TransformBackends.NUMPY]  # noqa: RUF012
+
+    def __init__(self, output_dir: str | Path, output_postfix: str = "segmentation", output_ext: str = ".nii.gz") -> None:
+        self.output_dir, self.output_postfix, self.output_ext = Path(output_dir), output_postfix, output_ext
+
+    def __call__(self, img: torch.Tensor, name: str | None = None) -> torch.Tensor:
+        from oasis_monai.data.formats.dispatch import ending, write_array
+
+        grid = _grid(img)
+        source = Path(str(getattr(img, "meta", {}).get("filename_or_obj", "")))
+        stem = name or (source.name.removesuffix(source.name[-len(ending(source)) :]) if ending(source) else source.stem)
+        if not stem:
+            raise ValueError("name: expected one, or filename_or_obj in the metadata, found none; load the scan with LoadVolume")
+        array = grids.as_plain_tensor(img).detach().cpu().numpy()
+        array = array[0] if len(array) == 1 else np.moveaxis(array, 0, -1)
+        path = self.output_dir / f"{stem}{f'_{self.output_postfix}' if self.output_postfix else ''}{self.output_ext}"
+        write_array(path, _storable(array), _as_stored(source, grid))
+        return img
+
+
 class OneHotLabels(Transform):
     """Arbitrary label values to one-hot classes, or class indices. (``MapLabelValue`` lets values it does not know through,
     and ``AsDiscrete(to_onehot=)`` wants indices: here an unknown value is an error that names it.)
@@ -311,6 +356,26 @@ def _not_padding(values: torch.Tensor, padding: float | None) -> torch.Tensor:
     return ~torch.isnan(values) if math.isnan(padding) else values != padding
 
 
+def _storable(array: np.ndarray) -> np.ndarray:
+    if array.dtype.kind not in "bui":
+        return array.astype(np.float32)
+    low, high = (int(array.min()), int(array.max())) if array.size else (0, 0)
+    kinds = (np.uint8, np.int16, np.int32)
+    return array.astype(next((k for k in kinds if np.iinfo(k).min <= low and high <= np.iinfo(k).max), np.float32))
+
+
+def _as_stored(source: Path, grid: Geometry) -> Geometry:
+    """``grid`` in the words of the scan's file where it is that file's grid."""
+    from oasis_monai.data.formats.dispatch import read_header
+    from oasis_monai.data.formats.header import geometry_difference
+
+    try:
+        stored = read_header(source).geometry
+    except DataError:  # it is gone, or was never there
+        return grid
+    return grid if geometry_difference(grid, stored) else stored
+
+
 def _tensor(img: Any) -> torch.Tensor:
     out: Any = convert_to_tensor(img, track_meta=get_track_meta())
     return out
@@ -344,5 +409,6 @@ def _on(values: torch.Tensor, grid: Geometry, like: torch.Tensor) -> MetaTensor:
     meta = copy.deepcopy({k: v for k, v in like.meta.items() if k != "affine"})
     meta.setdefault("original_affine", like.affine.clone())
     meta.setdefault("spatial_shape", torch.tensor(like.shape[1:]))
+    meta.setdefault("original_channel_dim", NO_CHANNEL)
     affine = torch.as_tensor(grid.affine, dtype=torch.float64)
     return MetaTensor(values, affine=affine, meta=meta, applied_operations=copy.deepcopy(like.applied_operations))

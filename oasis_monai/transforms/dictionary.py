@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Hashable, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 from monai.config.type_definitions import KeysCollection
@@ -17,6 +18,7 @@ from oasis_monai.transforms.array import (
     PhysicalFieldOfView,
     RestoreToGrid,
     RobustZScore,
+    SaveVolume,
 )
 from oasis_monai.transforms.intensity import LOCAL_MM
 
@@ -143,6 +145,38 @@ class RestoreToGridd(MapTransform):
         return d
 
 
+class SaveVolumed(MapTransform):
+    """Dictionary form of :class:`~oasis_monai.transforms.SaveVolume`.
+
+    Args:
+        keys: what to write.
+        output_dir, output_postfix, output_ext: see the array form; one postfix for all keys or one a key.
+        name_key: key of the name; where it is None or absent the file's own name is taken.
+    """
+
+    backend = SaveVolume.backend
+
+    def __init__(
+        self,
+        keys: KeysCollection,
+        output_dir: str | Path,
+        output_postfix: str | Sequence[str] = "segmentation",
+        output_ext: str = ".nii.gz",
+        name_key: str | None = None,
+        allow_missing_keys: bool = False,
+    ) -> None:
+        super().__init__(keys, allow_missing_keys)
+        self.transforms = [SaveVolume(output_dir, postfix, output_ext) for postfix in _per_key(keys, output_postfix)]
+        self.name_key = name_key
+
+    def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
+        d = dict(data)
+        name = None if self.name_key is None else d.get(self.name_key)
+        for key, transform in self.key_iterator(d, self.transforms):
+            transform(d[key], name)
+        return d
+
+
 class OneHotLabelsd(_EachKey):
     """Dictionary form of :class:`~oasis_monai.transforms.OneHotLabels`."""
 
@@ -164,4 +198,5 @@ LocalZScoreD = LocalZScoreDict = LocalZScored
 PhysicalFieldOfViewD = PhysicalFieldOfViewDict = PhysicalFieldOfViewd
 InPlaneResizeD = InPlaneResizeDict = InPlaneResized
 RestoreToGridD = RestoreToGridDict = RestoreToGridd
+SaveVolumeD = SaveVolumeDict = SaveVolumed
 OneHotLabelsD = OneHotLabelsDict = OneHotLabelsd

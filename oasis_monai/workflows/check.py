@@ -61,6 +61,7 @@ def check_cases(
         except DataError as error:
             faults += error.faults
             continue
+        faults += volume.notes
         if look is not None:
             look(volume)
         if float(volume.image.min()) == float(volume.image.max()):

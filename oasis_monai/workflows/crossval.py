@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterator, Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
@@ -215,7 +215,7 @@ class CrossValidation:
         own = next(fold for fold in self.folds if case in fold.test)
         fold = own.index if self.split.protocol == "patient" else -1
         for key, result in labels.items():
-            self.labels[case, *key] = save_label(settings, self.run_dir, result, *key)
+            self.labels[case, *key] = save_label(settings, self.run_dir, replace(result, geometry=volume.geometry), *key)
             self.rows += self._score_rows(fold, result, reference, key)
         if settings.browser:
             with self.clock("pictures"):

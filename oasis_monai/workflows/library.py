@@ -69,7 +69,7 @@ def add_atlas(
     """
     from oasis_monai.data.cases import find_cases
 
-    scans = find_cases(image, "folder")
+    scans = find_cases(image, "folder", lambda fault: log(f"warning: {fault}"))
     if len(scans) != 1:
         raise ConfigError("add", "one scan", f"{len(scans)} scans in {image}", "give one image file or one series")
     name = scans[0].id if case is None else case
@@ -82,7 +82,7 @@ def add_atlas(
         settings, library = loaded.settings, loaded.segmenter.library
         if name in library.cases:
             raise ConfigError("case", "an id that is not in the library", name, f"give case=ID, or remove={name} first")
-        item = _preprocessed(Case(name, scans[0].image, label), settings, log)
+        item = _preprocessed(replace(scans[0], id=name, label=label), settings, log)
         twin = library.twin(item.image, SAME, _cases(library))
         if twin is not None:
             raise DataError(

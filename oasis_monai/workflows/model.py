@@ -274,7 +274,7 @@ def _read_file(path: Path, case: str) -> Volume:
     cases = find_cases(path, "folder")
     if len(cases) != 1:
         raise _fault(str(path), "scan", "one scan", f"{len(cases)} scans", "give one file or series, or use oasis_monai.segment")
-    image, geometry = read_image(cases[0].image)
+    image, geometry = read_image(cases[0].source)
     return Volume(case or cases[0].id, image, None, geometry)
 
 

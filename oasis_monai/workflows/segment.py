@@ -77,12 +77,12 @@ def segment_scans(
             raise ConfigError(key, f"one of {known}", "an unknown option", "correct or remove it")
     model, scans, output = Path(model), Path(scans), Path(output)
     method, file_format = options.get("method"), options.get("file_format")
-    cases = _find_scans(scans, output, method, file_format)
+    cases = _find_scans(scans, output, method, file_format, log)
     loaded = load_model(model, options.get("device", "auto"), options.get("batch", 8))
     n = whole_number("n", options.get("n", 6))
     chosen = check_choice(loaded.segmenter, method, n)
     _ = loaded.embed, loaded.calibrations  # raise errors of the model here, not as a fault of the first scan
-    run = _Run(loaded, output, chosen, n, options.get("save_probability", False), file_format)
+    run = _Run(loaded, output, chosen, n, options.get("save_probability", False), file_format, log)
     faults: list[Fault] = []
     rows: list[Row] = []
     try:
@@ -100,7 +100,7 @@ def segment_scans(
     return faults
 
 
-def _find_scans(scans: Path, output: Path, method: str | None, file_format: str | None) -> list[Case]:
+def _find_scans(scans: Path, output: Path, method: str | None, file_format: str | None, log: Log) -> list[Case]:
     """Find the scans, and refuse options that cannot work before the model is read."""
     from oasis_monai.data.cases import find_cases
 
@@ -108,9 +108,9 @@ def _find_scans(scans: Path, output: Path, method: str | None, file_format: str 
         check_methods([method])
     if file_format is not None and file_format not in FORMATS:
         raise ConfigError("format", f"null (as the scan) or one of {', '.join(FORMATS)}", file_format)
-    cases = find_cases(scans, "folder")
+    cases = find_cases(scans, "folder", lambda fault: log(f"warning: {fault}"))
     # X_segmentation there may be X's reference, and in the folder above them a result would be the next run's scan
-    if output.resolve() in {scans.resolve(), *(case.image.resolve().parent for case in cases)}:
+    if output.resolve() in {scans.resolve(), *(path.resolve().parent for case in cases for path in case.source)}:
         raise ConfigError("output", "a folder other than the scans' own", str(output), "give another output=DIR")
     return cases
 
@@ -188,6 +188,7 @@ class _Run:
     n: int
     save_probability: bool
     file_format: str | None
+    log: Log
 
     def result(self, case: Case, overwrite: bool) -> tuple[dict[str, Any], bool]:
         """The content of a scan's JSON file, and whether the scan was segmented now (not before)."""
@@ -202,6 +203,8 @@ class _Run:
                 return before, False
             _same_scan(case, before, asked["image"])
         volume = read_volume(case.without_label(), self.model.settings.data.label_values)
+        for note in volume.notes:
+            self.log(f"warning: {note}")
         result = self.model.segment_volume(volume, self.method, self.n, self.save_probability)
         record: dict[str, Any] = {"asked": asked, "case": case.id, "scan": str(case.image.resolve())}
         record["label"] = f"{case.id}_segmentation{kind}"
@@ -222,7 +225,7 @@ class _Run:
             "method": self.method,
             "n": self.n,
             "format": kind,
-            "image": file_digest(*data_files(case.image)),
+            "image": file_digest(*data_files(case.source)),
             "recentre": self.model.segmenter.recentres,
         }
 

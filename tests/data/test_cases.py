@@ -112,6 +112,46 @@ def test_scans_that_a_layout_has_no_place_for_are_told(
     assert (fault.severity, fault.found[: len(left)]) == ("warning", left)
 
 
+OTHERS = ["a.nrrd", "b.mgz", "c.img", "c.hdr", "d.nii.bz2", "e.mnc", "f.tif", "g.gipl.gz", "h.zip", "i.dcm"]
+BESIDE = ["notes.txt", "table.csv", "README", "labels.json", "a.png", ".hidden.nrrd", "a.bval"]
+
+
+@pytest.mark.parametrize(
+    ("layout", "kept", "places"),
+    [
+        ("folder", ["x.nii.gz", "y.mhd", "y.raw"], ["", "deep/er/"]),
+        ("msd", ["imagesTr/x.nii", "labelsTr/x.nii"], ["imagesTr/", "labelsTr/", "imagesTr/deep/"]),
+        ("promise12", [*pair("Case01"), "Case01.raw"], ["", "deep/"]),
+    ],
+)
+def test_nothing_is_left_out_without_a_word(tmp_path: Path, layout: str, kept: list[str], places: list[str]) -> None:
+    """Formats that are not read, archives, and binary files without an ending; what lies beside scans is not told of."""
+    touch(tmp_path, *kept, *(place + name for place in places for name in BESIDE))
+    cases, faults = survey(tmp_path, layout)
+    assert faults == []
+    for place in places:
+        for name in [*OTHERS, "IM0001"]:
+            if name == "i.dcm" and layout == "folder":
+                continue  # a damaged DICOM file is a case, which reading refuses
+            path = tmp_path / place / name
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_bytes(bytes(range(200)) * 3)
+            again, told = survey(tmp_path, layout)
+            assert again == cases
+            assert [(fault.severity, fault.found) for fault in told] == [("warning", f"{name}, left out")]
+            with pytest.warns(UserWarning, match=re.escape(name)):
+                find_cases(tmp_path, layout)
+            path.unlink()
+
+
+def test_a_volume_in_a_subfolder_is_told_and_a_folder_of_others_says_what_it_holds(tmp_path: Path) -> None:
+    heard: list[str] = []
+    find_cases(touch(tmp_path / "a", "x.nii.gz", "sub/y.nii.gz"), "folder", lambda fault: heard.append(fault.found))
+    assert heard == ["y.nii.gz, left out"]
+    with pytest.raises(DataError, match=r"expected scans .*found none in .*, but v.mgz, w.nrrd, left out; convert what is left"):
+        find_cases(touch(tmp_path / "b", "w.nrrd", "v.mgz"), "folder")
+
+
 def test_folder(tmp_path: Path) -> None:
     touch(tmp_path, *pair("Case00"), "b.nii.gz", "a.b.nii", "notes.txt", "._a.nii", "sub/c.nii", "only_segmentation.nii")
     assert [c.id for c in find_cases(tmp_path, "folder")] == ["Case00", "a.b", "b", "only_segmentation"]
@@ -280,6 +320,27 @@ def test_the_same_scan_twice(tmp_path: Path) -> None:
     assert [(f.found, f.severity) for f in faults] == [("the same voxels in a, c", "warning")]
     (fault,) = check_cases([cases[0], Case("a", cases[1].image, cases[1].label)], (0, 1))
     assert (fault.case, fault.field, fault.severity) == ("a", "id", "error")
+
+
+def test_what_a_reader_of_the_files_should_know_is_a_warning(tmp_path: Path) -> None:
+    """A label half a voxel aside, and a scan whose header has no orientation."""
+    cases = [make(tmp_path, "a", 1), make(tmp_path, "b", 2)]
+    aside = AFFINE.copy()
+    aside[0, 3] += 0.25
+    assert cases[0].label is not None
+    save(cases[0].label, np.asarray(nibabel.load(cases[0].label, mmap=False).dataobj), aside)
+    for path in (cases[1].image, cases[1].label):
+        image = nibabel.load(path, mmap=False)
+        image.set_sform(None, 0)
+        image.set_qform(None, 0)
+        nibabel.save(image, path)
+    faults = check_cases(cases, (0, 1))
+    assert [(f.case, f.field.split()[-1], f.severity) for f in faults] == [
+        ("a", "geometry", "warning"),
+        ("b", "qform_code", "warning"),
+        ("b", "qform_code", "warning"),
+    ]
+    assert faults[0].found == "corners 0.25 mm apart, 0.5 voxels"
 
 
 def test_volume_outlier(tmp_path: Path) -> None:

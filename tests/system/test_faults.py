@@ -253,6 +253,30 @@ def test_a_data_set_s_yaml_brings_its_own_grid_and_the_command_line_has_the_last
         assert config["data"]["name"] == "mine"
 
 
+def test_a_yaml_saved_by_a_windows_editor_is_read_and_no_file_blocks_another(phantom, tmp_path):
+    """Notepad's "UTF-8 with BOM" is read in every group; other encodings are told where they are chosen."""
+    data, grids = tmp_path / "conf" / "data", tmp_path / "conf" / "preprocessing"
+    data.mkdir(parents=True)
+    grids.mkdir()
+    values = f"data: {{name: größe, root: {phantom}, layout: promise12, labels: {{gland: 1}}}}\n"
+    text = f"# @package _global_\r\ndefaults: [override /preprocessing: own]\r\n{values}"
+    grids.joinpath("own.yaml").write_text("size: [32, 32, 16]\nspacing_mm: [3.0, 3.0, 4.0]\n", encoding="utf-8-sig")
+    for name, encoding in (("bom", "utf-8-sig"), ("good", "utf-8"), ("wide", "utf-16"), ("ansi", "cp1252")):
+        (data / f"{name}.yaml").write_bytes(text.encode(encoding))
+    (data / "slip.yaml").write_text("data: {root: .}\n")
+    (data / "old.yaml").write_text("# @package _global_\ndata: {root: ., only: [a]}\n")
+    for name in ("bom", "good"):
+        done = run("--config-dir=conf", f"data={name}", "--cfg", "job", cwd=tmp_path)
+        assert done.code == 0, done.err
+        config = yaml.safe_load(done.out)
+        assert (config["data"]["name"], config["preprocessing"]["size"]) == ("größe", [32, 32, 16])
+    for name, found in (("wide", "UTF-16"), ("ansi", "another byte in line 3")):
+        text = f"expected text in UTF-8, found '{found}'; save the file again as UTF-8"
+        refused(run("--config-dir=conf", "check", f"data={name}", cwd=tmp_path), f"{name}.yaml", text)
+    for name in ("slip", "old"):
+        refused(run("--config-dir=conf", "check", f"data={name}", cwd=tmp_path), f"{name}.yaml")
+
+
 @pytest.mark.skipif(torch.cuda.is_available(), reason="this machine has a GPU")
 @pytest.mark.parametrize("task", ["crossval", "train"])
 def test_a_gpu_asked_for_but_absent_is_told_before_anything_is_read(words, tmp_path, task):

@@ -2,14 +2,17 @@
 
 import copy
 import inspect
+import itertools
 import json
+from pathlib import Path
 
+import nibabel
 import numpy as np
 import pytest
 import torch
 from monai.bundle import ConfigParser
 from monai.data import MetaTensor
-from monai.transforms import Compose, MapTransform, Transform
+from monai.transforms import Compose, MapTransform, SaveImaged, Transform
 
 from oasis_monai import transforms
 from oasis_monai.data.types import Volume
@@ -28,6 +31,8 @@ from oasis_monai.transforms import (
     RestoreToGridd,
     RobustZScore,
     RobustZScored,
+    SaveVolume,
+    SaveVolumed,
 )
 from oasis_monai.transforms import spatial as grids
 from oasis_monai.transforms.intensity import z_score
@@ -124,7 +129,7 @@ def test_missing_keys_are_an_error_or_left_alone(array, dictionary, make):
 
 
 def test_every_transform_is_exported_and_importable_by_name():
-    assert len(transforms.__all__) == 28
+    assert len(transforms.__all__) == 32
     for name in transforms.__all__:
         assert callable(getattr(transforms, name))
 
@@ -297,3 +302,87 @@ def test_monais_own_ways_differ_as_the_docstrings_say():
     assert float(Resize((10, 10, 4), mode="trilinear", anti_aliasing=True)(flat).min()) < 90
     assert float((InPlaneResize((10, 10))(flat) - 100).abs().max()) < 1e-3
     assert 7 in MapLabelValue([0, 1], [1, 0])(np.array([[0, 1, 7]]))
+
+
+ORDERS = [(order, signs) for order in itertools.permutations(range(3)) for signs in itertools.product((1, -1), repeat=3)]
+
+
+def stored(path, shape, order, signs, codes=(1, 1), offset=0.0):
+    """A NIfTI scan whose array axis k runs along axis ``order[k]`` of the world; the sform is ``offset`` mm aside."""
+    values = np.random.default_rng(0).integers(0, 500, shape).astype(np.int16)
+    affine = np.eye(4)
+    affine[:3, :3] = 0
+    affine[:3, 3] = [10, -20, 30]
+    for axis, mm in enumerate((1.0, 1.5, 3.0)):
+        affine[order[axis], axis] = signs[axis] * mm
+    image = nibabel.Nifti1Image(values, affine)
+    image.set_qform(affine, codes[1])
+    affine[0, 3] += offset
+    image.set_sform(affine, codes[0])
+    nibabel.save(image, path)
+    return values, affine
+
+
+@pytest.mark.parametrize("saver", ["ours", "MONAI's"])
+@pytest.mark.parametrize("shape", [(9, 8, 5), (9, 8, 1), (1, 8, 5)])
+def test_every_order_of_axes_comes_back_as_it_was_stored(tmp_path, saver, shape):
+    """All 48, through a Compose of the transforms; MONAI's SaveImage leaves out a last axis of one voxel unless told not to."""
+    if saver == "ours":
+        save = SaveVolumed(["image", "pred"], tmp_path / "out", ("same", "pred"))
+    else:
+        more = {"resample": False, "separate_folder": False, "print_log": False, "squeeze_end_dims": False}
+        save = [
+            SaveImaged(key, output_dir=tmp_path / "out", output_postfix=postfix, **more)
+            for key, postfix in (("image", "same"), ("pred", "pred"))
+        ]
+    steps = Compose([
+        LoadVolumed("image"),
+        lambda d: {**d, "pred": d["image"]},
+        PhysicalFieldOfViewd("pred", (2.0, 2.0, 2.0), (20, 20, 20)),
+        lambda d: {**d, "pred": torch.cat([1 - d["pred"] / 500, d["pred"] / 500])},
+        RestoreToGridd("pred"),
+        *(save if isinstance(save, list) else [save]),
+    ])  # fmt: skip
+    for order, signs in ORDERS:
+        values, affine = stored(tmp_path / "scan.nii.gz", shape, order, signs)
+        done = steps({"image": tmp_path / "scan.nii.gz"})
+        for postfix, wanted in (("same", values), ("pred", done["pred"][0].numpy())):
+            found = nibabel.load(tmp_path / "out" / f"scan_{postfix}.nii.gz")
+            assert found.shape[:3] == wanted.shape == shape
+            np.testing.assert_array_equal(np.asarray(found.dataobj).reshape(shape), wanted)
+            np.testing.assert_allclose(found.affine, affine, atol=1e-4)
+
+
+def test_a_saved_result_lies_where_each_program_shows_the_scan(tmp_path):
+    import itk
+
+    def origin(path):
+        image = itk.imread(str(path))
+        return list(image.GetOrigin())
+
+    stored(tmp_path / "scan.nii", (9, 8, 5), (0, 1, 2), (-1, -1, 1), (2, 1), 15.0)
+    image = LoadVolume()(tmp_path / "scan.nii")
+    SaveVolume(tmp_path, "seg")(image)
+    SaveVolume(tmp_path, "", ".mha")(image, "other name")
+    for name in ("scan_seg.nii.gz", "other name.mha"):
+        np.testing.assert_allclose(origin(tmp_path / name), origin(tmp_path / "scan.nii"), atol=1e-4)
+    np.testing.assert_array_equal(nibabel.load(tmp_path / "scan_seg.nii.gz").affine, nibabel.load(tmp_path / "scan.nii").affine)
+    moved = PhysicalFieldOfView((2.0, 2.0, 2.0), (6, 6, 6))(image)  # another grid: nothing of the file's header holds for it
+    SaveVolume(tmp_path, "moved")(moved)
+    np.testing.assert_allclose(nibabel.load(tmp_path / "scan_moved.nii.gz").affine, moved.affine, atol=1e-4)
+    with pytest.raises(ValueError, match="name: expected one"):
+        SaveVolume(tmp_path)(MetaTensor(torch.zeros(1, 2, 2, 2)))
+
+
+@pytest.mark.parametrize(
+    ("values", "dtype"),
+    [([True, False], "uint8"), ([0, 255], "uint8"), ([-1, 3], "int16"), ([0, 70000], "int32"), ([0.5, 1.0], "float32")],
+)
+def test_saved_values_stay_what_they_are(tmp_path, values, dtype):
+    from oasis_monai.data.formats.dispatch import read_header
+
+    image = MetaTensor(torch.tensor(values).reshape(1, 2, 1, 1), meta={"filename_or_obj": "gone/a.b.nii.gz"})
+    assert SaveVolume(tmp_path)(image) is image
+    path = Path(tmp_path / "a.b_segmentation.nii.gz")
+    assert read_header(path).dtype == dtype
+    np.testing.assert_array_equal(np.asarray(nibabel.load(path).dataobj).ravel(), np.array(values, dtype))

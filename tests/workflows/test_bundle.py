@@ -13,15 +13,17 @@ from monai.data import MetaTensor
 
 from oasis_monai.data.io import read_image
 from oasis_monai.settings import build
+from oasis_monai.transforms import RestoreToGridd
 from oasis_monai.transforms.preprocessing import Preprocessing
 from oasis_monai.utils.errors import ConfigError, OasisError
 from oasis_monai.workflows.bundle import OasisNetwork, scans_in, write_bundle
-from oasis_monai.workflows.bundle.configs import inert, preprocessing
+from oasis_monai.workflows.bundle.configs import inert, postprocessing, preprocessing
 from oasis_monai.workflows.model import load_model
 from oasis_monai.workflows.segment import segment_scans
 from oasis_monai.workflows.train import train_model
 from tests.conftest import JOINT, JOINT_2D, TINY, TINY_2D, merged
 from tests.helpers.command import python, run
+from tests.transforms.test_array import ORDERS, stored
 
 KINDS = {  # model, method
     "plain": ([{}], "OASIS"),
@@ -239,7 +241,7 @@ def test_no_word_of_the_data_is_code_to_monai(made):
         for path in (bundle / "configs").glob("*.json")
         for word in path.read_text().replace('": "', '":"').split('"_target_":"')[1:]
     }
-    own = ("Compose", "Dataset", "DataLoader", "SimpleInferer", "MapLabelValued", "SaveImaged", "CheckpointLoader")
+    own = ("Compose", "Dataset", "DataLoader", "SimpleInferer", "MapLabelValued", "CheckpointLoader")
     assert targets
     assert all(target.startswith((*own, "SupervisedEvaluator", "oasis_monai.")) for target in targets)
 
@@ -356,3 +358,26 @@ def test_by_the_command_line(made, tmp_path):
 def test_scans_in_a_folder_and_a_single_one(scans):
     assert [Path(d["image"]).name for d in scans_in(str(scans))] == ["a.mha", "b.nii.gz", "c.nii"]
     assert scans_in(str(scans / "c.nii")) == [{"image": str(scans / "c.nii")}]
+
+
+@pytest.mark.parametrize("shape", [(9, 8, 5), (9, 8, 1), (8, 1, 9)])
+def test_its_transforms_keep_every_order_of_axes(tmp_path, shape):
+    """All 48, between its first and its last transform: a label is stored as its scan, a scan of one slice too."""
+    settings = build(merged(TINY, {"data": {"root": str(tmp_path), "labels": {"gland": 3}}}))
+    parts = {
+        name: {"_target_": "Compose", "transforms": steps}
+        for name, steps in (("before", preprocessing(settings.preprocessing)), ("after", postprocessing(settings.data)))
+    }
+    parser = ConfigParser({**parts, "output_dir": str(tmp_path / "out")})
+    before, after = parser.get_parsed_content("before"), parser.get_parsed_content("after")
+    for order, signs in ORDERS:
+        _, affine = stored(tmp_path / "scan.nii.gz", shape, order, signs)
+        item = before({"image": str(tmp_path / "scan.nii.gz")})
+        item["pred"] = torch.cat([-item["image"], item["image"]]).sigmoid()
+        after(item)
+        found, grid = read_image(tmp_path / "out" / "scan_segmentation.nii.gz")
+        np.testing.assert_allclose(grid.affine, affine, atol=1e-4)
+        assert tuple(found.shape[1:]) == shape
+        assert set(found.unique().tolist()) <= {0, 3}
+        wanted = 3 * RestoreToGridd("pred", "image")({k: item[k] for k in ("pred", "image")})["pred"]
+        assert torch.equal(found, wanted.as_tensor().float())

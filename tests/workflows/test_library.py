@@ -178,7 +178,7 @@ def spoilt_label(change):
 
 
 def moved(label, affine):
-    affine[:3, 3] += 1
+    affine[:3, 3] += 10
     return label
 
 
@@ -205,7 +205,7 @@ def far_away(label, _):
         (lambda p, _: (files(p, NEW)[0], p / "none.mhd", "x"), DataError, "^x: none.mhd file: expected a readable file"),
         (spoilt_label(lambda label, _: label * 7), DataError, r"^x: label.nii label values: expected only 0, 1, found 7 \("),
         (spoilt_label(lambda label, _: label * 0), DataError, "^x: label: expected some of it in the working field of view"),
-        (spoilt_label(moved), DataError, "^x: label geometry: expected the image's grid, found origin off by 1 mm"),
+        (spoilt_label(moved), DataError, "^x: label geometry: expected the image's grid, found origin off by 10 mm"),
         (spoilt_label(far_away), DataError, "^x: label: expected some of it in the working field of view, found nothing"),
     ],
 )

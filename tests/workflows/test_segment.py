@@ -111,6 +111,27 @@ def test_a_series_gives_the_label_of_the_same_scan_in_nifti(model, phantom, tmp_
     np.testing.assert_array_equal(again, voxels["whole"])
 
 
+def test_what_is_left_out_and_what_a_header_leaves_open_is_logged(model, images, tmp_path, no_pictures):
+    """A label lies where each program shows its scan, whose sform and qform differ."""
+    image, grid = read_image(images / "Case00.mhd")
+    (tmp_path / "in").mkdir()
+    scan = nibabel.Nifti1Image(image[0].numpy(), None)
+    scan.set_qform(grid.affine, 1)
+    scan.set_sform(grid.affine + np.outer([1, 0, 0, 0], [0, 0, 0, 15.0]), 2)
+    nibabel.save(scan, tmp_path / "in" / "scan.nii.gz")
+    (tmp_path / "in" / "other.nrrd").touch()
+    lines = []
+    assert segment_scans(model, tmp_path / "in", tmp_path / "out", n=1, method="FwoW", log=lines.append) == []
+    warned = [line for line in lines if line.startswith("warning: ")]
+    assert len(warned) == 2
+    assert "other.nrrd, left out" in warned[0]
+    assert "the sform (code 2) is used" in warned[1]
+    label = nibabel.load(tmp_path / "out" / "scan_segmentation.nii.gz")
+    np.testing.assert_array_equal(label.get_sform(), scan.get_sform())
+    np.testing.assert_allclose(label.get_qform(), scan.get_qform(), atol=1e-5)
+    assert (int(label.header["sform_code"]), int(label.header["qform_code"])) == (2, 1)
+
+
 def test_labels_come_in_the_format_that_is_asked_for(model, images, tmp_path, no_pictures):
     out = tmp_path / "out"
     found = {}

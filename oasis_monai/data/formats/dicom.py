@@ -1,17 +1,18 @@
 """Read and check DICOM series: find their files, order them by position, and refuse what is not one even volume.
 
-A series is named by one of its files; the others are the files beside it with the same SeriesInstanceUID. GDCM (in ITK) reads
-the headers. It silently accepts several faults, which are errors here: a missing slice (the spacing becomes the mean), uneven
-spacing, two images at one position (a time or diffusion series), a sheared stack, a screen capture (voxels of 1 mm).
+A series is named by one of its files, or by one from each folder that it lies in. Its other files are those beside these, and in
+folders near by, with the same SeriesInstanceUID. GDCM (in ITK) reads the headers. It silently accepts several
+faults, which are errors here: a missing slice (the spacing becomes the mean), uneven spacing, two images at one position (a time
+or diffusion series), a sheared stack, a screen capture (voxels of 1 mm).
 """
 
 from __future__ import annotations
 
 import math
 import os
-from collections import defaultdict
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from collections import defaultdict, deque
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
 from functools import lru_cache
 from pathlib import Path
 
@@ -37,17 +38,36 @@ NO_IMAGES = ("4.2", "9.", "11.", "66", "67", "68.", "88.", "104.", "481.2", "481
 """Storage classes below :data:`STORAGE` that hold no image: spectra, waveforms, presentation states, raw data and registrations,
 reports, documents, radiotherapy plans. They travel in the folders of a scan and are passed over."""
 SECONDARY_CAPTURE = "7"
+NEAR = 200
+"""Folders near a series' own in which more of it is looked for."""
 UNEVEN = 0.05
 """Largest deviation of a slice from even spacing, in slice distances: allows for rounding in headers, and no more."""
 POSITION, ORIENTATION, PIXELS, SERIES, CLASS, FRAMES = (
     *("0020|0032", "0020|0037", "0028|0030", "0020|000e", "0008|0016", "0028|0008"),
 )
 AGAIN = "export the series again"
+TOLD_APART = {
+    "EchoTime": "0018|0081",
+    "EchoNumbers": "0018|0086",
+    "DiffusionBValue": "0018|9087",
+    "TemporalPositionIdentifier": "0020|0100",
+    "TriggerTime": "0018|1060",
+    "InversionTime": "0018|0082",
+    "FlipAngle": "0018|1314",
+    "ImageType": "0008|0008",
+    "ConvolutionKernel": "0018|1210",
+    "AcquisitionNumber": "0020|0012",
+    "AcquisitionTime": "0008|0032",
+}
+"""What tells two images at one place apart, the telling ones first."""
+SCAN = ("0010|0020", "0020|000d", "0020|0052")
+"""PatientID, StudyInstanceUID and FrameOfReferenceUID: of one scan they are the same in all images."""
 
 
 @dataclass(frozen=True, eq=False)
 class Image:
-    """One DICOM file's header. ``size`` columns, rows; ``direction`` (3, 3), columns are the axes; LPS, mm; ``missing`` tags."""
+    """One DICOM file's header. ``size`` columns, rows; ``direction`` (3, 3), columns are the axes; LPS, mm; ``missing`` tags;
+    ``scan``: the values of :data:`SCAN`; ``about``: those of :data:`TOLD_APART` that are there."""
 
     path: Path
     series: str
@@ -60,6 +80,8 @@ class Image:
     origin_mm: np.ndarray
     direction: np.ndarray
     missing: tuple[str, ...]
+    scan: tuple[str, ...] = ()
+    about: Mapping[str, str] = field(default_factory=dict)
 
 
 def is_dicom(path: Path) -> bool:
@@ -97,12 +119,121 @@ def series_among(paths: Iterable[Path]) -> dict[str, list[Path]]:
     return dict(sorted(found.items()))
 
 
-def read_series(path: Path, faults: Faults) -> Header | None:
+def series_parts(files: Sequence[Path]) -> list[tuple[Path, ...]]:
+    """The scans among the files of one series: it may lie in several folders, and each folder may hold another scan.
+
+    Folders are parts of one scan unless they hold different images of one place, or images of another patient, study, frame of
+    reference or grid (some programs give one UID to all that they write).
+
+    Returns:
+        Of each scan the first file of every folder.
+    """
+    folders: dict[Path, list[Path]] = defaultdict(list)
+    for file in files:
+        folders[file.parent].append(file)
+    parts: list[dict[Path, list[Path]]] = []
+    for folder, own in folders.items():
+        joined = next((part for part in parts if len(folders) > 1 and _fit([f for p in part.values() for f in p], own)), None)
+        if joined is None:
+            parts.append({folder: own})
+        else:
+            joined[folder] = own
+    return [tuple(own[0] for own in part.values()) for part in parts]
+
+
+def _fit(one: Sequence[Path], other: Sequence[Path]) -> bool:
+    """Whether the images of two folders can be of one scan."""
+    try:
+        first, second = [_header(p) for p in one], [_header(p) for p in other]
+    except DataError:
+        return False
+    kept = first[0]
+    for image in second:
+        same_grid = image.size == kept.size and np.allclose(image.spacing_mm, kept.spacing_mm, rtol=1e-4, atol=TOLERANCE)
+        if image.scan != kept.scan or not same_grid or not np.allclose(image.direction, kept.direction, atol=1e-3):
+            return False
+    if any(image.missing or image.frames > 1 for image in (*first, *second)):
+        return False
+    places = {_place(image): image for image in first}
+    return all(_same_image(places[_place(image)], image) for image in second if _place(image) in places)
+
+
+def _images_in(folder: Path) -> list[Path]:
+    return [p for p in folder.iterdir() if not p.name.startswith(".") and is_dicom(p)]
+
+
+def _folders(path: Path, series: str) -> list[Path]:
+    """The folder of a file, and those of the nearest :data:`NEAR` that hold more of its scan: the first image tells."""
+    home = path.parent.absolute()
+    near, queue = [], deque([home.parent] if home.parent != home.parent.parent else [])
+    for _ in range(NEAR):
+        if not queue:
+            break
+        folder = queue.popleft()
+        try:
+            entries = sorted(p for p in folder.iterdir() if not p.name.startswith("."))
+            queue += [p for p in entries if p.is_dir() and not p.is_symlink()]
+            first = next((p for p in entries if is_dicom(p)), None) if folder != home else None
+            if first is not None and _header(first).series == series:
+                near.append(folder)
+        except (OSError, DataError):
+            continue
+    if not near:
+        return [path.parent]
+    files = [p for folder in (path.parent, *near) for p in series_among(_images_in(folder)).get(series, [])]
+    part = next(part for part in series_parts(files) if any(p.parent == path.parent for p in part))
+    folders = [p.parent for p in part]
+    unsaid = Faults(path)
+    images = _in_order(_without_copies([_header(p) for p in files if p.parent in folders], unsaid))
+    whole = len(images) > 1 and _step(images, unsaid) is not None
+    return folders if whole else [path.parent]  # what does not complete it is none of it
+
+
+def _in_order(images: Sequence[Image]) -> list[Image]:
+    """Along the normal of the first one's plane."""
+    normal = np.cross(images[0].direction[:, 0], images[0].direction[:, 1])
+    return sorted(images, key=lambda image: float(normal @ image.origin_mm))
+
+
+def _place(image: Image) -> tuple[float, ...]:
+    return tuple(float(v) for v in np.round(image.origin_mm, 3) + 0.0)
+
+
+def _same_image(one: Image, other: Image) -> bool:
+    """Whether two files hold one image, whatever they say of themselves."""
+    if one.path.read_bytes() == other.path.read_bytes():
+        return True
+    try:
+        first, second = (read_pixels([image.path], np.float64)[0] for image in (one, other))
+    except RuntimeError:
+        return False
+    return np.array_equal(first, second)
+
+
+def _without_copies(images: Sequence[Image], faults: Faults) -> list[Image]:
+    """The images, each once."""
+    kept: dict[tuple[float, ...], list[Image]] = defaultdict(list)
+    copies = []
+    for image in images:
+        there = () if image.missing or image.frames > 1 else kept[_place(image)]
+        twin = next((k for k in there if np.allclose(k.direction, image.direction, atol=1e-3) and _same_image(k, image)), None)
+        if twin is None:
+            kept[_place(image)].append(image)
+        else:
+            copies.append(f"{image.path.name} again as {twin.path.name}")
+    if copies:
+        found = f"{copies[0]} ({len(copies)} of {len(images)} files)"
+        faults.warn("files", "every image once", found, "each is taken once; remove the copies")
+    return [image for image in images if any(image is k for k in kept[_place(image)])]
+
+
+def read_series(path: Path, faults: Faults, more: Sequence[Path] = ()) -> Header | None:
     """Check the series that one file belongs to.
 
     Args:
         path: a DICOM file.
         faults: takes every fault found.
+        more: files of the series in other folders.
 
     Returns:
         The header with all files of the series in the order of the slices (along the normal of their planes), or None when a
@@ -110,7 +241,8 @@ def read_series(path: Path, faults: Faults) -> Header | None:
     """
     try:
         series = _header(path).series
-        beside = series_among(p for p in path.parent.iterdir() if not p.name.startswith(".") and is_dicom(p))
+        folders = dict.fromkeys(p.parent for p in (path, *more)) if more else _folders(path, series)
+        beside = series_among(p for folder in folders for p in _images_in(folder))
         images = [_header(p) for p in beside[series]]
         for lost in beside.get("", [])[:1]:  # a slice of this series, perhaps its last: nobody would miss it
             found = f"{len(beside[''])} that GDCM cannot read, such as {lost.name}"
@@ -119,11 +251,11 @@ def read_series(path: Path, faults: Faults) -> Header | None:
     except DataError as error:
         faults.all += error.faults
         return None
+    images = _without_copies(images, faults)
     if not _check_images(images, faults):
         return None
     first = images[0]
-    normal = np.cross(first.direction[:, 0], first.direction[:, 1])
-    images = sorted(images, key=lambda image: float(normal @ image.origin_mm))
+    images = _in_order(images)
     step = _step(images, faults)
     if step is None:
         return None
@@ -134,8 +266,8 @@ def read_series(path: Path, faults: Faults) -> Header | None:
     shape = (*first.size, len(images))
     good = check_shape(faults, "Columns, Rows, images", shape)
     good &= check_direction(faults, "ImageOrientationPatient, ImagePositionPatient", affine[:3, :3] / spacing)
-    files = tuple(image.path for image in images)
-    return Header(shape, flip_lps_ras(affine), first.dtype, 1, files) if good else None
+    paths = tuple(image.path for image in images)
+    return Header(shape, flip_lps_ras(affine), first.dtype, 1, paths) if good else None
 
 
 def _check_images(images: Sequence[Image], faults: Faults) -> bool:
@@ -180,12 +312,24 @@ def _step(images: Sequence[Image], faults: Faults) -> np.ndarray | None:
     """(3,) mm from one slice to the next; None with a fault where they do not lie evenly."""
     places = np.stack([image.origin_mm for image in images])
     gaps = np.linalg.norm(np.diff(places, axis=0), axis=1)
-    usual = float(np.median(gaps))
+    apart = gaps > UNEVEN * float(gaps.max())  # the others lie between images of one place
+    usual = float(np.median(gaps[apart])) if apart.any() else 0.0
     where = "ImagePositionPatient"
-    if float(gaps.min()) <= UNEVEN * usual or usual == 0:
+    if not apart.all():
         i = int(gaps.argmin())
-        found = f"{images[i].path.name} and {images[i + 1].path.name} {gaps[i]:.3g} mm apart, others {usual:.3g} mm"
-        faults.add(where, "one image at each position", found, "export one phase, echo or b-value as a series of its own")
+        one, other = images[i], images[i + 1]
+        found = (
+            f"{one.path.name} and {other.path.name} {gaps[i]:.3g} mm apart, {len(images)} images at {int(apart.sum()) + 1} places"
+        )
+        names = [name for name in TOLD_APART if one.about.get(name) != other.about.get(name)]
+        values = [f"{name} ({one.about.get(name, 'none')}, {other.about.get(name, 'none')})" for name in names[:2]]
+        if one.scan != other.scan:
+            values, names = ["patient, study or frame of reference"], ["scan"]
+        found += f"; they differ in {' and '.join(values) or 'their pixels alone'}"
+        remedy = (
+            f"keep the images of one {names[0]}, or export each as a series of its own" if names else "keep one image for each"
+        )
+        faults.add(where, "one image at each position", found, remedy, limit=240)
         return None
     step = (places[-1] - places[0]) / (len(images) - 1)
     away = np.linalg.norm(places - places[0] - np.arange(len(images))[:, None] * step, axis=1)
@@ -285,6 +429,8 @@ def _read(path: Path, size: int, changed_ns: int) -> Image:
         origin,
         direction,
         missing,
+        tuple(tag(name) for name in SCAN),
+        {name: shown(tag(key), 40) for name, key in TOLD_APART.items() if tag(key)},
     )
 
 

@@ -13,13 +13,15 @@ from pathlib import Path
 
 import numpy as np
 
-from oasis_monai.data.types import Geometry
+from oasis_monai.data.types import Geometry, NiftiForms
 from oasis_monai.utils.errors import DataError, Fault
 
 MAX_VOXELS = 2**29
 """Largest grid accepted, 512 x 512 x 2048: 2 GiB as float32. A header that claims more is damaged or hostile."""
 TOLERANCE = 1e-4
 """Largest deviation of a direction matrix from orthonormal, and of two grids (mm, direction cosine) that count as the same."""
+SAME_VOXELS = 0.1
+"""Largest distance of two grids' corners, in voxels, that rounding makes: a quaternion in float32 near half a turn."""
 
 
 @dataclass(frozen=True)
@@ -52,6 +54,8 @@ class Header:
         channels: values per voxel; always 1, more is a fault.
         files: the header's own file first, then the data file if it is another one.
         stored: where the voxels of a MetaImage are; None for another format.
+        forms: both transforms of a NIfTI header; None for another format.
+        notes: warnings.
     """
 
     shape: tuple[int, int, int]
@@ -60,11 +64,13 @@ class Header:
     channels: int
     files: tuple[Path, ...]
     stored: Stored | None = None
+    forms: NiftiForms | None = None
+    notes: tuple[Fault, ...] = ()
 
     @property
     def geometry(self) -> Geometry:
         """The grid alone."""
-        return Geometry(self.shape, self.affine)
+        return Geometry(self.shape, self.affine, self.forms)
 
 
 class Faults:
@@ -73,10 +79,15 @@ class Faults:
     def __init__(self, path: Path) -> None:
         self.name = path.name
         self.all: list[Fault] = []
+        self.notes: list[Fault] = []
 
-    def add(self, field: str, expected: str, found: object, remedy: str) -> None:
+    def add(self, field: str, expected: str, found: object, remedy: str, limit: int = 80) -> None:
         """Note one fault; ``found`` is shown as ASCII and cut short, since it may be any bytes."""
-        self.all.append(Fault(shown(self.name, 120), field, expected, shown(found) or "nothing", remedy))
+        self.all.append(Fault(shown(self.name, 120), field, expected, shown(found, limit) or "nothing", remedy))
+
+    def warn(self, field: str, expected: str, found: object, remedy: str) -> None:
+        """Note what the file can be used with all the same."""
+        self.notes.append(Fault(shown(self.name, 120), field, expected, shown(found, 160) or "nothing", remedy, "warning"))
 
     def raise_if_any(self) -> None:
         """Raise what was noted.
@@ -174,3 +185,76 @@ def geometry_difference(one: Geometry, other: Geometry) -> str | None:
         if not np.allclose(a, b, rtol=1e-6, atol=TOLERANCE)
     ]
     return ", ".join(differences) or None
+
+
+@dataclass(frozen=True)
+class Distance:
+    """How far the corners of two grids lie apart, at most: in voxels of the first grid and in mm."""
+
+    voxels: float
+    mm: float
+
+    def __str__(self) -> str:
+        return f"corners {self.mm:.3g} mm apart"
+
+
+def corner_distance(one: Geometry, other: Geometry) -> Distance | None:
+    """The distance of the outermost voxel centres of two grids of one shape; None where a grid cannot be inverted."""
+    ends = np.array([(*corner, 1) for corner in np.ndindex(2, 2, 2)], float)
+    ends[:, :3] *= np.array(one.shape) - 1
+    moved = (ends @ (np.asarray(other.affine, float) - np.asarray(one.affine, float)).T)[:, :3]
+    try:
+        voxels = np.linalg.solve(np.asarray(one.affine, float)[:3, :3], moved.T).T
+    except np.linalg.LinAlgError:
+        return None
+    return Distance(float(np.linalg.norm(voxels, axis=1).max()), float(np.linalg.norm(moved, axis=1).max()))
+
+
+@dataclass(frozen=True)
+class Match:
+    """A label's grid laid on an image's.
+
+    Args:
+        axes: ``axes[k]``: axis of the label that runs along axis k of the image.
+        flips: reverse it after the transposition.
+        distance: of the corners, afterwards.
+    """
+
+    axes: tuple[int, int, int]
+    flips: tuple[bool, bool, bool]
+    distance: Distance
+
+
+def match_grids(image: Geometry, label: Geometry) -> Match | None:
+    """Lay a label's grid on an image's: its axes in the image's order, by whichever transforms of the two files fit best.
+
+    Returns:
+        The closest fit; None where no order of the axes gives the image's shape.
+    """
+    fits = [_match(i, label.shape, j) for i in _places(image) for j in _places(label)]
+    return min((fit for fit in fits if fit is not None), key=lambda fit: fit.distance.voxels, default=None)
+
+
+def _places(grid: Geometry) -> list[Geometry]:
+    forms = grid.forms
+    affines = [grid.affine] if forms is None else [grid.affine, forms.nibabel, forms.itk, *forms.others]
+    return [Geometry(grid.shape, affine) for affine in affines]
+
+
+def _match(image: Geometry, shape: tuple[int, int, int], label: Geometry) -> Match | None:
+    try:
+        step = np.linalg.solve(np.asarray(image.affine, float), np.asarray(label.affine, float))[:3, :3]
+    except np.linalg.LinAlgError:
+        return None
+    along = np.abs(step).argmax(1)  # the label's axis along each of the image's
+    axes = [int(a) for a in along] if len(set(along.tolist())) == 3 else [0, 1, 2]
+    if tuple(shape[a] for a in axes) != tuple(image.shape):
+        return None
+    flips = [bool(step[k, a] < 0) for k, a in enumerate(axes)]
+    moved = np.zeros((4, 4))
+    moved[3, 3] = 1
+    for k, (axis, flip) in enumerate(zip(axes, flips, strict=True)):
+        moved[axis, k] = -1 if flip else 1
+        moved[axis, 3] = shape[axis] - 1 if flip else 0
+    distance = corner_distance(image, Geometry(image.shape, np.asarray(label.affine, float) @ moved))
+    return None if distance is None else Match((axes[0], axes[1], axes[2]), (flips[0], flips[1], flips[2]), distance)

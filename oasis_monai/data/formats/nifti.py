@@ -11,8 +11,17 @@ from typing import Any, BinaryIO, cast
 
 import numpy as np
 
-from oasis_monai.data.formats.header import Faults, Header, check_direction, check_shape, check_spacing, geometry_difference
-from oasis_monai.data.types import Geometry
+from oasis_monai.data.formats.header import (
+    SAME_VOXELS,
+    Faults,
+    Header,
+    check_direction,
+    check_shape,
+    check_spacing,
+    corner_distance,
+    geometry_difference,
+)
+from oasis_monai.data.types import Geometry, NiftiForms
 
 MAX_OFFSET = 16 * 1024 * 1024  # header extensions before the voxels; nibabel holds them in memory
 CHUNK = 1 << 20
@@ -46,7 +55,7 @@ def read_nifti(path: Path, faults: Faults) -> Header | None:
             header = _parse(stream.read(540), faults)
             if header is None:
                 return None
-            shape, affine, dtype = _shape(header, faults), _affine(header, faults), _dtype(header, faults)
+            shape, forms, dtype = _shape(header, faults), _forms(header, faults), _dtype(header, faults)
             offset = _offset(header, faults)
             if shape and dtype and offset is not None:
                 _check_length(path, stream, offset + math.prod(shape) * np.dtype(dtype).itemsize, faults)
@@ -56,9 +65,9 @@ def read_nifti(path: Path, faults: Faults) -> Header | None:
         remedy = "name it .nii: it is not compressed" if bare else "copy or compress the file again"
         faults.add("file", kind, f"{type(error).__name__}: {error}", remedy)
         return None
-    if shape is None or affine is None or dtype is None:
+    if shape is None or forms is None or dtype is None:
         return None
-    return Header(shape, affine, dtype, 1, (path,))
+    return Header(shape, forms.used, dtype, 1, (path,), forms=forms)
 
 
 def _open(path: Path) -> BinaryIO:
@@ -98,6 +107,7 @@ def _shape(header: Any, faults: Faults) -> tuple[int, int, int] | None:
         return None
     if any(d != 1 for d in used[3:]):
         faults.add("dim", "one volume with one channel", " x ".join(map(str, used)), "extract a single 3D volume")
+        return None
     if not check_shape(faults, "dim", used[:3]):
         return None
     return used[0], used[1], used[2]
@@ -129,8 +139,12 @@ def _offset(header: Any, faults: Faults) -> int | None:
     return int(offset)
 
 
-def _affine(header: Any, faults: Faults) -> np.ndarray | None:
-    """The sform if it is set, otherwise the qform (as nibabel); a fault when neither is, or when they contradict each other."""
+def _forms(header: Any, faults: Faults) -> NiftiForms | None:
+    """Where the grid lies: by the sform if it is set and has right angles, else by the qform, as nibabel and ITK do.
+
+    ITK prefers the qform where the code of the sform is above 1. Where the two transforms, or the two libraries, differ by
+    more than rounding a warning says which one is taken.
+    """
     unit = int(header["xyzt_units"]) & 7
     if unit not in (0, 2):
         faults.add(
@@ -147,29 +161,81 @@ def _affine(header: Any, faults: Faults) -> np.ndarray | None:
         faults.add("sform_code, qform_code", "0 to 5", f"{sform_code}, {qform_code}", AGAIN)
         return None
     if sform_code == 0 and qform_code == 0:
-        remedy = "write the true orientation into the header: left and right are unknown"
-        faults.add("sform_code, qform_code", "one of them above 0", f"{sform_code}, {qform_code}", remedy)
-        return None
+        return _without_forms(header, pixdim, faults)
     qform = _qform(header, faults) if qform_code > 0 else None
     if sform_code == 0:
-        return qform
+        return None if qform is None else NiftiForms(_fields(header), qform, qform, qform)
     sform = np.eye(4)
     with np.errstate(invalid="ignore"):  # a signalling NaN, refused below
         sform[:3] = [header["srow_x"], header["srow_y"], header["srow_z"]]
     if not np.isfinite(sform).all():
         faults.add("srow_x, srow_y, srow_z", "finite numbers", "others", AGAIN)
         return None
+    skewed = Faults(Path(faults.name))
+    usable = _check_sform(sform, pixdim, skewed)
+    grid = _size(header)
+    apart = None if qform is None else corner_distance(Geometry(grid, sform), Geometry(grid, qform))
+    if not usable and (qform is None or apart is None or (sform_code == qform_code and apart.voxels > 1)):
+        faults.all += skewed.all
+        return None
+    used = sform if usable or qform is None else qform
+    itk = used if qform is None or sform_code == 1 else qform
+    if qform is not None and apart is not None and apart.voxels > (1 if usable else SAME_VOXELS):
+        _note_apart(faults, sform_code, used is sform, itk is used, f"{apart} ({_detail(grid, sform, qform)})")
+    elif usable:
+        itk = used  # they differ by rounding
+    return NiftiForms(_fields(header), used, sform, itk, () if qform is None else (sform, qform))
+
+
+def _note_apart(faults: Faults, sform_code: int, by_sform: bool, agreed: bool, found: str) -> None:
+    if by_sform and agreed:
+        remedy = f"the sform (code {sform_code}) is used, as by nibabel and ITK; delete the wrong one (set its code to 0)"
+    elif by_sform:
+        remedy = f"the sform (code {sform_code}) is used, as by nibabel; viewers on ITK use the qform; results get both"
+    else:
+        remedy = "the qform is used, as by ITK: the sform has no right angles or another voxel size; results get both"
+    faults.warn("sform, qform", "one place", found, remedy)
+
+
+def _detail(grid: tuple[int, int, int], sform: np.ndarray, qform: np.ndarray) -> str:
+    return geometry_difference(Geometry(grid, sform), Geometry(grid, qform)) or "by rounding"
+
+
+def _size(header: Any) -> tuple[int, int, int]:
+    x, y, z = (max(int(d), 1) for d in header["dim"][1:4])
+    return x, y, z
+
+
+def _check_sform(sform: np.ndarray, pixdim: list[float], faults: Faults) -> bool:
+    """Note why a finite sform cannot be a scan's grid."""
+    rows = "srow_x, srow_y, srow_z"
     spacing = np.linalg.norm(sform[:3, :3], axis=0)
-    if not check_spacing(faults, "srow_x, srow_y, srow_z", [float(s) for s in spacing]):
-        return None
-    if not check_direction(faults, "srow_x, srow_y, srow_z", sform[:3, :3] / spacing):
-        return None
-    if not np.allclose(spacing, pixdim, rtol=1e-4, atol=1e-4):  # MONAI would replace the sform in silence
+    if not check_spacing(faults, rows, [float(s) for s in spacing]):
+        return False
+    if not check_direction(faults, rows, sform[:3, :3] / spacing):
+        return False
+    if not np.allclose(spacing, pixdim, rtol=1e-4, atol=1e-4):  # ITK takes the one, nibabel the other
         found = " ".join(f"{s:g}" for s in spacing) + " in the sform, " + " ".join(f"{p:g}" for p in pixdim) + " in pixdim"
         faults.add("pixdim", "the spacing of the sform", found, "correct the wrong one")
-    if qform is not None and qform_code == sform_code:
-        _check_same(header, sform, qform, faults)
-    return sform
+        return False
+    return True
+
+
+def _without_forms(header: Any, pixdim: list[float], faults: Faults) -> NiftiForms:
+    """Both codes 0: every reader has a default of its own."""
+    used = np.diag([-pixdim[0], pixdim[1], pixdim[2], 1.0])
+    used[:3, 3] = -used[:3, :3] @ ((np.array(_size(header)) - 1) / 2)
+    itk = np.diag([-pixdim[0], -pixdim[1], pixdim[2], 1.0])
+    remedy = "taken to run to the left, the front and the top, as by nibabel; write the true orientation into the header"
+    faults.warn("sform_code, qform_code", "one above 0, for the orientation", "0, 0", remedy)
+    return NiftiForms(_fields(header), used, used, itk, (itk,))
+
+
+def _fields(header: Any) -> dict[str, np.ndarray]:
+    """What a result's header repeats; voxel sizes as float32, which NIfTI-1 holds."""
+    names = [f"quatern_{i}" for i in "bcd"] + [f"qoffset_{i}" for i in "xyz"] + [f"srow_{i}" for i in "xyz"]
+    fields = {name: np.array(header[name]) for name in (*names, "sform_code", "qform_code", "xyzt_units")}
+    return {**fields, "pixdim": np.array([*header["pixdim"][:4], 1, 1, 1, 1])}
 
 
 def _qform(header: Any, faults: Faults) -> np.ndarray | None:
@@ -189,18 +255,6 @@ def _qform(header: Any, faults: Faults) -> np.ndarray | None:
     except Exception as error:  # nibabel's own checks; whatever it dislikes is the header's fault
         faults.add("qform", "one that nibabel accepts", error, AGAIN)
         return None
-
-
-def _check_same(header: Any, sform: np.ndarray, qform: np.ndarray, faults: Faults) -> None:
-    """Two transforms that claim the same space must agree; a quaternion in float32 is good to about 1e-3 only."""
-    shape = np.array([max(int(d), 1) for d in header["dim"][1:4]])
-    corners = np.array([[i, j, k, 1] for i in (0, shape[0]) for j in (0, shape[1]) for k in (0, shape[2])], float)
-    apart = float(np.linalg.norm((corners @ (sform - qform).T)[:, :3], axis=1).max())
-    if apart > float(np.linalg.norm(sform[:3, :3], axis=0).min()):
-        size = (int(shape[0]), int(shape[1]), int(shape[2]))
-        detail = geometry_difference(Geometry(size, sform), Geometry(size, qform)) or ""
-        found = f"corners {apart:.3g} mm apart ({detail})"
-        faults.add("sform, qform", "the same place for the same code", found, "delete the wrong one (set its code to 0)")
 
 
 def _check_length(path: Path, stream: BinaryIO, need: int, faults: Faults) -> None:

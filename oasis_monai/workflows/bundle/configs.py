@@ -101,7 +101,6 @@ def preprocessing(setting: Preprocessing) -> list[dict[str, Any]]:
 
 def postprocessing(data: DataSettings) -> list[dict[str, Any]]:
     """The probability back on the scan's own grid, thresholded there, in the data set's label values, saved."""
-    save = {"output_dir": "@output_dir", "output_postfix": "segmentation", "output_dtype": "$np.uint8"}
     return [
         {"_target_": "oasis_monai.transforms.RestoreToGridd", "keys": "pred", "reference_keys": "image"},
         {
@@ -111,7 +110,7 @@ def postprocessing(data: DataSettings) -> list[dict[str, Any]]:
             "target_labels": list(data.label_values),
             "dtype": "$np.uint8",
         },
-        {"_target_": "SaveImaged", "keys": "pred", **save, "separate_folder": False, "resample": False},
+        {"_target_": "oasis_monai.transforms.SaveVolumed", "keys": "pred", "output_dir": "@output_dir", "name_key": "case"},
     ]
 
 

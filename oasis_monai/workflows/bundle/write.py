@@ -12,6 +12,7 @@ from pathlib import Path
 import torch
 
 from oasis_monai.data.cases import find_cases
+from oasis_monai.data.formats.dispatch import ending
 from oasis_monai.segmentation.pipeline import check_choice
 from oasis_monai.settings import Settings
 from oasis_monai.utils.errors import ConfigError
@@ -66,8 +67,9 @@ estimate one by cross-validation (`oasis-monai`).
 """
 
 
-def scans_in(path: str) -> list[dict[str, str]]:
-    """The scans of a folder (or the one file ``path``) as MONAI's data sets want them: ``[{"image": PATH}, ...]``.
+def scans_in(path: str) -> list[dict[str, str | list[str]]]:
+    """The scans of a folder (or the one file ``path``) as MONAI's data sets want them: ``[{"image": PATH}, ...]``. A DICOM series
+    has a ``"case"`` too, the name of its result, and where it lies in several folders a file from each as ``"image"``.
 
     Raises:
         DataError: there is no such folder, or no scan in it.
@@ -77,7 +79,11 @@ def scans_in(path: str) -> list[dict[str, str]]:
         >>> scans_in("scans")
         [{'image': 'scans/first.nii.gz'}, {'image': 'scans/second.nii.gz'}]
     """
-    return [{"image": str(case.image)} for case in find_cases(path, "folder")]
+    scans: list[dict[str, str | list[str]]] = []
+    for case in find_cases(path, "folder"):
+        files = [str(path) for path in case.source]
+        scans.append({"image": files if case.more else files[0], **({} if ending(case.image) else {"case": case.id})})
+    return scans
 
 
 def write_bundle(

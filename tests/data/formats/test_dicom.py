@@ -12,7 +12,9 @@ from oasis_monai.data.formats.dicom import is_dicom, read_series
 from oasis_monai.data.formats.dispatch import data_files, read_header
 from oasis_monai.data.formats.header import Faults
 from oasis_monai.data.io import read_image
+from oasis_monai.transforms import LoadVolume
 from oasis_monai.utils.errors import DataError
+from oasis_monai.workflows.bundle import scans_in
 from tests.helpers.dicom_series import CAPTURE, CT, MR, kept_locale, write_series, write_slice
 
 VOLUME = np.random.default_rng(0).integers(-500, 1500, (7, 6, 5)).astype(np.int16)
@@ -118,6 +120,13 @@ def test_a_name_never_leaves_the_folder(tmp_path):
     assert len(find_cases(tmp_path / "s", "folder")) == 2
 
 
+def put_tag(file, tag, value):
+    """A tag of an image of GDCM's (implicit little endian), before the next larger one of its own."""
+    data = file.read_bytes()
+    at = data.index(b"\x20\x00\x0d\x00")  # StudyInstanceUID follows group 18
+    file.write_bytes(data[:at] + tag + len(value).to_bytes(4, "little") + value + data[at:])
+
+
 def spoilt(folder, what):
     grid = GRIDS["oblique"]
     if what == "missing":
@@ -129,6 +138,16 @@ def spoilt(folder, what):
     elif what == "twice":
         write_series(folder, VOLUME, grid)
         write_series(folder, VOLUME + 1, grid, name="again{}.dcm")
+    elif what == "echoes":
+        for echo in (1, 2):
+            tags = {"0018|0081": "10" if echo == 1 else "80", "0018|0086": str(echo)}
+            write_series(folder, VOLUME + echo, grid, name=f"{echo}-{{}}.dcm", **tags)
+    elif what == "b-values":  # one of the b-values was left out of one slice
+        for number, skip in ((0, (1,)), (800, ())):
+            value = np.float64(number).tobytes()
+            write_series(folder, VOLUME + number, grid, name=f"{number}-{{}}.dcm", skip=skip)
+            for file in folder.glob(f"{number}-*.dcm"):
+                put_tag(file, b"\x18\x00\x87\x90", value)
     elif what == "capture":
         write_series(folder, VOLUME, grid, kind=CAPTURE)
     elif what == "frames":
@@ -180,7 +199,13 @@ def spoilt(folder, what):
         ("missing", "ImagePositionPatient", r"6 mm between 001.dcm and 003.dcm \(1 missing\?\), others 3 mm"),
         ("second missing", "ImagePositionPatient", r"6 mm between 000.dcm and 002.dcm \(1 missing\?\)"),
         ("uneven", "ImagePositionPatient", "3.9 mm between 002.dcm and 003.dcm, others 3 mm"),
-        ("twice", "ImagePositionPatient", "0 mm apart"),
+        ("twice", "ImagePositionPatient", "0 mm apart, 10 images at 5 places; they differ in their pixels alone; keep one image"),
+        (
+            "echoes",
+            "ImagePositionPatient",
+            r"they differ in EchoTime \(10, 80\) and EchoNumbers \(1, 2\); .*EchoTime",
+        ),
+        ("b-values", "ImagePositionPatient", r"they differ in DiffusionBValue \(0, 800\)"),
         ("capture", "SOPClassUID", r"a secondary capture: 000.dcm \(5 of 5 images\)"),
         ("frames", "NumberOfFrames", "5 in all.dcm"),
         ("no position", "geometry", r"none of ImagePositionPatient in 000.dcm \(5 of 5 images\)"),
@@ -201,6 +226,77 @@ def test_faults_are_told_in_one_line_each(tmp_path, what, field, found):
     with pytest.raises(DataError, match=rf"{field}: expected .*{found}") as error:
         read_image(case.image)
     assert len(str(error.value).splitlines()) == len(error.value.faults) == 1
+
+
+SPREAD = {  # slice -> folder
+    "halves": lambda z: "1" if z < 3 else "2",
+    "every second": lambda z: f"part{z % 2}",
+    "deep": lambda z: ("x/y/1", "x/2", "x/2", "3", "3")[z],
+    "root and below": lambda z: "." if z % 2 else "more",
+}
+
+
+@pytest.mark.parametrize("spread", SPREAD)
+def test_a_series_over_several_folders_is_one_scan(tmp_path, spread):
+    """However it is given: as the folder, as one of its files, as what was found, to MONAI."""
+    for z in range(5):
+        write_series(tmp_path / "in" / SPREAD[spread](z), VOLUME, GRIDS["oblique"], skip=set(range(5)) - {z})
+    write_series(tmp_path / "in" / "other", VOLUME + 1, GRIDS["oblique"], series="1.2.9")
+    found = {case.id: case for case in find_cases(tmp_path / "in", "folder")}
+    assert sorted(found) == ["in", "other"]
+    case = found["in"]
+    for source in (case.source, case.image, str(case.image)):
+        image, geometry = read_image(source)
+        np.testing.assert_array_equal(image[0].numpy(), VOLUME)
+        np.testing.assert_allclose(geometry.affine, GRIDS["oblique"], atol=1e-4)
+        assert len(data_files(source)) == 5
+    np.testing.assert_array_equal(LoadVolume()(scans_in(str(tmp_path / "in"))[0]["image"])[0], VOLUME)
+    shutil.rmtree(case.source[-1].parent)
+    with pytest.raises(DataError):
+        read_image(case.source)
+
+
+def test_folders_of_one_uid_that_hold_other_scans_stay_apart(tmp_path):
+    """Echoes in a folder each; patients to whom a program gave one UID; a screen shot."""
+    write_series(tmp_path / "a", VOLUME, affine(), **{"0018|0081": "10"})
+    write_series(tmp_path / "b", VOLUME + 1, affine(), **{"0018|0081": "80"})
+    write_series(tmp_path / "c", VOLUME + 2, affine(origin=(0, 0, 500)), **{"0010|0020": "another"})
+    write_series(tmp_path / "d", VOLUME + 3, affine(spacing=(1, 1, 3), origin=(0, 0, 900)))
+    found = find_cases(tmp_path, "folder")
+    assert [case.id for case in found] == ["a", "b", "c", "d"]
+    for number, case in enumerate(found):
+        np.testing.assert_array_equal(read_image(case.image)[0][0].numpy(), VOLUME + number)
+
+
+def test_echoes_of_two_folders_each_are_two_scans(tmp_path):
+    for echo in (0, 1):
+        for half, skip in (("p", (3, 4)), ("q", (0, 1, 2))):
+            write_series(tmp_path / "in" / f"{half}{echo}", VOLUME + echo, affine(), skip=skip)
+    found = find_cases(tmp_path / "in", "folder")
+    assert [case.id for case in found] == ["in_p0", "in_p1"]
+    for echo, case in enumerate(found):
+        np.testing.assert_array_equal(read_image(case.source)[0][0].numpy(), VOLUME + echo)
+
+
+@pytest.mark.parametrize("how", ["bytes", "another UID", "a copy of the folder"])
+def test_an_image_that_is_there_twice_is_taken_once_and_told(tmp_path, how):
+    write_series(tmp_path / "s", VOLUME, affine())
+    first = tmp_path / "s" / "001.dcm"
+    if how == "bytes":
+        shutil.copy(first, tmp_path / "s" / "001 copy.dcm")
+    elif how == "another UID":
+        write_series(tmp_path / "s", VOLUME, affine(), name="x{}.dcm", skip=(0, 2, 3, 4), **{"0020|0013": "77"})
+        assert first.read_bytes() != (tmp_path / "s" / "x1.dcm").read_bytes()
+    else:
+        shutil.copytree(tmp_path / "s", tmp_path / "s again")
+    (case,) = find_cases(tmp_path, "folder")
+    image, _ = read_image(case.source)
+    np.testing.assert_array_equal(image[0].numpy(), VOLUME)
+    (note,) = read_header(case.source).notes
+    count = {"a copy of the folder": "5 of 10"}.get(how, "1 of 6")
+    assert (note.severity, note.field) == ("warning", "files")
+    assert f"again as 00{'0' if count == '5 of 10' else '1'}" in note.found
+    assert f"({count} files)" in note.found
 
 
 def test_reports_and_plans_beside_the_images_are_passed_over(tmp_path):
