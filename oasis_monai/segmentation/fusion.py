@@ -14,6 +14,8 @@ import torch
 from oasis_monai.networks.losses import ncc, soft_dice
 from oasis_monai.transforms.labels import decide
 
+EMPTY = 1e-3  # voxels: what warping leaves of a label that lies outside; beside nothing it is nothing as well
+
 
 def overlap(warped: torch.Tensor, reference: torch.Tensor) -> torch.Tensor:
     """o_jk of one pair, for a batch of pairs: soft Dice (eq. 3, sign +), mean over the foreground classes.
@@ -27,7 +29,7 @@ def overlap(warped: torch.Tensor, reference: torch.Tensor) -> torch.Tensor:
         (B,) in [0, 1].
     """
     per_class = soft_dice(warped[:, 1:], reference[:, 1:])
-    there = ((warped[:, 1:].flatten(2).sum(2) + reference[:, 1:].flatten(2).sum(2)) > 0).float()
+    there = ((warped[:, 1:].flatten(2).sum(2) + reference[:, 1:].flatten(2).sum(2)) > EMPTY).float()
     count = there.sum(1)
     return torch.where(count > 0, (per_class * there).sum(1) / count.clamp_min(1), torch.ones_like(count))
 
@@ -47,7 +49,7 @@ def agreement_with_estimate(warped: torch.Tensor, estimate: torch.Tensor) -> tor
     """
     labels, expected = warped[:, 1:], estimate[1:][None].expand_as(warped[:, 1:])
     absent = 1 - expected.flatten(2).amax(2)
-    return torch.where(labels.flatten(2).amax(2) > 0, soft_dice(labels, expected), absent).mean(1)
+    return torch.where(labels.flatten(2).sum(2) > EMPTY, soft_dice(labels, expected), absent).mean(1)
 
 
 def normalise(weights: torch.Tensor) -> torch.Tensor:

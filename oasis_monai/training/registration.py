@@ -14,6 +14,8 @@ from oasis_monai.transforms.labels import foreground
 from oasis_monai.utils.errors import ConfigError
 from oasis_monai.utils.interpolation import enlarge
 
+TRIES = 50  # draws of a partner before the partners are listed; with cases of like size two or three do
+
 
 class Pairs:
     """Draws training pairs: the allowed partners of every atlas of a library.
@@ -45,9 +47,20 @@ class Pairs:
             column = torch.randint(self._near.shape[1], (batch,), generator=random)
             return self._near[targets, column], targets
         atlases = torch.randint(self.count, (batch,), generator=random)
-        while bool((clash := self._own[atlases] == self._own[targets]).any()):
+        for _ in range(TRIES):
+            if not bool((clash := self._own[atlases] == self._own[targets]).any()):
+                return atlases, targets
             atlases = torch.where(clash, torch.randint(self.count, (batch,), generator=random), atlases)
-        return atlases, targets
+        return self._among_partners(targets, random), targets
+
+    def _among_partners(self, targets: torch.Tensor, random: torch.Generator) -> torch.Tensor:
+        """(batch,) an atlas of another group for each target, where one group has most atlases and trying again takes long."""
+        order = self._own.argsort(stable=True)  # group after group
+        sizes = torch.bincount(self._own)
+        first = sizes.cumsum(0) - sizes
+        group = self._own[targets]
+        place = (torch.rand(len(targets), generator=random) * (self.count - sizes[group])).long()
+        return order[torch.where(place < first[group], place, place + sizes[group])]
 
 
 def train_registration(

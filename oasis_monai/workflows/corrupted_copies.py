@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -22,7 +22,7 @@ from oasis_monai.transforms.corruptions import CORRUPTIONS, CORRUPTIONS_VERSION,
 from oasis_monai.utils.device import resolve_device
 from oasis_monai.utils.errors import with_case_in_errors
 from oasis_monai.utils.files import digest
-from oasis_monai.workflows.fold_models import FoldModel, FoldModels
+from oasis_monai.workflows.fold_models import FoldModels, OpenModels
 from oasis_monai.workflows.prepare import Dataset
 
 Rows = list[tuple[dict[str, Any], torch.Tensor]]
@@ -71,9 +71,7 @@ def segment_labelled(
     return case_result, labels, dice
 
 
-def corrupted_rows(
-    settings: Settings, dataset: Dataset, folds: Sequence[Fold], trained: Mapping[int, FoldModel], models: FoldModels
-) -> Rows:
+def corrupted_rows(settings: Settings, dataset: Dataset, folds: Sequence[Fold], trained: OpenModels, models: FoldModels) -> Rows:
     """Score rows of the corrupted copies of every case, each segmented by the model of the fold that tests it."""
     from tqdm import tqdm
 
@@ -83,9 +81,10 @@ def corrupted_rows(
     embed = embedder(settings.features.name, settings.features.weights, resolve_device(settings.device))
     methods = methods_with_predicted_dice(settings)
     testing = {case: fold for fold in folds for case in fold.test}
-    for case in tqdm(sorted(testing), desc="corrupted copies", disable=not settings.progress, leave=False):
+    in_folds = sorted(testing, key=lambda case: (testing[case].index, case))  # one fold's model after the other
+    for case in tqdm(in_folds, desc="corrupted copies", disable=not settings.progress, leave=False):
         fold = testing[case]
-        segmenter = trained[fold.index].segmenter
+        segmenter = trained[fold].segmenter
         assert segmenter is not None
         with with_case_in_errors(case):
             volume = read_volume(dataset.cases[case], settings.data.label_values)
@@ -104,4 +103,4 @@ def corrupted_rows(
                         own = {**about, "method": key[0], "n": key[1]}
                         scored = zip(settings.data.labels, dice[key], strict=True)
                         rows += [({**own, "label": label, "dsc": one}, result.agreement) for label, one in scored]
-    return rows
+    return sorted(rows, key=lambda row: str(row[0]["case"]))

@@ -8,7 +8,7 @@ started again therefore continues, and a sweep over n pays for training and alig
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from types import MappingProxyType
@@ -33,7 +33,7 @@ from oasis_monai.utils.errors import with_case_in_errors
 from oasis_monai.utils.files import write_json
 from oasis_monai.workflows.case_pictures import PackedLabels, draw_overlays, remove_stale_pictures, save_label, write_case_browser
 from oasis_monai.workflows.corrupted_copies import Rows, corrupted_rows
-from oasis_monai.workflows.fold_models import FoldModel, FoldModels, calibration_path, train_in_parallel
+from oasis_monai.workflows.fold_models import FoldModel, FoldModels, OpenModels, calibration_path, train_in_parallel
 from oasis_monai.workflows.prepare import Dataset, Log, find_and_check, prepare, split_of
 from oasis_monai.workflows.run_record import Clock, claim_results, refuse_other_results, run_record
 
@@ -93,7 +93,7 @@ class CrossValidation:
 
     Args:
         run_dir: where results go.
-        folds: those to score, with their ``trained`` models by index.
+        folds: those to score.
         rows: the rows of ``scores.csv``.
         agreements: (case, method, n) -> overlap counts of the parts of that result.
         labels: (case, method, n) -> the result, packed, for the pictures drawn at the end.
@@ -107,7 +107,6 @@ class CrossValidation:
     clock: Clock
     log: Log
     folds: list[Fold] = field(default_factory=list)
-    trained: dict[int, FoldModel] = field(default_factory=dict)
     rows: list[dict[str, Any]] = field(default_factory=list)
     agreements: dict[tuple[str, str, int], torch.Tensor] = field(default_factory=dict)
     labels: PackedLabels = field(default_factory=dict)
@@ -121,7 +120,8 @@ class CrossValidation:
                 jobs = [(settings, fold.index, name) for fold in wanted for name in models.missing(fold)]
                 train_in_parallel(jobs, settings.workers, self.log)
             for fold in wanted:
-                self.trained[fold.index] = models.model(fold)
+                for name in models.missing(fold):
+                    models.train(fold, name)
         if split.protocol == "slice":
             others = [fold.index for fold in split.folds if fold not in wanted and models.missing(fold)]
             if models.needed() and others:
@@ -130,16 +130,13 @@ class CrossValidation:
                 )
                 wanted = []
             elif wanted:
-                for fold in split.folds:
-                    if fold.index not in self.trained:
-                        self.trained[fold.index] = models.model(fold)
                 wanted = list(split.folds)
         self.folds = wanted
 
     def evaluate(self) -> None:
         """Segment and score every case, predict its Dice, and write tables and pictures."""
-        with self._loa_pairs_kept():
-            self.score()
+        with contextlib.closing(OpenModels(self.models)) as trained:
+            self.score(trained)
             write_scores(self.run_dir / "scores.csv", self.rows)
             for name in ("summary.csv", "quality.csv", "calibration.json"):  # of an earlier run; not every run writes all of them
                 (self.run_dir / name).unlink(missing_ok=True)
@@ -150,38 +147,39 @@ class CrossValidation:
                 pictures = draw_overlays(self.settings, self.dataset, self.rows, self.labels, self.run_dir)
                 remove_stale_pictures(self.settings, self.run_dir, self.rows, pictures)
             with self.clock("corrupted copies"):
-                corrupted = corrupted_rows(self.settings, self.dataset, self.folds, self.trained, self.models)
+                corrupted = corrupted_rows(self.settings, self.dataset, self.folds, trained, self.models)
             self.predict_quality(corrupted)
 
-    def score(self) -> None:
-        """Segment and score every case of the folds."""
+    def score(self, trained: OpenModels) -> None:
+        """Segment and score every case of the folds, one fold after the other; rows are in the order of the cases."""
         from tqdm import tqdm
 
         settings = self.settings
         embed = embedder(settings.features.name, settings.features.weights, resolve_device(settings.device))
-        tested = sorted({case for fold in self.folds for case in fold.test})
+        tested = dict.fromkeys(case for fold in self.folds for case in sorted(fold.test))
         for case in tqdm(tested, desc="segment", disable=not settings.progress, leave=False):
             with self.clock("segment"), with_case_in_errors(case):
-                case_result = self.segment(case, embed)
+                case_result = self.segment(case, trained, embed)
             self.agreements |= {
                 (case, *key): result.agreement for key, result in case_result.results.items() if result.agreement is not None
             }
             with self.clock("score"), with_case_in_errors(case):
                 self._score_case(case, case_result)
+        self.rows.sort(key=lambda row: str(row["case"]))
 
-    def segment(self, case: str, embed: Embedder) -> CaseResult:
+    def segment(self, case: str, trained: OpenModels, embed: Embedder) -> CaseResult:
         """Segment a case by every method and by the folds that test it; its label is not used."""
         parts = []
         for fold in self.folds:
             if case in fold.test:
                 only = torch.tensor(fold.test[case]) if self.settings.spatial_dims == 2 else None
-                parts.append((self._segment_by(fold, case, only, embed), only))
+                parts.append((self._segment_by(trained[fold], fold, case, only, embed), only))
         return merge_slices(parts)
 
-    def _segment_by(self, fold: Fold, case: str, only: torch.Tensor | None, embed: Embedder) -> CaseResult:
+    def _segment_by(self, model: FoldModel, fold: Fold, case: str, only: torch.Tensor | None, embed: Embedder) -> CaseResult:
         """Every method's result by the models of one fold."""
         settings, target = self.settings, self.dataset.targets[case]
-        model, features = self.trained[fold.index], self.dataset.library.features[self.dataset.rows(case)]
+        features = self.dataset.library.features[self.dataset.rows(case)]
         case_result = CaseResult(target, NO_OFFSET, {}, {}, Selection(torch.empty(0), torch.empty(0)))
         if model.segmenter is not None:
             bare = self.dataset.cases[case].without_label()
@@ -239,16 +237,6 @@ class CrossValidation:
         if self.split.protocol == "patient" and settings.fold is None and settings.train_cases is None:
             write_calibrations(self.run_dir / "calibration.json", calibrations)
             keep_calibrations(calibration_path(settings, self.dataset), calibrations)
-
-    @contextlib.contextmanager
-    def _loa_pairs_kept(self) -> Iterator[None]:
-        """Save the LOA pairs computed inside the block, however it ends."""
-        try:
-            yield
-        finally:
-            for model in self.trained.values():
-                if model.segmenter is not None and model.segmenter.loa is not None:
-                    model.segmenter.loa.save()
 
 
 def _volume_of(probability: torch.Tensor, only: torch.Tensor | None, images: int) -> torch.Tensor:

@@ -286,6 +286,35 @@ class FoldModels:
         )
 
 
+class OpenModels:
+    """The models of a run's folds, put together when they are first asked for.
+
+    Under patient folds every case belongs to one fold, so one model is held at a time, with one copy of the atlases. Slices of
+    one case belong to several folds: there all models stay.
+
+    Args:
+        models: trains or loads them.
+    """
+
+    def __init__(self, models: FoldModels) -> None:
+        self._models = models
+        self._open: dict[int, FoldModel] = {}
+
+    def __getitem__(self, fold: Fold) -> FoldModel:
+        if fold.index not in self._open:
+            if self._models.split.protocol == "patient":
+                self.close()
+            self._open[fold.index] = self._models.model(fold)
+        return self._open[fold.index]
+
+    def close(self) -> None:
+        """Write the LOA pairs that were computed with the open models, and let these go."""
+        for model in self._open.values():
+            if model.segmenter is not None and model.segmenter.loa is not None:
+                model.segmenter.loa.save()
+        self._open.clear()
+
+
 def train_in_parallel(jobs: Sequence[tuple[Settings, int, str]], workers: int, log: Log) -> None:
     """Train networks in parallel: (settings, fold, network) each. The trained networks go to the cache."""
     from tqdm import tqdm

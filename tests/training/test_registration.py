@@ -331,3 +331,24 @@ def test_each_image_is_turned_in_its_own_millimetres(monkeypatch):
             (row,) = [i for i, own in enumerate(library.images) if torch.equal(own, image)]
             assert torch.equal(voxel, spacings[row])
     assert len(seen) == 6
+
+
+def test_pairs_of_a_library_that_is_nearly_one_case():
+    """Trying again until the partner is of another case would take hundreds of draws; all partners stay as likely."""
+    library = discs(cases=2, per_case=200)
+    names = ("a",) * 396 + ("b",) * 3 + ("c",)
+    pairs, random = Pairs(replace(library, cases=names), 0), torch.Generator().manual_seed(0)
+    atlases, targets = pairs.draw(4000, random)
+    assert all(names[a] != names[t] for a, t in zip(atlases.tolist(), targets.tolist(), strict=True))
+    for_a = atlases[targets < 396]
+    assert sorted(for_a.unique().tolist()) == [396, 397, 398, 399]
+    assert float(torch.bincount(for_a)[396:].min() / len(for_a)) > 0.2
+    drawn = []
+    random.manual_seed(0)
+    real = torch.randint
+    try:
+        torch.randint = lambda *how, **more: drawn.append(1) or real(*how, **more)
+        pairs.draw(2, random)
+    finally:
+        torch.randint = real
+    assert len(drawn) < 60

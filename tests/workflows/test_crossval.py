@@ -369,3 +369,26 @@ def test_a_case_without_the_structure_is_scored_and_no_atlas(settings, phantom, 
     library = load_model(tmp_path / "m").segmenter.library
     assert ("Case02" in library.cases) is (dims == 2)
     assert write_report(tmp_path / "a").is_file()
+
+
+@pytest.mark.parametrize(("more", "most"), [({}, 1), ({"folds": "slice"}, 2)])
+def test_one_fold_s_atlases_are_held_at_a_time(settings, tmp_path, monkeypatch, more, most):
+    """Slices of one case are tested by several folds: there all models stay."""
+    import gc
+    import weakref
+
+    from oasis_monai.segmentation.segmenter import Segmenter
+
+    alive, seen = weakref.WeakSet(), []
+    real = Segmenter.__init__
+
+    def watched(self, *how, **named):
+        gc.collect()
+        real(self, *how, **named)
+        alive.add(self)
+        seen.append(len(alive))
+
+    monkeypatch.setattr(Segmenter, "__init__", watched)
+    small = [TINY_2D] if more else []
+    crossval(settings(*small, {"methods": ["FwoW"], "n": [1], "k": 2, "corruptions": 2}, more), tmp_path / "a", quiet)
+    assert max(seen) == most
