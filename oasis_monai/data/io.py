@@ -224,7 +224,7 @@ def _load(source: Source, dtype: type) -> tuple[np.ndarray, Header]:
         try:
             with np.errstate(over="ignore"):  # beyond float32 becomes infinite, which read_image refuses
                 return read_voxels(header.stored, header.shape, dtype), header
-        except (OSError, ValueError, zlib.error) as error:
+        except (OSError, ValueError, OverflowError, zlib.error) as error:
             found = f"{type(error).__name__}: {error}"
             _fail(path, "file", "the voxels that its check found", found, "copy the scan again and leave it alone meanwhile")
     series = not ending(path)

@@ -13,7 +13,7 @@ from monai.data import MetaTensor
 
 from oasis_monai.data.io import read_image
 from oasis_monai.settings import build
-from oasis_monai.transforms import RestoreToGridd
+from oasis_monai.transforms import LoadVolume, RestoreToGridd
 from oasis_monai.transforms.preprocessing import Preprocessing
 from oasis_monai.utils.errors import ConfigError, OasisError
 from oasis_monai.workflows.bundle import OasisNetwork, scans_in, write_bundle
@@ -23,6 +23,7 @@ from oasis_monai.workflows.segment import segment_scans
 from oasis_monai.workflows.train import train_model
 from tests.conftest import JOINT, JOINT_2D, TINY, TINY_2D, merged
 from tests.helpers.command import python, run
+from tests.helpers.dicom_series import write_series
 from tests.transforms.test_array import ORDERS, stored
 
 KINDS = {  # model, method
@@ -358,6 +359,24 @@ def test_by_the_command_line(made, tmp_path):
 def test_scans_in_a_folder_and_a_single_one(scans):
     assert [Path(d["image"]).name for d in scans_in(str(scans))] == ["a.mha", "b.nii.gz", "c.nii"]
     assert scans_in(str(scans / "c.nii")) == [{"image": str(scans / "c.nii")}]
+
+
+def test_a_series_result_has_the_name_that_segment_gives_it(tmp_path):
+    """Files of all series are called IM0, IM1, ..."""
+    volume, affine = np.random.default_rng(0).integers(0, 500, (8, 7, 4)).astype(np.int16), np.diag([-1.0, -1.0, 3.0, 1.0])
+    for number, name in enumerate(("anna", "berta")):
+        write_series(tmp_path / "in" / name, volume, affine, name="IM{}", series=f"1.2.{number}")
+    items = scans_in(str(tmp_path / "in"))
+    settings = build(merged(TINY, {"data": {"root": str(tmp_path), "labels": {"gland": 3}}}))
+    steps = {"_target_": "Compose", "transforms": postprocessing(settings.data)}
+    after = ConfigParser({"after": steps, "output_dir": str(tmp_path / "out")}).get_parsed_content("after")
+    for item in items:
+        image = LoadVolume()(item["image"])
+        after({**item, "image": image, "pred": torch.cat([-image, image]).sigmoid()})
+    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == [
+        "anna_segmentation.nii.gz",
+        "berta_segmentation.nii.gz",
+    ]
 
 
 @pytest.mark.parametrize("shape", [(9, 8, 5), (9, 8, 1), (8, 1, 9)])

@@ -14,6 +14,7 @@ from collections import defaultdict, deque
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache
+from itertools import islice
 from pathlib import Path
 
 import numpy as np
@@ -38,8 +39,8 @@ NO_IMAGES = ("4.2", "9.", "11.", "66", "67", "68.", "88.", "104.", "481.2", "481
 """Storage classes below :data:`STORAGE` that hold no image: spectra, waveforms, presentation states, raw data and registrations,
 reports, documents, radiotherapy plans. They travel in the folders of a scan and are passed over."""
 SECONDARY_CAPTURE = "7"
-NEAR = 200
-"""Folders near a series' own in which more of it is looked for."""
+NEAR, LOOKS = 200, 50
+"""Folders near a series' own in which more of it is looked for, and files of each in which one of it is."""
 UNEVEN = 0.05
 """Largest deviation of a slice from even spacing, in slice distances: allows for rounding in headers, and no more."""
 POSITION, ORIENTATION, PIXELS, SERIES, CLASS, FRAMES = (
@@ -173,7 +174,7 @@ def _folders(path: Path, series: str) -> list[Path]:
         try:
             entries = sorted(p for p in folder.iterdir() if not p.name.startswith("."))
             queue += [p for p in entries if p.is_dir() and not p.is_symlink()]
-            first = next((p for p in entries if is_dicom(p)), None) if folder != home else None
+            first = None if folder == home else next((p for p in islice(entries, LOOKS) if is_dicom(p)), None)
             if first is not None and _header(first).series == series:
                 near.append(folder)
         except (OSError, DataError):

@@ -34,6 +34,7 @@ class Stored:
         dtype: numpy name of the stored element type.
         compressed: a zlib or gzip stream instead of the voxels themselves.
         big_endian: byte order of the voxels.
+        text: they are written out as numbers.
     """
 
     file: Path
@@ -41,6 +42,7 @@ class Stored:
     dtype: str
     compressed: bool
     big_endian: bool
+    text: bool = False
 
 
 @dataclass(frozen=True, eq=False)

@@ -7,12 +7,14 @@ says is read from its start; intensity slope and distance units are ignored. ``N
 
 from __future__ import annotations
 
+import contextlib
 import math
 import os
 import re
 import stat
+import unicodedata
 import zlib
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 import numpy as np
@@ -28,8 +30,9 @@ from oasis_monai.data.formats.header import (
     flip_lps_ras,
 )
 
-MAX_HEADER_BYTES = 64 * 1024
-MAX_LINE, MAX_KEY = 2000, 200  # MetaIO reads names into fixed buffers
+MAX_HEADER_BYTES = 1024 * 1024  # ITK writes every tag of a DICOM file into it
+MAX_LINE, MAX_KEY = 64 * 1024, 250  # MetaIO reads names into fixed buffers
+MAX_NUMBER = 40  # characters of a voxel that is stored as text, with the space behind it
 CHUNK = 1 << 20
 ELEMENT_TYPES = {
     "MET_CHAR": "int8",
@@ -50,8 +53,10 @@ SYNONYMS = (
     ("TransformMatrix", "Rotation", "Orientation"),
     ("BinaryDataByteOrderMSB", "ElementByteOrderMSB"),
 )
-LINE = re.compile(r"\s*([A-Za-z0-9_|.,() -]*[A-Za-z0-9_|.,()-])\s*=\s*(.*?)\s*")
+LINE = re.compile(r"\s*([^=:]*[^=:\s])\s*[=:]\s*(.*?)\s*", re.DOTALL)  # MetaIO takes both signs
 NUMBER = re.compile(r"[-+]?(\d+\.?\d*|\.\d+)([eE][-+]?\d+)?|[-+]?(nan|inf|infinity)", re.IGNORECASE)
+TEXT_NUMBER = re.compile(rb"[-+]?(\d+\.?\d*|\.\d+)([eE][-+]?\d+)?")
+MAX_SKIPPED = 2**24
 AGAIN = "export the scan again"
 
 
@@ -80,16 +85,36 @@ def read_metaimage(path: Path, faults: Faults) -> Header | None:
     shape, affine = _grid(fields, faults)
     data = _data_file(path, fields["ElementDataFile"], faults)
     if dtype and shape and data:
-        _check_length(path, data, data_at, fields, math.prod(shape) * np.dtype(dtype).itemsize, faults)
+        _check_length(path, data, data_at, fields, math.prod(shape), np.dtype(dtype).itemsize, faults)
     if dtype is None or shape is None or affine is None or data is None:
         return None
     big_endian = fields.get("BinaryDataByteOrderMSB", fields.get("ElementByteOrderMSB", "False")).lower() == "true"
-    stored = Stored(data, data_at if data == path else 0, dtype, _compressed(fields), big_endian)
+    need = math.prod(shape) * np.dtype(dtype).itemsize
+    start = _start(data, data_at if data == path else 0, fields, need)
+    stored = Stored(data, start, dtype, _compressed(fields), big_endian, not _binary(fields))
     return Header(shape, affine, dtype, 1, (path,) if data == path else (path, data), stored)
 
 
 def _compressed(fields: Mapping[str, str]) -> bool:
     return fields.get("CompressedData", "False").lower() == "true"
+
+
+def _binary(fields: Mapping[str, str]) -> bool:
+    return fields.get("BinaryData", "True").lower() == "true"
+
+
+def _start(data: Path, first: int, fields: Mapping[str, str], need: int) -> int:
+    """Where the voxels begin in a file whose own part begins at ``first``: HeaderSize bytes on; -1: they are its end."""
+    skipped = _skipped(fields) or 0
+    return os.stat(data).st_size - need if skipped == -1 else first + skipped
+
+
+def _skipped(fields: Mapping[str, str]) -> int | None:
+    """HeaderSize; None where it is none."""
+    values = _numbers(fields.get("HeaderSize", "0"))
+    if values is None or len(values) != 1 or not -1 <= values[0] <= MAX_SKIPPED or values[0] != int(values[0]):
+        return None
+    return int(values[0])
 
 
 def _fields(path: Path, faults: Faults) -> tuple[dict[str, str], int]:
@@ -105,8 +130,9 @@ def _fields(path: Path, faults: Faults) -> tuple[dict[str, str], int]:
         line, at = head[at:end].rstrip(b"\r"), end + 1
         if not line.strip(b" \t"):
             continue
-        printable = all(32 <= byte < 127 or byte == 9 for byte in line[: MAX_LINE + 1])
-        match = LINE.fullmatch(line.decode("ascii")) if printable and len(line) <= MAX_LINE else None
+        printable = all((byte >= 32 and byte != 127) or byte in (9, 13) for byte in line[: MAX_LINE + 1])
+        # as the system decodes names: a data file is found whatever its letters
+        match = LINE.fullmatch(os.fsdecode(line)) if printable and len(line) <= MAX_LINE else None
         if match is None or len(match[1]) > MAX_KEY:
             bad.append(line)
         elif match[1] in fields:
@@ -114,7 +140,7 @@ def _fields(path: Path, faults: Faults) -> tuple[dict[str, str], int]:
         else:
             fields[match[1]] = match[2]
     if bad:
-        expected = f"'Key = value' lines of printable ASCII, at most {MAX_LINE} characters"
+        expected = f"'Key = value' lines of printable characters, at most {MAX_LINE}"
         found = f"{len(bad)} other line(s), first {bad[0][:60].decode('latin-1')!a}"
         faults.add("header", expected, found, "remove them, or check that this is a MetaImage header")
     if "ElementDataFile" not in fields:
@@ -133,16 +159,19 @@ def _check_constants(fields: Mapping[str, str], faults: Faults) -> None:
     numbers = {
         "NDims": (3.0, "only 3D scans are supported"),
         "ElementNumberOfChannels": (1.0, "export a single channel"),
-        "HeaderSize": (0.0, "export the scan again without a header inside the data file"),
         "ElementToIntensityFunctionSlope": (1.0, "apply the scaling to the voxels: ITK ignores it"),
         "ElementToIntensityFunctionOffset": (0.0, "apply the scaling to the voxels: ITK ignores it"),
     }
     for key, (value, remedy) in numbers.items():
         if (key in fields or key == "NDims") and _numbers(fields.get(key, "")) != [value]:
             faults.add(key, f"{value:g}", fields.get(key, "nothing"), remedy)
+    plain = not _compressed(fields) and _binary(fields)
+    if _skipped(fields) is None or (_skipped(fields) != 0 and not plain):
+        expected = "the bytes before the voxels, or -1" if plain else "0"
+        faults.add("HeaderSize", expected, fields["HeaderSize"] or "nothing", AGAIN)
     words = {
         "ObjectType": (("Image",), AGAIN),
-        "BinaryData": (("True", "true"), "export the voxels in binary form"),
+        "BinaryData": (("True", "False", "true", "false"), AGAIN),
         "BinaryDataByteOrderMSB": (("True", "False", "true", "false"), AGAIN),
         "ElementByteOrderMSB": (("True", "False", "true", "false"), AGAIN),
         "CompressedData": (("True", "False", "true", "false"), AGAIN),
@@ -189,8 +218,9 @@ def _grid(fields: Mapping[str, str], faults: Faults) -> tuple[tuple[int, int, in
             faults.add("DimSize", "three whole numbers", fields["DimSize"], "correct the line")
         elif check_shape(faults, "DimSize", [int(s) for s in sizes]):
             shape = (int(sizes[0]), int(sizes[1]), int(sizes[2]))
-    spacing = _vector(fields, ("ElementSpacing",), 3, faults, None)
-    good = spacing is not None and check_spacing(faults, "ElementSpacing", spacing)
+    name = "ElementSize" if "ElementSize" in fields and "ElementSpacing" not in fields else "ElementSpacing"  # as MetaIO
+    spacing = _vector(fields, (name,), 3, faults, None)
+    good = spacing is not None and check_spacing(faults, name, spacing)
     offset = _vector(fields, SYNONYMS[0], 3, faults, [0.0, 0.0, 0.0])
     if offset is not None and not all(math.isfinite(o) for o in offset):
         faults.add("Offset", "three finite numbers", " ".join(f"{o:g}" for o in offset), "correct the line")
@@ -205,20 +235,30 @@ def _grid(fields: Mapping[str, str], faults: Faults) -> tuple[tuple[int, int, in
     return shape, flip_lps_ras(affine_from(direction, spacing, offset))
 
 
+def _spellings(name: str) -> Iterator[str]:
+    """A file's name as it stands in a header, and as other systems may have spelt it: in Windows' letters, with accents apart."""
+    if any(c in name for c in "/\\:") or name in ("", ".", ".."):
+        return
+    yield name
+    for encoding in ("utf-8", "cp1252", "latin-1"):
+        with contextlib.suppress(UnicodeDecodeError):
+            for form in ("NFC", "NFD"):
+                yield unicodedata.normalize(form, os.fsencode(name).decode(encoding))  # type: ignore[arg-type]
+
+
 def _data_file(path: Path, name: str, faults: Faults) -> Path | None:
     """The file that holds the voxels: this one (LOCAL) or a regular file beside it, and nowhere else."""
     if name.upper() == "LOCAL":
         return path
     plain = "the name of one file beside the header, or LOCAL"
-    if not name or name in (".", "..") or any(c in name for c in "/\\%:") or name.upper().startswith("LIST"):
-        remedy = (
-            "join the slices into one raw file"
-            if name.upper().startswith("LIST") or "%" in name
-            else "put the data file beside the header"
-        )
+    name = re.sub(r"^(\./+)+", "", name)
+    several = re.fullmatch(r"LIST(\s+\d+)?", name, re.IGNORECASE) is not None
+    data = next((path.parent / n for n in _spellings(name) if "\0" not in n and (path.parent / n).is_file()), path.parent / name)
+    several |= ("%" in name or name.upper().startswith("LIST")) and not data.is_file()
+    if not name or name in (".", "..") or any(c in name for c in "/\\:") or several:
+        remedy = "join the slices into one raw file" if several else "put the data file beside the header"
         faults.add("ElementDataFile", plain, name or "nothing", remedy)
         return None
-    data = path.parent / name
     home = path.resolve().parent  # a header that is itself a link has its data where it points
     if data.is_symlink() and not data.resolve().is_relative_to(home):
         faults.add("ElementDataFile", plain, f"{name}, a link that leaves the folder", "put the data file itself there")
@@ -234,11 +274,21 @@ def _data_file(path: Path, name: str, faults: Faults) -> Path | None:
     return data
 
 
-def _check_length(path: Path, data: Path, data_at: int, fields: Mapping[str, str], need: int, faults: Faults) -> None:
-    """The data must hold exactly ``need`` bytes, after decompression where the header says so."""
-    start = data_at if data == path else 0
+def _check_length(
+    path: Path, data: Path, data_at: int, fields: Mapping[str, str], count: int, itemsize: int, faults: Faults
+) -> None:
+    """The data must hold exactly ``count`` voxels, after decompression where the header says so."""
+    need = count * itemsize
+    start = max(_start(data, data_at if data == path else 0, fields, need), 0)
     size = max(os.stat(data).st_size - start, 0)
     expected = f"{need} bytes of voxels (DimSize x ElementType)"
+    if not _binary(fields):
+        if _compressed(fields):
+            faults.add("CompressedData", "False where BinaryData is False", "True", AGAIN)
+        elif (found := _count_numbers(data, start, count)) != count:
+            remedy = "copy the data file again or correct DimSize"
+            faults.add("ElementDataFile", f"{count} numbers as text (DimSize)", f"{found} in {data.name}", remedy)
+        return
     if not _compressed(fields):
         if size != need:
             kind = "shorter" if size < need else "longer"
@@ -249,7 +299,8 @@ def _check_length(path: Path, data: Path, data_at: int, fields: Mapping[str, str
                 "copy the data file again or correct DimSize and ElementType",
             )
         return
-    stated = _numbers(fields.get("CompressedDataSize", ""))
+    # without it ITK takes a data file whole, but behind a header it reads nothing
+    stated = _numbers(fields.get("CompressedDataSize", str(size) if data != path else ""))
     if stated != [float(size)]:
         remedy = "compress the scan again: ITK would return uninitialised memory"
         faults.add("CompressedDataSize", f"{size}, the bytes there are", fields.get("CompressedDataSize", "nothing"), remedy)
@@ -263,6 +314,23 @@ def _check_length(path: Path, data: Path, data_at: int, fields: Mapping[str, str
         faults.add(
             "ElementDataFile", expected, f"{found_text} after decompression", "copy the data file again or correct DimSize"
         )
+
+
+def _count_numbers(data: Path, start: int, need: int) -> int | str:
+    """How many numbers a text holds, read in pieces and no further than just beyond ``need``; ``"other text"`` if it is none."""
+    count, rest = 0, b""
+    with open(data, "rb") as stream:
+        stream.seek(start)
+        while count <= need and (piece := stream.read(CHUNK)):
+            text = rest + piece
+            words = text.split()
+            rest = words.pop() if words and not text[-1:].isspace() else b""
+            if len(rest) > MAX_NUMBER or not all(len(w) <= MAX_NUMBER and TEXT_NUMBER.fullmatch(w) for w in words):
+                return "other text"
+            count += len(words)
+    if rest and not TEXT_NUMBER.fullmatch(rest):
+        return "other text"
+    return count + bool(rest)
 
 
 def _inflated_bytes(data: Path, start: int, need: int) -> int:

@@ -6,6 +6,7 @@ tests compare), but importing it takes longer than segmenting a scan.
 
 from __future__ import annotations
 
+import math
 import re
 import zlib
 from pathlib import Path
@@ -29,7 +30,9 @@ def read_voxels(stored: Stored, shape: tuple[int, int, int], dtype: type) -> np.
     """
     with open(stored.file, "rb") as stream:
         stream.seek(stored.start)
-        data = stream.read()
+        data = stream.read(-1 if stored.compressed or stored.text else math.prod(shape) * np.dtype(stored.dtype).itemsize)
+    if stored.text:
+        return np.ascontiguousarray(np.array(data.split()).astype(stored.dtype).reshape(shape, order="F"), dtype)
     if stored.compressed:
         data = zlib.decompressobj(47).decompress(data)  # 32 + 15: zlib or gzip, as MetaIO takes both
     values = np.frombuffer(data, np.dtype(stored.dtype).newbyteorder(">" if stored.big_endian else "<"))
