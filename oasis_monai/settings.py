@@ -8,6 +8,7 @@ key it does not know.
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
@@ -24,7 +25,7 @@ from oasis_monai.segmentation.methods import ESTIMATE, INTERPOLATION, METHODS, c
 from oasis_monai.training.trainer import TrainingSettings
 from oasis_monai.transforms.augmentation import Augmentation
 from oasis_monai.transforms.corruptions import CORRUPTIONS
-from oasis_monai.transforms.preprocessing import Preprocessing
+from oasis_monai.transforms.preprocessing import MOST_VOXELS, Preprocessing
 from oasis_monai.utils.config import INFERENCE_ONLY, check_renamed, identity_of, make_group, not_used_by, plain, require
 from oasis_monai.utils.errors import ConfigError
 from oasis_monai.utils.presets import compose
@@ -33,6 +34,8 @@ JOINT_NETWORKS = ("slices", "volume")
 """Kinds of network that a joint model has beside its registration network."""
 DEFAULT_METHODS = ("FwoW", "FWAL", "OASIS")
 """What the paper compares."""
+SEARCHED = 4
+"""Steps along each axis in which sizes that work are looked for."""
 NOT_IN_NAME = {"inference_only": True}
 """Metadata of a field that training reads in another form, which the name of a trained network holds: its cases and labels."""
 
@@ -154,30 +157,60 @@ class Settings:
             "",
             ("spatial_dims", self.spatial_dims == self.preprocessing.spatial_dims, "that of the preprocessing"),
         )
-        if self.atlas_methods:
-            self.preprocessing.check_divisor(self.registration.divisor(self.spatial_dims))
-        if self.uses_joint_model:
-            check_size(self.preprocessing.size)
-            if self.spatial_dims == 3 and self.joint.atlases:
-                raise ConfigError("joint.atlases", "0 where spatial_dims is 3", self.joint.atlases)
-            if self.has_volume_network:
-                self._check_volume_network()
+        if self.uses_joint_model and self.spatial_dims == 3 and self.joint.atlases:
+            raise ConfigError("joint.atlases", "0 where spatial_dims is 3", self.joint.atlases)
         for name in self.networks:
             if NETWORKS[name] != self.spatial_dims:
                 fitting = [*METHODS, *(n for n, dims in NETWORKS.items() if dims == self.spatial_dims)]
                 raise ConfigError("methods", f"methods for spatial_dims={self.spatial_dims}: {fitting}", name)
-            self.network.window(self.preprocessing.size, name)
+        try:
+            self._check_grid(self.preprocessing)
+        except ConfigError as error:
+            if error.key == "network.patch" or not (sizes := self._nearest_sizes()):
+                raise
+            if error.key == "preprocessing.size":
+                remedy = f"the nearest that work{'s is' if len(sizes) == 1 else ' are'} {' or '.join(map(str, sizes))}"
+            else:
+                remedy = f"take preprocessing.size={' or '.join(map(str, sizes))}, or {error.remedy}"
+            raise ConfigError(error.key, error.expected, error.found, remedy) from None
 
-    def _check_volume_network(self) -> None:
+    def _check_grid(self, preprocessing: Preprocessing) -> None:
+        """Refuse a working grid that a network of the methods cannot work on."""
+        if self.atlas_methods:
+            preprocessing.check_divisor(self.registration.divisor(self.spatial_dims))
+        if self.uses_joint_model:
+            check_size(preprocessing.size)
+            if self.has_volume_network:
+                self._check_volume_network(preprocessing.size)
+        for name in self.networks:
+            self.network.window(preprocessing.size, name)
+
+    def _nearest_sizes(self) -> list[tuple[int, ...]]:
+        """The sizes that all networks can work on which are nearest: none of whose sides is longer, and none shorter."""
+        size = self.preprocessing.size
+        steps = [
+            [k * d for k in range(max(1, n // d - SEARCHED), n // d + SEARCHED)] for n, d in zip(size, self.divisor, strict=True)
+        ]
+        able = [
+            one
+            for one in itertools.product(*steps)
+            if math.prod(one) <= MOST_VOXELS and self.takes(replace(self.preprocessing, size=one))
+        ]
+        able.sort(key=lambda one: sum(abs(math.log(a / n)) for a, n in zip(one, size, strict=True)))
+        below = [one for one in able if all(a <= n for a, n in zip(one, size, strict=True))]
+        above = [one for one in able if all(a >= n for a, n in zip(one, size, strict=True))]
+        return [*below[:1], *above[:1]] or able[:1]
+
+    def _check_volume_network(self, size: tuple[int, ...]) -> None:
         """The volume network's grid must be one it can halve often enough."""
-        size, stride, name = self.preprocessing.size, self.joint.volume_stride, self.joint.volume_network
+        stride, name = self.joint.volume_stride, self.joint.volume_network
         if any(n % s for n, s in zip(size, stride, strict=True)):
             raise ConfigError("joint.volume_stride", f"divisors of preprocessing.size {size}", stride)
         try:
             replace(self.network, patch=None).window([n // s for n, s in zip(size, stride, strict=True)], name)
         except ConfigError as error:
             levels = f"network.{self.network.kind(name)}"
-            remedy = f"change joint.volume_stride or preprocessing.size, take fewer levels in {levels}, or joint.volume_budget=0"
+            remedy = f"change joint.volume_stride, take fewer levels in {levels}, or set joint.volume_budget=0"
             raise ConfigError("joint.volume_stride", f"a grid of {error.expected}", error.found, remedy) from None
 
     @property
@@ -194,7 +227,7 @@ class Settings:
     def takes(self, preprocessing: Preprocessing) -> bool:
         """Whether every network of the methods can work on this grid."""
         try:
-            replace(self, preprocessing=preprocessing)
+            self._check_grid(preprocessing)
         except ConfigError:
             return False
         return True
@@ -276,6 +309,17 @@ def build(config: Mapping[str, Any]) -> Settings:
     more = {"preprocessing": {"spatial_dims": top.get("spatial_dims", 3)}}
     groups = {name: make_group(kind, top.pop(name, {}), name, **more.get(name, {})) for name, kind in GROUPS.items()}
     return make_group(Settings, {**top, **groups}, "")
+
+
+def build_data(config: Mapping[str, Any]) -> tuple[DataSettings, Preprocessing]:
+    """Of :func:`build` what a look at the data needs, also where the other settings cannot work.
+
+    Raises:
+        ConfigError: see :func:`build`.
+    """
+    dims = config.get("spatial_dims", 3)
+    preprocessing = make_group(Preprocessing, config.get("preprocessing", {}), "preprocessing", spatial_dims=dims)
+    return make_group(DataSettings, config.get("data", {}), "data"), preprocessing
 
 
 def build_settings(options: Mapping[str, Any] | None = None, **more: Any) -> Settings:

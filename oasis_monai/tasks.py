@@ -254,26 +254,42 @@ def _download(config: dict[str, Any], job: Mapping[str, Any], run_dir: Path, swe
 
 
 def _check(config: dict[str, Any], job: Mapping[str, Any], run_dir: Path, sweep_dir: Path | None) -> None:
+    from oasis_monai.settings import build_data
     from oasis_monai.utils.files import write_text
     from oasis_monai.workflows.check import as_table, check_cases
     from oasis_monai.workflows.field_of_view import Extent, advice, extent
     from oasis_monai.workflows.prepare import find_selected_cases
 
-    settings = _settings(config)
-    data = settings.data
+    data, preprocessing = build_data(config)
+    settings, wrong = _settings_or_fault(config)
+    if wrong is not None:  # the networks cannot work like this; the data can be looked at all the same
+        print(f"error: {wrong}", file=sys.stderr)
     cases, faults = find_selected_cases(data)
     extents: list[Extent | None] = []
-    faults += check_cases(cases, data.label_values, settings.preprocessing, lambda volume: extents.append(extent(volume)))
+    faults += check_cases(cases, data.label_values, preprocessing, lambda volume: extents.append(extent(volume)))
     if job["output"]:
         write_text(Path(job["output"]) / "check.csv", as_table(faults))
     for fault in faults:
         print(f"{fault.severity}: {fault}", file=sys.stderr if fault.severity == "error" else sys.stdout)
-    for line in advice([e for e in extents if e is not None], settings.preprocessing, settings.divisor, settings.takes):
-        print(line)
+    if settings is not None:
+        for line in advice([e for e in extents if e is not None], preprocessing, settings.divisor, settings.takes):
+            print(line)
     errors = sum(fault.severity == "error" for fault in faults)
-    print(f"{len(cases)} cases, {errors} errors, {len(faults) - errors} warnings")
-    if errors:
+    settings_too = "" if wrong is None else "; the data was looked at, but the settings cannot work"
+    print(f"{len(cases)} cases, {errors} errors, {len(faults) - errors} warnings{settings_too}")
+    if errors or wrong is not None:
         raise SystemExit(2)
+
+
+def _settings_or_fault(config: dict[str, Any]) -> tuple[Any, ConfigError | None]:
+    """The settings and, if they cannot work, why: then those with the default working grid, or None."""
+    try:
+        return _settings(config), None
+    except ConfigError as error:
+        grid = {k: v for k, v in (config.get("preprocessing") or {}).items() if k not in ("size", "spacing_mm")}
+        with contextlib.suppress(ConfigError):
+            return _settings({**config, "preprocessing": grid}), error
+        return None, error
 
 
 def _report(config: dict[str, Any], job: Mapping[str, Any], run_dir: Path, sweep_dir: Path | None) -> None:

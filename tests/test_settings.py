@@ -429,3 +429,45 @@ def test_a_model_s_name_knows_what_its_slice_network_is_made_of(monkeypatch):
 def test_configurations_that_cannot_be(settings, given, message):
     with pytest.raises(ConfigError, match=message):
         settings(given)
+
+
+def sizes_named(error):
+    """The sizes that a message offers."""
+    text = str(error.value).partition("; ")[2]
+    return [tuple(map(int, found.split(","))) for found in re.findall(r"\(([\d, ]+)\)", text)]
+
+
+@pytest.mark.parametrize(
+    "size", [(48, 48, 24), (32, 32, 24), (64, 64, 24), (31, 40, 16), (1, 1, 1), (97, 33, 200), (500, 500, 500)]
+)
+@pytest.mark.parametrize(
+    "more",
+    [
+        {},
+        {"methods": ["OASIS", "U-Net3D", "ConvNet3D"]},
+        {"joint": "fine", "registration": "joint3d_fine"},
+        {"registration": "unet3d", "methods": ["DynU-Net3D"]},
+        {"joint.volume_budget": 0},
+    ],
+)
+def test_every_size_that_a_message_names_works(size, more):
+    given = {"data": {"root": "x", "labels": {"a": 1}}, **more}
+    try:
+        build_settings({**given, "preprocessing.size": list(size)})
+    except ConfigError:
+        with pytest.raises(ConfigError) as error:
+            build_settings({**given, "preprocessing.size": list(size)})
+        named = sizes_named(error)
+        assert named
+        for one in named:
+            assert build_settings({**given, "preprocessing.size": list(one)}).preprocessing.size == one
+            assert all(a <= b for a, b in zip(one, size, strict=True)) or all(a >= b for a, b in zip(one, size, strict=True))
+
+
+def test_of_slices_too_every_size_named_works():
+    given = {"data": {"root": "x", "labels": {"a": 1}}, "spatial_dims": 2, "preprocessing": "local2d"}
+    given |= {"registration": "joint2d", "joint": "slices"}
+    with pytest.raises(ConfigError, match=r"the nearest that works is \(32, 64\)$") as error:
+        build_settings({**given, "preprocessing.size": [20, 50]})
+    (one,) = sizes_named(error)
+    build_settings({**given, "preprocessing.size": list(one)})

@@ -59,3 +59,19 @@ def test_a_task_whose_results_go_elsewhere_leaves_the_working_folder_as_it_is(co
 def test_a_run_folder_that_is_asked_for_is_made(config, tmp_path):
     assert run("check", *overrides(config()), "hydra.run.dir=r", cwd=tmp_path).code == 0
     assert (Path(tmp_path) / "r" / ".hydra" / "config.yaml").is_file()
+
+
+def test_check_looks_at_the_data_whatever_the_other_settings_are(config, phantom, tmp_path):
+    data = Path(shutil.copytree(phantom, tmp_path / "data"))
+    (data / "Case03_segmentation.raw").unlink()
+    words = [word for word in overrides(config()) if not word.startswith("data.root=")]
+    done = run("check", *words, "data.root=data", "preprocessing.size=[15,16,8]", "output=o", cwd=tmp_path)
+    assert done.code == 2
+    first, second = done.err.splitlines()
+    assert first.startswith("error: preprocessing.size: expected multiples of (2, 2, 2)")
+    assert second.startswith("error: Case03: ")
+    assert "Case03" in (tmp_path / "o" / "check.csv").read_text()
+    assert done.out.endswith("7 cases, 1 errors, 0 warnings; the data was looked at, but the settings cannot work\n")
+    done = run("check", *words, f"data.root={phantom}", "n=none", cwd=tmp_path)
+    assert (done.code, len(done.err.splitlines())) == (2, 1)
+    assert "7 cases, 0 errors" in done.out

@@ -314,7 +314,7 @@ def test_a_model_trained_into_the_same_folder_keeps_nothing_of_the_one_before(se
     rows = torch.arange(4)
     before = load_model(trained).segmenter.loa.matrix(rows)
     other = replace(settings, training=replace(settings.training, iterations=5, lr=0.05))
-    train_model(other, model, quiet)
+    train_model(other, model, quiet, overwrite=True)
     found = load_model(model).segmenter
     fresh = type(found.loa)(found.library, found.aligner)
     torch.testing.assert_close(found.loa.matrix(rows), fresh.matrix(rows), atol=1e-5, rtol=0)

@@ -195,7 +195,7 @@ def test_scores_that_a_killed_run_left_are_not_taken_for_those_of_before(base, t
     whole = module.run_arms
     monkeypatch.setattr(module, "run_arms", killed)
     with pytest.raises(KeyboardInterrupt):
-        run_study(one, merged(base, {"n": [3]}), tmp_path / "run", lines.append)
+        run_study(one, merged(base, {"n": [3]}), tmp_path / "run", lines.append, overwrite=True)
     monkeypatch.setattr(module, "run_arms", whole)
     run_study(one, base, tmp_path / "run", lines.append)
     assert (tmp_path / "run" / "scores.csv").read_bytes() == first
@@ -223,7 +223,7 @@ def test_another_setting_is_another_stamp(base, tmp_path, monkeypatch):
     one = {"main": "FwoW", "arms": {"a": {"protocols": ["patient"], "settings": {"methods": ["FwoW"]}}}}
     lines = []
     run_study(check_study(one), base, tmp_path / "run", lines.append)
-    run_study(check_study(one), merged(base, {"n": [1, 3]}), tmp_path / "run", lines.append)
+    run_study(check_study(one), merged(base, {"n": [1, 3]}), tmp_path / "run", lines.append, overwrite=True)
     assert lines.count("0 networks to train, 1 of 1 cross-validations to score") == 2
     assert set(read_scores(tmp_path / "run" / "scores.csv")["n"]) == {1, 3}
     assert Path(tmp_path / "run" / "arms" / "a" / "browser").is_dir()
