@@ -315,7 +315,7 @@ def test_a_bundle_is_there_whole_or_not_at_all(made, tmp_path, monkeypatch):
     ("change", "match"),
     [
         ({"n": 4}, "^n: expected 1 to 3"),
-        ({"method": "OASIS-joint"}, "^methods: expected a method of this model"),
+        ({"method": "OASIS-joint"}, "^methods: expected a method that needs no joint model"),
         ({"method": "U-Net3D"}, "^methods: expected one or more of"),
         ({"model": Path("nowhere")}, "^model: expected a folder written by"),
     ],

@@ -278,7 +278,7 @@ def test_what_cannot_work_is_said_before_anything_is_trained(settings, tmp_path,
 def test_all_faults_of_a_data_set_are_told_at_once(settings, phantom, tmp_path):
     data = copied(phantom, tmp_path)
     (data / "Case01.raw").write_bytes((data / "Case01.raw").read_bytes()[:-10])
-    (data / "Case04_segmentation.raw").write_bytes(bytes((data / "Case04_segmentation.raw").stat().st_size))
+    (data / "Case04_segmentation.raw").write_bytes(b"\7" * (data / "Case04_segmentation.raw").stat().st_size)
     values = np.fromfile(data / "Case05_segmentation.raw", np.uint8)
     values[0] = 9
     values.tofile(data / "Case05_segmentation.raw")
