@@ -106,7 +106,7 @@ class Model:
         affine: Any = None,
         n: int | None = None,
         method: str | None = None,
-        save_probability: bool = False,
+        save_probability: bool = True,
         case: str = "",
     ) -> ScanResult:
         """Segment one scan.
@@ -118,7 +118,7 @@ class Model:
                 a ``MetaTensor`` has its own.
             n: atlases to fuse; None: 6, or all where there are fewer.
             method: a name of :data:`oasis_monai.METHODS`; None: ``OASIS-joint`` for a joint model, ``OASIS`` for another.
-            save_probability: keep the probability on the scan's own grid.
+            save_probability: keep the probability on the scan's own grid (4 bytes a voxel and class).
             case: what the result is called; by default the file's name.
 
         Returns:

@@ -174,7 +174,7 @@ def test_a_scan_that_lies_between_the_slices_of_the_working_grid_is_refused(mode
 
 
 def test_what_a_result_tells(model, scan, label, tmp_path):
-    result = model.segment(scan.image, affine=scan.affine, n=3, save_probability=True)
+    result = model.segment(scan.image, affine=scan.affine, n=3)
     assert result.method == ("OASIS-joint", 3)
     assert result.case == "array"
     assert result.label.dtype == torch.uint8
