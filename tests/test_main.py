@@ -171,7 +171,7 @@ def test_what_nobody_foresaw_names_its_case_and_memory_is_one_line_on_the_comman
     assert told == [
         [],
         [
-            f"{note}: memory: expected enough for this, found none left (MemoryError); lower align_batch, training.batch, "
-            "workers or preprocessing.size, or end other programs"
+            f"{note}: out of memory (MemoryError). Lower align_batch, training.batch, workers or preprocessing.size, "
+            "or close other programs."
         ],
     ]

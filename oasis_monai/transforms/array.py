@@ -291,6 +291,11 @@ class SaveVolume(Transform):
     Raises:
         ConfigError: another ending.
         ValueError: the input is no ``MetaTensor`` with three spatial dimensions, or has no name.
+
+    Examples:
+        >>> from oasis_monai.transforms import LoadVolume, SaveVolume
+        >>> image = LoadVolume()("scan.nii.gz")
+        >>> label = SaveVolume("results")(image > image.mean())  # results/scan_segmentation.nii.gz
     """
 
     backend = [TransformBackends.NUMPY]  # noqa: RUF012

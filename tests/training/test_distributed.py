@@ -266,5 +266,7 @@ def test_side_by_side_and_together_is_too_much(config, monkeypatch):
     monkeypatch.setattr(distributed, "_team", distributed.ProcessGroup(0, 2))
     with pytest.raises(ConfigError, match=r"^workers: expected 1 under torchrun"):
         run_task(config({"workers": 2}) | {"task": "crossval"}, Path(), None)
-    with pytest.raises(ConfigError, match=r"^task: expected crossval or train under torchrun, found 'study'; start it alone"):
+    with pytest.raises(
+        ConfigError, match=r"^task: expected crossval or train under torchrun, found 'study'; run it without torchrun"
+    ):
         run_task(config() | {"task": "study", "study": {"arms": {"a": {}}}}, Path(), None)

@@ -167,4 +167,4 @@ def test_estimates_are_the_same_in_what_memory_allows(caplog):
     slices = torch.randn(5, 3, 8, 8)
     want = Estimator(Mean(), batch=1)(slices)
     assert torch.equal(Estimator(bounded(Mean(), 2), batch=32)(slices), want)
-    assert caplog.messages[0] == "warning: preprocessing.size: no memory for 5 at once; going on with 2"
+    assert caplog.messages[0] == "warning: preprocessing.size: out of memory with 5 at once; continuing with 2"

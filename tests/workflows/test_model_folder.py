@@ -233,7 +233,7 @@ def told_otherwise(**change):
         (told_otherwise(checksums=None), "^model: "),
         (told_otherwise(settings={"magic": 1}), "^magic: expected one of"),
         (told_otherwise(settings={"_target_": "os.system"}), "^_target_: expected one of"),
-        (other_setting, "^model: expected model.json as it was written, found other settings"),
+        (other_setting, "^model: expected model.json as it was written, found changed settings"),
         (pickled, "^model: expected stm.safetensors as it was written"),
     ],
 )
@@ -252,7 +252,7 @@ def test_weights_of_a_network_with_other_layers_are_told_in_one_line(model):
     save_tensors(model / "stm.safetensors", weights)
     record["checksums"]["stm.safetensors"] = file_digest(model / "stm.safetensors")
     (model / "model.json").write_text(json.dumps(record))
-    with pytest.raises(OasisError, match=r"^model: stm\.safetensors: expected the weights of this version's \w+, found another"):
+    with pytest.raises(OasisError, match=r"^model: expected weights of this version's \w+ in stm\.safetensors, found another"):
         load_model(model)
 
 

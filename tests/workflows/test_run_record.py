@@ -87,7 +87,7 @@ def test_a_run_that_ends_early_leaves_no_scores_under_the_name_of_another(settin
     """Its record is there before its scores, and those of the run before are gone with their record."""
     crossval(settings(FAST), tmp_path / "a", quiet)
     with monkeypatch.context() as patch:
-        patch.setattr("oasis_monai.workflows.crossval.CrossValidation.score", lambda _: 1 / 0)
+        patch.setattr("oasis_monai.workflows.crossval.CrossValidation.score", lambda *_: 1 / 0)
         with pytest.raises(ZeroDivisionError):
             crossval(settings(FAST, {"n": [2]}), tmp_path / "a", quiet, overwrite=True)
     assert json.loads((tmp_path / "a" / "run.json").read_text())["settings"]["n"] == [2]

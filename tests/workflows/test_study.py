@@ -123,7 +123,7 @@ def test_what_cannot_work_is_said_before_anything_runs(base, change, match):
 def test_what_is_compared_with_nothing_is_told(base):
     asked = check_study(PLAIN | {"ablation": ["OASIS", "Oasis"], "learning": PLAIN["learning"] | {"main": "OASIS-3D"}})
     lines = module._unnamed(asked, plan(asked, base))
-    assert [line.partition(" is none")[0] for line in lines] == [
+    assert [line.partition(" is not among")[0] for line in lines] == [
         "note: study.ablation: Oasis",
         "note: study.learning.main: OASIS-3D",
     ]
