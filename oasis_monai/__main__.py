@@ -106,8 +106,8 @@ def _arguments(argv: list[str]) -> list[str]:
 def _labels(override: str, sweep: bool) -> list[str]:
     """Labels that take the place of those of the data set: Hydra would lay one map over the other. Names that its grammar has no
     way to write go through it as a text, see :func:`_plain`."""
-    value = override.removeprefix(LABELS)
-    if value == override or value[:1] != "{" or value[-1:] != "}":
+    value = override.lstrip("+").removeprefix(LABELS)
+    if not override.lstrip("+").startswith(LABELS) or value[:1] != "{" or value[-1:] != "}":
         return [override]
     as_map = sweep or re.fullmatch(r"\{[A-Za-z0-9_ .:,/+-]*\}", value)
     return ["~data.labels", f"+{LABELS}{value if as_map else _text(value, ids=True)}"]
