@@ -34,7 +34,7 @@ NO_TEXT = re.compile(r"(?i:[+-]?(inf|nan|(\d[\d_]*\.?[\d_]*|\.\d[\d_]*)(e[+-]?\d
 QUOTED = re.compile(r"'(?:[^'\\]|\\.)*'|\"(?:[^\"\\]|\\.)*\"", re.DOTALL)
 FUNCTION = re.compile(r"(choice|range|interval|glob|sort|shuffle|tag|str)\(.*\)")
 INTERPOLATION = re.compile(r"\$\{[A-Za-z_][\w.]*(:[^{}]*)?\}")
-LABELS = "data.labels="
+LABELS = "data.labels"
 USAGE = """\
 oasis-monai: segment medical images from a few labelled scans (atlases), aligned in one pass and fused by label overlap.
 
@@ -67,7 +67,7 @@ examples
   oasis-monai train data=promise12 data.root=/data/promise12 model=models/prostate
   oasis-monai segment model=models/prostate input=scan.mhd output=results
 
-  -m, --multirun   sweep over comma-separated values; the jobs' scores are joined
+  -m, --multirun   sweep over comma-separated values; jobs that differ only in n, fold or methods are joined
   --cfg job        print the composed configuration
   --hydra-help     Hydra's own options
 """
@@ -98,7 +98,7 @@ def _arguments(argv: list[str]) -> list[str]:
         )
     sweep = not {"-m", "--multirun"}.isdisjoint(options)
     quoted = [_quoted(word, sweep) for word in overrides]
-    if not any(word.startswith("~data.labels") for word in overrides):
+    if not any(word.startswith(f"~{LABELS}") for word in overrides):
         quoted = [made for word in quoted for made in _labels(word, sweep)]
     return [*options, *quoted, *(f"task={task}" for task in words)]
 
@@ -106,11 +106,11 @@ def _arguments(argv: list[str]) -> list[str]:
 def _labels(override: str, sweep: bool) -> list[str]:
     """Labels that take the place of those of the data set: Hydra would lay one map over the other. Names that its grammar has no
     way to write go through it as a text, see :func:`_plain`."""
-    value = override.lstrip("+").removeprefix(LABELS)
-    if not override.lstrip("+").startswith(LABELS) or value[:1] != "{" or value[-1:] != "}":
+    key, _, value = override.partition("=")
+    if key.lstrip("+") != LABELS or value[:1] != "{" or value[-1:] != "}":
         return [override]
     as_map = sweep or re.fullmatch(r"\{[A-Za-z0-9_ .:,/+-]*\}", value)
-    return ["~data.labels", f"+{LABELS}{value if as_map else _text(value, ids=True)}"]
+    return [f"~{LABELS}", f"+{LABELS}={value if as_map else _text(value, ids=True)}"]
 
 
 def _label_map(text: str) -> dict[str, Any]:

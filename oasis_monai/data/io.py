@@ -17,12 +17,11 @@ import torch
 
 from oasis_monai.data.formats.dicom import read_pixels
 from oasis_monai.data.formats.dispatch import Source, ending, paths_of, read_header, write_array
-from oasis_monai.data.formats.header import SAME_VOXELS, Header, geometry_difference, match_grids, split_affine
+from oasis_monai.data.formats.header import OTHER_VOXELS, SAME_VOXELS, Header, geometry_difference, match_grids, split_affine
 from oasis_monai.data.formats.metaimage_data import read_voxels
 from oasis_monai.data.types import Case, Geometry, Volume
 from oasis_monai.utils.errors import ConfigError, DataError, Fault
 
-OTHER_VOXELS = 1.0  # a label whose corners lie this far from the image's, in voxels, is on another grid
 WHOLE = 1e-4  # a label value this close to a whole number is one: scaled NIfTI masks hold 0.9999999
 
 

@@ -22,6 +22,10 @@ TOLERANCE = 1e-4
 """Largest deviation of a direction matrix from orthonormal, and of two grids (mm, direction cosine) that count as the same."""
 SAME_VOXELS = 0.1
 """Largest distance of two grids' corners, in voxels, that rounding makes: a quaternion in float32 near half a turn."""
+OTHER_VOXELS = 1.0
+"""A label whose corners lie this far from the image's, in voxels, is on another grid."""
+AGAIN = "export the scan again"
+"""What to do about most faults of a header."""
 
 
 @dataclass(frozen=True)

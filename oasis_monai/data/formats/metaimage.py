@@ -20,6 +20,7 @@ from pathlib import Path
 import numpy as np
 
 from oasis_monai.data.formats.header import (
+    AGAIN,
     Faults,
     Header,
     Stored,
@@ -57,7 +58,6 @@ LINE = re.compile(r"\s*([^=:]*[^=:\s])\s*[=:]\s*(.*?)\s*", re.DOTALL)  # MetaIO 
 NUMBER = re.compile(r"[-+]?(\d+\.?\d*|\.\d+)([eE][-+]?\d+)?|[-+]?(nan|inf|infinity)", re.IGNORECASE)
 TEXT_NUMBER = re.compile(rb"[-+]?(\d+\.?\d*|\.\d+)([eE][-+]?\d+)?")
 MAX_SKIPPED = 2**24
-AGAIN = "export the scan again"
 
 
 def read_metaimage(path: Path, faults: Faults) -> Header | None:

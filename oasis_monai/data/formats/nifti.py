@@ -12,6 +12,7 @@ from typing import Any, BinaryIO, cast
 import numpy as np
 
 from oasis_monai.data.formats.header import (
+    AGAIN,
     SAME_VOXELS,
     Faults,
     Header,
@@ -37,7 +38,6 @@ DTYPES = {
     1024: "int64",
     1280: "uint64",
 }
-AGAIN = "export the scan again"
 
 
 def read_nifti(path: Path, faults: Faults) -> Header | None:
