@@ -15,8 +15,8 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from oasis_monai.atlases.features import FeatureSettings
-from oasis_monai.data.cases import DataSettings
 from oasis_monai.data.folds import PROTOCOLS
+from oasis_monai.data.settings import DataSettings
 from oasis_monai.networks.losses import RegistrationLoss
 from oasis_monai.networks.registration import RegistrationSettings
 from oasis_monai.networks.segmentation import NETWORKS, NetworkSettings

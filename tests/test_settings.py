@@ -8,7 +8,7 @@ import re
 import pytest
 
 import oasis_monai.settings
-from oasis_monai.data.cases import DataSettings
+from oasis_monai.data.settings import DataSettings
 from oasis_monai.networks.slice_unet import JointSettings
 from oasis_monai.settings import GROUPS, Settings, build, build_settings
 from oasis_monai.tasks import JOB_KEYS

@@ -15,8 +15,7 @@ from typing import TypeVar
 from oasis_monai.data.formats.dicom import is_dicom, series_among, series_parts
 from oasis_monai.data.formats.dispatch import METAIMAGE, NIFTI, ending
 from oasis_monai.data.formats.header import shown
-from oasis_monai.data.types import REGIONS, Case
-from oasis_monai.utils.config import require
+from oasis_monai.data.types import Case
 from oasis_monai.utils.errors import ConfigError, DataError, Fault
 
 CASE_NAME = re.compile(r"(Case\d+)(_segmentation)?")
@@ -52,18 +51,41 @@ def find_cases(root: str | Path, layout: str, warn: Callable[[Fault], None] | No
             for one id.
         ConfigError: unknown layout.
     """
-    cases, faults = survey(root, layout)
-    if errors := [fault for fault in faults if fault.severity == "error"]:
+    found = survey(root, layout)
+    if errors := [fault for fault in found.faults if fault.severity == "error"]:
         raise DataError(errors)
-    for fault in faults:
+    for fault in found.faults:
         if warn is None:
             warnings.warn(str(fault), stacklevel=2)
         else:
             warn(fault)
-    return cases
+    return found.cases
 
 
-def survey(root: str | Path, layout: str) -> tuple[list[Case], list[Fault]]:
+@dataclass(frozen=True)
+class Survey:
+    """What there is in a data set's folder.
+
+    Args:
+        cases: those found, by id.
+        faults: what is wrong with how its files lie there.
+        layout: how it is laid out.
+        labels: structure -> value in the label files, where the data set's own files name them.
+        channels: names of the images of a case, in order, where the data set's own files name them.
+        ignore: value of voxels that nobody labelled, where the data set's own files say so.
+        name: what the data set calls itself; empty where it does not.
+    """
+
+    cases: list[Case]
+    faults: list[Fault]
+    layout: str = ""
+    labels: Mapping[str, int] = field(default_factory=dict)
+    channels: tuple[str, ...] = ()
+    ignore: int | None = None
+    name: str = ""
+
+
+def survey(root: str | Path, layout: str) -> Survey:
     """As :func:`find_cases`, but with the faults beside the cases, so that what is in the files can be looked at all the same.
 
     Where there are faults, the cases are for that only: an image whose label is missing or ambiguous stands there without.
@@ -97,7 +119,7 @@ def survey(root: str | Path, layout: str) -> tuple[list[Case], list[Fault]]:
             faults.append(Fault("", "input", expected, nothing, remedy))
         else:
             faults.append(Fault("", "root", f"{expected} (layout {layout})", nothing, "correct root or data.layout"))
-    return sorted(cases, key=lambda case: case.id), faults
+    return Survey(sorted(cases, key=lambda case: case.id), faults, layout)
 
 
 def _promise12(root: Path, faults: list[Fault]) -> list[Case]:
@@ -302,70 +324,3 @@ def _walk(root: Path) -> Iterator[Path]:
         seen.add(real)
         folders[:] = sorted(f for f in folders if not f.startswith((".", "__MACOSX")))
         yield from (Path(folder) / f for f in sorted(files) if not f.startswith("."))
-
-
-LABELLED = ("promise12", "msd")
-"""Layouts of :func:`oasis_monai.data.cases.find_cases` that have labels."""
-
-
-@dataclass(frozen=True)
-class DataSettings:
-    """A labelled data set. The fields are the keys of ``conf/data``.
-
-    Args:
-        name: what reports call it.
-        root: its folder.
-        layout: ``promise12`` or ``msd``, see :func:`oasis_monai.data.cases.find_cases`.
-        labels: class name -> value in the label files, 1 to 255; 0 is the background. Other values in a file are an error.
-            Classes are numbered by these values in rising order, whatever their order here.
-        regions: parts of a structure to score: ``whole``, and any of ``apex``, ``mid``, ``base`` (thirds along the axial axis).
-        include: ids of the cases to use; empty for all.
-        citation, licence: printed in the report.
-        source: what ``oasis-monai download`` fetches for it, see :func:`oasis_monai.data.download.find_source`.
-
-    Raises:
-        ConfigError: naming ``data.<key>``.
-    """
-
-    name: str = "dataset"
-    root: str = ""
-    layout: str = "promise12"
-    labels: Mapping[str, int] = field(default_factory=lambda: {"prostate": 1})
-    regions: tuple[str, ...] = ("whole", "apex", "mid", "base")
-    include: tuple[str, ...] = ()
-    citation: str = ""
-    licence: str = ""
-    source: str = ""
-
-    def __post_init__(self) -> None:
-        object.__setattr__(self, "regions", tuple(self.regions))
-        object.__setattr__(self, "include", tuple(str(case) for case in self.include))
-        object.__setattr__(self, "labels", dict(self.labels))
-        regions, values = set(self.regions), list(self.labels.values())
-        # the whole structure is what is compared, drawn and predicted
-        known = "whole" in regions and len(regions) == len(self.regions) and regions <= set(REGIONS)
-        apart = len(values) > 0 and len(set(values)) == len(values)
-        remedy = "name every value in the label files but 0, the background"
-        require(
-            self,
-            "data",
-            ("layout", self.layout in LABELLED, f"one of {list(LABELLED)}"),
-            ("regions", known, f"whole and any others of {list(REGIONS)}, each once"),
-            (
-                "labels",
-                apart and all(isinstance(v, int) and 0 < v < 256 for v in values),
-                "names with different values of 1 to 255",
-                remedy,
-            ),
-        )
-        # a JSON file, where a model keeps the labels, has an order of its own
-        object.__setattr__(self, "labels", dict(sorted(self.labels.items(), key=lambda pair: pair[1])))
-
-    @property
-    def label_values(self) -> tuple[int, ...]:
-        """The file's value of every class, background first."""
-        return (0, *self.labels.values())
-
-    @property
-    def classes(self) -> int:
-        return len(self.labels) + 1

@@ -72,6 +72,10 @@ class Geometry:
         return x * y * z / 1000
 
 
+IGNORE = 255
+"""Class index of voxels that nobody labelled (``data.ignore``): they count in no loss and no score."""
+
+
 @dataclass(frozen=True)
 class Case:
     """One scan of a data set: paths only, nothing read yet.
@@ -81,6 +85,12 @@ class Case:
         image: its file; of a DICOM series the first.
         label: its label's file; None for a scan to be segmented.
         more: one file of a DICOM series from each further folder that it lies in.
+        channels: of a scan with several images, the files of each further one (as ``image`` with ``more``), in order.
+        take: numbers of the channels to use, among those of all its files in order; empty for all.
+        patient: the person it is of; by default nobody else's, the id.
+        centre: where it was scanned; empty where nobody says.
+        fold: number of the fold that tests it, where the data set says so.
+        split: ``train`` or ``test`` where the data set says so, else empty.
 
     Examples:
         >>> from pathlib import Path
@@ -88,17 +98,33 @@ class Case:
         >>> case = Case("Case00", Path("data/prostate/Case00.mhd"), Path("data/prostate/Case00_segmentation.mhd"))
         >>> case.without_label().label is None
         True
+        >>> case.patient
+        'Case00'
     """
 
     id: str
     image: Path
     label: Path | None = None
     more: tuple[Path, ...] = ()
+    channels: tuple[tuple[Path, ...], ...] = ()
+    take: tuple[int, ...] = ()
+    patient: str = ""
+    centre: str = ""
+    fold: int | None = None
+    split: str = ""
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "patient", self.patient or self.id)
 
     @property
     def source(self) -> tuple[Path, ...]:
-        """What the readers take: a file, or one of a DICOM series from each of its folders."""
+        """What the readers take of the first image: a file, or one of a DICOM series from each of its folders."""
         return (self.image, *self.more)
+
+    @property
+    def sources(self) -> tuple[tuple[Path, ...], ...]:
+        """:attr:`source` of every image, one or more channels each."""
+        return (self.source, *self.channels)
 
     def without_label(self) -> Case:
         """The same case as a target: no label travels with it."""
@@ -111,8 +137,9 @@ class Volume:
 
     Args:
         case: the case's id.
-        image: (1, x, y, z) float32, as stored in the file.
-        label: (1, x, y, z) uint8 class indices 0..C-1 (already renumbered from the file's label values), or None.
+        image: (channels, x, y, z) float32, as stored in the file.
+        label: (1, x, y, z) uint8 class indices 0..C-1 (already renumbered from the file's label values) and :data:`IGNORE`, or
+            None.
         geometry: the native grid.
         notes: what its files say that a reader should know of; the case can be used all the same.
 
@@ -137,8 +164,8 @@ class Preprocessed:
 
     Args:
         case: the case's id.
-        image: (1, x, y, z) float32, normalised.
-        label: (1, x, y, z) uint8 class indices or None.
+        image: (channels, x, y, z) float32, each normalised by itself.
+        label: (1, x, y, z) uint8 class indices and :data:`IGNORE`, or None.
         geometry: the working grid, in the same RAS+ millimetre space as ``native``.
         native: the grid results must come back on.
     """

@@ -13,8 +13,8 @@ from pathlib import Path
 import torch
 
 from oasis_monai.atlases.library import AtlasLibrary, build_library
-from oasis_monai.data.cases import DataSettings
 from oasis_monai.data.folds import Split, limit_training, make_split
+from oasis_monai.data.settings import DataSettings
 from oasis_monai.data.types import Case, Preprocessed
 from oasis_monai.segmentation.methods import needs_alignment, needs_atlases
 from oasis_monai.settings import Settings
@@ -109,7 +109,8 @@ def find_selected_cases(data: DataSettings) -> tuple[list[Case], list[Fault]]:
 
     if not data.root:
         raise ConfigError("data.root", "the folder of the data set", data.root, "add data.root=PATH")
-    cases, faults = survey(data.root, data.layout)
+    found = survey(data.root, data.layout)
+    cases, faults = found.cases, found.faults
     if not data.include:
         return cases, faults
     if absent := sorted(set(data.include) - {case.id for case in cases} - {fault.case for fault in faults}):

@@ -106,7 +106,7 @@ def test_scans_that_a_layout_has_no_place_for_are_told(
     tmp_path: Path, layout: str, files: list[str], kept: str, left: str
 ) -> None:
     touch(tmp_path, *files)
-    cases, faults = survey(tmp_path, layout)
+    cases, faults = (found := survey(tmp_path, layout)).cases, found.faults
     assert [case.id for case in cases] == [kept] == [case.id for case in find_cases(tmp_path, layout)]
     (fault,) = faults
     assert (fault.severity, fault.found[: len(left)]) == ("warning", left)
@@ -127,7 +127,7 @@ BESIDE = ["notes.txt", "table.csv", "README", "labels.json", "a.png", ".hidden.n
 def test_nothing_is_left_out_without_a_word(tmp_path: Path, layout: str, kept: list[str], places: list[str]) -> None:
     """Formats that are not read, archives, and binary files without an ending; what lies beside scans is not told of."""
     touch(tmp_path, *kept, *(place + name for place in places for name in BESIDE))
-    cases, faults = survey(tmp_path, layout)
+    cases, faults = (found := survey(tmp_path, layout)).cases, found.faults
     assert faults == []
     for place in places:
         for name in [*OTHERS, "IM0001"]:
@@ -136,7 +136,7 @@ def test_nothing_is_left_out_without_a_word(tmp_path: Path, layout: str, kept: l
             path = tmp_path / place / name
             path.parent.mkdir(parents=True, exist_ok=True)
             path.write_bytes(bytes(range(200)) * 3)
-            again, told = survey(tmp_path, layout)
+            again, told = (found := survey(tmp_path, layout)).cases, found.faults
             assert again == cases
             assert [(fault.severity, fault.found) for fault in told] == [("warning", f"{name}, left out")]
             with pytest.warns(UserWarning, match=re.escape(name)):

@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 from typing import Any
 
-from oasis_monai.data.cases import DataSettings
+from oasis_monai.data.settings import DataSettings
 from oasis_monai.settings import Settings
 from oasis_monai.transforms.preprocessing import PERCENTILES, Preprocessing
 from oasis_monai.workflows.run_record import versions
