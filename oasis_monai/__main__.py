@@ -28,7 +28,7 @@ GROUPS = {
     "experiment",
 }
 NAMES = {"data.name", "data.citation", "data.licence", "data.source", "msd", "download.url", "download.md5", "hydra.job.name"}
-IDS = {"case", "remove"}  # of cases, which may be called anything: never values of a sweep
+IDS = {"case", "patient", "remove"}  # of cases, which may be called anything: never values of a sweep
 PLAIN = re.compile(r"[A-Za-z0-9_./:+%@*?|-]*")  # what Hydra's grammar takes as it is
 NO_TEXT = re.compile(r"(?i:[+-]?(inf|nan|(\d[\d_]*\.?[\d_]*|\.\d[\d_]*)(e[+-]?\d+)?)|true|false)")  # and makes other values of
 QUOTED = re.compile(r"'(?:[^'\\]|\\.)*'|\"(?:[^\"\\]|\\.)*\"", re.DOTALL)

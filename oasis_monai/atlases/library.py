@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import torch
@@ -30,6 +31,7 @@ class AtlasLibrary:
         context: slices only: (N, 2, *S) float32 images (no labels) of the slices below and above in the same scan.
         thumbnails: slices only: (N, F') float16, see :func:`oasis_monai.atlases.features.thumbnails`.
         estimates: (N, C-1, *S) float16 what a joint model's segmentation network makes of each atlas; see :meth:`with_estimates`.
+        patients: (N) the persons they are of; by default (and in files of earlier versions) each case is of another.
 
     Raises:
         DataError: tensors that do not have one row for every case, or labels of another shape than the images.
@@ -54,9 +56,13 @@ class AtlasLibrary:
     context: torch.Tensor | None = None
     estimates: torch.Tensor | None = None
     thumbnails: torch.Tensor | None = None
+    patients: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         n = len(self.cases)
+        object.__setattr__(self, "patients", tuple(self.patients) or self.cases)
+        if len(self.patients) != n:
+            raise DataError(Fault("", "atlas library, patients", f"{n}, one a row", str(len(self.patients)), "build it again"))
         for name, value in self._tensors().items():
             if len(value) != n:
                 raise DataError(
@@ -83,20 +89,28 @@ class AtlasLibrary:
         """The atlases of ``rows`` (int64 indices or a boolean mask), in that order."""
         index = torch.as_tensor(rows)
         index = index.nonzero()[:, 0] if index.dtype == torch.bool else index.long()
-        cases = tuple(self.cases[i] for i in index.tolist())
+        cases, patients = (tuple(names[i] for i in index.tolist()) for names in (self.cases, self.patients))
         chosen: dict[str, Any] = {k: v[index] for k, v in self._tensors().items()}
-        return replace(self, cases=cases, **chosen)
+        return replace(self, cases=cases, patients=patients, **chosen)
 
     def with_estimates(self, estimates: torch.Tensor) -> AtlasLibrary:
         """The library with the estimates (N, C-1, \\*S) of a joint model's segmentation networks."""
         return replace(self, estimates=estimates.half())
 
     def groups(self, same_case: bool = False) -> torch.Tensor:
-        """(N,) int64 groups; atlases of one group are never paired: a case, or with ``same_case`` only the atlas itself."""
+        """(N,) int64 groups; atlases of one group are never paired: a patient, or with ``same_case`` only the atlas itself."""
         if same_case:
             return torch.arange(len(self))
-        names = {case: number for number, case in enumerate(dict.fromkeys(self.cases))}
-        return torch.tensor([names[case] for case in self.cases])
+        names = {patient: number for number, patient in enumerate(dict.fromkeys(self.patients))}
+        return torch.tensor([names[patient] for patient in self.patients])
+
+    def patient_of(self, case: str) -> str:
+        """The person a case is of; one that is not in the library is of its own."""
+        return self.patients[self.cases.index(case)] if case in self.cases else case
+
+    def cases_of(self, patient: str) -> list[str]:
+        """The cases of a person, in order."""
+        return list(dict.fromkeys(c for c, p in zip(self.cases, self.patients, strict=True) if p == patient))
 
     def twin(self, image: torch.Tensor, tolerance: float, among: Iterable[str]) -> str | None:
         """Find the case whose atlases have the same voxels as a scan.
@@ -133,11 +147,12 @@ class AtlasLibrary:
         more = other._tensors()
         both: dict[str, Any] = {k: torch.cat([v, more[k]]) for k, v in self._tensors().items() if k in more}
         without = replace(self, context=None, estimates=None, thumbnails=None)  # where only one of the two has them
-        return replace(without, cases=self.cases + other.cases, **both)
+        return replace(without, cases=self.cases + other.cases, patients=self.patients + other.patients, **both)
 
     def save(self, path: str | Path) -> None:
         """Write the library with a checksum, whole or not at all."""
-        write_tensors(path, self._tensors(), {"cases": list(self.cases), "classes": self.classes})
+        known = {} if self.patients == self.cases else {"patients": list(self.patients)}
+        write_tensors(path, self._tensors(), {"cases": list(self.cases), "classes": self.classes, **known})
 
     @classmethod
     def load(cls, path: str | Path, check: bool = True) -> AtlasLibrary:
@@ -152,16 +167,26 @@ class AtlasLibrary:
         try:
             tensors, meta = map_tensors(path, check)
             parts = [tensors[k] for k in ("images", "labels", "features", "slices")]
-            more = (tensors.get(k) for k in ("context", "estimates", "thumbnails"))
-            return cls(parts[0], parts[1], parts[2], tuple(meta["cases"]), parts[3], int(meta["classes"]), *more)
+            more = [tensors.get(k) for k in ("context", "estimates", "thumbnails")]
+            cases, patients = tuple(meta["cases"]), tuple(meta.get("patients", ()))
+            return cls(parts[0], parts[1], parts[2], cases, parts[3], int(meta["classes"]), more[0], more[1], more[2], patients)
         except (OSError, ValueError, KeyError) as error:
             raise DataError(Fault("", str(path), "a whole atlas library", str(error), "build the library again")) from error
 
 
-def build_library(items: Sequence[Preprocessed], spatial_dims: int, embed: Embedder, classes: int) -> AtlasLibrary:
+def build_library(
+    items: Sequence[Preprocessed],
+    spatial_dims: int,
+    embed: Embedder,
+    classes: int,
+    patients: Mapping[str, str] = MappingProxyType({}),
+) -> AtlasLibrary:
     """Make atlases from labelled cases, in the order of the cases (slices ascending).
 
     In 2D every slice becomes an atlas, also one without foreground: leaving those out would reveal where the structure ends.
+
+    Args:
+        patients: case -> the person it is of; a case that is not there is nobody else's.
 
     Raises:
         ConfigError: ``spatial_dims`` is neither 2 nor 3, or there are no cases.
@@ -199,6 +224,7 @@ def build_library(items: Sequence[Preprocessed], spatial_dims: int, embed: Embed
         classes,
         torch.cat(context).float() if context else None,
         thumbnails=thumbnails(torch.cat(images)) if spatial_dims == 2 else None,
+        patients=tuple(patients.get(case, case) for case in cases),
     )
 
 

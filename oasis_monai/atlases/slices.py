@@ -140,7 +140,7 @@ def context_slices(library: AtlasLibrary, rows: torch.Tensor) -> torch.Tensor:
 
 
 def nearest_slice_atlases(library: AtlasLibrary, count: int, same_case: bool, rows: torch.Tensor) -> torch.Tensor:
-    """(R, count) the atlases shown beside the atlases ``rows``."""
+    """(R, count) the atlases shown beside the atlases ``rows``: of other patients, but with ``same_case``."""
     if not count:
         return torch.empty((len(rows), 0), dtype=torch.int64)
     own = library.groups(same_case)

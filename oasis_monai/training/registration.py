@@ -25,15 +25,16 @@ class Pairs:
         distance: of :func:`oasis_monai.atlases.selection.nearest`.
         nearest_count: partners are this many nearest atlases by feature distance; 0: all.
         same_case: whether an atlas may be paired with another one of its own case (slices under slice folds), never with itself.
+            Without it partners are of different patients: at test time no atlas is of the target's patient either.
     """
 
     def __init__(self, library: AtlasLibrary, nearest_count: int, distance: str = "l2", same_case: bool = False) -> None:
         count, own = len(library), library.groups(same_case)
         self.count, self._own = count, own
-        cases = len(set(library.cases))
+        patients = len(set(library.patients))
         partners = count - int(torch.bincount(own).max())
         if partners < 1:
-            raise ConfigError("data", "at least two training cases to form pairs", f"{cases} case(s)", "add cases")
+            raise ConfigError("data", "at least two training patients to form pairs", f"{patients} patient(s)", "add cases")
         self._near: torch.Tensor | None = None
         if nearest_count:
             self._near, _ = nearest(

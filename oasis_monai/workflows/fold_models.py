@@ -81,7 +81,7 @@ def calibration_path(settings: Settings, dataset: Dataset) -> Path:
     :func:`oasis_monai.evaluation.quality_tables.keep_calibrations`."""
     identity = {
         **with_embedding(settings.identity(), dataset.embedding),
-        "content": dict(dataset.content),
+        "content": dataset.identity(case for case in dataset.cases if dataset.cases[case].split != "test"),  # as train takes them
         "labels": list(settings.data.label_values),
         "version": TRAINING_VERSION,
         "selection": {**asdict(settings.features), "weights": dataset.embedding},
@@ -137,7 +137,7 @@ class FoldModels:
 
     def folder(self, fold: Fold, network: str = REGISTRATION) -> Path:
         """Where a network of the fold lives."""
-        content = {case: self.dataset.content[case] for case in fold.train}
+        content = self.dataset.identity(fold.train)
         own = with_embedding(self.settings.identity(_IDENTITIES.get(network, network)), self.dataset.embedding)
         if self.settings.training.minutes is not None:  # minutes of a GPU are other steps than those of a CPU
             own["device"] = resolve_device(self.settings.device).partition(":")[0]
@@ -240,7 +240,7 @@ class FoldModels:
     @property
     def _same_case(self) -> bool:
         """Under slice folds an atlas may be aligned to another slice of its own case."""
-        return self.split.protocol == "slice"
+        return not self.split.honest
 
     def _options(self) -> SegmenterOptions:
         return segmenter_options(self.settings, self._same_case)
@@ -280,7 +280,9 @@ class FoldModels:
             resolve_device(settings.device),
             settings.augmentation,
             settings.progress,
-            name=network if folds == 1 else f"fold {fold.index + 1} of {folds}, {network}",
+            name=network
+            if folds == 1
+            else f"fold {fold.index + 1} of {folds}{f' ({fold.name})' if fold.name else ''}, {network}",
             same_case=self._same_case,
             distance=settings.features.distance,
         )
@@ -289,7 +291,7 @@ class FoldModels:
 class OpenModels:
     """The models of a run's folds, put together when they are first asked for.
 
-    Under patient folds every case belongs to one fold, so one model is held at a time, with one copy of the atlases. Slices of
+    Every case belongs to one fold, so one model is held at a time, with one copy of the atlases. Only under slice folds slices of
     one case belong to several folds: there all models stay.
 
     Args:
@@ -302,7 +304,7 @@ class OpenModels:
 
     def __getitem__(self, fold: Fold) -> FoldModel:
         if fold.index not in self._open:
-            if self._models.split.protocol == "patient":
+            if self._models.split.honest:
                 self.close()
             self._open[fold.index] = self._models.model(fold)
         return self._open[fold.index]
@@ -319,9 +321,7 @@ def train_in_parallel(jobs: Sequence[tuple[Settings, int, str]], workers: int, l
     """Train networks in parallel: (settings, fold, network) each. The trained networks go to the cache."""
     from tqdm import tqdm
 
-    named = [
-        (f"fold {fold + 1} of {settings.k}, {network}", (_quiet(settings), fold, network)) for settings, fold, network in jobs
-    ]
+    named = [(f"{_named(settings, fold)}, {network}", (_quiet(settings), fold, network)) for settings, fold, network in jobs]
     look = "{desc}: {n_fmt} of {total_fmt} networks |{bar}| {elapsed} gone, {remaining} left"
     progress = any(settings.progress for settings, _, _ in jobs)
     with tqdm(total=len(named), desc="train", disable=not progress, leave=False, bar_format=look) as bar:
@@ -332,6 +332,11 @@ def train_in_parallel(jobs: Sequence[tuple[Settings, int, str]], workers: int, l
             bar.update()
 
         run_parallel(_train, named, workers, ended)
+
+
+def _named(settings: Settings, fold: int) -> str:
+    """A fold for people; how many there are only folds drawn at random know without the data."""
+    return f"fold {fold + 1}" + (f" of {settings.k}" if settings.folds in ("patient", "slice") else "")
 
 
 def _quiet(settings: Settings) -> dict[str, Any]:

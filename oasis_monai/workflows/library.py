@@ -32,31 +32,41 @@ Log = Callable[[str], None]
 
 
 def list_atlases(model: Path) -> str:
-    """A table of the library's cases: id, images (1, or slices), volume in ml of every label on the working grid, and whether the
-    networks were trained on it; below it the total and the features that select.
+    """A table of the library's cases: id, patient where that is known, images (1, or slices), volume in ml of every label on the
+    working grid, and whether the networks were trained on it; below it the total and the features that select.
 
     Raises:
         OasisError: it is no model folder, or its library has changed.
     """
     record, library = retry_once(lambda: _read_library(model))
     labels, features = record["settings"]["data"]["labels"], record["settings"]["features"]
-    lines = [["case", "images", *(f"{name} ml" for name in labels), "trained on"]]
+    several = library.patients != library.cases
+    lines = [["case", *(["patient"] if several else []), "images", *(f"{name} ml" for name in labels), "trained on"]]
     for case in _cases(library):
         volumes = [f"{record['atlases'][case]['volume_ml'][name]:.1f}" for name in labels]
         trained = "yes" if case in record["trained_on"] else "no"
-        lines.append([case, str(library.cases.count(case)), *volumes, trained])
+        patient = [library.patient_of(case)] if several else []
+        lines.append([case, *patient, str(library.cases.count(case)), *volumes, trained])
     total = f"{len(lines) - 1} cases, {len(library)} images, selected by {features['name']} ({features['distance']})\n"
-    return aligned_text(lines, left=(0,)) + total
+    return aligned_text(lines, left=(0, 1) if several else (0,)) + total
 
 
 def add_atlas(
-    model: Path, image: Path, label: Path, case: str | None = None, device: str = "auto", batch: int = 8, log: Log = print
+    model: Path,
+    image: Path,
+    label: Path,
+    case: str | None = None,
+    device: str = "auto",
+    batch: int = 8,
+    log: Log = print,
+    patient: str | None = None,
 ) -> str:
     """Make a labelled scan an atlas of the model.
 
     Args:
         image, label: files on one grid; the image may be a DICOM series (a file of it, or its folder).
         case: the case's id; None: the image's name.
+        patient: the person it is of; None: what the scan itself says, else nobody else's.
 
     Returns:
         The id.
@@ -82,13 +92,17 @@ def add_atlas(
         settings, library = loaded.settings, loaded.segmenter.library
         if name in library.cases:
             raise ConfigError("case", "an id that is not in the library", name, f"give case=ID, or remove={name} first")
-        item = _preprocessed(replace(scans[0], id=name, label=label), settings, log)
+        own = scans[0].patient if scans[0].patient != scans[0].id else name
+        scan = replace(scans[0], id=name, label=label, patient=own if patient is None else patient)
+        if theirs := library.cases_of(scan.patient):
+            log(f"note: {name} is of the same patient as {', '.join(theirs)}")
+        item = _preprocessed(scan, settings, log)
         twin = library.twin(item.image, SAME, _cases(library))
         if twin is not None:
             raise DataError(
                 Fault(name, "image", "each scan only once", f"the voxels of {twin}, an atlas", f"remove={twin} first")
             )
-        new_atlases = _atlases(item, loaded)
+        new_atlases = _atlases(item, loaded, scan.patient)
         merged = library.merge(new_atlases)
         described = describe(new_atlases, name, settings.data.labels, item.geometry.voxel_ml)
         atlases = {**loaded.record.values["atlases"], name: described}
@@ -147,11 +161,11 @@ def _preprocessed(case: Case, settings: Settings, log: Log) -> Preprocessed:
     return item
 
 
-def _atlases(item: Preprocessed, model: Model) -> AtlasLibrary:
+def _atlases(item: Preprocessed, model: Model, patient: str) -> AtlasLibrary:
     """Turn the case into atlases like those of the model's library. The estimates of the other atlases stay as they are: they
     belong to the library at the time they were computed."""
     library, settings, estimator = model.segmenter.library, model.settings, model.segmenter.estimator
-    new_atlases = build_library([item], settings.spatial_dims, model.embed, library.classes)
+    new_atlases = build_library([item], settings.spatial_dims, model.embed, library.classes, {item.case: patient})
     if estimator is None:
         return new_atlases
     both = replace(library, estimates=None).merge(new_atlases)

@@ -5,15 +5,16 @@ Each step is cached.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
+from typing import Any
 
 import torch
 
 from oasis_monai.atlases.library import AtlasLibrary, build_library
-from oasis_monai.data.folds import Split, limit_training, make_split
+from oasis_monai.data.folds import Split, by_patient, limit_training, make_split, several_cases
 from oasis_monai.data.settings import DataSettings
 from oasis_monai.data.types import Case, Preprocessed
 from oasis_monai.segmentation.methods import needs_alignment, needs_atlases
@@ -45,6 +46,18 @@ class Dataset:
     content: dict[str, str]
     scans: dict[str, str]
     embedding: str
+
+    @property
+    def patients(self) -> dict[str, str]:
+        """Case id -> the person it is of."""
+        return {case.id: case.patient for case in self.cases.values()}
+
+    def identity(self, cases: Iterable[str] | None = None) -> dict[str, Any]:
+        """What training on cases (None: all) depends on: their content, and which are of one person where several are. The names
+        of patients do not count, so a data set with one case each is what it was before it named them."""
+        chosen = list(self.cases if cases is None else cases)
+        groups = several_cases(chosen, self.patients)
+        return {case: self.content[case] for case in chosen} | ({"cases of one patient": groups} if groups else {})
 
     @cached_property
     def no_atlases(self) -> frozenset[str]:
@@ -145,7 +158,7 @@ def prepare(settings: Settings, cases: list[Case], cache: Path | None, log: Log)
             items.append(store.get(case))
     for fault in store.faults():
         log(f"warning: {fault}")
-    library = build_library(items, settings.spatial_dims, embed, settings.data.classes)
+    library = build_library(items, settings.spatial_dims, embed, settings.data.classes, {c.id: c.patient for c in cases})
     targets = {item.case: replace(item, label=None) for item in items}
     content = {c.id: digest([store.content(p) for p in (c.image, c.label) if p is not None]) for c in cases}
     scans = {c.id: store.content(c.image) for c in cases}
@@ -161,9 +174,10 @@ def check_pairs(settings: Settings, split: Split, no_atlases: frozenset[str] = f
     Raises:
         ConfigError: naming how many there are.
     """
-    what = "cases" if split.protocol == "patient" else "slices"
+    what = "patients" if split.honest else "slices"
     fewest = min(
-        len(fold.train.keys() - no_atlases) if what == "cases" else sum(map(len, fold.train.values())) for fold in split.folds
+        len(by_patient(fold.train.keys() - no_atlases, split.patients)) if split.honest else sum(map(len, fold.train.values()))
+        for fold in split.folds
     )
     if needs_alignment(settings.methods) and fewest < 2:
         raise ConfigError("data", f"at least two training {what} to form pairs", f"{fewest}", "add cases")
@@ -177,7 +191,9 @@ def split_of(settings: Settings, dataset: Dataset) -> Split:
             checked before training.
     """
     counts = {case: int((dataset.rows(case)).numel()) for case in dataset.targets}
-    split = make_split(counts, settings.k, settings.seed, settings.folds, settings.spatial_dims)
+    cases = dataset.cases.values()
+    split = make_split(counts, settings.k, settings.seed, settings.folds, settings.spatial_dims, cases)
+    split.choose(settings.fold)
     if settings.train_cases is not None:
         split = limit_training(split, settings.train_cases)
     available = min(
@@ -187,8 +203,11 @@ def split_of(settings: Settings, dataset: Dataset) -> Split:
         raise ConfigError("n", f"1 to {available}, the atlases of the smallest fold", list(settings.n), "lower n or add cases")
     check_pairs(settings, split, dataset.no_atlases)
     if settings.uses_joint_model and settings.joint.atlases:
-        sizes = [[len(images) for images in fold.train.values()] for fold in split.folds]
-        others = min(sum(own) - (1 if split.protocol == "slice" else max(own)) for own in sizes)  # without the slice's own
+        sizes = [
+            [sum(len(fold.train[case]) for case in group) for group in by_patient(fold.train, split.patients)]
+            for fold in split.folds
+        ]
+        others = min(sum(own) - (max(own) if split.honest else 1) for own in sizes)  # without those of the slice's own patient
         if settings.joint.atlases > others:
             expected = f"0, as a fold has {others} atlases for a slice"
             raise ConfigError("joint.atlases", expected, settings.joint.atlases, "add cases")

@@ -165,6 +165,8 @@ def _line(record: dict[str, Any]) -> str:
         if record.get("is_atlas")
         else ""
     )
+    if theirs := record.get("atlases_of_patient"):
+        doubts += f"; {', '.join(theirs)} among the model's atlases are of this patient, so the result is no test of accuracy"
     known = [f"{name} {100 * v:.0f} %" for name, v in record["predicted_dsc"].items() if v is not None]
     quality = f"; {'predicted DSC' if record['calibrated'] else 'agreement of the parts'} {', '.join(known)}" if known else ""
     return f"{record['case']}: {volumes}{quality}{doubts}"
@@ -210,6 +212,8 @@ class _Run:
         record["label"] = f"{case.id}_segmentation{kind}"
         record["files"] = [record["label"], *([probability_file.name] if result.probability is not None else [])]
         record |= result.to_json()
+        known = case.patient != case.id  # an id alone is only a file's name
+        record["atlases_of_patient"] = self.model.segmenter.library.cases_of(case.patient) if known else []
         json_file.unlink(missing_ok=True)  # it describes a label that is being replaced
         result.save(self.output / record["label"], probability_file)
         self._draw(volume, result)
