@@ -16,6 +16,7 @@ from oasis_monai.data.io import read_volume
 from oasis_monai.data.types import Case, Geometry, Volume
 from oasis_monai.transforms.preprocessing import Preprocessing, outside_view, view_faults
 from oasis_monai.utils.errors import DataError, Fault
+from oasis_monai.workflows.twins import Portrait, portrait, twin_faults
 
 SPACING_MM = (0.1, 20.0)  # plausible voxel sizes of a clinical scan
 IN_PLANE_RATIO = 1.5  # largest ratio of the two finer spacings; a scanner's pixels are square
@@ -38,7 +39,7 @@ def check_cases(
 
     Warnings (look at it): a class missing or of a few voxels, a class in several pieces (26-connected), the same voxels under
     two ids without labels, spacing outside 0.1 to 20 mm, pixels far from square, a class volume far from the others', a label
-    that the field of view of ``preprocessing`` cuts.
+    that the field of view of ``preprocessing`` cuts, cases of different patients that look like one person (:mod:`.twins`).
 
     Args:
         cases: with or without labels.
@@ -55,6 +56,7 @@ def check_cases(
     faults: list[Fault] = []
     same: dict[str, list[Case]] = defaultdict(list)
     volumes_mm3: dict[int, dict[str, float]] = defaultdict(dict)
+    portraits: list[Portrait] = []
     for case in cases:
         try:
             volume = read_volume(case, label_values)
@@ -70,6 +72,7 @@ def check_cases(
         else:
             key = hashlib.sha256(volume.image.numpy().data).hexdigest() + str(volume.geometry.shape)
             same[key].append(case)
+            portraits.append(portrait(volume))
         faults += _spacing_faults(case.id, volume.geometry)
         if volume.label is not None:
             faults += _label_faults(volume, label_values, volumes_mm3)
@@ -82,6 +85,8 @@ def check_cases(
     faults += _repeated(cases, same)
     for index, volumes in sorted(volumes_mm3.items()):
         faults += _outliers(label_values[index], volumes)
+    repeated = {case.id for group in same.values() if len(group) > 1 for case in group}  # told already
+    faults += twin_faults([one for one in portraits if one.case not in repeated], {case.id: case.patient for case in cases})
     return faults
 
 
