@@ -108,6 +108,11 @@ class AtlasLibrary:
         """The person a case is of; one that is not in the library is of its own."""
         return self.patients[self.cases.index(case)] if case in self.cases else case
 
+    def siblings(self, rows: torch.Tensor) -> torch.Tensor:
+        """(n, n) bool, which of the atlases ``rows`` are of one patient but of different cases."""
+        own = [(self.patients[row], self.cases[row]) for row in rows.tolist()]
+        return torch.tensor([[one[0] == other[0] and one[1] != other[1] for other in own] for one in own])
+
     def cases_of(self, patient: str) -> list[str]:
         """The cases of a person, in order."""
         return list(dict.fromkeys(c for c, p in zip(self.cases, self.patients, strict=True) if p == patient))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable
 from functools import cached_property
 from typing import NamedTuple
@@ -113,7 +114,7 @@ class Evidence:
 
     @cached_property
     def consensus_matrix(self) -> torch.Tensor:
-        """(n, n) o_jk of reading R2: Dice(y_k o phi_k, y_j o phi_j) in the target's space, two batches at a time."""
+        """(n, n) o_jk of reading R2: Dice(y_k o phi_k, y_j o phi_j) in the target's space, two batches at a time; NaN as R1."""
         aligner, _, fields = self.alignment
         matrix = torch.ones(len(self.rows), len(self.rows))
         for left, _, a in aligner.warped(self.library, self.rows, fields):
@@ -122,7 +123,7 @@ class Evidence:
                     j = left.start + offset
                     row = fusion.overlap(b, one[None].expand_as(b)).cpu()
                     matrix[j, right], matrix[right, j] = row, row
-        return matrix
+        return matrix.masked_fill(self.library.siblings(self.rows), math.nan)
 
     @property
     def overlap_with_estimate(self) -> torch.Tensor:

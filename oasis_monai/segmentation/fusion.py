@@ -67,7 +67,7 @@ def loa_weights(overlaps: torch.Tensor) -> torch.Tensor:
     Args:
         overlaps: (n, n) matrix o[j, k] = Dice(warped label of atlas k, label of atlas j). R1 (``atlas``) fills it with the
             atlases as targets in turn, R2 (``consensus``) in the target's space:
-            o[j, k] = Dice(y_k o phi_k, y_j o phi_j). The diagonal is not used.
+            o[j, k] = Dice(y_k o phi_k, y_j o phi_j). The diagonal is not used, nor is what is NaN (two scans of one patient).
 
     Returns:
         (n,) weights of sum 1; n = 1 gives 1.
@@ -75,9 +75,17 @@ def loa_weights(overlaps: torch.Tensor) -> torch.Tensor:
     n = overlaps.shape[0]
     if n == 1:
         return torch.ones(1)
-    off = overlaps.clone()
+    off = _filled(overlaps)
     off.fill_diagonal_(0)
     return normalise(off.sum(0) / (n - 1))
+
+
+def _filled(overlaps: torch.Tensor) -> torch.Tensor:
+    """A copy in which what is NaN is the mean of the others of its column (the diagonal is none), so that it takes no side."""
+    known = ~overlaps.isnan() & ~torch.eye(len(overlaps), dtype=torch.bool)
+    means = torch.where(known, overlaps, 0).sum(0) / known.sum(0).clamp_min(1)
+    means = torch.where(known.any(0), means, 1)
+    return torch.where(overlaps.isnan(), means, overlaps)
 
 
 def conditioned_weights(overlaps: torch.Tensor, distances: torch.Tensor, temperature: float = 0.1) -> torch.Tensor:
@@ -92,7 +100,7 @@ def conditioned_weights(overlaps: torch.Tensor, distances: torch.Tensor, tempera
             column, o_kk = 1 included (R1 leaves it out).
     """
     trust = torch.softmax(-distances.double() / temperature, 0)
-    full = overlaps.double().clone()
+    full = _filled(overlaps.double())
     full.fill_diagonal_(1)
     return normalise(trust @ full)
 

@@ -2,6 +2,7 @@
 
 import json
 from dataclasses import replace
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -12,13 +13,18 @@ from oasis_monai.atlases.slices import nearest_slice_atlases
 from oasis_monai.data.folds import make_split
 from oasis_monai.evaluation.report import write_report
 from oasis_monai.segmentation.flags import typical_distance
+from oasis_monai.segmentation.fusion import conditioned_weights, loa_weights
+from oasis_monai.segmentation.loa import LoaTable
 from oasis_monai.segmentation.segmenter import Segmenter
 from oasis_monai.training.registration import Pairs
 from oasis_monai.utils.errors import OasisError
 from oasis_monai.workflows import crossval as module
+from oasis_monai.workflows import train as train_module
 from oasis_monai.workflows.crossval import crossval
 from oasis_monai.workflows.fold_models import FoldModels
+from oasis_monai.workflows.model import load_model
 from oasis_monai.workflows.prepare import check_pairs, find_and_check, prepare, split_of
+from oasis_monai.workflows.train import train_model
 from tests.helpers.runs import copied, pixels, quiet, scores_of
 
 PATIENTS = {f"Case{i:02d}": f"p{i // 2}" for i in range(7)}  # p0, p1, p2 with two scans, p3 with one
@@ -149,3 +155,51 @@ def test_checks_count_patients(settings, tmp_path):
     with pytest.raises(OasisError, match=r"k: expected no more folds than patients \(2\), found 3"):
         split_of(replace(made, k=3), data)
     check_pairs(made, make_split(dict.fromkeys(data.targets, 1), 3, 0))
+
+
+def test_two_scans_of_a_patient_do_not_vouch_for_each_other(prepared):
+    """What they overlap is neither computed nor counted: each weighs what atlases of others make of it."""
+    _, library = sliced(prepared, 3)
+    rows = torch.tensor([0, 1, 2, 4])  # p0 twice, p1, p2
+    assert library.siblings(rows).nonzero().tolist() == [[0, 1], [1, 0]]
+    overlaps = torch.rand(4, 4, generator=torch.Generator().manual_seed(0))
+    known = overlaps.masked_fill(library.siblings(rows), torch.nan)
+    raw = torch.tensor([
+        (overlaps[2, 0] + overlaps[3, 0]) / 2,
+        (overlaps[2, 1] + overlaps[3, 1]) / 2,
+        (overlaps[0, 2] + overlaps[1, 2] + overlaps[3, 2]) / 3,
+        (overlaps[0, 3] + overlaps[1, 3] + overlaps[2, 3]) / 3,
+    ])  # fmt: skip
+    assert torch.allclose(loa_weights(known), raw / raw.sum())
+    assert torch.isfinite(conditioned_weights(known, torch.rand(4))).all()
+    assert torch.equal(loa_weights(torch.tensor([[1.0, torch.nan], [torch.nan, 1.0]])), torch.tensor([0.5, 0.5]))
+
+    class Counting(LoaTable):
+        def _overlaps(self, pairs):
+            asked.extend(map(tuple, pairs.tolist()))
+            return torch.full((len(pairs),), 0.5)
+
+    asked = []
+    matrix = Counting(library, SimpleNamespace(batch=8)).matrix(rows)
+    assert (0, 1) not in asked
+    assert len(asked) == 10
+    assert matrix.isnan().nonzero().tolist() == [[0, 1], [1, 0]]
+
+
+def test_train_leaves_out_what_the_data_set_keeps_for_tests(settings, tmp_path, monkeypatch):
+    kept = {"Case01", "Case06"}
+    split = [replace(c, split="test" if c.id in kept else "train") for c in find_and_check(settings(), None, quiet)]
+    monkeypatch.setattr(train_module, "find_and_check", lambda *args: split)
+    monkeypatch.setattr(module, "find_and_check", lambda *args: split)
+    said = []
+    model = train_model(settings({"n": [1]}), tmp_path / "model", said.append)
+    assert set(load_model(model).segmenter.library.cases) == set(PATIENTS) - kept
+    assert any("2 of 7 cases are not trained with" in line for line in said)
+    # and the split as the only fold tests them with that very training set
+    crossval(settings({"methods": ["FwoW"], "folds": "file"}), tmp_path / "run", quiet)
+    assert set(scores_of(tmp_path / "run").case) == kept
+    record = json.loads((tmp_path / "run" / "run.json").read_text())
+    assert (record["folds"], record["data"]["tested"]) == (1, 2)
+    assert "Only" not in write_report(tmp_path / "run").read_text().partition("notices")[2][:400]
+    crossval(settings({"methods": ["FwoW"]}), tmp_path / "all", said.append)
+    assert "2 cases that the data set keeps for tests are dealt like all others" in said[-1]
