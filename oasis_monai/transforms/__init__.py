@@ -23,6 +23,7 @@ import lazy_loader
 
 if TYPE_CHECKING:
     from oasis_monai.transforms.array import (
+        ClipWindow,
         InPlaneResize,
         LoadVolume,
         LocalZScore,
@@ -31,8 +32,12 @@ if TYPE_CHECKING:
         RestoreToGrid,
         RobustZScore,
         SaveVolume,
+        ScaleWindow,
     )
     from oasis_monai.transforms.dictionary import (
+        ClipWindowD,
+        ClipWindowd,
+        ClipWindowDict,
         InPlaneResizeD,
         InPlaneResized,
         InPlaneResizeDict,
@@ -57,9 +62,13 @@ if TYPE_CHECKING:
         SaveVolumeD,
         SaveVolumed,
         SaveVolumeDict,
+        ScaleWindowD,
+        ScaleWindowd,
+        ScaleWindowDict,
     )
 
 _ARRAY = [
+    "ClipWindow",
     "InPlaneResize",
     "LoadVolume",
     "LocalZScore",
@@ -68,12 +77,17 @@ _ARRAY = [
     "RestoreToGrid",
     "RobustZScore",
     "SaveVolume",
+    "ScaleWindow",
 ]
 _DICTIONARY = [f"{name}{ending}" for name in _ARRAY for ending in ("d", "D", "Dict")]
 # on first use: these modules import MONAI, in seconds, and the others of this package do without it
 __getattr__, __dir__, _ = lazy_loader.attach(__name__, submod_attrs={"array": _ARRAY, "dictionary": _DICTIONARY})
 
 __all__ = [
+    "ClipWindow",
+    "ClipWindowD",
+    "ClipWindowDict",
+    "ClipWindowd",
     "InPlaneResize",
     "InPlaneResizeD",
     "InPlaneResizeDict",
@@ -106,4 +120,8 @@ __all__ = [
     "SaveVolumeD",
     "SaveVolumeDict",
     "SaveVolumed",
+    "ScaleWindow",
+    "ScaleWindowD",
+    "ScaleWindowDict",
+    "ScaleWindowd",
 ]

@@ -22,9 +22,17 @@ from monai.transforms.utility.array import MapLabelValue
 from monai.utils.enums import TransformBackends
 from monai.utils.type_conversion import convert_to_dst_type, convert_to_tensor
 
-from oasis_monai.data.types import Geometry
+from oasis_monai.data.types import IGNORE, Geometry
 from oasis_monai.transforms import spatial as grids
-from oasis_monai.transforms.intensity import LOCAL_MM, local_z_score, z_score
+from oasis_monai.transforms.intensity import (
+    LOCAL_MM,
+    check_windows,
+    clip_windows,
+    local_z_score,
+    scale_windows,
+    windows_of,
+    z_score,
+)
 from oasis_monai.utils.errors import DataError
 
 NO_CHANNEL = float("nan")
@@ -36,7 +44,8 @@ class LoadVolume(Transform):
     """Read an MHD, MHA or NIfTI scan or a DICOM series after a check of its header (MONAI's ``LoadImage`` leaves that to ITK,
     which takes headers that lead to wrong geometry, uninitialised memory or other files in silence).
 
-    Call: path (of a DICOM series any file, or one from each of its folders) -> ``MetaTensor`` (1, x, y, z) float32 as stored,
+    Call: path (of a DICOM series any file, or one from each of its folders; or a list of such lists, one per channel) ->
+    ``MetaTensor`` (C, x, y, z) float32 as stored,
     its affine in RAS+ mm, and in ``meta`` MONAI's own keys ``filename_or_obj``, ``original_affine``, ``spatial_shape`` and
     ``original_channel_dim``.
 
@@ -52,14 +61,19 @@ class LoadVolume(Transform):
 
     backend = [TransformBackends.TORCH]  # noqa: RUF012 - MONAI's convention
 
-    def __call__(self, filename: str | Path | Sequence[str | Path]) -> MetaTensor:
+    def __call__(self, filename: str | Path | Sequence[str | Path] | Sequence[Sequence[str | Path]]) -> MetaTensor:
         from oasis_monai.data.formats.dispatch import paths_of
         from oasis_monai.data.io import read_image
 
-        values, grid = read_image(filename)
+        source: Any = filename
+        if not isinstance(source, str | Path) and not isinstance(source[0], str | Path):
+            values, grid = _channels(source)
+            source = source[0]
+        else:
+            values, grid = read_image(source)
         affine = torch.as_tensor(np.array(grid.affine), dtype=torch.float64)
         meta = {
-            "filename_or_obj": str(paths_of(filename)[0]),
+            "filename_or_obj": str(paths_of(source)[0]),
             "original_affine": affine.clone(),
             "spatial_shape": torch.tensor(grid.shape),
             "original_channel_dim": NO_CHANNEL,
@@ -77,7 +91,7 @@ class RobustZScore(Transform):
         upper: upper percentile, <= 100.
         padding: value that marks padding: a number, NaN (see :class:`PhysicalFieldOfView`), or None: there is none.
 
-    Call: (C, \\*S) -> (C, \\*S) float32; channels share one mean and deviation.
+    Call: (C, \\*S) -> (C, \\*S) float32; each channel by itself.
 
     Raises:
         ValueError: percentiles out of order; NaN or infinite voxels that are not padding.
@@ -144,6 +158,73 @@ class LocalZScore(Transform):
         sigma = [self.sigma_mm / mm for mm in grid.spacing_mm]
         scored = local_z_score(values, _not_padding(values, self.padding), sigma, self.lower, self.upper)
         out: Any = convert_to_dst_type(scored, img, dtype=torch.float32)[0]
+        return _own(out)
+
+
+class ClipWindow(Transform):
+    """Clip the intensities of each channel to its window, as those of CT before :class:`RobustZScore`. (``ThresholdIntensity``
+    has one threshold for all channels.)
+
+    Args:
+        window: (low, high), or a list of them, one per channel, None for a channel that stays as it is.
+
+    Call: (C, \\*S) -> the same, NaN kept (padding, see :class:`PhysicalFieldOfView`).
+
+    Raises:
+        ValueError: no window; windows for another number of channels.
+
+    Examples:
+        >>> import torch
+        >>> from oasis_monai.transforms import ClipWindow
+        >>> ClipWindow((-160, 240))(torch.tensor([[-1000.0, 40.0, 3000.0]])).tolist()
+        [[-160.0, 40.0, 240.0]]
+    """
+
+    backend = [TransformBackends.TORCH]  # noqa: RUF012
+
+    def __init__(self, window: Sequence[Any]) -> None:
+        self.window = check_windows(window)
+
+    def __call__(self, img: np.ndarray | torch.Tensor) -> torch.Tensor:
+        tensor = _tensor(img)
+        values = grids.as_plain_tensor(tensor).float()
+        clipped = clip_windows(values, windows_of(self.window, len(values)))
+        out: Any = convert_to_dst_type(clipped, tensor, dtype=torch.float32)[0]
+        return _own(out)
+
+
+class ScaleWindow(Transform):
+    """Scale the window of each channel to -2 ... 2, clipped beyond; padding becomes 0, the middle of the window. A channel
+    without a window gets its :class:`RobustZScore`. (``ScaleIntensityRange`` has one range for all channels and no padding.)
+
+    Args:
+        window: (low, high), for CT in HU; or a list of them, one per channel, None for a channel without.
+        lower, upper, padding: as of :class:`RobustZScore`.
+
+    Call: (C, \\*S) -> (C, \\*S) float32.
+
+    Raises:
+        ValueError: no window; windows for another number of channels; NaN or infinite voxels that are not padding.
+
+    Examples:
+        >>> import torch
+        >>> from oasis_monai.transforms import ScaleWindow
+        >>> ScaleWindow((-160, 240))(torch.tensor([[-1000.0, 40.0, 140.0]])).tolist()
+        [[-2.0, 0.0, 1.0]]
+    """
+
+    backend = [TransformBackends.TORCH]  # noqa: RUF012
+
+    def __init__(self, window: Sequence[Any], lower: float = 0.5, upper: float = 99.5, padding: float | None = None) -> None:
+        self.window, self.lower, self.upper, self.padding = check_windows(window), lower, upper, padding
+
+    def __call__(self, img: np.ndarray | torch.Tensor) -> torch.Tensor:
+        tensor = _tensor(img)
+        values = grids.as_plain_tensor(tensor).float()
+        where, windows = _not_padding(values, self.padding), windows_of(self.window, len(values))
+        out: Any = convert_to_dst_type(
+            scale_windows(values, where, windows, self.lower, self.upper), tensor, dtype=torch.float32
+        )[0]
         return _own(out)
 
 
@@ -325,6 +406,7 @@ class OneHotLabels(Transform):
     Args:
         label_values: value of each class in the input, background first.
         one_hot: False gives class indices.
+        ignore: value of voxels that nobody labelled: in no class, and as an index 255; None: there are none.
 
     Call: (1, \\*S) -> (C, \\*S) float32, or (1, \\*S) uint8 class indices.
 
@@ -340,19 +422,37 @@ class OneHotLabels(Transform):
 
     backend = [TransformBackends.TORCH]  # noqa: RUF012
 
-    def __init__(self, label_values: Sequence[int], one_hot: bool = True) -> None:
+    def __init__(self, label_values: Sequence[int], one_hot: bool = True, ignore: int | None = None) -> None:
         if not 2 <= len(label_values) <= 256 or len(set(label_values)) != len(label_values):
             raise ValueError(f"label_values: expected 2 to 256 distinct values, background first, found {list(label_values)}")
-        self.label_values, self.one_hot = tuple(label_values), one_hot
+        self.label_values, self.one_hot, self.ignore = tuple(label_values), one_hot, ignore
 
     def __call__(self, img: np.ndarray | torch.Tensor) -> torch.Tensor:
         tensor = _tensor(img)
-        unknown = sorted(set(torch.unique(grids.as_plain_tensor(tensor)).tolist()) - set(self.label_values))
+        unknown = sorted(set(torch.unique(grids.as_plain_tensor(tensor)).tolist()) - {*self.label_values, self.ignore})
         if unknown:
             raise ValueError(f"label: expected only {list(self.label_values)}, found {unknown[:5]}; add them to label_values")
         classes = len(self.label_values)
-        indices: Any = MapLabelValue(self.label_values, list(range(classes)), dtype=torch.uint8)(tensor)  # type: ignore[arg-type]
-        return _own(AsDiscrete(to_onehot=classes)(indices) if self.one_hot else indices)
+        values, numbers = list(self.label_values), list(range(classes))
+        if self.ignore is not None:
+            values, numbers = [*values, self.ignore], [*numbers, IGNORE]
+        indices: Any = MapLabelValue(values, numbers, dtype=torch.uint8)(tensor)  # type: ignore[arg-type]
+        if not self.one_hot:
+            return _own(indices)
+        unlabelled = indices == IGNORE
+        whole: Any = AsDiscrete(to_onehot=classes)(torch.where(unlabelled, 0, indices) if self.ignore is not None else indices)
+        return _own(whole * ~unlabelled if self.ignore is not None else whole)
+
+
+def _channels(sources: Sequence[Sequence[str | Path]]) -> tuple[torch.Tensor, Geometry]:
+    """The images of one scan, one behind the other, after the check that they lie on one grid."""
+    from oasis_monai.data.io import read_volume
+    from oasis_monai.data.types import Case
+
+    first, *others = ([Path(path) for path in source] for source in sources)
+    channels = tuple(tuple(source) for source in others)
+    volume = read_volume(Case(first[0].name, first[0], more=tuple(first[1:]), channels=channels), (0, 1))
+    return volume.image, volume.geometry
 
 
 def _not_padding(values: torch.Tensor, padding: float | None) -> torch.Tensor:
