@@ -11,17 +11,14 @@ from monai.transforms.transform import MapTransform
 from monai.utils.misc import ensure_tuple_rep
 
 from oasis_monai.transforms.array import (
-    ClipWindow,
     InPlaneResize,
     LoadVolume,
-    LocalZScore,
     OneHotLabels,
     PhysicalFieldOfView,
     RestoreToGrid,
-    RobustZScore,
     SaveVolume,
-    ScaleWindow,
 )
+from oasis_monai.transforms.array_intensity import ClipWindow, LocalZScore, RobustZScore, ScaleWindow
 from oasis_monai.transforms.intensity import LOCAL_MM
 
 
