@@ -171,7 +171,7 @@ class Preprocessing:
     def apply(self, volume: Volume, moved: Sequence[int] = (0, 0, 0)) -> Preprocessed:
         """Put a scan on the working grid and normalise it.
 
-        The image is interpolated linearly, smoothed before where the grid gets coarser, and every channel normalised by itself;
+        The image is clipped to its window, if there is one, interpolated linearly, smoothed before where the grid gets coarser, and every channel normalised by itself;
         the label class by class (:func:`oasis_monai.transforms.spatial.resample_label`). Voxels beyond the scan are 0 and
         background. ``moved``: see :meth:`working_geometry`.
 
@@ -180,21 +180,25 @@ class Preprocessing:
             ValueError: the image has NaN or infinite voxels.
         """
         working = self.working_geometry(volume.geometry, moved)
-        image = grids.resample(volume.image, volume.geometry, working)
-        image = self._normalised(image, grids.inside(volume.geometry, working, image.device), working.spacing_mm)
+        windows = self._windows(len(volume.image))
+        image = grids.resample(clip_windows(volume.image, windows), volume.geometry, working)
+        image = self._normalised(image, windows, grids.inside(volume.geometry, working, image.device), working.spacing_mm)
         label = None if volume.label is None else grids.resample_label(volume.label, volume.geometry, working)
         return Preprocessed(volume.case, image, label, working, volume.geometry)
 
-    def _normalised(self, image: torch.Tensor, inside: torch.Tensor, spacing_mm: Sequence[float]) -> torch.Tensor:
-        """The intensities (C, \\*S) that the networks see of voxels ``inside`` the scan; 0 elsewhere."""
-        lower, upper = self.percentiles
+    def _windows(self, channels: int) -> list[Window | None]:
         try:
-            windows = windows_of(self.window, len(image))
+            return windows_of(self.window, channels)
         except ValueError as error:
             raise ConfigError("preprocessing.window", str(error), self.window) from None
+
+    def _normalised(
+        self, image: torch.Tensor, windows: Sequence[Window | None], inside: torch.Tensor, spacing_mm: Sequence[float]
+    ) -> torch.Tensor:
+        """The intensities (C, \\*S) that the networks see of voxels ``inside`` the scan; 0 elsewhere."""
+        lower, upper = self.percentiles
         if self.intensity == "window":
             return scale_windows(image, inside, windows, lower, upper)
-        image = clip_windows(image, windows)
         if self.intensity == "local":
             return local_z_score(image, inside, [self.local_mm / mm for mm in spacing_mm], lower, upper)
         return z_score(image, inside, lower, upper)

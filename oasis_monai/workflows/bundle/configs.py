@@ -107,10 +107,9 @@ def preprocessing(setting: Preprocessing) -> list[dict[str, Any]]:
     else:
         score = {"_target_": "oasis_monai.transforms.RobustZScored"}
     score |= {"lower": lower, "upper": upper, **padding}
-    steps: list[dict[str, Any]] = [{"_target_": "oasis_monai.transforms.LoadVolumed"}, grid]
-    if window is not None and setting.intensity != "window":
-        steps.append({"_target_": "oasis_monai.transforms.ClipWindowd", "window": window})
-    return [{**step, "keys": "image"} for step in (*steps, score)]
+    clip = [] if window is None else [{"_target_": "oasis_monai.transforms.ClipWindowd", "window": window}]
+    load = {"_target_": "oasis_monai.transforms.LoadVolumed"}
+    return [{**step, "keys": "image"} for step in (load, *clip, grid, score)]
 
 
 def postprocessing(data: DataSettings) -> list[dict[str, Any]]:
