@@ -27,6 +27,7 @@ from oasis_monai.data.types import Case, Geometry, Preprocessed, Segmentation, V
 from oasis_monai.transforms import spatial as grids
 from oasis_monai.transforms.intensity import (
     LOCAL_MM,
+    Window,
     check_windows,
     clip_windows,
     local_z_score,
@@ -171,9 +172,9 @@ class Preprocessing:
     def apply(self, volume: Volume, moved: Sequence[int] = (0, 0, 0)) -> Preprocessed:
         """Put a scan on the working grid and normalise it.
 
-        The image is clipped to its window, if there is one, interpolated linearly, smoothed before where the grid gets coarser, and every channel normalised by itself;
-        the label class by class (:func:`oasis_monai.transforms.spatial.resample_label`). Voxels beyond the scan are 0 and
-        background. ``moved``: see :meth:`working_geometry`.
+        The image is clipped to its window, if there is one, interpolated linearly, smoothed before where the grid gets coarser, and
+        every channel normalised by itself; the label class by class (:func:`oasis_monai.transforms.spatial.resample_label`).
+        Voxels beyond the scan are 0 and background. ``moved``: see :meth:`working_geometry`.
 
         Raises:
             ConfigError: ``window`` is for another number of channels.
