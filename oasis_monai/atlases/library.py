@@ -13,6 +13,7 @@ import torch
 from oasis_monai.atlases.features import Embedder, slice_features, thumbnails, volume_features
 from oasis_monai.data.types import Preprocessed
 from oasis_monai.networks.slice_unet import with_neighbours
+from oasis_monai.transforms.labels import ignored
 from oasis_monai.utils.errors import ConfigError, DataError, Fault
 from oasis_monai.utils.tensor_files import map_tensors, write_tensors
 
@@ -22,13 +23,14 @@ class AtlasLibrary:
     """N atlases on one grid (paper, section 2.1). ``spatial_dims`` D is 2 (axial slices) or 3 (volumes).
 
     Args:
-        images: (N, 1, *S) float32, or float16 to take half the space.
-        labels: (N, 1, *S) uint8 class indices below ``classes``.
+        images: (N, c, *S) float32, or float16 to take half the space.
+        labels: (N, 1, *S) uint8 class indices below ``classes``, and :data:`oasis_monai.data.types.IGNORE`.
         features: (N, F) float32.
         cases: (N) ids of the cases the atlases come from.
         slices: (N,) int64 index of the slice along z, -1 for a volume.
         classes: number of classes with the background.
-        context: slices only: (N, 2, *S) float32 images (no labels) of the slices below and above in the same scan.
+        context: slices only: (N, 2c, *S) float32 images (no labels) of the slices below and above in the same scan, channel by
+            channel.
         thumbnails: slices only: (N, F') float16, see :func:`oasis_monai.atlases.features.thumbnails`.
         estimates: (N, C-1, *S) float16 what a joint model's segmentation network makes of each atlas; see :meth:`with_estimates`.
         patients: (N) the persons they are of; by default (and in files of earlier versions) each case is of another.
@@ -68,9 +70,9 @@ class AtlasLibrary:
                 raise DataError(
                     Fault("", f"atlas library, {name}", f"{n} rows, as there are cases", str(len(value)), "build it again")
                 )
-        if self.images.shape != self.labels.shape:
+        if (len(self.images), 1, *self.images.shape[2:]) != tuple(self.labels.shape):
             found = f"{tuple(self.images.shape)} and {tuple(self.labels.shape)}"
-            raise DataError(Fault("", "atlas library", "images and labels of one shape", found, "build it again"))
+            raise DataError(Fault("", "atlas library", "images and labels on one grid", found, "build it again"))
 
     def _tensors(self) -> dict[str, torch.Tensor]:
         """The tensors with one row per atlas."""
@@ -79,6 +81,11 @@ class AtlasLibrary:
 
     def __len__(self) -> int:
         return len(self.cases)
+
+    @property
+    def channels(self) -> int:
+        """Channels of an image."""
+        return self.images.shape[1]
 
     @property
     def spatial_dims(self) -> int:
@@ -121,7 +128,7 @@ class AtlasLibrary:
         """Find the case whose atlases have the same voxels as a scan.
 
         Args:
-            image: (1, x, y, z), the preprocessed scan.
+            image: (c, x, y, z), the preprocessed scan.
             tolerance: how far two voxels may differ, in standard deviations.
             among: the cases to look at.
         """
@@ -136,13 +143,12 @@ class AtlasLibrary:
         """This library's atlases, then ``other``'s.
 
         Raises:
-            DataError: other grid, number of features or of classes, or an atlas that is in both.
+            DataError: other channels or grid, another number of features or of classes, or an atlas that is in both.
         """
-        ours, theirs = ((tuple(lib.images.shape[2:]), lib.features.shape[1], lib.classes) for lib in (self, other))
+        ours, theirs = ((tuple(lib.images.shape[1:]), lib.features.shape[1], lib.classes) for lib in (self, other))
         if ours != theirs:
-            raise DataError(
-                Fault("", "atlas library", f"grid, features, classes {ours}", str(theirs), "build both with the same settings")
-            )
+            expected = f"channels and grid, features, classes {ours}"
+            raise DataError(Fault("", "atlas library", expected, str(theirs), "build both with the same settings"))
         twice = sorted(
             set(zip(self.cases, self.slices.tolist(), strict=True)) & set(zip(other.cases, other.slices.tolist(), strict=True))
         )
@@ -195,7 +201,8 @@ def build_library(
 
     Raises:
         ConfigError: ``spatial_dims`` is neither 2 nor 3, or there are no cases.
-        DataError: cases without label, with a class the library does not have, or on another grid; all of them at once.
+        DataError: cases without label, with a class the library does not have, with other channels, or on another grid; all of
+            them at once.
     """
     if spatial_dims not in (2, 3):
         raise ConfigError("spatial_dims", "2 or 3", spatial_dims)
@@ -210,7 +217,8 @@ def build_library(
         if spatial_dims == 2:
             images.append(item.image.permute(3, 0, 1, 2))
             labels.append(item.label.permute(3, 0, 1, 2))
-            context.append(with_neighbours(item.image)[:, [0, 2]])
+            by_channel = with_neighbours(item.image).unflatten(1, (-1, 3))
+            context.append(by_channel[:, :, [0, 2]].flatten(1, 2))
             features.append(slice_features(item.image, embed))
             rows += list(range(item.image.shape[3]))
             cases += [item.case] * item.image.shape[3]
@@ -237,15 +245,17 @@ def _faults(item: Preprocessed, first: Preprocessed, spatial_dims: int, classes:
     """The faults that keep one case from becoming atlases."""
     if item.label is None:
         return [Fault(item.case, "label", "a label, because atlases need one", "none", "add the label or leave the case out")]
-    if item.label.shape != item.image.shape:
+    if item.label.shape[1:] != item.image.shape[1:]:
         found = f"{tuple(item.label.shape)}"
         return [Fault(item.case, "label", f"the image's shape {tuple(item.image.shape)}", found, "resample the label")]
+    if len(item.image) != len(first.image):
+        remedy = "give every case the same images, or choose some by data.channels"
+        return [Fault(item.case, "channels", f"{len(first.image)} as {first.case}", str(len(item.image)), remedy)]
     same = spatial_dims + 1  # in 2D cases may differ in their number of slices
     if item.image.shape[:same] != first.image.shape[:same]:
         expected = f"{tuple(first.image.shape[1:same])} voxels as {first.case}"
         return [Fault(item.case, "grid", expected, str(tuple(item.image.shape[1:same])), "preprocess all cases to one grid")]
-    if int(item.label.max()) >= classes:
-        return [
-            Fault(item.case, "label", f"classes 0..{classes - 1}", str(int(item.label.max())), "set the classes of the data set")
-        ]
+    highest = int(item.label[~ignored(item.label)].amax()) if not bool(ignored(item.label).all()) else 0
+    if highest >= classes:
+        return [Fault(item.case, "label", f"classes 0..{classes - 1}", str(highest), "set the classes of the data set")]
     return []

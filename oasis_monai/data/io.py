@@ -55,7 +55,7 @@ def _image(source: Source) -> tuple[torch.Tensor, Header]:
     return torch.from_numpy(array)[None], header
 
 
-def read_volume(case: Case, label_values: Sequence[int]) -> Volume:
+def read_volume(case: Case, label_values: Sequence[int], ignore: int | None = None) -> Volume:
     """Read a scan with its label, if it has one.
 
     Args:

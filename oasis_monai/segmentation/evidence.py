@@ -32,7 +32,7 @@ class Evidence:
     Warped labels exist one batch at a time, unless all of them fit into one.
 
     Args:
-        target: (1, *S) image.
+        target: (c, *S) image.
         library: the atlases.
         selection: (n,) those selected, nearest first.
         alignment: None for methods that align nothing.
@@ -57,11 +57,11 @@ class Evidence:
         self.estimate, self.temperature = estimate, temperature
 
     def atlas_images(self, n: int) -> torch.Tensor:
-        """(n, 1, *S) the first n atlases' images, not warped."""
+        """(n, c, *S) the first n atlases' images, not warped."""
         return self.library.images[self.rows[:n]].float()
 
     def atlas_labels(self, n: int) -> torch.Tensor:
-        """(n, C, *S) one-hot labels of the first n atlases, not warped."""
+        """(n, C, *S) one-hot labels of the first n atlases, not warped; 0 in every class where an atlas is ignored."""
         return one_hot(self.library.labels[self.rows[:n]], self.library.classes)
 
     @property

@@ -15,7 +15,7 @@ import torch
 from oasis_monai.atlases.library import AtlasLibrary
 from oasis_monai.atlases.selection import Pair, nearest
 from oasis_monai.atlases.slices import adjacent_slice_atlases, append_atlas_channels, interpolate_shape
-from oasis_monai.data.types import Preprocessed, Selection
+from oasis_monai.data.types import IGNORE, Preprocessed, Selection
 from oasis_monai.networks.registration import append_structures
 from oasis_monai.networks.slice_unet import JointSettings, with_neighbours
 from oasis_monai.segmentation import fusion
@@ -36,7 +36,7 @@ from oasis_monai.segmentation.methods import (
     uses_estimate,
 )
 from oasis_monai.segmentation.recentre import AtlasPositions
-from oasis_monai.transforms.labels import decide
+from oasis_monai.transforms.labels import decide, labelled
 
 Key = tuple[str, int]
 """A method and the number of atlases it fuses, 0 for a method that fuses none."""
@@ -177,7 +177,7 @@ class Segmenter:
         return Segmented(results, selection, aligned)
 
     def images(self, target: Preprocessed) -> torch.Tensor:
-        """The target as what an atlas is: (1, 1, x, y, z), or its slices (z, 1, x, y)."""
+        """The target as what an atlas is: (1, c, x, y, z), or its slices (z, c, x, y)."""
         return target.image[None] if self.spatial_dims == 3 else target.image.movedim(-1, 0)
 
     def estimate(self, target: Preprocessed, which: torch.Tensor, exclude_patient: str | None = None) -> torch.Tensor:
@@ -212,7 +212,7 @@ class Segmenter:
         cache: FieldCache | None = None,
         network_probabilities: torch.Tensor | None = None,
     ) -> torch.Tensor:
-        """(T, n, D, *s) fields that bring the selected atlases onto the (T, 1, *S) images of a case, in one pass.
+        """(T, n, D, *s) fields that bring the selected atlases onto the (T, c, *S) images of a case, in one pass.
 
         Raises:
             ValueError: there is no registration network.
@@ -233,7 +233,7 @@ class Segmenter:
         network_probabilities: torch.Tensor | None = None,
         shape: torch.Tensor | None = None,
     ) -> dict[Key, Result]:
-        """Every (method, n) of one target image (1, *S). Warped labels exist one batch at a time; only their sums stay.
+        """Every (method, n) of one target image (c, *S). Warped labels exist one batch at a time; only their sums stay.
 
         Args:
             network_probabilities: (V, C, *S) of a joint model.
@@ -243,7 +243,7 @@ class Segmenter:
         if "FwoW" in methods:
             for n in ns:
                 weights = _weights(evidence, "FwoW", n)
-                results["FwoW", n] = Result(fusion.fuse(evidence.atlas_labels(n), weights), weights)
+                results["FwoW", n] = Result(fusion.share_votes(fusion.fuse(evidence.atlas_labels(n), weights)), weights)
         if shape is not None:
             results[INTERPOLATION, 0] = Result(torch.softmax(torch.cat([torch.zeros_like(shape[:1]), shape]), 0), None)
         if "estimate" in methods:
@@ -270,10 +270,10 @@ class Segmenter:
                     share = fusion.fuse(labels[: len(own)], own)
                     sums[key] = sums[key] + share if key in sums else share
             if "STAPLE" in methods or network_probabilities is None:
-                votes += [decide(label).cpu() for label in labels]
+                votes += [_hard(label).cpu() for label in labels]
         results: dict[Key, Result] = {}
         for key in weighted:
-            fused = sums[key].cpu()
+            fused = fusion.share_votes(sums[key].cpu(), evidence.estimate if key[0] == "OASIS-joint" else None)
             # compared with the networks where there are any, else among the atlases
             if network_probabilities is not None:
                 counts = agreement(network_probabilities, fused)
@@ -337,6 +337,12 @@ class Segmenter:
         probability[0] = 1
         probability[..., which] = torch.stack([p.probability for p in parts], -1)
         return Result(probability, weights, counted)
+
+
+def _hard(label: torch.Tensor) -> torch.Tensor:
+    """(C, *S) warped one-hot label -> (*S) class indices, ignored where it says nothing."""
+    known = labelled(label[None])[0, 0]
+    return decide(label) if bool(known.all()) else torch.where(known, decide(label), IGNORE)
 
 
 def _weights(evidence: Evidence, method: str, n: int) -> torch.Tensor:

@@ -30,6 +30,7 @@ def check_cases(
     label_values: Sequence[int],
     preprocessing: Preprocessing | None = None,
     look: Callable[[Volume], None] | None = None,
+    ignore: int | None = None,
 ) -> list[Fault]:
     """Read every case and list everything wrong with the data set; a bad case never hides another.
 
@@ -46,6 +47,7 @@ def check_cases(
         label_values: value in the file of each class, the background first.
         preprocessing: the setting whose field of view the labels should fit into; None: it is not looked at.
         look: called with every case that can be read, to collect other facts about the data set.
+        ignore: value in the files of voxels that nobody labelled; None: there are none.
 
     Returns:
         Faults in the order of ``cases``, those of the whole data set last; empty if all is well.
@@ -57,17 +59,21 @@ def check_cases(
     same: dict[str, list[Case]] = defaultdict(list)
     volumes_mm3: dict[int, dict[str, float]] = defaultdict(dict)
     portraits: list[Portrait] = []
+    channels: dict[int, str] = {}  # number of channels -> the first case that has so many
     for case in cases:
         try:
-            volume = read_volume(case, label_values)
+            volume = read_volume(case, label_values, ignore)
         except DataError as error:
             faults += error.faults
             continue
         faults += volume.notes
         if look is not None:
             look(volume)
-        if float(volume.image.min()) == float(volume.image.max()):
-            found = f"{float(volume.image.min()):g} everywhere"
+        channels.setdefault(len(volume.image), case.id)
+        flat = [(number, one) for number, one in enumerate(volume.image, 1) if float(one.min()) == float(one.max())]
+        if flat:
+            number, one = flat[0]
+            found = f"{float(one.min()):g} everywhere" + (f" in channel {number}" if len(volume.image) > 1 else "")
             faults.append(Fault(case.id, "image", "different intensities", found, "export the scan again or leave it out"))
         else:
             key = hashlib.sha256(volume.image.numpy().data).hexdigest() + str(volume.geometry.shape)
@@ -82,6 +88,11 @@ def check_cases(
     if labelled and not volumes_mm3 and not any(fault.severity == "error" for fault in faults):
         remedy = "segment the structures, or correct data.labels"
         faults.append(Fault("", "label", "some foreground in one case or more", f"none in {len(labelled)} cases", remedy))
+    if len(channels) > 1:
+        found = ", ".join(f"{count} in {case}" for count, case in channels.items())
+        faults.append(
+            Fault("", "channels", "as many in every case", found, "give every case the same images, or set data.channels")
+        )
     faults += _repeated(cases, same)
     for index, volumes in sorted(volumes_mm3.items()):
         faults += _outliers(label_values[index], volumes)

@@ -87,7 +87,7 @@ def corrupted_rows(settings: Settings, dataset: Dataset, folds: Sequence[Fold], 
         segmenter = trained[fold].segmenter
         assert segmenter is not None
         with with_case_in_errors(case):
-            volume = read_volume(dataset.cases[case], settings.data.label_values)
+            volume = read_volume(dataset.cases[case], settings.data.label_values, settings.data.ignore)
             for name, seed in draw_corruptions(case, count, settings.seed):
                 copy = CORRUPTIONS[name](volume, seed)
                 if not shows_anything(copy):

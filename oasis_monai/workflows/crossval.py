@@ -217,7 +217,7 @@ class CrossValidation:
     def _score_case(self, case: str, case_result: CaseResult) -> None:
         """Read the reference, now that everything is segmented, and compare."""
         settings = self.settings
-        volume = read_volume(self.dataset.cases[case], settings.data.label_values)
+        volume = read_volume(self.dataset.cases[case], settings.data.label_values, settings.data.ignore)
         assert volume.label is not None
         image, reference = volume.image[0].numpy(), volume.label[0].numpy()
         labels = case_result.restore(settings.save_probability)

@@ -75,6 +75,11 @@ def with_embedding(identity: dict[str, Any], embedding: str) -> dict[str, Any]:
     return {**identity, "features": {**features, "weights": embedding}} if features else identity
 
 
+def ignore_identity(settings: Settings) -> dict[str, Any]:
+    """What a name holds of ``data.ignore``: nothing where it is not set."""
+    return {} if settings.data.ignore is None else {"ignore": settings.data.ignore}
+
+
 def calibration_path(settings: Settings, dataset: Dataset) -> Path:
     """Where a cross-validation leaves what predicts the Dice of scans, for the model that ``train`` fits with the same settings
     on the same cases. Methods, n, folds and corruptions are not in the name: see
@@ -88,6 +93,7 @@ def calibration_path(settings: Settings, dataset: Dataset) -> Path:
         "temperature": settings.temperature,
     }
     identity |= {k: getattr(settings.joint, k) for k in ("estimate_weight", "tta_flip", "tta_views", "recentre")}
+    identity |= ignore_identity(settings)
     return Path(settings.cache) / "calibrations" / f"{digest(identity)}.json"
 
 
@@ -117,7 +123,8 @@ class FoldModels:
         whole = self.dataset.library
         numbers = (whole.slices.clamp_min(0)).tolist()  # a volume is image 0 of its case
         keep = [i for i, case in enumerate(whole.cases) if numbers[i] in set(fold.train.get(case, ()))]
-        return whole.subset(torch.tensor(keep))
+        known = [i for i in keep if i not in self.dataset.unlabelled]
+        return whole.subset(torch.tensor(known))
 
     def atlases(self, fold: Fold) -> AtlasLibrary:
         """Those of :meth:`library` that can be aligned and fused: not the cases of volumes without any structure."""
@@ -143,6 +150,7 @@ class FoldModels:
             own["device"] = resolve_device(self.settings.device).partition(":")[0]
         identity: dict[str, Any] = {**own, "split": fold.key(), "content": content, "version": TRAINING_VERSION}
         identity |= {"labels": list(self.settings.data.label_values), "protocol": self.split.protocol}
+        identity |= ignore_identity(self.settings)
         return self.cache / "models" / digest(identity)
 
     def trained(self, fold: Fold, network: str = REGISTRATION) -> bool:

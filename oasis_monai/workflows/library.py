@@ -20,6 +20,7 @@ from oasis_monai.data.types import Case, Preprocessed
 from oasis_monai.evaluation.tables import aligned_text
 from oasis_monai.segmentation.estimate import estimate_atlases
 from oasis_monai.settings import Settings
+from oasis_monai.transforms.labels import structures
 from oasis_monai.transforms.preprocessing import PreprocessCache
 from oasis_monai.utils.errors import ConfigError, DataError, Fault
 from oasis_monai.utils.files import file_digest, locked, write_json
@@ -97,6 +98,7 @@ def add_atlas(
         if theirs := library.cases_of(scan.patient):
             log(f"note: {name} is of the same patient as {', '.join(theirs)}")
         item = _preprocessed(scan, settings, log)
+        loaded.record.check_channels(name, len(item.image))
         twin = library.twin(item.image, SAME, _cases(library))
         if twin is not None:
             raise DataError(
@@ -142,8 +144,11 @@ def _preprocessed(case: Case, settings: Settings, log: Log) -> Preprocessed:
     """A labelled case on the working grid, after the checks a data set has to pass."""
     from oasis_monai.workflows.check import check_cases
 
-    faults = [fault for fault in check_cases([case], settings.data.label_values) if fault.case]  # nothing of a data set
-    store = PreprocessCache(None, settings.preprocessing, settings.data.label_values)
+    data = settings.data
+    faults = [
+        fault for fault in check_cases([case], data.label_values, ignore=data.ignore) if fault.case
+    ]  # nothing of a data set
+    store = PreprocessCache(None, settings.preprocessing, data.label_values, data.ignore)
     item = None
     if all(fault.severity != "error" for fault in faults):
         item = store.get(case)
@@ -155,7 +160,7 @@ def _preprocessed(case: Case, settings: Settings, log: Log) -> Preprocessed:
     if errors or item is None:
         raise DataError(errors)
     assert item.label is not None
-    if not item.label.any():
+    if not structures(item.label).any():
         remedy = "give a scan whose structure lies in the field of view that the model was trained with"
         raise DataError(Fault(case.id, "label", "some of it in the working field of view", "nothing", remedy))
     return item

@@ -19,11 +19,14 @@ from oasis_monai.data.settings import DataSettings
 from oasis_monai.data.types import Case, Preprocessed
 from oasis_monai.segmentation.methods import needs_alignment, needs_atlases
 from oasis_monai.settings import Settings
+from oasis_monai.transforms.labels import ignored, structures
 from oasis_monai.transforms.preprocessing import PreprocessCache
 from oasis_monai.utils.device import resolve_device
 from oasis_monai.utils.errors import ConfigError, DataError, Fault, with_case_in_errors
 from oasis_monai.utils.files import digest, write_json
 
+ONE_CHANNEL = ("image",)
+"""The name of the only channel where nobody names it."""
 Log = Callable[[str], None]
 
 
@@ -65,7 +68,13 @@ class Dataset:
         without one stay atlases, as the paper has them."""
         if self.library.spatial_dims == 2:
             return frozenset()
-        return frozenset(case for case, label in zip(self.library.cases, self.library.labels, strict=True) if not label.any())
+        pairs = zip(self.library.cases, self.library.labels, strict=True)
+        return frozenset(case for case, label in pairs if not structures(label).any())
+
+    @cached_property
+    def unlabelled(self) -> frozenset[int]:
+        """Rows of the library in which every voxel is ignored: they are no atlases and teach nothing."""
+        return frozenset(row for row, label in enumerate(self.library.labels) if bool(ignored(label).all()))
 
     def rows(self, case: str) -> torch.Tensor:
         """Rows of the library that are this case's, in slice order."""
@@ -92,13 +101,15 @@ def find_and_check(settings: Settings, cache: Path | None, log: Log) -> list[Cas
         [[str(f), f.stat().st_size, f.stat().st_mtime_ns] for case in cases for f in _files(case)]
         + [list(data.label_values)]
         + several_cases([case.id for case in cases], {case.id: case.patient for case in cases})
+        + ([] if data.ignore is None else [data.ignore])
+        + [list(case.take) for case in cases if case.take]
     )
     checked = cache / "checked" / f"{stamp}.json" if cache else None
     for fault in unpaired:  # at every run: unpaired files are not part of the stamp
         if fault.severity != "error":
             log(f"warning: {fault}")
     if checked is None or not checked.exists() or any(fault.severity == "error" for fault in unpaired):
-        found = check_cases(cases, data.label_values)
+        found = check_cases(cases, data.label_values, ignore=data.ignore)
         faults = unpaired + found
         errors = [f for f in faults if f.severity == "error"]
         for fault in found:
@@ -133,16 +144,28 @@ def find_selected_cases(data: DataSettings) -> tuple[list[Case], list[Fault]]:
     return [case for case in cases if case.id in data.include], [fault for fault in faults if fault.case in ("", *data.include)]
 
 
+def channel_names(settings: Settings, count: int) -> list[str]:
+    """The names of the channels of a data set of ``count``, in order: those chosen by ``data.channels``, those that the data set
+    says, or numbers."""
+    from oasis_monai.data.cases import survey
+
+    names = list(settings.data.channels)
+    if not names and count > 1:
+        names = list(survey(settings.data.root, settings.data.layout).channels)
+    if len(names) == count:
+        return names
+    return list(ONE_CHANNEL) if count == 1 else [f"channel {number}" for number in range(1, count + 1)]
+
+
 def _files(case: Case) -> list[Path]:
     from oasis_monai.data.formats.dispatch import data_files
 
     files: list[Path] = []
-    for path in (case.image, case.label):
-        if path is not None:
-            try:
-                files += data_files(path)
-            except DataError:  # the check that follows reports it with all other faults
-                files.append(path)
+    for source in (*case.sources, *([] if case.label is None else [(case.label,)])):
+        try:
+            files += data_files(source if len(source) > 1 else source[0])
+        except DataError:  # the check that follows reports it with all other faults
+            files += source
     return [file for file in files if file.exists()]
 
 
@@ -150,7 +173,8 @@ def prepare(settings: Settings, cases: list[Case], cache: Path | None, log: Log)
     """Preprocess and embed all cases (from the cache where it holds them)."""
     from oasis_monai.atlases.features import embedder
 
-    store = PreprocessCache(cache / "preprocessed" if cache else None, settings.preprocessing, settings.data.label_values)
+    data = settings.data
+    store = PreprocessCache(cache / "preprocessed" if cache else None, settings.preprocessing, data.label_values, data.ignore)
     embed = embedder(settings.features.name, settings.features.weights, resolve_device(settings.device))
     if cache:
         embed = replace(embed, cache=cache / "features")
@@ -160,10 +184,10 @@ def prepare(settings: Settings, cases: list[Case], cache: Path | None, log: Log)
             items.append(store.get(case))
     for fault in store.faults():
         log(f"warning: {fault}")
-    library = build_library(items, settings.spatial_dims, embed, settings.data.classes, {c.id: c.patient for c in cases})
+    library = build_library(items, settings.spatial_dims, embed, data.classes, {c.id: c.patient for c in cases})
     targets = {item.case: replace(item, label=None) for item in items}
-    content = {c.id: digest([store.content(p) for p in (c.image, c.label) if p is not None]) for c in cases}
-    scans = {c.id: store.content(c.image) for c in cases}
+    scans = {c.id: store.image_content(c) for c in cases}
+    content = {c.id: digest([scans[c.id], *([] if c.label is None else [store.content(c.label)])]) for c in cases}
     return Dataset({c.id: c for c in cases}, targets, library, content, scans, embed.key)
 
 

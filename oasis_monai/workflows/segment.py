@@ -110,7 +110,7 @@ def _find_scans(scans: Path, output: Path, method: str | None, file_format: str 
         raise ConfigError("format", f"null (as the scan) or one of {', '.join(FORMATS)}", file_format)
     cases = find_cases(scans, "folder", lambda fault: log(f"warning: {fault}"))
     # X_segmentation there may be X's reference, and in the folder above them a result would be the next run's scan
-    if output.resolve() in {scans.resolve(), *(path.resolve().parent for case in cases for path in case.source)}:
+    if output.resolve() in {scans.resolve(), *(p.resolve().parent for case in cases for s in case.sources for p in s)}:
         raise ConfigError("output", "a folder other than the scans' own", str(output), "give another output=DIR")
     return cases
 
@@ -205,6 +205,7 @@ class _Run:
                 return before, False
             _same_scan(case, before, asked["image"])
         volume = read_volume(case.without_label(), self.model.settings.data.label_values)
+        self.model.record.check_channels(case.id, len(volume.image))
         for note in volume.notes:
             self.log(f"warning: {note}")
         result = self.model.segment_volume(volume, self.method, self.n, self.save_probability)
@@ -229,8 +230,9 @@ class _Run:
             "method": self.method,
             "n": self.n,
             "format": kind,
-            "image": file_digest(*data_files(case.source)),
+            "image": file_digest(*(file for source in case.sources for file in data_files(source))),
             "recentre": self.model.segmenter.recentres,
+            **({"take": list(case.take)} if case.take else {}),
         }
 
     def _left_of(self, before: dict[str, Any], files: list[str], same: bool) -> list[str]:
@@ -241,12 +243,13 @@ class _Run:
         return others if same else []
 
     def _draw(self, volume: Volume, result: ScanResult) -> None:
-        """The picture of one scan."""
+        """The picture of one scan: its first channel."""
         from oasis_monai.evaluation.contours import overlay
 
         shown, spacing_mm = to_canonical(volume.image[0].numpy(), volume.geometry.affine)
         label, _ = to_canonical(result.classes.numpy(), volume.geometry.affine)
         doubts = ", ".join(flag.name for flag in result.flags)
-        title = f"{volume.case}  {self.method}-{self.n}" + (f"  [{doubts}]" if doubts else "")
+        shown_channel = f", {self.model.record.channels[0]}" if len(volume.image) > 1 else ""
+        title = f"{volume.case}{shown_channel}  {self.method}-{self.n}" + (f"  [{doubts}]" if doubts else "")
         names = dict(enumerate(self.model.labels, 1))
         overlay(self.output / f"{volume.case}.png", shown, None, label, spacing_mm, title, labels=names)

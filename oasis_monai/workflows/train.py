@@ -32,7 +32,7 @@ from oasis_monai.workflows.model_folder import (
     describe,
     keep_pairs,
 )
-from oasis_monai.workflows.prepare import Dataset, check_pairs, find_and_check, prepare
+from oasis_monai.workflows.prepare import Dataset, channel_names, check_pairs, find_and_check, prepare
 from oasis_monai.workflows.run_record import Clock, refuse_other_results, run_record
 
 
@@ -117,6 +117,7 @@ def _record(
         "checksums": {**checksums, "settings": digest(record["settings"])},
         "calibration": None if known is None else plain_calibrations(known),
         "embedding": embedder(settings.features.name, settings.features.weights).key,
+        "channels": channel_names(settings, dataset.library.channels),
         "cases": cases,
         "trained_on": cases,
         "atlases": {
