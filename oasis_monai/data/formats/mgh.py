@@ -71,13 +71,12 @@ def _parse(path: Path, block: bytes, faults: Faults) -> Header | None:
         faults.add("type", ", ".join(f"{c} ({name})" for c, name in DTYPES.items()), code, "convert the scan with mri_convert")
     if check_shape(faults, "width, height, depth", (x, y, z)):
         check_channels(faults, "nframes", (x, y, z), frames)
-    spacing, axes, centre = [1.0, 1.0, 1.0], [-1.0, 0, 0, 0, 0, -1, 0, 1, 0], [0.0, 0, 0]
-    if oriented:
-        numbers = struct.unpack(">15f", block[30:90])
-        spacing, axes, centre = list(numbers[:3]), list(numbers[3:12]), list(numbers[12:])
-    else:
-        remedy = "taken as FreeSurfer takes it: 1 mm, to the left, the bottom and the front; write the true one into the header"
-        faults.warn("goodRASFlag", "1: an orientation", oriented, remedy)
+    if not oriented:  # FreeSurfer and nibabel each assume another one
+        remedy = "write the true one into the header (mri_convert): readers disagree about it"
+        faults.add("goodRASFlag", "1, for the orientation", oriented, remedy)
+        return None
+    numbers = struct.unpack(">15f", block[30:90])
+    spacing, axes, centre = numbers[:3], numbers[3:12], numbers[12:]
     check_spacing(faults, "spacing", spacing)
     direction = np.array(axes).reshape(3, 3).T  # the file lists one axis after the other
     check_direction(faults, "x_ras, y_ras, z_ras", direction)

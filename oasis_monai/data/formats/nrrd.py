@@ -33,7 +33,7 @@ from oasis_monai.data.formats.segments import segments_of
 from oasis_monai.data.formats.voxel_file import count_numbers, find_data_file, unpacked_bytes
 from oasis_monai.data.types import Geometry
 
-MAX_HEADER_BYTES = 4 * 1024 * 1024  # Slicer writes terminology and colour of every segment into it
+MAX_HEADER_BYTES = 1024 * 1024  # Slicer writes terminology and colour of every segment into it
 MAX_LINE = 64 * 1024
 MAX_SKIPPED = 2**24
 NUMBER = r"[-+]?(?:\d+\.?\d*|\.\d+)(?:[eE][-+]?\d+)?|[-+]?(?:nan|inf|infinity)"
@@ -69,7 +69,7 @@ SYNONYMS = {"datafile": "data file", "lineskip": "line skip", "byteskip": "byte 
 
 
 def read_nrrd(path: Path, faults: Faults) -> Header | None:
-    """Check one NRRD header and the length of its data, without holding more than about 4 MiB of it.
+    """Check one NRRD header and the length of its data, without holding more than about 1 MiB of it.
 
     Args:
         path: an existing regular file.

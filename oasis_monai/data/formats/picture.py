@@ -7,7 +7,9 @@ thick. Pixel sizes are those of the file's resolution.
 from __future__ import annotations
 
 import math
+import struct
 import warnings
+import zlib
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +24,8 @@ MODES = {
     **{"I;16": ("uint16", 1), "I;16B": ("uint16", 1), "I;16L": ("uint16", 1), "I": ("int32", 1), "F": ("float32", 1)},
 }
 """Pillow's kinds of pixels: type and channels. Transparency is left out."""
+SAMPLES = {0: 1, 2: 3, 3: 1, 4: 2, 6: 4}  # of a pixel, by PNG's kinds of colour
+CHUNK = 1 << 20
 SCREEN = (72.0, 96.0)  # pixels per inch that programs write who know of no size
 X_RESOLUTION, Y_RESOLUTION, UNIT = 282, 283, 296  # tags of TIFF; a unit of 2 is the inch, 3 the centimetre
 
@@ -49,6 +53,8 @@ def read_picture(path: Path, faults: Faults) -> Header | None:
                 faults.add("pages", "one image", image.n_frames, remedy)
             else:
                 image.load()
+                if image.format == "PNG":
+                    _check_png(path)
                 return _header(path, image, kind, faults)
     except Exception as error:  # whatever Pillow dislikes is the file's fault
         text = shown(" ".join(str(error).split()), 100)
@@ -63,6 +69,33 @@ def _open(path: Path) -> Any:
     with warnings.catch_warnings():
         warnings.simplefilter("error", Image.DecompressionBombWarning)
         return Image.open(path, formats=("PNG",) if path.name.lower().endswith(".png") else ("TIFF",))
+
+
+def _check_png(path: Path) -> None:
+    """Pillow fills what is missing with zeros.
+
+    Raises:
+        ValueError: the file ends too early, or holds fewer rows than it says.
+        SyntaxError, zlib.error: it is damaged.
+    """
+    with _open(path) as image:
+        image.verify()  # the checksums
+    with open(path, "rb") as stream:
+        block = stream.read(8 + 8 + 13 + 4)
+        width, height, bits, colours, _, _, interlaced = struct.unpack(">IIBBBBB", block[16:29])
+        need = height * (1 + math.ceil(width * bits * SAMPLES[colours] / 8))
+        unpack, found, name = zlib.decompressobj(), 0, b""
+        while name != b"IEND":
+            head = stream.read(8)
+            if len(head) < 8:
+                raise ValueError("it ends before its end")
+            length, name = struct.unpack(">I4s", head)
+            body = stream.read(length + 4)[:length]
+            while name == b"IDAT" and body and found < need:
+                found += len(unpack.decompress(body, CHUNK))
+                body = unpack.unconsumed_tail
+        if found < need and not interlaced:
+            raise ValueError(f"{found} of {need} bytes of pixels")
 
 
 def _header(path: Path, image: Any, kind: tuple[str, int], faults: Faults) -> Header:
