@@ -228,7 +228,7 @@ def _affine(fields: Mapping[str, str], axes: _Axes, faults: Faults) -> np.ndarra
     signs = SPACES.get(space or "")
     if signs is None:
         if space not in (None, *UNKNOWN) or fields.get("space dimension", "3") != "3":
-            found = space or f"{fields['space dimension']} dimensions"
+            found = space or f"{fields.get('space dimension') or 'no'} dimensions"
             faults.add("space", ", ".join(list(SPACES)[::2]), found, "save the scan in one of these")
             return None
         signs = SPACES["lps"]
