@@ -1,17 +1,29 @@
-"""Analyze 7.5, the format before NIfTI: a .hdr with its voxels in a .img. It says nothing of left and right."""
+"""Analyze 7.5, the format that NIfTI came from: a .hdr with its voxels in a .img. It says nothing of left and right."""
 
 from __future__ import annotations
 
 import math
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
-from oasis_monai.data.formats.header import AGAIN, Faults, check_spacing
-from oasis_monai.data.formats.nifti import MAX_OFFSET, Grid, sizes_of
+from oasis_monai.data.formats.header import AGAIN, Faults, check_channels, check_shape, check_spacing
 from oasis_monai.data.types import NiftiForms
 
+MAX_OFFSET = 16 * 1024 * 1024  # header extensions before the voxels; nibabel holds them in memory
 DTYPES = {2: "uint8", 4: "int16", 8: "int32", 16: "float32", 64: "float64"}
+
+
+@dataclass(frozen=True, eq=False)
+class Grid:
+    """What a NIfTI or Analyze header says. ``bytes``: of the file that holds the voxels."""
+
+    shape: tuple[int, int, int]
+    channels: int
+    dtype: str
+    forms: NiftiForms
+    bytes: int
 
 
 def check_analyze(header: Any, faults: Faults) -> Grid | None:
@@ -56,3 +68,21 @@ def check_analyze(header: Any, faults: Faults) -> Grid | None:
     itk = np.diag([-pixdim[0], -pixdim[1], pixdim[2], 1.0])
     forms = NiftiForms({}, used, used, itk, (itk,))
     return Grid(shape, channels, dtype, forms, int(offset) + math.prod(shape) * channels * np.dtype(dtype).itemsize)
+
+
+def sizes_of(header: Any, faults: Faults) -> tuple[tuple[int, int, int], int] | None:
+    """Voxels along x, y, z, and channels: a fourth dimension, or a fifth (vectors)."""
+    dims = [int(d) for d in header["dim"]]
+    used = dims[1 : 1 + dims[0]] if 1 <= dims[0] <= 7 else []
+    if len(used) < 2:
+        faults.add("dim", "2 or 3 dimensions, and one of channels", " ".join(map(str, dims)), "export the scan again")
+        return None
+    shape = (*used[:3], *[1] * (3 - len(used)))
+    more = [d for d in used[3:] if d != 1]
+    if len(more) > 1:
+        faults.add("dim", "one dimension of channels", " x ".join(map(str, used)), "extract the volumes to use")
+        return None
+    channels = more[0] if more else 1
+    if not check_shape(faults, "dim", shape) or not check_channels(faults, "dim", shape, channels):
+        return None
+    return (shape[0], shape[1], shape[2]), channels

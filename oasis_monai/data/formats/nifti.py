@@ -7,20 +7,18 @@ import math
 import os
 import re
 import zlib
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO, cast
 
 import numpy as np
 
+from oasis_monai.data.formats.analyze import MAX_OFFSET, Grid, check_analyze, sizes_of
 from oasis_monai.data.formats.header import (
     AGAIN,
     SAME_VOXELS,
     Faults,
     Header,
-    check_channels,
     check_direction,
-    check_shape,
     check_spacing,
     corner_distance,
     geometry_difference,
@@ -28,7 +26,6 @@ from oasis_monai.data.formats.header import (
 from oasis_monai.data.formats.voxel_file import find_data_file
 from oasis_monai.data.types import Geometry, NiftiForms
 
-MAX_OFFSET = 16 * 1024 * 1024  # header extensions before the voxels; nibabel holds them in memory
 CHUNK = 1 << 20
 DTYPES = {
     2: "uint8",
@@ -63,8 +60,6 @@ def read_nifti(path: Path, faults: Faults) -> Header | None:
             if header is None:
                 return None
             if not hasattr(header, "single_magic"):
-                from oasis_monai.data.formats.analyze import check_analyze
-
                 grid = check_analyze(header, faults)
             else:
                 grid = _grid(header, faults)
@@ -83,17 +78,6 @@ def read_nifti(path: Path, faults: Faults) -> Header | None:
     if grid is None or data is None:
         return None
     return Header(grid.shape, grid.forms.used, grid.dtype, grid.channels, (path, data) if pair else (path,), forms=grid.forms)
-
-
-@dataclass(frozen=True, eq=False)
-class Grid:
-    """What a NIfTI or Analyze header says. ``bytes``: of the file that holds the voxels."""
-
-    shape: tuple[int, int, int]
-    channels: int
-    dtype: str
-    forms: NiftiForms
-    bytes: int
 
 
 def is_pair(path: Path) -> bool:
@@ -157,24 +141,6 @@ def _grid(header: Any, faults: Faults) -> Grid | None:
         return None
     shape, channels = sizes
     return Grid(shape, channels, dtype, forms, offset + math.prod(shape) * channels * np.dtype(dtype).itemsize)
-
-
-def sizes_of(header: Any, faults: Faults) -> tuple[tuple[int, int, int], int] | None:
-    """Voxels along x, y, z, and channels: a fourth dimension, or a fifth (vectors)."""
-    dims = [int(d) for d in header["dim"]]
-    used = dims[1 : 1 + dims[0]] if 1 <= dims[0] <= 7 else []
-    if len(used) < 2:
-        faults.add("dim", "2 or 3 dimensions, and one of channels", " ".join(map(str, dims)), "export the scan again")
-        return None
-    shape = (*used[:3], *[1] * (3 - len(used)))
-    more = [d for d in used[3:] if d != 1]
-    if len(more) > 1:
-        faults.add("dim", "one dimension of channels", " x ".join(map(str, used)), "extract the volumes to use")
-        return None
-    channels = more[0] if more else 1
-    if not check_shape(faults, "dim", shape) or not check_channels(faults, "dim", shape, channels):
-        return None
-    return (shape[0], shape[1], shape[2]), channels
 
 
 def _dtype(header: Any, faults: Faults) -> str | None:
