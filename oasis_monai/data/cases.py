@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TypeVar
 
 from oasis_monai.data.formats.dicom import is_dicom, series_among, series_parts
-from oasis_monai.data.formats.dispatch import ENDINGS, METAIMAGE, NIFTI, PICTURES, VOLUMES, ending, is_second_file
+from oasis_monai.data.formats.dispatch import ENDINGS, METAIMAGE, NIFTI, ending, is_second_file, scans_among
 from oasis_monai.data.formats.header import shown
 from oasis_monai.data.types import Case
 from oasis_monai.utils.errors import ConfigError, DataError, Fault
@@ -173,7 +173,7 @@ def _msd(root: Path, faults: list[Fault]) -> list[Case]:
 def _folder(root: Path, faults: list[Fault]) -> list[Case]:
     if root.is_file():
         return [Case(root.resolve().parent.name if not ending(root) and is_dicom(root) else _stem(root), root)]
-    paths = list(_scans(root, VOLUMES)) or list(_scans(root, PICTURES))  # images beside scans are drawings of them
+    paths = scans_among(_scans(root, ENDINGS))
     stems = {_stem(path) for path in paths}
     cases = [Case(_stem(p), p) for p in paths if not (_stem(p).endswith("_segmentation") and _stem(p)[:-13] in stems)]
     cases += _dicom(root)
@@ -312,11 +312,7 @@ def _stem(path: Path) -> str:
 
 
 def _scans(folder: Path, endings: tuple[str, ...]) -> list[Path]:
-    return [
-        p
-        for p in sorted(folder.iterdir())
-        if ending(p) in endings and not (p.name.startswith(".") or p.is_dir() or is_second_file(p))
-    ]
+    return [p for p in sorted(folder.iterdir()) if ending(p) in endings and not p.name.startswith(".") and not p.is_dir()]
 
 
 def _walk(root: Path) -> Iterator[Path]:

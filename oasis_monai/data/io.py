@@ -16,7 +16,7 @@ import torch
 from oasis_monai.data.formats.dispatch import Source, paths_of, write_array
 from oasis_monai.data.formats.header import OTHER_VOXELS, SAME_VOXELS, Header, geometry_difference, match_grids, split_affine
 from oasis_monai.data.formats.load import fail, load
-from oasis_monai.data.labels import check_label_values, class_indices, read_whole
+from oasis_monai.data.labels import check_label_values, class_indices, read_whole, uncropped
 from oasis_monai.data.types import Case, Geometry, Volume
 from oasis_monai.utils.errors import DataError, Fault
 
@@ -110,7 +110,7 @@ def _label(
     if case.label is None:
         return None
     try:
-        values, header = read_whole(case.label)
+        values, header = read_whole(case.label, case.names)
         label = class_indices(case.label, values, label_values, ignore)
     except DataError as error:
         told += named(case.id, error.faults)
@@ -119,6 +119,8 @@ def _label(
     told += [note for note in named(case.id, header.notes) if (note.expected, note.found) not in said]
     if geometry is None:
         return None
+    if header.segments and header.shape != geometry.shape and (whole := uncropped(label, header.geometry, geometry)) is not None:
+        return whole[None]
     turned, own = _on_image_grid(case.id, "label geometry", label[None], header.geometry, geometry)
     told += own
     return turned

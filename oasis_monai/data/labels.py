@@ -8,10 +8,10 @@ from pathlib import Path
 import numpy as np
 
 from oasis_monai.data.formats.dispatch import read_header
-from oasis_monai.data.formats.header import Header
+from oasis_monai.data.formats.header import SAME_VOXELS, Header
 from oasis_monai.data.formats.load import fail, load
 from oasis_monai.data.formats.segments import label_names, merge_layers
-from oasis_monai.data.types import IGNORE
+from oasis_monai.data.types import IGNORE, Geometry
 from oasis_monai.utils.errors import ConfigError
 
 WHOLE = 1e-4  # a label value this close to a whole number is one: scaled NIfTI masks hold 0.9999999
@@ -44,8 +44,13 @@ def find_label_values(path: str | Path) -> tuple[int, ...]:
     return tuple(int(v) for v in distinct(read_whole(Path(path))[0]))
 
 
-def read_whole(path: Path) -> tuple[np.ndarray, Header]:
+def read_whole(path: Path, names: Sequence[tuple[str, int]] = ()) -> tuple[np.ndarray, Header]:
     """(x, y, z) int64 label values as stored, and the header. float64 on the way: float32 would round large values.
+
+    Args:
+        path: the label's file.
+        names: (structure, value) pairs: where the file names its segments, each has the value that stands here, and the others
+            are left out (``Case.names``). Files of one data set may number the same structures differently.
 
     Raises:
         DataError: a fault of the header, several channels (but for layers of segments that share no voxel, and grey written as
@@ -61,8 +66,8 @@ def read_whole(path: Path) -> tuple[np.ndarray, Header]:
         found = f"{int(bad.sum())} others, such as {some}"
         fail(path, "label", "whole numbers", found, "export the label without interpolation")
     values = rounded.astype(np.int64)
-    if len(values) > 1 and header.segments:
-        return merge_layers(path.name, values, header.segments), header
+    if header.segments and (names or len(values) > 1):
+        return merge_layers(path.name, values, header.segments, dict(names) or None), header
     if not (values == values[:1]).all():
         remedy = "save one number for each voxel: the value of its structure"
         fail(path, "label", "one channel", f"{len(values)} that differ", remedy)
@@ -75,6 +80,27 @@ def distinct(values: np.ndarray) -> np.ndarray:
     if high - low < 2**16:
         return np.asarray(np.flatnonzero(np.bincount((values - low).ravel())) + low)
     return np.asarray(np.unique(values))
+
+
+def uncropped(label: np.ndarray, grid: Geometry, image: Geometry) -> np.ndarray | None:
+    """A label that its program cut to the box around its segments (3D Slicer), on the image's grid; None where it is no whole
+    box of it.
+
+    Args:
+        label: (x, y, z) class indices.
+        grid: its own grid.
+        image: the image's grid.
+    """
+    step = np.linalg.solve(np.asarray(image.affine, float), np.asarray(grid.affine, float))
+    start = np.rint(step[:3, 3])
+    if np.abs(step - np.eye(4))[:3, :3].max() > 1e-3 or np.abs(step[:3, 3] - start).max() > SAME_VOXELS:
+        return None
+    ends = start + label.shape
+    if (start < 0).any() or (ends > image.shape).any():
+        return None
+    out = np.zeros(image.shape, label.dtype)
+    out[tuple(slice(int(a), int(b)) for a, b in zip(start, ends, strict=True))] = label
+    return out
 
 
 def class_indices(path: Path, values: np.ndarray, label_values: Sequence[int], ignore: int | None = None) -> np.ndarray:

@@ -78,6 +78,46 @@ def test_layers_without_overlap_become_one_label(tmp_path: Path, values: tuple[i
     assert find_label_values(tmp_path / "x.seg.nrrd") == (0, 1, 2)
 
 
+def test_structures_by_name_whatever_their_numbers(tmp_path: Path) -> None:
+    """Two files that number the same structures the other way round; a structure that nobody asks for is left out."""
+    image = nifti(tmp_path / "i.nii", VOXELS)
+    three = box(0, 3, 0)
+    for one, two in ((1, 2), (2, 1)):
+        told = [
+            {"ID": "a", "Name": "Gland", "LabelValue": one, "Layer": 0},
+            {"ID": "b", "Name": "tumour", "LabelValue": two, "Layer": 0},
+            {"ID": "c", "Name": "sketch", "LabelValue": 3, "Layer": 0},
+        ]
+        path = segmentation(tmp_path, one * ONE + two * TWO + 3 * three, told)
+        volume = read_volume(Case("x", image, path, names=(("gland", 1), ("tumour", 7))), (0, 1, 7))
+        assert volume.label is not None
+        np.testing.assert_array_equal(volume.label[0].numpy(), ONE + 2 * TWO)
+    layers = np.stack([ONE, ONE | TWO])
+    told = [{"ID": name, "Name": name, "LabelValue": 1, "Layer": i} for i, name in enumerate(("inner", "outer"))]
+    path = segmentation(tmp_path, layers, told)
+    volume = read_volume(Case("x", image, path, names=(("outer", 1),)), (0, 1))  # the other one overlaps it, and is not asked for
+    assert volume.label is not None
+    np.testing.assert_array_equal(volume.label[0].numpy(), ONE | TWO)
+
+
+def test_a_label_cut_to_its_segments_is_put_back(tmp_path: Path) -> None:
+    """3D Slicer saves the box around the segments."""
+    image = nifti(tmp_path / "i.nii", VOXELS)
+    cut = TWO[1:, 2:, 3:]
+    segment: list[dict[str, object]] = [{"ID": "a", "Name": "gland", "LabelValue": 1, "Layer": 0}]
+    path = segmentation(tmp_path, cut, segment)
+    whole = path.read_bytes().replace(b"sizes: 4 5 6", b"sizes: 3 3 3")
+    for origin, good in (("(1.3,3.4,9.6)", True), ("(1.45,3.4,9.6)", False), ("(1.6,3.4,9.6)", False), ("(0.7,3.4,9.6)", False)):
+        path.write_bytes(whole.replace(b"(1,2,3)", origin.encode()))
+        if good:
+            volume = read_volume(Case("x", image, path), (0, 1))
+            assert volume.label is not None
+            np.testing.assert_array_equal(volume.label[0].numpy(), TWO)
+            continue
+        with pytest.raises(DataError, match="label geometry: expected the image's grid, found shape 4 x 5 x 6 against 3 x 3 x 3"):
+            read_volume(Case("x", image, path), (0, 1))
+
+
 def test_layers_that_cannot_be_one_label(tmp_path: Path) -> None:
     told: list[dict[str, object]] = [{"ID": name, "Name": name, "LabelValue": 1, "Layer": i} for i, name in enumerate("ab")]
     with pytest.raises(DataError, match=r"x\.seg\.nrrd: segments: .*found a and b share 8 voxels; decide in 3D Slicer"):

@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 import stat
 import tempfile
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -119,6 +119,14 @@ def map_ending(result: str) -> str:
 def is_second_file(path: Path) -> bool:
     """Whether a file is the .img of a pair whose .hdr lies beside it, and stands for the scan."""
     return ending(path) in (".img", ".img.gz") and paired_file(path).exists()
+
+
+def scans_among(paths: Iterable[Path]) -> list[Path]:
+    """The files of a folder that are scans by their ending, in order, each scan once: no .img of a pair, and images of two
+    dimensions only where there is no volume, because beside one they are drawings of it."""
+    found = [path for path in paths if ending(path) and not is_second_file(path)]
+    volumes = [path for path in found if ending(path) in VOLUMES]
+    return volumes or found
 
 
 def read_header(source: Source) -> Header:

@@ -134,6 +134,11 @@ def shown(value: object, limit: int = 80) -> str:
     return text if len(text) <= limit else f"{text[:limit]}... ({len(text)} characters)"
 
 
+def plain(name: str) -> str:
+    """A structure's name for comparison: case and the number of spaces do not count."""
+    return " ".join(name.split()).casefold()
+
+
 def check_shape(faults: Faults, field: str, shape: Sequence[int]) -> bool:
     """Note a fault unless all sizes are positive and their product is at most :data:`MAX_VOXELS`."""
     found = " x ".join(str(n) for n in shape)

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
-from oasis_monai.data.formats.header import Segment, shown
+from oasis_monai.data.formats.header import Segment, plain, shown
 from oasis_monai.utils.errors import DataError, Fault
 
 MAX_SEGMENTS = 65_535
@@ -45,31 +45,41 @@ def _merged_values(segments: Sequence[Segment]) -> list[int]:
     return own if len(set(own)) == len(own) else list(range(1, len(own) + 1))
 
 
-def merge_layers(file: str, layers: np.ndarray, segments: Sequence[Segment]) -> np.ndarray:
+def merge_layers(
+    file: str, layers: np.ndarray, segments: Sequence[Segment], names: Mapping[str, int] | None = None
+) -> np.ndarray:
     """One label of all layers.
 
     Args:
         file: its name, for a message.
         layers: (L, x, y, z) whole numbers.
         segments: what stands in them.
+        names: name -> value in the label, whatever the value in the file; other segments are left out. None for all, with the
+            values of :func:`label_names`.
 
     Returns:
-        (x, y, z) of the type of ``layers``, with the values of :func:`label_names`.
+        (x, y, z) of the type of ``layers``.
 
     Raises:
         DataError: two segments share voxels, or a layer holds a value that is no segment's.
     """
     merged = np.zeros_like(layers[0])
+    owner = np.full(merged.shape, -1, np.int32)
     left = layers.astype(bool)
-    for segment, value in zip(segments, _merged_values(segments), strict=True):
+    wanted = None if names is None else {plain(name): value for name, value in names.items()}
+    for number, (segment, own) in enumerate(zip(segments, _merged_values(segments), strict=True)):
         inside = layers[segment.layer] == segment.value
         left[segment.layer] &= ~inside
-        if both := int((inside & (merged != 0)).sum()):
-            taken = dict(zip(_merged_values(segments), segments, strict=True))[int(merged[inside & (merged != 0)][0])]
-            found = f"{shown(taken.name, 40)} and {shown(segment.name, 40)} share {both} voxels"
+        value = own if wanted is None else wanted.get(plain(segment.name), 0)
+        if value == 0:
+            continue
+        both = inside & (owner >= 0)
+        if both.any():
+            first = segments[int(owner[both][0])]
+            found = f"{shown(first.name, 40)} and {shown(segment.name, 40)} share {int(both.sum())} voxels"
             remedy = "decide in 3D Slicer which one has them, and export the segments as a labelmap"
             raise DataError(Fault(file, "segments", "each voxel in one of them", found, remedy))
-        merged[inside] = value
+        merged[inside], owner[inside] = value, number
     if left.any():
         found = f"{int(left.sum())} of a value that is no segment's"
         raise DataError(Fault(file, "segments", "voxels of its segments alone", found, "save the segmentation again"))

@@ -12,7 +12,17 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from oasis_monai.data.formats.dispatch import ENDINGS, RESULTS, TABLE, data_files, ending, map_ending, read_header, result_ending
+from oasis_monai.data.formats.dispatch import (
+    ENDINGS,
+    RESULTS,
+    TABLE,
+    data_files,
+    ending,
+    map_ending,
+    read_header,
+    result_ending,
+    scans_among,
+)
 from oasis_monai.data.io import read_image, read_volume, write_label, write_probability
 from oasis_monai.data.labels import find_label_values
 from oasis_monai.data.types import Case, Geometry
@@ -354,3 +364,13 @@ def test_the_bzip2_reader_stops_at_a_bomb(tmp_path: Path) -> None:
     bomb = bz2.compress(bytes(16 << 20))
     with pytest.raises(DataError, match=r"voxels: expected 240 bytes .* found more than 240 after decompression"):
         read_header(nrrd_file(tmp_path, bomb, encoding="bzip2"))
+
+
+def test_which_files_of_a_folder_are_scans(tmp_path: Path) -> None:
+    """Of a pair one; images only where there are no volumes."""
+    names = ["a.hdr", "a.img", "b.nii.gz", "c.png", "d.img", "e.txt", "f.tif", "g.seg.nrrd"]
+    for name in names:
+        (tmp_path / name).touch()
+    paths = [tmp_path / name for name in names]
+    assert [path.name for path in scans_among(paths)] == ["a.hdr", "b.nii.gz", "d.img", "g.seg.nrrd"]
+    assert [path.name for path in scans_among([tmp_path / "c.png", tmp_path / "e.txt", tmp_path / "f.tif"])] == ["c.png", "f.tif"]
