@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TypeVar
 
 from oasis_monai.data.formats.dicom import is_dicom, series_among, series_parts
-from oasis_monai.data.formats.dispatch import METAIMAGE, NIFTI, ending
+from oasis_monai.data.formats.dispatch import ENDINGS, METAIMAGE, NIFTI, ending, is_second_file, scans_among
 from oasis_monai.data.formats.header import shown
 from oasis_monai.data.types import Case
 from oasis_monai.utils.errors import ConfigError, DataError, Fault
@@ -111,7 +111,7 @@ def survey(root: str | Path, layout: str) -> Survey:
         expected = {
             "promise12": "CaseNN.mhd files",
             "msd": "imagesTr/*.nii.gz",
-            "folder": "scans (.mhd, .mha, .nii, .nii.gz or DICOM)",
+            "folder": f"scans ({', '.join(ENDINGS)} or DICOM)",
         }[layout]
         nothing = f"none in {root}" + "".join(f", but {fault.found}" for fault in faults)
         if layout == "folder":
@@ -129,7 +129,7 @@ def _promise12(root: Path, faults: list[Fault]) -> list[Case]:
     for path in _walk(root):
         if ending(path) in METAIMAGE and (match := CASE_NAME.fullmatch(_stem(path))):
             (labels if match[2] else images)[path.parent, match[1]].append(path)
-        elif ending(path) or may_be_scan(path):
+        elif may_be_scan(path):
             others.append(path)
     _note_others(others, "CaseNN.mhd and CaseNN_segmentation.mhd, or .mha (layout promise12)", faults)
     pairs = _paired(images, labels, lambda key: str((key[0] / key[1]).relative_to(root)), faults)
@@ -156,7 +156,7 @@ def _msd(root: Path, faults: list[Fault]) -> list[Case]:
         path
         for part in parts
         for path in _walk(part)
-        if not (path.parent == part and ending(path) in NIFTI) and (ending(path) or is_dicom(path) or may_be_scan(path))
+        if not (path.parent == part and ending(path) in NIFTI) and (is_dicom(path) or may_be_scan(path))
     ]
     _note_others(others, "NIfTI directly in imagesTr and labelsTr (layout msd)", faults)
     if (homes[0] / "labelsTr").is_dir():
@@ -173,12 +173,12 @@ def _msd(root: Path, faults: list[Fault]) -> list[Case]:
 def _folder(root: Path, faults: list[Fault]) -> list[Case]:
     if root.is_file():
         return [Case(root.resolve().parent.name if not ending(root) and is_dicom(root) else _stem(root), root)]
-    paths = list(_scans(root, METAIMAGE + NIFTI))
+    paths = scans_among(_scans(root, ENDINGS))
     stems = {_stem(path) for path in paths}
     cases = [Case(_stem(p), p) for p in paths if not (_stem(p).endswith("_segmentation") and _stem(p)[:-13] in stems)]
     cases += _dicom(root)
-    others = [p for p in _walk(root) if (p.parent != root if ending(p) else not is_dicom(p) and may_be_scan(p))]
-    _note_others(others, "MetaImage or NIfTI files directly in the folder, or DICOM", faults)
+    others = [p for p in _walk(root) if p not in paths and may_be_scan(p) and (ending(p) or not is_dicom(p))]
+    _note_others(others, "scans directly in the folder, or DICOM", faults)
     _note_repeated(cases, faults)
     return cases
 
@@ -264,9 +264,9 @@ def _note_others(paths: list[Path], expected: str, faults: list[Fault]) -> None:
 
 
 IMAGES = (
-    *(".nrrd", ".nhdr", ".mgz", ".mgh", ".img", ".hdr", ".gipl", ".mnc", ".mnc2", ".vtk", ".vti", ".tif", ".tiff", ".nia"),
-    *(".par", ".rec", ".v", ".ima", ".head", ".brik", ".npy", ".npz", ".h5", ".hdf5", ".mat", ".zarr", ".lsm", ".czi", ".dcm"),
-    *(".gz", ".bz2", ".xz", ".zst", ".zip", ".7z", ".rar", ".tar", ".tgz", ".raw", ".zraw", ".nii", ".mha", ".mhd"),
+    *(".gipl", ".mnc", ".mnc2", ".vtk", ".vti", ".nia", ".par", ".rec", ".v", ".ima", ".head", ".brik", ".npy", ".npz", ".h5"),
+    *(".hdf5", ".mat", ".zarr", ".lsm", ".czi", ".dcm", ".gz", ".bz2", ".xz", ".zst", ".zip", ".7z", ".rar", ".tar", ".tgz"),
+    *(".raw", ".zraw"),
 )
 """Endings of images that no reader here takes, and of what may hold some."""
 VOXELS = (".raw", ".zraw", ".img", ".dat", ".bin", ".gz")
@@ -279,8 +279,10 @@ NO_SCANS = (
 
 
 def may_be_scan(path: Path) -> bool:
-    """Whether a file that no reader here takes may be a scan all the same: by its ending, else because it is no text."""
+    """Whether a file may be a scan, one that no reader here takes too: by its ending, else because it is no text."""
     kind = path.suffix.lower()
+    if ending(path):
+        return kind not in NO_SCANS and not is_second_file(path)
     if kind in VOXELS and _is_of_a_header(path):
         return False
     if kind in IMAGES or kind in NO_SCANS or path.name.upper() == "DICOMDIR":
@@ -294,8 +296,8 @@ def may_be_scan(path: Path) -> bool:
 
 
 def _is_of_a_header(path: Path) -> bool:
-    """Whether a MetaImage header beside a file has its name, or names it."""
-    headers = [p for p in path.parent.iterdir() if p.suffix.lower() == ".mhd"]
+    """Whether a header of MetaImage or NRRD beside a file has its name, or names it."""
+    headers = [p for p in path.parent.iterdir() if p.suffix.lower() in (".mhd", ".nhdr")]
     if any(p.stem == path.stem for p in headers):
         return True
     for header in headers:

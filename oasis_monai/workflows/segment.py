@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, TypedDict, Unpack
 
-from oasis_monai.data.formats.dispatch import ENDINGS, data_files, ending, remove_array
+from oasis_monai.data.formats.dispatch import RESULTS, WRITTEN, data_files, map_ending, remove_array, result_ending
 from oasis_monai.data.io import named, read_volume, to_canonical
 from oasis_monai.data.types import Case, Volume
 from oasis_monai.segmentation.methods import check_methods
@@ -20,8 +20,7 @@ from oasis_monai.workflows.model import Model, load_model, whole_number
 from oasis_monai.workflows.scan_result import ScanResult
 from oasis_monai.workflows.segment_table import FAILED, Row, merge_earlier_rows, read_record, row_of, table_text, write_table
 
-FORMATS = tuple(e.removeprefix(".") for e in ENDINGS)
-DICOM_RESULT = ".nii.gz"  # format of the label of a DICOM series, unless another one is asked for
+FORMATS = tuple(e.removeprefix(".") for e in RESULTS)
 HOPELESS = (errno.ENOSPC, errno.EROFS, errno.EDQUOT)  # errors after which the next scan would fail too
 Log = Callable[[str], None]
 
@@ -36,7 +35,7 @@ class SegmentOptions(TypedDict, total=False):
         batch: atlases aligned at once (8) [align_batch].
         save_probability: write the probability beside the label.
         overwrite: do finished scans again.
-        file_format: of the labels, one of :data:`FORMATS` [format]; None: each scan's own, :data:`DICOM_RESULT` for DICOM.
+        file_format: of the labels, one of :data:`FORMATS` [format]; None: each scan's own (:func:`.result_ending`).
     """
 
     n: int
@@ -153,7 +152,7 @@ def _same_scan(case: Case, record: dict[str, Any], content: str) -> None:
 
 def _files(record: dict[str, Any]) -> list[str]:
     """Labels and probability maps that a scan's JSON file lists."""
-    own = [f"{record['case']}_{part}{kind}" for part in ("segmentation", "probability") for kind in ENDINGS]
+    own = [f"{record['case']}_{part}{kind}" for part in ("segmentation", "probability") for kind in WRITTEN]
     return [name for name in own if name in record["files"] and Path(name).name == name]  # the JSON file may come from anyone
 
 
@@ -194,10 +193,10 @@ class _Run:
 
     def result(self, case: Case, overwrite: bool) -> tuple[dict[str, Any], bool]:
         """The content of a scan's JSON file, and whether the scan was segmented now (not before)."""
-        kind = f".{self.file_format}" if self.file_format else ending(case.image) or DICOM_RESULT
+        kind = f".{self.file_format}" if self.file_format else result_ending(case.image)
         asked = self._asked(case, kind)
         json_file = self.output / f"{case.id}.json"
-        probability_file = self.output / f"{case.id}_probability{kind}"
+        probability_file = self.output / f"{case.id}_probability{map_ending(kind)}"
         before = read_record(json_file)
         if before is not None and not overwrite:
             has_probability = probability_file.name in _files(before) and probability_file.is_file()
