@@ -15,7 +15,8 @@ from typing import Any, NoReturn
 import numpy as np
 import torch
 
-from oasis_monai.data.formats.dicom import read_pixels
+from oasis_monai.data.formats.dicom import is_dicom_label, read_pixels
+from oasis_monai.data.formats.dicom_labels import label_on_grid
 from oasis_monai.data.formats.dispatch import Source, ending, paths_of, read_header, write_array
 from oasis_monai.data.formats.header import OTHER_VOXELS, SAME_VOXELS, Header, geometry_difference, match_grids, split_affine
 from oasis_monai.data.formats.metaimage_data import read_voxels
@@ -94,9 +95,13 @@ def read_volume(case: Case, label_values: Sequence[int]) -> Volume:
         faults += named(case.id, error.faults)
     if case.label is not None:
         try:
-            values, label_header = _whole(case.label)
-            label = _class_indices(case.label, values, label_values)
-            notes += named(case.id, label_header.notes)
+            if is_dicom_label(case.label):
+                label, drawn = _drawn(case, geometry, label_values)
+                notes += named(case.id, drawn)
+            else:
+                values, label_header = _whole(case.label)
+                label = _class_indices(case.label, values, label_values)
+                notes += named(case.id, label_header.notes)
         except DataError as error:
             faults += named(case.id, error.faults)
     if geometry is not None and label is not None and label_header is not None:
@@ -107,6 +112,14 @@ def read_volume(case: Case, label_values: Sequence[int]) -> Volume:
     assert image is not None
     assert geometry is not None
     return Volume(case.id, image, None if label is None else torch.from_numpy(label)[None], geometry, tuple(notes))
+
+
+def _drawn(case: Case, geometry: Geometry | None, label_values: Sequence[int]) -> tuple[np.ndarray | None, tuple[Fault, ...]]:
+    """Class indices of a DICOM SEG or an RTSTRUCT on the image's grid; None where the image has none."""
+    if geometry is None or case.label is None:
+        return None, ()
+    values, told = label_on_grid(case, geometry, label_values)
+    return _class_indices(case.label, values, label_values), told
 
 
 def _on_image_grid(case: str, label: np.ndarray, grid: Geometry, image: Geometry) -> tuple[np.ndarray | None, list[Fault]]:
