@@ -10,7 +10,7 @@ import os
 import re
 import unicodedata
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from hashlib import sha256
 from pathlib import Path
@@ -186,20 +186,10 @@ def _names(root: Path, found: Sequence[Series]) -> list[str]:
         return "_".join(series.home.relative_to(root).parts) or name if short.count(name) > 1 else name
 
     names = [_for_file(series.patient) or folder(series) for series in found]
-    uids = [series.uid for series in found]
-    tails: dict[str, str] = {uid: _for_file(_tail(uid, set(uids))) for uid in uids}
-    steps: list[Callable[[Series, Path], str]] = [
-        lambda series, _: _for_file(series.told.get("SeriesDescription", "")),
-        lambda series, common: "_".join(series.files[0].parent.relative_to(common).parts),
-        lambda series, _: _for_file(series.told.get("SeriesNumber", "")),
-        lambda series, _: tails[series.uid],
-        lambda series, _: _for_file(series.files[0].stem),
-    ]
-    for step in steps:
+    for step in STEPS:
         for group in _alike(names):
-            common = Path(os.path.commonpath([found[i].files[0].parent for i in group]))
-            more = [step(found[i], common) for i in group]
-            if len({m.casefold() for m in more}) > 1:
+            more = [step(found[i], [found[k] for k in group]) for i in group]
+            if len({addition.casefold() for addition in more}) > 1:
                 for i, addition in zip(group, more, strict=True):
                     names[i] = f"{names[i]}_{addition}" if addition else names[i]
     for group in _alike(names):
@@ -222,8 +212,30 @@ def _for_file(text: str) -> str:
     return re.sub(r"([._-])[._-]*", r"\1", words)[:MOST_LETTERS].strip("._-")
 
 
-def _tail(uid: str, others: Iterable[str]) -> str:
+def _description(series: Series, group: Sequence[Series]) -> str:
+    return _for_file(series.told.get("SeriesDescription", ""))
+
+
+def _folder(series: Series, group: Sequence[Series]) -> str:
+    """Below the folder round all of the group."""
+    common = Path(os.path.commonpath([other.files[0].parent for other in group]))
+    return "_".join(series.files[0].parent.relative_to(common).parts)
+
+
+def _number(series: Series, group: Sequence[Series]) -> str:
+    return _for_file(series.told.get("SeriesNumber", ""))
+
+
+def _tail(series: Series, group: Sequence[Series]) -> str:
     """The last parts of a SeriesInstanceUID, as many as tell it from the others."""
-    parts = uid.split(".")
+    parts, others = series.uid.split("."), {other.uid for other in group}
     tails = (".".join(parts[-count:]) for count in range(1, len(parts) + 1))
-    return next((t for t in tails if sum(f".{o}".endswith(f".{t}") for o in others) == 1), uid)
+    return _for_file(next((t for t in tails if sum(f".{o}".endswith(f".{t}") for o in others) == 1), series.uid))
+
+
+def _file(series: Series, group: Sequence[Series]) -> str:
+    return _for_file(series.files[0].stem)
+
+
+STEPS = (_description, _folder, _number, _tail, _file)
+"""What is added to the names of a group of scans that have the same, in turn, where it differs."""
