@@ -132,7 +132,7 @@ def read_dataset(path: Path, pixels: bool = False) -> FileDataset:
     """
     import pydicom
 
-    try:
+    with parsing(path, "bytes"):
         size = os.stat(path).st_size
         block = _first_bytes(path)
         if block is None:
@@ -140,17 +140,27 @@ def read_dataset(path: Path, pixels: bool = False) -> FileDataset:
         headed = block[PREAMBLE : PREAMBLE + 4] == MAGIC
         if headed and not _sound_meta(block):
             raise unreadable(path, f"{size} bytes with a damaged file meta information")
+        data = pydicom.dcmread(path, force=not headed, defer_size=None if pixels else META_BYTES)
+        if not len(data) or not _whole(data, size):
+            raise unreadable(path, f"{size} bytes that are damaged or cut short")
+    return data
+
+
+@contextlib.contextmanager
+def parsing(path: Path, what: str) -> Iterator[None]:
+    """What pydicom and its decoders raise on a part of a damaged file, of whatever type, is that file's fault.
+
+    Raises:
+        DataError: in its place.
+    """
+    try:
         with lenient():
-            data = pydicom.dcmread(path, force=not headed, defer_size=None if pixels else META_BYTES)
-            if not len(data) or not _whole(data, size):
-                raise unreadable(path, f"{size} bytes that are damaged or cut short")
-        return data
+            yield
     except DataError:
         raise
-    except OSError as error:
-        raise unreadable(path, error.strerror or type(error).__name__) from error
-    except Exception as error:  # whatever pydicom dislikes is the file's fault
-        raise unreadable(path, f"{type(error).__name__}: {' '.join(str(error).split())}") from error
+    except Exception as error:
+        found = error.strerror if isinstance(error, OSError) and error.strerror else f"{type(error).__name__}: {error}"
+        raise unreadable(path, f"{what} that cannot be read ({' '.join(found.split())})") from error
 
 
 @contextlib.contextmanager

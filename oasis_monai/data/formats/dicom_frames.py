@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from oasis_monai.data.formats.dicom_file import AGAIN, GEOMETRY, Image, read_dataset, read_image_header, text, unreadable
+from oasis_monai.data.formats.dicom_file import AGAIN, GEOMETRY, Image, parsing, read_dataset, read_image_header, text, unreadable
 from oasis_monai.data.formats.header import shown
 from oasis_monai.utils.errors import DataError, Fault
 
@@ -52,7 +52,7 @@ def frames_of(path: Path) -> list[Image]:
     """
     file = read_image_header(path)
     data = read_dataset(path)
-    try:
+    with parsing(path, "functional groups"):
         groups = list(data.PerFrameFunctionalGroupsSequence)
         if len(groups) != file.frames:
             raise unreadable(path, f"{file.frames} frames with {len(groups)} functional groups")
@@ -61,8 +61,6 @@ def frames_of(path: Path) -> list[Image]:
             raise DataError(Fault(shown(path.name, 120), "InConcatenationTotalNumber", expected, found, AGAIN))
         shared = list(data.get("SharedFunctionalGroupsSequence") or [])
         return [_frame(file, number, [group, *shared]) for number, group in enumerate(groups, 1)]
-    except (ValueError, TypeError, AttributeError, KeyError, NotImplementedError, EOFError) as error:
-        raise unreadable(path, f"damaged functional groups ({type(error).__name__}: {error})") from error
 
 
 def _frame(file: Image, number: int, groups: Sequence[Dataset]) -> Image:

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from oasis_monai.data.formats.dicom_file import is_dicom_label, read_dataset, unreadable, word
+from oasis_monai.data.formats.dicom_file import is_dicom_label, parsing, read_dataset, unreadable, word
 from oasis_monai.data.formats.dicom_seg import read_seg, seg_names
 from oasis_monai.data.formats.dicom_structures import listed, plain
 from oasis_monai.data.formats.header import shown
@@ -169,7 +169,7 @@ def reference_of(path: Path) -> Reference:
 def _reference(path: Path, size: int, changed_ns: int) -> Reference:
     data = read_dataset(path)
     series, frames = set(), {word(data, "FrameOfReferenceUID")}
-    try:
+    with parsing(path, "references"):
         for item in _items(data, "ReferencedSeriesSequence"):
             series.add(word(item, "SeriesInstanceUID"))
         for frame in _items(data, "ReferencedFrameOfReferenceSequence"):
@@ -178,8 +178,6 @@ def _reference(path: Path, size: int, changed_ns: int) -> Reference:
                 series |= {word(item, "SeriesInstanceUID") for item in _items(study, "RTReferencedSeriesSequence")}
         for roi in _items(data, "StructureSetROISequence"):
             frames.add(word(roi, "ReferencedFrameOfReferenceUID"))
-    except Exception as error:  # whatever pydicom dislikes is the file's fault
-        raise unreadable(path, f"references that cannot be read ({type(error).__name__}: {error})") from error
     return Reference(frozenset(series - {""}), frozenset(frames - {""}))
 
 

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from oasis_monai.data.formats.dicom_file import SEGMENTATIONS, STORAGE, is_of_class, read_dataset, unreadable, word
+from oasis_monai.data.formats.dicom_file import SEGMENTATIONS, STORAGE, is_of_class, parsing, read_dataset, unreadable, word
 from oasis_monai.data.formats.dicom_frames import MACROS, numbers, value_in
 from oasis_monai.data.formats.dicom_structures import Painted, unique_names, wanted_numbers
 from oasis_monai.data.formats.header import OTHER_VOXELS, SAME_VOXELS, Faults, check_shape, flip_lps_ras, shown
@@ -38,10 +38,8 @@ def seg_names(path: Path) -> dict[str, int]:
 
 
 def _names(path: Path, data: Dataset) -> dict[str, int]:
-    try:
+    with parsing(path, "segments"):
         found = sorted((int(s.SegmentNumber), str(s.get("SegmentLabel") or "")) for s in data.SegmentSequence)
-    except (AttributeError, TypeError, ValueError, KeyError, NotImplementedError, EOFError) as error:
-        raise unreadable(path, f"no SegmentSequence that can be read ({error})") from error
     found = [(number, name) for number, name in found if number > 0]  # number 0 of a label map is its background
     if len(dict(found)) < len(found):
         raise unreadable(path, "segments with one SegmentNumber")
@@ -75,7 +73,7 @@ def read_seg(path: Path, geometry: Geometry, wanted: Mapping[str, int] | None = 
         kind = "LABELMAP"
     full = _fraction(data) if kind == "FRACTIONAL" else 1.0
     laid = _Laid(path, geometry)
-    try:
+    with parsing(path, "frames"):
         shared = list(data.get("SharedFunctionalGroupsSequence") or [])
         groups = [[group, *shared] for group in data.PerFrameFunctionalGroupsSequence]
         for own, frame in zip(groups, _frames(data, len(groups)), strict=True):
@@ -87,8 +85,6 @@ def read_seg(path: Path, geometry: Geometry, wanted: Mapping[str, int] | None = 
             for number, inside in parts:
                 if inside.any():
                     painted.paint(*chosen[number], laid.voxels(own, inside, number))
-    except (AttributeError, TypeError, ValueError, KeyError, RuntimeError, NotImplementedError, EOFError) as error:
-        raise unreadable(path, f"frames that cannot be read ({type(error).__name__}: {error})") from error
     if kind == "FRACTIONAL":
         painted.note("SegmentationType", "BINARY", "FRACTIONAL", f"voxels from {HALF:g} of the largest value on are taken")
     if laid.aside > SAME_VOXELS:

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from oasis_monai.data.formats.contours import fill_even_odd
-from oasis_monai.data.formats.dicom_file import CONTOURS, is_of_class, read_dataset, unreadable
+from oasis_monai.data.formats.dicom_file import CONTOURS, is_of_class, parsing, read_dataset
 from oasis_monai.data.formats.dicom_structures import Painted, unique_names, wanted_numbers
 from oasis_monai.data.formats.header import shown
 from oasis_monai.data.types import Geometry
@@ -25,7 +25,6 @@ LEVEL = 0.25
 """How far the points of a contour may leave its plane, in slices."""
 ASIDE = 0.1
 """How far a contour may lie from the middle of its slice without a word, in slices."""
-DAMAGE = (AttributeError, TypeError, ValueError, KeyError, IndexError, NotImplementedError, EOFError)
 
 
 @dataclass(frozen=True)
@@ -60,7 +59,7 @@ def _names(rois: Sequence[Roi]) -> dict[str, int]:
 def _read(path: Path) -> list[Roi]:
     """All structures in the order of their numbers."""
     data = read_dataset(path, pixels=True)
-    try:
+    with parsing(path, "structures"):
         drawn: dict[int, list[Dataset]] = defaultdict(list)
         for item in data.get("ROIContourSequence") or []:
             drawn[int(item.ReferencedROINumber)] += list(item.get("ContourSequence") or [])
@@ -76,8 +75,6 @@ def _read(path: Path) -> list[Roi]:
                 else:
                     others[kind if kind not in CLOSED else "of less than three points"] += 1
             found.append(Roi(number, str(roi.get("ROIName") or ""), rings, others))
-    except DAMAGE as error:
-        raise unreadable(path, f"structures that cannot be read ({type(error).__name__}: {error})") from error
     return sorted(found, key=lambda roi: roi.number)
 
 
