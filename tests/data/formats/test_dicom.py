@@ -7,6 +7,7 @@ import numpy as np
 import pydicom
 import pytest
 import torch
+from pydicom.uid import ExplicitVRBigEndian, ExplicitVRLittleEndian, ImplicitVRLittleEndian
 
 from oasis_monai.data.cases import find_cases
 from oasis_monai.data.formats.dicom import is_dicom, read_series
@@ -97,6 +98,35 @@ def test_rescaling_is_applied_to_every_slice(tmp_path):
     header = read_header(only(tmp_path).image)
     assert header.shape == (7, 6, 3)
     assert len(header.files) == 3
+
+
+@pytest.mark.parametrize("kind", ["JPEG", "JPEG2000"])
+def test_compressed_slices(tmp_path, kind):
+    import itk
+
+    write_series(tmp_path, VOLUME, GRIDS["oblique"], compression=getattr(itk.GDCMImageIOEnums, f"Compression_{kind}"))
+    syntax = pydicom.dcmread(tmp_path / "000.dcm").file_meta.TransferSyntaxUID
+    assert syntax.is_compressed
+    np.testing.assert_array_equal(read_image(only(tmp_path).image)[0][0].numpy(), VOLUME)
+
+
+@pytest.mark.parametrize("syntax", [ExplicitVRBigEndian, ExplicitVRLittleEndian, ImplicitVRLittleEndian])
+def test_byte_orders_and_value_representations(tmp_path, syntax):
+    """Also without the preamble, as old programs write them: then the name must end in .dcm."""
+    write_series(tmp_path, VOLUME, GRIDS["oblique"])
+    for file in sorted(tmp_path.iterdir()):
+        data = pydicom.dcmread(file)
+        data.file_meta.TransferSyntaxUID = syntax
+        if not syntax.is_little_endian:
+            data.PixelData = np.frombuffer(data.PixelData, "<i2").astype(">i2").tobytes()
+        encoding = {"implicit_vr": syntax.is_implicit_VR, "little_endian": syntax.is_little_endian, "force_encoding": True}
+        pydicom.dcmwrite(file, data, **encoding)
+        if syntax == ImplicitVRLittleEndian:
+            del data.file_meta
+            data.preamble = None
+            pydicom.dcmwrite(file, data, implicit_vr=True, little_endian=True, force_encoding=True)
+            assert file.read_bytes()[128:132] != b"DICM"
+    np.testing.assert_array_equal(read_image(only(tmp_path).image)[0][0].numpy(), VOLUME)
 
 
 def test_files_without_an_ending_and_several_series_folders(tmp_path):
