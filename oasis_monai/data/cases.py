@@ -7,14 +7,15 @@ import os
 import re
 import warnings
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TypeVar
 
-from oasis_monai.data.formats.dicom import is_dicom, series_among, series_parts
+from oasis_monai.data.formats.dicom import is_dicom
 from oasis_monai.data.formats.dispatch import ENDINGS, METAIMAGE, NIFTI, ending, is_second_file, scans_among
 from oasis_monai.data.formats.header import shown
+from oasis_monai.data.layouts.dicom import series_cases
 from oasis_monai.data.types import Case
 from oasis_monai.utils.errors import ConfigError, DataError, Fault
 
@@ -37,10 +38,9 @@ def find_cases(root: str | Path, layout: str, warn: Callable[[Fault], None] | No
             ``msd``: ``imagesTr`` and ``labelsTr`` (Medical Segmentation Decathlon), .nii.gz or .nii, in ``root`` or in its only
             subfolder that has them; a modality suffix ``_0000`` of an image is accepted, several modalities are not.
             ``folder``: every scan directly in ``root`` (or the one file ``root``), without labels, for segmentation;
-            ``X_segmentation`` beside ``X`` is left out. Also every DICOM series in ``root`` or in any folder below it: its id is
-            its folder's name (with the folders above it where two share a name, with the end of the SeriesInstanceUID where a
-            folder holds several), its image the first of its files. A series that lies in several folders is one scan, and has
-            the name of the folder round them.
+            ``X_segmentation`` beside ``X`` is left out. Also every DICOM series in ``root`` or in any folder below it: for its
+            id see :mod:`oasis_monai.data.layouts.dicom`, its image is the first of its files. A series that lies in several
+            folders is one scan.
         warn: is told of what is left out; default: Python's own warnings.
 
     Hidden files (``._x`` of macOS too) and ``__MACOSX`` are ignored in all layouts. Any other file that may be a scan, and has no
@@ -176,51 +176,11 @@ def _folder(root: Path, faults: list[Fault]) -> list[Case]:
     paths = scans_among(_scans(root, ENDINGS))
     stems = {_stem(path) for path in paths}
     cases = [Case(_stem(p), p) for p in paths if not (_stem(p).endswith("_segmentation") and _stem(p)[:-13] in stems)]
-    cases += _dicom(root)
+    cases += series_cases(root, (path for path in _walk(root) if not ending(path)))
     others = [p for p in _walk(root) if p not in paths and may_be_scan(p) and (ending(p) or not is_dicom(p))]
     _note_others(others, "scans directly in the folder, or DICOM", faults)
     _note_repeated(cases, faults)
     return cases
-
-
-def _dicom(root: Path) -> list[Case]:
-    """A case for every DICOM series below ``root``, in whatever folders, named as short as keeps the names apart."""
-    series = series_among(path for path in _walk(root) if not ending(path) and is_dicom(path))
-    unreadable = series.pop("", [])
-    found = [(_home(part), uid, part) for uid, files in series.items() for part in series_parts(files)]
-    readable = {file.parent for files in series.values() for file in files}
-    # beside a series they may be slices of it, and reading it tells
-    found += [(file.parent, "", (file,)) for file in _first_of_each_folder(unreadable) if file.parent not in readable]
-    homes = sorted({home for home, _, _ in found})
-    names = [home.resolve().name for home in homes]
-    cases = []
-    for home, uid, part in found:
-        name = home.resolve().name
-        if names.count(name) > 1:
-            name = "_".join(home.relative_to(root).parts) or name
-        uids = [other for at, other, _ in found if at == home]
-        name = f"{name}_{_tail(uid, set(uids))}" if len(set(uids)) > 1 else name
-        if uids.count(uid) > 1:  # several scans in several folders under one UID
-            name = "_".join((name, *part[0].parent.relative_to(home).parts))
-        cases.append(Case(name, part[0], more=part[1:]))
-    return cases
-
-
-def _home(files: Sequence[Path]) -> Path:
-    """The folder that holds all of some files."""
-    return Path(os.path.commonpath([file.parent for file in files]))
-
-
-def _first_of_each_folder(files: Iterable[Path]) -> list[Path]:
-    return list({file.parent: file for file in reversed(list(files))}.values())
-
-
-def _tail(uid: str, others: Iterable[str]) -> str:
-    """The last parts of a SeriesInstanceUID, as many as tell it from the others; fit for a file name, whatever the file holds."""
-    parts = uid.split(".")
-    tails = (".".join(parts[-count:]) for count in range(1, len(parts) + 1))
-    tail = next((t for t in tails if sum(f".{o}".endswith(f".{t}") for o in others) == 1), uid)
-    return re.sub(r"[^0-9A-Za-z.-]", "_", tail)
 
 
 LAYOUTS: dict[str, Callable[[Path, list[Fault]], list[Case]]] = {"promise12": _promise12, "msd": _msd, "folder": _folder}

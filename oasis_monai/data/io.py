@@ -13,6 +13,8 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from oasis_monai.data.formats.dicom import is_dicom_label
+from oasis_monai.data.formats.dicom_labels import label_on_grid
 from oasis_monai.data.formats.dispatch import Source, paths_of, write_array
 from oasis_monai.data.formats.header import OTHER_VOXELS, SAME_VOXELS, Header, geometry_difference, match_grids, split_affine
 from oasis_monai.data.formats.load import fail, load
@@ -109,6 +111,8 @@ def _label(
     """(1, x, y, z) class indices on the image's grid, None where there are none; adds to ``told`` what there is to tell."""
     if case.label is None:
         return None
+    if is_dicom_label(case.label):
+        return _drawn(case, case.label, label_values, ignore, geometry, told)
     try:
         values, header = read_whole(case.label, case.names)
         label = class_indices(case.label, values, label_values, ignore)
@@ -124,6 +128,22 @@ def _label(
     turned, own = _on_image_grid(case.id, "label geometry", label[None], header.geometry, geometry)
     told += own
     return turned
+
+
+def _drawn(
+    case: Case, path: Path, label_values: Sequence[int], ignore: int | None, geometry: Geometry | None, told: list[Fault]
+) -> np.ndarray | None:
+    """As :func:`_label`, of a DICOM SEG or an RTSTRUCT, which is drawn on the image's grid."""
+    if geometry is None:
+        return None
+    try:
+        values, notes = label_on_grid(case, geometry, label_values)
+        label = class_indices(path, values, label_values, ignore)
+    except DataError as error:
+        told += named(case.id, error.faults)
+        return None
+    told += named(case.id, notes)
+    return label[None]
 
 
 def _taken(case: Case, images: Sequence[torch.Tensor], errors: list[Fault]) -> torch.Tensor | None:

@@ -16,7 +16,7 @@ from pathlib import Path
 import numpy as np
 
 from oasis_monai.data.formats.by_nibabel import read_by_nibabel, write_by_nibabel
-from oasis_monai.data.formats.dicom import is_dicom, read_pixels, read_series
+from oasis_monai.data.formats.dicom import is_dicom, is_dicom_label, read_pixels, read_series
 from oasis_monai.data.formats.header import Faults, Header
 from oasis_monai.data.formats.metaimage import read_metaimage
 from oasis_monai.data.formats.metaimage_data import data_file, write_metaimage
@@ -183,12 +183,13 @@ def paths_of(source: Source) -> tuple[Path, ...]:
 
 def data_files(source: Source) -> tuple[Path, ...]:
     """The files that make up a scan, for content hashes: the header's file, then the data file it names, if any; or all files of
-    a DICOM series.
+    a DICOM series; of a label in DICOM (SEG, RTSTRUCT) the file itself.
 
     Raises:
         DataError: as :func:`read_header`.
     """
-    return read_header(source).files
+    paths = paths_of(source)
+    return paths if len(paths) == 1 and is_dicom_label(paths[0]) else read_header(source).files
 
 
 def write_array(path: Path, array: np.ndarray, geometry: Geometry) -> None:
