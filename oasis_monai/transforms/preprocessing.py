@@ -172,7 +172,7 @@ class Preprocessing:
     def apply(self, volume: Volume, moved: Sequence[int] = (0, 0, 0)) -> Preprocessed:
         """Put a scan on the working grid and normalise it.
 
-        The image is clipped to its window, if there is one, interpolated linearly and smoothed before where the grid gets coarser.
+        The image is clipped to its window if it has one, and interpolated linearly, smoothed before where the grid gets coarser.
         Every channel is normalised by itself; the label class by class (:func:`oasis_monai.transforms.spatial.resample_label`).
         Voxels beyond the scan are 0 and background. ``moved``: see :meth:`working_geometry`.
 
