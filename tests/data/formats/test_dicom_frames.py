@@ -118,13 +118,9 @@ def test_volumes_of_a_file_are_channels_in_the_order_of_what_tells_them_apart(tm
     if order == "place by place":
         frames = [(v, z) for z in ORDER for v in range(3)]
     stacked = np.concatenate([VOLUME + 10 * v for v in range(3)], axis=2)
-    data = write_enhanced(
-        tmp_path / "a.dcm",
-        stacked,
-        GRIDS["oblique"],
-        order=[5 * v + z for v, z in frames],
-        groups=lambda n: {sequence: {name: values[frames[n][0]]}},
-    )
+    slices = [5 * v + z for v, z in frames]
+    told = [{sequence: {name: values[v]}} for v, _ in frames]
+    data = write_enhanced(tmp_path / "a.dcm", stacked, GRIDS["oblique"], order=slices, groups=lambda n: told[n])
     places = write_enhanced(tmp_path / "one.dcm", VOLUME, GRIDS["oblique"]).PerFrameFunctionalGroupsSequence
     for frame, (_, z) in zip(data.PerFrameFunctionalGroupsSequence, frames, strict=True):
         frame.PlanePositionSequence = places[z].PlanePositionSequence
