@@ -23,7 +23,6 @@ if TYPE_CHECKING:
     from pydicom.dataset import Dataset
 
 
-
 def dicom_label_names(path: Path) -> dict[str, int]:
     """The structures of a DICOM SEG (SegmentLabel -> SegmentNumber) or an RTSTRUCT (ROIName -> 1, 2, ... in the order of the
     ROINumbers, those with closed contours).
