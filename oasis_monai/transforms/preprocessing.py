@@ -300,6 +300,7 @@ class PreprocessCache:
         if case.label is not None:
             key = {**setting, "label": self.content(case.label), "label_values": self.label_values}
             key |= {} if self.ignore is None else {"ignore": self.ignore}
+            key |= {"names": case.names} if case.names else {}
             label_file = self.folder / f"{digest(key, 40)}.label"
         image = load_if_whole(image_file)
         label = None if label_file is None else load_if_whole(label_file)

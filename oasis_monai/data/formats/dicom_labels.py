@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from oasis_monai.data.formats.dicom_file import is_dicom_label, parsing, read_dataset, unreadable, word
+from oasis_monai.data.formats.dicom_file import parsing, read_dataset, unreadable, word
 from oasis_monai.data.formats.dicom_seg import read_seg, seg_names
 from oasis_monai.data.formats.dicom_structures import listed
 from oasis_monai.data.formats.header import plain, shown
@@ -21,8 +21,6 @@ from oasis_monai.utils.errors import ConfigError, DataError, Fault
 
 if TYPE_CHECKING:
     from pydicom.dataset import Dataset
-
-__all__ = ["is_dicom_label"]
 
 
 def dicom_label_names(path: Path) -> dict[str, int]:
