@@ -12,7 +12,7 @@ from typing import Any
 
 VALUED = {"--cfg", "-c", "--package", "-p", "--info", "-i", "--experimental-rerun"}  # Hydra's options that take the next word
 VALUED |= {"--config-path", "-cp", "--config-name", "-cn", "--config-dir", "-cd"}
-TASKS = ("crossval", "study", "train", "segment", "library", "bundle", "download", "check", "report", "phantom")
+TASKS = ("crossval", "study", "train", "plan", "segment", "library", "bundle", "download", "check", "report", "phantom")
 PATHS = {"model", "input", "output", "add", "label", "cache", "data.root", "features.weights"}
 PATHS |= {"hydra.run.dir", "hydra.sweep.dir", "hydra.sweep.subdir"}
 GROUPS = {
@@ -43,14 +43,17 @@ oasis-monai: segment medical images from a few labelled scans (atlases), aligned
 tasks
   crossval   cross-validate on a labelled data set (default): scores, summary, pictures, a report page
   study      compare several cross-validations on the same folds  experiment=paper
-  train      train on all cases and write a model folder          model=DIR
+  train      train on all cases and write a model folder          data.root=DIR model=DIR
+  plan       choose grid, intensities and networks for a data set  data.root=DIR [output=DIR]
   segment    segment a scan or a folder of scans                  model=DIR input=PATH output=DIR [format=nii.gz|nii|mha|mhd]
   library    list a model's atlases, or edit them                 model=DIR [add=IMAGE label=LABEL [case=ID] | remove=CASE]
   bundle     write a model as a MONAI bundle                      model=DIR output=DIR
   download   download a public data set                           data=promise12|hippocampus or msd=Task09_Spleen   output=DIR
-  check      list all faults of a data set
+  check      list all faults of a data set, and its plan          data.root=DIR
   report     write report.html for a finished run                 output=RUN_DIR
   phantom    write a synthetic data set                           data.root=DIR
+
+What suits a data set is chosen from its scans and told with the reasons; every value can be given instead.
 
 frequent options
   data=phantom|promise12|hippocampus   data.root=DIR
@@ -326,12 +329,15 @@ def _compose_and_run() -> None:
 
         from oasis_monai.data.dataset_yaml import check_data_files
         from oasis_monai.utils import interrupts
-        from oasis_monai.utils.config import check_renamed
+        from oasis_monai.utils.config import check_gone, check_renamed
 
         with _telling():
             for word in sys.argv[1:]:
                 if not word.startswith("-"):
-                    check_renamed(word.partition("=")[0].lstrip("+~").replace("/", ".").partition("@")[0])
+                    key, _, value = word.partition("=")
+                    name = key.lstrip("+~").replace("/", ".").partition("@")[0]
+                    check_renamed(name)
+                    check_gone(name, value)
             check_data_files(sys.argv[1:])
         _read_over_byte_order_marks()
         with interrupts.repeated():

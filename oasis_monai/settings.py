@@ -28,6 +28,7 @@ from oasis_monai.transforms.corruptions import CORRUPTIONS
 from oasis_monai.transforms.preprocessing import MOST_VOXELS, Preprocessing
 from oasis_monai.utils.config import INFERENCE_ONLY, check_renamed, identity_of, make_group, not_used_by, plain, require
 from oasis_monai.utils.errors import ConfigError
+from oasis_monai.utils.planned import without_nulls
 from oasis_monai.utils.presets import compose
 
 JOINT_NETWORKS = ("slices", "volume")
@@ -308,11 +309,12 @@ GROUPS: dict[str, Any] = {
 
 def build(config: Mapping[str, Any]) -> Settings:
     """Settings from the plain dict of a composed configuration, or from :meth:`Settings.to_json`. What is left out has the
-    default of ``conf/``.
+    default of its class; what is left to the plan (null) is that of :data:`oasis_monai.utils.planned.UNPLANNED`.
 
     Raises:
         ConfigError: an unknown key, a value out of range, or sizes the network cannot take.
     """
+    config = without_nulls(config)
     top = {key: value for key, value in config.items() if (key, value) != ("methods", None)}
     more = {"preprocessing": {"spatial_dims": top.get("spatial_dims", 3)}}
     groups = {name: make_group(kind, top.pop(name, {}), name, **more.get(name, {})) for name, kind in GROUPS.items()}
@@ -325,13 +327,17 @@ def build_data(config: Mapping[str, Any]) -> tuple[DataSettings, Preprocessing]:
     Raises:
         ConfigError: see :func:`build`.
     """
+    config = without_nulls(config)
     dims = config.get("spatial_dims", 3)
     preprocessing = make_group(Preprocessing, config.get("preprocessing", {}), "preprocessing", spatial_dims=dims)
     return make_group(DataSettings, config.get("data", {}), "data"), preprocessing
 
 
 def build_settings(options: Mapping[str, Any] | None = None, **more: Any) -> Settings:
-    """The settings that the command line has with the same options.
+    """The settings that the command line has with the same options, without a look at the data.
+
+    What the command line's tasks leave to the plan of the data set (:func:`oasis_monai.plan`, whose ``settings`` have it) is here
+    what suits a prostate in T2 MR, see :data:`oasis_monai.utils.planned.UNPLANNED`.
 
     Args:
         options: values by the names of the command line. A key may have dots, and a value may be a dict of further keys. A text
@@ -352,9 +358,18 @@ def build_settings(options: Mapping[str, Any] | None = None, **more: Any) -> Set
         >>> build_settings(data="promise12", registration="unet3d", loss="eq1").loss.gamma
         0.01
     """
+    return build(composed(options, more))
+
+
+def composed(options: Mapping[str, Any] | None, more: Mapping[str, Any]) -> dict[str, Any]:
+    """The plain configuration of :func:`build_settings`, with nulls for what is left to the plan.
+
+    Raises:
+        ConfigError: an old name of an option, or an unknown preset.
+    """
     given = [*(options or {}), *more]
     for key in given:
         check_renamed(str(key))
     # conf/config.yaml also has options of tasks (model=, input=, ...): they are left out, but refused where the caller gives them
     known = {f.name for f in dataclasses.fields(Settings)} | {str(key).partition(".")[0] for key in given}
-    return build({key: value for key, value in compose(options or {}, more).items() if key in known})
+    return {key: value for key, value in compose(options or {}, more).items() if key in known}

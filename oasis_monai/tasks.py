@@ -35,6 +35,7 @@ def run_task(
         "crossval": _crossval,
         "study": _study,
         "train": _train,
+        "plan": _plan,
         "segment": _segment,
         "library": _library,
         "bundle": _bundle,
@@ -60,12 +61,26 @@ def _alone(job: Mapping[str, Any], run_dir: Path) -> contextlib.AbstractContextM
 
 def _settings(config: dict[str, Any]) -> Any:
     """The settings of the run, checked, and torch set up for it."""
+    from oasis_monai.settings import build
+
+    return _ready(build(config))
+
+
+def _planned(config: dict[str, Any]) -> Any:
+    """:func:`_settings` of a run that uses a data set: what the configuration leaves open is chosen for it, and told."""
+    from oasis_monai.workflows.plan import plan_settings
+
+    planned = plan_settings(config).told(print)
+    _ready(planned.settings)
+    return planned
+
+
+def _ready(settings: Any) -> Any:
+    """Torch set up for the settings, which are given back."""
     import torch
 
-    from oasis_monai.settings import build
     from oasis_monai.training import distributed
 
-    settings = build(config)
     if settings.workers > 1 and distributed.size() > 1:
         raise ConfigError("workers", "1 under torchrun (its processes train each network together)", settings.workers)
     if settings.threads:
@@ -76,7 +91,8 @@ def _settings(config: dict[str, Any]) -> Any:
 
 def _crossval(config: dict[str, Any], job: Mapping[str, Any], run_dir: Path, sweep_dir: Path | None) -> None:
     _require(job)
-    settings = _settings(config)
+    planned = _planned(config)
+    settings = planned.settings
     from oasis_monai.evaluation.report import write_report
     from oasis_monai.evaluation.scores import read_scores, summarise, summary_text
     from oasis_monai.utils.files import locked
@@ -87,7 +103,8 @@ def _crossval(config: dict[str, Any], job: Mapping[str, Any], run_dir: Path, swe
     swept = job.get("swept") or {}
     if sweep_dir is not None:
         check_sweep_folder(sweep_dir)
-    scores = read_scores(crossval(settings, run_dir, overwrite=bool(job["overwrite"]), key=key, swept=swept))
+    overwrite = bool(job["overwrite"])
+    scores = read_scores(crossval(settings, run_dir, overwrite=overwrite, key=key, swept=swept, plan=planned.plan))
     if len(scores):
         print(summary_text(summarise(scores)))
         print(f"report: {write_report(run_dir)}")
@@ -128,21 +145,22 @@ def _study(config: dict[str, Any], job: Mapping[str, Any], run_dir: Path, sweep_
         raise ConfigError(
             "task", "crossval or train under torchrun", "study", "run it without torchrun; workers=N trains N networks at once"
         )
-    _settings(config)
     from oasis_monai.workflows.study import check_study, run_study
+    from oasis_monai.workflows.study_plan import planned_study
     from oasis_monai.workflows.study_report import write_results
 
-    study = check_study(job["study"])
-    run_study(
-        study, config, run_dir, overwrite=bool(job["overwrite"]), key="hydra.run.dir" if sweep_dir is None else "hydra.sweep.dir"
-    )
-    print(f"report: {write_results(study, config, run_dir)}")
+    planned = _planned(config)
+    study = planned_study(check_study(job["study"]), config, planned)
+    key = "hydra.run.dir" if sweep_dir is None else "hydra.sweep.dir"
+    run_study(study, planned.config, run_dir, overwrite=bool(job["overwrite"]), key=key, plan_made=planned.plan)
+    print(f"report: {write_results(study, planned.config, run_dir)}")
 
 
 def _train(config: dict[str, Any], job: Mapping[str, Any], run_dir: Path, sweep_dir: Path | None) -> None:
     _require(job, model="the folder to write the model to")
     own = config.get("methods") is not None
-    settings = _settings(config)
+    planned = _planned(config)
+    settings = planned.settings
     from oasis_monai.workflows.train import train_model
 
     if own and settings.networks == settings.methods:
@@ -152,7 +170,18 @@ def _train(config: dict[str, Any], job: Mapping[str, Any], run_dir: Path, sweep_
         if (value := getattr(settings, key)) is not None:
             remedy = "leave it out; data.include=[...] chooses cases"
             raise ConfigError(key, "null: train uses all cases (crossval holds some out)", value, remedy)
-    print(f"model: {train_model(settings, Path(job['model']), overwrite=bool(job['overwrite']))}")
+    made = train_model(settings, Path(job["model"]), overwrite=bool(job["overwrite"]), plan=planned.plan)
+    print(f"model: {made}")
+
+
+def _plan(config: dict[str, Any], job: Mapping[str, Any], run_dir: Path, sweep_dir: Path | None) -> None:
+    from oasis_monai.workflows.plan import plan_settings
+
+    planned = plan_settings(config).told(print)
+    if planned.plan is None:
+        print("nothing to plan: there is no labelled scan that can be read, or every value is given")
+    elif job["output"]:
+        print(f"plan: {planned.plan.write(Path(job['output']))}")
 
 
 def _require(job: Mapping[str, Any], **paths: str) -> None:
@@ -260,39 +289,31 @@ def _check(config: dict[str, Any], job: Mapping[str, Any], run_dir: Path, sweep_
     from oasis_monai.settings import build_data
     from oasis_monai.utils.files import write_text
     from oasis_monai.workflows.check import as_table, check_cases
-    from oasis_monai.workflows.field_of_view import Extent, advice, extent
+    from oasis_monai.workflows.plan import plan_settings
     from oasis_monai.workflows.prepare import find_selected_cases
 
-    data, preprocessing = build_data(config)
-    settings, wrong = _settings_or_fault(config)
-    if wrong is not None:  # the networks cannot work like this; the data can be looked at all the same
+    planned, wrong = None, None
+    try:
+        planned = plan_settings(config, keep=False)
+        _ready(planned.settings)
+        data, preprocessing = planned.settings.data, planned.settings.preprocessing
+    except ConfigError as error:  # the networks cannot work like this; the data can be looked at all the same
+        data, preprocessing = build_data(config)
+        wrong = error
         print(f"error: {wrong}", file=sys.stderr)
     cases, faults = find_selected_cases(data)
-    extents: list[Extent | None] = []
-    faults += check_cases(cases, data.label_values, preprocessing, lambda volume: extents.append(extent(volume)))
+    faults += check_cases(cases, data.label_values, preprocessing)
     if job["output"]:
         write_text(Path(job["output"]) / "check.csv", as_table(faults))
     for fault in faults:
         print(f"{fault.severity}: {fault}", file=sys.stderr if fault.severity == "error" else sys.stdout)
-    if settings is not None:
-        for line in advice([e for e in extents if e is not None], preprocessing, settings.divisor, settings.takes):
-            print(line)
+    if planned is not None:
+        planned.told(print)
     errors = sum(fault.severity == "error" for fault in faults)
     settings_too = "" if wrong is None else "; the data was looked at, but the settings cannot work"
     print(f"{len(cases)} cases, {errors} errors, {len(faults) - errors} warnings{settings_too}")
     if errors or wrong is not None:
         raise SystemExit(2)
-
-
-def _settings_or_fault(config: dict[str, Any]) -> tuple[Any, ConfigError | None]:
-    """The settings and, if they cannot work, why: then those with the default working grid, or None."""
-    try:
-        return _settings(config), None
-    except ConfigError as error:
-        grid = {k: v for k, v in (config.get("preprocessing") or {}).items() if k not in ("size", "spacing_mm")}
-        with contextlib.suppress(ConfigError):
-            return _settings({**config, "preprocessing": grid}), error
-        return None, error
 
 
 def _report(config: dict[str, Any], job: Mapping[str, Any], run_dir: Path, sweep_dir: Path | None) -> None:

@@ -37,6 +37,21 @@ RENAMED = {
 """Options that had another name before: old -> new. Within ``estimator`` the other keys kept their names."""
 
 
+GONE = {("preprocessing", "hippocampus"): "auto"}
+"""Presets that are no more: (group, name) -> the one to take."""
+
+
+def check_gone(group: str, preset: str) -> None:
+    """Refuse a preset that is no more.
+
+    Raises:
+        ConfigError: the message tells what to take.
+    """
+    if (new := GONE.get((group, preset))) is not None:
+        remedy = f"leave it out or write {group}={new}: the plan of the data set chooses these values now"
+        raise ConfigError(group, f"the preset {new}", f"{preset}, which is no more", remedy)
+
+
 def check_renamed(key: str) -> None:
     """Refuse the old name of an option.
 

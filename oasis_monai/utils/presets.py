@@ -16,6 +16,7 @@ from typing import Any
 
 import yaml
 
+from oasis_monai.utils.config import check_gone
 from oasis_monai.utils.errors import ConfigError
 
 CONF = "oasis_monai.conf"
@@ -110,6 +111,7 @@ def _read(group: str, name: str) -> dict[str, Any]:
 
 @cache
 def _text(group: str, name: str) -> str:
+    check_gone(group, name)
     if group and name not in preset_names(group):
         raise ConfigError(group, f"a preset, one of {preset_names(group)}", name)
     return files(CONF).joinpath(group, f"{name}.yaml").read_text(encoding="utf-8")

@@ -11,14 +11,43 @@ from typing import Any, Unpack
 
 import pandas as pd
 
-from oasis_monai.settings import build_settings
+from oasis_monai.settings import composed
 from oasis_monai.utils.device import torch_setup
 from oasis_monai.utils.errors import Fault
 from oasis_monai.utils.files import exclusive_folder
 from oasis_monai.workflows.model import Model, load_model
+from oasis_monai.workflows.plan import Planned, plan_settings
 from oasis_monai.workflows.segment import SegmentOptions
 
 _LOGGER = logging.getLogger("oasis_monai")
+
+
+def plan(options: Mapping[str, Any] | None = None, **more: Any) -> Planned:
+    """What suits a data set, with reasons: ``oasis-monai plan``. Its scans are read, nothing is trained.
+
+    :func:`train` and :func:`cross_validate` do the same by themselves.
+
+    Args:
+        options: settings as on the command line, see :func:`oasis_monai.build_settings`; what they give is not planned.
+        more: further settings, which come after ``options``.
+
+    Returns:
+        The plan (None where nothing was left to plan, or no labelled scan can be read) and the settings that follow from it.
+
+    Raises:
+        DataError: the folder is absent or no data set.
+        ConfigError: a setting that cannot work.
+
+    Examples:
+        >>> import oasis_monai
+        >>> data = {"root": "data/prostate", "layout": "promise12", "labels": {"prostate": 1}}
+        >>> planned = oasis_monai.plan(data=data)
+        >>> planned.plan.lines()[1]
+        'preprocessing.size=[...] preprocessing.spacing_mm=[...]  # labels reach ...'
+        >>> planned.settings.preprocessing.size == tuple(planned.plan.values["preprocessing"]["size"])
+        True
+    """
+    return plan_settings(composed({"progress": False, **(options or {})}, more))
 
 
 def train(model: str | Path, options: Mapping[str, Any] | None = None, overwrite: bool = False, **more: Any) -> Model:
@@ -50,9 +79,10 @@ def train(model: str | Path, options: Mapping[str, Any] | None = None, overwrite
     """
     from oasis_monai.workflows.train import train_model
 
-    settings = build_settings({"progress": False, **(options or {})}, **more)
+    planned = plan(options, **more).told(_LOGGER.info)
+    settings = planned.settings
     with exclusive_folder(Path(model), "model"), torch_setup(settings.threads):
-        train_model(settings, Path(model), _LOGGER.info, overwrite)
+        train_model(settings, Path(model), _LOGGER.info, overwrite, planned.plan)
     return load_model(model, settings.device, settings.align_batch)
 
 
@@ -159,9 +189,10 @@ def cross_validate(
     from oasis_monai.evaluation.report import write_report
     from oasis_monai.workflows.crossval import crossval
 
-    settings, folder = build_settings({"progress": False, **(options or {})}, **more), Path(run_dir)
+    planned, folder = plan(options, **more).told(_LOGGER.info), Path(run_dir)
+    settings = planned.settings
     with exclusive_folder(folder, "run_dir"), torch_setup(settings.threads):
-        result = CrossValidationResult(crossval(settings, folder, _LOGGER.info, overwrite).parent)
+        result = CrossValidationResult(crossval(settings, folder, _LOGGER.info, overwrite, plan=planned.plan).parent)
         if len(result.scores):
             write_report(folder)
     return result

@@ -35,6 +35,7 @@ from oasis_monai.utils.files import write_json
 from oasis_monai.workflows.case_pictures import PackedLabels, draw_overlays, remove_stale_pictures, save_label, write_case_browser
 from oasis_monai.workflows.corrupted_copies import Rows, corrupted_rows
 from oasis_monai.workflows.fold_models import FoldModel, FoldModels, OpenModels, calibration_path, train_in_parallel
+from oasis_monai.workflows.plan import Plan, keep_plan
 from oasis_monai.workflows.prepare import Dataset, Log, find_and_check, prepare, split_of
 from oasis_monai.workflows.run_record import Clock, claim_results, refuse_other_results, run_record
 
@@ -46,6 +47,7 @@ def crossval(
     overwrite: bool = False,
     key: str = "run_dir",
     swept: Mapping[str, str] = MappingProxyType({}),
+    plan: Plan | None = None,
 ) -> Path:
     """Run the folds asked for and write ``scores.csv``, ``summary.csv``, ``split.json``, ``run.json``, pictures, what the page's
     case browser shows, and segmentations into ``run_dir``.
@@ -57,6 +59,7 @@ def crossval(
         overwrite: also in the place of the results of other data or settings.
         key: the option that names ``run_dir``, for messages.
         swept: of a sweep's job, the options it is run over and their values here.
+        plan: what the settings follow from, to be kept beside the results.
 
     Returns:
         The path of ``scores.csv``.
@@ -82,6 +85,7 @@ def crossval(
         return told | ({"swept": dict(swept)} if swept else {})
 
     claim_results(run_dir, record(), key, overwrite)
+    keep_plan(plan, run_dir)
     write_json(run_dir / "split.json", split.to_json())
     models = FoldModels(settings, dataset, split, cache, log)
     run = CrossValidation(settings, dataset, split, models, run_dir, clock, log)

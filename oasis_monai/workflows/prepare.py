@@ -5,7 +5,7 @@ Each step is cached.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -98,7 +98,7 @@ def find_and_check(settings: Settings, cache: Path | None, log: Log) -> list[Cas
     data = settings.data
     cases, unpaired = find_selected_cases(data)
     stamp = digest(
-        [[str(f), f.stat().st_size, f.stat().st_mtime_ns] for case in cases for f in _files(case)]
+        file_stamps(cases)
         + [list(data.label_values)]
         + several_cases([case.id for case in cases], {case.id: case.patient for case in cases})
         + ([] if data.ignore is None else [data.ignore])
@@ -156,6 +156,11 @@ def channel_names(settings: Settings, count: int) -> list[str]:
     if len(names) == count:
         return names
     return list(ONE_CHANNEL) if count == 1 else [f"channel {number}" for number in range(1, count + 1)]
+
+
+def file_stamps(cases: Sequence[Case]) -> list[list[str | int]]:
+    """Path, size and time of every file of the cases: while these stay, so do the scans."""
+    return [[str(f), f.stat().st_size, f.stat().st_mtime_ns] for case in cases for f in _files(case)]
 
 
 def _files(case: Case) -> list[Path]:

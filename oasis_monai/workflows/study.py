@@ -24,6 +24,7 @@ from oasis_monai.utils.errors import ConfigError
 from oasis_monai.utils.files import digest, write_json, write_text
 from oasis_monai.utils.processes import run_parallel
 from oasis_monai.workflows.fold_models import FoldModels, _quiet, _silent, train_in_parallel
+from oasis_monai.workflows.plan import Plan, keep_plan
 from oasis_monai.workflows.prepare import Dataset, Log, find_and_check, prepare, split_of
 from oasis_monai.workflows.run_record import Clock, claim_results, refuse_other_results, run_record
 
@@ -110,7 +111,7 @@ def plan(study: Study, config: Mapping[str, Any]) -> list[Job]:
     jobs = []
     for name, arm in study.arms.items():
         for protocol in arm.protocols:
-            settings = _built(f"study.arms.{name}", _merged(_config(study, config, name), {"folds": protocol}))
+            settings = _built(f"study.arms.{name}", _merged(arm_config(study, config, name), {"folds": protocol}))
             jobs.append(Job(f"{name}-{protocol}" if len(arm.protocols) > 1 else name, settings, arm.suffix))
     if study.learning is not None:
         for name, values in study.learning.arms.items():
@@ -169,7 +170,7 @@ def _points(study: Study, curve: Learning, arm: str, values: Mapping[str, Any], 
     where = f"study.learning.arms.{arm}"
     if arm not in study.arms:
         raise ConfigError("study.learning.arms", f"names of the arms {list(study.arms)}", arm)
-    over = _merged(_config(study, config, arm), dict(values) | {"folds": "patient", "browser": False})
+    over = _merged(arm_config(study, config, arm), dict(values) | {"folds": "patient", "browser": False})
     whole = _built(where, over)
     jobs = []
     for size in (*sorted(set(curve.train_cases)), None):
@@ -181,14 +182,14 @@ def _points(study: Study, curve: Learning, arm: str, values: Mapping[str, Any], 
     return jobs
 
 
-def _config(study: Study, config: Mapping[str, Any], name: str, seen: tuple[str, ...] = ()) -> dict[str, Any]:
+def arm_config(study: Study, config: Mapping[str, Any], name: str, seen: tuple[str, ...] = ()) -> dict[str, Any]:
     """The plain configuration of an arm."""
     arm = study.arms[name]
     if arm.base is None:
         return _merged(config, arm.settings)
     if arm.base not in study.arms or arm.base in (*seen, name):
         raise ConfigError(f"study.arms.{name}.base", f"another of the arms {list(study.arms)}, not in a circle", arm.base)
-    return _merged(_config(study, config, arm.base, (*seen, name)), arm.settings)
+    return _merged(arm_config(study, config, arm.base, (*seen, name)), arm.settings)
 
 
 def _merged(below: Mapping[str, Any], above: Mapping[str, Any]) -> dict[str, Any]:
@@ -208,7 +209,13 @@ def _built(where: str, config: Mapping[str, Any]) -> Settings:
 
 
 def run_study(
-    study: Study, config: Mapping[str, Any], run_dir: Path, log: Log = print, overwrite: bool = False, key: str = "run_dir"
+    study: Study,
+    config: Mapping[str, Any],
+    run_dir: Path,
+    log: Log = print,
+    overwrite: bool = False,
+    key: str = "run_dir",
+    plan_made: Plan | None = None,
 ) -> Path:
     """Run every arm and write ``scores.csv``, ``summary.csv``, ``learning.csv`` and ``run.json`` into ``run_dir``.
 
@@ -217,6 +224,7 @@ def run_study(
     Args:
         overwrite: also in the place of the results of other data, or of other settings than those of single arms.
         key: the option that names ``run_dir``, for messages.
+        plan_made: what ``config`` follows from, to be kept beside the results.
 
     Returns:
         The path of ``scores.csv``.
@@ -257,6 +265,7 @@ def run_study(
         return found
 
     claim_results(run_dir, record(), key, overwrite)
+    keep_plan(plan_made, run_dir)
     log(f"{len(trainings)} networks to train, {len(waiting)} of {len(jobs)} cross-validations to score")
     with clock("train"):
         train_in_parallel(list(trainings.values()), settings.workers, log)

@@ -32,17 +32,19 @@ from oasis_monai.workflows.model_folder import (
     describe,
     keep_pairs,
 )
+from oasis_monai.workflows.plan import Plan, keep_plan
 from oasis_monai.workflows.prepare import Dataset, channel_names, check_pairs, find_and_check, prepare
 from oasis_monai.workflows.run_record import Clock, refuse_other_results, run_record
 
 
-def train_model(settings: Settings, folder: Path, log: Log = print, overwrite: bool = False) -> Path:
+def train_model(settings: Settings, folder: Path, log: Log = print, overwrite: bool = False, plan: Plan | None = None) -> Path:
     """Fit the networks on all cases of the data set, but those it keeps for a test, and write the model folder.
 
     Training goes on from its checkpoint in ``settings.cache`` when it was interrupted.
 
     Args:
         overwrite: also in the place of a model of other data or settings, or whose library was edited since its training.
+        plan: what the settings follow from, to be kept beside the model.
 
     Raises:
         ConfigError: there is such a model.
@@ -67,6 +69,7 @@ def train_model(settings: Settings, folder: Path, log: Log = print, overwrite: b
     with locked(folder), clock("write"):
         for name in ("model.json", LOA_FILE, NEXT_LIBRARY):  # from here to the last line the folder is no model
             (folder / name).unlink(missing_ok=True)
+        keep_plan(plan, folder)
         checksums = _write_parts(folder, segmenter)
         write_json(folder / "model.json", _record(settings, dataset, segmenter, checksums, clock, log))
     return folder

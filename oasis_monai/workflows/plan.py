@@ -1,0 +1,200 @@
+"""The plan of a data set: what is chosen for it, with reasons, and the settings that follow.
+
+The presets ``auto`` of ``conf/`` leave values null. :func:`make_plan` measures the labelled scans and fills them by
+:mod:`.plan_rules`; what the user gives, as a value or as another preset, stays. The settings that come out are concrete: records
+and caches know them as if they had been typed.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from oasis_monai.data.settings import DataSettings
+from oasis_monai.data.types import Case
+from oasis_monai.settings import Settings, build, build_data
+from oasis_monai.utils.errors import ConfigError, DataError
+from oasis_monai.utils.files import write_json
+from oasis_monai.utils.planned import UNPLANNED, fill, open_keys
+from oasis_monai.workflows.fingerprint import Fingerprint, take_fingerprint
+from oasis_monai.workflows.plan_rules import Choice, choose, own_spacing
+from oasis_monai.workflows.prepare import Log, file_stamps, find_selected_cases
+
+FILE = "plan.json"
+CLEARED = ("preprocessing.size", "preprocessing.spacing_mm", "registration.field_stride", "joint.volume_stride", "joint.atlases")
+"""Options whose values a plan can make possible: an error about them is no error before it."""
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What was chosen for a data set, and why.
+
+    Args:
+        spatial_dims: 2 or 3.
+        data: the data set in words.
+        choices: the decisions; empty where everything was given.
+
+    Examples:
+        >>> plan = Plan(3, "8 scans", (Choice({"training.batch": 2}, "there is room", ()),))
+        >>> plan.lines()
+        ['plan for 8 scans', 'training.batch=2  # there is room']
+        >>> Plan.from_json(plan.to_json()) == plan
+        True
+    """
+
+    spatial_dims: int
+    data: str
+    choices: tuple[Choice, ...]
+
+    @property
+    def values(self) -> dict[str, dict[str, Any]]:
+        """The chosen values by group and key."""
+        found: dict[str, dict[str, Any]] = {}
+        for choice in self.choices:
+            for option, value in choice.values.items():
+                group, _, key = option.partition(".")
+                found.setdefault(group, {})[key] = value
+        return found
+
+    def fill(self, config: Mapping[str, Any]) -> dict[str, Any]:
+        """The plain configuration with its nulls replaced."""
+        usual = UNPLANNED[self.spatial_dims]
+        return fill(fill(config, self.values), usual)
+
+    def lines(self) -> list[str]:
+        """The plan for people: options as they can be typed, with the reasons."""
+        lines = [f"plan for {self.data}"]
+        for choice in self.choices:
+            words = " ".join(f"{o}={typed(v)}{' (given)' if o in choice.given else ''}" for o, v in choice.values.items())
+            lines.append(words if set(choice.given) == set(choice.values) else f"{words}  # {choice.reason}")
+        return lines
+
+    def to_json(self) -> dict[str, Any]:
+        """As plain JSON values."""
+        made = [{"values": dict(c.values), "reason": c.reason, "given": list(c.given)} for c in self.choices]
+        return {"spatial_dims": self.spatial_dims, "data": self.data, "choices": made}
+
+    @classmethod
+    def from_json(cls, values: Mapping[str, Any]) -> Plan:
+        """The plan that :meth:`to_json` wrote."""
+        made = tuple(Choice(dict(c["values"]), c["reason"], tuple(c["given"])) for c in values["choices"])
+        return cls(values["spatial_dims"], values["data"], made)
+
+    def write(self, folder: Path) -> Path:
+        """Write ``plan.json`` into a folder, whole or not at all."""
+        write_json(folder / FILE, self.to_json())
+        return folder / FILE
+
+
+def typed(value: Any) -> str:
+    """A value as it is typed on the command line."""
+    return json.dumps(value, separators=(",", ":")).replace('"', "")
+
+
+@dataclass(frozen=True)
+class Planned:
+    """A plan and what follows from it.
+
+    Args:
+        plan: None where nothing was left to plan.
+        settings: with concrete values.
+        config: the plain configuration they were built from.
+        fingerprint: of the labelled scans; None where they were not measured.
+    """
+
+    plan: Plan | None
+    settings: Settings
+    config: Mapping[str, Any]
+    fingerprint: Fingerprint | None = None
+
+    def told(self, log: Log) -> Planned:
+        """Say the plan."""
+        for line in self.plan.lines() if self.plan else ():
+            log(line)
+        return self
+
+
+def plan_settings(config: Mapping[str, Any], keep: bool = True) -> Planned:
+    """The settings of a run: what the configuration leaves open is chosen for its data set.
+
+    Scans that cannot be read are left out here, and reported by the check that every task does before it uses them.
+
+    Args:
+        config: the plain composed configuration, see :func:`oasis_monai.settings.composed`.
+        keep: keep the measures of the scans in ``cache``.
+
+    Raises:
+        DataError: the folder is absent or no data set.
+        ConfigError: a value that cannot work.
+    """
+    if not open_keys(config):
+        return Planned(None, build(config), config)
+    _check_early(config)
+    data, _ = build_data(config)
+    cases, _ = find_selected_cases(data)
+    cache = Path(str(config.get("cache") or "outputs/cache")) / "measured" if keep else None
+    return plan_for(fingerprint_of(data, cases, cache), config, data.name)
+
+
+def plan_for(fingerprint: Fingerprint, config: Mapping[str, Any], name: str = "") -> Planned:
+    """:func:`plan_settings` for a data set that has been measured; without any labelled scan nothing is planned."""
+    if not fingerprint.labelled:
+        return Planned(None, build(config), config, fingerprint)
+    plan = Plan(config.get("spatial_dims", 3), describe(fingerprint, name), tuple(choose(fingerprint, config)))
+    filled = plan.fill(config)
+    return Planned(plan, build(filled), filled, fingerprint)
+
+
+def fingerprint_of(data: DataSettings, cases: Sequence[Case], cache: Path | None) -> Fingerprint:
+    """Measure the cases of a data set, with the labels that its settings name."""
+    labels = data.labels
+    if cache is not None:
+        try:
+            cache.mkdir(parents=True, exist_ok=True)
+        except OSError:  # a run that needs a cache says so itself
+            cache = None
+    return take_fingerprint(cases, (0, *labels.values()), list(labels), cache, lambda case: file_stamps([case]))
+
+
+def _check_early(config: Mapping[str, Any]) -> None:
+    """Refuse, before anything is read, what no plan can make possible."""
+    try:
+        build(config)
+    except ConfigError as error:
+        if error.key not in CLEARED:
+            raise
+
+
+def describe(fingerprint: Fingerprint, name: str = "") -> str:
+    """The data set in a line: what the rules have seen."""
+    scans = fingerprint.scans
+    own = own_spacing(fingerprint)
+    coarsest = f"coarsest along {'xyz'[int(own.argmax())]}" if own.max() > 1.05 * own.min() else "isotropic"
+    channels = max(scan.channels for scan in scans)
+    parts = [
+        f"{len(scans)} labelled scans of {fingerprint.patients} patients",
+        f"{channels} channel{'s' if channels > 1 else ''}",
+        f"{len(fingerprint.names)} structure{'s' if len(fingerprint.names) > 1 else ''} ({', '.join(fingerprint.names[:4])}"
+        f"{', ...' if len(fingerprint.names) > 4 else ''})",
+        f"voxels {' x '.join(f'{v:.3g}' for v in own)} mm, {coarsest}",
+    ]
+    return f"{name}: {', '.join(parts)}" if name else ", ".join(parts)
+
+
+def keep_plan(plan: Plan | None, folder: Path) -> None:
+    """The plan of a run beside its results; none of an earlier one stays."""
+    if plan is None:
+        (folder / FILE).unlink(missing_ok=True)
+    else:
+        plan.write(folder)
+
+
+def read_plan(folder: Path) -> Plan | None:
+    """The plan beside a run or a model; None where there is none that can be read."""
+    try:
+        return Plan.from_json(json.loads((folder / FILE).read_text(encoding="utf-8")))
+    except (OSError, ValueError, KeyError, TypeError, DataError):
+        return None
