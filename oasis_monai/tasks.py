@@ -298,6 +298,8 @@ def _check(config: dict[str, Any], job: Mapping[str, Any], run_dir: Path, sweep_
         _ready(planned.settings)
         data, preprocessing = planned.settings.data, planned.settings.preprocessing
     except ConfigError as error:  # the networks cannot work like this; the data can be looked at all the same
+        if error.key.startswith("data."):
+            raise
         data, preprocessing = build_data(config)
         wrong = error
         print(f"error: {wrong}", file=sys.stderr)

@@ -18,7 +18,7 @@ from oasis_monai.data.types import Case
 from oasis_monai.settings import Settings, build, build_data
 from oasis_monai.utils.errors import ConfigError, DataError
 from oasis_monai.utils.files import write_json
-from oasis_monai.utils.planned import UNPLANNED, fill, open_keys
+from oasis_monai.utils.planned import fill, open_keys, without_nulls
 from oasis_monai.workflows.fingerprint import Fingerprint, take_fingerprint
 from oasis_monai.workflows.plan_rules import Choice, choose, own_spacing
 from oasis_monai.workflows.prepare import Log, file_stamps, find_selected_cases
@@ -61,8 +61,7 @@ class Plan:
 
     def fill(self, config: Mapping[str, Any]) -> dict[str, Any]:
         """The plain configuration with its nulls replaced."""
-        usual = UNPLANNED[self.spatial_dims]
-        return fill(fill(config, self.values), usual)
+        return without_nulls(fill(config, self.values))
 
     def lines(self) -> list[str]:
         """The plan for people: options as they can be typed, with the reasons."""

@@ -32,6 +32,7 @@ SAME = 1.15  # an axis whose voxels are at most so much longer than the finest g
 ANISOTROPIC = 3.0  # slices are at most so many times thicker than pixels: nnU-Net's limit, Isensee et al. 2021
 NEARLY_ISOTROPIC = 2.0  # below this ratio of the longest to the shortest side of a voxel all axes are halved alike
 HOUNSFIELD = -200.0  # MR has no values below that, CT has air
+MOST = 0.75  # fraction of scans that decides of what kind a data set is
 BIAS = 0.2  # brightness of one tissue that changes by so much with place is a coil's field
 FEW_MM = 4 * LOCAL_MM  # a field of view below this shows the neighbourhood of local normalisation, not more
 CUT_AWAY = 0.3  # fraction of voxels of one lowest value from which on the surroundings are taken for cut away
@@ -265,10 +266,10 @@ def network_choices(networks: Mapping[str, Mapping[str, Any]], asked: Asked) -> 
 def intensity(fingerprint: Fingerprint, asked: Asked, grid: Choice) -> Choice:
     """How intensities are normalised."""
     scans = fingerprint.labelled
-    if np.quantile([scan.lowest for scan in scans], 0.75) < HOUNSFIELD:
+    if np.mean([scan.lowest < HOUNSFIELD for scan in scans]) >= MOST:
         return _ct(fingerprint, asked)
     field_mm = np.multiply(grid.values[GRID[0]], grid.values[GRID[1]])
-    bias = float(np.quantile([scan.bias for scan in scans], 0.75))
+    bias = float(np.quantile([scan.bias for scan in scans], MOST))
     cut = float(np.median([scan.constant for scan in scans]))
     if cut > CUT_AWAY:
         value, reason = "zscore", f"{cut:.0%} of the voxels are empty: the surroundings were cut away"
@@ -304,7 +305,7 @@ def mirroring(fingerprint: Fingerprint, asked: Asked) -> Choice:
 
 def sided(fingerprint: Fingerprint) -> str:
     """Why left and right must not be exchanged; empty where they may."""
-    words = [set(re.findall(r"[a-z]+", re.sub(r"(?<=[a-z])(?=[A-Z])", " ", name).lower())) for name in fingerprint.names]
+    words = [set(re.findall(r"[a-z0-9]+", re.sub(r"(?<=[a-z])(?=[A-Z])", " ", name).lower())) for name in fingerprint.names]
     both = any("l" in w for w in words) and any("r" in w for w in words)  # one letter alone may mean anything
     for name, own in zip(fingerprint.names, words, strict=True):
         if own & SIDE_WORDS or (both and own & {"l", "r"}):

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
+from oasis_monai.utils.errors import ConfigError
 from oasis_monai.utils.planned import open_keys
 from oasis_monai.workflows.plan import Planned, plan_for
 from oasis_monai.workflows.study import Arm, Study, arm_config
@@ -26,10 +27,13 @@ def planned_study(study: Study, config: Mapping[str, Any], planned: Planned) -> 
 def _arm(study: Study, name: str, config: Mapping[str, Any], planned: Planned) -> Arm:
     arm = study.arms[name]
     below = config if arm.base is None else arm_config(study, config, arm.base, (name,))
-    own = arm_config(study, config, name)
+    own = arm_config(study, config, name) | {"folds": arm.protocols[0]}
     if planned.fingerprint is None or own.get("spatial_dims", 3) == below.get("spatial_dims", 3):
         return arm
-    filled = plan_for(planned.fingerprint, own).config
+    try:
+        filled = plan_for(planned.fingerprint, own).config
+    except ConfigError as error:
+        raise ConfigError(f"study.arms.{name}: {error.key}", error.expected, error.found, error.remedy) from None
     settings: dict[str, Any] = {key: dict(v) if isinstance(v, Mapping) else v for key, v in arm.settings.items()}
     for group, key in open_keys(own):
         settings.setdefault(group, {})[key] = filled[group][key]

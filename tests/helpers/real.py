@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-LAYOUTS = {"promise12": "promise12/training_data", "hippocampus": "hippocampus"}
+LAYOUTS = {"promise12": "promise12/training_data", "hippocampus": "hippocampus", "ibsr18": "ibsr18"}
 
 
 def real_data(name: str) -> Path:

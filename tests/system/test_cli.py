@@ -259,11 +259,9 @@ def test_every_group_option_is_a_valid_setting():
     assert len(GROUPS) > 10
     for group, name in GROUPS:
         flat = ["spatial_dims=2", "preprocessing=physical2d", "registration=unet2d"]
-        dims3 = group not in ("preprocessing", "registration") or name == "hippocampus" or "3d" in name
+        dims3 = group not in ("preprocessing", "registration") or "3d" in name
         if (group, name) in (("joint", "slices"), ("registration", "joint2d")):
             dims3, flat = False, ["spatial_dims=2", "preprocessing=local2d", "registration=joint2d"]
-        if (group, name) == ("preprocessing", "hippocampus"):  # for a field of view of 48 voxels
-            flat, dims3 = ["registration.field_stride=[2,2,2]", "joint.volume_stride=[1,1,1]"], False
         if (group, name) == ("preprocessing", "physical3d"):
             flat, dims3 = ["registration=unet3d"], False
         settings = settings_of(composed(*([] if dims3 else flat), f"{group}={name}"))

@@ -1,0 +1,263 @@
+"""The rules of the plan on made-up measures, the tuned values on real data, and what a run makes of a plan."""
+
+import dataclasses
+import itertools
+import json
+
+import numpy as np
+import pytest
+
+from oasis_monai.settings import build, build_settings, composed
+from oasis_monai.utils.errors import ConfigError
+from oasis_monai.utils.planned import UNPLANNED, open_keys, without_nulls
+from oasis_monai.workflows.fingerprint import Fingerprint, ScanMeasures, Structure
+from oasis_monai.workflows.plan import Plan, plan_for, plan_settings, read_plan
+from oasis_monai.workflows.plan_rules import ANISOTROPIC, THIN_VOXELS, VOXELS, Asked, choose, sided, working_grid
+from tests.helpers.command import run
+from tests.helpers.real import real_data
+
+BALL = Structure(30.0, (0.0, 0.0, 0.0), (30.0, 30.0, 30.0), 8.0, 100.0, 300.0)
+
+
+def scan(spacing, shape, reach, **more):
+    values = {"lowest": 0.0, "constant": 0.01, "bias": 0.05, "channels": 1, "structures": {1: BALL}}
+    values.update(more)
+    return ScanMeasures(tuple(map(float, spacing)), tuple(shape), tuple(map(float, reach)), **values)
+
+
+def structure(**changes):
+    return dataclasses.replace(BALL, **changes)
+
+
+def found(*scans, names=("thing",), memory=24.0):
+    return Fingerprint(tuple(scans), tuple(names), len(scans), memory, 2)
+
+
+PROSTATES = [
+    scan((0.55, 0.55, 2.2), (256, 256, 47), (31, 35, 35), bias=0.4),
+    scan((0.7, 0.7, 3.0), (256, 256, 23), (29, 27, 28), bias=0.2),
+    scan((1.25, 1.25, 3.6), (160, 160, 24), (42, 39, 43), bias=0.25),
+    scan((1.25, 1.25, 3.6), (160, 160, 20), (30, 30, 32), bias=0.15),
+]
+CROPS = [scan((1, 1, 1), (35, 51, 35), (13, 20, 14), bias=0.1), scan((1, 1, 1), (43, 59, 47), (15, 24.5, 18.5), bias=0.15)]
+BRAINS = [
+    scan(
+        (0.94, 1.5, 0.94), (256, 128, 256), (71, 96, 79), constant=0.87,
+        structures={n: structure(thickness_mm=mm, width_mm=(140, 190, 150)) for n, mm in ((1, 2.3), (2, 2.8))},
+    )
+]  # fmt: skip
+SPLEENS = [
+    scan(
+        (0.8, 0.8, 5), (512, 512, 100), (150, 120, 140), lowest=-1020.0,
+        structures={1: structure(centre_mm=(-90, 10, 50), width_mm=(90, 100, 110), thickness_mm=14, low=-20, high=180)},
+    )
+]  # fmt: skip
+KNEES = [scan((0.4, 0.4, 0.4), (384, 384, 160), (60, 60, 32))]
+TINY = [scan((2, 2, 4), (64, 64, 12), (20, 18, 20)) for _ in range(3)]
+
+FINE = {"volume_network": "DynU-Net3D", "volume_stride": [1, 1, 1]}
+USUAL = {"volume_network": "U-Net3D", "volume_stride": [2, 2, 1]}
+TABLE = {  # scans, dims -> size, spacing, intensity, field stride, joint
+    "prostates": (PROSTATES, 3, [96, 96, 32], [1, 1, 3], "local", [4, 4, 1], USUAL),
+    "hippocampi": (CROPS, 3, [48, 64, 48], [1, 1, 1], "zscore", [2, 2, 2], FINE),
+    "brains": (BRAINS, 3, [80, 96, 80], [2, 2, 2], "zscore", [2, 2, 2], FINE),
+    "slices": (PROSTATES, 2, [96, 96], [1, 1], "local", [4, 4], {"atlases": 2, "slice_budget": 0.9, "volume_budget": 0.0}),
+}
+
+
+def config(*options, **more):
+    return composed({"data.root": "nowhere", **(dict(options[0]) if options else {})}, more)
+
+
+@pytest.mark.fast
+@pytest.mark.parametrize("name", TABLE)
+def test_what_was_tuned_by_hand_comes_out_of_the_rules(name):
+    scans, dims, size, spacing, intensity, stride, joint = TABLE[name]
+    plan = plan_for(found(*scans), config(spatial_dims=dims)).plan
+    assert plan.values["preprocessing"]["size"] == size
+    assert plan.values["preprocessing"]["spacing_mm"] == spacing
+    assert plan.values["preprocessing"]["intensity"] == intensity
+    assert plan.values["registration"]["field_stride"] == stride
+    assert joint.items() <= plan.values["joint"].items()
+    assert plan.values["augmentation"]["flip"] == 0.5
+    assert all(choice.reason for choice in plan.choices)
+    assert len(plan.lines()) <= 10
+
+
+@pytest.mark.fast
+@pytest.mark.parametrize(
+    ("scans", "dims"), list(itertools.product([PROSTATES, CROPS, BRAINS, SPLEENS, KNEES, TINY], [2, 3])), ids=str
+)
+def test_a_planned_grid_holds_the_labels_and_what_networks_can_take(scans, dims):
+    planned = plan_for(found(*scans), config(spatial_dims=dims))
+    grid = planned.settings.preprocessing
+    half = np.multiply(grid.size, grid.spacing_mm) / 2
+    reach = np.max([s.label_extent_mm for s in scans], 0)[:dims]
+    largest = np.max([s.size_mm for s in scans], 0)[:dims] / 2
+    assert (half >= np.minimum(reach, largest) - 1e-6).all()
+    assert (half <= 1.25 * (1.1 * reach + 5) + np.multiply(planned.settings.divisor, grid.spacing_mm)).all()
+    assert np.prod(grid.size) <= THIN_VOXELS * VOXELS[dims]
+    assert max(grid.spacing_mm) <= max(ANISOTROPIC, 1.0) * min(grid.spacing_mm) + 1e-6
+    assert planned.settings.takes(grid)
+    assert planned.settings.to_json() == build(planned.settings.to_json()).to_json()  # concrete: it can be repeated
+
+
+@pytest.mark.fast
+def test_one_scan_more_does_not_change_the_grid():
+    for extra in ((0.6, 0.6, 3.0), (0.47, 0.47, 3.0), (0.9, 0.9, 3.3)):
+        more = [*PROSTATES, scan(extra, (300, 300, 25), (35, 33, 30), bias=0.3)]
+        choice, _ = working_grid(found(*more), Asked(config(), 3))
+        assert choice.values == {"preprocessing.size": [96, 96, 32], "preprocessing.spacing_mm": [1.0, 1.0, 3.0]}
+
+
+@pytest.mark.fast
+def test_ct_is_told_by_air_and_mr_by_its_bias_field():
+    def chosen(*scans):
+        return plan_for(found(*scans), config()).plan.values["preprocessing"]["intensity"]
+
+    assert chosen(*SPLEENS) in ("zscore", "window")
+    assert chosen(*SPLEENS, PROSTATES[0]) == "local"  # half of them are no CT
+    still = [dataclasses.replace(s, bias=0.1) for s in PROSTATES]
+    assert chosen(*still) == "zscore"
+    assert chosen(*still[:2], *PROSTATES) == "local"
+    assert chosen(*(dataclasses.replace(s, constant=0.6) for s in PROSTATES)) == "zscore"
+
+
+@pytest.mark.fast
+def test_structures_with_a_side_are_not_mirrored():
+    left = structure(centre_mm=(-40.0, 5.0, 0.0))
+    right = structure(centre_mm=(45.0, 3.0, 2.0), volume_ml=33.0)
+    pair = [scan((1, 1, 1), (160, 160, 160), (60, 25, 25), structures={1: left, 2: right})] * 5
+    assert "left and a right" in sided(found(*pair, names=("a", "b")))
+    fore = [dataclasses.replace(s, structures={1: left, 2: structure(centre_mm=(-38.0, 45.0, 0.0))}) for s in pair]
+    centred = [scan((1, 1, 1), (80, 80, 80), (30, 30, 30), structures={1: structure(centre_mm=(0, -20, 0)), 2: BALL})] * 5
+    assert "lies on the left" in sided(found(*fore, names=("a", "b")))
+    assert sided(found(*centred, names=("a", "b"))) == ""
+    unequal = [
+        dataclasses.replace(s, structures={1: left, 2: structure(centre_mm=(14.0, 5.0, 0.0), volume_ml=60.0)}) for s in pair
+    ]
+    assert "left and a right" not in sided(found(*unequal, names=("a", "b")))
+    assert "lies on the left of the images" in sided(found(*SPLEENS, names=("spleen",)))
+    for names in (
+        ("kidney_left", "x"),
+        ("Right Kidney", "x"),
+        ("LeftVentricle", "x"),
+        ("kidney_l", "kidney_r"),
+        ("ren dex", "x"),
+    ):
+        assert "by its name" in sided(found(*centred, names=names)), names
+    for names in (("copyright", "cleft"), ("l", "m"), ("anterior", "posterior"), ("l1", "r2d2")):
+        assert sided(found(*centred, names=names)) == "", names
+    plan = plan_for(found(*pair, names=("a", "b")), config()).plan
+    assert plan.values["augmentation"]["flip"] == 0.0
+    assert plan.values["joint"]["tta_flip"] is False
+
+
+@pytest.mark.fast
+def test_little_memory_makes_batches_small():
+    assert plan_for(found(*BRAINS, memory=24.0), config()).settings.training.batch == 2
+    assert plan_for(found(*BRAINS, memory=4.0), config()).settings.training.batch == 1
+
+
+@pytest.mark.fast
+def test_what_is_given_stays_and_the_rest_is_chosen_round_it():
+    planned = plan_for(found(*PROSTATES), config({"preprocessing.size": [64, 64, 32], "augmentation.flip": 0.2}))
+    grid = planned.settings.preprocessing
+    assert grid.size == (64, 64, 32)
+    assert (np.multiply(grid.size, grid.spacing_mm) >= 2 * np.array([42, 39, 43])).all()
+    given = {option for choice in planned.plan.choices for option in choice.given}
+    assert given == {"preprocessing.size", "augmentation.flip"}
+    assert planned.settings.augmentation.flip == 0.2
+    assert any("preprocessing.size=[64,64,32] (given)" in line for line in planned.plan.lines())
+    coarse = plan_for(found(*PROSTATES), config({"preprocessing.spacing_mm": [2.0, 2.0, 4.0]})).settings.preprocessing
+    assert (coarse.spacing_mm, coarse.size) == ((2.0, 2.0, 4.0), (64, 64, 32))
+    kept = plan_for(found(*CROPS), config(registration="joint3d", joint="default")).settings
+    assert (kept.registration.field_stride, kept.joint.volume_stride) == ((4, 4, 1), (2, 2, 1))
+    assert kept.takes(kept.preprocessing)
+    named = plan_for(found(*CROPS), config(preprocessing="local3d")).settings
+    assert (named.preprocessing.size, named.preprocessing.intensity) == ((96, 96, 32), "local")
+    assert plan_for(found(*PROSTATES), config({"preprocessing.size": [48, 64, 48]})).settings.registration.field_stride == (
+        2,
+        2,
+        2,
+    )
+    with pytest.raises(ConfigError, match=r"preprocessing\.size: .*nearest that work"):
+        plan_for(found(*PROSTATES), config({"preprocessing.size": [50, 50, 50]}))
+    plain = plan_for(found(*PROSTATES), config({"data": "promise12"}, registration="unet3d", methods=["U-Net3D"]))
+    assert "joint" not in plain.plan.values
+
+
+@pytest.mark.fast
+def test_the_paper_s_grid_is_the_scan_s_own_and_is_not_planned():
+    planned = plan_for(found(*PROSTATES), config(spatial_dims=2, preprocessing="paper", registration="unet2d"))
+    assert planned.settings.preprocessing.size == (320, 320)
+    assert "preprocessing" not in planned.plan.values
+
+
+@pytest.mark.fast
+def test_without_data_the_values_are_those_of_the_classes():
+    built, plain = build_settings(), build({"data": {"labels": {"prostate": 1}}})
+    for group in ("preprocessing", "registration", "joint", "training", "augmentation"):
+        assert getattr(built, group) == getattr(plain, group)
+    assert build_settings(spatial_dims=2).registration.field_stride == (4, 4)
+    assert {(g, k) for g, keys in UNPLANNED[3].items() for k in keys} == set(open_keys(composed({}, {})))
+    assert not open_keys(without_nulls(composed({}, {})))
+    assert {g: set(k) for g, k in UNPLANNED[2].items()} == {g: set(k) for g, k in UNPLANNED[3].items()}
+
+
+@pytest.mark.fast
+def test_a_plan_is_what_it_was_when_it_comes_back_from_its_file(tmp_path):
+    plan = plan_for(found(*BRAINS), config({"training.batch": 1})).plan
+    plan.write(tmp_path)
+    assert read_plan(tmp_path) == plan
+    assert Plan.from_json(json.loads(json.dumps(plan.to_json()))) == plan
+    (tmp_path / "plan.json").write_text("{}")
+    assert read_plan(tmp_path) is None
+
+
+@pytest.mark.fast
+def test_the_choices_do_not_depend_on_the_order_of_the_scans():
+    forward = choose(found(*PROSTATES), config())
+    assert choose(found(*reversed(PROSTATES)), config()) == forward
+
+
+FEW = ["IBSR_01", "IBSR_07", "IBSR_18"]  # enough, and quick
+REAL = {
+    "promise12": ({"data": "promise12"}, TABLE["prostates"]),
+    "hippocampus": ({"data": "hippocampus"}, TABLE["hippocampi"]),
+    "ibsr18": (
+        {"data": {"name": "IBSR18", "layout": "msd", "labels": {"csf": 1, "grey": 2, "white": 3}}, "data.include": FEW},
+        TABLE["brains"],
+    ),
+}
+
+
+@pytest.mark.fast
+@pytest.mark.parametrize("name", REAL)
+def test_the_plan_of_real_data_is_what_it_was_tuned_to(name):
+    options, (_, _, size, spacing, intensity, stride, joint) = REAL[name]
+    folder = real_data(name)
+    settings = plan_settings(composed({**options, "data.root": str(folder)}, {}), keep=False).settings
+    assert settings.preprocessing.size == tuple(size)
+    assert settings.preprocessing.spacing_mm == tuple(spacing)
+    assert settings.preprocessing.intensity == intensity
+    assert list(settings.registration.field_stride) == stride
+    assert settings.joint.volume_network == joint["volume_network"]
+    assert list(settings.joint.volume_stride) == joint["volume_stride"]
+    assert (settings.augmentation.flip, settings.joint.tta_flip, settings.training.batch) == (0.5, True, 2)
+
+
+def test_the_task_prints_the_plan_and_every_line_of_it_can_be_typed(phantom, tmp_path):
+    words = ["data=promise12", f"data.root={phantom}"]
+    done = run("plan", *words, "output=p", cwd=tmp_path)
+    assert (done.code, done.err) == (0, "")
+    plan = read_plan(tmp_path / "p")
+    lines = plan.lines()
+    assert done.out.splitlines()[: len(lines)] == lines
+    typed = [word for line in lines[1:] for word in line.partition("  # ")[0].split()]
+    checked = run("check", *words, *typed, cwd=tmp_path)
+    assert checked.code == 0
+    told = [line for line in checked.out.splitlines() if line.startswith(tuple(UNPLANNED[3]))]
+    assert len(told) == len(lines) - 1
+    assert [line.replace(" (given)", "").split() for line in told] == [line.partition("  # ")[0].split() for line in lines[1:]]
+    assert "#" not in "".join(told)
