@@ -12,7 +12,10 @@ from typing import Any
 
 VALUED = {"--cfg", "-c", "--package", "-p", "--info", "-i", "--experimental-rerun"}  # Hydra's options that take the next word
 VALUED |= {"--config-path", "-cp", "--config-name", "-cn", "--config-dir", "-cd"}
-TASKS = ("crossval", "study", "train", "plan", "segment", "library", "bundle", "download", "check", "report", "phantom")
+TASKS = (
+    *("crossval", "study", "train", "plan", "segment", "evaluate"),
+    *("library", "bundle", "download", "check", "report", "phantom"),
+)
 PATHS = {"model", "input", "output", "add", "label", "cache", "data.root", "features.weights"}
 PATHS |= {"hydra.run.dir", "hydra.sweep.dir", "hydra.sweep.subdir"}
 GROUPS = {
@@ -46,6 +49,7 @@ tasks
   train      train on all cases and write a model folder          data.root=DIR model=DIR
   plan       choose grid, intensities and networks for a data set  data.root=DIR [output=DIR]
   segment    segment a scan or a folder of scans                  model=DIR input=PATH output=DIR [format=nii.gz|nii|mha|mhd]
+  evaluate   score a model on labelled cases, another centre's    model=DIR data.root=DIR [output=DIR]
   library    list a model's atlases, or edit them                 model=DIR [add=IMAGE label=LABEL [case=ID] | remove=CASE]
   bundle     write a model as a MONAI bundle                      model=DIR output=DIR
   download   download a public data set                           data=promise12|hippocampus or msd=Task09_Spleen   output=DIR

@@ -13,10 +13,11 @@ from oasis_monai.utils.errors import ConfigError, DataError
 
 JOB_KEYS = (
     *("task", "model", "input", "output", "overwrite", "study", "format"),
-    *("add", "label", "case", "patient", "remove", "msd", "accept_license", "download"),
+    *("add", "label", "case", "patient", "remove", "msd", "accept_license", "download", "training_cases"),
 )
-SWITCHES = ("overwrite", "accept_license")
-OWN_FOLDER = {"crossval": "hydra.run.dir", "study": "hydra.run.dir", "train": "model", "segment": "output"}  # one run at a time
+SWITCHES = ("overwrite", "accept_license", "training_cases")
+OWN_FOLDER = {"crossval": "hydra.run.dir", "study": "hydra.run.dir", "train": "model"}  # one run at a time
+OWN_FOLDER |= {"segment": "output", "evaluate": "output"}
 
 
 def run_task(
@@ -37,6 +38,7 @@ def run_task(
         "train": _train,
         "plan": _plan,
         "segment": _segment,
+        "evaluate": _evaluate,
         "library": _library,
         "bundle": _bundle,
         "download": _download,
@@ -231,6 +233,28 @@ def _segment(config: dict[str, Any], job: Mapping[str, Any], run_dir: Path, swee
     )
     if failed:
         raise DataError(failed)
+
+
+def _evaluate(config: dict[str, Any], job: Mapping[str, Any], run_dir: Path, sweep_dir: Path | None) -> None:
+    _require(job, model="the folder of a trained model")
+    from oasis_monai.evaluation.report import write_report
+    from oasis_monai.evaluation.scores import read_scores, summarise, summary_text
+    from oasis_monai.utils.files import exclusive_folder
+    from oasis_monai.workflows.evaluate import evaluate_model, quality_summary
+    from oasis_monai.workflows.model import load_model
+
+    own = config.get("methods") is not None
+    settings = _settings(config)
+    n, method = _one(settings, own)
+    model = load_model(Path(job["model"]), settings.device, settings.align_batch)
+    output = Path(job["output"] or Path("outputs", "evaluations", f"{model.folder.resolve().name}-{settings.data.name}"))
+    switches = {key: bool(job[key]) for key in ("training_cases", "overwrite")}
+    with contextlib.nullcontext() if job["output"] else exclusive_folder(output, "output"):
+        scores = read_scores(evaluate_model(model, settings.data, output, print, n, method, settings, **switches))
+        print(summary_text(summarise(scores)))
+        if len(quality := quality_summary(output)):
+            print(f"predicted against true Dice\n{quality.to_string(index=False, float_format=lambda v: f'{v:.3f}')}")
+        print(f"report: {write_report(output)}")
 
 
 def _library(config: dict[str, Any], job: Mapping[str, Any], run_dir: Path, sweep_dir: Path | None) -> None:

@@ -11,7 +11,7 @@ from typing import Any, Unpack
 
 import pandas as pd
 
-from oasis_monai.settings import composed
+from oasis_monai.settings import build, composed
 from oasis_monai.utils.device import torch_setup
 from oasis_monai.utils.errors import Fault
 from oasis_monai.utils.files import exclusive_folder
@@ -118,6 +118,80 @@ def segment(model: str | Path, input: str | Path, output: str | Path, **options:
 
     with exclusive_folder(Path(output), "output"), torch_setup():
         return segment_scans(model, input, output, _LOGGER.info, **options)
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """A trained model's scores on labelled cases.
+
+    Args:
+        folder: with its tables, pictures and page.
+    """
+
+    folder: Path
+
+    @cached_property
+    def scores(self) -> pd.DataFrame:
+        """One row per case, region and structure: Dice, volume difference, distances in mm."""
+        from oasis_monai.evaluation.scores import read_scores
+
+        return read_scores(self.folder / "scores.csv")
+
+    @cached_property
+    def quality(self) -> pd.DataFrame:
+        """Per structure how well the predicted Dice fits the true one: ``mae``, ``r``, ``aurc``."""
+        from oasis_monai.workflows.evaluate import quality_summary
+
+        return quality_summary(self.folder)
+
+    @property
+    def report(self) -> Path:
+        """The page, ``report.html``."""
+        return self.folder / "report.html"
+
+
+def evaluate(
+    model: str | Path,
+    output: str | Path,
+    options: Mapping[str, Any] | None = None,
+    training_cases: bool = False,
+    overwrite: bool = False,
+    **more: Any,
+) -> Evaluation:
+    """Score a trained model on labelled cases: ``oasis-monai evaluate``.
+
+    Args:
+        model: the folder of a trained model.
+        output: the folder for tables, pictures and page.
+        options: ``data``, ``n``, ``methods`` (one) and other settings; what made the model travels with it.
+        training_cases: score the model's own atlases as well; by default they are left out.
+        overwrite: also in the place of the results of other data or settings.
+        more: further settings, which come after ``options``.
+
+    Raises:
+        DataError: every fault of the data set; or no case is left.
+        ConfigError: a setting that cannot work.
+        OasisError: no model.
+
+    Examples:
+        >>> import oasis_monai
+        >>> data = {"root": "data/prostate", "layout": "promise12", "labels": {"prostate": 1}}
+        >>> found = oasis_monai.evaluate("models/prostate", "outputs/own", data=data, n=2, training_cases=True)
+        >>> found.quality.columns.tolist()
+        ['label', 'cases', 'mae', 'r', 'aurc']
+    """
+    from oasis_monai.evaluation.report import write_report
+    from oasis_monai.workflows.evaluate import evaluate_model
+
+    config = composed({"progress": False, **(options or {})}, more)
+    settings = build(config)
+    method = settings.methods[0] if config.get("methods") is not None else None
+    with exclusive_folder(Path(output), "output"), torch_setup(settings.threads):
+        loaded = load_model(model, settings.device, settings.align_batch)
+        args = (loaded, settings.data, Path(output), _LOGGER.info, settings.n[0], method, settings, training_cases, overwrite)
+        evaluate_model(*args)
+        write_report(output)
+    return Evaluation(Path(output))
 
 
 @dataclass(frozen=True)

@@ -10,12 +10,11 @@ from typing import Any
 
 import numpy as np
 
-from oasis_monai.data.types import Segmentation
+from oasis_monai.data.types import Case, Segmentation
 from oasis_monai.evaluation.scores import method_name
 from oasis_monai.segmentation.pipeline import CaseResult
 from oasis_monai.segmentation.segmenter import Key
 from oasis_monai.settings import Settings
-from oasis_monai.workflows.prepare import Dataset
 
 PackedLabels = dict[tuple[str, str, int], bytes]
 """(case, method, n) -> the label of a result, compressed."""
@@ -80,7 +79,7 @@ def write_case_browser(
 
 
 def draw_overlays(
-    settings: Settings, dataset: Dataset, rows: list[dict[str, Any]], packed_labels: PackedLabels, run_dir: Path
+    settings: Settings, cases: Mapping[str, Case], rows: list[dict[str, Any]], packed_labels: PackedLabels, run_dir: Path
 ) -> set[Path]:
     """Draw cases at evenly spaced ranks of the last method, worst to best, for every method and n; return the files."""
     from oasis_monai.data.io import read_volume, to_canonical
@@ -96,7 +95,7 @@ def draw_overlays(
     scores = {(r["case"], r["method"], r["n"], r["label"]): r["dsc"] for r in rows if r["region"] == "whole"}
     pictures = set()
     for case in dict.fromkeys(ranked[rank] for rank in ranks):
-        volume = read_volume(dataset.cases[case], settings.data.label_values, settings.data.ignore)
+        volume = read_volume(cases[case], settings.data.label_values, settings.data.ignore)
         assert volume.label is not None
         image, spacing_mm = to_canonical(volume.image[0].numpy(), volume.geometry.affine)
         truth, _ = to_canonical(volume.label[0].numpy(), volume.geometry.affine)

@@ -159,7 +159,7 @@ class CrossValidation:
             write_summary(self.run_dir / "summary.csv", summarise(scores))
             write_centres(self.run_dir / "centres.csv", scores)
             with self.clock("pictures"):
-                pictures = draw_overlays(self.settings, self.dataset, self.rows, self.labels, self.run_dir)
+                pictures = draw_overlays(self.settings, self.dataset.cases, self.rows, self.labels, self.run_dir)
                 remove_stale_pictures(self.settings, self.run_dir, self.rows, pictures)
             with self.clock("corrupted copies"):
                 corrupted = corrupted_rows(self.settings, self.dataset, self.folds, trained, self.models)

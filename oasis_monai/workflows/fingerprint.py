@@ -100,6 +100,15 @@ class Fingerprint:
         """The scans with some foreground."""
         return tuple(scan for scan in self.scans if scan.label_extent_mm)
 
+    @property
+    def present(self) -> list[int]:
+        """The classes that some scan has."""
+        return sorted({index for scan in self.labelled for index in scan.structures})
+
+    def name_of(self, index: int) -> str:
+        """What a class is called."""
+        return self.names[index - 1] if index <= len(self.names) else f"structure {index}"
+
 
 def measure(volume: Volume) -> ScanMeasures | None:
     """Measure one scan; None without a label.

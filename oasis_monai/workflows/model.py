@@ -25,7 +25,7 @@ from oasis_monai.data.types import Geometry, Volume
 from oasis_monai.evaluation.quality import Calibration
 from oasis_monai.segmentation import flags
 from oasis_monai.segmentation.build import build_segmenter
-from oasis_monai.segmentation.pipeline import Scan, check_choice, segment_case
+from oasis_monai.segmentation.pipeline import CaseResult, Scan, check_choice, segment_case
 from oasis_monai.segmentation.segmenter import Segmenter
 from oasis_monai.settings import Settings
 from oasis_monai.utils.device import resolve_device, torch_setup
@@ -149,6 +149,14 @@ class Model:
 
     def segment_volume(self, volume: Volume, method: str, n: int, save_probability: bool = False) -> ScanResult:
         """:meth:`segment` of a scan in memory, by a method that the model is known to have."""
+        return self.describe(self.find(volume, method, n), save_probability)
+
+    def find(self, volume: Volume, method: str, n: int) -> CaseResult:
+        """What the method makes of a scan in memory, on the working grid.
+
+        Raises:
+            DataError: there is nothing to see in the field of view.
+        """
         self.record.check_channels(volume.case, len(volume.image))
         scan = Scan.of_volume(volume, self.settings.preprocessing)
         if float(scan.target.image.min()) == float(scan.target.image.max()):
@@ -159,7 +167,10 @@ class Model:
             raise DataError(
                 Fault(volume.case, "image", "different intensities in the field of view", "one value everywhere", remedy)
             )
-        found = segment_case(self.segmenter, scan, self.embed, (method,), (n,))
+        return segment_case(self.segmenter, scan, self.embed, (method,), (n,))
+
+    def describe(self, found: CaseResult, save_probability: bool = False) -> ScanResult:
+        """What :meth:`find` gave, on the scan's own grid, with all there is to say about it."""
         (key,) = found.results
         known = self.calibrations
         return describe_result(found, key, self.segmenter.library, self.labels, known, self.typical_distance, save_probability)

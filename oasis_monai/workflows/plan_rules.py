@@ -7,7 +7,6 @@ are those with which PROMISE12 and the hippocampus were tuned by hand (docs/resu
 from __future__ import annotations
 
 import math
-import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -20,6 +19,7 @@ from oasis_monai.transforms.preprocessing import INTENSITIES, Preprocessing
 from oasis_monai.utils.errors import ConfigError
 from oasis_monai.utils.planned import UNPLANNED, fill
 from oasis_monai.workflows.fingerprint import Fingerprint
+from oasis_monai.workflows.plan_sides import sided
 
 MARGIN = 0.1  # surroundings the networks should see beyond the labels, as a fraction of the labels' extent
 MARGIN_MM = 5.0  # the smallest such margin
@@ -36,9 +36,6 @@ MOST = 0.75  # fraction of scans that decides of what kind a data set is
 BIAS = 0.2  # brightness of one tissue that changes by so much with place is a coil's field
 FEW_MM = 4 * LOCAL_MM  # a field of view below this shows the neighbourhood of local normalisation, not more
 CUT_AWAY = 0.3  # fraction of voxels of one lowest value from which on the surroundings are taken for cut away
-TWIN_VOLUMES = 1.25  # the largest ratio of the volumes of a left and a right structure, in the median scan
-SIDED = 0.9  # fraction of scans in which a structure has to lie on one side
-SIDE_WORDS = {"left", "right", "lt", "rt", "lh", "rh", "sin", "sinister", "sinistra", "dex", "dexter", "dextra"}
 GRID = ("preprocessing.size", "preprocessing.spacing_mm")
 
 
@@ -146,12 +143,12 @@ def thinnest(fingerprint: Fingerprint) -> tuple[str, float] | None:
     """The thinnest structure and its thickness in mm in the median scan."""
     medians = {
         index: float(np.median([s.structures[index].thickness_mm for s in fingerprint.labelled if index in s.structures]))
-        for index in _present(fingerprint)
+        for index in fingerprint.present
     }
     if not medians:
         return None
     index = min(medians, key=medians.__getitem__)
-    return _name(fingerprint, index), medians[index]
+    return fingerprint.name_of(index), medians[index]
 
 
 def _finest(
@@ -303,47 +300,6 @@ def mirroring(fingerprint: Fingerprint, asked: Asked) -> Choice:
     return asked.choice(reason or "no structure has a side: left and right may be exchanged", **values)
 
 
-def sided(fingerprint: Fingerprint) -> str:
-    """Why left and right must not be exchanged; empty where they may."""
-    words = [set(re.findall(r"[a-z0-9]+", re.sub(r"(?<=[a-z])(?=[A-Z])", " ", name).lower())) for name in fingerprint.names]
-    both = any("l" in w for w in words) and any("r" in w for w in words)  # one letter alone may mean anything
-    for name, own in zip(fingerprint.names, words, strict=True):
-        if own & SIDE_WORDS or (both and own & {"l", "r"}):
-            return f"{name} has a side by its name"
-    present = _present(fingerprint)
-    for number, one in enumerate(present):
-        for other in present[number + 1 :]:
-            if _are_twins(fingerprint, one, other):
-                names = f"{_name(fingerprint, one)} and {_name(fingerprint, other)}"
-                return f"{names} are of one size and lie side by side: a left and a right one"
-    for index in present:
-        if side := _one_side(fingerprint, index):
-            return f"{_name(fingerprint, index)} lies on the {side} of the images"
-    return ""
-
-
-def _are_twins(fingerprint: Fingerprint, one: int, other: int) -> bool:
-    """Whether two structures are of equal size, and apart from left to right alone, always the same one left."""
-    pairs = [(s.structures[one], s.structures[other]) for s in fingerprint.labelled if {one, other} <= set(s.structures)]
-    if not pairs:
-        return False
-    ratio = float(np.median([a.volume_ml / b.volume_ml for a, b in pairs]))
-    apart = np.array([np.subtract(a.centre_mm, b.centre_mm) for a, b in pairs])
-    width = np.median([np.add(a.width_mm, b.width_mm) / 2 for a, b in pairs], 0)
-    x, y, z = np.abs(np.median(apart, 0)) / width
-    same_sign = max((apart[:, 0] > 0).mean(), (apart[:, 0] < 0).mean()) >= SIDED
-    return bool(1 / TWIN_VOLUMES < ratio < TWIN_VOLUMES and x > 0.8 and max(y, z) < 0.3 and same_sign)
-
-
-def _one_side(fingerprint: Fingerprint, index: int) -> str:
-    """``left`` or ``right`` where a structure lies clear of the images' middle in nearly all scans."""
-    scans = [s for s in fingerprint.labelled if index in s.structures]
-    clear = [s.structures[index].centre_mm[0] / s.structures[index].width_mm[0] for s in scans]
-    if np.mean(np.array(clear) > 0.5) >= SIDED:
-        return "right"
-    return "left" if np.mean(np.array(clear) < -0.5) >= SIDED else ""
-
-
 STEP_BYTES = {"usual": 700, "fine": 3000}  # of memory per working voxel and image of a batch, measured; networks in all ~1 GB
 BASE_GB = 1.5
 
@@ -367,14 +323,6 @@ def batch(fingerprint: Fingerprint, asked: Asked, made: Sequence[Choice]) -> Cho
         total = minutes * folds / workers
         reason += f"; {minutes:g} min a fold on {fingerprint.cores} cores, {total:.0f} for {folds} of a cross-validation"
     return asked.choice(reason, training__batch=2 if fits else 1)
-
-
-def _present(fingerprint: Fingerprint) -> list[int]:
-    return sorted({index for scan in fingerprint.labelled for index in scan.structures})
-
-
-def _name(fingerprint: Fingerprint, index: int) -> str:
-    return fingerprint.names[index - 1] if index <= len(fingerprint.names) else f"structure {index}"
 
 
 def _mm(values: Sequence[float] | np.ndarray) -> str:

@@ -1,5 +1,6 @@
 """Predicted Dice: the regression and its prior, flags, the files of a run."""
 
+import itertools
 import math
 from pathlib import Path
 from types import SimpleNamespace
@@ -10,7 +11,7 @@ import pytest
 import torch
 
 from oasis_monai.data.types import Case
-from oasis_monai.evaluation.quality import FAILURE, PRIOR_CASES, Calibration, correlation, cross_fitted, fit, uncalibrated
+from oasis_monai.evaluation.quality import FAILURE, PRIOR_CASES, Calibration, aurc, correlation, cross_fitted, fit, uncalibrated
 from oasis_monai.evaluation.quality_tables import (
     failures,
     keep_calibrations,
@@ -271,3 +272,31 @@ def test_the_spread_is_the_error_on_new_cases(cases):
         expected.append(model.spread**2)
         found.append(np.mean([(y - model.predict(x)) ** 2 for x, y in zip(values, dsc, strict=True)]))
     assert np.sqrt(np.mean(found) / np.mean(expected)) == pytest.approx(1, abs=0.05)
+
+
+def slow_aurc(predicted, true):
+    """By the definition, averaged over every order of results whose predictions are equal."""
+    areas = []
+    for order in itertools.permutations(range(len(true))):
+        if all(predicted[a] >= predicted[b] for a, b in itertools.pairwise(order)):
+            risks = [sum(1 - true[i] for i in order[:k]) / k for k in range(1, len(order) + 1)]
+            areas.append(sum(risks) / len(risks))
+    return sum(areas) / len(areas)
+
+
+@pytest.mark.parametrize("seed", range(6))
+def test_the_area_under_the_risk_coverage_curve_is_that_of_the_definition(seed):
+    random = np.random.default_rng(seed)
+    true = random.random(6)
+    predicted = random.integers(0, 4, 6) / 4  # some are equal
+    assert aurc(predicted, true) == pytest.approx(slow_aurc(predicted, true))
+
+
+def test_a_prediction_in_the_order_of_the_truth_has_the_smallest_area_and_a_constant_one_the_mean_loss():
+    true = [0.9, 0.2, 0.7, 0.5]
+    assert aurc([0.5] * 4, true) == pytest.approx(1 - np.mean(true))
+    every = [aurc(order, true) for order in itertools.permutations([1.0, 2.0, 3.0, 4.0])]
+    assert aurc(true, true) == pytest.approx(min(every))
+    assert aurc([-t for t in true], true) == pytest.approx(max(every))
+    assert aurc([0.5, math.nan], [0.8, 0.1]) == pytest.approx(0.2)
+    assert math.isnan(aurc([math.nan], [0.5]))

@@ -12,7 +12,8 @@ from oasis_monai.utils.errors import ConfigError
 from oasis_monai.utils.planned import UNPLANNED, open_keys, without_nulls
 from oasis_monai.workflows.fingerprint import Fingerprint, ScanMeasures, Structure
 from oasis_monai.workflows.plan import Plan, plan_for, plan_settings, read_plan
-from oasis_monai.workflows.plan_rules import ANISOTROPIC, THIN_VOXELS, VOXELS, Asked, choose, sided, working_grid
+from oasis_monai.workflows.plan_rules import ANISOTROPIC, THIN_VOXELS, VOXELS, Asked, choose, working_grid
+from oasis_monai.workflows.plan_sides import sided
 from tests.helpers.command import run
 from tests.helpers.real import real_data
 

@@ -26,6 +26,7 @@ from oasis_monai.evaluation.report.text import anchor, duration, flat, interval,
 from oasis_monai.evaluation.scores import method_name
 from oasis_monai.utils.files import write_text
 
+EVALUATED = "a trained model on other cases"
 _FACTS = ("command", "task", "protocol", "folds", "seed", "device", "threads", "commit", "split_hash")
 
 
@@ -72,7 +73,9 @@ def _head(page: Page) -> dict[str, Any]:
     return {
         "name": str(mapping(page.run, "data").get("name") or "scores"),
         "protocol": page.protocol,
-        "protocol_title": tables.PROTOCOL_TITLES.get(page.protocol, page.protocol),
+        "protocol_title": EVALUATED
+        if page.run.get("task") == "evaluate"
+        else tables.PROTOCOL_TITLES.get(page.protocol, page.protocol),
         "lead": _lead(page) if len(page.scores) else None,
         "notices": _notices(page),
         "summary": [],
@@ -107,7 +110,7 @@ def _body(page: Page) -> dict[str, Any]:
     }
 
 
-def _lead(page: Page) -> dict[str, str]:
+def _lead(page: Page) -> dict[str, str | bool]:
     """Who was segmented, by what, with how many atlases and folds."""
     count, several = page.scores["case"].nunique(), sorted(set(page.scores["n"]) - {0})
     patients = page.scores["patient"].nunique()
@@ -120,6 +123,7 @@ def _lead(page: Page) -> dict[str, str]:
         + (f" of {name}" if name else ""),
         "methods": joined(methods) if len(methods) <= 9 else f"{len(methods)} methods and variants",
         "atlases": f"from n = {ns} atlas{'es' if several != [1] else ''}" if several else "without atlases",
+        "trained": page.run.get("task") == "evaluate",
         "folds": f"{page.run['folds']} folds" if page.run.get("folds") else "folds",
         "dealt": _dealt(page, patients, count),
     }

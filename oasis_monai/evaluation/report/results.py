@@ -12,7 +12,7 @@ import pandas as pd
 from oasis_monai.data.folds import PROTOCOLS
 from oasis_monai.evaluation import scores as tables
 from oasis_monai.evaluation.figures import predicted_dsc, svg_element
-from oasis_monai.evaluation.quality import FAILURE, correlation
+from oasis_monai.evaluation.quality import FAILURE, aurc, correlation
 from oasis_monai.evaluation.quality_tables import QualityGroup, failures, mean_error
 from oasis_monai.evaluation.report.run import Page
 from oasis_monai.evaluation.report.text import NONE, interval, number
@@ -164,6 +164,9 @@ def method_table(page: Page) -> SortableTable | None:
     return SortableTable(["case", *methods], rows)
 
 
+FITTED = "Every prediction is fitted on the cases of the other folds only."
+
+
 def quality(page: Page) -> dict[str, Any] | None:
     """Predicted against true DSC: a plot and numbers of the main method, numbers of the others; None where nothing is known."""
     main = [g for g in page.quality if (g.protocol, g.method, g.n) == (page.protocol, *page.main)]
@@ -173,6 +176,7 @@ def quality(page: Page) -> dict[str, Any] | None:
     others = len(page.quality) > len(main)
     return {
         "failure": f"{100 * FAILURE:.0f}",
+        "fitted": "The model predicts with the calibration that it has." if page.run.get("task") == "evaluate" else FITTED,
         "svg": svg_element(figure),
         "main": _quality_table(page, main),
         "others": _quality_table(page, page.quality) if others else None,
@@ -187,13 +191,14 @@ def _quality_table(page: Page, groups: Sequence[QualityGroup]) -> SortableTable:
         for scans, part in (("test scans", g.rows), ("corrupted copies", g.corrupted)):
             if len(part):
                 rows.append(_quality_row(name, g, scans, part, (g.protocol, g.method, g.n) == (page.protocol, *page.main)))
-    head = ("method-n", "label", "scans", "number", "r", "mean error, points", "failures flagged", "false alarms")
+    head = ("method-n", "label", "scans", "number", "r", "mean error, points", "AURC, points", "failures flagged", "false alarms")
     return SortableTable(head, rows, ("label", "scans"))
 
 
 def _quality_row(name: str, g: QualityGroup, scans: str, part: pd.DataFrame, main: bool) -> Row:
     failed, caught, good, alarms = failures(part)
     r, error = correlation(part["predicted_dsc"], part["dsc"]), mean_error(part)
+    area = aurc(part["predicted_dsc"], part["dsc"])
     fields = [
         Field(name, f"{tables.method_rank(g.method)} {g.n:06d}"),
         Field(g.label, g.label, left=True),
@@ -201,6 +206,7 @@ def _quality_row(name: str, g: QualityGroup, scans: str, part: pd.DataFrame, mai
         Field(str(len(part)), len(part)),
         Field(NONE if math.isnan(r) else f"{r:.2f}".replace("-", "\N{MINUS SIGN}"), r),
         Field(f"{100 * error:.1f}", error),
+        Field(f"{100 * area:.1f}", area),
         Field(f"{caught} of {failed}", caught / failed if failed else math.nan),
         Field(f"{alarms} of {good}", alarms / good if good else math.nan),
     ]

@@ -1,0 +1,193 @@
+"""Score a trained model on labelled cases that it has not learned from: another centre, or cases kept apart."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from oasis_monai.data.io import read_volume, to_canonical
+from oasis_monai.data.settings import DataSettings
+from oasis_monai.data.types import Case, Segmentation
+from oasis_monai.evaluation.metrics import score_case
+from oasis_monai.evaluation.quality import aurc, correlation
+from oasis_monai.evaluation.quality_tables import COLUMNS, mean_error, read_quality, write_quality
+from oasis_monai.evaluation.scores import read_scores, summarise, write_scores, write_summary
+from oasis_monai.segmentation.pipeline import check_choice
+from oasis_monai.settings import Settings
+from oasis_monai.transforms.corruptions import UNTOUCHED
+from oasis_monai.utils.errors import DataError, Fault, with_case_in_errors
+from oasis_monai.utils.files import file_digest, write_json
+from oasis_monai.workflows.case_pictures import PackedLabels, draw_overlays, remove_stale_pictures, save_label, write_case_browser
+from oasis_monai.workflows.model import Model
+from oasis_monai.workflows.prepare import Log, find_and_check
+from oasis_monai.workflows.run_record import Clock, claim_results, run_record
+from oasis_monai.workflows.scan_result import ScanResult
+
+PROTOCOL, FOLD = "patient", -1  # no patient of the training is among the cases; there are no folds
+
+
+def evaluate_model(
+    model: Model,
+    data: DataSettings,
+    output: Path,
+    log: Log = print,
+    n: int = 6,
+    method: str | None = None,
+    options: Settings | None = None,
+    training_cases: bool = False,
+    overwrite: bool = False,
+) -> Path:
+    """Segment and score every labelled case of a data set, and compare the predicted with the true Dice.
+
+    A case that is an atlas of the model, whatever it is called there, says nothing about new scans: it is told and left out.
+
+    Args:
+        model: the trained model.
+        data: the labelled cases. Their structures are the model's; where they are named alike, the values may be others.
+        output: gets ``scores.csv``, ``summary.csv``, ``quality.csv``, ``run.json`` and what the page shows.
+        log: gets a line per case that is left out, and the warnings of the check.
+        n: atlases to fuse; method: how, see :meth:`oasis_monai.Model.segment`.
+        options: whose ``overlays``, ``browser``, ``save_segmentations``, ``save_probability``, ``progress`` and ``cache`` count.
+        training_cases: score the model's own atlases as well.
+        overwrite: also in the place of the results of other data or settings.
+
+    Returns:
+        The path of ``scores.csv``.
+
+    Raises:
+        DataError: every fault of the data set; or no case is left.
+        ConfigError: ``output`` holds other results, or the model cannot serve the method or n.
+    """
+    asked = options or model.settings
+    method = check_choice(model.segmenter, method, n)
+    same_names = set(data.labels) == set(model.labels)
+    own = {name: data.labels[name] for name in model.labels} if same_names else model.labels
+    settings = replace(
+        model.settings,
+        data=replace(data, labels=own),
+        n=(n,),
+        methods=(method,),
+        corruptions=0,
+        folds="patient",
+        **{key: getattr(asked, key) for key in ("overlays", "browser", "save_segmentations", "save_probability", "progress")},
+    )
+    clock, cache = Clock(), Path(asked.cache)
+    with clock("check"):
+        cases = [case for case in find_and_check(settings, cache, log) if case.label is not None]
+    run = _Evaluation(model, settings, list(own), output, log, clock, training_cases)
+
+    def record() -> dict[str, Any]:
+        content = {case.id: _content(case) for case in cases}
+        told = run_record("evaluate", settings, None, len(cases), clock.seconds, content)
+        version = {"model": str(model.folder), "model_version": model.record.version, "left_out": run.left_out}
+        return {**told, "folds": None, **version}
+
+    output.mkdir(parents=True, exist_ok=True)
+    claim_results(output, record(), "output", overwrite)
+    run.score(cases)
+    run.write(cases)
+    write_json(output / "run.json", record())
+    return output / "scores.csv"
+
+
+def _content(case: Case) -> str:
+    from oasis_monai.data.formats.dispatch import data_files
+
+    return file_digest(*(file for path in (case.image, case.label) if path is not None for file in data_files(path)))
+
+
+@dataclass
+class _Evaluation:
+    """What the cases of an evaluation share, and what was found."""
+
+    model: Model
+    settings: Settings
+    names: list[str]
+    output: Path
+    log: Log
+    clock: Clock
+    training_cases: bool
+    rows: list[dict[str, Any]] = field(default_factory=list)
+    predictions: list[dict[str, Any]] = field(default_factory=list)
+    labels: PackedLabels = field(default_factory=dict)
+    left_out: dict[str, str] = field(default_factory=dict)
+
+    def score(self, cases: list[Case]) -> None:
+        """Segment and score the cases, one in memory at a time."""
+        from tqdm import tqdm
+
+        for case in tqdm(cases, desc="evaluate", disable=not self.settings.progress, leave=False):
+            with with_case_in_errors(case.id):
+                self._one(case)
+        if not self.rows:
+            found = f"{len(self.left_out)} of {len(cases)} are atlases of the model"
+            remedy = "give other cases, or training_cases=true to score them all the same"
+            raise DataError(Fault("", "cases", "labelled cases that the model was not trained on", found, remedy))
+
+    def _one(self, case: Case) -> None:
+        settings = self.settings
+        with self.clock("segment"):
+            scan = read_volume(case.without_label(), settings.data.label_values)
+            found = self.model.find(scan, settings.methods[0], settings.n[0])
+            result = self.model.describe(found, settings.save_probability)
+        if result.is_atlas is not None and not self.training_cases:
+            self.left_out[case.id] = result.is_atlas
+            self.log(f"{case.id}: left out, as it is the model's atlas {result.is_atlas}")
+            return
+        with self.clock("score"):
+            volume = read_volume(case, settings.data.label_values)  # now that it is segmented
+            assert volume.label is not None
+            reference = volume.label[0].numpy()
+            segmentation = Segmentation(case.id, result.classes, result.probability, volume.geometry)
+            self._score(result, segmentation, reference)
+        with self.clock("pictures"):
+            key = result.method
+            self.labels[case.id, *key] = save_label(settings, self.output, segmentation, *key)
+            if settings.browser:
+                image = volume.image[0].numpy()
+                write_case_browser(settings, self.output, PROTOCOL, FOLD, image, reference, {key: segmentation}, found)
+
+    def _score(self, result: ScanResult, segmentation: Segmentation, reference: np.ndarray) -> None:
+        """The rows of ``scores.csv`` and ``quality.csv`` of one case."""
+        label, spacing_mm = to_canonical(result.classes.numpy(), segmentation.geometry.affine)
+        truth, _ = to_canonical(reference, segmentation.geometry.affine)
+        regions: Any = self.settings.data.regions
+        about = {"protocol": PROTOCOL, "fold": FOLD, "case": segmentation.case, "method": result.method[0], "n": result.method[1]}
+        scores = score_case(label, truth, spacing_mm, self.names, regions, case=segmentation.case)
+        self.rows += [{**about, **asdict(score)} for score in scores]
+        dsc = {score.label: score.dsc for score in scores if score.region == "whole"}
+        for name, one in result.predictions.items():
+            values: Mapping[str, Any] = {"label": name, "corruption": UNTOUCHED, **one.agreement, "predicted_dsc": one.value}
+            self.predictions.append({**about, **values, "flag": one.unsure, "dsc": dsc[name]})
+
+    def write(self, cases: list[Case]) -> None:
+        """The tables and pictures."""
+        write_scores(self.output / "scores.csv", self.rows)
+        write_summary(self.output / "summary.csv", summarise(read_scores(self.output / "scores.csv")))
+        table = pd.DataFrame(self.predictions, columns=list(COLUMNS))
+        write_quality(self.output / "quality.csv", table[table["dsc"].notna()])
+        with self.clock("pictures"):
+            by_id = {case.id: case for case in cases}
+            pictures = draw_overlays(self.settings, by_id, self.rows, self.labels, self.output)
+            remove_stale_pictures(self.settings, self.output, self.rows, pictures)
+
+
+def quality_summary(output: Path) -> pd.DataFrame:
+    """Predicted against true Dice of an evaluation: per structure the number of results, the mean absolute error (``mae``),
+    Pearson's correlation (``r``) and :func:`oasis_monai.evaluation.quality.aurc`."""
+    rows = [
+        {
+            "label": group.label,
+            "cases": len(group.rows),
+            "mae": mean_error(group.rows),
+            "r": correlation(group.rows["predicted_dsc"], group.rows["dsc"]),
+            "aurc": aurc(group.rows["predicted_dsc"], group.rows["dsc"]),
+        }
+        for group in read_quality(output / "quality.csv")
+    ]
+    return pd.DataFrame(rows, columns=["label", "cases", "mae", "r", "aurc"])

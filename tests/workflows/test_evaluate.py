@@ -1,0 +1,116 @@
+"""One command trains, one segments, one scores: no YAML, no grid, and nothing but a folder of scans."""
+
+import json
+import math
+
+import nibabel
+import numpy as np
+import pandas as pd
+import pytest
+
+import oasis_monai
+from oasis_monai.data.cases import find_cases
+from oasis_monai.data.io import read_volume
+from oasis_monai.data.phantom import write_phantom
+from oasis_monai.evaluation.quality import aurc
+from oasis_monai.workflows.plan import read_plan
+from tests.helpers.command import run
+from tests.helpers.runs import scores_of
+
+QUICK = ["training.iterations=4", "training.minutes=null", "joint.tta_views=0", "progress=false"]
+
+
+@pytest.fixture(scope="module")
+def others(tmp_path_factory):
+    """Scans of other patients: the phantom's with later seeds."""
+    folder = tmp_path_factory.mktemp("others")
+    write_phantom(folder, cases=3, size="tiny", seed=5)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def trained(phantom, tmp_path_factory):
+    """The folder of a model, and what was said, of the one command."""
+    folder = tmp_path_factory.mktemp("trained")
+    done = run("train", f"data.root={phantom}", "model=m", *QUICK, cwd=folder)
+    assert (done.code, done.err) == (0, "")
+    return folder / "m", done.out
+
+
+def test_train_tells_its_plan_and_keeps_it_with_the_concrete_values(trained):
+    model, said = trained
+    plan = read_plan(model)
+    assert said.startswith("\n".join(plan.lines()))
+    settings = json.loads((model / "model.json").read_text())["settings"]
+    for group, values in plan.values.items():
+        for key, value in values.items():
+            assert settings[group][key] == value, (group, key)
+    assert not any(value is None for key, value in settings["preprocessing"].items())
+
+
+def test_a_model_is_scored_on_other_cases(trained, others, tmp_path):
+    model, _ = trained
+    done = run(
+        "evaluate",
+        f"model={model}",
+        f"data.root={others}",
+        "n=2",
+        "output=e",
+        "save_segmentations=true",
+        "progress=false",
+        cwd=tmp_path,
+    )
+    assert (done.code, done.err) == (0, "")
+    scores = scores_of(tmp_path / "e")
+    assert sorted(set(scores["case"])) == ["Case00", "Case01", "Case02"]
+    assert set(scores["region"]) == {"whole", "apex", "mid", "base"}
+    for case in find_cases(others, "promise12"):  # Dice by hand, from the label that was written
+        (file,) = (tmp_path / "e" / "segmentations").glob(f"{case.id}__*.nii.gz")
+        found = np.asarray(nibabel.load(file).dataobj) > 0
+        truth = read_volume(case, (0, 1)).label[0].numpy() > 0
+        both = found.sum() + truth.sum()
+        dsc = scores.loc[(scores["case"] == case.id) & (scores["region"] == "whole"), "dsc"].item()
+        assert dsc == pytest.approx(2 * (found & truth).sum() / both)
+    quality = pd.read_csv(tmp_path / "e" / "quality.csv")
+    assert len(quality) == 3
+    whole = scores[scores["region"] == "whole"].set_index("case")["dsc"]
+    assert quality.set_index("case")["dsc"].to_dict() == pytest.approx(whole.to_dict(), abs=1e-6)
+    page = (tmp_path / "e" / "report.html").read_text()
+    assert "a trained model on other cases" in page
+    assert "AURC" in page
+    assert "Cross-validation with" not in page
+    record = json.loads((tmp_path / "e" / "run.json").read_text())
+    assert (record["task"], record["left_out"]) == ("evaluate", {})
+    mae = (quality["predicted_dsc"] - quality["dsc"]).abs().mean()
+    area = aurc(quality["predicted_dsc"], quality["dsc"])
+    assert f"{mae:.3f}" in done.out
+    assert f"{area:.3f}" in done.out
+    again = run("evaluate", f"model={model}", f"data.root={others}", "n=1", "output=e", cwd=tmp_path)
+    assert again.code == 2
+    assert "overwrite=true" in again.err
+
+
+def test_what_the_model_has_learned_from_is_told_and_left_out(trained, phantom, others, tmp_path):
+    model, _ = trained
+    mixed = tmp_path / "mixed"
+    mixed.mkdir()
+    for number, case in enumerate([*find_cases(phantom, "promise12")[:2], *find_cases(others, "promise12")[:1]]):
+        for path, tail in ((case.image, ""), (case.label, "_segmentation")):
+            text = path.read_text().replace(path.with_suffix(".raw").name, f"Case{50 + number}{tail}.raw")
+            (mixed / f"Case{50 + number}{tail}.mhd").write_text(text)
+            (mixed / f"Case{50 + number}{tail}.raw").write_bytes(path.with_suffix(".raw").read_bytes())
+    data = {"root": str(mixed), "layout": "promise12", "labels": {"prostate": 1}}
+    found = oasis_monai.evaluate(model, tmp_path / "e", data=data, n=2, overlays=0, browser=False, cache=str(tmp_path / "c"))
+    assert set(found.scores["case"]) == {"Case52"}
+    left_out = json.loads((tmp_path / "e" / "run.json").read_text())["left_out"]
+    assert left_out == {"Case50": "Case00", "Case51": "Case01"}
+    (row,) = found.quality.to_dict("records")
+    assert row["cases"] == 1
+    assert math.isnan(row["r"])
+    alone = {**data, "include": ["Case50"]}
+    with pytest.raises(oasis_monai.DataError, match="1 of 1 are atlases of the model"):
+        oasis_monai.evaluate(model, tmp_path / "e2", data=alone, n=2, cache=str(tmp_path / "c"))
+    kept = oasis_monai.evaluate(
+        model, tmp_path / "e3", data=alone, n=2, cache=str(tmp_path / "c"), training_cases=True, overlays=0, browser=False
+    )
+    assert set(kept.scores["case"]) == {"Case50"}
