@@ -25,7 +25,7 @@ SMALL = {
     for k, v in (word.split("=", 1) for word in overrides(merged(TINY, JOINT, {"data": {}, "cache": "cache"})))
     if not k.startswith("data.") and k != "methods"
 }
-TASKS_OF_A_MODEL = ("segment", "library", "bundle", "report")
+TASKS_OF_A_MODEL = ("segment", "evaluate", "library", "bundle", "report")
 
 
 def blocks(page, kind):
