@@ -13,6 +13,7 @@ import pandas as pd
 from oasis_monai.data.io import read_volume, to_canonical
 from oasis_monai.data.settings import DataSettings
 from oasis_monai.data.types import Case, Segmentation
+from oasis_monai.evaluation.centres import write_centres
 from oasis_monai.evaluation.metrics import score_case
 from oasis_monai.evaluation.quality import aurc, correlation
 from oasis_monai.evaluation.quality_tables import COLUMNS, mean_error, read_quality, write_quality
@@ -98,7 +99,8 @@ def evaluate_model(
 def _content(case: Case) -> str:
     from oasis_monai.data.formats.dispatch import data_files
 
-    return file_digest(*(file for path in (case.image, case.label) if path is not None for file in data_files(path)))
+    sources = [*case.sources, *([] if case.label is None else [case.label])]
+    return file_digest(*(file for source in sources for file in data_files(source)))
 
 
 @dataclass
@@ -140,11 +142,11 @@ class _Evaluation:
             self.log(f"{case.id}: left out, as it is the model's atlas {result.is_atlas}")
             return
         with self.clock("score"):
-            volume = read_volume(case, settings.data.label_values)  # now that it is segmented
+            volume = read_volume(case, settings.data.label_values, settings.data.ignore)  # now that it is segmented
             assert volume.label is not None
             reference = volume.label[0].numpy()
             segmentation = Segmentation(case.id, result.classes, result.probability, volume.geometry)
-            self._score(result, segmentation, reference)
+            self._score(case, result, segmentation, reference)
         with self.clock("pictures"):
             key = result.method
             self.labels[case.id, *key] = save_label(settings, self.output, segmentation, *key)
@@ -152,14 +154,14 @@ class _Evaluation:
                 image = volume.image[0].numpy()
                 write_case_browser(settings, self.output, PROTOCOL, FOLD, image, reference, {key: segmentation}, found)
 
-    def _score(self, result: ScanResult, segmentation: Segmentation, reference: np.ndarray) -> None:
+    def _score(self, case: Case, result: ScanResult, segmentation: Segmentation, reference: np.ndarray) -> None:
         """The rows of ``scores.csv`` and ``quality.csv`` of one case."""
         label, spacing_mm = to_canonical(result.classes.numpy(), segmentation.geometry.affine)
         truth, _ = to_canonical(reference, segmentation.geometry.affine)
         regions: Any = self.settings.data.regions
-        about = {"protocol": PROTOCOL, "fold": FOLD, "case": segmentation.case, "method": result.method[0], "n": result.method[1]}
-        scores = score_case(label, truth, spacing_mm, self.names, regions, case=segmentation.case)
-        self.rows += [{**about, **asdict(score)} for score in scores]
+        about = {"protocol": PROTOCOL, "fold": FOLD, "case": case.id, "method": result.method[0], "n": result.method[1]}
+        scores = score_case(label, truth, spacing_mm, self.names, regions, case=case.id)
+        self.rows += [{**about, "patient": case.patient, "centre": case.centre, **asdict(score)} for score in scores]
         dsc = {score.label: score.dsc for score in scores if score.region == "whole"}
         for name, one in result.predictions.items():
             values: Mapping[str, Any] = {"label": name, "corruption": UNTOUCHED, **one.agreement, "predicted_dsc": one.value}
@@ -168,7 +170,9 @@ class _Evaluation:
     def write(self, cases: list[Case]) -> None:
         """The tables and pictures."""
         write_scores(self.output / "scores.csv", self.rows)
-        write_summary(self.output / "summary.csv", summarise(read_scores(self.output / "scores.csv")))
+        scores = read_scores(self.output / "scores.csv")
+        write_summary(self.output / "summary.csv", summarise(scores))
+        write_centres(self.output / "centres.csv", scores)
         table = pd.DataFrame(self.predictions, columns=list(COLUMNS))
         write_quality(self.output / "quality.csv", table[table["dsc"].notna()])
         with self.clock("pictures"):

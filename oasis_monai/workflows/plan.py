@@ -24,7 +24,10 @@ from oasis_monai.workflows.plan_rules import Choice, choose, own_spacing
 from oasis_monai.workflows.prepare import Log, file_stamps, find_selected_cases
 
 FILE = "plan.json"
-CLEARED = ("preprocessing.size", "preprocessing.spacing_mm", "registration.field_stride", "joint.volume_stride", "joint.atlases")
+CLEARED = (
+    *("preprocessing.size", "preprocessing.spacing_mm", "preprocessing.window"),
+    *("registration.field_stride", "joint.volume_stride", "joint.atlases"),
+)
 """Options whose values a plan can make possible: an error about them is no error before it."""
 
 
@@ -155,7 +158,12 @@ def fingerprint_of(data: DataSettings, cases: Sequence[Case], cache: Path | None
             cache.mkdir(parents=True, exist_ok=True)
         except OSError:  # a run that needs a cache says so itself
             cache = None
-    return take_fingerprint(cases, (0, *labels.values()), list(labels), cache, lambda case: file_stamps([case]))
+    more = {} if data.ignore is None else {"ignore": data.ignore}
+
+    def stamp(case: Case) -> list[Any]:
+        return [file_stamps([case]), list(case.take)]
+
+    return take_fingerprint(cases, (0, *labels.values()), list(labels), cache, stamp, more)
 
 
 def _check_early(config: Mapping[str, Any]) -> None:

@@ -15,7 +15,7 @@ import numpy as np
 
 from oasis_monai.settings import Settings, build
 from oasis_monai.transforms.intensity import LOCAL_MM
-from oasis_monai.transforms.preprocessing import INTENSITIES, Preprocessing
+from oasis_monai.transforms.preprocessing import Preprocessing
 from oasis_monai.utils.errors import ConfigError
 from oasis_monai.utils.planned import UNPLANNED, fill
 from oasis_monai.workflows.fingerprint import Fingerprint
@@ -280,14 +280,14 @@ def intensity(fingerprint: Fingerprint, asked: Asked, grid: Choice) -> Choice:
 
 
 def _ct(fingerprint: Fingerprint, asked: Asked) -> Choice:
-    """CT: a window round the structures' own values where the preprocessing knows windows."""
+    """CT: a window round the structures' own values."""
     inside = [s for scan in fingerprint.labelled for s in scan.structures.values()]
     low, high = float(np.median([s.low for s in inside])), float(np.median([s.high for s in inside]))
     reason = f"CT, as most scans show air; the structures have {low:.0f} to {high:.0f} HU"
-    if "window" not in INTENSITIES:
-        return asked.choice(reason, preprocessing__intensity="zscore")
     side = max((high - low) / 2, 50.0)  # what lies round a structure must stay different from it
-    window = [float(math.floor((low - side) / 10) * 10), float(math.ceil((high + side) / 10) * 10)]
+    window: list[Any] = [float(math.floor((low - side) / 10) * 10), float(math.ceil((high + side) / 10) * 10)]
+    if (channels := fingerprint.scans[0].channels) > 1:  # what the others are is not known
+        window = [window, *[None] * (channels - 1)]
     return asked.choice(reason, preprocessing__intensity="window", preprocessing__window=window)
 
 
