@@ -99,8 +99,8 @@ def evaluate_model(
 def _content(case: Case) -> str:
     from oasis_monai.data.formats.dispatch import data_files
 
-    sources = [*case.sources, *([] if case.label is None else [case.label])]
-    return file_digest(*(file for source in sources for file in data_files(source)))
+    files = [file for source in case.sources for file in data_files(source)]
+    return file_digest(*files, *(data_files(case.label) if case.label is not None else ()))
 
 
 @dataclass

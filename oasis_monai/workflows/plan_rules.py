@@ -28,7 +28,7 @@ THIN_VOXELS = 4  # so many times more where structures are thin
 THIN = 1.0  # a structure is thin if it has less than so many voxels of the usual grid across (2 volume / surface)
 ROUND_MM = (0.1, 0.125, 0.16, 0.2, 0.25, 0.3, 0.4, 0.5, 0.6, 0.8, 1.0, 1.25, 1.5, 2.0, 2.5, 3.0, 4.0, 5.0, 6.0, 8.0, 10.0, 12.0)
 """Voxel sizes a plan takes: round ones, so that one scan more does not change the grid."""
-SAME = 1.15  # an axis whose voxels are at most so much longer than the finest gets the finest's
+SAME = 1.15  # voxels at most so much longer count as the same: an axis near the finest gets its size, which is a round one
 ANISOTROPIC = 3.0  # slices are at most so many times thicker than pixels: nnU-Net's limit, Isensee et al. 2021
 NEARLY_ISOTROPIC = 2.0  # below this ratio of the longest to the shortest side of a voxel all axes are halved alike
 HOUNSFIELD = -200.0  # MR has no values below that, CT has air
@@ -156,7 +156,7 @@ def _finest(
 ) -> tuple[list[float], list[int], Mapping[str, Mapping[str, Any]]]:
     """The finest grid of at most ``voxels``, or of the size or voxels that the user has given."""
     given_size, given_spacing = asked.value(GRID[0]), asked.value(GRID[1])
-    first = next((mm for mm in ROUND_MM if mm >= 0.95 * own.min()), ROUND_MM[-1])
+    first = next((mm for mm in ROUND_MM if SAME * mm >= own.min()), ROUND_MM[-1])
     for mm in ROUND_MM[ROUND_MM.index(first) :]:
         spacing = list(given_spacing) if given_spacing is not None else _spacing(own, mm)
         networks = _family(asked, is_fine(spacing))
