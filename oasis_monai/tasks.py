@@ -128,10 +128,13 @@ def _study(config: dict[str, Any], job: Mapping[str, Any], run_dir: Path, sweep_
         raise ConfigError(
             "task", "crossval or train under torchrun", "study", "run it without torchrun; workers=N trains N networks at once"
         )
-    _settings(config)
+    settings = _settings(config)
+    from oasis_monai.utils.config import plain
+    from oasis_monai.workflows.prepare import with_found_data
     from oasis_monai.workflows.study import check_study, run_study
     from oasis_monai.workflows.study_report import write_results
 
+    config = {**config, "data": plain(with_found_data(settings, Path(settings.cache), print).data)}
     study = check_study(job["study"])
     run_study(
         study, config, run_dir, overwrite=bool(job["overwrite"]), key="hydra.run.dir" if sweep_dir is None else "hydra.sweep.dir"
@@ -254,19 +257,22 @@ def _download(config: dict[str, Any], job: Mapping[str, Any], run_dir: Path, swe
 
 
 def _check(config: dict[str, Any], job: Mapping[str, Any], run_dir: Path, sweep_dir: Path | None) -> None:
+    from oasis_monai.data.found import find_data
     from oasis_monai.settings import build_data
     from oasis_monai.utils.files import write_text
     from oasis_monai.workflows.check import as_table, check_cases
     from oasis_monai.workflows.field_of_view import Extent, advice, extent
-    from oasis_monai.workflows.prepare import find_selected_cases
 
     data, preprocessing = build_data(config)
     settings, wrong = _settings_or_fault(config)
     if wrong is not None:  # the networks cannot work like this; the data can be looked at all the same
         print(f"error: {wrong}", file=sys.stderr)
-    cases, faults = find_selected_cases(data)
+    found = find_data(data, Path(settings.cache) if settings is not None else None, part="all")
+    for line in found.said:
+        print(line)
+    cases, faults = found.cases, list(found.faults)
     extents: list[Extent | None] = []
-    faults += check_cases(cases, data.label_values, preprocessing, lambda volume: extents.append(extent(volume)))
+    faults += check_cases(cases, found.data.label_values, preprocessing, lambda volume: extents.append(extent(volume)))
     if job["output"]:
         write_text(Path(job["output"]) / "check.csv", as_table(faults))
     for fault in faults:

@@ -91,6 +91,7 @@ class Case:
         centre: where it was scanned; empty where nobody says.
         fold: number of the fold that tests it, where the data set says so.
         split: ``train`` or ``test`` where the data set says so, else empty.
+        background: values in its label's file that count as background, beside 0.
 
     Examples:
         >>> from pathlib import Path
@@ -112,6 +113,7 @@ class Case:
     centre: str = ""
     fold: int | None = None
     split: str = ""
+    background: tuple[int, ...] = ()
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "patient", self.patient or self.id)

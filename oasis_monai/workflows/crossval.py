@@ -34,7 +34,7 @@ from oasis_monai.utils.files import write_json
 from oasis_monai.workflows.case_pictures import PackedLabels, draw_overlays, remove_stale_pictures, save_label, write_case_browser
 from oasis_monai.workflows.corrupted_copies import Rows, corrupted_rows
 from oasis_monai.workflows.fold_models import FoldModel, FoldModels, OpenModels, calibration_path, train_in_parallel
-from oasis_monai.workflows.prepare import Dataset, Log, find_and_check, prepare, split_of
+from oasis_monai.workflows.prepare import Dataset, Log, find_and_check, prepare, split_of, with_found_data
 from oasis_monai.workflows.run_record import Clock, claim_results, refuse_other_results, run_record
 
 
@@ -65,6 +65,7 @@ def crossval(
     """
     resolve_device(settings.device)  # an absent GPU is an error before anything is read
     cache, clock = Path(settings.cache), Clock()
+    settings = with_found_data(settings, cache, log)
     run_dir.mkdir(parents=True, exist_ok=True)
     if not overwrite:
         refuse_other_results(run_dir, settings.to_json(), key)  # before the data is read

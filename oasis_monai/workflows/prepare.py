@@ -14,6 +14,7 @@ import torch
 
 from oasis_monai.atlases.library import AtlasLibrary, build_library
 from oasis_monai.data.folds import Split, limit_training, make_split
+from oasis_monai.data.found import find_data, is_complete
 from oasis_monai.data.settings import DataSettings
 from oasis_monai.data.types import Case, Preprocessed
 from oasis_monai.segmentation.methods import needs_alignment, needs_atlases
@@ -96,38 +97,44 @@ def find_and_check(settings: Settings, cache: Path | None, log: Log) -> list[Cas
     return cases
 
 
-ONLY_REMEDY = "correct the list (an id that begins with 0 needs quotes: '007')"
-
-
 def find_selected_cases(data: DataSettings) -> tuple[list[Case], list[Fault]]:
     """The cases of a data set, cut to ``data.include`` where that names any, and what is wrong with how their files lie there.
 
     Raises:
         DataError: the folder is absent, or ``data.include`` names what is not there.
     """
-    from oasis_monai.data.cases import survey
+    found = find_data(data)
+    return found.cases, found.faults
 
-    if not data.root:
-        raise ConfigError("data.root", "the folder of the data set", data.root, "add data.root=PATH")
-    found = survey(data.root, data.layout)
-    cases, faults = found.cases, found.faults
-    if not data.include:
-        return cases, faults
-    if absent := sorted(set(data.include) - {case.id for case in cases} - {fault.case for fault in faults}):
-        raise DataError([Fault(case, "data.include", "an id of the data set", "no such case", ONLY_REMEDY) for case in absent])
-    return [case for case in cases if case.id in data.include], [fault for fault in faults if fault.case in ("", *data.include)]
+
+def with_found_data(settings: Settings, cache: Path | None, log: Log) -> Settings:
+    """Settings whose ``data`` is complete: what they leave empty is what the data set's own files say. Says what was recognised.
+
+    Raises:
+        DataError, ConfigError: see :func:`oasis_monai.data.found.find_data`; no structures are found.
+    """
+    if is_complete(settings.data):
+        return settings
+    found = find_data(settings.data, cache)
+    for line in found.said:
+        log(line)
+    if not found.data.labels:
+        raise DataError([fault for fault in found.faults if fault.severity == "error"] or [NO_LABELS])
+    return replace(settings, data=found.data)
+
+
+NO_LABELS = Fault("", "data.labels", "structures to segment", "none", "correct data.root, or add data.labels={NAME: VALUE}")
 
 
 def _files(case: Case) -> list[Path]:
     from oasis_monai.data.formats.dispatch import data_files
 
     files: list[Path] = []
-    for path in (case.image, case.label):
-        if path is not None:
-            try:
-                files += data_files(path)
-            except DataError:  # the check that follows reports it with all other faults
-                files.append(path)
+    for source in (*case.sources, *([(case.label,)] if case.label is not None else [])):
+        try:
+            files += data_files(source)
+        except DataError:  # the check that follows reports it with all other faults
+            files += source
     return [file for file in files if file.exists()]
 
 
