@@ -128,7 +128,7 @@ def _label_map(text: str) -> dict[str, Any]:
 
 
 def _nested(text: str, lists: bool) -> Any:
-    """A template or regular expression as typed, or the list or map of some that it is: ``{T2: {id}_t2.nii, ADC: {id}_a.nii}``."""
+    """A template or regular expression as typed, or the list or map of some that it is (``{T2: {id}_t2.nii}``)."""
     text = text.strip()
     if MAP.fullmatch(text):
         pairs = [part.partition(":") for part in _outer_parts(text[1:-1])]
@@ -212,9 +212,10 @@ def _plain(config: Any) -> dict[str, Any]:
     data = plain.get("data")
     if isinstance(data, dict) and isinstance(labels := data.get("labels"), str) and labels[:1] == "{":
         data["labels"] = _label_map(labels)
-    for key in (name.partition(".")[2] for name in NESTED) if isinstance(data, dict) else ():
-        if isinstance(value := data.get(key), str):
-            data[key] = _nested(value, lists=key == "image")
+    if isinstance(data, dict):
+        for key in (name.partition(".")[2] for name in NESTED):
+            if isinstance(value := data.get(key), str):
+                data[key] = _nested(value, lists=key == "image")
     return {str(k): v for k, v in plain.items()}
 
 
