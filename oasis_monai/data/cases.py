@@ -7,6 +7,7 @@ from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
+from oasis_monai.data.known import known_values, with_known
 from oasis_monai.data.layouts import case_folders, datalist, decathlon, folder, paired, promise12, table, templates
 from oasis_monai.data.layouts.dataset_json import NAME
 from oasis_monai.data.layouts.record import Layout, Request, Survey
@@ -97,7 +98,9 @@ def survey(root: str | Path, layout: str = "auto", data: DataSettings | None = N
     found = replace(found, layout=chosen.name, cases=sorted(found.cases, key=lambda case: case.id), faults=list(found.faults))
     if not found.cases and not any(fault.severity == "error" for fault in found.faults):
         found.faults.append(_nothing(chosen, root, found.faults))
-    return with_people(with_parts(found) if chosen is templates.LAYOUT else found, root, data.patient, data.centre)
+    found = with_parts(found) if chosen is templates.LAYOUT else found
+    rules = with_known(data, known_values(found, data)) if labelled else data
+    return with_people(found, root, rules.patient, rules.centre, strict=labelled)
 
 
 def _choose(root: Path, layout: str, data: DataSettings, labelled: bool) -> tuple[Path, Layout]:

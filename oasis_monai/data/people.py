@@ -18,13 +18,14 @@ PARTS = {"patient": ("patient", "subject"), "centre": ("centre", "center", "site
 Rule = Callable[[Case], str | None]
 
 
-def with_people(found: Survey, root: Path, patient: str, centre: str | Mapping[str, str]) -> Survey:
+def with_people(found: Survey, root: Path, patient: str, centre: str | Mapping[str, str], strict: bool = True) -> Survey:
     """The survey with patient and centre of every case, by these rules, else by what its table or template says.
 
     Args:
         found: the survey.
         root: what paths are relative to.
         patient, centre: see :class:`oasis_monai.data.settings.DataSettings`.
+        strict: whether it is a fault if a rule says nothing of a case.
 
     Raises:
         ConfigError: a rule is no regular expression with one group.
@@ -35,7 +36,7 @@ def with_people(found: Survey, root: Path, patient: str, centre: str | Mapping[s
         if column:
             values = [found.parts.get(case.id, {}).get(column, "") for case in cases]
         elif rule:
-            values = _by_rule(key, rule, cases, root, faults)
+            values = _by_rule(key, rule, cases, root, faults if strict else [])
         else:
             continue
         cases = [_with(case, key, value) if value else case for case, value in zip(cases, values, strict=True)]

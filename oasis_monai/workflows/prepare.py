@@ -130,11 +130,12 @@ def _files(case: Case) -> list[Path]:
     from oasis_monai.data.formats.dispatch import data_files
 
     files: list[Path] = []
-    for source in (*case.sources, *([(case.label,)] if case.label is not None else [])):
-        try:
-            files += data_files(source)
-        except DataError:  # the check that follows reports it with all other faults
-            files += source
+    for path in (case.image, case.label):
+        if path is not None:
+            try:
+                files += data_files(path)
+            except DataError:  # the check that follows reports it with all other faults
+                files.append(path)
     return [file for file in files if file.exists()]
 
 

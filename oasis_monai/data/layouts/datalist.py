@@ -47,8 +47,7 @@ def find(request: Request) -> Survey:
     found = []
     for name, entries in lists.items():
         for index, entry in enumerate(entries):
-            labelled = request.labelled and not LISTS[name]
-            made = reader.case(f"{name}[{index}]", entry, LISTS[name], labelled)
+            made = reader.case(f"{name}[{index}]", entry, LISTS[name])
             if made is not None:
                 found.append((f"{name}[{index}]", entry, made))
     named = short_names([case.image for _, _, case in found]) if found else []
@@ -103,9 +102,10 @@ class _Reader:
 
     def __init__(self, path: Path, request: Request, channels: tuple[str, ...], faults: list[Fault]) -> None:
         self.path, self.asked, self.channels, self.faults = path, request.data.channels, channels, faults
+        self.labelled = request.labelled
         self.used: tuple[str, ...] = ()
 
-    def case(self, where: str, entry: Any, split: str, labelled: bool) -> Case | None:
+    def case(self, where: str, entry: Any, split: str) -> Case | None:
         """The case of one entry; None, and faults, where it has none."""
         before = len(self.faults)
         entry = {"image": entry} if isinstance(entry, str | list) else entry
@@ -125,7 +125,7 @@ class _Reader:
         sources = [self._file(f"{where}.image", image) for image in images]
         label = entry.get("label")
         label = label[0] if isinstance(label, list) and len(label) == 1 else label
-        mask = self._file(f"{where}.label", label) if labelled or label else ()
+        mask = self._file(f"{where}.label", label) if self.labelled and (label or not split) else ()
         fold = entry.get("fold")
         if fold is not None and (not isinstance(fold, int) or isinstance(fold, bool) or fold < 0):
             self._fault(f"{where}.fold", "a whole number of 0 or more", f"{fold!r}"[:60], "correct it, or leave it out")

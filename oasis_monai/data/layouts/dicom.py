@@ -7,15 +7,13 @@ import re
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
-from oasis_monai.data.formats.dicom import is_dicom, series_among, series_parts
-from oasis_monai.data.formats.dispatch import ending
-from oasis_monai.data.layouts.files import walk
+from oasis_monai.data.formats.dicom import series_among, series_parts
 from oasis_monai.data.types import Case
 
 
-def series_cases(root: Path) -> list[Case]:
-    """A case for every DICOM series below ``root``, in whatever folders, named as short as keeps the names apart."""
-    series = series_among(path for path in walk(root) if not ending(path) and is_dicom(path))
+def series_cases(root: Path, files: Iterable[Path], anonymous: bool = False) -> list[Case]:
+    """A case for every DICOM series among some files below ``root``, named as short as keeps the names apart."""
+    series = series_among(files)
     unreadable = series.pop("", [])
     found = [(_home(part), uid, part) for uid, files in series.items() for part in series_parts(files)]
     readable = {file.parent for files in series.values() for file in files}

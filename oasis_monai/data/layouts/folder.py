@@ -28,7 +28,8 @@ def find(request: Request) -> Survey:
     stems = {stem(path) for path in paths}
     paths = [p for p in paths if not (stem(p).endswith("_segmentation") and stem(p)[:-13] in stems)]
     cases = _with_channels(paths) or [Case(stem(p), p) for p in paths]
-    cases += series_cases(root)
+    dicom = [path for path in walk(root) if not ending(path) and is_dicom(path)]
+    cases += series_cases(root, dicom, request.data.anonymous)
     others = [p for p in walk(root) if (p.parent != root if ending(p) else not is_dicom(p) and may_be_scan(p))]
     note_others(others, "MetaImage or NIfTI files directly in the folder, or DICOM", faults)
     note_repeated(cases, faults)

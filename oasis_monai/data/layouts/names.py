@@ -52,11 +52,13 @@ def matching(images: Sequence[str], labels: Sequence[str]) -> dict[str, tuple[st
                     rules[at_end, _rest(image, common, at_end), _rest(label, common, at_end)] += 1
     ranked = sorted(rules, key=lambda rule: (-rules[rule], len(rule[1]) + len(rule[2]), rule))
     tried = [(rule, _apply(rule, images, there)) for rule in ranked[:20]]
-    if len(images) == len(labels) == 1 and not tried:
-        return {images[0]: (images[0], labels[0])}
-    if not tried:
-        return {image: (image, None) for image in images}
-    _, best = max(tried, key=lambda pair: len(pair[1]))
+    rule, best = max(tried, key=lambda pair: len(pair[1]), default=((True, "", ""), {}))
+    if len(images) == len(labels) == 1:
+        core = best[images[0]][0] if best else ""
+        whole = core and (images[0] == core or images[0].replace(core, "", 1)[:1] in SEPARATORS or not images[0].startswith(core))
+        return {images[0]: (core if whole else images[0], labels[0])}
+    if any(rule[1:]) and 2 * len(best) <= min(len(images), len(labels)):  # by chance
+        best = {}
     names = {image: best[image][0] if image in best else image for image in images}
     if not all(names.values()) or len(set(names.values())) < len(names):
         names = {image: image for image in images}

@@ -188,7 +188,8 @@ class _Reader:
         split = self._split(row)
         fold = self._fold(row)
         sources = [self._file(row, column) for column in self.images.values()]
-        label = self._file(row, self.roles["label"], self.labelled and split != "test") if "label" in self.roles else ()
+        has_label = self.labelled and "label" in self.roles
+        label = self._file(row, self.roles["label"], split != "test") if has_label else ()
         if "id" in self.roles and not row.cells[self.roles["id"]]:
             self._fault(row, self.roles["id"], "an id", "an empty cell", "give it, or remove the column")
         centre = row.cells[self.roles["centre"]] if "centre" in self.roles else ""
