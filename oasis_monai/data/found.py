@@ -72,7 +72,8 @@ def find_data(data: DataSettings, cache: Path | None = None, part: str = "train"
     made = replace(with_known(data, known), layout=found.layout)
     if known and made != replace(data, layout=found.layout):
         said.append(f"data: recognised as {made.name} (conf/data/{found.known}.yaml); if it is another, give data.name=NAME")
-    made = replace(made, ignore=found.ignore if made.ignore is None else made.ignore)
+    if made.ignore is None and found.ignore not in (*made.labels.values(), *made.background):
+        made = replace(made, ignore=found.ignore)
     made, cases = _with_channels(made, cases, found)
     made, told = _with_labels(made, data.labels, cases, found, known.get("labels", {}), cache, faults)
     if made.background:
@@ -150,7 +151,7 @@ def _with_labels(
             return data, []
         line = f"data: {', '.join(others)} count as background, as data.labels leaves them out"
         return replace(data, background=(*data.background, *sorted(others.values()))), [line]
-    if not named and found.regions:
+    if found.regions:
         regions = ", ".join(f"{name}: {list(values)}" for name, values in found.regions.items())
         remedy = "name the values themselves, data.labels={NAME: VALUE, ...}"
         faults.append(Fault("", "dataset.json labels", "one value for each structure", f"regions {regions}", remedy))

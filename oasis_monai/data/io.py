@@ -59,7 +59,7 @@ def read_volume(case: Case, label_values: Sequence[int]) -> Volume:
     """Read a scan with its label, if it has one.
 
     Args:
-        case: the paths.
+        case: the paths. The values ``case.background`` of its label become background.
         label_values: ``label_values[k]`` is the value in the file of class k; ``label_values[0]`` is the background.
 
     Returns:
@@ -95,6 +95,7 @@ def read_volume(case: Case, label_values: Sequence[int]) -> Volume:
     if case.label is not None:
         try:
             values, label_header = _whole(case.label)
+            values[np.isin(values, case.background)] = label_values[0]
             label = _class_indices(case.label, values, label_values)
             notes += named(case.id, label_header.notes)
         except DataError as error:

@@ -251,6 +251,7 @@ class PreprocessCache:
         label_file = None
         if case.label is not None:
             key = {**setting, "label": self.content(case.label), "label_values": self.label_values}
+            key |= {"background": case.background} if case.background else {}
             label_file = self.folder / f"{digest(key, 40)}.label"
         image = load_if_whole(image_file)
         label = None if label_file is None else load_if_whole(label_file)

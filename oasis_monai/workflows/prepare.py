@@ -77,7 +77,9 @@ def find_and_check(settings: Settings, cache: Path | None, log: Log) -> list[Cas
     data = settings.data
     cases, unpaired = find_selected_cases(data)
     stamp = digest(
-        [[str(f), f.stat().st_size, f.stat().st_mtime_ns] for case in cases for f in _files(case)] + [list(data.label_values)]
+        [[str(f), f.stat().st_size, f.stat().st_mtime_ns] for case in cases for f in _files(case)]
+        + [list(data.label_values)]
+        + [list(case.background) for case in cases if case.background]
     )
     checked = cache / "checked" / f"{stamp}.json" if cache else None
     for fault in unpaired:  # at every run: unpaired files are not part of the stamp

@@ -90,9 +90,7 @@ def test_every_name_of_a_layout_has_one() -> None:
 
 def test_two_layouts_at_once_are_named_and_the_user_chooses(tmp_path: Path) -> None:
     touch(tmp_path, "Case00.mhd", "Case00_segmentation.mhd", "imagesTr/a.nii", "labelsTr/a.nii")
-    with pytest.raises(
-        ConfigError, match=r"data.layout: .*signs of promise12 \(.*\) and msd \(.*\)'; choose by data.layout=NAME"
-    ):
+    with pytest.raises(ConfigError, match=r"data.layout: .*signs of promise12 \(.*\) and msd \(.*\)'; choose by"):
         survey(tmp_path)
     assert list(found(tmp_path, "msd")) == ["a"]
     with pytest.raises(
