@@ -10,6 +10,8 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
+from oasis_monai.utils.typed import QUOTED, as_typed
+
 VALUED = {"--cfg", "-c", "--package", "-p", "--info", "-i", "--experimental-rerun"}  # Hydra's options that take the next word
 VALUED |= {"--config-path", "-cp", "--config-name", "-cn", "--config-dir", "-cd"}
 TASKS = ("crossval", "study", "train", "segment", "library", "bundle", "download", "check", "report", "phantom")
@@ -33,11 +35,9 @@ IDS |= {"data.label", "data.patient"}  # templates and regular expressions, with
 NESTED = ("data.image", "data.centre")  # the same, or a list or map of them
 PLAIN = re.compile(r"[A-Za-z0-9_./:+%@*?|-]*")  # what Hydra's grammar takes as it is
 NO_TEXT = re.compile(r"(?i:[+-]?(inf|nan|(\d[\d_]*\.?[\d_]*|\.\d[\d_]*)(e[+-]?\d+)?)|true|false)")  # and makes other values of
-QUOTED = re.compile(r"'(?:[^'\\]|\\.)*'|\"(?:[^\"\\]|\\.)*\"", re.DOTALL)
 FUNCTION = re.compile(r"(choice|range|interval|glob|sort|shuffle|tag|str)\(.*\)")
 INTERPOLATION = re.compile(r"\$\{[A-Za-z_][\w.]*(:[^{}]*)?\}")
 LABELS = "data.labels"
-MAP = re.compile(r"\{\s*[^{}:,]+?\s*:.*\}", re.DOTALL)  # a template such as {patient}/{scan} is none
 USAGE = """\
 oasis-monai: segment medical images from a few labelled scans (atlases), aligned in one pass and fused by label overlap.
 
@@ -127,34 +127,6 @@ def _label_map(text: str) -> dict[str, Any]:
     }
 
 
-def _nested(text: str, lists: bool) -> Any:
-    """A template or regular expression as typed, or the list or map of some that it is (``{T2: {id}_t2.nii}``)."""
-    text = text.strip()
-    if MAP.fullmatch(text):
-        pairs = [part.partition(":") for part in _outer_parts(text[1:-1])]
-        return {_bare(key): _bare(value) for key, _, value in pairs}
-    if lists and text[:1] == "[" and text[-1:] == "]":
-        return [_bare(part) for part in _outer_parts(text[1:-1])]
-    return text
-
-
-def _outer_parts(text: str) -> list[str]:
-    """A text split at its commas, but those in quotes or brackets."""
-    parts, depth = [""], 0
-    for token in re.findall(rf"{QUOTED.pattern}|\\.|.", text, re.DOTALL):
-        depth += (token in "([{") - (token in ")]}")
-        if token == "," and depth <= 0:
-            parts.append("")
-        else:
-            parts[-1] += token
-    return [part for part in parts if part.strip()]
-
-
-def _bare(text: str) -> str:
-    text = text.strip()
-    return text[1:-1] if QUOTED.fullmatch(text) else text
-
-
 def _quoted(override: str, sweep: bool = False) -> str:
     """An override whose value is a path, a name or other text, as people type it, ``input=scan (1).nii.gz``, in the quotes that
     Hydra's grammar wants round it.
@@ -165,7 +137,7 @@ def _quoted(override: str, sweep: bool = False) -> str:
     key, _, value = override.partition("=")
     name = key.lstrip("+").replace("/", ".").partition("@")[0]
     if name in NESTED:
-        return f"{key}={_text(value, ids=True)}"  # a list or a map too, see :func:`_nested`
+        return f"{key}={_text(value, ids=True)}"  # a list or a map too, see :func:`as_typed`
     if name == "data.include" and value[:1] == "[" and value[-1:] == "]":  # a list of ids
         return f"{key}=[{','.join(_id(part.strip()) for part in _parts(value[1:-1]))}]"
     is_path = name in PATHS
@@ -215,7 +187,7 @@ def _plain(config: Any) -> dict[str, Any]:
     if isinstance(data, dict):
         for key in (name.partition(".")[2] for name in NESTED):
             if isinstance(value := data.get(key), str):
-                data[key] = _nested(value, lists=key == "image")
+                data[key] = as_typed(value, lists=key == "image")
     return {str(k): v for k, v in plain.items()}
 
 

@@ -70,13 +70,15 @@ def test_label_files_are_read_once_while_they_stay_the_same(tmp_path: Path, monk
     assert values_in(cases, cache) == [0, 2, 3]
 
 
-SNAP = '# ITK-SnAP Label Description File\n    0     0    0    0        0  0  0    "Clear Label"\n    1   255    0    0        1  1  1    "Pars major"\n    4     0  255    0        1  1  1    "cyst"\n'
+SNAP = """# ITK-SnAP Label Description File
+    0     0    0    0        0  0  0    "Clear Label"
+    1   255    0    0        1  1  1    "Pars major"
+    4     0  255    0        1  1  1    "cyst"
+"""
+LUT = "#No. Label Name: R G B A\n0 Unknown 0 0 0 0\n1 Pars_major 1 2 3 0\n4 cyst 4 5 6 0\n9 other 1 1 1 0\n"
 TABLES = [
     ("labels.txt", SNAP),
-    (
-        "FreeSurferColorLUT.txt",
-        "#No. Label Name: R G B A\n0 Unknown 0 0 0 0\n1 Pars_major 1 2 3 0\n4 cyst 4 5 6 0\n9 other 1 1 1 0\n",
-    ),
+    ("FreeSurferColorLUT.txt", LUT),
     ("dseg.tsv", "index\tname\tabbreviation\n0\tbackground\tb\n1\tPars major\tpm\n4\tcyst\tc\n"),
     ("labels.csv", "value;name\n1;Pars major\n4;cyst\n"),
     ("labels.csv", "Pars major,1\ncyst,4\n"),
