@@ -100,7 +100,8 @@ def _arguments(argv: list[str]) -> list[str]:
             f"error: task: expected one of {', '.join(TASKS)}, then KEY=VALUE pairs, found {wrong!r}; see oasis-monai --help"
         )
     sweep = not {"-m", "--multirun"}.isdisjoint(options)
-    quoted = [_quoted(word, sweep) for word in overrides]
+    # a key of data may stand in the data set's own file or not: both its + and its = mean the same
+    quoted = [re.sub(r"^\+(?=data\.\w+=)", "++", _quoted(word, sweep)) for word in overrides]
     if not any(word.startswith(f"~{LABELS}") for word in overrides):
         quoted = [made for word in quoted for made in _labels(word, sweep)]
     return [*options, *quoted, *(f"task={task}" for task in words)]
