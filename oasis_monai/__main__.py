@@ -30,7 +30,7 @@ GROUPS = {
     "experiment",
 }
 NAMES = {"data.name", "data.citation", "data.licence", "data.source", "msd", "download.url", "download.md5", "hydra.job.name"}
-IDS = {"case", "remove"}  # of cases, which may be called anything: never values of a sweep
+IDS = {"case", "patient", "remove"}  # of cases, which may be called anything: never values of a sweep
 IDS |= {"data.label", "data.patient"}  # templates and regular expressions, with any signs in them
 NESTED = ("data.image", "data.centre")  # the same, or a list or map of them
 PLAIN = re.compile(r"[A-Za-z0-9_./:+%@*?|-]*")  # what Hydra's grammar takes as it is

@@ -50,8 +50,10 @@ class Settings:
         n: numbers of atlases to fuse, each 1 or more and scored by itself.
         methods: names of :data:`oasis_monai.segmentation.methods.METHODS` (fusion rules) and
             :data:`oasis_monai.networks.segmentation.NETWORKS`. None for FwoW, FWAL, OASIS and, with a joint model, OASIS-joint.
-        folds: ``patient`` (whole patients are held out) or ``slice`` (the paper's protocol; needs ``spatial_dims=2``).
-        k: number of folds, 2 or more; fold: None for all of them, or the one to run, 0 to ``k - 1``.
+        folds: ``patient`` (whole patients are held out), ``centre`` (one centre is left out after the other), ``file`` (the folds
+            that the data set says) or ``slice`` (the paper's protocol; needs ``spatial_dims=2``).
+        k: number of folds, 2 or more; by centre and from the file there are as many as these have. fold: None for all of them, or
+            the one to run, 0 to ``k - 1``, or the centre's name.
         train_cases: train with this many of each fold's patients (a learning curve), 2 or more; None for all.
         seed: of the folds, initial weights and random draws; 0 to 2147483647.
         device: ``cpu``, ``cuda`` (``cuda:1``), or ``auto``: a GPU where there is one.
@@ -60,7 +62,7 @@ class Settings:
         temperature: how strongly ``OASIS-conditioned`` prefers near atlases: the smaller, the more; above 0.
         align_batch: pairs per forward pass of the registration network, 1 or more. Lower it when memory is short.
         corruptions: number of corrupted copies of each test case (:mod:`oasis_monai.transforms.corruptions`) on which the
-            predicted Dice is fitted, beside the cases themselves; 0 for none. Patient folds only.
+            predicted Dice is fitted, beside the cases themselves; 0 for none. Not under slice folds.
         overlays: number of cases drawn with contours (evenly spaced from worst to best), 0 or more.
         browser: keep what the case browser of the report shows.
         save_segmentations, save_probability: write each result on the scan's own grid.
@@ -96,7 +98,7 @@ class Settings:
     methods: tuple[str, ...] = field(default=None, metadata=INFERENCE_ONLY)  # type: ignore[arg-type]  # filled in
     folds: str = field(default="patient", metadata=NOT_IN_NAME)
     k: int = field(default=5, metadata=NOT_IN_NAME)
-    fold: int | None = field(default=None, metadata=NOT_IN_NAME)
+    fold: int | str | None = field(default=None, metadata=NOT_IN_NAME)
     train_cases: int | None = field(default=None, metadata=NOT_IN_NAME)
     seed: int = 0
     device: str = field(default="auto", metadata=INFERENCE_ONLY)
@@ -127,7 +129,7 @@ class Settings:
             "",
             ("folds", self.folds in PROTOCOLS, f"one of {list(PROTOCOLS)}"),
             ("k", self.k > 1, "2 folds or more"),
-            ("fold", self.fold is None or 0 <= self.fold < self.k, f"null (all) or 0 to {self.k - 1}"),
+            ("fold", self._may_be_fold(), f"null (all) or 0 to {self.k - 1}"),
             ("seed", 0 <= self.seed < 2**31, "0 to 2147483647"),
             ("align_batch", self.align_batch > 0, "1 or more"),
             ("corruptions", 0 <= self.corruptions <= len(CORRUPTIONS), f"0 to {len(CORRUPTIONS)} copies of each test case"),
@@ -136,10 +138,16 @@ class Settings:
             ("threads", self.threads is None or self.threads > 0, "1 or more, or null for all cores"),
             ("workers", self.workers > 0, "1 or more processes"),
             ("train_cases", self.train_cases is None or self.train_cases > 1, "2 or more patients, or null for all"),
-            ("train_cases", self.train_cases is None or self.folds == "patient", "null where folds=slice", "set folds=patient"),
+            ("train_cases", self.train_cases is None or self.folds != "slice", "null where folds=slice", "set folds=patient"),
         )
         self._check_methods()
         self._check_networks()
+
+    def _may_be_fold(self) -> bool:
+        """Whether ``fold`` can be one; what centres and folds a data set has is known later."""
+        if self.fold is None or self.folds in ("centre", "file"):
+            return self.fold is None or isinstance(self.fold, str) or self.fold >= 0
+        return isinstance(self.fold, int) and 0 <= self.fold < self.k
 
     def _check_methods(self) -> None:
         """Whether the model and the folds are of the kind the methods need."""

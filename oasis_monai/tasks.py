@@ -13,7 +13,7 @@ from oasis_monai.utils.errors import ConfigError, DataError
 
 JOB_KEYS = (
     *("task", "model", "input", "output", "overwrite", "study", "format"),
-    *("add", "label", "case", "remove", "msd", "accept_license", "download"),
+    *("add", "label", "case", "patient", "remove", "msd", "accept_license", "download"),
 )
 SWITCHES = ("overwrite", "accept_license")
 OWN_FOLDER = {"crossval": "hydra.run.dir", "study": "hydra.run.dir", "train": "model", "segment": "output"}  # one run at a time
@@ -221,14 +221,17 @@ def _library(config: dict[str, Any], job: Mapping[str, Any], run_dir: Path, swee
             raise ConfigError(key, "an existing file", str(job[key]), "correct the path")
     if job["case"] is not None and job["add"] is None:
         raise ConfigError("case", "the id of a case to add", job["case"], "give add=IMAGE label=LABEL case=ID, or remove=CASE")
+    if job["patient"] is not None and job["add"] is None:
+        raise ConfigError("patient", "the person of a case to add", job["patient"], "give add=IMAGE label=LABEL patient=NAME")
     from oasis_monai.workflows.library import add_atlas, list_atlases, remove_atlas
 
     model = Path(job["model"])
     if job["add"] is not None:
         settings = _settings(config)
-        case = None if job["case"] is None else str(job["case"])
+        case, patient = (None if job[key] is None else str(job[key]) for key in ("case", "patient"))
         image, label = Path(str(job["add"])), Path(str(job["label"]))
-        print(f"added: {add_atlas(model, image, label, case, settings.device, settings.align_batch)}")
+        added = add_atlas(model, image, label, case, settings.device, settings.align_batch, patient=patient)
+        print(f"added: {added}")
     elif job["remove"] is not None:
         settings = _settings(config)
         remove_atlas(model, str(job["remove"]), settings.device, settings.align_batch)

@@ -85,7 +85,7 @@ REFUSED = [
     ({"k": 1}, "^k: expected 2 folds or more, found 1"),
     ({"k": 2.5}, "^k: expected a whole number, found 2.5"),
     ({"fold": 5}, "^fold: expected null .all. or 0 to 4, found 5"),
-    ({"fold": [0, 1]}, "^fold: expected a whole number or null"),
+    ({"fold": [0, 1]}, "^fold: expected a whole number or a text or null"),
     ({"seed": -1}, "^seed: expected 0 to 2147483647"),
     ({"align_batch": 0}, "^align_batch: expected 1 or more"),
     ({"temperature": 0}, "^temperature: expected a positive number"),

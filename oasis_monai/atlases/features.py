@@ -9,6 +9,7 @@ there is an error; weights are never silently random.
 from __future__ import annotations
 
 import hashlib
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -113,17 +114,24 @@ def upright(slices: torch.Tensor) -> torch.Tensor:
 
 
 def slice_features(image: torch.Tensor, embed: Embedder, side: int | None = None) -> torch.Tensor:
-    """(1, x, y, z) volume -> (z, F) float32, one vector per axial slice, in slice order."""
-    return embed(image.permute(3, 0, 1, 2), side)
+    """(c, x, y, z) volume -> (z, c * F) float32, one vector per axial slice, in slice order.
+
+    Of several channels the vectors stand one behind the other, each of length 1, so that all have the same say in a distance.
+    """
+    if len(image) == 1:
+        return embed(image.permute(3, 0, 1, 2), side)
+    return torch.cat([F.normalize(slice_features(channel, embed, side), dim=1) for channel in image.split(1)], 1)
 
 
 def volume_features(image: torch.Tensor, embed: Embedder, pictures: int = PICTURES) -> torch.Tensor:
-    """(1, x, y, z) volume -> (F,) float32: the mean of the L2-normalised vectors of its pictures.
+    """(c, x, y, z) volume -> (c * F,) float32: of each channel the mean of the L2-normalised vectors of its pictures.
 
     A picture shows three neighbouring ones of ``3 * pictures`` evenly spaced slices (the centres of that many equal parts of the
     z axis) as its colours, so volumes with many slices cost no more and the number of slices does not enter the mean. Short
     volumes have as few pictures as show every slice. Constant slices (padding) are left out unless the whole volume is constant.
     """
+    if len(image) > 1:
+        return torch.cat([volume_features(channel, embed, pictures) for channel in image.split(1)])
     varied = (image.flatten(0, 2).amax(0) > image.flatten(0, 2).amin(0)).nonzero()[:, 0]
     if not len(varied):
         varied = varied.new_zeros(1)
@@ -190,11 +198,13 @@ def _pooled(slices: torch.Tensor, _: int) -> torch.Tensor:
 
 
 def thumbnails(images: torch.Tensor, part: int = 1024) -> torch.Tensor:
-    """(N, 1, x, y) slices -> (N, 256) float16: small pictures of mean 0 and length 1, whose distance tells their correlation."""
-    small = torch.empty(len(images), THUMBNAIL**2, dtype=torch.float16)
+    """(N, c, x, y) slices -> (N, c * 256) float16: small pictures of mean 0 and length 1 (all channels together), whose distance
+    tells their correlation (the mean over the channels)."""
+    channels = images.shape[1]
+    small = torch.empty(len(images), channels * THUMBNAIL**2, dtype=torch.float16)
     for rows, some in zip(small.split(part), images.split(part), strict=True):
-        pooled = F.adaptive_avg_pool2d(some.float(), THUMBNAIL).flatten(1)
-        rows.copy_(F.normalize(pooled - pooled.mean(1, keepdim=True), dim=1))
+        pooled = F.adaptive_avg_pool2d(some.float(), THUMBNAIL).flatten(2)
+        rows.copy_(F.normalize(pooled - pooled.mean(2, keepdim=True), dim=2).flatten(1) / math.sqrt(channels))
     return small
 
 

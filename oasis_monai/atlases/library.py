@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import torch
@@ -12,6 +13,7 @@ import torch
 from oasis_monai.atlases.features import Embedder, slice_features, thumbnails, volume_features
 from oasis_monai.data.types import Preprocessed
 from oasis_monai.networks.slice_unet import with_neighbours
+from oasis_monai.transforms.labels import ignored
 from oasis_monai.utils.errors import ConfigError, DataError, Fault
 from oasis_monai.utils.tensor_files import map_tensors, write_tensors
 
@@ -21,15 +23,17 @@ class AtlasLibrary:
     """N atlases on one grid (paper, section 2.1). ``spatial_dims`` D is 2 (axial slices) or 3 (volumes).
 
     Args:
-        images: (N, 1, *S) float32, or float16 to take half the space.
-        labels: (N, 1, *S) uint8 class indices below ``classes``.
+        images: (N, c, *S) float32, or float16 to take half the space.
+        labels: (N, 1, *S) uint8 class indices below ``classes``, and :data:`oasis_monai.data.types.IGNORE`.
         features: (N, F) float32.
         cases: (N) ids of the cases the atlases come from.
         slices: (N,) int64 index of the slice along z, -1 for a volume.
         classes: number of classes with the background.
-        context: slices only: (N, 2, *S) float32 images (no labels) of the slices below and above in the same scan.
+        context: slices only: (N, 2c, *S) float32 images (no labels) of the slices below and above in the same scan, channel by
+            channel.
         thumbnails: slices only: (N, F') float16, see :func:`oasis_monai.atlases.features.thumbnails`.
         estimates: (N, C-1, *S) float16 what a joint model's segmentation network makes of each atlas; see :meth:`with_estimates`.
+        patients: (N) the persons they are of; by default (and in files of earlier versions) each case is of another.
 
     Raises:
         DataError: tensors that do not have one row for every case, or labels of another shape than the images.
@@ -54,17 +58,21 @@ class AtlasLibrary:
     context: torch.Tensor | None = None
     estimates: torch.Tensor | None = None
     thumbnails: torch.Tensor | None = None
+    patients: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         n = len(self.cases)
+        object.__setattr__(self, "patients", tuple(self.patients) or self.cases)
+        if len(self.patients) != n:
+            raise DataError(Fault("", "atlas library, patients", f"{n}, one a row", str(len(self.patients)), "build it again"))
         for name, value in self._tensors().items():
             if len(value) != n:
                 raise DataError(
                     Fault("", f"atlas library, {name}", f"{n} rows, as there are cases", str(len(value)), "build it again")
                 )
-        if self.images.shape != self.labels.shape:
+        if (len(self.images), 1, *self.images.shape[2:]) != tuple(self.labels.shape):
             found = f"{tuple(self.images.shape)} and {tuple(self.labels.shape)}"
-            raise DataError(Fault("", "atlas library", "images and labels of one shape", found, "build it again"))
+            raise DataError(Fault("", "atlas library", "images and labels on one grid", found, "build it again"))
 
     def _tensors(self) -> dict[str, torch.Tensor]:
         """The tensors with one row per atlas."""
@@ -75,6 +83,11 @@ class AtlasLibrary:
         return len(self.cases)
 
     @property
+    def channels(self) -> int:
+        """Channels of an image."""
+        return self.images.shape[1]
+
+    @property
     def spatial_dims(self) -> int:
         """2 for slices, 3 for volumes."""
         return self.images.ndim - 2
@@ -83,26 +96,39 @@ class AtlasLibrary:
         """The atlases of ``rows`` (int64 indices or a boolean mask), in that order."""
         index = torch.as_tensor(rows)
         index = index.nonzero()[:, 0] if index.dtype == torch.bool else index.long()
-        cases = tuple(self.cases[i] for i in index.tolist())
+        cases, patients = (tuple(names[i] for i in index.tolist()) for names in (self.cases, self.patients))
         chosen: dict[str, Any] = {k: v[index] for k, v in self._tensors().items()}
-        return replace(self, cases=cases, **chosen)
+        return replace(self, cases=cases, patients=patients, **chosen)
 
     def with_estimates(self, estimates: torch.Tensor) -> AtlasLibrary:
         """The library with the estimates (N, C-1, \\*S) of a joint model's segmentation networks."""
         return replace(self, estimates=estimates.half())
 
     def groups(self, same_case: bool = False) -> torch.Tensor:
-        """(N,) int64 groups; atlases of one group are never paired: a case, or with ``same_case`` only the atlas itself."""
+        """(N,) int64 groups; atlases of one group are never paired: a patient, or with ``same_case`` only the atlas itself."""
         if same_case:
             return torch.arange(len(self))
-        names = {case: number for number, case in enumerate(dict.fromkeys(self.cases))}
-        return torch.tensor([names[case] for case in self.cases])
+        names = {patient: number for number, patient in enumerate(dict.fromkeys(self.patients))}
+        return torch.tensor([names[patient] for patient in self.patients])
+
+    def patient_of(self, case: str) -> str:
+        """The person a case is of; one that is not in the library is of its own."""
+        return self.patients[self.cases.index(case)] if case in self.cases else case
+
+    def siblings(self, rows: torch.Tensor) -> torch.Tensor:
+        """(n, n) bool, which of the atlases ``rows`` are of one patient but of different cases."""
+        own = [(self.patients[row], self.cases[row]) for row in rows.tolist()]
+        return torch.tensor([[one[0] == other[0] and one[1] != other[1] for other in own] for one in own])
+
+    def cases_of(self, patient: str) -> list[str]:
+        """The cases of a person, in order."""
+        return list(dict.fromkeys(c for c, p in zip(self.cases, self.patients, strict=True) if p == patient))
 
     def twin(self, image: torch.Tensor, tolerance: float, among: Iterable[str]) -> str | None:
         """Find the case whose atlases have the same voxels as a scan.
 
         Args:
-            image: (1, x, y, z), the preprocessed scan.
+            image: (c, x, y, z), the preprocessed scan.
             tolerance: how far two voxels may differ, in standard deviations.
             among: the cases to look at.
         """
@@ -117,13 +143,12 @@ class AtlasLibrary:
         """This library's atlases, then ``other``'s.
 
         Raises:
-            DataError: other grid, number of features or of classes, or an atlas that is in both.
+            DataError: other channels or grid, another number of features or of classes, or an atlas that is in both.
         """
-        ours, theirs = ((tuple(lib.images.shape[2:]), lib.features.shape[1], lib.classes) for lib in (self, other))
+        ours, theirs = ((tuple(lib.images.shape[1:]), lib.features.shape[1], lib.classes) for lib in (self, other))
         if ours != theirs:
-            raise DataError(
-                Fault("", "atlas library", f"grid, features, classes {ours}", str(theirs), "build both with the same settings")
-            )
+            expected = f"channels and grid, features, classes {ours}"
+            raise DataError(Fault("", "atlas library", expected, str(theirs), "build both with the same settings"))
         twice = sorted(
             set(zip(self.cases, self.slices.tolist(), strict=True)) & set(zip(other.cases, other.slices.tolist(), strict=True))
         )
@@ -133,11 +158,12 @@ class AtlasLibrary:
         more = other._tensors()
         both: dict[str, Any] = {k: torch.cat([v, more[k]]) for k, v in self._tensors().items() if k in more}
         without = replace(self, context=None, estimates=None, thumbnails=None)  # where only one of the two has them
-        return replace(without, cases=self.cases + other.cases, **both)
+        return replace(without, cases=self.cases + other.cases, patients=self.patients + other.patients, **both)
 
     def save(self, path: str | Path) -> None:
         """Write the library with a checksum, whole or not at all."""
-        write_tensors(path, self._tensors(), {"cases": list(self.cases), "classes": self.classes})
+        known = {} if self.patients == self.cases else {"patients": list(self.patients)}
+        write_tensors(path, self._tensors(), {"cases": list(self.cases), "classes": self.classes, **known})
 
     @classmethod
     def load(cls, path: str | Path, check: bool = True) -> AtlasLibrary:
@@ -152,20 +178,31 @@ class AtlasLibrary:
         try:
             tensors, meta = map_tensors(path, check)
             parts = [tensors[k] for k in ("images", "labels", "features", "slices")]
-            more = (tensors.get(k) for k in ("context", "estimates", "thumbnails"))
-            return cls(parts[0], parts[1], parts[2], tuple(meta["cases"]), parts[3], int(meta["classes"]), *more)
+            more = [tensors.get(k) for k in ("context", "estimates", "thumbnails")]
+            cases, patients = tuple(meta["cases"]), tuple(meta.get("patients", ()))
+            return cls(parts[0], parts[1], parts[2], cases, parts[3], int(meta["classes"]), more[0], more[1], more[2], patients)
         except (OSError, ValueError, KeyError) as error:
             raise DataError(Fault("", str(path), "a whole atlas library", str(error), "build the library again")) from error
 
 
-def build_library(items: Sequence[Preprocessed], spatial_dims: int, embed: Embedder, classes: int) -> AtlasLibrary:
+def build_library(
+    items: Sequence[Preprocessed],
+    spatial_dims: int,
+    embed: Embedder,
+    classes: int,
+    patients: Mapping[str, str] = MappingProxyType({}),
+) -> AtlasLibrary:
     """Make atlases from labelled cases, in the order of the cases (slices ascending).
 
     In 2D every slice becomes an atlas, also one without foreground: leaving those out would reveal where the structure ends.
 
+    Args:
+        patients: case -> the person it is of; a case that is not there is nobody else's.
+
     Raises:
         ConfigError: ``spatial_dims`` is neither 2 nor 3, or there are no cases.
-        DataError: cases without label, with a class the library does not have, or on another grid; all of them at once.
+        DataError: cases without label, with a class the library does not have, with other channels, or on another grid; all of
+            them at once.
     """
     if spatial_dims not in (2, 3):
         raise ConfigError("spatial_dims", "2 or 3", spatial_dims)
@@ -180,7 +217,8 @@ def build_library(items: Sequence[Preprocessed], spatial_dims: int, embed: Embed
         if spatial_dims == 2:
             images.append(item.image.permute(3, 0, 1, 2))
             labels.append(item.label.permute(3, 0, 1, 2))
-            context.append(with_neighbours(item.image)[:, [0, 2]])
+            by_channel = with_neighbours(item.image).unflatten(1, (-1, 3))
+            context.append(by_channel[:, :, [0, 2]].flatten(1, 2))
             features.append(slice_features(item.image, embed))
             rows += list(range(item.image.shape[3]))
             cases += [item.case] * item.image.shape[3]
@@ -199,6 +237,7 @@ def build_library(items: Sequence[Preprocessed], spatial_dims: int, embed: Embed
         classes,
         torch.cat(context).float() if context else None,
         thumbnails=thumbnails(torch.cat(images)) if spatial_dims == 2 else None,
+        patients=tuple(patients.get(case, case) for case in cases),
     )
 
 
@@ -206,15 +245,17 @@ def _faults(item: Preprocessed, first: Preprocessed, spatial_dims: int, classes:
     """The faults that keep one case from becoming atlases."""
     if item.label is None:
         return [Fault(item.case, "label", "a label, because atlases need one", "none", "add the label or leave the case out")]
-    if item.label.shape != item.image.shape:
+    if item.label.shape[1:] != item.image.shape[1:]:
         found = f"{tuple(item.label.shape)}"
         return [Fault(item.case, "label", f"the image's shape {tuple(item.image.shape)}", found, "resample the label")]
+    if len(item.image) != len(first.image):
+        remedy = "give every case the same images, or choose some by data.channels"
+        return [Fault(item.case, "channels", f"{len(first.image)} as {first.case}", str(len(item.image)), remedy)]
     same = spatial_dims + 1  # in 2D cases may differ in their number of slices
     if item.image.shape[:same] != first.image.shape[:same]:
         expected = f"{tuple(first.image.shape[1:same])} voxels as {first.case}"
         return [Fault(item.case, "grid", expected, str(tuple(item.image.shape[1:same])), "preprocess all cases to one grid")]
-    if int(item.label.max()) >= classes:
-        return [
-            Fault(item.case, "label", f"classes 0..{classes - 1}", str(int(item.label.max())), "set the classes of the data set")
-        ]
+    highest = int(item.label[~ignored(item.label)].amax()) if not bool(ignored(item.label).all()) else 0
+    if highest >= classes:
+        return [Fault(item.case, "label", f"classes 0..{classes - 1}", str(highest), "set the classes of the data set")]
     return []

@@ -19,18 +19,19 @@ from torch.nn import functional as F
 from oasis_monai.atlases.features import thumbnails
 from oasis_monai.atlases.library import AtlasLibrary
 from oasis_monai.atlases.selection import Pair, nearest
+from oasis_monai.data.types import IGNORE
 from oasis_monai.networks.slice_unet import MAX_DISTANCE
-from oasis_monai.transforms.labels import foreground
+from oasis_monai.transforms.labels import foreground, structures
 
 
 def signed_distance(labels: torch.Tensor, classes: int) -> torch.Tensor:
     """(B, 1, x, y) class indices -> (B, C-1, x, y) float32 voxels from the edge of each structure, positive inside, at least
-    ``-MAX_DISTANCE``; ``-MAX_DISTANCE`` everywhere where there is none."""
+    ``-MAX_DISTANCE``; ``-MAX_DISTANCE`` everywhere where there is none. Ignored voxels are in no structure."""
     from scipy.ndimage import distance_transform_edt
 
     found = torch.full((len(labels), classes - 1, *labels.shape[2:]), -MAX_DISTANCE)
     for row, label in enumerate(labels[:, 0].cpu().numpy()):
-        for index in np.unique(label[label > 0]).tolist():
+        for index in np.unique(label[(label > 0) & (label != IGNORE)]).tolist():
             inside = label == index
             if inside.all():  # scipy would measure from beyond one corner
                 found[row, index - 1] = max(inside.shape)
@@ -91,7 +92,7 @@ def interpolate_shape(
 
 
 def adjacent_slice_atlases(slices: torch.Tensor, library: AtlasLibrary, exclude: Pair | None = None) -> torch.Tensor:
-    """(Q, 3, x, y) slices between their neighbours -> (Q, 2) rows of the library: the atlas most like the slice below, and that
+    """(Q, 3c, x, y) slices between their neighbours -> (Q, 2) rows of the library: the atlas most like the slice below, and that
     most like the slice above. Never the same: of the pairs of two, the one that is more like both.
 
     Args:
@@ -101,7 +102,8 @@ def adjacent_slice_atlases(slices: torch.Tensor, library: AtlasLibrary, exclude:
         ConfigError: fewer than two atlases are available to some slice.
     """
     known = library.thumbnails if library.thumbnails is not None else thumbnails(library.images)
-    (below, near), (above, far) = (nearest(thumbnails(side), known, 2, "l2", exclude) for side in (slices[:, :1], slices[:, 2:]))
+    sides = (slices[:, first::3] for first in (0, 2))
+    (below, near), (above, far) = (nearest(thumbnails(side), known, 2, "l2", exclude) for side in sides)
     rows = torch.stack([below[:, 0], above[:, 0]], 1)
     # correlation = 1 - distance^2 / 2
     give_way = near[:, 0].square() + far[:, 1].square() > near[:, 1].square() + far[:, 0].square()
@@ -117,12 +119,12 @@ def append_atlas_channels(
     """Append atlases to slices as further input channels.
 
     Args:
-        slices: (B, 3, x, y), each between its neighbours.
+        slices: (B, 3c, x, y), each between its neighbours (:func:`oasis_monai.networks.slice_unet.with_neighbours`).
         rows: (B, k) of the library: the atlases of each.
         shape: (B, C-1, x, y) signed distance to where each structure is expected (slice folds: :mod:`.slices`).
 
     Returns:
-        (B, 3 + k * C, x, y): per atlas its image, then its structures, unaligned; with a shape C-1 channels more,
+        (B, 3c + k * (c + C - 1), x, y): per atlas its image, then its structures, unaligned; with a shape C-1 channels more,
         ``1 + distance / MAX_DISTANCE``, so that 0, what lies beyond an image, means far outside.
     """
     parts = [slices]
@@ -132,15 +134,15 @@ def append_atlas_channels(
 
 
 def context_slices(library: AtlasLibrary, rows: torch.Tensor) -> torch.Tensor:
-    """(B, 3, x, y) atlases of a library of slices between their neighbours."""
+    """(B, 3c, x, y) atlases of a library of slices between their neighbours, channel by channel."""
     if library.context is None:
         raise ValueError("a library of slices without their neighbours; build it again")
-    below, above = library.context[rows].split(1, 1)
-    return torch.cat([below, library.images[rows], above], 1).float()
+    below, above = library.context[rows].unflatten(1, (-1, 2)).split(1, 2)
+    return torch.cat([below, library.images[rows][:, :, None], above], 2).flatten(1, 2).float()
 
 
 def nearest_slice_atlases(library: AtlasLibrary, count: int, same_case: bool, rows: torch.Tensor) -> torch.Tensor:
-    """(R, count) the atlases shown beside the atlases ``rows``."""
+    """(R, count) the atlases shown beside the atlases ``rows``: of other patients, but with ``same_case``."""
     if not count:
         return torch.empty((len(rows), 0), dtype=torch.int64)
     own = library.groups(same_case)
@@ -160,9 +162,8 @@ def slices_near_structure(library: AtlasLibrary, within_slices: int = 2) -> torc
     Returns:
         (N, z) bool for volumes; (N,) bool for slices, where only neighbours that are in the library count.
     """
-    has_structure = (
-        (library.labels > 0).flatten(1, 3).any(1) if library.spatial_dims == 3 else (library.labels > 0).flatten(1).any(1)
-    )
+    inside = structures(library.labels)
+    has_structure = inside.flatten(1, 3).any(1) if library.spatial_dims == 3 else inside.flatten(1).any(1)
     if library.spatial_dims == 3:
         spread = F.max_pool1d(has_structure[:, None].float(), 2 * within_slices + 1, stride=1, padding=within_slices)
         return spread[:, 0] > 0

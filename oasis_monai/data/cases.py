@@ -8,7 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from oasis_monai.data.known import known_values, with_known
-from oasis_monai.data.layouts import case_folders, datalist, decathlon, folder, paired, promise12, table, templates
+from oasis_monai.data.layouts import case_folders, datalist, decathlon, dicom_sets, folder, paired, promise12, table, templates
 from oasis_monai.data.layouts.dataset_json import NAME
 from oasis_monai.data.layouts.record import Layout, Request, Survey
 from oasis_monai.data.people import with_parts, with_people
@@ -18,7 +18,7 @@ from oasis_monai.utils.errors import ConfigError, DataError, Fault
 
 __all__ = ["LAYOUTS", "Survey", "find_cases", "recognise", "survey"]
 FILES = (table.LAYOUT, datalist.LAYOUT)
-SPECIFIC = (promise12.LAYOUT, decathlon.MSD, decathlon.NNUNET)
+SPECIFIC = (promise12.LAYOUT, decathlon.MSD, decathlon.NNUNET, dicom_sets.LAYOUT)
 GENERAL = (paired.FOLDERS, case_folders.LAYOUT, paired.FILES)
 """Layouts that a folder may look like by chance: looked at where none of the others fits."""
 LAYOUTS: dict[str, Layout] = {layout.name: layout for layout in (*FILES, *SPECIFIC, *GENERAL, templates.LAYOUT, folder.LAYOUT)}
@@ -44,6 +44,7 @@ def find_cases(
             ``case_folders``: a folder for each case, with its images and its label.
             ``paired_folders``: two folders, such as ``images`` and ``labels``, with names that match.
             ``paired_files``: the same in one folder, ``p00.nii.gz`` and ``p00_seg.nii.gz``.
+            ``dicom``: DICOM series, with a DICOM SEG or RTSTRUCT each as label.
             ``templates``: by ``data.image`` and ``data.label``.
             ``table``: a CSV or TSV file; ``datalist``: a data list of MONAI, JSON.
             ``folder``: every scan directly in ``root`` (or the one file ``root``), without labels, for segmentation;

@@ -7,8 +7,9 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from oasis_monai.data.cases import LAYOUTS, Survey, survey
+from oasis_monai.data.formats.dicom_labels import names_for
 from oasis_monai.data.known import known_values, with_known
-from oasis_monai.data.label_names import find_names
+from oasis_monai.data.label_names import find_names, names_in, names_itself
 from oasis_monai.data.layouts.channels import chosen
 from oasis_monai.data.settings import DataSettings
 from oasis_monai.data.types import Case
@@ -75,7 +76,11 @@ def find_data(data: DataSettings, cache: Path | None = None, part: str = "train"
     if made.ignore is None and found.ignore not in (*made.labels.values(), *made.background):
         made = replace(made, ignore=found.ignore)
     made, cases = _with_channels(made, cases, found)
-    made, told = _with_labels(made, data.labels, cases, found, known.get("labels", {}), cache, faults)
+    own = names_in(cases)
+    made, told = _with_labels(made, data.labels, cases, found, known.get("labels", {}) or own, cache, faults)
+    if own:
+        names = names_for(own, made.labels)
+        cases = [replace(c, names=names) if c.label is not None and names_itself(c.label) else c for c in cases]
     if made.background:
         cases = [replace(case, background=made.background) for case in cases]
     made = replace(made, name=made.name or found.name or _name(made.root), regions=made.regions or ("whole",))

@@ -1,28 +1,26 @@
 """Read scans and labels from files as tensors, and write labels and probability maps.
 
-After the check of the header, a MetaImage is read by numpy (:mod:`oasis_monai.data.formats.metaimage_data`), NIfTI by nibabel,
-a DICOM series by ITK. The grid that these readers report must match the header.
+:mod:`oasis_monai.data.formats.dispatch` says which library reads which format once its header is checked. The values of labels
+are the matter of :mod:`oasis_monai.data.labels`.
 """
 
 from __future__ import annotations
 
 import dataclasses
-import zlib
 from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import Any, NoReturn
 
 import numpy as np
 import torch
 
-from oasis_monai.data.formats.dicom import read_pixels
-from oasis_monai.data.formats.dispatch import Source, ending, paths_of, read_header, write_array
+from oasis_monai.data.formats.dicom import is_dicom_label
+from oasis_monai.data.formats.dicom_labels import label_on_grid
+from oasis_monai.data.formats.dispatch import Source, paths_of, write_array
 from oasis_monai.data.formats.header import OTHER_VOXELS, SAME_VOXELS, Header, geometry_difference, match_grids, split_affine
-from oasis_monai.data.formats.metaimage_data import read_voxels
+from oasis_monai.data.formats.load import fail, load
+from oasis_monai.data.labels import check_label_values, class_indices, read_whole, uncropped
 from oasis_monai.data.types import Case, Geometry, Volume
-from oasis_monai.utils.errors import ConfigError, DataError, Fault
-
-WHOLE = 1e-4  # a label value this close to a whole number is one: scaled NIfTI masks hold 0.9999999
+from oasis_monai.utils.errors import DataError, Fault
 
 
 def read_image(source: Source) -> tuple[torch.Tensor, Geometry]:
@@ -32,7 +30,8 @@ def read_image(source: Source) -> tuple[torch.Tensor, Geometry]:
         source: its file; of a DICOM series any of its files, or one from each of its folders.
 
     Returns:
-        (1, x, y, z) float32 as stored (intensity scaling of NIfTI applied), and the grid.
+        (C, x, y, z) float32 as stored (intensity scaling of NIfTI applied), and the grid. Channels are the volumes of a file with
+        four dimensions, the values of a voxel, or red, green and blue; an image of two dimensions is one slice (z = 1).
 
     Raises:
         DataError: any fault of the header, or voxels that are NaN or infinite.
@@ -42,34 +41,33 @@ def read_image(source: Source) -> tuple[torch.Tensor, Geometry]:
 
 
 def _image(source: Source) -> tuple[torch.Tensor, Header]:
-    array, header = _load(source, np.float32)
-    finite = np.isfinite(array)
-    if not finite.all():
-        _fail(
-            paths_of(source)[0],
-            "voxels",
-            "finite numbers",
-            f"{array.size - int(finite.sum())} NaN or infinite",
-            "repair or leave out the scan",
-        )
-    return torch.from_numpy(array)[None], header
+    array, header = load(source, np.float32)
+    bad = [int(channel.size - np.isfinite(channel).sum()) for channel in array]
+    if any(bad):
+        where = f" in channel {next(i for i, n in enumerate(bad) if n)}" if len(bad) > 1 else ""
+        found = f"{sum(bad)} NaN or infinite{where}"
+        fail(paths_of(source)[0], "voxels", "finite numbers", found, "repair or leave out the scan")
+    return torch.from_numpy(array), header
 
 
-def read_volume(case: Case, label_values: Sequence[int]) -> Volume:
+def read_volume(case: Case, label_values: Sequence[int], ignore: int | None = None) -> Volume:
     """Read a scan with its label, if it has one.
 
     Args:
-        case: the paths. The values ``case.background`` of its label become background.
+        case: the paths. The channels of all :attr:`.Case.sources` follow each other, and ``case.take`` chooses among them. The
+            values ``case.background`` of its label become background.
         label_values: ``label_values[k]`` is the value in the file of class k; ``label_values[0]`` is the background.
+        ignore: value in the file of voxels that nobody labelled; None: there is none. They become :data:`.IGNORE`.
 
     Returns:
-        The volume on its native grid, the label renumbered to 0..C-1.
+        The volume on the native grid of its first image, the label renumbered to 0..C-1.
 
     Raises:
-        DataError: with every fault of the two files at once: headers, NaN or infinite voxels, values of the label that are
-            not whole or not in ``label_values``, image and label on different grids. A label that is stored in another order of
-            the axes is put in the image's; where it lies less than a voxel aside the image's grid counts, and a note says so.
-        ConfigError: ``label_values`` are not 2 to 256 distinct whole numbers.
+        DataError: with every fault of its files at once: headers, NaN or infinite voxels, values of the label that are not whole
+            or not in ``label_values``, a label with several channels, images or label on different grids, a channel to take that
+            is not there. A label or further image that is stored in another order of the axes is put in the first image's; where
+            it lies less than a voxel aside the first image's grid counts, and a note says so.
+        ConfigError: ``label_values`` are not 2 to 255 distinct whole numbers, or ``ignore`` is one of them.
 
     Examples:
         >>> from pathlib import Path
@@ -79,52 +77,110 @@ def read_volume(case: Case, label_values: Sequence[int]) -> Volume:
         >>> volume.image.shape == volume.label.shape, volume.label.unique().tolist()
         (True, [0, 1])
     """
-    _check_label_values(label_values)
-    faults: list[Fault] = []
-    image: torch.Tensor | None = None
-    label: np.ndarray | None = None
-    notes: list[Fault] = []
+    check_label_values(label_values, ignore)
+    told: list[Fault] = []  # errors and notes
+    images: list[torch.Tensor] = []
     geometry: Geometry | None = None
-    label_header: Header | None = None
-    try:
-        image, header = _image(case.source)
-        geometry = header.geometry
-        notes += named(case.id, header.notes)
-    except DataError as error:
-        faults += named(case.id, error.faults)
-    if case.label is not None:
+    for number, source in enumerate(case.sources):
         try:
-            values, label_header = _whole(case.label)
-            values[np.isin(values, case.background)] = label_values[0]
-            label = _class_indices(case.label, values, label_values)
-            notes += named(case.id, label_header.notes)
+            image, header = _image(source)
         except DataError as error:
-            faults += named(case.id, error.faults)
-    if geometry is not None and label is not None and label_header is not None:
-        label, told = _on_image_grid(case.id, label, label_header.geometry, geometry)
-        (faults if label is None else notes).extend(told)
-    if faults:
-        raise DataError(faults)
-    assert image is not None
+            told += named(case.id, error.faults)
+            continue
+        told += named(case.id, header.notes)
+        if number == 0:
+            geometry = header.geometry
+        elif geometry is not None:
+            place = f"image {number + 1} ({paths_of(source)[0].name}) geometry"
+            turned, own = _on_image_grid(case.id, place, image.numpy(), header.geometry, geometry)
+            told += own
+            image = image if turned is None else torch.from_numpy(turned)
+        images.append(image)
+    label = _label(case, label_values, ignore, geometry, told)
+    errors = [fault for fault in told if fault.severity == "error"]
+    stacked = None if errors or not images else _taken(case, images, errors)
+    if errors or stacked is None:
+        raise DataError(errors)
     assert geometry is not None
-    return Volume(case.id, image, None if label is None else torch.from_numpy(label)[None], geometry, tuple(notes))
+    notes = tuple(dict.fromkeys(fault for fault in told if fault.severity != "error"))
+    return Volume(case.id, stacked, None if label is None else torch.from_numpy(label), geometry, notes)
 
 
-def _on_image_grid(case: str, label: np.ndarray, grid: Geometry, image: Geometry) -> tuple[np.ndarray | None, list[Fault]]:
-    """A label's voxels in the order of the image's, and what there is to tell; None where it lies elsewhere."""
+def _label(
+    case: Case, label_values: Sequence[int], ignore: int | None, geometry: Geometry | None, told: list[Fault]
+) -> np.ndarray | None:
+    """(1, x, y, z) class indices on the image's grid, None where there are none; adds to ``told`` what there is to tell."""
+    if case.label is None:
+        return None
+    if is_dicom_label(case.label):
+        return _drawn(case, case.label, label_values, ignore, geometry, told)
+    try:
+        values, header = read_whole(case.label, case.names)
+        values[np.isin(values, case.background)] = label_values[0]
+        label = class_indices(case.label, values, label_values, ignore)
+    except DataError as error:
+        told += named(case.id, error.faults)
+        return None
+    said = {(fault.expected, fault.found) for fault in told}  # as of an image's unknown place: its label has the same
+    told += [note for note in named(case.id, header.notes) if (note.expected, note.found) not in said]
+    if geometry is None:
+        return None
+    if header.segments and header.shape != geometry.shape and (whole := uncropped(label, header.geometry, geometry)) is not None:
+        return whole[None]
+    turned, own = _on_image_grid(case.id, "label geometry", label[None], header.geometry, geometry)
+    told += own
+    return turned
+
+
+def _drawn(
+    case: Case, path: Path, label_values: Sequence[int], ignore: int | None, geometry: Geometry | None, told: list[Fault]
+) -> np.ndarray | None:
+    """As :func:`_label`, of a DICOM SEG or an RTSTRUCT, which is drawn on the image's grid."""
+    if geometry is None:
+        return None
+    try:
+        values, notes = label_on_grid(case, geometry, label_values)
+        label = class_indices(path, values, label_values, ignore)
+    except DataError as error:
+        told += named(case.id, error.faults)
+        return None
+    told += named(case.id, notes)
+    return label[None]
+
+
+def _taken(case: Case, images: Sequence[torch.Tensor], errors: list[Fault]) -> torch.Tensor | None:
+    """The channels of all images that the case takes; None with a fault where one is not there."""
+    stacked = torch.cat(list(images)) if len(images) > 1 else images[0]
+    if not case.take:
+        return stacked
+    if absent := [number for number in case.take if not 0 <= number < len(stacked)]:
+        found = f"{len(stacked)} (0 to {len(stacked) - 1}), not {absent[0]}"
+        errors.append(Fault(case.id, "channels", "those to take", found, "correct data.channels, or add the image"))
+        return None
+    return stacked if list(case.take) == list(range(len(stacked))) else stacked[list(case.take)]
+
+
+def _on_image_grid(
+    case: str, what: str, values: np.ndarray, grid: Geometry, image: Geometry
+) -> tuple[np.ndarray | None, list[Fault]]:
+    """The voxels (C, x, y, z) of a label or further channel in the order of the image's, and what there is to tell; None where
+    they lie elsewhere."""
+    kind = "label" if what.startswith("label") else "image"
     match = match_grids(image, grid)
     if match is None or match.distance.voxels >= OTHER_VOXELS:
         found = geometry_difference(image, grid) or ""
         if match is not None:
             found += f": up to {match.distance.voxels:.3g} voxels"
-        remedy = "resample the label to the image's grid, or copy the image's geometry if it is the true one"
-        return None, [Fault(case, "label geometry", "the image's grid", found, remedy)]
-    label = np.ascontiguousarray(_turned(label, match.axes, match.flips))
+        whose = "the image's grid" if kind == "label" else "the first image's grid"
+        copied = "the image's geometry" if kind == "label" else "the first one's geometry"
+        remedy = f"resample the {kind} to {whose}, or copy {copied} if it is the true one"
+        return None, [Fault(case, what, whose, found, remedy)]
+    turned = np.stack([_turned(channel, match.axes, match.flips) for channel in values])
     if match.distance.voxels <= SAME_VOXELS:
-        return label, []
+        return turned, []
     found = f"{match.distance}, {match.distance.voxels:.2g} voxels"
-    remedy = "the image's grid is used; copy its geometry into the label, or correct the label"
-    return label, [Fault(case, "label geometry", "the image's grid", found, remedy, "warning")]
+    remedy = f"the image's grid is used; copy its geometry into the {kind}, or correct the {kind}"
+    return turned, [Fault(case, what, "the image's grid", found, remedy, "warning")]
 
 
 def named(case: str, faults: Iterable[Fault]) -> list[Fault]:
@@ -136,13 +192,13 @@ def write_label(path: str | Path, label: torch.Tensor | np.ndarray, geometry: Ge
     """Write class indices as the values a data set uses, compressed (but .nii) and atomically.
 
     Args:
-        path: ends in .mhd (voxels go to a .zraw beside it), .mha, .nii or .nii.gz.
+        path: ends in .mhd (voxels go to a .zraw beside it), .mha, .nii, .nii.gz or .nrrd; of one slice also .png, .tif or .tiff.
         label: (x, y, z) class indices 0..C-1.
         geometry: the grid.
-        label_values: value in the file of each class. Stored as uint8 where they fit, else int16 or int32.
+        label_values: value in the file of each class. Stored as uint8 where they fit, else int16 or int32 (an image: uint16).
 
     Raises:
-        ConfigError: the ending is another one, or ``label_values`` are not distinct whole numbers.
+        ConfigError: the ending is another one, ``label_values`` are not distinct whole numbers, or an image cannot hold them.
         ValueError: the shape is not the grid's, or an index has no value.
 
     Examples:
@@ -153,7 +209,7 @@ def write_label(path: str | Path, label: torch.Tensor | np.ndarray, geometry: Ge
         >>> grid = Geometry(label.shape, np.diag([2.0, 2.0, 4.0, 1.0]))
         >>> write_label("box.nii.gz", label, grid, label_values=[0, 4])  # class 1 is 4 in the file
     """
-    _check_label_values(label_values)
+    check_label_values(label_values)
     indices = np.asarray(label)
     if indices.shape != tuple(geometry.shape):
         raise ValueError(f"label: expected shape {tuple(geometry.shape)}, found {indices.shape}")
@@ -168,8 +224,8 @@ def write_probability(path: str | Path, probability: torch.Tensor | np.ndarray, 
     """Write a probability map as float32, compressed (but .nii) and atomically.
 
     Args:
-        path: as for :func:`write_label`.
-        probability: (x, y, z), or (C, x, y, z): C channels per voxel in a MetaImage, a fourth dimension in NIfTI.
+        path: as for :func:`write_label`, but no image.
+        probability: (x, y, z), or (C, x, y, z): C channels per voxel in a MetaImage or NRRD file, a fourth dimension in NIfTI.
         geometry: the grid.
 
     Raises:
@@ -211,93 +267,3 @@ def to_canonical(array: np.ndarray, affine: np.ndarray) -> tuple[np.ndarray, tup
 def _turned(array: np.ndarray, axes: Sequence[int], flips: Sequence[bool]) -> np.ndarray:
     """A view with its axes in another order, then some of them reversed."""
     return array.transpose(axes)[tuple(slice(None, None, -1 if f else None) for f in flips)]
-
-
-def _fail(path: Path, field: str, expected: str, found: str, remedy: str) -> NoReturn:
-    raise DataError(Fault(path.name, field, expected, found, remedy))
-
-
-def _load(source: Source, dtype: type) -> tuple[np.ndarray, Header]:
-    """(x, y, z) array of ``dtype`` and the header; the grid that the reader reports must match the header."""
-    header, path = read_header(source), paths_of(source)[0]
-    if header.stored is not None:
-        try:
-            with np.errstate(over="ignore"):  # beyond float32 becomes infinite, which read_image refuses
-                return read_voxels(header.stored, header.shape, dtype), header
-        except (OSError, ValueError, OverflowError, zlib.error) as error:
-            found = f"{type(error).__name__}: {error}"
-            _fail(path, "file", "the voxels that its check found", found, "copy the scan again and leave it alone meanwhile")
-    series = not ending(path)
-    name = "ITK's GDCM" if series else "nibabel"
-    try:
-        with np.errstate(over="ignore"):
-            array, affine = read_pixels(header.files, dtype) if series else _by_nibabel(path, dtype)
-    except Exception as error:  # whatever ITK or nibabel dislikes is the file's fault: its header passed our check
-        text = " ".join(str(error).split())[:200]
-        raise DataError(
-            Fault(path.name, "file", f"one that {name} reads", f"{type(error).__name__}: {text}", "export the scan again")
-        ) from error
-    if array.shape[3:] == (1,) * (array.ndim - 3) and array.ndim > 3:
-        array = array.reshape(array.shape[:3])
-    seen = Geometry(tuple(array.shape), affine)
-    expected = Geometry(header.shape, header.affine if header.forms is None else header.forms.nibabel)
-    difference = geometry_difference(expected, seen) if array.ndim == 3 else f"{array.ndim} dimensions"
-    if difference:
-        _fail(
-            path,
-            "geometry",
-            f"what the header says from {name}",
-            difference,
-            "export the scan again: two readers disagree",
-        )
-    return array, header
-
-
-def _by_nibabel(path: Path, dtype: type) -> tuple[np.ndarray, np.ndarray]:
-    """(x, y, z) array, scaled as the header says, and nibabel's RAS+ affine. (MONAI's reader replaces an affine whose voxel size
-    is not that of ``pixdim`` in silence.)"""
-    import nibabel
-
-    image: Any = nibabel.load(path, mmap=False)  # the file may be replaced while the voxels are in use
-    return np.ascontiguousarray(np.asanyarray(image.dataobj), dtype), np.asarray(image.affine, float)
-
-
-def _whole(path: Path) -> tuple[np.ndarray, Header]:
-    """(x, y, z) int64 label values as stored, and the header. float64 on the way: float32 would round large values."""
-    array, header = _load(path, np.float64)
-    rounded = np.rint(array)
-    with np.errstate(invalid="ignore"):
-        bad = ~(np.abs(array - rounded) <= WHOLE)  # NaN and infinity too
-    bad |= np.abs(rounded) > 2**53
-    if bad.any():
-        some = ", ".join(f"{v:g}" for v in np.unique(array[bad])[:5])
-        _fail(
-            path, "label", "whole numbers", f"{int(bad.sum())} others, such as {some}", "export the label without interpolation"
-        )
-    return rounded.astype(np.int64), header
-
-
-def _values(values: np.ndarray) -> np.ndarray:
-    """Distinct values, ascending; counting is a tenth of the time that sorting takes."""
-    low, high = int(values.min()), int(values.max())
-    if high - low < 2**16:
-        return np.asarray(np.flatnonzero(np.bincount((values - low).ravel())) + low)
-    return np.asarray(np.unique(values))
-
-
-def _class_indices(path: Path, values: np.ndarray, label_values: Sequence[int]) -> np.ndarray:
-    """(x, y, z) uint8: the position of each value in ``label_values``."""
-    found = _values(values)
-    unknown = [int(v) for v in found if int(v) not in set(label_values)]
-    if unknown:
-        text = ", ".join(f"{v} ({int((values == v).sum())} voxels)" for v in unknown[:5]) + (", ..." if unknown[5:] else "")
-        expected = "only " + ", ".join(map(str, label_values))
-        _fail(path, "label values", expected, text, "correct the label, or name them in data.labels")
-    order = np.argsort(label_values)
-    return np.asarray(order.astype(np.uint8)[np.searchsorted(np.asarray(label_values)[order], values)])
-
-
-def _check_label_values(label_values: Sequence[int]) -> None:
-    whole = all(isinstance(v, int | np.integer) and not isinstance(v, bool) and abs(int(v)) < 2**31 for v in label_values)
-    if not whole or len(set(label_values)) != len(label_values) or not 2 <= len(label_values) <= 256:
-        raise ConfigError("label_values", "2 to 256 distinct whole numbers, the background first", list(label_values))

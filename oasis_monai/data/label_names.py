@@ -7,8 +7,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-import numpy as np
-
+from oasis_monai.data.formats.dicom import is_dicom_label
+from oasis_monai.data.formats.dispatch import ending
 from oasis_monai.data.label_tables import find_table
 from oasis_monai.data.layouts.files import listed
 from oasis_monai.data.settings import MOST_LABELS, MOST_VALUE
@@ -88,11 +88,28 @@ def _stamp(path: Path) -> tuple[int, int]:
 
 
 def _values(path: Path) -> set[int]:
-    from oasis_monai.data.io import read_image
+    from oasis_monai.data.labels import find_label_values
 
     try:
-        image, _ = read_image(path)
+        return {value for value in find_label_values(path) if 0 <= value <= MOST_VALUE}
     except DataError:
         return set()
-    values = np.unique(image.numpy())
-    return {int(value) for value in values if value == int(value) and 0 <= value <= MOST_VALUE}
+
+
+def names_in(cases: Sequence[Case]) -> dict[str, int]:
+    """Structure -> value where label files name their structures themselves (.seg.nrrd, DICOM SEG, RTSTRUCT)."""
+    from oasis_monai.data.formats.dicom_labels import values_of_names
+
+    return values_of_names([case.label for case in cases if case.label is not None and names_itself(case.label)], _own_names)
+
+
+def names_itself(path: Path) -> bool:
+    """Whether a label file may hold the names of its structures."""
+    return ending(path) == ".seg.nrrd" or (not ending(path) and is_dicom_label(path))
+
+
+def _own_names(path: Path) -> dict[str, int]:
+    from oasis_monai.data.formats.dicom_labels import dicom_label_names
+    from oasis_monai.data.labels import read_label_names
+
+    return read_label_names(path) if ending(path) else dict(dicom_label_names(path))

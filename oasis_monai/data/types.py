@@ -92,6 +92,7 @@ class Case:
         fold: number of the fold that tests it, where the data set says so.
         split: ``train`` or ``test`` where the data set says so, else empty.
         background: values in its label's file that count as background, beside 0.
+        names: (structure, value) pairs of a label that holds structures by name (DICOM SEG, RTSTRUCT); empty for the file's own.
 
     Examples:
         >>> from pathlib import Path
@@ -114,6 +115,7 @@ class Case:
     fold: int | None = None
     split: str = ""
     background: tuple[int, ...] = ()
+    names: tuple[tuple[str, int], ...] = ()
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "patient", self.patient or self.id)

@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from oasis_monai.data.types import IGNORE
 from oasis_monai.evaluation.contours import crop_box, grey_window
 from oasis_monai.evaluation.scores import method_name
 from oasis_monai.networks.segmentation import NETWORKS
@@ -71,7 +72,7 @@ def write_browser(
 
     Args:
         folder: where to write; the file's name is derived from the case's id.
-        image: (x, y, z) intensities in RAS order, uncropped.
+        image: (x, y, z) intensities in RAS order, uncropped; of several channels the first.
         reference, results: (x, y, z) class indices on the image's grid.
         labels: names of the classes 1, 2, ...
         atlases, weights: see :class:`CaseView`; ``atlases`` are the same for every method of a run.
@@ -82,6 +83,7 @@ def write_browser(
     shapes = {image.shape, reference.shape, *(r.shape for r in results.values())}
     if len(shapes) > 1 or image.ndim != 3:
         raise ValueError(f"{case}: expected image, reference and results of one shape (x, y, z), found {sorted(shapes)}")
+    reference = np.where(reference == IGNORE, 0, reference)  # what nobody labelled is not drawn
     where = crop_box(reference, spacing_mm, MARGIN_MM)
     tensors = {"image": _grey(image[where]), "reference": reference[where].astype(np.uint8)}
     tensors |= {_RESULT + name: result[where].astype(np.uint8) for name, result in results.items()}

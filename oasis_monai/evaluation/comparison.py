@@ -13,7 +13,6 @@ from typing import Any, NamedTuple
 
 import pandas as pd
 
-from oasis_monai.data.folds import PROTOCOLS
 from oasis_monai.evaluation import scores as tables
 from oasis_monai.evaluation.scores import method_name, method_rank
 from oasis_monai.evaluation.statistics import at_best_n, holm, interval, wilcoxon
@@ -34,6 +33,8 @@ PRINTED: dict[str, tuple[int, tuple[float, ...]]] = {
 }
 """arXiv 1912.02417, Table 1: n, then aRVD, HD and DSC, each at apex, base and whole."""
 TIDY = ("source", "protocol", "label", "method", "n", "metric", "region", "cases", "misses", "mean", "sd", "ci_low", "ci_high")
+AUDITED = ("patient", "slice")
+"""The protocols that the audit of the folds compares."""
 COMPARED = ("difference", "difference_ci_low", "difference_ci_high", "p", "p_holm")
 
 
@@ -111,7 +112,8 @@ def table1(scores: pd.DataFrame, groups: Mapping[str, int], protocol: str, main:
 
 def _table1_notes(protocol: str, printed: bool, main: str) -> tuple[str, ...]:
     notes = [
-        "Mean [95 % t-interval] over cases; best measured value of a column in bold. Misses: structures there but not found, "
+        "Mean [95 % t-interval] over cases (where patients have several, it counts patients); best measured value of a column in "
+        "bold. Misses: structures there but not found, "
         "over apex, base and whole; each counts with DSC 0 and the image diagonal as its distance.",
         "n*: for each fold the n with the best mean whole DSC over the cases of the other folds.",
         f"Last columns: {main} minus the row in whole DSC, points, paired; p of Wilcoxon's signed-rank test, Holm over the rows.",
@@ -188,7 +190,7 @@ def audit(scores: pd.DataFrame, groups: Mapping[str, int]) -> Table:
     in points. At n* and at every n."""
     whole = scores[(scores["region"] == "whole") & scores["dsc"].notna()]
     both = [
-        m for m in sorted(set(whole["method"]), key=method_rank) if set(PROTOCOLS) <= set(whole[whole["method"] == m]["protocol"])
+        m for m in sorted(set(whole["method"]), key=method_rank) if set(AUDITED) <= set(whole[whole["method"] == m]["protocol"])
     ]
     tidy: list[dict[str, Any]] = []
     grids = []
@@ -196,7 +198,7 @@ def audit(scores: pd.DataFrame, groups: Mapping[str, int]) -> Table:
         lines = []
         for method in both:
             sides = {
-                p: whole[(whole["label"] == label) & (whole["method"] == method) & (whole["protocol"] == p)] for p in PROTOCOLS
+                p: whole[(whole["label"] == label) & (whole["method"] == method) & (whole["protocol"] == p)] for p in AUDITED
             }
             ns = sorted(set(sides["patient"]["n"]) & set(sides["slice"]["n"]))
             picked: list[tuple[str, dict[str, pd.DataFrame]]] = []
@@ -205,9 +207,9 @@ def audit(scores: pd.DataFrame, groups: Mapping[str, int]) -> Table:
             picked += [(str(n), {p: rows[rows["n"] == n] for p, rows in sides.items()}) for n in ns]
             for text, pair in picked:
                 joined = pair["slice"].merge(pair["patient"], on="case", suffixes=("_slice", "_patient"))
-                leak = 100 * (joined["dsc_slice"] - joined["dsc_patient"]).to_numpy()
-                means = {p: interval(100 * joined[f"dsc_{p}"].to_numpy()) for p in PROTOCOLS}
-                gap = interval(leak)
+                leak, patients = 100 * (joined["dsc_slice"] - joined["dsc_patient"]).to_numpy(), joined["patient_slice"].tolist()
+                means = {p: interval(100 * joined[f"dsc_{p}"].to_numpy(), patients=patients) for p in AUDITED}
+                gap = interval(leak, patients=patients)
                 values = {
                     f"{p}_{k}": v for p, m in means.items() for k, v in zip(("mean", "sd", "ci_low", "ci_high"), m, strict=True)
                 }
@@ -220,7 +222,7 @@ def audit(scores: pd.DataFrame, groups: Mapping[str, int]) -> Table:
                         "cases": len(joined),
                         **values,
                         **leak_values,
-                        "p": wilcoxon(leak),
+                        "p": wilcoxon(leak, patients),
                     }
                 )
                 if text in ("n*", "0"):
@@ -266,13 +268,16 @@ def _compared(rows_of: Mapping[str, pd.DataFrame], main: str) -> dict[str, dict[
         return whole.set_index("case")["dsc"]
 
     reference = dsc(rows_of[main])
+    patient_of = {case: who for rows in rows_of.values() for case, who in zip(rows["case"], rows["patient"], strict=True)}
     results: dict[str, dict[str, float]] = {}
     for method, rows in rows_of.items():
         if method == main:
             continue
-        difference = (100 * (reference - dsc(rows))).dropna().to_numpy()
-        mean, _, low, high = interval(difference)
-        results[method] = {"difference": mean, "difference_ci_low": low, "difference_ci_high": high, "p": wilcoxon(difference)}
+        paired = (100 * (reference - dsc(rows))).dropna()
+        difference, patients = paired.to_numpy(), [patient_of[case] for case in paired.index]
+        mean, _, low, high = interval(difference, patients=patients)
+        p = wilcoxon(difference, patients)
+        results[method] = {"difference": mean, "difference_ci_low": low, "difference_ci_high": high, "p": p}
     for method, adjusted in zip(results, holm([r["p"] for r in results.values()]), strict=True):
         results[method]["p_holm"] = adjusted
     return results
@@ -282,9 +287,11 @@ def _statistics(
     rows: pd.DataFrame, metrics: Mapping[str, tuple[str, float, bool]], regions: Sequence[str]
 ) -> dict[tuple[str, str], tuple[float, float, float, float]]:
     counted = rows[rows["status"] != "absent"]
+    at = {region: counted[counted["region"] == region] for region in regions}
     return {
         (metric, region): interval(
-            scale * counted.loc[counted["region"] == region, metric].to_numpy(float), 0.0, 100.0 if metric == "dsc" else math.inf
+            *(scale * at[region][metric].to_numpy(float), 0.0, 100.0 if metric == "dsc" else math.inf),
+            patients=at[region]["patient"].tolist(),
         )
         for metric, (_, scale, _) in metrics.items()
         for region in regions

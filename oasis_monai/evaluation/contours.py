@@ -12,10 +12,12 @@ from typing import Any
 
 import numpy as np
 
+from oasis_monai.data.types import IGNORE
 from oasis_monai.utils.errors import DataError, Fault
 from oasis_monai.utils.files import atomic_path
 
 TRUTH_COLOUR, RESULT_COLOUR = "#ff2a2a", "#ffe100"  # red and yellow, as in the paper's Fig. 4
+UNKNOWN_COLOUR = "#a0a0a0"
 _LINE_STYLES: tuple[Any, ...] = ("solid", "dashed", "dotted", "dashdot")
 _PANEL_INCHES, _DPI = 2.5, 110
 
@@ -36,11 +38,11 @@ def overlay(
     Slices are spread evenly from near the lowest to near the highest slice of the structure (the reference's; without one
     the result's). Display is radiological: the patient's right on the left of the picture, anterior at the top. One class
     is drawn solid; several classes differ by line style and are named below. A structure that is not there is said so in
-    the title.
+    the title. What nobody labelled (:data:`oasis_monai.data.types.IGNORE`) has a grey dotted outline.
 
     Args:
         path: the PNG to write, whole or not at all.
-        image: (x, y, z), axes in RAS order: x to the patient's right, y anterior, z superior.
+        image: (x, y, z), axes in RAS order: x to the patient's right, y anterior, z superior; of several channels the first.
         truth: (x, y, z) class indices, 0 background; None when there is no reference.
         result: (x, y, z) class indices.
         spacing_mm: voxel size along x, y, z; sets the aspect ratio.
@@ -56,6 +58,8 @@ def overlay(
     result = np.asarray(result)
     _check(image, truth, result, spacing_mm, title)
     truth = None if truth is None else np.asarray(truth)
+    unknown = np.zeros(image.shape, bool) if truth is None else truth == IGNORE
+    truth = None if truth is None else np.where(unknown, 0, truth)
     shown = (result != 0) if truth is None else (result != 0) | (truth != 0)
     main = truth if truth is not None and truth.any() else result
     window = crop_box(shown, spacing_mm, 10.0, 0.25) if zoom else (slice(None), slice(None))
@@ -74,12 +78,15 @@ def overlay(
         plane = (*window, z)
         extent = (0, width_mm, height_mm, 0)
         ax.imshow(display(image[plane]), cmap="gray", vmin=low, vmax=high, extent=extent, interpolation="bilinear")
+        if unknown.any():
+            grey = {"colors": [UNKNOWN_COLOUR], "linewidths": 1.1, "linestyles": ["dotted"]}
+            contour(ax, display(unknown[plane]), spacing_mm, grey)
         for array, colour, width in outlines:
             for i, c in enumerate(classes):
                 line = {"colors": [colour], "linewidths": width, "linestyles": [_LINE_STYLES[i % 4]]}
                 contour(ax, display(array[plane] == c), spacing_mm, line)
         _letter(ax, f"slice {z + 1} of {image.shape[2]}")
-    _legend(figure, classes, truth is not None, labels or {})
+    _legend(figure, classes, truth is not None, labels or {}, bool(unknown.any()))
     with atomic_path(path) as temporary:
         figure.savefig(temporary, format="png", dpi=_DPI, facecolor=figure.get_facecolor(), metadata={"Software": None})
 
@@ -183,11 +190,13 @@ def contour(ax: Any, mask: np.ndarray, spacing_mm: tuple[float, ...], line: dict
     ax.contour(across, down, padded, levels=[0.5], **line)
 
 
-def _legend(figure: Any, classes: list[int], reference: bool, labels: Mapping[int, str]) -> None:
+def _legend(figure: Any, classes: list[int], reference: bool, labels: Mapping[int, str], unknown: bool) -> None:
     from matplotlib.lines import Line2D
 
     handles = [Line2D([], [], color=TRUTH_COLOUR, label="reference")] if reference else []
     handles.append(Line2D([], [], color=RESULT_COLOUR, label="result"))
+    if unknown:
+        handles.append(Line2D([], [], color=UNKNOWN_COLOUR, linestyle="dotted", label="not labelled"))
     if len(classes) > 1:
         for i, c in enumerate(classes):
             handles.append(Line2D([], [], color="white", linestyle=_LINE_STYLES[i % 4], label=labels.get(c, f"class {c}")))

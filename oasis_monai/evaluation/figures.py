@@ -18,7 +18,7 @@ import numpy as np
 import pandas as pd
 
 from oasis_monai.data.folds import PROTOCOLS
-from oasis_monai.evaluation.comparison import PRINTED
+from oasis_monai.evaluation.comparison import AUDITED, PRINTED
 from oasis_monai.evaluation.quality_tables import QualityGroup
 from oasis_monai.evaluation.scores import method_rank
 from oasis_monai.evaluation.statistics import interval
@@ -99,7 +99,7 @@ def fold_audit(scores: pd.DataFrame, at_best: pd.DataFrame, printed: bool = Fals
         A figure, or None when no method has both protocols.
     """
     whole = scores[(scores["region"] == "whole") & scores["dsc"].notna()]
-    both = [m for m in at_best["method"] if set(PROTOCOLS) <= set(whole[whole["method"] == m]["protocol"])]
+    both = [m for m in at_best["method"] if set(AUDITED) <= set(whole[whole["method"] == m]["protocol"])]
     if not both:
         return None
     styles = _styles(both)
@@ -169,7 +169,8 @@ def learning_curve(frame: pd.DataFrame) -> Any | None:
     for ax, label in zip(figure.subplots(1, len(labels), sharey=True, squeeze=False)[0], labels, strict=True):
         for place, method in enumerate(order):
             rows = whole[(whole["label"] == label) & (whole["method"] == method)]
-            means = [interval(100 * rows.loc[rows["train_cases"] == s, "dsc"].to_numpy()) for s in sizes]
+            of_size = [rows[rows["train_cases"] == s] for s in sizes]
+            means = [interval(100 * one["dsc"].to_numpy(), patients=one["patient"].tolist()) for one in of_size]
             x = np.log2(sizes) + 0.05 * (place - (len(order) - 1) / 2)
             mean, _, low, high = (np.array(v) for v in zip(*means, strict=True))
             for at, size in zip(x, sizes, strict=True):
@@ -211,7 +212,7 @@ def predicted_dsc(groups: Sequence[QualityGroup]) -> Any | None:
 
 def _line(rows: pd.DataFrame) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
     """n, mean, low and high of one method's rows."""
-    per_n = [(n, interval(100 * part["dsc"].to_numpy())) for n, part in rows.groupby("n")]
+    per_n = [(n, interval(100 * part["dsc"].to_numpy(), patients=part["patient"].tolist())) for n, part in rows.groupby("n")]
     table = np.array([[n, mean, low, high] for n, (mean, _, low, high) in per_n], float)
     return table[:, 0], table[:, 1], table[:, 2], table[:, 3]
 

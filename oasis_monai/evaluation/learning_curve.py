@@ -40,10 +40,11 @@ def learning_table(frame: pd.DataFrame, main: str = "OASIS 3D") -> Table:
             for size in sizes:
                 at = of_label[of_label["train_cases"] == size]
                 rows, other = at[at["method"] == method], at[at["method"] == main]
-                numbers = interval(100 * rows["dsc"].to_numpy())
+                numbers = interval(100 * rows["dsc"].to_numpy(), patients=rows["patient"].tolist())
                 paired = other.merge(rows, on="case", suffixes=("_main", ""))
                 difference = 100 * (paired["dsc_main"] - paired["dsc"]).to_numpy()
-                gap = interval(difference)
+                patients = paired["patient"].tolist()
+                gap = interval(difference, patients=patients)
                 line.append(Cell(interval_text(numbers), numbers[0]))
                 tidy.append(
                     {
@@ -52,7 +53,7 @@ def learning_table(frame: pd.DataFrame, main: str = "OASIS 3D") -> Table:
                         **{"median": float(100 * rows["dsc"].median()), "lowest": float(100 * rows["dsc"].min())},
                         **{"hd95_mm_median": float(rows["hd95_mm"].median()), "misses": int((rows["status"] == "miss").sum())},
                         **dict(zip(("main_minus", "main_minus_sd", "main_minus_low", "main_minus_high"), gap, strict=True)),
-                        "p": wilcoxon(difference) if method != main else math.nan,
+                        "p": wilcoxon(difference, patients) if method != main else math.nan,
                     }
                 )
             lines.append(line)
@@ -68,7 +69,7 @@ def learning_table(frame: pd.DataFrame, main: str = "OASIS 3D") -> Table:
 
 def write_learning(path: Path, rows: Iterable[Mapping[str, Any]]) -> None:
     """Write the learning curve's rows: those of :data:`oasis_monai.evaluation.scores.SCORE_COLUMNS` behind ``train_cases``."""
-    frame = pd.DataFrame(list(rows), columns=["train_cases", *tables.SCORE_COLUMNS])
+    frame = _whose(pd.DataFrame(list(rows), columns=["train_cases", *tables.SCORE_COLUMNS]))
     frame = frame.sort_values(["train_cases", *tables.KEY_COLUMNS], ignore_index=True)
     write_text(path, frame.to_csv(index=False, lineterminator="\n"))
 
@@ -81,14 +82,24 @@ def read_learning(path: Path) -> pd.DataFrame:
     """
     remedy = "run the study again"
     try:
-        frame = pd.read_csv(path, dtype={"case": str, "label": str}, keep_default_na=False, na_values=[""])
+        texts = dict.fromkeys(("case", "label", *tables.WHOSE), str)
+        frame = pd.read_csv(path, dtype=texts, keep_default_na=False, na_values=[""])
     except (OSError, ValueError) as error:
         raise DataError(Fault("", str(path), "the learning curve's scores", str(error), remedy)) from error
-    missing = [c for c in ("train_cases", *tables.SCORE_COLUMNS) if c not in frame]
+    missing = [c for c in ("train_cases", *tables.SCORE_COLUMNS) if c not in (*frame, *tables.WHOSE)]
     if missing:
         raise DataError(Fault("", str(path), "the columns of a learning curve", f"no {', '.join(missing)}", remedy))
+    frame = _whose(frame)
     twice = frame[frame.duplicated(ROW)]  # would count a case twice, and its intervals and p with it
     if len(twice):
         found = ", ".join(str(twice.iloc[0][column]) for column in ROW)
         raise DataError(Fault("", str(path), f"one row per {' x '.join(ROW)}", f"{found} twice", remedy))
     return frame
+
+
+def _whose(frame: pd.DataFrame) -> pd.DataFrame:
+    """With patient and centre, which files of earlier versions lack."""
+    patient, centre = (
+        frame[column].astype(object) if column in frame else pd.Series(None, frame.index, object) for column in tables.WHOSE
+    )
+    return frame.assign(patient=patient.where(patient.notna(), frame["case"]), centre=centre.where(centre.notna(), ""))

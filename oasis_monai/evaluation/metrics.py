@@ -17,6 +17,8 @@ The definitions, pinned here because tools that share these names differ by over
   An empty reference has no range; the result's is divided then.
 * **Distances of a region** start at its surface voxels, of either mask, and go to the *whole* surface of the other mask.
   Masks are never cut, so no flat cut face passes for a surface.
+* **Ignored voxels** of the reference (:data:`oasis_monai.data.types.IGNORE`: nobody labelled them) are taken out of both masks
+  before anything is measured.
 * **Empty masks** are decided per row, so that no mean rewards a miss: see :class:`Score`.
 """
 
@@ -29,7 +31,7 @@ from typing import Literal
 
 import numpy as np
 
-from oasis_monai.data.types import REGIONS, Region
+from oasis_monai.data.types import IGNORE, REGIONS, Region
 from oasis_monai.utils.errors import ConfigError, DataError, Fault
 
 Status = Literal["ok", "miss", "false_positive", "absent"]
@@ -137,7 +139,7 @@ def score_case(
     Args:
         result: (x, y, z) integer class indices 0..C-1 (uint8 as a rule) in closest-RAS axis order: axis 2 runs from inferior
             (index 0, the prostate's apex) to superior (its base). The caller flips; nothing here can tell.
-        reference: the same for the reference, on the same grid.
+        reference: the same for the reference, on the same grid; 255 where nobody labelled it.
         spacing_mm: voxel size along the three axes in mm.
         class_names: names of the classes 1..C-1; background (0) is not scored.
         regions: which of ``whole``, ``apex``, ``mid``, ``base``, in the order of the rows. A subset gives the same numbers.
@@ -164,6 +166,9 @@ def score_case(
     _check_names(class_names, regions)
     result, reference, spacing = np.asarray(result), np.asarray(reference), np.asarray(spacing_mm, dtype=float)
     _check_case(result, reference, spacing, len(class_names), case)
+    unknown = reference == IGNORE
+    if unknown.any():
+        result, reference = np.where(unknown, 0, result), np.where(unknown, 0, reference)
 
     diagonal = image_diagonal_mm(reference.shape, spacing_mm)
     ml_per_voxel = float(np.prod(spacing)) / 1000.0
@@ -279,9 +284,14 @@ def _per_slice(mask: np.ndarray, first: int, slices: int) -> np.ndarray:
     return counts
 
 
+def _highest(labels: np.ndarray, ignoring: bool) -> int:
+    """The highest class index, of a reference beside the ignored voxels."""
+    return int(labels.max(initial=0, where=labels != IGNORE) if ignoring else labels.max())
+
+
 def _check_names(class_names: Sequence[str], regions: Sequence[str]) -> None:
-    if isinstance(class_names, str) or not 0 < len(class_names) < 256 or len(set(class_names)) < len(class_names):
-        raise ConfigError("class_names", "1 to 255 different names, of classes 1..C-1", class_names)
+    if isinstance(class_names, str) or not 0 < len(class_names) < IGNORE or len(set(class_names)) < len(class_names):
+        raise ConfigError("class_names", "1 to 254 different names, of classes 1..C-1", class_names)
     if isinstance(regions, str) or not regions or len(set(regions)) < len(regions) or not set(regions) <= set(REGIONS):
         raise ConfigError("regions", f"one or several of {', '.join(REGIONS)}, each once", regions)
 
@@ -293,8 +303,8 @@ def _check_case(result: np.ndarray, reference: np.ndarray, spacing: np.ndarray, 
             found = f"shape {labels.shape} of {labels.dtype}"
             remedy = "drop the channel axis and pass class indices, not probabilities or one-hot"
             faults.append(Fault(case, field, "an (x, y, z) array of integer class indices", found, remedy))
-        elif labels.min() < 0 or labels.max() > classes:
-            found = f"values {labels.min()}..{labels.max()}"
+        elif labels.min() < 0 or (highest := _highest(labels, field == "reference")) > classes:
+            found = f"values {labels.min()}..{highest if labels.min() >= 0 else labels.max()}"
             remedy = "name every class or renumber the labels"
             faults.append(Fault(case, field, f"class indices 0..{classes}", found, remedy))
     if result.shape != reference.shape:

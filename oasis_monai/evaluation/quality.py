@@ -84,12 +84,13 @@ def uncalibrated(values: Sequence[float] | np.ndarray) -> Calibration:
     return Calibration(sources, tuple(1 / len(sources) for _ in sources) if sources else ())
 
 
-def fit(values: np.ndarray, dsc: Sequence[float] | np.ndarray) -> Calibration:
+def fit(values: np.ndarray, dsc: Sequence[float] | np.ndarray, units: Sequence[Any] | None = None) -> Calibration:
     """Ridge regression towards the prior of :func:`uncalibrated`.
 
     Args:
         values: (N, 2) overlaps of N cases; a source that is NaN in any case is left out.
         dsc: (N,) true DSC, 0 to 1.
+        units: (N,) what each belongs to; the spread is that of a unit predicted from the others. None: each is one.
 
     Returns:
         The prior itself (``spread`` None) with fewer than :data:`FEWEST` cases.
@@ -110,9 +111,22 @@ def fit(values: np.ndarray, dsc: Sequence[float] | np.ndarray) -> Calibration:
     offset = middle - float(centre @ weights)
     # each case predicted from the others alone: in-sample errors are too small by the numbers fitted, with six cases by a third
     leverage = 1 / len(y) + np.einsum("ij,ij->i", z, np.linalg.solve(inner, z.T).T)
-    left_out = y - (y - offset - x @ weights) / (1 - leverage)
+    residual = y - offset - x @ weights
+    left_out = y - residual / (1 - leverage)
+    for own in _together(units):
+        if len(own) < len(y):  # the same for several at once: the block of the hat matrix in the place of the leverage
+            hat = 1 / len(y) + z[own] @ np.linalg.solve(inner, z[own].T)
+            left_out[own] = y[own] - np.linalg.solve(np.eye(len(own)) - hat, residual[own])
     errors = y - np.clip(left_out, 0, 1)
     return Calibration(prior.sources, tuple(map(float, weights)), offset, float(np.sqrt(np.mean(errors**2))), len(y))
+
+
+def _together(units: Sequence[Any] | None) -> list[list[int]]:
+    """The rows of every unit that has more than one."""
+    rows: dict[Any, list[int]] = {}
+    for row, unit in enumerate(units or ()):
+        rows.setdefault(unit, []).append(row)
+    return [own for own in rows.values() if len(own) > 1]
 
 
 def cross_fitted(
@@ -121,6 +135,7 @@ def cross_fitted(
     groups: Sequence[int],
     corruptions: Sequence[str] | None = None,
     fitted: np.ndarray | None = None,
+    units: Sequence[Any] | None = None,
 ) -> tuple[np.ndarray, np.ndarray]:
     """Predicted DSC and flag of every result: (N,) float and (N,) bool.
 
@@ -130,6 +145,7 @@ def cross_fitted(
         corruptions: what was done to the scan of each, :data:`.corruptions.UNTOUCHED` or a name. A corrupted scan is
             not predicted from scans with the same corruption either, as a clinic's next fault will be one nobody thought of.
         fitted: (N,) bool, the results that may be fitted to; all by default.
+        units: as for :func:`fit`.
     """
     values, names = known_sources(values), np.array(corruptions if corruptions is not None else [UNTOUCHED] * len(dsc))
     usable = ~np.isnan(dsc) & (fitted if fitted is not None else True)
@@ -138,7 +154,8 @@ def cross_fitted(
         apart = np.asarray(groups) != group
         others = usable & apart & ((names != name) | (names == UNTOUCHED))
         own = ~apart & (names == name)
-        model = fit(values[others], dsc[others]) if others.any() else uncalibrated(values[own][0])
+        kept = None if units is None else [unit for unit, used in zip(units, others.tolist(), strict=True) if used]
+        model = fit(values[others], dsc[others], kept) if others.any() else uncalibrated(values[own][0])
         for i in np.flatnonzero(own):
             predicted[i] = model.predict(values[i])
             flags[i] = model.flag(predicted[i])

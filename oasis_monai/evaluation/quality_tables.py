@@ -15,13 +15,16 @@ import pandas as pd
 import torch
 
 from oasis_monai.evaluation.quality import FAILURE, Calibration, cross_fitted, fit, uncalibrated
-from oasis_monai.evaluation.scores import method_name
+from oasis_monai.evaluation.scores import WHOSE, method_name
 from oasis_monai.segmentation.agreement import SOURCES, known_sources, overlaps
 from oasis_monai.transforms.corruptions import UNTOUCHED
 from oasis_monai.utils.errors import DataError, Fault
 from oasis_monai.utils.files import locked, write_json, write_text
 
-COLUMNS = ("protocol", "fold", "case", "method", "n", "label", "corruption", *SOURCES, "predicted_dsc", "flag", "dsc")
+COLUMNS = (
+    *("protocol", "fold", "case", *WHOSE, "method", "n", "label", "corruption"),
+    *(*SOURCES, "predicted_dsc", "flag", "dsc"),
+)
 Key = tuple[str, str, int]  # case, method, n
 
 
@@ -60,10 +63,11 @@ def quality_rows(
     """Predict every case from the cases of the other folds, and fit the calibration for new scans on all cases.
 
     Args:
-        scores: score rows of the run; only whole structures are used. A row absent on both sides has no DSC to predict.
+        scores: score rows of the run, with patient and centre; only whole structures are used. A row absent on both sides has
+            no DSC to predict.
         agreements: (2, C-1, 2) counts, see :func:`oasis_monai.segmentation.agreement.agreement`.
         labels: structure names in the order of the classes.
-        groups: case -> fold; no case is predicted from its own fold.
+        groups: case -> fold; no case is predicted from its own fold, in which all cases of its patient are.
         corrupted: score rows of corrupted copies of the cases, each with a ``corruption``, and the counts of its result.
 
     Returns:
@@ -76,15 +80,27 @@ def quality_rows(
             continue
         agreement = overlaps(counts)[labels.index(row["label"])]
         kept = {k: row[k] for k in ("protocol", "fold", "case", "method", "n", "label", "corruption", "dsc")}
+        kept |= {"patient": row.get("patient") or row["case"], "centre": row.get("centre") or ""}
         parts[row["method"], row["n"], row["label"]].append(kept | dict(zip(SOURCES, map(float, agreement), strict=True)))
     made: list[dict[str, Any]] = []
     models: dict[str, dict[str, Calibration]] = defaultdict(dict)
     for (method, n, label), rows in sorted(parts.items()):
         values, dsc = known_sources([[r[s] for s in SOURCES] for r in rows]), np.array([r["dsc"] for r in rows])
-        predicted, flags = cross_fitted(values, dsc, [groups[r["case"]] for r in rows], [r["corruption"] for r in rows])
-        models[method_name(method, n)][label] = fit(values, dsc)
+        units = _independent(rows)
+        folds, names = [groups[r["case"]] for r in rows], [r["corruption"] for r in rows]
+        predicted, flags = cross_fitted(values, dsc, folds, names, units=units)
+        models[method_name(method, n)][label] = fit(values, dsc, units)
         made += [r | {"predicted_dsc": float(p), "flag": bool(f)} for r, p, f in zip(rows, predicted, flags, strict=True)]
     return pd.DataFrame(made, columns=list(COLUMNS)), dict(models)
+
+
+def _independent(rows: list[dict[str, Any]]) -> list[Any]:
+    """What is left out together when a result is predicted from the others: all results of a patient with several cases. The
+    corrupted copies of one case count by themselves: what was done to them is what makes them fail."""
+    cases: dict[str, set[str]] = defaultdict(set)
+    for row in rows:
+        cases[row["patient"]].add(row["case"])
+    return [row["patient"] if len(cases[row["patient"]]) > 1 else number for number, row in enumerate(rows)]
 
 
 def write_quality(path: Path, rows: pd.DataFrame) -> None:
@@ -101,8 +117,10 @@ def read_quality(path: Path) -> list[QualityGroup]:
     if not path.is_file():
         return []
     try:
-        text = dict.fromkeys(("case", "label", "method", "protocol", "corruption"), str)
+        text = dict.fromkeys(("case", "label", "method", "protocol", "corruption", *WHOSE), str)
         rows = pd.read_csv(path, dtype=text, keep_default_na=False, na_values=[""])  # a structure may be called NA
+        for column in WHOSE:  # of an earlier version
+            rows[column] = rows.get(column, "")
         rows = rows[list(COLUMNS)].astype({c: float for c in (*SOURCES, "predicted_dsc", "dsc")} | {"flag": bool, "n": int})
     except (OSError, ValueError, KeyError) as error:
         remedy = "delete it, or write it again from the run"

@@ -19,7 +19,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from oasis_monai.data.folds import PROTOCOLS
+from oasis_monai.data.folds import PROTOCOLS, SLICE
 from oasis_monai.evaluation.statistics import interval
 from oasis_monai.evaluation.tables import aligned_text
 from oasis_monai.utils.errors import DataError, Fault
@@ -27,12 +27,17 @@ from oasis_monai.utils.files import write_text
 
 KEY_COLUMNS = ("protocol", "method", "n", "label", "region", "case")
 METRICS = ("dsc", "rvd_percent", "arvd_percent", "hd_mm", "hd95_mm", "abd_mm")
-SCORE_COLUMNS = ("protocol", "fold", "case", "label", "region", "method", "n", "status", *METRICS, "reference_ml", "volume_ml")
+WHOSE = ("patient", "centre")
+"""Columns that files of earlier versions lack: then each case is of another patient, and no centre is known."""
+SCORE_COLUMNS = (
+    *("protocol", "fold", "case", *WHOSE, "label", "region", "method", "n", "status"),
+    *(*METRICS, "reference_ml", "volume_ml"),
+)
 STATISTICS = ("mean", "sd", "median", "ci_low", "ci_high")
 GROUP_COLUMNS = ("protocol", "label", "region", "method", "n")
 SUMMARY_COLUMNS = (
     *GROUP_COLUMNS,
-    *("cases", "misses", "false_positives", "absent", "lowest_dsc", "lowest_case"),
+    *("cases", "patients", "misses", "false_positives", "absent", "lowest_dsc", "lowest_case"),
     *(f"{metric}_{statistic}" for metric in METRICS for statistic in STATISTICS),
 )
 REGIONS = ("whole", "apex", "mid", "base")
@@ -44,10 +49,12 @@ TABLE_ORDER = (  # of the methods in tables: the paper's rows first; others foll
 )
 PROTOCOL_TITLES = {
     "patient": "patient folds (honest)",
+    "centre": "one centre left out (honest)",
+    "file": "the data set's own folds (no patient on both sides)",
     "slice": "slice folds (the paper's protocol: slices of one patient on both sides)",
 }
 _CHOICES = {"protocol": PROTOCOLS, "region": REGIONS, "status": STATUSES}
-_TEXTS = ("protocol", "case", "label", "region", "method", "status")
+_TEXTS = ("protocol", "case", "label", "region", "method", "status", *WHOSE)
 _INTEGERS = ("fold", "n")
 _NUMBERS = tuple(column for column in SCORE_COLUMNS if column not in _TEXTS)
 _RANGES = {"fold": (-1.0, math.inf), "n": (0.0, math.inf), "dsc": (0.0, 1.0), "rvd_percent": (-100.0, math.inf)}  # else >= 0
@@ -61,8 +68,9 @@ def write_scores(path: str | Path, rows: Iterable[Mapping[str, Any]]) -> None:
 
     Args:
         path: the file to write.
-        rows: mappings with every key of :data:`SCORE_COLUMNS`; ``dsc`` in 0..1, ``*_percent`` in percent, ``*_mm`` in
-            millimetres, ``*_ml`` in millilitres; ``fold`` is -1 where a case spans folds (slice folds).
+        rows: mappings with every key of :data:`SCORE_COLUMNS`, of which :data:`WHOSE` may be left out; ``dsc`` in 0..1,
+            ``*_percent`` in percent, ``*_mm`` in millimetres, ``*_ml`` in millilitres; ``fold`` is -1 where a case spans folds
+            (slice folds).
 
     Raises:
         DataError: a column is missing or unknown, a status, region or protocol is none of ours, two rows have one key, a
@@ -95,12 +103,12 @@ def read_scores(path: str | Path) -> pd.DataFrame:
         raise DataError(Fault("", "scores file", "a CSV of scores", f"no file {path}", "run crossval first")) from None
     except (OSError, UnicodeDecodeError, csv.Error) as error:
         raise DataError(Fault("", "scores file", "a readable CSV in UTF-8", f"{error} in {path}", _REMEDY)) from error
-    missing = [column for column in SCORE_COLUMNS if column not in header]
+    missing = [column for column in SCORE_COLUMNS if column not in (*header, *WHOSE)]
     if missing:
         raise DataError(_missing("", str(path), missing))
     if any(None in row for row in rows):  # a row longer than the header: its values may be shifted
         raise DataError(Fault("", str(path), f"{len(header)} fields in every row", "a longer row", _REMEDY))
-    return _validated([{column: row[column] for column in SCORE_COLUMNS} for row in rows], str(path))
+    return _validated([{column: row[column] for column in SCORE_COLUMNS if column in row} for row in rows], str(path))
 
 
 def join_scores(paths: Sequence[str | Path]) -> pd.DataFrame:
@@ -112,13 +120,13 @@ def join_scores(paths: Sequence[str | Path]) -> pd.DataFrame:
     """
     jobs = [(str(path), read_scores(path)) for path in paths]
     first: dict[tuple[Any, ...], tuple[str, dict[str, Any]]] = {}
-    folds: dict[str, tuple[str, int]] = {}
+    folds: dict[tuple[str, str], tuple[str, int]] = {}
     faults: list[Fault] = []
     remedy = "join only jobs of one seed, one split and one set of settings"
     for path, frame in jobs:
         for row in frame.to_dict("records"):
-            if row["protocol"] == "patient":
-                seen_in, fold = folds.setdefault(row["case"], (path, row["fold"]))
+            if row["protocol"] != SLICE:
+                seen_in, fold = folds.setdefault((row["protocol"], row["patient"]), (path, row["fold"]))
                 if fold != row["fold"]:
                     faults.append(Fault(row["case"], "fold", f"{fold} as in {seen_in}", f"{row['fold']} in {path}", remedy))
                     continue
@@ -140,7 +148,8 @@ def summarise(scores: pd.DataFrame) -> pd.DataFrame:
 
     ``cases`` are the rows that count (ok, miss, false positive). The interval is Student's t-interval of the mean,
     mean ± t(0.975, k-1) sd / sqrt(k), cut to the metric's possible range (which takes nothing from its coverage); it and
-    the sd (with k-1) are NaN for one case. A metric undefined for false positives is averaged over the others.
+    the sd (with k-1) are NaN for one case. Where patients have several cases, it counts patients
+    (:func:`oasis_monai.evaluation.statistics.interval`). A metric undefined for false positives is averaged over the others.
 
     Args:
         scores: as :func:`read_scores` gives.
@@ -152,15 +161,16 @@ def summarise(scores: pd.DataFrame) -> pd.DataFrame:
     for key, group in _sorted(scores).groupby(list(GROUP_COLUMNS), sort=False):
         counted = group[group["status"] != "absent"]
         row: dict[str, Any] = dict(zip(GROUP_COLUMNS, key, strict=True))
-        row["cases"] = len(counted)
+        row["cases"], row["patients"] = len(counted), counted["patient"].nunique()
         for name, status in (("misses", "miss"), ("false_positives", "false_positive"), ("absent", "absent")):
             row[name] = int((group["status"] == status).sum())
         worst = counted["dsc"].idxmin() if len(counted) else None
         row["lowest_dsc"] = math.nan if worst is None else float(counted.loc[worst, "dsc"])
         row["lowest_case"] = "" if worst is None else counted.loc[worst, "case"]
         for metric in METRICS:
-            values = counted[metric].dropna().to_numpy(float)
-            mean, sd, low, high = interval(values, *_RANGES.get(metric, (0.0, math.inf)))
+            known = counted[counted[metric].notna()]
+            values = known[metric].to_numpy(float)
+            mean, sd, low, high = interval(values, *_RANGES.get(metric, (0.0, math.inf)), patients=known["patient"].tolist())
             numbers = (mean, sd, float(np.median(values)) if len(values) else math.nan, low, high)
             row.update({f"{metric}_{name}": number for name, number in zip(STATISTICS, numbers, strict=True)})
         rows.append(row)
@@ -190,14 +200,15 @@ def paired_difference(scores: pd.DataFrame, a: tuple[str, int], b: tuple[str, in
         raise ValueError(f"metric: expected one of {', '.join(METRICS)}, found {metric!r}")
     on = ["protocol", "label", "region", "case"]
     counted = _sorted(scores[(scores["status"] != "absent") & scores[metric].notna()])
-    sides = [counted[(counted["method"] == m) & (counted["n"] == n)][[*on, metric]] for m, n in (a, b)]
-    both = sides[0].merge(sides[1], on=on, how="outer", suffixes=("_a", "_b"))
+    sides = [counted[(counted["method"] == m) & (counted["n"] == n)][[*on, "patient", metric]] for m, n in (a, b)]
+    both = sides[0].merge(sides[1], on=[*on, "patient"], how="outer", suffixes=("_a", "_b"))
     both["difference"] = both[f"{metric}_a"] - both[f"{metric}_b"]
     rows = []
     for key, group in both.groupby(on[:3], sort=False):
-        paired = group["difference"].dropna().to_numpy(float)
+        paired = group[group["difference"].notna()]
         if len(paired):
-            rows.append((*key, len(paired), len(group) - len(paired), *interval(paired)))
+            numbers = interval(paired["difference"].to_numpy(float), patients=paired["patient"].tolist())
+            rows.append((*key, len(paired), len(group) - len(paired), *numbers))
     rows.sort(key=lambda row: (*row[:2], REGIONS.index(row[2])))
     return pd.DataFrame(rows, columns=[*on[:3], "cases", "unpaired", "mean", "sd", "ci_low", "ci_high"])
 
@@ -269,6 +280,7 @@ def _validated(rows: list[dict[str, Any]], where: str) -> pd.DataFrame:
     faults: list[Fault] = []
     seen: set[tuple[Any, ...]] = set()
     for row in rows:
+        row["patient"], row["centre"] = row.get("patient") or row.get("case"), row.get("centre") or ""
         fault = _row_fault(row, where)
         key = tuple(row.get(column) for column in KEY_COLUMNS)
         if fault is None and key in seen:
@@ -289,7 +301,8 @@ def _row_fault(row: dict[str, Any], where: str) -> Fault | None:
         return _missing(case, where, missing)
     for column in _TEXTS:
         value, choices = row[column], _CHOICES.get(column)
-        if not isinstance(value, str) or not value or (choices and value not in choices):
+        needed = column != "centre"
+        if not isinstance(value, str) or (needed and not value) or (choices and value not in choices):
             expected = f"one of {', '.join(choices)}" if choices else "a name"
             return Fault(case, f"{column} in {where}", expected, repr(value), _REMEDY)
     for column in _NUMBERS:

@@ -12,14 +12,19 @@ MIN_PAIRS = 6
 """Fewer pairs cannot reach p < 0.05 in a two-sided signed-rank test (2 / 2^5 = 0.0625), so none is made."""
 
 
-def wilcoxon(differences: Sequence[float] | np.ndarray) -> float:
-    """Two-sided p of Wilcoxon's signed-rank test on paired differences.
+def wilcoxon(differences: Sequence[float] | np.ndarray, patients: Sequence[str] | None = None) -> float:
+    """Two-sided p of Wilcoxon's signed-rank test on paired differences; of a patient with several, on their mean.
 
     Pairs without a difference are kept in the ranking and shared between the signs (Pratt's ``zsplit``, by scipy). NaN for fewer
     than :data:`MIN_PAIRS` pairs, 1 where no pair differs.
+
+    Args:
+        differences: (N,); NaN is left out.
+        patients: the person of each; None: each is of another.
     """
-    values = np.asarray(differences, dtype=float)
-    values = values[~np.isnan(values)]
+    values, groups = _known(differences, patients)
+    if groups is not None:
+        values = np.bincount(groups, values) / np.bincount(groups)
     if len(values) < MIN_PAIRS:
         return math.nan
     if not values.any():
@@ -84,18 +89,44 @@ def at_best_n(scores: pd.DataFrame, method: str, groups: Mapping[str, int]) -> t
 
 
 def interval(
-    values: Sequence[float] | np.ndarray, lowest: float = -math.inf, highest: float = math.inf
+    values: Sequence[float] | np.ndarray,
+    lowest: float = -math.inf,
+    highest: float = math.inf,
+    patients: Sequence[str] | None = None,
 ) -> tuple[float, float, float, float]:
     """Mean, sd (with k-1) and Student's 95 % t-interval of the mean over the defined values; NaN where there are too few.
 
-    The interval is cut to ``lowest`` .. ``highest``, the values that are possible: that takes nothing from its coverage.
+    Mean and sd are over the values. Scans of one patient are alike, so that the interval counts patients: the values of each
+    depart from the mean together (the cluster-robust variance of a mean, with the degrees of freedom of the patients). With one
+    value each it is the common interval.
+
+    Args:
+        values: (N,); NaN is left out.
+        lowest, highest: the values that are possible; the interval is cut to them, which takes nothing from its coverage.
+        patients: the person of each value; None: each is of another.
     """
-    known = np.asarray(values, dtype=float)
-    known = known[~np.isnan(known)]
+    known, groups = _known(values, patients)
     if len(known) < 2:
         return (float(known.mean()) if len(known) else math.nan), math.nan, math.nan, math.nan
     from scipy.special import stdtrit  # scipy.stats.t.ppf, without the second that scipy.stats takes to import
 
     mean, sd = float(known.mean()), float(known.std(ddof=1))
-    half = float(stdtrit(len(known) - 1, 0.975)) * sd / math.sqrt(len(known))
+    count, error = len(known), sd / math.sqrt(len(known))
+    if groups is not None:
+        apart = np.bincount(groups, known - mean)
+        count = len(apart)
+        if count < 2:
+            return mean, sd, math.nan, math.nan
+        error = math.sqrt(count / (count - 1) * float(np.square(apart).sum())) / len(known)
+    half = float(stdtrit(count - 1, 0.975)) * error
     return mean, sd, max(mean - half, lowest), min(mean + half, highest)
+
+
+def _known(values: Sequence[float] | np.ndarray, patients: Sequence[str] | None) -> tuple[np.ndarray, np.ndarray | None]:
+    """The defined values, and the number of each one's patient; None where no patient has two."""
+    known = np.asarray(values, dtype=float)
+    defined = ~np.isnan(known)
+    if patients is None:
+        return known[defined], None
+    names, groups = np.unique(np.asarray(patients, dtype=str)[defined], return_inverse=True)
+    return known[defined], groups if len(names) < defined.sum() else None

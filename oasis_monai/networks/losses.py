@@ -17,23 +17,21 @@ from oasis_monai.utils.config import require
 EPSILON = 1e-5
 
 
-def _flat(image: torch.Tensor) -> torch.Tensor:
-    return image.float().flatten(1)
-
-
 def ncc(moved: torch.Tensor, fixed: torch.Tensor) -> torch.Tensor:
-    """Global normalised cross correlation of each image pair, in [-1, 1] (the fraction of eq. 2, without its minus).
+    """Global normalised cross correlation of each image pair, in [-1, 1] (the fraction of eq. 2, without its minus); of several
+    channels the mean over them.
 
     Args:
-        moved, fixed: (B, 1, *S).
+        moved, fixed: (B, c, *S).
 
     Returns:
-        (B,) correlations; 0 where an image is constant.
+        (B,) correlations; a channel that is constant in one of the images counts 0.
     """
-    a, b = _flat(moved), _flat(fixed)
+    a, b = moved.float().flatten(2).flatten(0, 1), fixed.float().flatten(2).flatten(0, 1)
     a, b = a - a.mean(1, keepdim=True), b - b.mean(1, keepdim=True)
     # eps joins each sum of squares rather than the product: a constant image gives 0, and a gradient that stays finite
-    return (a * b).sum(1) / ((a.square().sum(1) + EPSILON) * (b.square().sum(1) + EPSILON)).sqrt()
+    each = (a * b).sum(1) / ((a.square().sum(1) + EPSILON) * (b.square().sum(1) + EPSILON)).sqrt()
+    return each.unflatten(0, (len(moved), -1)).mean(1)
 
 
 def ncc_loss(moved: torch.Tensor, fixed: torch.Tensor) -> torch.Tensor:
@@ -42,7 +40,7 @@ def ncc_loss(moved: torch.Tensor, fixed: torch.Tensor) -> torch.Tensor:
 
 
 def local_ncc_loss(moved: torch.Tensor, fixed: torch.Tensor, window: int = 9) -> torch.Tensor:
-    """Option beside eq. 2: MONAI's squared local NCC in a sliding window (VoxelMorph's choice)."""
+    """Option beside eq. 2: MONAI's squared local NCC in a sliding window (VoxelMorph's choice), the mean over the channels."""
     from monai.losses import LocalNormalizedCrossCorrelationLoss
 
     return LocalNormalizedCrossCorrelationLoss(spatial_dims=moved.ndim - 2, kernel_size=window)(moved.float(), fixed.float())
@@ -110,6 +108,35 @@ SMOOTHNESS: dict[str, Callable[[torch.Tensor], torch.Tensor]] = {
 }
 
 
+class SegmentationLoss:
+    """Dice and cross-entropy of segmentation networks: MONAI's ``DiceCELoss`` of softmax and structures, background left out of
+    the Dice; with a mask its ``MaskedDiceLoss`` and the mean cross-entropy over the voxels that count.
+
+    Args:
+        batch: one Dice over all images of a batch, not one each.
+    """
+
+    def __init__(self, batch: bool = False) -> None:
+        from monai.losses import DiceCELoss, MaskedDiceLoss
+
+        self._whole = DiceCELoss(softmax=True, include_background=False, batch=batch)
+        self._dice = MaskedDiceLoss(softmax=True, include_background=False, batch=batch)
+
+    def __call__(self, logits: torch.Tensor, target: torch.Tensor, counts: torch.Tensor | None = None) -> torch.Tensor:
+        """Scalar loss of (B, C, *S) logits and one-hot labels.
+
+        Args:
+            counts: (B, 1, *S) bool, the voxels that count; None for all. What the others hold changes neither loss nor gradient.
+        """
+        if counts is None:
+            whole: torch.Tensor = self._whole(logits, target)
+            return whole
+        mask = counts.to(logits.dtype)
+        each = torch.nn.functional.cross_entropy(logits, target, reduction="none")
+        dice: torch.Tensor = self._dice(logits, target, mask)
+        return dice + (each * mask[:, 0]).sum() / mask.sum().clamp_min(1)
+
+
 class LossTerms(NamedTuple):
     """Scalar losses of one batch: the weighted total and its three unweighted parts."""
 
@@ -166,8 +193,15 @@ class RegistrationLoss:
         moved_label: torch.Tensor,
         fixed_label: torch.Tensor,
         ddf: torch.Tensor,
+        counts: torch.Tensor | None = None,
     ) -> LossTerms:
-        """Images (B, 1, *S), structures (B, C-1, *S) and field (B, D, *S) of one batch, computed outside autocast."""
+        """Images (B, c, *S), structures (B, C-1, *S) and field (B, D, *S) of one batch, computed outside autocast.
+
+        Args:
+            counts: (B, 1, *S) bool, the voxels whose labels count; None for all.
+        """
+        if counts is not None:
+            moved_label, fixed_label = moved_label * counts, fixed_label * counts
         similarity, smooth = SIMILARITIES[self.similarity], SMOOTHNESS[self.smooth]
         with torch.autocast(ddf.device.type, enabled=False):
             sim, dice, roughness = similarity(moved_image, fixed_image), dice_loss(moved_label, fixed_label), smooth(ddf)

@@ -138,9 +138,10 @@ class SpatialTransformModel(nn.Module):
         size: working grid *S*; checked against :meth:`RegistrationSettings.divisor`.
         settings: see :class:`RegistrationSettings`.
         structures: label channels behind each image, for a joint STM: the number of foreground classes.
+        channels: of an image.
 
-    Shapes: ``forward((B, 1 + structures, *S) atlas, (B, 1 + structures, *S) target) -> (B, D, *S)`` field in voxels (see
-    :mod:`oasis_monai.networks.warp`).
+    Shapes: ``forward((B, channels + structures, *S) atlas, (B, channels + structures, *S) target) -> (B, D, *S)`` field in voxels
+    (see :mod:`oasis_monai.networks.warp`).
 
     Raises:
         ConfigError: a size that the network cannot halve often enough.
@@ -155,12 +156,14 @@ class SpatialTransformModel(nn.Module):
         (torch.Size([2, 3, 64, 64, 16]), 0.0)
     """
 
-    def __init__(self, size: Sequence[int], settings: RegistrationSettings | None = None, structures: int = 0) -> None:
+    def __init__(
+        self, size: Sequence[int], settings: RegistrationSettings | None = None, structures: int = 0, channels: int = 1
+    ) -> None:
         super().__init__()
         from monai.networks.blocks import Convolution
 
         self.settings = settings = settings or RegistrationSettings()
-        self.size = tuple(int(s) for s in size)
+        self.size, self.channels = tuple(int(s) for s in size), channels
         dims = len(self.size)
         stride, divisor = settings.stride(dims), settings.divisor(dims)
         for axis, (length, by) in enumerate(zip(self.size, divisor, strict=True)):
@@ -181,17 +184,17 @@ class SpatialTransformModel(nn.Module):
         width = settings.channels[0]
         # kernel covers the stride with one voxel of overlap on each side
         kernel = tuple(s + 2 if s % 2 else s + 1 for s in stride)
-        in_channels = 2 * (1 + structures)
+        in_channels = 2 * (channels + structures)
         self.stem = Convolution(dims, in_channels, width, strides=stride, kernel_size=kernel, norm="instance", act="leakyrelu")
         self.body = _make_body(settings, dims, width)
-        self.affine = _AffineNet(self.size, width, len(settings.channels) - 1) if settings.affine else None
+        self.affine = _AffineNet(self.size, width, len(settings.channels) - 1, channels) if settings.affine else None
         avoid_amx_bug(self)
 
     def field(self, atlas: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
         """The coarse field (B, D, *field_size), in voxels of the coarse grid: all there is to keep of an alignment."""
         moved, start = atlas, None
         if self.affine is not None:
-            start = self.affine(atlas[:, :1], target[:, :1])
+            start = self.affine(atlas[:, : self.channels], target[:, : self.channels])
             moved = warping.warp(atlas, start)
         field = self.body(self.stem(torch.cat([moved, target], 1))).float()
         if self.settings.diffeomorphic:
@@ -203,14 +206,14 @@ class SpatialTransformModel(nn.Module):
 
 
 class _AffineNet(nn.Module):
-    """MONAI's GlobalNet on a pooled pair: (B, 1, *S) twice -> the affine transform as a field (B, D, *S).
+    """MONAI's GlobalNet on a pooled pair: (B, c, *S) twice -> the affine transform as a field (B, D, *S).
 
     GlobalNet's matrix acts on voxel indices counted from the corner, through a dense layer with thousands of inputs: one Adam
     step of 1e-3 moves the far corner by tens of voxels and training never recovers (seen). We give its head centred
     coordinates in units of the field of view and scale its departure from the identity down by the number of inputs.
     """
 
-    def __init__(self, size: Sequence[int], width: int, depth: int) -> None:
+    def __init__(self, size: Sequence[int], width: int, depth: int, channels: int) -> None:
         super().__init__()
         from monai.networks.nets import GlobalNet
 
@@ -218,7 +221,9 @@ class _AffineNet(nn.Module):
         # an affine transform has few parameters: half resolution shows all it needs, where the size allows it
         self.pool = tuple(2 if s % 2 ** (depth + 1) == 0 else 1 for s in self.size)
         pooled = [s // p for s, p in zip(self.size, self.pool, strict=True)]
-        self.net = GlobalNet(image_size=pooled, spatial_dims=len(pooled), in_channels=2, num_channel_initial=width, depth=depth)
+        self.net = GlobalNet(
+            image_size=pooled, spatial_dims=len(pooled), in_channels=2 * channels, num_channel_initial=width, depth=depth
+        )
         head: Any = self.net.output_block
         self.extent = tuple(float(s) for s in self.size)
         axes = [(torch.arange(length) + 0.5) / length - 0.5 for length in pooled]
@@ -235,5 +240,5 @@ class _AffineNet(nn.Module):
 
 
 def append_structures(images: torch.Tensor, structures: torch.Tensor | None) -> torch.Tensor:
-    """What an STM sees of an image: (B, 1, *S), or with the (B, C-1, *S) structures behind it where the STM is a joint one."""
+    """What an STM sees of an image: (B, c, *S), or with the (B, C-1, *S) structures behind it where the STM is a joint one."""
     return images.float() if structures is None else torch.cat([images.float(), structures.float()], 1)

@@ -112,18 +112,18 @@ class NetworkSettings:
         return {"name": name, **{k: v for k, v in identity_of(self, "segmentation").items() if k not in of_others}}
 
 
-def make_network(name: str, classes: int, settings: NetworkSettings) -> nn.Module:
-    """The network of one of :data:`NETWORKS`: ``(B, 1, *S) -> (B, classes, *S)`` logits; a :class:`ConvNet` in training mode
-    gives a list, its auxiliary outputs behind the main one."""
+def make_network(name: str, classes: int, settings: NetworkSettings, channels: int = 1) -> nn.Module:
+    """The network of one of :data:`NETWORKS`: ``(B, channels, *S) -> (B, classes, *S)`` logits; a :class:`ConvNet` in training
+    mode gives a list, its auxiliary outputs behind the main one."""
     dims = NETWORKS[name]
     if settings.kind(name) == "convnet":
-        return avoid_amx_bug(ConvNet(dims, classes, settings.convnet, len(settings.deep_supervision)))
+        return avoid_amx_bug(ConvNet(dims, classes, settings.convnet, len(settings.deep_supervision), channels))
     if settings.kind(name) == "dynunet":
-        return avoid_amx_bug(DynUNet(dims, classes, settings.dynunet))
+        return avoid_amx_bug(DynUNet(dims, classes, settings.dynunet, channels))
     from monai.networks.nets import UNet
 
     levels = settings.unet
-    return avoid_amx_bug(UNet(dims, 1, classes, levels, (2,) * (len(levels) - 1), num_res_units=2, norm="instance"))
+    return avoid_amx_bug(UNet(dims, channels, classes, levels, (2,) * (len(levels) - 1), num_res_units=2, norm="instance"))
 
 
 class DynUNet(nn.Module):
@@ -134,15 +134,16 @@ class DynUNet(nn.Module):
         spatial_dims: 2 or 3.
         classes: output channels, background included.
         channels: per level, finest first.
+        in_channels: of an image.
     """
 
-    def __init__(self, spatial_dims: int, classes: int, channels: Sequence[int]) -> None:
+    def __init__(self, spatial_dims: int, classes: int, channels: Sequence[int], in_channels: int = 1) -> None:
         from monai.networks.blocks.dynunet_block import UnetBasicBlock, UnetOutBlock, UnetUpBlock
 
         super().__init__()
         norm = ("INSTANCE", {"affine": True})
         levels = list(itertools.pairwise(channels))
-        self.encoder = nn.ModuleList([UnetBasicBlock(spatial_dims, 1, channels[0], 3, 1, norm)])
+        self.encoder = nn.ModuleList([UnetBasicBlock(spatial_dims, in_channels, channels[0], 3, 1, norm)])
         self.encoder.extend(UnetBasicBlock(spatial_dims, fine, coarse, 3, 2, norm) for fine, coarse in levels)
         self.decoder = nn.ModuleList(
             [UnetUpBlock(spatial_dims, coarse, fine, 3, 2, 2, norm) for fine, coarse in reversed(levels)]
@@ -150,7 +151,7 @@ class DynUNet(nn.Module):
         self.head = UnetOutBlock(spatial_dims, channels[0], classes)
 
     def forward(self, image: torch.Tensor) -> torch.Tensor:
-        """(B, 1, *S) -> (B, classes, *S) logits; every S a multiple of ``2 ** (levels - 1)``."""
+        """(B, in_channels, *S) -> (B, classes, *S) logits; every S a multiple of ``2 ** (levels - 1)``."""
         features = []
         for block in self.encoder:
             image = block(image)
@@ -171,11 +172,14 @@ class ConvNet(nn.Module):
         channels: per level, finest first.
         auxiliary: how many decoder levels beside the finest have an output of their own in training; levels that are not
             there are left out.
+        in_channels: of an image.
 
     Normalisation is per instance, not per batch as in the paper: our batches are too small for batch statistics.
     """
 
-    def __init__(self, spatial_dims: int, classes: int, channels: Sequence[int], auxiliary: int = 2) -> None:
+    def __init__(
+        self, spatial_dims: int, classes: int, channels: Sequence[int], auxiliary: int = 2, in_channels: int = 1
+    ) -> None:
         super().__init__()
         from monai.networks.blocks import Convolution, ResidualUnit
 
@@ -186,7 +190,7 @@ class ConvNet(nn.Module):
             return Convolution(spatial_dims, inside, outside, strides=2, norm="instance", is_transposed=up)
 
         pairs = list(itertools.pairwise(channels))
-        self.first = residual(1, channels[0])
+        self.first = residual(in_channels, channels[0])
         self.down = nn.ModuleList(nn.Sequential(change(a, b, False), residual(b, b)) for a, b in pairs)
         self.up = nn.ModuleList(change(b, a, True) for a, b in pairs)
         self.decode = nn.ModuleList(residual(a, a) for a, _ in pairs)
@@ -214,7 +218,7 @@ class Predictor(Batched):
     """A trained segmentation network: images in, class probabilities out.
 
     Args:
-        model: ``(B, 1, *S) -> (B, C, *S)`` logits.
+        model: ``(B, c, *S) -> (B, C, *S)`` logits.
         name: of the network, see :data:`oasis_monai.networks.segmentation.NETWORKS`.
         settings: its patch and overlap.
         device: where it runs.
@@ -229,7 +233,7 @@ class Predictor(Batched):
 
     @torch.inference_mode()
     def __call__(self, images: torch.Tensor) -> torch.Tensor:
-        """(T, 1, *S) -> (T, C, *S) float32 probabilities on the CPU, by a sliding window with Gaussian weights where the
+        """(T, c, *S) -> (T, C, *S) float32 probabilities on the CPU, by a sliding window with Gaussian weights where the
         patch is smaller than the image."""
         from monai.inferers import sliding_window_inference
 

@@ -18,7 +18,7 @@ from oasis_monai.utils.errors import ConfigError
 
 
 def make_slice_network(
-    classes: int, settings: JointSettings, pretrained: bool | None = None, shape: bool = False
+    classes: int, settings: JointSettings, pretrained: bool | None = None, shape: bool = False, channels: int = 1
 ) -> SliceUNet | SliceUNetEnsemble:
     """The slice network or networks of the settings.
 
@@ -26,9 +26,10 @@ def make_slice_network(
         classes: background included.
         pretrained: in the place of the settings'; False where weights are loaded over them anyway.
         shape: whether the expected shape is shown beside the atlases, as under slice folds.
+        channels: of a scan.
     """
     start = settings.pretrained if pretrained is None else pretrained
-    networks = [SliceUNet(classes, settings.atlases, settings.decoder, start, shape) for _ in range(settings.members)]
+    networks = [SliceUNet(classes, settings.atlases, settings.decoder, start, shape, channels) for _ in range(settings.members)]
     return networks[0] if len(networks) == 1 else SliceUNetEnsemble(networks)
 
 
@@ -146,9 +147,10 @@ def check_size(size: Sequence[int]) -> None:
 
 
 def with_neighbours(volume: torch.Tensor) -> torch.Tensor:
-    """(1, x, y, z) -> (z, 3, x, y): every slice with the ones below and above as channels; the end slices are repeated."""
+    """(c, x, y, z) -> (z, 3c, x, y): every slice with the ones below and above as channels, those of one channel of the scan
+    together; the end slices are repeated."""
     padded = torch.cat([volume[..., :1], volume, volume[..., -1:]], -1)
-    return padded[0].unfold(2, 3, 1).permute(2, 3, 0, 1).contiguous()
+    return padded.unfold(3, 3, 1).permute(3, 0, 4, 1, 2).flatten(1, 2).contiguous()
 
 
 class SliceUNet(nn.Module):
@@ -156,7 +158,7 @@ class SliceUNet(nn.Module):
 
     Args:
         classes: output channels, background included.
-        atlases: number of atlases after the three slices, ``classes`` channels each: image, structures
+        atlases: number of atlases after the three slices, ``channels + classes - 1`` channels each: image, structures
             (:func:`.append_atlas_channels`). They enter the encoder by a convolution that starts at zero, so that the
             pre-trained network first sees familiar input. The mean of their labels is added to the logits, so that the network
             learns where the slice differs from its atlases.
@@ -164,8 +166,9 @@ class SliceUNet(nn.Module):
             mean label.
         decoder: see :class:`JointSettings`.
         pretrained: load the ImageNet weights of the installed package.
+        channels: of a scan. The first convolution of an encoder for several starts as that of one does on their mean.
 
-    Shapes: ``forward((B, 3 + extra, x, y)) -> (B, classes, x, y)`` logits, ``extra`` the channels of atlases and shape.
+    Shapes: ``forward((B, 3 * channels + extra, x, y)) -> (B, classes, x, y)`` logits, ``extra`` those of atlases and shape.
     ``bfloat16`` runs the decoder in bfloat16 and, while training on a CPU, also the encoder's convolutions of one voxel.
 
     The encoder's batch norms keep the statistics of ImageNet in training as well: a batch of neighbouring slices has no
@@ -179,6 +182,7 @@ class SliceUNet(nn.Module):
         decoder: Sequence[int] = (96, 48, 32, 16),
         pretrained: bool = True,
         shape: bool = False,
+        channels: int = 1,
     ) -> None:
         super().__init__()
         from oasis_monai.networks.encoders import imagenet_network, untrained_network
@@ -186,8 +190,11 @@ class SliceUNet(nn.Module):
         self.encoder: Any = (imagenet_network if pretrained else untrained_network)("efficientnet-lite0")
         for unused in ("_conv_head", "_bn1", "_fc"):
             setattr(self.encoder, unused, nn.Identity())
-        self.classes, self.atlases, self.shape = classes, atlases, shape
-        self.extra = nn.Conv2d(atlases * classes + shape * (classes - 1), 32, 3, 2, 1) if atlases else None
+        self.classes, self.atlases, self.shape, self.channels = classes, atlases, shape, channels
+        if channels > 1:
+            _widen(self.encoder._conv_stem, channels)
+        beside = atlases * (channels + classes - 1) + shape * (classes - 1)
+        self.extra = nn.Conv2d(beside, 32, 3, 2, 1) if atlases else None
         self.trust = nn.Parameter(torch.ones(())) if atlases else None
         if self.extra is not None:
             nn.init.zeros_(self.extra.weight)
@@ -206,11 +213,11 @@ class SliceUNet(nn.Module):
         return self
 
     def forward(self, image: torch.Tensor, bfloat16: bool = False) -> torch.Tensor:
-        net, (height, width) = self.encoder, image.shape[2:]
+        net, (height, width), own = self.encoder, image.shape[2:], 3 * self.channels
         image = F.pad(image, (0, width % 2, 0, height % 2))
-        h = net._conv_stem(image[:, :3])
+        h = net._conv_stem(image[:, :own])
         if self.extra is not None:
-            h = h + F.interpolate(self.extra(image[:, 3:]), size=h.shape[2:])
+            h = h + F.interpolate(self.extra(image[:, own:]), size=h.shape[2:])
         h = net._swish(net._bn0(h))
         skips: list[torch.Tensor] = []
         fits = torch.is_grad_enabled() and h.device.type == "cpu" and isinstance(net._bn0, nn.BatchNorm2d)
@@ -225,7 +232,7 @@ class SliceUNet(nn.Module):
                 h = up(torch.cat([F.interpolate(h.contiguous(), size=skip.shape[2:]), skip.contiguous()], 1))
             logits: torch.Tensor = self.last(h)
         if self.trust is not None:
-            logits = logits.float() + self._before_looking(image[:, 3:], self.trust)
+            logits = logits.float() + self._before_looking(image[:, own:], self.trust)
         return logits[..., :height, :width]
 
     def _before_looking(self, beside: torch.Tensor, trust: torch.Tensor) -> torch.Tensor:
@@ -233,7 +240,7 @@ class SliceUNet(nn.Module):
         if self.shape:  # bounded, so that the image can always overrule it
             inside = 2 * torch.tanh(trust * MAX_DISTANCE / 2 * (beside[:, 1 - self.classes :] - 1))
             return torch.cat([-inside.amax(1, keepdim=True), inside], 1)
-        labels = beside.unflatten(1, (self.atlases, self.classes))[:, :, 1:].mean(1)
+        labels = beside.unflatten(1, (self.atlases, -1))[:, :, self.channels :].mean(1)
         return trust * (2 * torch.cat([1 - labels.sum(1, keepdim=True), labels], 1) - 1)
 
 
@@ -243,6 +250,12 @@ class SliceUNetEnsemble(nn.Module):
     def __init__(self, members: Sequence[SliceUNet]) -> None:
         super().__init__()
         self.members = nn.ModuleList(members)
+
+
+def _widen(stem: Any, channels: int) -> None:
+    """Let a convolution of three channels take three of every channel of a scan, with the response it has to their mean."""
+    stem.weight = nn.Parameter(stem.weight.detach().repeat(1, channels, 1, 1) / channels)
+    stem.in_channels = stem.weight.shape[1]
 
 
 def _once(inside: int, outside: int) -> nn.Module:

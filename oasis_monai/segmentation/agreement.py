@@ -8,7 +8,7 @@ from collections.abc import Sequence
 import numpy as np
 import torch
 
-from oasis_monai.transforms.labels import decide
+from oasis_monai.transforms.labels import decide, ignored
 
 SOURCES = ("networks", "atlases")
 
@@ -35,7 +35,8 @@ def agreement(network_probabilities: torch.Tensor, fused: torch.Tensor | None) -
 
 
 def consensus(labels: torch.Tensor, fused: torch.Tensor) -> torch.Tensor:
-    """The same (2, C-1, 2) counts where no network is beside the atlases: (n, *S) warped labels, each with (C, *S) ``fused``."""
+    """The same (2, C-1, 2) counts where no network is beside the atlases: (n, *S) warped labels (with ignored voxels), each with
+    (C, *S) ``fused``."""
     counts = torch.zeros(2, fused.shape[0] - 1, 2, dtype=torch.float64)
     whole = decide(fused).cpu()
     for label in labels:
@@ -44,7 +45,11 @@ def consensus(labels: torch.Tensor, fused: torch.Tensor) -> torch.Tensor:
 
 
 def overlap_counts(a: torch.Tensor, b: torch.Tensor, classes: int) -> torch.Tensor:
-    """Two label maps of one shape -> (C-1, 2) float64: twice the common voxels and the voxels of both, per structure."""
+    """Two label maps of one shape -> (C-1, 2) float64: twice the common voxels and the voxels of both, per structure. What one of
+    them leaves unlabelled counts in neither."""
+    unknown = ignored(a) | ignored(b)
+    if bool(unknown.any()):
+        a, b = a[~unknown], b[~unknown]
     pairs = torch.bincount((a.int() * classes + b).flatten(), minlength=classes**2).view(classes, classes)
     return torch.stack([2 * pairs.diagonal(), pairs.sum(0) + pairs.sum(1)], 1)[1:].double()
 

@@ -12,7 +12,7 @@ from torch import nn
 from oasis_monai.atlases.library import AtlasLibrary
 from oasis_monai.networks import warp as warping
 from oasis_monai.networks.registration import append_structures
-from oasis_monai.transforms.labels import foreground
+from oasis_monai.transforms.labels import foreground, split_ignored, with_ignored
 from oasis_monai.utils.device import use_bfloat16
 from oasis_monai.utils.files import digest
 from oasis_monai.utils.memory import Batched
@@ -25,8 +25,8 @@ class Aligner(Batched):
     """Aligns atlases with a trained STM in batches; when memory runs out, with smaller batches.
 
     Args:
-        model: the network, (B, c, *S) atlas and target -> coarse field by ``model.field``; c is 1, and 1 + the number of
-            structures for a joint STM.
+        model: the network, (B, c, *S) atlas and target -> coarse field by ``model.field``; c is the number of channels of an
+            image, and of structures beside them for a joint STM.
         device: where it runs.
         batch: pairs per forward pass, and the most warped atlases held in memory at once.
         bfloat16: run the network in bfloat16, see :func:`oasis_monai.utils.device.use_bfloat16`.
@@ -62,15 +62,18 @@ class Aligner(Batched):
         """Warp the atlases ``rows`` through their coarse ``fields``, one batch after the other.
 
         Yields:
-            (which of ``rows``, (b, 1, *S) warped images or None where they are not asked for, (b, C, *S) warped one-hot labels).
+            (which of ``rows``, (b, c, *S) warped images or None where they are not asked for, (b, C, *S) warped one-hot labels, 0
+            in every class where the atlas is ignored: :func:`oasis_monai.transforms.labels.labelled`).
         """
 
         def warp(part: slice) -> tuple[torch.Tensor | None, torch.Tensor]:
-            structures = foreground(library.labels[rows[part]].to(self.device), library.classes)
+            structures = with_ignored(library.labels[rows[part]].to(self.device), library.classes)
             ddf = warping.resize_ddf(fields[part].to(self.device).float(), structures.shape[2:])
             image = library.images[rows[part]].to(self.device, torch.float32) if images else structures[:, :0]
             moved_image, moved = warping.warp_pair(image, structures, ddf)
-            return moved_image if images else None, torch.cat([1 - moved.sum(1, keepdim=True), moved], 1)
+            moved, counts = split_ignored(moved, library.classes)
+            whole = torch.cat([1 - moved.sum(1, keepdim=True), moved], 1)
+            return moved_image if images else None, whole if counts is None else whole * counts
 
         for part, (moved, moved_label) in self.in_batches(len(rows), warp):
             yield part, moved, moved_label

@@ -54,7 +54,7 @@ class Estimator(Batched):
         device: where it runs.
         batch: slices per forward pass.
         bfloat16: run the networks in bfloat16, see :func:`oasis_monai.utils.device.use_bfloat16`.
-        volume_network: (B, 1, \\*s) -> (B, C, \\*s) probabilities on a grid coarser by ``stride``; None without one.
+        volume_network: (B, c, \\*s) -> (B, C, \\*s) probabilities on a grid coarser by ``stride``; None without one.
     """
 
     memory_setting = "preprocessing.size"
@@ -86,7 +86,7 @@ class Estimator(Batched):
 
     @torch.inference_mode()
     def __call__(self, slices: torch.Tensor) -> torch.Tensor:
-        """(B, 3 + extra, x, y) slices with their neighbours (and atlases) -> (B, C, x, y) float32 probabilities on the CPU."""
+        """(B, 3c + extra, x, y) slices with their neighbours (and atlases) -> (B, C, x, y) float32 probabilities on the CPU."""
 
         def estimate(rows: slice) -> torch.Tensor:
             part = slices[rows].to(self.device, torch.float32)
@@ -122,12 +122,12 @@ class Estimator(Batched):
         return torch.cat([(1 - foreground.sum(1, keepdim=True)).clamp_min(0), foreground], 1)
 
     def volume(self, image: torch.Tensor) -> torch.Tensor:
-        """(1, x, y, z) -> (C, x, y, z) float32 probabilities: the mean over the networks."""
+        """(c, x, y, z) -> (C, x, y, z) float32 probabilities: the mean over the networks."""
         return self.network_probabilities(image).mean(0)
 
     @torch.inference_mode()
     def network_probabilities(self, image: torch.Tensor) -> torch.Tensor:
-        """(1, x, y, z) -> (V, C, x, y, z) float32 probabilities of each network, the slice network first."""
+        """(c, x, y, z) -> (V, C, x, y, z) float32 probabilities of each network, the slice network first."""
         by_slices = self(with_neighbours(image)).permute(1, 2, 3, 0).contiguous()
         if self.volume_network is None:
             return by_slices[None]

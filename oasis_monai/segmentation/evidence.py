@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable
 from functools import cached_property
 from typing import NamedTuple
@@ -31,7 +32,7 @@ class Evidence:
     Warped labels exist one batch at a time, unless all of them fit into one.
 
     Args:
-        target: (1, *S) image.
+        target: (c, *S) image.
         library: the atlases.
         selection: (n,) those selected, nearest first.
         alignment: None for methods that align nothing.
@@ -56,11 +57,11 @@ class Evidence:
         self.estimate, self.temperature = estimate, temperature
 
     def atlas_images(self, n: int) -> torch.Tensor:
-        """(n, 1, *S) the first n atlases' images, not warped."""
+        """(n, c, *S) the first n atlases' images, not warped."""
         return self.library.images[self.rows[:n]].float()
 
     def atlas_labels(self, n: int) -> torch.Tensor:
-        """(n, C, *S) one-hot labels of the first n atlases, not warped."""
+        """(n, C, *S) one-hot labels of the first n atlases, not warped; 0 in every class where an atlas is ignored."""
         return one_hot(self.library.labels[self.rows[:n]], self.library.classes)
 
     @property
@@ -113,7 +114,7 @@ class Evidence:
 
     @cached_property
     def consensus_matrix(self) -> torch.Tensor:
-        """(n, n) o_jk of reading R2: Dice(y_k o phi_k, y_j o phi_j) in the target's space, two batches at a time."""
+        """(n, n) o_jk of reading R2: Dice(y_k o phi_k, y_j o phi_j) in the target's space, two batches at a time; NaN as R1."""
         aligner, _, fields = self.alignment
         matrix = torch.ones(len(self.rows), len(self.rows))
         for left, _, a in aligner.warped(self.library, self.rows, fields):
@@ -122,7 +123,7 @@ class Evidence:
                     j = left.start + offset
                     row = fusion.overlap(b, one[None].expand_as(b)).cpu()
                     matrix[j, right], matrix[right, j] = row, row
-        return matrix
+        return matrix.masked_fill(self.library.siblings(self.rows), math.nan)
 
     @property
     def overlap_with_estimate(self) -> torch.Tensor:

@@ -37,16 +37,16 @@ class Flag:
 
 
 def typical_distance(library: AtlasLibrary, distance: str) -> float | None:
-    """How far apart scans of the library's kind lie: the largest of its cases' distances to their nearest atlas of another case.
+    """How far apart scans of the library's kind lie: the largest distance of its cases to their nearest atlas of another person.
 
     Of a case of several slices the median over the slices counts, as for a scan in :func:`unlike_atlases`. With more than
     :data:`IMAGES` atlases the cases are a sample, evenly taken.
 
     Returns:
-        None when there is only one case to measure.
+        None when there is only one patient to measure.
     """
     cases = list(dict.fromkeys(library.cases))
-    if len(cases) < 2:
+    if len(set(library.patients)) < 2:
         return None
     step = -(-len(library) // IMAGES)
     sample = {case: i for i, case in enumerate(cases[::step])}
@@ -67,7 +67,7 @@ def unlike_atlases(distances: torch.Tensor, limit: float | None) -> Flag | None:
     own = float(distances.median())
     if limit is None or own <= MARGIN * limit:
         return None
-    found = f"feature distance to the nearest {own:.3g}, between atlases of different cases at most {limit:.3g}"
+    found = f"feature distance to the nearest {own:.3g}, between atlases of different patients at most {limit:.3g}"
     return Flag(UNLIKE_ATLASES, f"the scan differs from all atlases ({found}): does it show the body part of the training scans?")
 
 

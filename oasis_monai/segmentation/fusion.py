@@ -12,8 +12,9 @@ import numpy as np
 import torch
 
 from oasis_monai.networks.losses import ncc, soft_dice
-from oasis_monai.transforms.labels import decide
+from oasis_monai.transforms.labels import decide, ignored, labelled
 
+MISSING = 1e-3  # of all votes: sums of weights miss 1 by far less, and the vote of an atlas with less weight decides nothing
 EMPTY = 1e-3  # voxels: what warping leaves of a label that lies outside; beside nothing it is nothing as well
 
 
@@ -23,11 +24,14 @@ def overlap(warped: torch.Tensor, reference: torch.Tensor) -> torch.Tensor:
     A class that neither label has does not count; two labels without any foreground agree (1).
 
     Args:
-        warped, reference: (B, C, *S) one-hot labels, background in channel 0.
+        warped, reference: (B, C, *S) one-hot labels, background in channel 0; what one leaves unlabelled counts in neither.
 
     Returns:
         (B,) in [0, 1].
     """
+    known = labelled(warped) & labelled(reference)
+    if not bool(known.all()):
+        warped, reference = warped * known, reference * known
     per_class = soft_dice(warped[:, 1:], reference[:, 1:])
     there = ((warped[:, 1:].flatten(2).sum(2) + reference[:, 1:].flatten(2).sum(2)) > EMPTY).float()
     count = there.sum(1)
@@ -41,13 +45,16 @@ def agreement_with_estimate(warped: torch.Tensor, estimate: torch.Tensor) -> tor
     0, and its Dice with an empty label would be, however rightly that is empty.
 
     Args:
-        warped: (B, C, *S) labels, background in channel 0.
+        warped: (B, C, *S) labels, background in channel 0; what they leave unlabelled does not count.
         estimate: (C, *S) probabilities.
 
     Returns:
         (B,) in [0, 1].
     """
     labels, expected = warped[:, 1:], estimate[1:][None].expand_as(warped[:, 1:])
+    known = labelled(warped)
+    if not bool(known.all()):
+        expected = expected * known
     absent = 1 - expected.flatten(2).amax(2)
     return torch.where(labels.flatten(2).sum(2) > EMPTY, soft_dice(labels, expected), absent).mean(1)
 
@@ -67,7 +74,7 @@ def loa_weights(overlaps: torch.Tensor) -> torch.Tensor:
     Args:
         overlaps: (n, n) matrix o[j, k] = Dice(warped label of atlas k, label of atlas j). R1 (``atlas``) fills it with the
             atlases as targets in turn, R2 (``consensus``) in the target's space:
-            o[j, k] = Dice(y_k o phi_k, y_j o phi_j). The diagonal is not used.
+            o[j, k] = Dice(y_k o phi_k, y_j o phi_j). The diagonal is not used, nor is what is NaN (two scans of one patient).
 
     Returns:
         (n,) weights of sum 1; n = 1 gives 1.
@@ -75,9 +82,17 @@ def loa_weights(overlaps: torch.Tensor) -> torch.Tensor:
     n = overlaps.shape[0]
     if n == 1:
         return torch.ones(1)
-    off = overlaps.clone()
+    off = _filled(overlaps)
     off.fill_diagonal_(0)
     return normalise(off.sum(0) / (n - 1))
+
+
+def _filled(overlaps: torch.Tensor) -> torch.Tensor:
+    """A copy in which what is NaN is the mean of the others of its column (the diagonal is none), so that it takes no side."""
+    known = ~overlaps.isnan() & ~torch.eye(len(overlaps), dtype=torch.bool)
+    means = torch.where(known, overlaps, 0).sum(0) / known.sum(0).clamp_min(1)
+    means = torch.where(known.any(0), means, 1)
+    return torch.where(overlaps.isnan(), means, overlaps)
 
 
 def conditioned_weights(overlaps: torch.Tensor, distances: torch.Tensor, temperature: float = 0.1) -> torch.Tensor:
@@ -92,7 +107,7 @@ def conditioned_weights(overlaps: torch.Tensor, distances: torch.Tensor, tempera
             column, o_kk = 1 included (R1 leaves it out).
     """
     trust = torch.softmax(-distances.double() / temperature, 0)
-    full = overlaps.double().clone()
+    full = _filled(overlaps.double())
     full.fill_diagonal_(1)
     return normalise(trust @ full)
 
@@ -101,8 +116,8 @@ def image_weights(atlas_images: torch.Tensor, target: torch.Tensor) -> torch.Ten
     """FwoW (atlas images as they are) and FWAL (warped): w_k proportional to the global NCC with the target, clipped at 0.
 
     Args:
-        atlas_images: (n, 1, *S).
-        target: (1, *S).
+        atlas_images: (n, c, *S).
+        target: (c, *S).
     """
     return normalise(ncc(atlas_images, target[None].expand_as(atlas_images)))
 
@@ -113,8 +128,31 @@ def equal_weights(n: int) -> torch.Tensor:
 
 
 def fuse(labels: torch.Tensor, weights: torch.Tensor) -> torch.Tensor:
-    """P = sum_k w_k (y_k o phi_k): (n, C, *S) warped one-hot labels and (n,) weights -> (C, *S) probability."""
+    """P = sum_k w_k (y_k o phi_k): (n, C, *S) warped one-hot labels and (n,) weights -> (C, *S) probability.
+
+    An atlas has no vote where nobody labelled it, and P sums to less than 1 there: see :func:`share_votes`.
+    """
     return torch.einsum("n...,n->...", labels.float(), weights.to(labels.device, torch.float32))
+
+
+def share_votes(probability: torch.Tensor, otherwise: torch.Tensor | None = None) -> torch.Tensor:
+    """The vote of the atlases that are labelled at a voxel, where others are not.
+
+    Args:
+        probability: (C, *S) of :func:`fuse`.
+        otherwise: (C, *S), for voxels at which no atlas is labelled; None: background.
+
+    Returns:
+        ``probability``, scaled to sum 1 where votes are missing; the same tensor where none are.
+    """
+    votes = probability.sum(0, keepdim=True)
+    if not bool((votes < 1 - MISSING).any()):
+        return probability
+    if otherwise is None:
+        otherwise = torch.zeros_like(probability)
+        otherwise[0] = 1
+    shared = torch.where(votes > MISSING, probability / votes.clamp_min(MISSING), otherwise.to(probability.device))
+    return torch.where(votes < 1 - MISSING, shared, probability)
 
 
 def remove_unsupported_components(probability: torch.Tensor, atlases: torch.Tensor) -> torch.Tensor:
@@ -148,7 +186,8 @@ def staple(votes: torch.Tensor, classes: int, iterations: int = 50) -> torch.Ten
     """STAPLE (Warfield 2004), ITK's, on the same warped labels: one binary estimate per structure.
 
     Args:
-        votes: (n, *S) class indices: each atlas is a rater whose hard label is :func:`.decide` of its warped label.
+        votes: (n, *S) class indices: each atlas is a rater whose hard label is :func:`.decide` of its warped label. A rater that
+            is ignored at a voxel says what most others say.
         classes: C, background included.
         iterations: ITK's limit on expectation-maximisation rounds.
 
@@ -156,6 +195,10 @@ def staple(votes: torch.Tensor, classes: int, iterations: int = 50) -> torch.Ten
         (C, *S) probability: ITK's per structure; background is what the structures leave, and several claims on one voxel
         are scaled to sum 1.
     """
+    unknown = ignored(votes)
+    if bool(unknown.any()):
+        counts = torch.stack([(votes == c).sum(0) for c in range(classes)])
+        votes = torch.where(unknown, counts.argmax(0).to(votes.dtype), votes)
     claims = [_binary_staple(votes == c, iterations) for c in range(1, classes)]
     foreground = torch.stack(claims)
     foreground = foreground / foreground.sum(0, keepdim=True).clamp_min(1)

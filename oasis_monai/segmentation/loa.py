@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -58,8 +59,11 @@ class LoaTable:
         return {"pairs": torch.tensor(pairs, dtype=torch.int64).reshape(-1, 2), "values": values}
 
     def require(self, groups: Sequence[torch.Tensor]) -> None:
-        """Compute every missing ordered pair within each group of atlas rows, in full batches."""
+        """Compute every missing ordered pair within each group of atlas rows, but two scans of one patient, in full batches."""
         wanted = {(j, k) for group in map(torch.Tensor.tolist, groups) for j in group for k in group if j != k}
+        cases, patients = self.library.cases, self.library.patients
+        if cases != patients:
+            wanted = {(j, k) for j, k in wanted if patients[j] != patients[k] or cases[j] == cases[k]}
         missing = torch.tensor(sorted(wanted - self._known.keys()), dtype=torch.int64).reshape(-1, 2)
         for part in missing.split(self.aligner.batch) if len(missing) else ():
             self._known.update(zip(map(tuple, part.tolist()), self._overlaps(part).tolist(), strict=True))
@@ -83,10 +87,11 @@ class LoaTable:
         return self.library.estimates[rows]
 
     def matrix(self, rows: torch.Tensor) -> torch.Tensor:
-        """(n, n) matrix o[j, k] of the atlases ``rows``; ones on the diagonal."""
+        """(n, n) matrix o[j, k] of the atlases ``rows``; ones on the diagonal, NaN for two scans of one patient: what they
+        overlap says nothing of how well an atlas fits others."""
         self.require([rows])
         ids = rows.tolist()
-        return torch.tensor([[1.0 if j == k else self._known[j, k] for k in ids] for j in ids])
+        return torch.tensor([[1.0 if j == k else self._known.get((j, k), math.nan) for k in ids] for j in ids])
 
     def save(self) -> None:
         """Keep the pairs computed so far."""

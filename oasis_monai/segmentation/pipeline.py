@@ -98,7 +98,7 @@ def segment_case(
     methods: Sequence[str],
     ns: Sequence[int],
     fields: FieldCache | None = None,
-    exclude_case: str | None = None,
+    exclude_patient: str | None = None,
     only: torch.Tensor | None = None,
 ) -> CaseResult:
     """Segment one scan by every method at every number of atlases.
@@ -112,7 +112,7 @@ def segment_case(
         embed: gives the features of the target, as those of the atlases.
         methods, ns: names of :data:`.METHODS`, and numbers of atlases.
         fields: where fields of this scan are kept.
-        exclude_case: no atlas of this case is taken.
+        exclude_patient: no atlas of this person is taken.
         only: (m,) the slices to segment, for folds over slices.
     """
     target, seen, offset, probabilities = scan.target, scan.target, NO_OFFSET, None
@@ -130,11 +130,11 @@ def segment_case(
 
     following = [m for m in methods if not moved or uses_estimate([m])]
     cache = fields.moved(offset) if fields is not None else None
-    results, selection, aligned = segmenter(seen, features_of(seen), following, ns, cache, exclude_case, only, probabilities)
+    results, selection, aligned = segmenter(seen, features_of(seen), following, ns, cache, exclude_patient, only, probabilities)
     grids = dict.fromkeys(results, seen.geometry)
     staying = [m for m in methods if m not in following]
     if staying:  # with other atlases than those reported
-        still = segmenter(target, features_of(target), staying, ns, None, exclude_case, only).results
+        still = segmenter(target, features_of(target), staying, ns, None, exclude_patient, only).results
         results |= {key: result._replace(weights=None) for key, result in still.items()}
         grids |= dict.fromkeys(still, target.geometry)
     library = segmenter.library

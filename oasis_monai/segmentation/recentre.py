@@ -19,6 +19,7 @@ import torch
 
 from oasis_monai.data.types import Preprocessed
 from oasis_monai.segmentation.agreement import overlap_counts
+from oasis_monai.transforms.labels import structures
 
 SLACK = 2.0  # voxels by which a structure may lie beyond the farthest atlas before the grid moves
 PART = 0.5  # an estimate with less than this fraction of the smallest atlas's foreground has not found the structures
@@ -45,7 +46,7 @@ class AtlasPositions:
     @classmethod
     def of(cls, labels: torch.Tensor) -> AtlasPositions | None:
         """Of (N, 1, x, y, z) labels; None where no atlas has any foreground."""
-        masks = (label[0] > 0 for label in labels)
+        masks = (structures(label[0]) for label in labels)
         found = [(centre, int(mask.sum())) for mask in masks if (centre := _centre(mask)) is not None]
         if not found:
             return None

@@ -15,7 +15,7 @@ import torch
 from oasis_monai.atlases.library import AtlasLibrary
 from oasis_monai.atlases.selection import Pair, nearest
 from oasis_monai.atlases.slices import adjacent_slice_atlases, append_atlas_channels, interpolate_shape
-from oasis_monai.data.types import Preprocessed, Selection
+from oasis_monai.data.types import IGNORE, Preprocessed, Selection
 from oasis_monai.networks.registration import append_structures
 from oasis_monai.networks.slice_unet import JointSettings, with_neighbours
 from oasis_monai.segmentation import fusion
@@ -36,7 +36,7 @@ from oasis_monai.segmentation.methods import (
     uses_estimate,
 )
 from oasis_monai.segmentation.recentre import AtlasPositions
-from oasis_monai.transforms.labels import decide
+from oasis_monai.transforms.labels import decide, labelled
 
 Key = tuple[str, int]
 """A method and the number of atlases it fuses, 0 for a method that fuses none."""
@@ -117,7 +117,7 @@ class Segmenter:
         methods: Sequence[str],
         ns: Sequence[int],
         fields: FieldCache | None = None,
-        exclude_case: str | None = None,
+        exclude_patient: str | None = None,
         only: torch.Tensor | None = None,
         network_probabilities: torch.Tensor | None = None,
     ) -> Segmented:
@@ -128,7 +128,7 @@ class Segmenter:
             features: (T, F) of its images.
             methods, ns: every method at every number of atlases, from one alignment.
             fields: where fields of this target are kept.
-            exclude_case: no atlas of this case is taken.
+            exclude_patient: no atlas of this person is taken.
             only: (m,) the images (slices) to segment, for folds over slices; the others come back as background.
             network_probabilities: what :meth:`estimate` gives for this target, where it is known.
 
@@ -143,11 +143,11 @@ class Segmenter:
 
         # The joint model's first estimate
         if network_probabilities is None and self.estimator is not None and uses_estimate(methods):
-            network_probabilities = self.estimate(target, which, exclude_case)
+            network_probabilities = self.estimate(target, which, exclude_patient)
 
         # Atlas selection (2.1): where no method fuses atlases, they are reported beside the result
         most = max(ns) if needs_atlases(methods) else min(max(ns), len(self.library))
-        selection = self.select(features[which], most, exclude_case)
+        selection = self.select(features[which], most, exclude_patient)
 
         # One-pass alignment (2.1) and label overlapping accuracy among the atlases (2.2)
         aligned = None
@@ -177,13 +177,13 @@ class Segmenter:
         return Segmented(results, selection, aligned)
 
     def images(self, target: Preprocessed) -> torch.Tensor:
-        """The target as what an atlas is: (1, 1, x, y, z), or its slices (z, 1, x, y)."""
+        """The target as what an atlas is: (1, c, x, y, z), or its slices (z, c, x, y)."""
         return target.image[None] if self.spatial_dims == 3 else target.image.movedim(-1, 0)
 
-    def estimate(self, target: Preprocessed, which: torch.Tensor, exclude_case: str | None = None) -> torch.Tensor:
+    def estimate(self, target: Preprocessed, which: torch.Tensor, exclude_patient: str | None = None) -> torch.Tensor:
         """What each network of a joint model makes of the target's images ``which``: (T, V, C, *S), V networks.
 
-        Their mean over V is the estimate. No atlas of ``exclude_case`` is shown beside a slice.
+        Their mean over V is the estimate. No atlas of ``exclude_patient`` is shown beside a slice.
 
         Raises:
             ValueError: this is no joint model.
@@ -194,14 +194,14 @@ class Segmenter:
             return self.estimator.network_probabilities(target.image)[None]
         slices = with_neighbours(target.image)[which]
         if self.joint.atlases:
-            rows = adjacent_slice_atlases(slices, self.library, self._excluded(len(slices), exclude_case))
+            rows = adjacent_slice_atlases(slices, self.library, self._excluded(len(slices), exclude_patient))
             shape = self._shapes_between(target.case, which, rows) if self.same_case else None
             slices = append_atlas_channels(slices, self.library, rows, shape)
         return self.estimator(slices)[:, None]
 
-    def select(self, features: torch.Tensor, n: int, exclude_case: str | None = None) -> Selection:
-        """The n nearest atlases of every image of a target, by its (T, F) features; never from ``exclude_case``."""
-        exclude = self._excluded(len(features), exclude_case)
+    def select(self, features: torch.Tensor, n: int, exclude_patient: str | None = None) -> Selection:
+        """The n nearest atlases of every image of a target, by its (T, F) features; never of ``exclude_patient``."""
+        exclude = self._excluded(len(features), exclude_patient)
         return Selection(*nearest(features, self.library.features, n, self.distance, exclude=exclude))
 
     def align(
@@ -212,7 +212,7 @@ class Segmenter:
         cache: FieldCache | None = None,
         network_probabilities: torch.Tensor | None = None,
     ) -> torch.Tensor:
-        """(T, n, D, *s) fields that bring the selected atlases onto the (T, 1, *S) images of a case, in one pass.
+        """(T, n, D, *s) fields that bring the selected atlases onto the (T, c, *S) images of a case, in one pass.
 
         Raises:
             ValueError: there is no registration network.
@@ -233,7 +233,7 @@ class Segmenter:
         network_probabilities: torch.Tensor | None = None,
         shape: torch.Tensor | None = None,
     ) -> dict[Key, Result]:
-        """Every (method, n) of one target image (1, *S). Warped labels exist one batch at a time; only their sums stay.
+        """Every (method, n) of one target image (c, *S). Warped labels exist one batch at a time; only their sums stay.
 
         Args:
             network_probabilities: (V, C, *S) of a joint model.
@@ -243,7 +243,7 @@ class Segmenter:
         if "FwoW" in methods:
             for n in ns:
                 weights = _weights(evidence, "FwoW", n)
-                results["FwoW", n] = Result(fusion.fuse(evidence.atlas_labels(n), weights), weights)
+                results["FwoW", n] = Result(fusion.share_votes(fusion.fuse(evidence.atlas_labels(n), weights)), weights)
         if shape is not None:
             results[INTERPOLATION, 0] = Result(torch.softmax(torch.cat([torch.zeros_like(shape[:1]), shape]), 0), None)
         if "estimate" in methods:
@@ -270,10 +270,10 @@ class Segmenter:
                     share = fusion.fuse(labels[: len(own)], own)
                     sums[key] = sums[key] + share if key in sums else share
             if "STAPLE" in methods or network_probabilities is None:
-                votes += [decide(label).cpu() for label in labels]
+                votes += [_hard(label).cpu() for label in labels]
         results: dict[Key, Result] = {}
         for key in weighted:
-            fused = sums[key].cpu()
+            fused = fusion.share_votes(sums[key].cpu(), evidence.estimate if key[0] == "OASIS-joint" else None)
             # compared with the networks where there are any, else among the atlases
             if network_probabilities is not None:
                 counts = agreement(network_probabilities, fused)
@@ -312,11 +312,11 @@ class Segmenter:
             return None
         return Alignment(self.aligner, self.loa, fields[image])
 
-    def _excluded(self, images: int, case: str | None) -> Pair | None:
-        """What keeps a case's atlases from each of so many images."""
-        if case is None or case not in self.library.cases:
+    def _excluded(self, images: int, patient: str | None) -> Pair | None:
+        """What keeps a patient's atlases from each of so many images."""
+        if patient is None or patient not in self.library.patients:
             return None
-        own = torch.tensor([case == other for other in self.library.cases]).long()
+        own = torch.tensor([patient == other for other in self.library.patients]).long()
         return torch.ones(images, dtype=torch.int64), own
 
     def _shapes_between(self, case: str, which: torch.Tensor, otherwise: torch.Tensor | None = None) -> torch.Tensor:
@@ -337,6 +337,12 @@ class Segmenter:
         probability[0] = 1
         probability[..., which] = torch.stack([p.probability for p in parts], -1)
         return Result(probability, weights, counted)
+
+
+def _hard(label: torch.Tensor) -> torch.Tensor:
+    """(C, *S) warped one-hot label -> (*S) class indices, ignored where it says nothing."""
+    known = labelled(label[None])[0, 0]
+    return decide(label) if bool(known.all()) else torch.where(known, decide(label), IGNORE)
 
 
 def _weights(evidence: Evidence, method: str, n: int) -> torch.Tensor:

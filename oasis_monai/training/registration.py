@@ -10,7 +10,7 @@ from oasis_monai.networks import warp as warping
 from oasis_monai.networks.losses import RegistrationLoss
 from oasis_monai.networks.registration import RegistrationSettings, SpatialTransformModel, append_structures
 from oasis_monai.training.trainer import FitContext, Trainer, fit, generator
-from oasis_monai.transforms.labels import foreground
+from oasis_monai.transforms.labels import split_ignored, with_ignored
 from oasis_monai.utils.errors import ConfigError
 from oasis_monai.utils.interpolation import enlarge
 
@@ -25,15 +25,16 @@ class Pairs:
         distance: of :func:`oasis_monai.atlases.selection.nearest`.
         nearest_count: partners are this many nearest atlases by feature distance; 0: all.
         same_case: whether an atlas may be paired with another one of its own case (slices under slice folds), never with itself.
+            Without it partners are of different patients: at test time no atlas is of the target's patient either.
     """
 
     def __init__(self, library: AtlasLibrary, nearest_count: int, distance: str = "l2", same_case: bool = False) -> None:
         count, own = len(library), library.groups(same_case)
         self.count, self._own = count, own
-        cases = len(set(library.cases))
+        patients = len(set(library.patients))
         partners = count - int(torch.bincount(own).max())
         if partners < 1:
-            raise ConfigError("data", "at least two training cases to form pairs", f"{cases} case(s)", "add cases")
+            raise ConfigError("data", "at least two training patients to form pairs", f"{patients} patient(s)", "add cases")
         self._near: torch.Tensor | None = None
         if nearest_count:
             self._near, _ = nearest(
@@ -87,8 +88,8 @@ def train_registration(
 
 
 def make_registration_network(library: AtlasLibrary, stm: RegistrationSettings) -> SpatialTransformModel:
-    """An STM for the grid and, where it is a joint one, the structures of a library."""
-    return SpatialTransformModel(library.images.shape[2:], stm, library.classes - 1 if stm.joint else 0)
+    """An STM for the grid, the channels and, where it is a joint one, the structures of a library."""
+    return SpatialTransformModel(library.images.shape[2:], stm, library.classes - 1 if stm.joint else 0, library.channels)
 
 
 def perturb_estimate(estimate: torch.Tensor, random: torch.Generator, strength: float = 2.0) -> torch.Tensor:
@@ -121,32 +122,37 @@ class RegistrationTrainer(Trainer):
         self.device = next(model.parameters()).device
 
     def _batch(self, rows: torch.Tensor, estimated: bool = False) -> tuple[torch.Tensor, torch.Tensor]:
-        """(B, 1, *S) images with (B, m, *S) label channels: the structures, and their estimates where ``estimated``."""
+        """(B, c, *S) images with (B, m, *S) label channels: their estimates where ``estimated``, then those of
+        :func:`oasis_monai.transforms.labels.with_ignored`."""
         image = self.library.images[rows].to(self.device, torch.float32)
-        label = foreground(self.library.labels[rows].to(self.device), self.library.classes)
+        label = with_ignored(self.library.labels[rows].to(self.device), self.library.classes)
         if not estimated:
             return image, label
         assert self.library.estimates is not None
-        return image, torch.cat([label, self.library.estimates[rows].to(self.device, torch.float32)], 1)
+        return image, torch.cat([self.library.estimates[rows].to(self.device, torch.float32), label], 1)
 
     def step(self, number: int) -> torch.Tensor:
         """(4,) the terms of eq. 1: total, similarity, Dice, smoothness."""
-        settings, random = self.settings, generator(self.seed, number)
+        settings, random, classes = self.settings, generator(self.seed, number), self.library.classes
         atlases, targets = self.pairs.draw(settings.batch, random)
         joint = self.joint
         (atlas, atlas_label), (target, target_label) = self._batch(atlases), self._batch(targets, joint)
         if self.augmentation is not None:
             flip = self.augmentation.flips(settings.batch, random)
-            atlas, atlas_label = self.augmentation(atlas, atlas_label, flip, self.spacings_mm[atlases], random)
-            target, target_label = self.augmentation(target, target_label, flip, self.spacings_mm[targets], random)
+            channels = self.library.channels
+            atlas, atlas_label = self.augmentation(atlas, atlas_label, flip, self.spacings_mm[atlases], random, channels)
+            target, target_label = self.augmentation(target, target_label, flip, self.spacings_mm[targets], random, channels)
         seen, onto = atlas, target
         if joint:
-            target_label, estimate = target_label.split(self.library.classes - 1, 1)
-            seen, onto = append_structures(atlas, atlas_label), append_structures(target, perturb_estimate(estimate, random))
+            estimate, target_label = target_label[:, : classes - 1], target_label[:, classes - 1 :]
+            parts, _ = split_ignored(atlas_label, classes)
+            seen, onto = append_structures(atlas, parts), append_structures(target, perturb_estimate(estimate, random))
         self.model.train()
         with torch.autocast(self.device.type, torch.bfloat16, enabled=settings.amp):
             ddf = self.team.forward(self.model, seen, onto)
         moved, moved_label = warping.warp_pair(atlas, atlas_label, ddf)
-        terms = self.loss(moved, target, moved_label, target_label, ddf)
+        (moved_label, there), (target_label, here) = split_ignored(moved_label, classes), split_ignored(target_label, classes)
+        counts = there & here if there is not None and here is not None else here if there is None else there
+        terms = self.loss(moved, target, moved_label, target_label, ddf, counts)
         self.descend(terms.total)
         return torch.stack([term.detach() for term in terms])

@@ -9,10 +9,12 @@ import torch
 from torch import nn
 
 from oasis_monai.atlases.library import AtlasLibrary
+from oasis_monai.data.types import IGNORE
+from oasis_monai.networks.losses import SegmentationLoss
 from oasis_monai.networks.segmentation import NetworkSettings, make_network
 from oasis_monai.networks.slice_unet import JointSettings
 from oasis_monai.training.trainer import FitContext, Trainer, fit, generator
-from oasis_monai.transforms.labels import foreground, one_hot
+from oasis_monai.transforms.labels import ignored, one_hot, split_ignored, with_ignored
 from oasis_monai.utils.device import use_bfloat16
 from oasis_monai.utils.interpolation import pool
 
@@ -20,7 +22,7 @@ from oasis_monai.utils.interpolation import pool
 def train_segmentation(context: FitContext, network: str, settings: NetworkSettings | None = None) -> nn.Module:
     """Train a segmentation network on a library, or load it when the folder already holds the finished one.
 
-    A step sees ``training.batch`` images; the loss is MONAI's Dice + cross-entropy.
+    A step sees ``training.batch`` images; the loss is MONAI's Dice + cross-entropy, over the voxels that somebody labelled.
 
     Args:
         context: ``network.safetensors`` (resumable checkpoint) and ``history.csv`` go to its folder.
@@ -34,7 +36,7 @@ def train_segmentation(context: FitContext, network: str, settings: NetworkSetti
     settings = settings or NetworkSettings()
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(context.seed)  # the initial weights
-        model = make_network(network, context.library.classes, settings).to(context.device)
+        model = make_network(network, context.library.classes, settings, context.library.channels).to(context.device)
     trainer = _SegmentationTrainer(context, network, model, settings)
     return fit(trainer, context.path("network.safetensors"), context.progress, context.name)
 
@@ -45,8 +47,6 @@ class _SegmentationTrainer(Trainer):
     terms = ("loss", "main")
 
     def __init__(self, context: FitContext, name: str, model: nn.Module, network: NetworkSettings) -> None:
-        from monai.losses import DiceCELoss
-
         self.library, self.spacings_mm, self.model = context.library, context.spacings_mm, model
         self.settings, self.seed = context.training, context.seed
         self.size = tuple(self.library.images.shape[2:])
@@ -54,7 +54,7 @@ class _SegmentationTrainer(Trainer):
         self.weights = (1.0, *network.deep_supervision)
         self.optimiser = torch.optim.Adam(model.parameters(), lr=self.settings.lr, fused=True)
         self.augmentation = context.augmented()
-        self.loss = DiceCELoss(softmax=True, include_background=False)
+        self.loss = SegmentationLoss()
         self.device = next(model.parameters()).device
         # full-size convolutions take half of the time in bfloat16 on a CPU that is made for it; others gain little
         self.bfloat16 = self.settings.amp or (network.kind(name) == "dynunet" and use_bfloat16(self.device, None))
@@ -64,17 +64,18 @@ class _SegmentationTrainer(Trainer):
         random, settings = generator(self.seed, number), self.settings
         rows = torch.randint(len(self.library.cases), (settings.batch,), generator=random)
         image = self.library.images[rows].to(self.device, torch.float32)
-        label = foreground(self.library.labels[rows].to(self.device), self.library.classes)
+        label = with_ignored(self.library.labels[rows].to(self.device), self.library.classes)
         if self.augmentation is not None:
             flip = self.augmentation.flips(len(rows), random)
-            image, label = self.augmentation(image, label, flip, self.spacings_mm[rows], random)
+            image, label = self.augmentation(image, label, flip, self.spacings_mm[rows], random, self.library.channels)
         image, label = self._cut(image, label, random)
+        label, counts = split_ignored(label, self.library.classes)
         target = torch.cat([(1 - label.sum(1, keepdim=True)).clamp(0, 1), label], 1)
         self.model.train()
         with torch.autocast(self.device.type, torch.bfloat16, enabled=self.bfloat16):
             outputs = self.team.forward(self.model, image)
         outputs = outputs if isinstance(outputs, list) else [outputs]
-        parts = [self.loss(output.float(), target) for output in outputs]
+        parts = [self.loss(output.float(), target, counts) for output in outputs]
         total = torch.stack([w * part for w, part in zip(self.weights, parts, strict=False)]).sum()
         self.descend(total)
         return torch.stack([total.detach(), parts[0].detach()])
@@ -88,7 +89,7 @@ class _SegmentationTrainer(Trainer):
             start = torch.tensor(
                 [int(torch.randint(s - p + 1, (1,), generator=random)) for s, p in zip(self.size, self.patch, strict=True)]
             )
-            inside = label[number].sum(0).cpu().nonzero()
+            inside = label[number, : self.library.classes - 1].sum(0).cpu().nonzero()
             if number % 2 == 0 and len(inside):
                 shift = torch.tensor([int(torch.randint(p, (1,), generator=random)) for p in self.patch])
                 chosen = inside[int(torch.randint(len(inside), (1,), generator=random))] - shift
@@ -100,10 +101,20 @@ class _SegmentationTrainer(Trainer):
 
 
 def coarsen_library(library: AtlasLibrary, stride: Sequence[int]) -> AtlasLibrary:
-    """A library of volumes on the volume network's grid: images averaged over blocks of ``stride`` voxels, labels by majority."""
-    hot = torch.stack([pool(one_hot(label[None], library.classes), stride)[0] for label in library.labels])
-    labels = hot.argmax(1, keepdim=True).to(torch.uint8)
+    """A library of volumes on the volume network's grid: images averaged over blocks of ``stride`` voxels, labels by majority (a
+    block that is mostly ignored is ignored)."""
+    labels = torch.stack([_by_majority(label, library.classes, stride) for label in library.labels])
     return replace(library, images=pool(library.images.float(), stride), labels=labels, estimates=None)
+
+
+def _by_majority(label: torch.Tensor, classes: int, stride: Sequence[int]) -> torch.Tensor:
+    """(1, x, y, z) class indices -> those of blocks; a tie goes to the lower class, and last to ignored."""
+    unknown = ignored(label)[None]
+    hot = one_hot(label[None], classes)
+    if not bool(unknown.any()):
+        return pool(hot, stride)[0].argmax(0, keepdim=True).to(torch.uint8)
+    chosen = pool(torch.cat([hot, unknown.float()], 1), stride)[0].argmax(0, keepdim=True)
+    return torch.where(chosen == classes, IGNORE, chosen).to(torch.uint8)
 
 
 def train_volume_network(context: FitContext, joint: JointSettings, network: NetworkSettings | None = None) -> nn.Module:

@@ -14,9 +14,11 @@ from oasis_monai.atlases.slices import (
     nearest_slice_atlases,
     slices_near_structure,
 )
+from oasis_monai.data.types import IGNORE
+from oasis_monai.networks.losses import SegmentationLoss
 from oasis_monai.networks.slice_unet import JointSettings, SliceUNet, SliceUNetEnsemble, check_size, make_slice_network
 from oasis_monai.training.trainer import FitContext, Trainer, fit, generator, load_weights
-from oasis_monai.transforms.labels import foreground
+from oasis_monai.transforms.labels import split_ignored, with_ignored
 from oasis_monai.utils.device import use_bfloat16
 from oasis_monai.utils.tensor_files import load_if_whole, save_tensors
 
@@ -49,7 +51,7 @@ def train_slice_network(context: FitContext, joint: JointSettings) -> SliceUNet 
     stored = load_if_whole(path) if path else None
     files = [path.parent / f"member{number}" / FILE if path else None for number in range(members)]
     if path and stored:
-        together = make_slice_network(library.classes, joint, False, context.same_case)
+        together = make_slice_network(library.classes, joint, False, context.same_case, library.channels)
         load_weights(together, stored[0], path)
         together = together.to(context.device).eval()
     else:
@@ -69,7 +71,8 @@ def train_slice_network(context: FitContext, joint: JointSettings) -> SliceUNet 
 def _train_member(context: FitContext, joint: JointSettings, path: Path | None) -> SliceUNet:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(context.seed)  # the decoder's initial weights
-        model = SliceUNet(context.library.classes, joint.atlases, joint.decoder, joint.pretrained, context.same_case)
+        library, shape = context.library, context.same_case
+        model = SliceUNet(library.classes, joint.atlases, joint.decoder, joint.pretrained, shape, library.channels)
         model = model.to(context.device)
     fit(_SliceTrainer(context, model, joint), path, context.progress, context.name)
     return model
@@ -82,8 +85,6 @@ class _SliceTrainer(Trainer):
     memory_setting = "joint.slices_per_step"
 
     def __init__(self, context: FitContext, model: SliceUNet, joint: JointSettings) -> None:
-        from monai.losses import DiceCELoss
-
         library, settings = context.library, context.training
         self.library, self.model, self.settings, self.seed = library, model, settings, context.seed
         self.count = joint.slices_per_step
@@ -99,35 +100,39 @@ class _SliceTrainer(Trainer):
         self.augmentation = context.augmented()
         self.spacings_mm = context.spacings_mm[:, :2]
         # over the batch, not per slice: a slice without the structure has no Dice of its own
-        self.loss = DiceCELoss(softmax=True, include_background=False, batch=True)
+        self.loss = SegmentationLoss(batch=True)
         rows = torch.arange(len(library))
         self.near = nearest_slice_atlases(library, joint.atlases, context.same_case, rows)
         self.expected: torch.Tensor | None = None
         if joint.atlases and context.same_case:
             self.expected = torch.cat([expected_shapes(library, part, self.near[part]).half() for part in rows.split(256)])
-        # volumes: (row, z) of every slice that shows something; padding beyond the scan teaches nothing
+        # volumes: (row, z) of every slice that shows something; padding beyond the scan teaches nothing, nor does a slice that
+        # nobody labelled
         self.places: torch.Tensor | None = None
         near = slices_near_structure(library)
         if library.spatial_dims == 3:
             images = library.images
-            self.places = (images.amax((1, 2, 3)) > images.amin((1, 2, 3))).nonzero()
+            known = (library.labels != IGNORE).flatten(1, 3).any(1)
+            self.places = ((images.amax((1, 2, 3)) > images.amin((1, 2, 3))) & known).nonzero()
             near = near[self.places[:, 0], self.places[:, 1]]
         self.chances = torch.where(near, 1.0, joint.empty_slice_weight)
 
     def _draw(self, random: torch.Generator) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-        """(B, 3 + extra, x, y) slices, their (B, C-1, x, y) structures, and the (B,) atlases they are of."""
+        """(B, 3c + extra, x, y) slices, the (B, m, x, y) label channels of
+        :func:`oasis_monai.transforms.labels.with_ignored`, and the (B,) atlases they are of."""
         library = self.library
         if self.places is None:
             rows = torch.multinomial(self.chances, self.count, replacement=True, generator=random)
             shape = None if self.expected is None else self.expected[rows].float()
             image = append_atlas_channels(context_slices(library, rows), library, self.near[rows], shape)
-            return image, foreground(library.labels[rows], library.classes), rows
+            return image, with_ignored(library.labels[rows], library.classes), rows
         chosen = self.places[torch.multinomial(self.chances, self.count, replacement=True, generator=random)].tolist()
         last = library.images.shape[-1] - 1
         around = [[max(z - 1, 0), z, min(z + 1, last)] for _, z in chosen]
-        image = torch.stack([library.images[row, 0][..., zs].movedim(-1, 0) for (row, _), zs in zip(chosen, around, strict=True)])
+        shown = (library.images[row][..., zs] for (row, _), zs in zip(chosen, around, strict=True))
+        image = torch.stack([three.movedim(-1, 1).flatten(0, 1) for three in shown])
         label = torch.stack([library.labels[row, :, :, :, z] for row, z in chosen])
-        return image.float(), foreground(label, library.classes), torch.tensor([row for row, _ in chosen])
+        return image.float(), with_ignored(label, library.classes), torch.tensor([row for row, _ in chosen])
 
     def step(self, number: int) -> torch.Tensor:
         """(1,) the loss."""
@@ -136,16 +141,18 @@ class _SliceTrainer(Trainer):
         image, label = image.to(self.device), label.to(self.device)
         if self.augmentation is not None:
             flip = self.augmentation.flips(self.count, random)
-            others = torch.cat([image[:, 3:], label], 1)
-            slices, rest = self.augmentation(image[:, :3], others, flip, self.spacings_mm[rows], random)
-            atlases, label = rest.split([image.shape[1] - 3, label.shape[1]], 1)
+            own, channels = 3 * self.library.channels, self.library.channels
+            others = torch.cat([image[:, own:], label], 1)
+            slices, rest = self.augmentation(image[:, :own], others, flip, self.spacings_mm[rows], random, channels)
+            atlases, label = rest.split([image.shape[1] - own, label.shape[1]], 1)
             image = torch.cat([slices, atlases], 1)
+        label, counts = split_ignored(label, self.library.classes)
         self.model.train()
         on_cpu = self.device.type == "cpu"
         image = image.contiguous(memory_format=torch.channels_last)
         with torch.autocast(self.device.type, torch.bfloat16, enabled=self.bfloat16 and not on_cpu):
             output = self.team.forward(self.model, image, bfloat16=self.bfloat16 and on_cpu)
         target = torch.cat([(1 - label.sum(1, keepdim=True)).clamp(0, 1), label], 1)
-        loss = self.loss(output.float(), target)
+        loss = self.loss(output.float(), target, counts)
         self.descend(loss)
         return loss.detach()[None]

@@ -1,9 +1,9 @@
 """MONAI transforms for atlas-based segmentation, and the preprocessing behind them.
 
 Each transform has an array form ``X`` and a dictionary form ``Xd`` (= ``XD`` = ``XDict``), usable in ``Compose`` and by name in a
-bundle (``"_target_": "oasis_monai.transforms.RobustZScored"``). Public modules: :mod:`.array` and :mod:`.dictionary` (these
-transforms), :mod:`.preprocessing` (the working grid), :mod:`.spatial` (voxel grids), :mod:`.intensity`, :mod:`.labels`,
-:mod:`.augmentation`, :mod:`.corruptions`.
+bundle (``"_target_": "oasis_monai.transforms.RobustZScored"``). Public modules: :mod:`.array`, :mod:`.array_intensity` and
+:mod:`.dictionary` (these transforms), :mod:`.metadata`, :mod:`.preprocessing` (the working grid), :mod:`.spatial` (voxel grids),
+:mod:`.intensity`, :mod:`.labels`, :mod:`.augmentation`, :mod:`.corruptions`.
 
 Examples:
     >>> from monai.transforms import Compose
@@ -25,14 +25,16 @@ if TYPE_CHECKING:
     from oasis_monai.transforms.array import (
         InPlaneResize,
         LoadVolume,
-        LocalZScore,
         OneHotLabels,
         PhysicalFieldOfView,
         RestoreToGrid,
-        RobustZScore,
         SaveVolume,
     )
+    from oasis_monai.transforms.array_intensity import ClipWindow, LocalZScore, RobustZScore, ScaleWindow
     from oasis_monai.transforms.dictionary import (
+        ClipWindowD,
+        ClipWindowd,
+        ClipWindowDict,
         InPlaneResizeD,
         InPlaneResized,
         InPlaneResizeDict,
@@ -57,23 +59,23 @@ if TYPE_CHECKING:
         SaveVolumeD,
         SaveVolumed,
         SaveVolumeDict,
+        ScaleWindowD,
+        ScaleWindowd,
+        ScaleWindowDict,
     )
 
-_ARRAY = [
-    "InPlaneResize",
-    "LoadVolume",
-    "LocalZScore",
-    "OneHotLabels",
-    "PhysicalFieldOfView",
-    "RestoreToGrid",
-    "RobustZScore",
-    "SaveVolume",
-]
-_DICTIONARY = [f"{name}{ending}" for name in _ARRAY for ending in ("d", "D", "Dict")]
+_SPATIAL = ["InPlaneResize", "LoadVolume", "OneHotLabels", "PhysicalFieldOfView", "RestoreToGrid", "SaveVolume"]
+_INTENSITY = ["ClipWindow", "LocalZScore", "RobustZScore", "ScaleWindow"]
+_DICTIONARY = [f"{name}{ending}" for name in (*_SPATIAL, *_INTENSITY) for ending in ("d", "D", "Dict")]
+_HOMES = {"array": _SPATIAL, "array_intensity": _INTENSITY, "dictionary": _DICTIONARY}
 # on first use: these modules import MONAI, in seconds, and the others of this package do without it
-__getattr__, __dir__, _ = lazy_loader.attach(__name__, submod_attrs={"array": _ARRAY, "dictionary": _DICTIONARY})
+__getattr__, __dir__, _ = lazy_loader.attach(__name__, submod_attrs=_HOMES)
 
 __all__ = [
+    "ClipWindow",
+    "ClipWindowD",
+    "ClipWindowDict",
+    "ClipWindowd",
     "InPlaneResize",
     "InPlaneResizeD",
     "InPlaneResizeDict",
@@ -106,4 +108,8 @@ __all__ = [
     "SaveVolumeD",
     "SaveVolumeDict",
     "SaveVolumed",
+    "ScaleWindow",
+    "ScaleWindowD",
+    "ScaleWindowDict",
+    "ScaleWindowd",
 ]

@@ -1,4 +1,5 @@
-"""Array transforms: each calls a pure function of :mod:`.spatial`, :mod:`.intensity` or :mod:`oasis_monai.data.io`.
+"""Array transforms: each calls a pure function of :mod:`.spatial` or :mod:`oasis_monai.data.io`, those of intensities in
+:mod:`.array_intensity` one of :mod:`.intensity`.
 
 Images are channel first with three spatial dimensions, (C, x, y, z). Inputs are never changed. None of them is random, lazy
 or invertible in MONAI's sense: :class:`RestoreToGrid` brings a result back and needs only the affine, no trace.
@@ -6,7 +7,6 @@ or invertible in MONAI's sense: :class:`RestoreToGrid` brings a result back and 
 
 from __future__ import annotations
 
-import copy
 import math
 from collections.abc import Sequence
 from pathlib import Path
@@ -14,29 +14,24 @@ from typing import Any
 
 import numpy as np
 import torch
-from monai.data.meta_obj import get_track_meta
 from monai.data.meta_tensor import MetaTensor
 from monai.transforms.post.array import AsDiscrete
 from monai.transforms.transform import Transform
 from monai.transforms.utility.array import MapLabelValue
 from monai.utils.enums import TransformBackends
-from monai.utils.type_conversion import convert_to_dst_type, convert_to_tensor
 
-from oasis_monai.data.types import Geometry
+from oasis_monai.data.types import IGNORE, Geometry
 from oasis_monai.transforms import spatial as grids
-from oasis_monai.transforms.intensity import LOCAL_MM, local_z_score, z_score
+from oasis_monai.transforms.metadata import NO_CHANNEL, grid_of, on_grid, own_copy, to_tensor
 from oasis_monai.utils.errors import DataError
-
-NO_CHANNEL = float("nan")
-"""``original_channel_dim`` of a file without channels. Without this key ``SaveImage`` takes (x, y, z) for two spatial dimensions
-and a channel."""
 
 
 class LoadVolume(Transform):
     """Read an MHD, MHA or NIfTI scan or a DICOM series after a check of its header (MONAI's ``LoadImage`` leaves that to ITK,
     which takes headers that lead to wrong geometry, uninitialised memory or other files in silence).
 
-    Call: path (of a DICOM series any file, or one from each of its folders) -> ``MetaTensor`` (1, x, y, z) float32 as stored,
+    Call: path (of a DICOM series any file, or one from each of its folders; or a list of such lists, one per channel) ->
+    ``MetaTensor`` (C, x, y, z) float32 as stored,
     its affine in RAS+ mm, and in ``meta`` MONAI's own keys ``filename_or_obj``, ``original_affine``, ``spatial_shape`` and
     ``original_channel_dim``.
 
@@ -52,99 +47,24 @@ class LoadVolume(Transform):
 
     backend = [TransformBackends.TORCH]  # noqa: RUF012 - MONAI's convention
 
-    def __call__(self, filename: str | Path | Sequence[str | Path]) -> MetaTensor:
+    def __call__(self, filename: str | Path | Sequence[str | Path] | Sequence[Sequence[str | Path]]) -> MetaTensor:
         from oasis_monai.data.formats.dispatch import paths_of
         from oasis_monai.data.io import read_image
 
-        values, grid = read_image(filename)
+        source: Any = filename
+        if not isinstance(source, str | Path) and not isinstance(source[0], str | Path):
+            values, grid = _channels(source)
+            source = source[0]
+        else:
+            values, grid = read_image(source)
         affine = torch.as_tensor(np.array(grid.affine), dtype=torch.float64)
         meta = {
-            "filename_or_obj": str(paths_of(filename)[0]),
+            "filename_or_obj": str(paths_of(source)[0]),
             "original_affine": affine.clone(),
             "spatial_shape": torch.tensor(grid.shape),
             "original_channel_dim": NO_CHANNEL,
         }
         return MetaTensor(values, affine=affine, meta=meta)
-
-
-class RobustZScore(Transform):
-    """Clip to two percentiles, then mean 0 and standard deviation 1, all from the voxels that are not padding; padding
-    becomes 0. An image without contrast becomes 0. (``NormalizeIntensity(nonzero=True)`` neither clips nor can tell padding
-    from a dark voxel; ``ClipIntensityPercentiles`` counts padding.)
-
-    Args:
-        lower: lower percentile, 0 <= lower < upper.
-        upper: upper percentile, <= 100.
-        padding: value that marks padding: a number, NaN (see :class:`PhysicalFieldOfView`), or None: there is none.
-
-    Call: (C, \\*S) -> (C, \\*S) float32; channels share one mean and deviation.
-
-    Raises:
-        ValueError: percentiles out of order; NaN or infinite voxels that are not padding.
-
-    Examples:
-        >>> import torch
-        >>> from oasis_monai.transforms import RobustZScore
-        >>> scored = RobustZScore(padding=0.0)(100 + 20 * torch.randn(1, 32, 32, 8))
-        >>> round(float(scored.std()), 2)
-        1.0
-    """
-
-    backend = [TransformBackends.TORCH]  # noqa: RUF012
-
-    def __init__(self, lower: float = 0.5, upper: float = 99.5, padding: float | None = None) -> None:
-        if not 0 <= lower < upper <= 100:
-            raise ValueError(f"percentiles: expected 0 <= lower < upper <= 100, found lower={lower}, upper={upper}")
-        self.lower, self.upper, self.padding = lower, upper, padding
-
-    def __call__(self, img: np.ndarray | torch.Tensor) -> torch.Tensor:
-        tensor = _tensor(img)
-        values = grids.as_plain_tensor(tensor)
-        scored = z_score(values, _not_padding(values, self.padding), self.lower, self.upper)
-        out: Any = convert_to_dst_type(scored, tensor, dtype=torch.float32)[0]
-        return _own(out)
-
-
-class LocalZScore(Transform):
-    """Correct the bias field of an MR image (coil-induced intensity inhomogeneity): subtract the local mean of the logarithm,
-    divide by the local deviation (:func:`oasis_monai.transforms.intensity.local_z_score`); padding becomes 0.
-
-    Args:
-        sigma_mm: standard deviation of the Gaussian neighbourhood.
-        lower, upper: percentiles to clip to, 0 <= lower < upper <= 100.
-        padding: as of :class:`RobustZScore`.
-
-    Call: ``MetaTensor`` (C, x, y, z) with its affine -> the same in float32; each channel by itself.
-
-    Raises:
-        ValueError: sigma not positive; percentiles out of order; NaN or infinite voxels that are not padding; the input is no
-            ``MetaTensor`` with three spatial dimensions.
-
-    Examples:
-        >>> import torch
-        >>> from monai.data import MetaTensor
-        >>> from oasis_monai.transforms import LocalZScore
-        >>> image = MetaTensor(100 + 20 * torch.randn(1, 32, 32, 8), affine=torch.diag(torch.tensor([2.0, 2.0, 4.0, 1.0])))
-        >>> scored = LocalZScore(sigma_mm=15.0)(image)
-        >>> scored.shape
-        torch.Size([1, 32, 32, 8])
-    """
-
-    backend = [TransformBackends.TORCH]  # noqa: RUF012
-
-    def __init__(self, sigma_mm: float = LOCAL_MM, lower: float = 0.5, upper: float = 99.5, padding: float | None = None) -> None:
-        if not 0 <= lower < upper <= 100:
-            raise ValueError(f"percentiles: expected 0 <= lower < upper <= 100, found lower={lower}, upper={upper}")
-        if not 0 < sigma_mm < math.inf:
-            raise ValueError(f"sigma_mm: expected a number of mm above 0, found {sigma_mm}")
-        self.sigma_mm, self.lower, self.upper, self.padding = sigma_mm, lower, upper, padding
-
-    def __call__(self, img: torch.Tensor) -> torch.Tensor:
-        grid, values = _grid(img), grids.as_plain_tensor(img)
-        sigma = [self.sigma_mm / mm for mm in grid.spacing_mm]
-        scored = local_z_score(values, _not_padding(values, self.padding), sigma, self.lower, self.upper)
-        out: Any = convert_to_dst_type(scored, img, dtype=torch.float32)[0]
-        return _own(out)
 
 
 class PhysicalFieldOfView(Transform):
@@ -188,15 +108,15 @@ class PhysicalFieldOfView(Transform):
         self.label, self.padding, self.anti_alias = label, padding, anti_alias
 
     def __call__(self, img: torch.Tensor) -> MetaTensor:
-        return self._moved(img, grids.centred(_grid(img), self.spacing_mm, self.size))
+        return self._moved(img, grids.centred(grid_of(img), self.spacing_mm, self.size))
 
     def _moved(self, img: torch.Tensor, target: Geometry) -> MetaTensor:
-        source = _grid(img)
+        source = grid_of(img)
         if self.label:
-            return _on(grids.resample_label(img, source, target), target, img)
+            return on_grid(grids.resample_label(img, source, target), target, img)
         moved = grids.resample(img, source, target, self.anti_alias)
         moved = torch.where(grids.inside(source, target, moved.device), moved, self.padding)
-        return _on(moved, target, img)
+        return on_grid(moved, target, img)
 
 
 class InPlaneResize(PhysicalFieldOfView):
@@ -228,7 +148,7 @@ class InPlaneResize(PhysicalFieldOfView):
         super().__init__((None, None), size, label=label, anti_alias=anti_alias)
 
     def __call__(self, img: torch.Tensor) -> MetaTensor:
-        return self._moved(img, grids.resized(_grid(img), self.size))
+        return self._moved(img, grids.resized(grid_of(img), self.size))
 
 
 class RestoreToGrid(Transform):
@@ -264,11 +184,11 @@ class RestoreToGrid(Transform):
 
     def __call__(self, probability: torch.Tensor, reference: torch.Tensor | None = None) -> MetaTensor:
         target = self._target(probability if reference is None else reference)
-        label, kept = grids.restore(probability, _grid(probability), target, keep_probability=not self.threshold)
-        return _on(label[None] if kept is None else kept, target, probability)
+        label, kept = grids.restore(probability, grid_of(probability), target, keep_probability=not self.threshold)
+        return on_grid(label[None] if kept is None else kept, target, probability)
 
     def _target(self, reference: torch.Tensor) -> Geometry:
-        own = _grid(reference)
+        own = grid_of(reference)
         meta = getattr(reference, "meta", {})
         if not self.original or "original_affine" not in meta or "spatial_shape" not in meta:
             return own
@@ -306,7 +226,7 @@ class SaveVolume(Transform):
     def __call__(self, img: torch.Tensor, name: str | None = None) -> torch.Tensor:
         from oasis_monai.data.formats.dispatch import ending, write_array
 
-        grid = _grid(img)
+        grid = grid_of(img)
         source = Path(str(getattr(img, "meta", {}).get("filename_or_obj", "")))
         stem = name or (source.name.removesuffix(source.name[-len(ending(source)) :]) if ending(source) else source.stem)
         if not stem:
@@ -325,6 +245,7 @@ class OneHotLabels(Transform):
     Args:
         label_values: value of each class in the input, background first.
         one_hot: False gives class indices.
+        ignore: value of voxels that nobody labelled: in no class, and as an index 255; None: there are none.
 
     Call: (1, \\*S) -> (C, \\*S) float32, or (1, \\*S) uint8 class indices.
 
@@ -340,25 +261,37 @@ class OneHotLabels(Transform):
 
     backend = [TransformBackends.TORCH]  # noqa: RUF012
 
-    def __init__(self, label_values: Sequence[int], one_hot: bool = True) -> None:
+    def __init__(self, label_values: Sequence[int], one_hot: bool = True, ignore: int | None = None) -> None:
         if not 2 <= len(label_values) <= 256 or len(set(label_values)) != len(label_values):
             raise ValueError(f"label_values: expected 2 to 256 distinct values, background first, found {list(label_values)}")
-        self.label_values, self.one_hot = tuple(label_values), one_hot
+        self.label_values, self.one_hot, self.ignore = tuple(label_values), one_hot, ignore
 
     def __call__(self, img: np.ndarray | torch.Tensor) -> torch.Tensor:
-        tensor = _tensor(img)
-        unknown = sorted(set(torch.unique(grids.as_plain_tensor(tensor)).tolist()) - set(self.label_values))
+        tensor = to_tensor(img)
+        unknown = sorted(set(torch.unique(grids.as_plain_tensor(tensor)).tolist()) - {*self.label_values, self.ignore})
         if unknown:
             raise ValueError(f"label: expected only {list(self.label_values)}, found {unknown[:5]}; add them to label_values")
         classes = len(self.label_values)
-        indices: Any = MapLabelValue(self.label_values, list(range(classes)), dtype=torch.uint8)(tensor)  # type: ignore[arg-type]
-        return _own(AsDiscrete(to_onehot=classes)(indices) if self.one_hot else indices)
+        values, numbers = list(self.label_values), list(range(classes))
+        if self.ignore is not None:
+            values, numbers = [*values, self.ignore], [*numbers, IGNORE]
+        indices: Any = MapLabelValue(values, numbers, dtype=torch.uint8)(tensor)  # type: ignore[arg-type]
+        if not self.one_hot:
+            return own_copy(indices)
+        unlabelled = indices == IGNORE
+        whole: Any = AsDiscrete(to_onehot=classes)(torch.where(unlabelled, 0, indices) if self.ignore is not None else indices)
+        return own_copy(whole * ~unlabelled if self.ignore is not None else whole)
 
 
-def _not_padding(values: torch.Tensor, padding: float | None) -> torch.Tensor:
-    if padding is None:
-        return torch.ones_like(values, dtype=torch.bool)
-    return ~torch.isnan(values) if math.isnan(padding) else values != padding
+def _channels(sources: Sequence[Sequence[str | Path]]) -> tuple[torch.Tensor, Geometry]:
+    """The images of one scan, one behind the other, after the check that they lie on one grid."""
+    from oasis_monai.data.io import read_volume
+    from oasis_monai.data.types import Case
+
+    first, *others = ([Path(path) for path in source] for source in sources)
+    channels = tuple(tuple(source) for source in others)
+    volume = read_volume(Case(first[0].name, first[0], more=tuple(first[1:]), channels=channels), (0, 1))
+    return volume.image, volume.geometry
 
 
 def _storable(array: np.ndarray) -> np.ndarray:
@@ -381,39 +314,7 @@ def _as_stored(source: Path, grid: Geometry) -> Geometry:
     return grid if geometry_difference(grid, stored) else stored
 
 
-def _tensor(img: Any) -> torch.Tensor:
-    out: Any = convert_to_tensor(img, track_meta=get_track_meta())
-    return out
-
-
-def _own(out: Any) -> torch.Tensor:
-    """MONAI's conversions leave what is nested in ``meta`` shared with the input."""
-    tensor = _tensor(out)
-    if isinstance(tensor, MetaTensor):
-        tensor.meta = copy.deepcopy(tensor.meta)
-    return tensor
-
-
 def _three(name: str, values: Sequence[float | int | None]) -> list[float | int | None]:
     if len(values) not in (2, 3) or any(v is not None and not 0 < v < math.inf for v in values):
         raise ValueError(f"{name}: expected 2 or 3 values, each above 0 or None, found {list(values)}")
     return [*values, *[None] * (3 - len(values))]
-
-
-def _grid(img: torch.Tensor) -> Geometry:
-    if not isinstance(img, MetaTensor) or img.ndim != 4:
-        found = f"{type(img).__name__} of shape {tuple(getattr(img, 'shape', ()))}"
-        raise ValueError(f"image: expected a MetaTensor (C, x, y, z), whose affine says where it lies, found {found}")
-    x, y, z = (int(n) for n in img.shape[1:])
-    return Geometry((x, y, z), img.affine.cpu().numpy().astype(float))
-
-
-def _on(values: torch.Tensor, grid: Geometry, like: torch.Tensor) -> MetaTensor:
-    """``values`` on ``grid`` with the metadata of ``like``, which also learns where it came from if it did not know."""
-    assert isinstance(like, MetaTensor)
-    meta = copy.deepcopy({k: v for k, v in like.meta.items() if k != "affine"})
-    meta.setdefault("original_affine", like.affine.clone())
-    meta.setdefault("spatial_shape", torch.tensor(like.shape[1:]))
-    meta.setdefault("original_channel_dim", NO_CHANNEL)
-    affine = torch.as_tensor(grid.affine, dtype=torch.float64)
-    return MetaTensor(values, affine=affine, meta=meta, applied_operations=copy.deepcopy(like.applied_operations))

@@ -56,10 +56,12 @@ class Augmentation:
         flip: torch.Tensor,
         spacing_mm: Sequence[float] | torch.Tensor,
         random: torch.Generator,
+        channels: int = 1,
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        """Change image (B, c, *S) and structures (B, C-1, *S) alike in space; the image alone in intensity, its channels (a
-        slice and its neighbours) by one curve and one coil field.
+        """Change image (B, c, *S) and structures (B, C-1, *S) alike in space; the image alone in intensity.
 
+        ``channels`` of a scan are changed by a curve and a coil field each; where ``c`` is a multiple of it (a slice and its
+        neighbours), so many of ``image`` in a row belong to one channel.
         ``spacing_mm`` is the voxel size along the D axes, of all images or (B, D) of each.
         ``random`` lives on the CPU whatever the device of the batch, so that a seed means the same everywhere.
         """
@@ -67,8 +69,10 @@ class Augmentation:
         transforms = self._transforms(image, flip, voxels_mm, random)
         bend = self._bend(image, voxels_mm, random) if self.elastic_mm else None
         both = apply_motion(torch.cat([image, label], 1).float(), transforms, bend)
-        channels = image.shape[1]
-        return self._intensity(both[:, :channels], random), both[:, channels:]
+        images, labels = both[:, : image.shape[1]], both[:, image.shape[1] :]
+        if channels == 1:
+            return self._intensity(images, random), labels
+        return torch.cat([self._intensity(one, random) for one in images.chunk(channels, 1)], 1), labels
 
     def _transforms(
         self, image: torch.Tensor, flip: torch.Tensor, voxels_mm: torch.Tensor, random: torch.Generator

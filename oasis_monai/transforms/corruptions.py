@@ -19,6 +19,7 @@ import torch
 
 from oasis_monai.data.io import canonical_axes
 from oasis_monai.data.types import Geometry, Volume
+from oasis_monai.transforms.labels import structures
 
 CORRUPTIONS_VERSION = 1
 """Raise it with every change that alters a corrupted voxel, so that cached fields of other versions are not used."""
@@ -84,7 +85,7 @@ def inverted(volume: Volume, seed: int) -> Volume:
 def turned_20(volume: Volume, seed: int) -> Volume:
     """The patient rotated by 20 degrees about the long axis, to one side or the other."""
     degrees = 20 if seed % 2 else -20
-    label = _turned(_label(volume).float(), volume.geometry, degrees, "nearest").to(torch.uint8)
+    label = _turned(_label(volume).float(), volume.geometry, degrees, "nearest").to(torch.uint8)  # 255, ignored, as well
     return replace(_changed(volume, lambda image: _turned(image, volume.geometry, degrees, "bilinear")), label=label)
 
 
@@ -176,7 +177,7 @@ def shows_anything(volume: Volume) -> bool:
     Its image must not be constant (a scan of one slice can lose its only slice), and some of the label must be left (a rotation
     can move it out of a narrow field of view).
     """
-    return bool(volume.image.min() < volume.image.max()) and bool(_label(volume).any())
+    return bool(volume.image.min() < volume.image.max()) and bool(structures(_label(volume)).any())
 
 
 def _label(volume: Volume) -> torch.Tensor:
@@ -186,7 +187,11 @@ def _label(volume: Volume) -> torch.Tensor:
 
 
 def _changed(volume: Volume, spoil: Callable[[torch.Tensor], torch.Tensor | np.ndarray]) -> Volume:
-    """Apply ``spoil`` to the image shifted so that its darkest voxel is 0, as in MR, and shift it back (CT)."""
-    floor = volume.image.min()
-    image = torch.as_tensor(np.asarray(spoil(volume.image - floor)), dtype=torch.float32)
-    return replace(volume, image=image + floor)
+    """Apply ``spoil`` to each channel (1, \\*shape), shifted so that its darkest voxel is 0, as in MR, and shift it back (CT)."""
+
+    def one(channel: torch.Tensor) -> torch.Tensor:
+        floor = channel.min()
+        return torch.as_tensor(np.asarray(spoil(channel - floor)), dtype=torch.float32) + floor
+
+    spoilt = [one(channel) for channel in volume.image.split(1)]
+    return replace(volume, image=torch.cat(spoilt) if len(spoilt) > 1 else spoilt[0])  # one keeps its layout in memory

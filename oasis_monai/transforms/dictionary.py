@@ -13,13 +13,12 @@ from monai.utils.misc import ensure_tuple_rep
 from oasis_monai.transforms.array import (
     InPlaneResize,
     LoadVolume,
-    LocalZScore,
     OneHotLabels,
     PhysicalFieldOfView,
     RestoreToGrid,
-    RobustZScore,
     SaveVolume,
 )
+from oasis_monai.transforms.array_intensity import ClipWindow, LocalZScore, RobustZScore, ScaleWindow
 from oasis_monai.transforms.intensity import LOCAL_MM
 
 
@@ -77,6 +76,32 @@ class LocalZScored(_EachKey):
         allow_missing_keys: bool = False,
     ) -> None:
         super().__init__(keys, LocalZScore(sigma_mm, lower, upper, padding), allow_missing_keys)
+
+
+class ClipWindowd(_EachKey):
+    """Dictionary form of :class:`~oasis_monai.transforms.ClipWindow`."""
+
+    backend = ClipWindow.backend
+
+    def __init__(self, keys: KeysCollection, window: Sequence[Any], allow_missing_keys: bool = False) -> None:
+        super().__init__(keys, ClipWindow(window), allow_missing_keys)
+
+
+class ScaleWindowd(_EachKey):
+    """Dictionary form of :class:`~oasis_monai.transforms.ScaleWindow`."""
+
+    backend = ScaleWindow.backend
+
+    def __init__(
+        self,
+        keys: KeysCollection,
+        window: Sequence[Any],
+        lower: float = 0.5,
+        upper: float = 99.5,
+        padding: float | None = None,
+        allow_missing_keys: bool = False,
+    ) -> None:
+        super().__init__(keys, ScaleWindow(window, lower, upper, padding), allow_missing_keys)
 
 
 class PhysicalFieldOfViewd(_EachKey):
@@ -183,9 +208,14 @@ class OneHotLabelsd(_EachKey):
     backend = OneHotLabels.backend
 
     def __init__(
-        self, keys: KeysCollection, label_values: Sequence[int], one_hot: bool = True, allow_missing_keys: bool = False
+        self,
+        keys: KeysCollection,
+        label_values: Sequence[int],
+        one_hot: bool = True,
+        ignore: int | None = None,
+        allow_missing_keys: bool = False,
     ) -> None:
-        super().__init__(keys, OneHotLabels(label_values, one_hot), allow_missing_keys)
+        super().__init__(keys, OneHotLabels(label_values, one_hot, ignore), allow_missing_keys)
 
 
 def _per_key(keys: KeysCollection, values: Any) -> tuple[Any, ...]:
@@ -195,6 +225,8 @@ def _per_key(keys: KeysCollection, values: Any) -> tuple[Any, ...]:
 LoadVolumeD = LoadVolumeDict = LoadVolumed
 RobustZScoreD = RobustZScoreDict = RobustZScored
 LocalZScoreD = LocalZScoreDict = LocalZScored
+ClipWindowD = ClipWindowDict = ClipWindowd
+ScaleWindowD = ScaleWindowDict = ScaleWindowd
 PhysicalFieldOfViewD = PhysicalFieldOfViewDict = PhysicalFieldOfViewd
 InPlaneResizeD = InPlaneResizeDict = InPlaneResized
 RestoreToGridD = RestoreToGridDict = RestoreToGridd

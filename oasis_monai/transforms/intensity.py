@@ -1,4 +1,4 @@
-"""Intensity normalisation: z-score, and local normalisation that corrects the bias field of MR receive coils.
+"""Intensity normalisation: z-score, the window of CT, and local normalisation that corrects the bias field of MR receive coils.
 
 A receive coil multiplies the image by a field that falls off with the distance from it. Beside an endorectal coil the gland is
 therefore dark, while the coil's own bright spot fills the range of intensities. In the logarithm such a field is a smooth
@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -20,6 +21,8 @@ LOCAL_MM = 15.0
 """Default standard deviation of the Gaussian neighbourhood: wider than a gland's nodules, narrower than a coil's reach."""
 OFFSET = 0.05
 """Added before the logarithm, as a fraction of the mean: noise in dark corners must not become contrast."""
+SCALED = (-2.0, 2.0)
+"""What the ends of a window become: about the range of the other settings, and of photographs as encoders see them."""
 FLOOR = 0.1
 """Added to the local standard deviation of the logarithm: where there is less contrast than 10 %, it is left low."""
 
@@ -86,7 +89,7 @@ def z_score(image: torch.Tensor, where: torch.Tensor, lower: float = 0.0, upper:
     An image without contrast (deviation below float32's resolution of its values) becomes 0, not noise and not NaN.
 
     Args:
-        image: (C, \\*S) float; all channels share one mean and deviation.
+        image: (C, \\*S) float; each channel by itself.
         where: (C, \\*S) or (\\*S) bool.
         lower: percentile (0..100) to clip to from below.
         upper: percentile (0..100) to clip to from above.
@@ -99,14 +102,96 @@ def z_score(image: torch.Tensor, where: torch.Tensor, lower: float = 0.0, upper:
     """
     where = where.expand_as(image)
     out = torch.zeros(image.shape, device=image.device)
-    values = image[where].double()
-    if not len(values):
-        return out
-    if lower > 0 or upper < 100:
-        values = values.clamp(*np.percentile(values.numpy(force=True), (lower, upper)).tolist())
-    deviation = values.std(correction=0)
-    if not torch.isfinite(deviation):
-        raise ValueError("image: expected finite values, found NaN or infinite ones; repair the scan or mark them as padding")
-    if deviation > 1e-6 * values.abs().max():
-        out[where] = ((values - values.mean()) / deviation).float()
+    for channel, inside in enumerate(where):
+        values = image[channel][inside].double()
+        if not len(values):
+            continue
+        if lower > 0 or upper < 100:
+            values = values.clamp(*np.percentile(values.numpy(force=True), (lower, upper)).tolist())
+        deviation = values.std(correction=0)
+        if not torch.isfinite(deviation):
+            raise ValueError("image: expected finite values, found NaN or infinite ones; repair the scan or mark them as padding")
+        if deviation > 1e-6 * values.abs().max():
+            out[channel][inside] = ((values - values.mean()) / deviation).float()
     return out
+
+
+Window = tuple[float, float]
+Windows = Window | tuple[Window | None, ...]
+"""One window for every channel, or one per channel: None for a channel without."""
+
+
+def check_windows(window: Any) -> Windows:
+    """``window`` as tuples of numbers.
+
+    Raises:
+        ValueError: it is neither ``[low, high]`` with low < high nor a list of such pairs and nulls.
+    """
+
+    def is_pair(one: Any) -> bool:
+        listed = isinstance(one, Sequence) and not isinstance(one, str) and len(one) == 2
+        return listed and all(isinstance(v, int | float) and not isinstance(v, bool) for v in one) and one[0] < one[1]
+
+    if is_pair(window):
+        return float(window[0]), float(window[1])
+    several = isinstance(window, Sequence) and not isinstance(window, str) and any(is_pair(one) for one in window)
+    if not several or not all(one is None or is_pair(one) for one in window):
+        raise ValueError("[low, high] with low below high, or a list of such pairs and nulls, one per channel")
+    return tuple(None if one is None else (float(one[0]), float(one[1])) for one in window)
+
+
+def windows_of(window: Windows | None, channels: int) -> list[Window | None]:
+    """The window of every channel.
+
+    Raises:
+        ValueError: there are windows for another number of channels.
+    """
+    if window is None:
+        return [None] * channels
+    if not isinstance(window[0], tuple | None):  # one pair of numbers
+        return [cast(Window, window)] * channels
+    if len(window) != channels:
+        raise ValueError(f"{channels}, one per channel")
+    return list(cast(tuple[Window | None, ...], window))
+
+
+def clip_windows(image: torch.Tensor, windows: Sequence[Window | None]) -> torch.Tensor:
+    """(C, \\*S) clipped to the window of each channel; a channel without a window, and NaN, stay as they are."""
+    if not any(windows):
+        return image
+    return torch.stack([one if w is None else one.clamp(*w) for one, w in zip(image, windows, strict=True)])
+
+
+def scale_windows(
+    image: torch.Tensor, where: torch.Tensor, windows: Sequence[Window | None], lower: float = 0.0, upper: float = 100.0
+) -> torch.Tensor:
+    """Each channel's window scaled to :data:`SCALED`, clipped beyond; 0, the middle of the window, outside ``where``.
+
+    MONAI's ``ScaleIntensityRange(a_min=low, a_max=high, b_min=-2, b_max=2, clip=True)``. Nothing is measured on the scan, so a
+    tissue of CT has the same value in every scan. A channel without a window (MR beside CT) gets its :func:`z_score`.
+
+    Args:
+        image: (C, \\*S) float, in the unit of the windows (CT: HU).
+        where: (C, \\*S) or (\\*S) bool.
+        windows: (low, high) or None of every channel.
+        lower, upper: of the z-score.
+
+    Returns:
+        (C, \\*S) float32.
+
+    Raises:
+        ValueError: a voxel of ``where`` is NaN or infinite.
+    """
+    from monai.transforms.intensity.array import ScaleIntensityRange
+
+    where = where.expand_as(image)
+    made = []
+    for one, inside, window in zip(image.split(1), where.split(1), windows, strict=True):
+        if window is None:
+            made.append(z_score(one, inside, lower, upper))
+            continue
+        if not bool(torch.isfinite(one[inside]).all()):
+            raise ValueError("image: expected finite values, found NaN or infinite ones; repair the scan or mark them as padding")
+        scaled: Any = ScaleIntensityRange(*window, *SCALED, clip=True)(one)
+        made.append(torch.where(inside, scaled.float(), 0.0))
+    return torch.cat(made)

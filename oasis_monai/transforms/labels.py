@@ -6,15 +6,55 @@ from collections.abc import Iterable
 
 import torch
 
+from oasis_monai.data.types import IGNORE
+
+
+def ignored(label: torch.Tensor) -> torch.Tensor:
+    """Class indices -> bool of the same shape: the voxels that nobody labelled (:data:`.IGNORE`)."""
+    return label == IGNORE
+
+
+def structures(label: torch.Tensor) -> torch.Tensor:
+    """Class indices -> bool of the same shape: the voxels of any structure, neither background nor ignored."""
+    return (label > 0) & ~ignored(label)
+
+
+def labelled(one_hot: torch.Tensor) -> torch.Tensor:
+    """(B, C, *S) one-hot labels, soft after a warp -> (B, 1, *S) bool: where they say something. An ignored voxel is in no class:
+    its channels are all 0."""
+    return one_hot.sum(1, keepdim=True) > 0.5
+
 
 def foreground(label: torch.Tensor, classes: int) -> torch.Tensor:
-    """(B, 1, *S) class indices -> (B, C-1, *S) float32, one channel per structure, no background."""
+    """(B, 1, *S) class indices -> (B, C-1, *S) float32, one channel per structure, no background. Ignored voxels are 0, as
+    background is: see :func:`with_ignored`."""
     return torch.cat([label == c for c in range(1, classes)], 1).float()
 
 
 def one_hot(label: torch.Tensor, classes: int) -> torch.Tensor:
-    """(B, 1, *S) class indices -> (B, C, *S) float32."""
+    """(B, 1, *S) class indices -> (B, C, *S) float32. An ignored voxel is in no class."""
     return torch.cat([label == c for c in range(classes)], 1).float()
+
+
+def with_ignored(label: torch.Tensor, classes: int) -> torch.Tensor:
+    """(B, 1, *S) class indices -> (B, C-1, *S) structures as :func:`foreground`, and where any voxel is ignored (B, C, *S):
+    behind them a channel that is 1 there. It goes through augmentation and warp with them; :func:`split_ignored` takes it off."""
+    parts, unknown = foreground(label, classes), ignored(label)
+    return torch.cat([parts, unknown.float()], 1) if bool(unknown.any()) else parts
+
+
+def split_ignored(maps: torch.Tensor, classes: int) -> tuple[torch.Tensor, torch.Tensor | None]:
+    """What interpolation made of :func:`with_ignored`: (B, C-1, *S) structures, and (B, 1, *S) bool, the voxels that count; None
+    where all do.
+
+    A voxel counts where less than half of it comes from ignored ones. Its structures are the shares among what is labelled of
+    it, so that slices labelled one by one stay labels after a rotation, and what lies in an ignored voxel changes nothing.
+    """
+    parts, unknown = maps[:, : classes - 1], maps[:, classes - 1 :]
+    if not unknown.shape[1]:
+        return parts, None
+    counts = unknown < 0.5
+    return torch.where(counts, parts / (1 - unknown).clamp_min(0.5), 0.0), counts
 
 
 TIE = 1e-6  # probabilities this close count as equal: sums of equal weights miss 1/2 by rounding, which depends on the order

@@ -10,12 +10,11 @@ Working axes are the scan's own, permuted and flipped to the closest of right, a
 
 from __future__ import annotations
 
-import dataclasses
 import functools
 import math
 import os
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -26,8 +25,18 @@ from oasis_monai.data import io as volumes
 from oasis_monai.data.formats import dispatch as headers
 from oasis_monai.data.types import Case, Geometry, Preprocessed, Segmentation, Volume
 from oasis_monai.transforms import spatial as grids
-from oasis_monai.transforms.intensity import LOCAL_MM, local_z_score, z_score
-from oasis_monai.utils.config import require
+from oasis_monai.transforms.intensity import (
+    LOCAL_MM,
+    Window,
+    check_windows,
+    clip_windows,
+    local_z_score,
+    scale_windows,
+    windows_of,
+    z_score,
+)
+from oasis_monai.transforms.labels import structures
+from oasis_monai.utils.config import ABSENT_AS_NONE, require, without_absent
 from oasis_monai.utils.errors import ConfigError, Fault
 from oasis_monai.utils.files import digest, file_digest
 from oasis_monai.utils.tensor_files import load_if_whole, save_tensors
@@ -36,7 +45,7 @@ PREPROCESS_VERSION = 1
 """Raise it with every change that alters a preprocessed voxel, so that cached tensors of other versions are not used."""
 PERCENTILES = (0.5, 99.5)
 """Clipping of the physical setting's robust z-score."""
-INTENSITIES = ("zscore", "local")
+INTENSITIES = ("zscore", "local", "window")
 MOST_VOXELS = 2**28
 """Largest working grid: a gigabyte per image. A larger one is a typing error, and would exhaust the memory."""
 _SIZES = {("paper", 2): (320, 320), ("physical", 2): (96, 96), ("physical", 3): (96, 96, 32)}
@@ -56,8 +65,12 @@ class Preprocessing:
         size: voxels along x, y (, z), each 1 or more. Default 320 x 320 (paper), 96 x 96 or 96 x 96 x 32 (physical).
         spacing_mm: voxel size in mm along x, y (, z), above 0; only for ``physical``. Default 1 x 1 or 1 x 1 x 3 mm.
         intensity: ``zscore`` (mean 0, standard deviation 1 over the volume; default of ``paper``) or ``local`` (corrects the bias
-            field of MR by local normalisation, :func:`oasis_monai.transforms.intensity.local_z_score`; default of ``physical``).
+            field of MR by local normalisation, :func:`oasis_monai.transforms.intensity.local_z_score`; default of ``physical``),
+            or ``window`` (CT: the ends of ``window`` become -2 and 2, the same in every scan). Each channel by itself.
         local_mm: standard deviation in mm of the Gaussian neighbourhood of ``local``, above 0.
+        window: (low, high), the intensities that count, for CT in HU; what lies beyond is clipped before any other step. For
+            several channels a list of them, None for a channel without a window (MR beside CT), which ``intensity=window``
+            treats as ``zscore``. None: no window.
 
     Raises:
         ConfigError: naming ``preprocessing.<key>``.
@@ -69,6 +82,7 @@ class Preprocessing:
     spacing_mm: tuple[float, ...] | None = None
     intensity: str = ""
     local_mm: float = LOCAL_MM
+    window: Any = field(default=None, metadata=ABSENT_AS_NONE)
 
     def __post_init__(self) -> None:
         kind, dims = (self.name, self.spatial_dims), self.spatial_dims
@@ -89,6 +103,7 @@ class Preprocessing:
             ("intensity", self.intensity in INTENSITIES, f"one of {list(INTENSITIES)}"),
             ("local_mm", 0 < self.local_mm < float("inf"), "a number of mm above 0"),
         )
+        self._check_window()
         size = self._checked("size", self.size or _SIZES[kind], (int,), "whole number")
         object.__setattr__(self, "size", tuple(int(n) for n in size))
         if math.prod(self.size) > MOST_VOXELS:
@@ -96,6 +111,16 @@ class Preprocessing:
         if self.name == "physical":
             spacing = self._checked("spacing_mm", self.spacing_mm or _SPACINGS_MM[kind], (int, float), "number of mm")
             object.__setattr__(self, "spacing_mm", tuple(float(mm) for mm in spacing))
+
+    def _check_window(self) -> None:
+        if self.window is not None:
+            try:
+                object.__setattr__(self, "window", check_windows(self.window))
+            except ValueError as error:
+                raise ConfigError("preprocessing.window", str(error), self.window) from None
+        elif self.intensity == "window":
+            remedy = "add the window of the structures, for example preprocessing.window=[-160,240] for soft tissue in HU"
+            raise ConfigError("preprocessing.window", "[low, high] where intensity is window", None, remedy)
 
     def _checked(self, key: str, values: Any, kinds: tuple[type[int] | type[float], ...], noun: str) -> Sequence[Any]:
         listed = isinstance(values, Sequence) and not isinstance(values, str) and len(values) == self.spatial_dims
@@ -147,23 +172,42 @@ class Preprocessing:
     def apply(self, volume: Volume, moved: Sequence[int] = (0, 0, 0)) -> Preprocessed:
         """Put a scan on the working grid and normalise it.
 
-        The image is interpolated linearly, smoothed before where the grid gets coarser; the label class by class
-        (:func:`oasis_monai.transforms.spatial.resample_label`). Voxels beyond the scan are 0 and background. ``moved``: see
-        :meth:`working_geometry`.
+        The image is clipped to its window, if there is one, interpolated linearly, and smoothed before where the grid is coarser.
+        Every channel is normalised by itself; the label class by class (:func:`oasis_monai.transforms.spatial.resample_label`).
+        Voxels beyond the scan are 0 and background. ``moved``: see :meth:`working_geometry`.
 
         Raises:
+            ConfigError: ``window`` is for another number of channels.
             ValueError: the image has NaN or infinite voxels.
         """
         working = self.working_geometry(volume.geometry, moved)
-        image = grids.resample(volume.image, volume.geometry, working)
-        lower, upper = PERCENTILES if self.name == "physical" else (0.0, 100.0)
-        inside = grids.inside(volume.geometry, working, image.device)
-        if self.intensity == "local":
-            image = local_z_score(image, inside, [self.local_mm / mm for mm in working.spacing_mm], lower, upper)
-        else:
-            image = z_score(image, inside, lower, upper)
+        windows = self._windows(len(volume.image))
+        image = grids.resample(clip_windows(volume.image, windows), volume.geometry, working)
+        image = self._normalised(image, windows, grids.inside(volume.geometry, working, image.device), working.spacing_mm)
         label = None if volume.label is None else grids.resample_label(volume.label, volume.geometry, working)
         return Preprocessed(volume.case, image, label, working, volume.geometry)
+
+    def _windows(self, channels: int) -> list[Window | None]:
+        try:
+            return windows_of(self.window, channels)
+        except ValueError as error:
+            raise ConfigError("preprocessing.window", str(error), self.window) from None
+
+    def _normalised(
+        self, image: torch.Tensor, windows: Sequence[Window | None], inside: torch.Tensor, spacing_mm: Sequence[float]
+    ) -> torch.Tensor:
+        """The intensities (C, \\*S) that the networks see of voxels ``inside`` the scan; 0 elsewhere."""
+        lower, upper = self.percentiles
+        if self.intensity == "window":
+            return scale_windows(image, inside, windows, lower, upper)
+        if self.intensity == "local":
+            return local_z_score(image, inside, [self.local_mm / mm for mm in spacing_mm], lower, upper)
+        return z_score(image, inside, lower, upper)
+
+    @property
+    def percentiles(self) -> tuple[float, float]:
+        """What a channel is clipped to before its z-score or local normalisation."""
+        return PERCENTILES if self.name == "physical" else (0.0, 100.0)
 
     def elsewhere(self, read: Callable[[], Volume]) -> Callable[[Sequence[int]], Preprocessed]:
         """:meth:`apply` of one scan on grids moved by so many voxels; it is read when the first is asked for."""
@@ -189,16 +233,16 @@ def restore_all(
 def label_lost(volume: Volume, preprocessed: Preprocessed) -> float:
     """Fraction of the native foreground that the working grid does not show: voxels outside its field of view, or all of
     them where the working label is empty. 0 without a label or without foreground."""
-    if volume.label is None or preprocessed.label is None or not volume.label.any():
+    if volume.label is None or preprocessed.label is None or not structures(volume.label).any():
         return 0.0
-    return outside_view(volume, preprocessed.geometry) if preprocessed.label.any() else 1.0
+    return outside_view(volume, preprocessed.geometry) if structures(preprocessed.label).any() else 1.0
 
 
 def outside_view(volume: Volume, working: Geometry) -> float:
     """Fraction of the native foreground outside the field of view of ``working``; 0 without a label or without foreground."""
-    if volume.label is None or not volume.label.any():
+    if volume.label is None or not structures(volume.label).any():
         return 0.0
-    foreground = volume.label[0] > 0
+    foreground = structures(volume.label[0])
     seen = grids.inside(working, volume.geometry, foreground.device)
     return float((foreground & ~seen).sum() / foreground.sum())
 
@@ -219,24 +263,28 @@ def view_faults(lost: Mapping[str, float], limit: float = 0.01) -> list[Fault]:
 
 class PreprocessCache:
     """Preprocessed scans, kept on disk as plain tensors keyed by what they were made of: the bytes of the files, the
-    preprocessing, :data:`PREPROCESS_VERSION`, and for a label ``label_values``. Image and label are separate entries, so a
-    target without its label shares the image. A damaged entry is made anew.
+    preprocessing, :data:`PREPROCESS_VERSION`, and for a label ``label_values`` and ``ignore``. Image and label are separate
+    entries, so a target without its label shares the image. A damaged entry is made anew.
 
     Args:
         folder: where entries go; None keeps nothing.
         preprocessing: the setting.
         label_values: value in the file of each class, background first.
+        ignore: value in the file of voxels that nobody labelled; None: there are none.
 
     Attributes:
         lost: case id -> :func:`label_lost` of every case :meth:`get` gave with a label.
     """
 
-    def __init__(self, folder: str | Path | None, preprocessing: Preprocessing, label_values: Sequence[int]) -> None:
+    def __init__(
+        self, folder: str | Path | None, preprocessing: Preprocessing, label_values: Sequence[int], ignore: int | None = None
+    ) -> None:
         self.folder = None if folder is None else Path(folder)
+        self.ignore = ignore
         self.preprocessing = preprocessing
         self.label_values = tuple(int(v) for v in label_values)
         self.lost: dict[str, float] = {}
-        self._digests: dict[Path, tuple[dict[Path, tuple[int, ...]], str]] = {}
+        self._digests: dict[tuple[Path, ...], tuple[dict[Path, tuple[int, ...]], str]] = {}
 
     def get(self, case: Case) -> Preprocessed:
         """The preprocessed case, with its label where ``case.label`` is given.
@@ -246,12 +294,13 @@ class PreprocessCache:
         """
         if self.folder is None:
             return self._made(case)[0]
-        setting = {"version": PREPROCESS_VERSION, **dataclasses.asdict(self.preprocessing), "image": self.content(case.image)}
+        setting = {"version": PREPROCESS_VERSION, **without_absent(self.preprocessing), "image": self.image_content(case)}
         image_file = self.folder / f"{digest(setting, 40)}.image"
         label_file = None
         if case.label is not None:
             key = {**setting, "label": self.content(case.label), "label_values": self.label_values}
             key |= {"background": case.background} if case.background else {}
+            key |= {} if self.ignore is None else {"ignore": self.ignore}
             label_file = self.folder / f"{digest(key, 40)}.label"
         image = load_if_whole(image_file)
         label = None if label_file is None else load_if_whole(label_file)
@@ -269,17 +318,23 @@ class PreprocessCache:
         """:func:`view_faults` of the cases so far."""
         return view_faults(self.lost)
 
-    def content(self, path: Path) -> str:
-        """sha256 of a scan's files (header and data); read again only when size or time of one of them changed."""
-        known = self._digests.get(path)
+    def image_content(self, case: Case) -> str:
+        """:meth:`content` of a scan's image; of one with several files, or of which some channels are taken, a digest of all that
+        says what its channels are."""
+        own = [self.content(*source) for source in case.sources]
+        return own[0] if len(own) == 1 and not case.take else digest({"images": own, "take": list(case.take)}, 64)
+
+    def content(self, *source: Path) -> str:
+        """sha256 of an image's files (header and data); read again only when size or time of one of them changed."""
+        known = self._digests.get(source)
         if known is None or known[0] != {file: _stamp(file) for file in known[0]}:
-            files = headers.data_files(path)
-            known = ({file: _stamp(file) for file in (path, *files)}, file_digest(*files))
-            self._digests[path] = known
+            files = headers.data_files(source if len(source) > 1 else source[0])
+            known = ({file: _stamp(file) for file in (*source, *files)}, file_digest(*files))
+            self._digests[source] = known
         return known[1]
 
     def _made(self, case: Case) -> tuple[Preprocessed, float]:
-        volume = volumes.read_volume(case, self.label_values)
+        volume = volumes.read_volume(case, self.label_values, self.ignore)
         made = self.preprocessing.apply(volume)
         lost = label_lost(volume, made)
         if made.label is not None:

@@ -47,7 +47,8 @@ def write_case_browser(
     """Write a case for the report's case browser: every method at one n (6 as in the paper, or the largest).
 
     Args:
-        image, reference: (x, y, z) on the scan's own grid.
+        image: (x, y, z) on the scan's own grid; of several channels the first.
+        reference: (x, y, z) class indices there.
         labels: by method and n, on that grid.
         case_result: the atlases selected, and their weights.
     """
@@ -95,7 +96,7 @@ def draw_overlays(
     scores = {(r["case"], r["method"], r["n"], r["label"]): r["dsc"] for r in rows if r["region"] == "whole"}
     pictures = set()
     for case in dict.fromkeys(ranked[rank] for rank in ranks):
-        volume = read_volume(dataset.cases[case], settings.data.label_values)
+        volume = read_volume(dataset.cases[case], settings.data.label_values, settings.data.ignore)
         assert volume.label is not None
         image, spacing_mm = to_canonical(volume.image[0].numpy(), volume.geometry.affine)
         truth, _ = to_canonical(volume.label[0].numpy(), volume.geometry.affine)

@@ -16,6 +16,7 @@ from oasis_monai.data.io import read_volume
 from oasis_monai.data.types import Case, Geometry, Volume
 from oasis_monai.transforms.preprocessing import Preprocessing, outside_view, view_faults
 from oasis_monai.utils.errors import DataError, Fault
+from oasis_monai.workflows.twins import Portrait, portrait, twin_faults
 
 SPACING_MM = (0.1, 20.0)  # plausible voxel sizes of a clinical scan
 IN_PLANE_RATIO = 1.5  # largest ratio of the two finer spacings; a scanner's pixels are square
@@ -29,6 +30,7 @@ def check_cases(
     label_values: Sequence[int],
     preprocessing: Preprocessing | None = None,
     look: Callable[[Volume], None] | None = None,
+    ignore: int | None = None,
 ) -> list[Fault]:
     """Read every case and list everything wrong with the data set; a bad case never hides another.
 
@@ -38,13 +40,14 @@ def check_cases(
 
     Warnings (look at it): a class missing or of a few voxels, a class in several pieces (26-connected), the same voxels under
     two ids without labels, spacing outside 0.1 to 20 mm, pixels far from square, a class volume far from the others', a label
-    that the field of view of ``preprocessing`` cuts.
+    that the field of view of ``preprocessing`` cuts, cases of different patients that look like one person (:mod:`.twins`).
 
     Args:
         cases: with or without labels.
         label_values: value in the file of each class, the background first.
         preprocessing: the setting whose field of view the labels should fit into; None: it is not looked at.
         look: called with every case that can be read, to collect other facts about the data set.
+        ignore: value in the files of voxels that nobody labelled; None: there are none.
 
     Returns:
         Faults in the order of ``cases``, those of the whole data set last; empty if all is well.
@@ -55,21 +58,27 @@ def check_cases(
     faults: list[Fault] = []
     same: dict[str, list[Case]] = defaultdict(list)
     volumes_mm3: dict[int, dict[str, float]] = defaultdict(dict)
+    portraits: list[Portrait] = []
+    channels: dict[int, str] = {}  # number of channels -> the first case that has so many
     for case in cases:
         try:
-            volume = read_volume(case, label_values)
+            volume = read_volume(case, label_values, ignore)
         except DataError as error:
             faults += error.faults
             continue
         faults += volume.notes
         if look is not None:
             look(volume)
-        if float(volume.image.min()) == float(volume.image.max()):
-            found = f"{float(volume.image.min()):g} everywhere"
+        channels.setdefault(len(volume.image), case.id)
+        flat = [(number, one) for number, one in enumerate(volume.image, 1) if float(one.min()) == float(one.max())]
+        if flat:
+            number, one = flat[0]
+            found = f"{float(one.min()):g} everywhere" + (f" in channel {number}" if len(volume.image) > 1 else "")
             faults.append(Fault(case.id, "image", "different intensities", found, "export the scan again or leave it out"))
         else:
             key = hashlib.sha256(volume.image.numpy().data).hexdigest() + str(volume.geometry.shape)
             same[key].append(case)
+            portraits.append(portrait(volume))
         faults += _spacing_faults(case.id, volume.geometry)
         if volume.label is not None:
             faults += _label_faults(volume, label_values, volumes_mm3)
@@ -79,9 +88,16 @@ def check_cases(
     if labelled and not volumes_mm3 and not any(fault.severity == "error" for fault in faults):
         remedy = "segment the structures, or correct data.labels"
         faults.append(Fault("", "label", "some foreground in one case or more", f"none in {len(labelled)} cases", remedy))
+    if len(channels) > 1:
+        found = ", ".join(f"{count} in {case}" for count, case in channels.items())
+        faults.append(
+            Fault("", "channels", "as many in every case", found, "give every case the same images, or set data.channels")
+        )
     faults += _repeated(cases, same)
     for index, volumes in sorted(volumes_mm3.items()):
         faults += _outliers(label_values[index], volumes)
+    repeated = {case.id for group in same.values() if len(group) > 1 for case in group}  # told already
+    faults += twin_faults([one for one in portraits if one.case not in repeated], {case.id: case.patient for case in cases})
     return faults
 
 

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 
 from oasis_monai.atlases.features import Embedder, embedder
-from oasis_monai.data.folds import Fold
+from oasis_monai.data.folds import SLICE, Fold
 from oasis_monai.data.io import read_volume
 from oasis_monai.data.types import Segmentation, Volume
 from oasis_monai.segmentation.agreement import overlap_counts
@@ -41,7 +41,7 @@ def num_corrupted_copies(settings: Settings) -> int:
     It is 0 where no Dice is predicted, in a job of one fold (the prediction for a case needs the other folds), and under slice
     folds, where the neighbouring slices among the atlases would not be corrupted.
     """
-    useful = settings.folds == "patient" and settings.fold is None and methods_with_predicted_dice(settings)
+    useful = settings.folds != SLICE and settings.fold is None and methods_with_predicted_dice(settings)
     return settings.corruptions if useful else 0
 
 
@@ -53,7 +53,7 @@ def segment_labelled(
     methods: Sequence[str],
     fields: FieldCache | None = None,
 ) -> tuple[CaseResult, dict[Key, Segmentation], dict[Key, list[float]]]:
-    """Segment a labelled scan like one without a label, with no atlas of its own case, and compute its Dice.
+    """Segment a labelled scan like one without a label, with no atlas of its own patient, and compute its Dice.
 
     Returns:
         The results; the labels on the scan's own grid by method and n; and the Dice of every structure (NaN where it is in
@@ -62,7 +62,7 @@ def segment_labelled(
     if volume.label is None:
         raise ValueError(f"{volume.case}: expected a labelled scan")
     scan = Scan.of_volume(volume, settings.preprocessing)
-    case_result = segment_case(segmenter, scan, embed, methods, settings.n, fields, volume.case)
+    case_result = segment_case(segmenter, scan, embed, methods, settings.n, fields, segmenter.library.patient_of(volume.case))
     labels, truth, classes = case_result.restore(), volume.label[0], len(settings.data.label_values)
     dice = {
         key: [float(common / both) if both else math.nan for common, both in overlap_counts(one.label, truth, classes).tolist()]
@@ -87,7 +87,7 @@ def corrupted_rows(settings: Settings, dataset: Dataset, folds: Sequence[Fold], 
         segmenter = trained[fold].segmenter
         assert segmenter is not None
         with with_case_in_errors(case):
-            volume = read_volume(dataset.cases[case], settings.data.label_values)
+            volume = read_volume(dataset.cases[case], settings.data.label_values, settings.data.ignore)
             for name, seed in draw_corruptions(case, count, settings.seed):
                 copy = CORRUPTIONS[name](volume, seed)
                 if not shows_anything(copy):
@@ -97,7 +97,8 @@ def corrupted_rows(settings: Settings, dataset: Dataset, folds: Sequence[Fold], 
                     uncorrupted_fields.folder, digest([uncorrupted_fields.key, name, seed, CORRUPTIONS_VERSION])
                 )
                 case_result, _, dice = segment_labelled(segmenter, copy, settings, embed, methods, fields)
-                about = {"protocol": "patient", "fold": fold.index, "case": case, "corruption": name, "region": "whole"}
+                about = {"protocol": settings.folds, "fold": fold.index, "case": case, "corruption": name, "region": "whole"}
+                about |= {"patient": dataset.cases[case].patient, "centre": dataset.cases[case].centre}
                 for key, result in case_result.results.items():
                     if result.agreement is not None:
                         own = {**about, "method": key[0], "n": key[1]}

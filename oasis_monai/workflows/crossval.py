@@ -21,6 +21,7 @@ from oasis_monai.atlases.features import Embedder, embedder
 from oasis_monai.data.folds import Fold, Split, patient_groups
 from oasis_monai.data.io import read_volume, to_canonical
 from oasis_monai.data.types import Segmentation, Selection
+from oasis_monai.evaluation.centres import write_centres
 from oasis_monai.evaluation.metrics import score_case
 from oasis_monai.evaluation.quality_tables import keep_calibrations, quality_rows, write_calibrations, write_quality
 from oasis_monai.evaluation.scores import read_scores, summarise, write_scores, write_summary
@@ -73,9 +74,12 @@ def crossval(
         cases = find_and_check(settings, cache, log)
         dataset = prepare(settings, cases, cache, log)
     split = split_of(settings, dataset)
+    if split.protocol != "file" and (kept := [case for case in cases if case.split == "test"]):
+        remedy = "folds=file keeps them out of training"
+        log(f"note: {len(kept)} cases that the data set keeps for tests are dealt like all others; {remedy}")
 
     def record() -> dict[str, Any]:
-        told = run_record("crossval", settings, split, len(cases), clock.seconds, dataset.content)
+        told = run_record("crossval", settings, split, len(cases), clock.seconds, dataset.identity())
         return told | ({"swept": dict(swept)} if swept else {})
 
     claim_results(run_dir, record(), key, overwrite)
@@ -115,7 +119,7 @@ class CrossValidation:
     def train(self) -> None:
         """Train or load the models of the folds asked for; under slice folds, settle which folds can be scored."""
         settings, split, models = self.settings, self.split, self.models
-        wanted = [fold for fold in split.folds if settings.fold in (None, fold.index)]
+        wanted = split.choose(settings.fold)
         with self.clock("train"):
             if settings.workers > 1:
                 jobs = [(settings, fold.index, name) for fold in wanted for name in models.missing(fold)]
@@ -123,7 +127,7 @@ class CrossValidation:
             for fold in wanted:
                 for name in models.missing(fold):
                     models.train(fold, name)
-        if split.protocol == "slice":
+        if not split.honest:
             others = [fold.index for fold in split.folds if fold not in wanted and models.missing(fold)]
             if models.needed() and others:
                 self.log(
@@ -139,11 +143,18 @@ class CrossValidation:
         with contextlib.closing(OpenModels(self.models)) as trained:
             self.score(trained)
             write_scores(self.run_dir / "scores.csv", self.rows)
-            for name in ("summary.csv", "quality.csv", "calibration.json"):  # of an earlier run; not every run writes all of them
+            for name in (
+                "summary.csv",
+                "centres.csv",
+                "quality.csv",
+                "calibration.json",
+            ):  # of an earlier run; not every run writes all of them
                 (self.run_dir / name).unlink(missing_ok=True)
             if not self.rows:
                 return
-            write_summary(self.run_dir / "summary.csv", summarise(read_scores(self.run_dir / "scores.csv")))
+            scores = read_scores(self.run_dir / "scores.csv")
+            write_summary(self.run_dir / "summary.csv", summarise(scores))
+            write_centres(self.run_dir / "centres.csv", scores)
             with self.clock("pictures"):
                 pictures = draw_overlays(self.settings, self.dataset, self.rows, self.labels, self.run_dir)
                 remove_stale_pictures(self.settings, self.run_dir, self.rows, pictures)
@@ -185,8 +196,8 @@ class CrossValidation:
         if model.segmenter is not None:
             bare = self.dataset.cases[case].without_label()
             again = settings.preprocessing.elsewhere(lambda: read_volume(bare, settings.data.label_values))
-            # under patient folds the fold's library has no atlas of this case; excluding the case as well costs nothing
-            exclude = case if self.split.protocol == "patient" else None
+            # but for slice folds the fold's library has no atlas of this patient; excluding them as well costs nothing
+            exclude = bare.patient if self.split.honest else None
             case_result = segment_case(
                 model.segmenter,
                 Scan(target, again, features),
@@ -207,12 +218,12 @@ class CrossValidation:
     def _score_case(self, case: str, case_result: CaseResult) -> None:
         """Read the reference, now that everything is segmented, and compare."""
         settings = self.settings
-        volume = read_volume(self.dataset.cases[case], settings.data.label_values)
+        volume = read_volume(self.dataset.cases[case], settings.data.label_values, settings.data.ignore)
         assert volume.label is not None
         image, reference = volume.image[0].numpy(), volume.label[0].numpy()
         labels = case_result.restore(settings.save_probability)
         own = next(fold for fold in self.folds if case in fold.test)
-        fold = own.index if self.split.protocol == "patient" else -1
+        fold = own.index if self.split.honest else -1
         for key, result in labels.items():
             self.labels[case, *key] = save_label(settings, self.run_dir, replace(result, geometry=volume.geometry), *key)
             self.rows += self._score_rows(fold, result, reference, key)
@@ -226,18 +237,22 @@ class CrossValidation:
         truth, _ = to_canonical(reference, result.geometry.affine)
         regions: Any = data.regions
         scores = score_case(label, truth, spacing_mm, list(data.labels), regions, case=result.case)
-        about = {"protocol": self.split.protocol, "fold": fold, "case": result.case, "method": key[0], "n": key[1]}
+        case = self.dataset.cases[result.case]
+        about = {"protocol": self.split.protocol, "fold": fold, "case": case.id, "patient": case.patient, "centre": case.centre}
+        about |= {"method": key[0], "n": key[1]}
         return [{**about, **asdict(score)} for score in scores]
 
     def predict_quality(self, corrupted: Rows) -> None:
-        """Write ``quality.csv`` and, with all patient folds run, the calibrations for a model trained with the same settings."""
-        settings = self.settings
-        groups = patient_groups(self.dataset.targets, settings.k, settings.seed)
+        """Write ``quality.csv`` and, with all folds run, the calibrations. A model trained with the same settings gets them, not
+        those of slices, nor of centres left out: a new scan mostly comes from a centre of the model's."""
+        settings, patients = self.settings, self.dataset.patients
+        groups = self.split.testing() if self.split.honest else patient_groups(patients, settings.k, settings.seed, patients)
         table, calibrations = quality_rows(self.rows, self.agreements, list(settings.data.labels), groups, corrupted)
         write_quality(self.run_dir / "quality.csv", table)
-        if self.split.protocol == "patient" and settings.fold is None and settings.train_cases is None:
+        if self.split.honest and settings.fold is None and settings.train_cases is None:
             write_calibrations(self.run_dir / "calibration.json", calibrations)
-            keep_calibrations(calibration_path(settings, self.dataset), calibrations)
+            if self.split.protocol != "centre":
+                keep_calibrations(calibration_path(settings, self.dataset), calibrations)
 
 
 def _volume_of(probability: torch.Tensor, only: torch.Tensor | None, images: int) -> torch.Tensor:

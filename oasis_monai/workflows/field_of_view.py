@@ -10,6 +10,7 @@ import numpy as np
 
 from oasis_monai.data.io import to_canonical
 from oasis_monai.data.types import Volume
+from oasis_monai.transforms.labels import structures
 from oasis_monai.transforms.preprocessing import Preprocessing
 
 MARGIN = 0.1  # surroundings the networks should see beyond the labels, as a fraction of the labels' extent
@@ -39,9 +40,9 @@ class Extent:
 
 def extent(volume: Volume) -> Extent | None:
     """Measure how far the labels of a scan extend from its centre; None without a label or without foreground."""
-    if volume.label is None or not volume.label.any():
+    if volume.label is None or not structures(volume.label).any():
         return None
-    label, spacing_mm = to_canonical(volume.label[0].numpy(), volume.geometry.affine)
+    label, spacing_mm = to_canonical(structures(volume.label[0]).numpy(), volume.geometry.affine)
     extent_voxels = []
     for axis, length in enumerate(label.shape):
         along = np.flatnonzero(label.any(axis=tuple(a for a in range(3) if a != axis)))
@@ -70,10 +71,11 @@ def suited(
     )
     own = np.median([e.spacing_mm for e in extents], 0)[:dims]
     ct = float(np.median([e.lowest for e in extents])) < HOUNSFIELD
-    intensity = "zscore" if ct else preprocessing.intensity
+    intensity = "zscore" if ct and preprocessing.intensity == "local" else preprocessing.intensity
 
     def made(size: Sequence[int]) -> Preprocessing:
-        return Preprocessing("physical", dims, tuple(size), tuple(spacing), intensity, preprocessing.local_mm)
+        more = (intensity, preprocessing.local_mm, preprocessing.window)
+        return Preprocessing("physical", dims, tuple(size), tuple(spacing), *more)
 
     finest = float(own.min())
     while True:

@@ -75,19 +75,25 @@ def with_embedding(identity: dict[str, Any], embedding: str) -> dict[str, Any]:
     return {**identity, "features": {**features, "weights": embedding}} if features else identity
 
 
+def ignore_identity(settings: Settings) -> dict[str, Any]:
+    """What a name holds of ``data.ignore``: nothing where it is not set."""
+    return {} if settings.data.ignore is None else {"ignore": settings.data.ignore}
+
+
 def calibration_path(settings: Settings, dataset: Dataset) -> Path:
     """Where a cross-validation leaves what predicts the Dice of scans, for the model that ``train`` fits with the same settings
     on the same cases. Methods, n, folds and corruptions are not in the name: see
     :func:`oasis_monai.evaluation.quality_tables.keep_calibrations`."""
     identity = {
         **with_embedding(settings.identity(), dataset.embedding),
-        "content": dict(dataset.content),
+        "content": dataset.identity(case for case in dataset.cases if dataset.cases[case].split != "test"),  # as train takes them
         "labels": list(settings.data.label_values),
         "version": TRAINING_VERSION,
         "selection": {**asdict(settings.features), "weights": dataset.embedding},
         "temperature": settings.temperature,
     }
     identity |= {k: getattr(settings.joint, k) for k in ("estimate_weight", "tta_flip", "tta_views", "recentre")}
+    identity |= ignore_identity(settings)
     return Path(settings.cache) / "calibrations" / f"{digest(identity)}.json"
 
 
@@ -117,7 +123,8 @@ class FoldModels:
         whole = self.dataset.library
         numbers = (whole.slices.clamp_min(0)).tolist()  # a volume is image 0 of its case
         keep = [i for i, case in enumerate(whole.cases) if numbers[i] in set(fold.train.get(case, ()))]
-        return whole.subset(torch.tensor(keep))
+        known = [i for i in keep if i not in self.dataset.unlabelled]
+        return whole.subset(torch.tensor(known))
 
     def atlases(self, fold: Fold) -> AtlasLibrary:
         """Those of :meth:`library` that can be aligned and fused: not the cases of volumes without any structure."""
@@ -137,12 +144,13 @@ class FoldModels:
 
     def folder(self, fold: Fold, network: str = REGISTRATION) -> Path:
         """Where a network of the fold lives."""
-        content = {case: self.dataset.content[case] for case in fold.train}
+        content = self.dataset.identity(fold.train)
         own = with_embedding(self.settings.identity(_IDENTITIES.get(network, network)), self.dataset.embedding)
         if self.settings.training.minutes is not None:  # minutes of a GPU are other steps than those of a CPU
             own["device"] = resolve_device(self.settings.device).partition(":")[0]
         identity: dict[str, Any] = {**own, "split": fold.key(), "content": content, "version": TRAINING_VERSION}
         identity |= {"labels": list(self.settings.data.label_values), "protocol": self.split.protocol}
+        identity |= ignore_identity(self.settings)
         return self.cache / "models" / digest(identity)
 
     def trained(self, fold: Fold, network: str = REGISTRATION) -> bool:
@@ -240,7 +248,7 @@ class FoldModels:
     @property
     def _same_case(self) -> bool:
         """Under slice folds an atlas may be aligned to another slice of its own case."""
-        return self.split.protocol == "slice"
+        return not self.split.honest
 
     def _options(self) -> SegmenterOptions:
         return segmenter_options(self.settings, self._same_case)
@@ -280,7 +288,9 @@ class FoldModels:
             resolve_device(settings.device),
             settings.augmentation,
             settings.progress,
-            name=network if folds == 1 else f"fold {fold.index + 1} of {folds}, {network}",
+            name=network
+            if folds == 1
+            else f"fold {fold.index + 1} of {folds}{f' ({fold.name})' if fold.name else ''}, {network}",
             same_case=self._same_case,
             distance=settings.features.distance,
         )
@@ -289,7 +299,7 @@ class FoldModels:
 class OpenModels:
     """The models of a run's folds, put together when they are first asked for.
 
-    Under patient folds every case belongs to one fold, so one model is held at a time, with one copy of the atlases. Slices of
+    Every case belongs to one fold, so one model is held at a time, with one copy of the atlases. Only under slice folds slices of
     one case belong to several folds: there all models stay.
 
     Args:
@@ -302,7 +312,7 @@ class OpenModels:
 
     def __getitem__(self, fold: Fold) -> FoldModel:
         if fold.index not in self._open:
-            if self._models.split.protocol == "patient":
+            if self._models.split.honest:
                 self.close()
             self._open[fold.index] = self._models.model(fold)
         return self._open[fold.index]
@@ -319,9 +329,7 @@ def train_in_parallel(jobs: Sequence[tuple[Settings, int, str]], workers: int, l
     """Train networks in parallel: (settings, fold, network) each. The trained networks go to the cache."""
     from tqdm import tqdm
 
-    named = [
-        (f"fold {fold + 1} of {settings.k}, {network}", (_quiet(settings), fold, network)) for settings, fold, network in jobs
-    ]
+    named = [(f"{_named(settings, fold)}, {network}", (_quiet(settings), fold, network)) for settings, fold, network in jobs]
     look = "{desc}: {n_fmt} of {total_fmt} networks |{bar}| {elapsed} gone, {remaining} left"
     progress = any(settings.progress for settings, _, _ in jobs)
     with tqdm(total=len(named), desc="train", disable=not progress, leave=False, bar_format=look) as bar:
@@ -332,6 +340,11 @@ def train_in_parallel(jobs: Sequence[tuple[Settings, int, str]], workers: int, l
             bar.update()
 
         run_parallel(_train, named, workers, ended)
+
+
+def _named(settings: Settings, fold: int) -> str:
+    """A fold for people; how many there are only folds drawn at random know without the data."""
+    return f"fold {fold + 1}" + (f" of {settings.k}" if settings.folds in ("patient", "slice") else "")
 
 
 def _quiet(settings: Settings) -> dict[str, Any]:

@@ -20,6 +20,7 @@ from oasis_monai.data.types import Case, Preprocessed
 from oasis_monai.evaluation.tables import aligned_text
 from oasis_monai.segmentation.estimate import estimate_atlases
 from oasis_monai.settings import Settings
+from oasis_monai.transforms.labels import structures
 from oasis_monai.transforms.preprocessing import PreprocessCache
 from oasis_monai.utils.errors import ConfigError, DataError, Fault
 from oasis_monai.utils.files import file_digest, locked, write_json
@@ -32,31 +33,41 @@ Log = Callable[[str], None]
 
 
 def list_atlases(model: Path) -> str:
-    """A table of the library's cases: id, images (1, or slices), volume in ml of every label on the working grid, and whether the
-    networks were trained on it; below it the total and the features that select.
+    """A table of the library's cases: id, patient where that is known, images (1, or slices), volume in ml of every label on the
+    working grid, and whether the networks were trained on it; below it the total and the features that select.
 
     Raises:
         OasisError: it is no model folder, or its library has changed.
     """
     record, library = retry_once(lambda: _read_library(model))
     labels, features = record["settings"]["data"]["labels"], record["settings"]["features"]
-    lines = [["case", "images", *(f"{name} ml" for name in labels), "trained on"]]
+    several = library.patients != library.cases
+    lines = [["case", *(["patient"] if several else []), "images", *(f"{name} ml" for name in labels), "trained on"]]
     for case in _cases(library):
         volumes = [f"{record['atlases'][case]['volume_ml'][name]:.1f}" for name in labels]
         trained = "yes" if case in record["trained_on"] else "no"
-        lines.append([case, str(library.cases.count(case)), *volumes, trained])
+        patient = [library.patient_of(case)] if several else []
+        lines.append([case, *patient, str(library.cases.count(case)), *volumes, trained])
     total = f"{len(lines) - 1} cases, {len(library)} images, selected by {features['name']} ({features['distance']})\n"
-    return aligned_text(lines, left=(0,)) + total
+    return aligned_text(lines, left=(0, 1) if several else (0,)) + total
 
 
 def add_atlas(
-    model: Path, image: Path, label: Path, case: str | None = None, device: str = "auto", batch: int = 8, log: Log = print
+    model: Path,
+    image: Path,
+    label: Path,
+    case: str | None = None,
+    device: str = "auto",
+    batch: int = 8,
+    log: Log = print,
+    patient: str | None = None,
 ) -> str:
     """Make a labelled scan an atlas of the model.
 
     Args:
         image, label: files on one grid; the image may be a DICOM series (a file of it, or its folder).
         case: the case's id; None: the image's name.
+        patient: the person it is of; None: what the scan itself says, else nobody else's.
 
     Returns:
         The id.
@@ -82,13 +93,18 @@ def add_atlas(
         settings, library = loaded.settings, loaded.segmenter.library
         if name in library.cases:
             raise ConfigError("case", "an id that is not in the library", name, f"give case=ID, or remove={name} first")
-        item = _preprocessed(replace(scans[0], id=name, label=label), settings, log)
+        own = scans[0].patient if scans[0].patient != scans[0].id else name
+        scan = replace(scans[0], id=name, label=label, patient=own if patient is None else patient)
+        if theirs := library.cases_of(scan.patient):
+            log(f"note: {name} is of the same patient as {', '.join(theirs)}")
+        item = _preprocessed(scan, settings, log)
+        loaded.record.check_channels(name, len(item.image))
         twin = library.twin(item.image, SAME, _cases(library))
         if twin is not None:
             raise DataError(
                 Fault(name, "image", "each scan only once", f"the voxels of {twin}, an atlas", f"remove={twin} first")
             )
-        new_atlases = _atlases(item, loaded)
+        new_atlases = _atlases(item, loaded, scan.patient)
         merged = library.merge(new_atlases)
         described = describe(new_atlases, name, settings.data.labels, item.geometry.voxel_ml)
         atlases = {**loaded.record.values["atlases"], name: described}
@@ -128,8 +144,11 @@ def _preprocessed(case: Case, settings: Settings, log: Log) -> Preprocessed:
     """A labelled case on the working grid, after the checks a data set has to pass."""
     from oasis_monai.workflows.check import check_cases
 
-    faults = [fault for fault in check_cases([case], settings.data.label_values) if fault.case]  # nothing of a data set
-    store = PreprocessCache(None, settings.preprocessing, settings.data.label_values)
+    data = settings.data
+    faults = [
+        fault for fault in check_cases([case], data.label_values, ignore=data.ignore) if fault.case
+    ]  # nothing of a data set
+    store = PreprocessCache(None, settings.preprocessing, data.label_values, data.ignore)
     item = None
     if all(fault.severity != "error" for fault in faults):
         item = store.get(case)
@@ -141,17 +160,17 @@ def _preprocessed(case: Case, settings: Settings, log: Log) -> Preprocessed:
     if errors or item is None:
         raise DataError(errors)
     assert item.label is not None
-    if not item.label.any():
+    if not structures(item.label).any():
         remedy = "give a scan whose structure lies in the field of view that the model was trained with"
         raise DataError(Fault(case.id, "label", "some of it in the working field of view", "nothing", remedy))
     return item
 
 
-def _atlases(item: Preprocessed, model: Model) -> AtlasLibrary:
+def _atlases(item: Preprocessed, model: Model, patient: str) -> AtlasLibrary:
     """Turn the case into atlases like those of the model's library. The estimates of the other atlases stay as they are: they
     belong to the library at the time they were computed."""
     library, settings, estimator = model.segmenter.library, model.settings, model.segmenter.estimator
-    new_atlases = build_library([item], settings.spatial_dims, model.embed, library.classes)
+    new_atlases = build_library([item], settings.spatial_dims, model.embed, library.classes, {item.case: patient})
     if estimator is None:
         return new_atlases
     both = replace(library, estimates=None).merge(new_atlases)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import operator
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -113,7 +114,8 @@ class Model:
 
         Args:
             scan: a path (MetaImage, NIfTI, a DICOM series' file or folder), a MONAI ``MetaTensor`` in any axis order, an array or
-                tensor of shape (x, y, z) or (1, x, y, z) with ``affine``, or an :class:`oasis_monai.Volume`.
+                tensor of shape (x, y, z) or (c, x, y, z) with ``affine``, or an :class:`oasis_monai.Volume`. Of a model
+                for several channels (``model.record.channels``) an array has them first, or there is a list of a path for each.
             affine: (4, 4), voxel index -> RAS+ millimetres, as nibabel and MONAI have it. Of an array only, and required there;
                 a ``MetaTensor`` has its own.
             n: atlases to fuse; None: 6, or all where there are fewer.
@@ -147,6 +149,7 @@ class Model:
 
     def segment_volume(self, volume: Volume, method: str, n: int, save_probability: bool = False) -> ScanResult:
         """:meth:`segment` of a scan in memory, by a method that the model is known to have."""
+        self.record.check_channels(volume.case, len(volume.image))
         scan = Scan.of_volume(volume, self.settings.preprocessing)
         if float(scan.target.image.min()) == float(scan.target.image.max()):
             # nothing to see: the networks would put something there all the same
@@ -210,10 +213,11 @@ def read_scan(scan: Any, affine: Any = None, case: str = "") -> Volume:
     Raises:
         DataError: it is none of these, or cannot be used.
     """
-    if isinstance(scan, Volume | str | Path):
+    several = isinstance(scan, list | tuple) and len(scan) > 0 and all(isinstance(one, str | Path) for one in scan)
+    if several or isinstance(scan, Volume | str | Path):
         if affine is not None:
             raise _fault(case or str(scan)[:80], "affine", "none beside a file, which has its own", "one", "leave it out")
-        return scan if isinstance(scan, Volume) else _read_file(Path(scan), case)
+        return scan if isinstance(scan, Volume) else _read_files([Path(one) for one in scan] if several else [Path(scan)], case)
     from monai.data.meta_tensor import MetaTensor
 
     name = case or "array"
@@ -221,7 +225,7 @@ def read_scan(scan: Any, affine: Any = None, case: str = "") -> Volume:
         affine = scan.affine.detach().cpu().numpy()
         affine = flip_lps_ras(affine) if str(scan.meta.get("space")) == "LPS" else affine
     if not isinstance(scan, np.ndarray | torch.Tensor):
-        raise _fault(name, "scan", "a path, a MetaTensor or an array", type(scan).__name__, "give one of these")
+        raise _fault(name, "scan", "a path, paths, a MetaTensor or an array", type(scan).__name__, "give one of these")
     image = _voxels(name, scan)
     if affine is None:
         raise _fault(name, "affine", "(4, 4), voxel index -> RAS+ millimetres", "none", "give affine=...")
@@ -230,7 +234,7 @@ def read_scan(scan: Any, affine: Any = None, case: str = "") -> Volume:
 
 
 def _voxels(name: str, scan: np.ndarray | torch.Tensor) -> torch.Tensor:
-    """(1, x, y, z) float32, a copy."""
+    """(c, x, y, z) float32, a copy."""
     kind = str(scan.dtype)
     if not (torch.is_tensor(scan) or scan.dtype.kind in "buif") or "complex" in kind:
         raise _fault(name, "scan", "real numbers", kind, "convert it")
@@ -238,8 +242,8 @@ def _voxels(name: str, scan: np.ndarray | torch.Tensor) -> torch.Tensor:
     with np.errstate(over="ignore"):  # beyond float32 becomes infinite, which is refused below
         array = np.array(array, dtype=np.float32, order="C")
     array = array[None] if array.ndim == 3 else array
-    if array.ndim != 4 or array.shape[0] != 1 or 0 in array.shape:
-        raise _fault(name, "scan", "an array (x, y, z) or (1, x, y, z)", tuple(scan.shape), "choose one channel")
+    if array.ndim != 4 or 0 in array.shape:
+        raise _fault(name, "scan", "an array (x, y, z) or (channels, x, y, z)", tuple(scan.shape), "give one of these")
     faults = Faults(Path(name))
     check_shape(faults, "shape", array.shape[1:])
     faults.raise_if_any()
@@ -267,15 +271,20 @@ def _affine(name: str, affine: Any) -> np.ndarray:
     return matrix
 
 
-def _read_file(path: Path, case: str) -> Volume:
+def _read_files(paths: Sequence[Path], case: str) -> Volume:
+    """The scan of one path, or of several that are a channel each."""
     from oasis_monai.data.cases import find_cases
-    from oasis_monai.data.io import read_image
+    from oasis_monai.data.io import read_volume
 
-    cases = find_cases(path, "folder")
-    if len(cases) != 1:
-        raise _fault(str(path), "scan", "one scan", f"{len(cases)} scans", "give one file or series, or use oasis_monai.segment")
-    image, geometry = read_image(cases[0].source)
-    return Volume(case or cases[0].id, image, None, geometry)
+    found = []
+    for path in paths:
+        cases = find_cases(path, "folder")
+        if len(cases) != 1:
+            remedy = "give one file or series, or use oasis_monai.segment"
+            raise _fault(str(path), "scan", "one scan", f"{len(cases)} scans", remedy)
+        found += cases
+    first = replace(found[0], label=None, channels=(*found[0].channels, *(source for one in found[1:] for source in one.sources)))
+    return replace(read_volume(first, (0, 1)), case=case or first.id)
 
 
 def _fault(case: str, field: str, expected: str, found: Any, remedy: str) -> DataError:

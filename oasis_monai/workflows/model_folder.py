@@ -2,8 +2,8 @@
 
 A model folder holds ``stm.safetensors`` (registration network), ``library.safetensors`` (atlases with features),
 ``loa.safetensors`` (pairs computed so far), of a joint model also ``estimator.safetensors`` and ``volume.safetensors``, and
-``model.json`` (settings, versions, cases, checksums), written last: a folder without it is no model, and a part counts only with
-the checksum it names.
+``model.json`` (settings, versions, channels, cases, checksums), written last: a folder without it is no model, and a part counts
+only with the checksum it names.
 """
 
 from __future__ import annotations
@@ -28,9 +28,10 @@ from oasis_monai.segmentation.segmenter import Segmenter
 from oasis_monai.settings import Settings, build
 from oasis_monai.training.registration import make_registration_network
 from oasis_monai.training.trainer import load_weights
-from oasis_monai.utils.errors import OasisError
+from oasis_monai.utils.errors import DataError, Fault, OasisError
 from oasis_monai.utils.files import digest, file_digest
 from oasis_monai.utils.tensor_files import load_tensors
+from oasis_monai.workflows.prepare import ONE_CHANNEL
 
 FORMAT = 2
 RECORDED = ("embedding", "cases", "trained_on", "atlases", "calibration")  # keys that every ``model.json`` has
@@ -91,6 +92,22 @@ class ModelRecord:
         """Whether atlases were added or removed since the training."""
         return set(self.values["trained_on"]) != set(self.values["cases"])
 
+    @property
+    def channels(self) -> tuple[str, ...]:
+        """The names of the channels of a scan, in order; of a model before there were several, one."""
+        return tuple(self.values.get("channels", ONE_CHANNEL))
+
+    def check_channels(self, case: str, found: int) -> None:
+        """Refuse a scan with another number of channels than the model was trained with.
+
+        Raises:
+            DataError: naming the channels.
+        """
+        if found != len(self.channels):
+            names = f" ({', '.join(self.channels)})" if len(self.channels) > 1 else ""
+            remedy = f"give {'all of these, in this order' if names else 'one image'}, or train a model with the scan's channels"
+            raise DataError(Fault(case, "channels", f"the model's {len(self.channels)}{names}", str(found), remedy))
+
     def settings(self) -> Settings:
         """The settings the model was trained with.
 
@@ -149,10 +166,12 @@ class ModelRecord:
         registration: SpatialTransformModel = self._loaded(make_registration_network(library, settings.registration), STM_PART)
         if not settings.registration.joint:
             return TrainedNetworks(registration)
-        slices = self._loaded(make_slice_network(library.classes, joint, pretrained=False), SLICES_PART)
+        made = make_slice_network(library.classes, joint, pretrained=False, channels=library.channels)
+        slices = self._loaded(made, SLICES_PART)
         volume = None
         if settings.has_volume_network:
-            volume = self._loaded(make_network(joint.volume_network, library.classes, settings.network), VOLUME_PART)
+            made_of = (joint.volume_network, library.classes, settings.network, library.channels)
+            volume = self._loaded(make_network(*made_of), VOLUME_PART)
         return TrainedNetworks(registration, slices, volume)
 
     def _loaded(self, network: NetworkT, name: str) -> NetworkT:

@@ -5,25 +5,29 @@ Each step is cached.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
+from typing import Any
 
 import torch
 
 from oasis_monai.atlases.library import AtlasLibrary, build_library
-from oasis_monai.data.folds import Split, limit_training, make_split
+from oasis_monai.data.folds import Split, by_patient, limit_training, make_split, several_cases
 from oasis_monai.data.found import find_data, is_complete
 from oasis_monai.data.settings import DataSettings
 from oasis_monai.data.types import Case, Preprocessed
 from oasis_monai.segmentation.methods import needs_alignment, needs_atlases
 from oasis_monai.settings import Settings
+from oasis_monai.transforms.labels import ignored, structures
 from oasis_monai.transforms.preprocessing import PreprocessCache
 from oasis_monai.utils.device import resolve_device
 from oasis_monai.utils.errors import ConfigError, DataError, Fault, with_case_in_errors
 from oasis_monai.utils.files import digest, write_json
 
+ONE_CHANNEL = ("image",)
+"""The name of the only channel where nobody names it."""
 Log = Callable[[str], None]
 
 
@@ -47,13 +51,31 @@ class Dataset:
     scans: dict[str, str]
     embedding: str
 
+    @property
+    def patients(self) -> dict[str, str]:
+        """Case id -> the person it is of."""
+        return {case.id: case.patient for case in self.cases.values()}
+
+    def identity(self, cases: Iterable[str] | None = None) -> dict[str, Any]:
+        """What training on cases (None: all) depends on: their content, and which are of one person where several are. The names
+        of patients do not count, so a data set with one case each is what it was before it named them."""
+        chosen = list(self.cases if cases is None else cases)
+        groups = several_cases(chosen, self.patients)
+        return {case: self.content[case] for case in chosen} | ({"cases of one patient": groups} if groups else {})
+
     @cached_property
     def no_atlases(self) -> frozenset[str]:
         """Cases of volumes without any structure on the working grid: they teach the networks, but have nothing to fuse. Slices
         without one stay atlases, as the paper has them."""
         if self.library.spatial_dims == 2:
             return frozenset()
-        return frozenset(case for case, label in zip(self.library.cases, self.library.labels, strict=True) if not label.any())
+        pairs = zip(self.library.cases, self.library.labels, strict=True)
+        return frozenset(case for case, label in pairs if not structures(label).any())
+
+    @cached_property
+    def unlabelled(self) -> frozenset[int]:
+        """Rows of the library in which every voxel is ignored: they are no atlases and teach nothing."""
+        return frozenset(row for row, label in enumerate(self.library.labels) if bool(ignored(label).all()))
 
     def rows(self, case: str) -> torch.Tensor:
         """Rows of the library that are this case's, in slice order."""
@@ -80,13 +102,16 @@ def find_and_check(settings: Settings, cache: Path | None, log: Log) -> list[Cas
         [[str(f), f.stat().st_size, f.stat().st_mtime_ns] for case in cases for f in _files(case)]
         + [list(data.label_values)]
         + [list(case.background) for case in cases if case.background]
+        + several_cases([case.id for case in cases], {case.id: case.patient for case in cases})
+        + ([] if data.ignore is None else [data.ignore])
+        + [list(case.take) for case in cases if case.take]
     )
     checked = cache / "checked" / f"{stamp}.json" if cache else None
     for fault in unpaired:  # at every run: unpaired files are not part of the stamp
         if fault.severity != "error":
             log(f"warning: {fault}")
     if checked is None or not checked.exists() or any(fault.severity == "error" for fault in unpaired):
-        found = check_cases(cases, data.label_values)
+        found = check_cases(cases, data.label_values, ignore=data.ignore)
         faults = unpaired + found
         errors = [f for f in faults if f.severity == "error"]
         for fault in found:
@@ -128,16 +153,28 @@ def with_found_data(settings: Settings, cache: Path | None, log: Log) -> Setting
 NO_LABELS = Fault("", "data.labels", "structures to segment", "none", "correct data.root, or add data.labels={NAME: VALUE}")
 
 
+def channel_names(settings: Settings, count: int) -> list[str]:
+    """The names of the channels of a data set of ``count``, in order: those chosen by ``data.channels``, those that the data set
+    says, or numbers."""
+    from oasis_monai.data.cases import survey
+
+    names = list(settings.data.channels)
+    if not names and count > 1:
+        names = list(survey(settings.data.root, settings.data.layout).channels)
+    if len(names) == count:
+        return names
+    return list(ONE_CHANNEL) if count == 1 else [f"channel {number}" for number in range(1, count + 1)]
+
+
 def _files(case: Case) -> list[Path]:
     from oasis_monai.data.formats.dispatch import data_files
 
     files: list[Path] = []
-    for path in (case.image, case.label):
-        if path is not None:
-            try:
-                files += data_files(path)
-            except DataError:  # the check that follows reports it with all other faults
-                files.append(path)
+    for source in (*case.sources, *([] if case.label is None else [(case.label,)])):
+        try:
+            files += data_files(source if len(source) > 1 else source[0])
+        except DataError:  # the check that follows reports it with all other faults
+            files += source
     return [file for file in files if file.exists()]
 
 
@@ -145,7 +182,8 @@ def prepare(settings: Settings, cases: list[Case], cache: Path | None, log: Log)
     """Preprocess and embed all cases (from the cache where it holds them)."""
     from oasis_monai.atlases.features import embedder
 
-    store = PreprocessCache(cache / "preprocessed" if cache else None, settings.preprocessing, settings.data.label_values)
+    data = settings.data
+    store = PreprocessCache(cache / "preprocessed" if cache else None, settings.preprocessing, data.label_values, data.ignore)
     embed = embedder(settings.features.name, settings.features.weights, resolve_device(settings.device))
     if cache:
         embed = replace(embed, cache=cache / "features")
@@ -155,10 +193,10 @@ def prepare(settings: Settings, cases: list[Case], cache: Path | None, log: Log)
             items.append(store.get(case))
     for fault in store.faults():
         log(f"warning: {fault}")
-    library = build_library(items, settings.spatial_dims, embed, settings.data.classes)
+    library = build_library(items, settings.spatial_dims, embed, data.classes, {c.id: c.patient for c in cases})
     targets = {item.case: replace(item, label=None) for item in items}
-    content = {c.id: digest([store.content(p) for p in (c.image, c.label) if p is not None]) for c in cases}
-    scans = {c.id: store.content(c.image) for c in cases}
+    scans = {c.id: store.image_content(c) for c in cases}
+    content = {c.id: digest([scans[c.id], *([] if c.label is None else [store.content(c.label)])]) for c in cases}
     return Dataset({c.id: c for c in cases}, targets, library, content, scans, embed.key)
 
 
@@ -171,9 +209,10 @@ def check_pairs(settings: Settings, split: Split, no_atlases: frozenset[str] = f
     Raises:
         ConfigError: naming how many there are.
     """
-    what = "cases" if split.protocol == "patient" else "slices"
+    what = "patients" if split.honest else "slices"
     fewest = min(
-        len(fold.train.keys() - no_atlases) if what == "cases" else sum(map(len, fold.train.values())) for fold in split.folds
+        len(by_patient(fold.train.keys() - no_atlases, split.patients)) if split.honest else sum(map(len, fold.train.values()))
+        for fold in split.folds
     )
     if needs_alignment(settings.methods) and fewest < 2:
         raise ConfigError("data", f"at least two training {what} to form pairs", f"{fewest}", "add cases")
@@ -187,7 +226,9 @@ def split_of(settings: Settings, dataset: Dataset) -> Split:
             checked before training.
     """
     counts = {case: int((dataset.rows(case)).numel()) for case in dataset.targets}
-    split = make_split(counts, settings.k, settings.seed, settings.folds, settings.spatial_dims)
+    cases = dataset.cases.values()
+    split = make_split(counts, settings.k, settings.seed, settings.folds, settings.spatial_dims, cases)
+    split.choose(settings.fold)
     if settings.train_cases is not None:
         split = limit_training(split, settings.train_cases)
     available = min(
@@ -197,8 +238,11 @@ def split_of(settings: Settings, dataset: Dataset) -> Split:
         raise ConfigError("n", f"1 to {available}, the atlases of the smallest fold", list(settings.n), "lower n or add cases")
     check_pairs(settings, split, dataset.no_atlases)
     if settings.uses_joint_model and settings.joint.atlases:
-        sizes = [[len(images) for images in fold.train.values()] for fold in split.folds]
-        others = min(sum(own) - (1 if split.protocol == "slice" else max(own)) for own in sizes)  # without the slice's own
+        sizes = [
+            [sum(len(fold.train[case]) for case in group) for group in by_patient(fold.train, split.patients)]
+            for fold in split.folds
+        ]
+        others = min(sum(own) - (max(own) if split.honest else 1) for own in sizes)  # without those of the slice's own patient
         if settings.joint.atlases > others:
             expected = f"0, as a fold has {others} atlases for a slice"
             raise ConfigError("joint.atlases", expected, settings.joint.atlases, "add cases")

@@ -61,12 +61,12 @@ def run_record(
     split: Split | None,
     cases: int,
     seconds: Mapping[str, float],
-    content: Mapping[str, str] | None = None,
+    content: Mapping[str, Any] | None = None,
 ) -> dict[str, Any]:
     """The content of ``run.json``, plain JSON values.
 
     Args:
-        content: case id -> digest of its files; None where a run looks at no data.
+        content: :meth:`oasis_monai.workflows.prepare.Dataset.identity`; None where a run looks at no data.
     """
     from oasis_monai.utils.device import resolve_device
 
@@ -75,10 +75,17 @@ def run_record(
     return {
         "task": task,
         "protocol": settings.folds,
-        "folds": settings.k,
+        "folds": len(split.folds) if split else settings.k,
         "seed": settings.seed,
         "command": " ".join([Path(sys.argv[0]).name, *sys.argv[1:]]),
-        "data": {"name": data.name, "root": data.root, "cases": cases, "citation": data.citation, "licence": data.licence},
+        "data": {
+            "name": data.name,
+            "root": data.root,
+            "cases": cases,
+            **_dealt(split),
+            "citation": data.citation,
+            "licence": data.licence,
+        },
         "data_digest": None if content is None else digest(dict(content)),
         "settings": settings.to_json(),
         "versions": versions(),
@@ -88,6 +95,15 @@ def run_record(
         "split_hash": split.key() if split else None,
         "timings_s": {stage: round(value, 2) for stage, value in seconds.items()},
     }
+
+
+def _dealt(split: Split | None) -> dict[str, int]:
+    """How many persons and centres the cases are of, and how many cases are tested, where that is not all."""
+    if split is None:
+        return {}
+    tested, centres = len(split.testing()), len(set(split.centres.values()))
+    found = {"patients": len(set(split.patients.values())), **({"centres": centres} if centres else {})}
+    return found | ({"tested": tested} if tested < len(split.patients) else {})
 
 
 def flat(settings: Mapping[str, Any], group: str = "") -> dict[str, Any]:
@@ -143,7 +159,16 @@ def claim_results(folder: Path, record: Mapping[str, Any], key: str, overwrite: 
     write_json(folder / "run.json", record)
 
 
-RESULTS = ("scores.csv", "summary.csv", "learning.csv", "quality.csv", "calibration.json", "report.html", "segmentations/*__*")
+RESULTS = (
+    "scores.csv",
+    "summary.csv",
+    "centres.csv",
+    "learning.csv",
+    "quality.csv",
+    "calibration.json",
+    "report.html",
+    "segmentations/*__*",
+)
 
 
 def _different(record: Path, settings: Mapping[str, Any], data_digest: str | None) -> str:

@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, TypedDict, Unpack
 
-from oasis_monai.data.formats.dispatch import ENDINGS, data_files, ending, remove_array
+from oasis_monai.data.formats.dispatch import RESULTS, WRITTEN, data_files, map_ending, remove_array, result_ending
 from oasis_monai.data.io import named, read_volume, to_canonical
 from oasis_monai.data.settings import DataSettings
 from oasis_monai.data.types import Case, Volume
@@ -21,8 +21,7 @@ from oasis_monai.workflows.model import Model, load_model, whole_number
 from oasis_monai.workflows.scan_result import ScanResult
 from oasis_monai.workflows.segment_table import FAILED, Row, merge_earlier_rows, read_record, row_of, table_text, write_table
 
-FORMATS = tuple(e.removeprefix(".") for e in ENDINGS)
-DICOM_RESULT = ".nii.gz"  # format of the label of a DICOM series, unless another one is asked for
+FORMATS = tuple(e.removeprefix(".") for e in RESULTS)
 HOPELESS = (errno.ENOSPC, errno.EROFS, errno.EDQUOT)  # errors after which the next scan would fail too
 Log = Callable[[str], None]
 
@@ -37,7 +36,7 @@ class SegmentOptions(TypedDict, total=False):
         batch: atlases aligned at once (8) [align_batch].
         save_probability: write the probability beside the label.
         overwrite: do finished scans again.
-        file_format: of the labels, one of :data:`FORMATS` [format]; None: each scan's own, :data:`DICOM_RESULT` for DICOM.
+        file_format: of the labels, one of :data:`FORMATS` [format]; None: each scan's own (:func:`.result_ending`).
         data: how the scans lie, such as templates of their names; None: as :func:`oasis_monai.data.cases.find_cases` recognises.
     """
 
@@ -121,7 +120,7 @@ def _find_scans(
     layout = data.layout if data is not None and data.layout not in LABELLED else "auto"
     cases = find_cases(scans, layout, lambda fault: log(f"warning: {fault}"), data, labelled=False)
     # X_segmentation there may be X's reference, and in the folder above them a result would be the next run's scan
-    if output.resolve() in {scans.resolve(), *(path.resolve().parent for case in cases for path in case.source)}:
+    if output.resolve() in {scans.resolve(), *(p.resolve().parent for case in cases for s in case.sources for p in s)}:
         raise ConfigError("output", "a folder other than the scans' own", str(output), "give another output=DIR")
     return cases
 
@@ -164,7 +163,7 @@ def _same_scan(case: Case, record: dict[str, Any], content: str) -> None:
 
 def _files(record: dict[str, Any]) -> list[str]:
     """Labels and probability maps that a scan's JSON file lists."""
-    own = [f"{record['case']}_{part}{kind}" for part in ("segmentation", "probability") for kind in ENDINGS]
+    own = [f"{record['case']}_{part}{kind}" for part in ("segmentation", "probability") for kind in WRITTEN]
     return [name for name in own if name in record["files"] and Path(name).name == name]  # the JSON file may come from anyone
 
 
@@ -176,6 +175,8 @@ def _line(record: dict[str, Any]) -> str:
         if record.get("is_atlas")
         else ""
     )
+    if theirs := record.get("atlases_of_patient"):
+        doubts += f"; {', '.join(theirs)} among the model's atlases are of this patient, so the result is no test of accuracy"
     known = [f"{name} {100 * v:.0f} %" for name, v in record["predicted_dsc"].items() if v is not None]
     quality = f"; {'predicted DSC' if record['calibrated'] else 'agreement of the parts'} {', '.join(known)}" if known else ""
     return f"{record['case']}: {volumes}{quality}{doubts}"
@@ -203,10 +204,10 @@ class _Run:
 
     def result(self, case: Case, overwrite: bool) -> tuple[dict[str, Any], bool]:
         """The content of a scan's JSON file, and whether the scan was segmented now (not before)."""
-        kind = f".{self.file_format}" if self.file_format else ending(case.image) or DICOM_RESULT
+        kind = f".{self.file_format}" if self.file_format else result_ending(case.image)
         asked = self._asked(case, kind)
         json_file = self.output / f"{case.id}.json"
-        probability_file = self.output / f"{case.id}_probability{kind}"
+        probability_file = self.output / f"{case.id}_probability{map_ending(kind)}"
         before = read_record(json_file)
         if before is not None and not overwrite:
             has_probability = probability_file.name in _files(before) and probability_file.is_file()
@@ -214,6 +215,7 @@ class _Run:
                 return before, False
             _same_scan(case, before, asked["image"])
         volume = read_volume(case.without_label(), self.model.settings.data.label_values)
+        self.model.record.check_channels(case.id, len(volume.image))
         for note in volume.notes:
             self.log(f"warning: {note}")
         result = self.model.segment_volume(volume, self.method, self.n, self.save_probability)
@@ -221,6 +223,8 @@ class _Run:
         record["label"] = f"{case.id}_segmentation{kind}"
         record["files"] = [record["label"], *([probability_file.name] if result.probability is not None else [])]
         record |= result.to_json()
+        known = case.patient != case.id  # an id alone is only a file's name
+        record["atlases_of_patient"] = self.model.segmenter.library.cases_of(case.patient) if known else []
         json_file.unlink(missing_ok=True)  # it describes a label that is being replaced
         result.save(self.output / record["label"], probability_file)
         self._draw(volume, result)
@@ -236,8 +240,9 @@ class _Run:
             "method": self.method,
             "n": self.n,
             "format": kind,
-            "image": file_digest(*data_files(case.source)),
+            "image": file_digest(*(file for source in case.sources for file in data_files(source))),
             "recentre": self.model.segmenter.recentres,
+            **({"take": list(case.take)} if case.take else {}),
         }
 
     def _left_of(self, before: dict[str, Any], files: list[str], same: bool) -> list[str]:
@@ -248,12 +253,13 @@ class _Run:
         return others if same else []
 
     def _draw(self, volume: Volume, result: ScanResult) -> None:
-        """The picture of one scan."""
+        """The picture of one scan: its first channel."""
         from oasis_monai.evaluation.contours import overlay
 
         shown, spacing_mm = to_canonical(volume.image[0].numpy(), volume.geometry.affine)
         label, _ = to_canonical(result.classes.numpy(), volume.geometry.affine)
         doubts = ", ".join(flag.name for flag in result.flags)
-        title = f"{volume.case}  {self.method}-{self.n}" + (f"  [{doubts}]" if doubts else "")
+        shown_channel = f", {self.model.record.channels[0]}" if len(volume.image) > 1 else ""
+        title = f"{volume.case}{shown_channel}  {self.method}-{self.n}" + (f"  [{doubts}]" if doubts else "")
         names = dict(enumerate(self.model.labels, 1))
         overlay(self.output / f"{volume.case}.png", shown, None, label, spacing_mm, title, labels=names)

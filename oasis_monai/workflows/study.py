@@ -244,13 +244,13 @@ def run_study(
             split = split_of(job.settings, one)
             models = FoldModels(job.settings, one, split, Path(job.settings.cache), log)
             for fold in split.folds:
-                if job.settings.fold in (None, fold.index):
+                if fold in split.choose(job.settings.fold):
                     for network in models.missing(fold):
                         trainings.setdefault(models.folder(fold, network), (job.settings, fold.index, network))
 
     def record() -> dict[str, Any]:
         one = next(iter(datasets.values()))
-        found = run_record("study", settings, None, len(one.cases), clock.seconds, one.content)
+        found = run_record("study", settings, None, len(one.cases), clock.seconds, one.identity())
         found["study"] = plain(study)
         found["config"] = dict(config)  # what the arms are laid over; "settings" has it with its nulls decided
         found["arms"] = {job.name: {"suffix": job.suffix, "settings": job.settings.to_json()} for job in jobs}
@@ -302,7 +302,7 @@ def _stamp(settings: Settings, dataset: Dataset) -> str:
     how = ("workers", "threads", "progress", "device", "align_batch", "cache")
     kept = {k: v for k, v in settings.to_json().items() if k not in how}
     del kept["data"]["root"]
-    return digest([kept, settings.identity(), dataset.content, TRAINING_VERSION, SCORING_VERSION])
+    return digest([kept, settings.identity(), dataset.identity(), TRAINING_VERSION, SCORING_VERSION])
 
 
 def _read(path: Path) -> str | None:

@@ -49,14 +49,15 @@ def write_results(study: Study, config: Mapping[str, Any], run_dir: Path) -> Pat
     """
     scores = tables.read_scores(run_dir / "scores.csv")
     settings = build(config)
-    groups = patient_groups(set(scores["case"]), settings.k, settings.seed)
+    patients = dict(zip(scores["case"], scores["patient"], strict=True))
+    groups = patient_groups(patients, settings.k, settings.seed, patients)
     out = run_dir / "results"
     made: dict[str, Table] = {}
     protocols = [p for p in PROTOCOLS if p in set(scores["protocol"])]
     for protocol in protocols:
         there = set(scores.loc[scores["protocol"] == protocol, "method"])
         main = study.main if study.main in there else f"{study.main} 3D"  # a protocol may have its volume form alone
-        made[f"table1_{protocol}"] = table1(scores, groups, protocol, main, study.printed)
+        made[f"table1_{protocol}"] = table1(scores, _folds(scores, protocol, groups), protocol, main, study.printed)
     for reference in study.ablation:
         for protocol in protocols:
             table = ablation(scores, reference, study.n, protocol)
@@ -72,7 +73,7 @@ def write_results(study: Study, config: Mapping[str, Any], run_dir: Path) -> Pat
         drawn = figures.fold_audit(scores[scores["method"].isin(plain)], best[best["method"].isin(plain)], study.printed)
         drawings.append(("What the folds do", "audit", drawn, AUDIT_NOTE))
     if study.learning is not None and (run_dir / "learning.csv").exists():
-        frame = _sized(read_learning(run_dir / "learning.csv"), len(groups), build(config).k)
+        frame = _sized(read_learning(run_dir / "learning.csv"), _fewest_trained(patients, groups))
         made["learning"] = learning_table(frame, study.learning.main)
         drawings.append(("Learning curve", "learning", figures.learning_curve(frame), LEARNING_NOTE))
     for name, table in made.items():
@@ -104,10 +105,23 @@ def _whole_curves(scores: pd.DataFrame) -> pd.DataFrame:
     return scores[scores["method"].isin(lines)]
 
 
-def _sized(frame: pd.DataFrame, cases: int, k: int) -> pd.DataFrame:
-    """Whole folds, told as 0, under the number of patients they train with (the smaller one where folds differ by one). They
-    stand for a size that asks for as many."""
-    whole = cases - -(-cases // k)
+def _folds(scores: pd.DataFrame, protocol: str, groups: Mapping[str, int]) -> Mapping[str, int]:
+    """Case -> the fold n is not chosen on: by centre and from the file the fold that tested it."""
+    if protocol not in ("centre", "file"):
+        return groups
+    mine = scores[scores["protocol"] == protocol]
+    return dict(zip(mine["case"], mine["fold"], strict=True))
+
+
+def _fewest_trained(patients: Mapping[str, str], groups: Mapping[str, int]) -> int:
+    """The smallest number of patients that a whole patient fold trains with."""
+    of_fold = {fold: {patients[case] for case in groups if groups[case] == fold} for fold in groups.values()}
+    return len(set(patients.values())) - max(map(len, of_fold.values()))
+
+
+def _sized(frame: pd.DataFrame, whole: int) -> pd.DataFrame:
+    """Whole folds, told as 0, under the number of patients they train with (the smallest where folds differ). They stand for a
+    size that asks for as many."""
     return frame[frame["train_cases"] != whole].assign(train_cases=lambda rows: rows["train_cases"].replace(0, whole))
 
 

@@ -10,6 +10,7 @@ import torch
 
 from oasis_monai.atlases.features import embedder
 from oasis_monai.data.folds import Fold, Split
+from oasis_monai.data.types import Case
 from oasis_monai.evaluation.quality_tables import plain_calibrations, read_calibrations
 from oasis_monai.networks.segmentation import Predictor
 from oasis_monai.segmentation.segmenter import Segmenter
@@ -31,12 +32,12 @@ from oasis_monai.workflows.model_folder import (
     describe,
     keep_pairs,
 )
-from oasis_monai.workflows.prepare import Dataset, check_pairs, find_and_check, prepare, with_found_data
+from oasis_monai.workflows.prepare import Dataset, channel_names, check_pairs, find_and_check, prepare, with_found_data
 from oasis_monai.workflows.run_record import Clock, refuse_other_results, run_record
 
 
 def train_model(settings: Settings, folder: Path, log: Log = print, overwrite: bool = False) -> Path:
-    """Fit the networks on all cases of the data set and write the model folder.
+    """Fit the networks on all cases of the data set, but those it keeps for a test, and write the model folder.
 
     Training goes on from its checkpoint in ``settings.cache`` when it was interrupted.
 
@@ -54,13 +55,13 @@ def train_model(settings: Settings, folder: Path, log: Log = print, overwrite: b
     if not overwrite:
         refuse_other_results(folder, settings.to_json(), "model", result="model.json")
     with clock("check and read"):
-        cases = find_and_check(settings, cache, log)
+        cases = _to_train_with(find_and_check(settings, cache, log), log)
         dataset = prepare(settings, cases, cache, log)
     if not overwrite:
-        refuse_other_results(folder, settings.to_json(), "model", digest(dataset.content), "model.json")
+        refuse_other_results(folder, settings.to_json(), "model", digest(dataset.identity()), "model.json")
     images = {case: tuple(range(len(dataset.rows(case)))) for case in dataset.targets}
     everything = Fold(0, images, {})
-    split = Split("patient", settings.seed, (everything,))
+    split = Split("patient", settings.seed, (everything,), dataset.patients)
     check_pairs(settings, split, dataset.no_atlases)
     with clock("train"):
         segmenter = FoldModels(settings, dataset, split, cache, log).segmenter(everything)
@@ -70,6 +71,17 @@ def train_model(settings: Settings, folder: Path, log: Log = print, overwrite: b
         checksums = _write_parts(folder, segmenter)
         write_json(folder / "model.json", _record(settings, dataset, segmenter, checksums, clock, log))
     return folder
+
+
+def _to_train_with(cases: list[Case], log: Log) -> list[Case]:
+    """All cases but those that the data set keeps for a test."""
+    kept = [case for case in cases if case.split != "test"]
+    if not kept:
+        remedy = "correct the column split, or leave it out"
+        raise ConfigError("data", "cases to train with", f"{len(cases)} cases, all with split=test", remedy)
+    if len(kept) < len(cases):
+        log(f"note: {len(cases) - len(kept)} of {len(cases)} cases are not trained with: the data set keeps them for tests")
+    return kept
 
 
 def _write_parts(folder: Path, segmenter: Segmenter) -> dict[str, str]:
@@ -93,7 +105,7 @@ def _record(
 ) -> dict[str, Any]:
     """The content of ``model.json``."""
     cases = list(dataset.cases)
-    record = run_record("train", settings, None, len(cases), clock.seconds, dataset.content)
+    record = run_record("train", settings, None, len(cases), clock.seconds, dataset.identity())
     known = read_calibrations(calibration_path(settings, dataset))
     if known is None:
         log(
@@ -106,6 +118,7 @@ def _record(
         "checksums": {**checksums, "settings": digest(record["settings"])},
         "calibration": None if known is None else plain_calibrations(known),
         "embedding": embedder(settings.features.name, settings.features.weights).key,
+        "channels": channel_names(settings, dataset.library.channels),
         "cases": cases,
         "trained_on": cases,
         "atlases": {

@@ -220,12 +220,12 @@ def test_own_case_is_never_selected(two):
     segmenter = Segmenter(two)
     for row, case in enumerate(two.cases):
         rest = [i for i, other in enumerate(two.cases) if other != case]
-        chosen = segmenter.select(two.features[[row]], 2, exclude_case=case)
+        chosen = segmenter.select(two.features[[row]], 2, exclude_patient=case)
         assert set(chosen.indices[0].tolist()) <= set(rest)
-        assert segmenter.select(two.features[[row]], 1, exclude_case="elsewhere").indices.tolist() == [[row]]
+        assert segmenter.select(two.features[[row]], 1, exclude_patient="elsewhere").indices.tolist() == [[row]]
         assert segmenter.select(two.features[[row]], 1).indices.tolist() == [[row]]
     with pytest.raises(ConfigError, match="n: expected 1 to 2, "):
-        segmenter.select(two.features[[0]], 3, exclude_case="a")
+        segmenter.select(two.features[[0]], 3, exclude_patient="a")
 
 
 def test_subset_and_merge_are_consistent(two, embed):

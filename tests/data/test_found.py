@@ -250,3 +250,29 @@ def test_json_keeps_the_settings(tmp_path: Path) -> None:
 
     data = complete(promise12(tmp_path, 2)).data
     assert make_group(DataSettings, json.loads(json.dumps(plain(data))), "data") == data
+
+
+def test_segments_and_dicom_labels_name_their_structures(tmp_path: Path) -> None:
+    """Files of one data set may number the same structures differently: names count."""
+    nrrd = pytest.importorskip("nrrd")
+    (tmp_path / "images").mkdir()
+    (tmp_path / "labels").mkdir()
+    for name, order in (("a", ("gland", "cyst")), ("b", ("cyst", "gland"))):
+        label = np.zeros((6, 5, 4), np.uint8)
+        label[0], label[1] = 1, 2
+        header = {"space": "left-posterior-superior", "space directions": np.eye(3), "space origin": np.zeros(3)}
+        nrrd.write(str(tmp_path / f"images/{name}.nrrd"), np.ones((6, 5, 4), np.float32), header)
+        for number, structure in enumerate(order):
+            header |= {
+                f"Segment{number}_Name": structure,
+                f"Segment{number}_LabelValue": str(number + 1),
+                f"Segment{number}_Layer": "0",
+            }
+        nrrd.write(str(tmp_path / f"labels/{name}.seg.nrrd"), label, header)
+    found = complete(tmp_path)
+    assert found.faults == []
+    assert dict(found.data.labels) == {"cyst": 1, "gland": 2}
+    first, second = (read_volume(case, found.data.label_values).label[0] for case in found.cases)
+    assert (int(first[0, 0, 0]), int(second[0, 0, 0])) == (2, 1)
+    (only, _) = complete(tmp_path, labels={"gland": 1}).cases
+    assert [int(v) for v in read_volume(only, (0, 1)).label[0, :2, 0, 0]] == [1, 0]

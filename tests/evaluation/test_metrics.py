@@ -368,7 +368,7 @@ def test_memory_order_and_integer_type_do_not_matter_and_the_input_stays():
         ({"spacing_mm": (1, 1)}, DataError, r"case07: spacing_mm: expected three positive numbers in mm, found \[1.0, 1.0\]"),
         ({"spacing_mm": (1, 0, 1)}, DataError, r"spacing_mm: .*found \[1.0, 0.0, 1.0\]"),
         ({"spacing_mm": (1, math.nan, 1)}, DataError, r"spacing_mm: .*nan"),
-        ({"class_names": []}, ConfigError, r"class_names: expected 1 to 255 different names"),
+        ({"class_names": []}, ConfigError, r"class_names: expected 1 to 254 different names"),
         ({"class_names": "prostate"}, ConfigError, r"class_names: .*found 'prostate'"),
         ({"class_names": ["a", "a"]}, ConfigError, r"class_names"),
         ({"regions": ("whole", "tip")}, ConfigError, r"regions: expected one or several of whole, apex, mid, base"),
@@ -398,3 +398,30 @@ def test_shifted_real_masks_equal_monai(case, shift):
         assert getattr(row, metric) == pytest.approx(value, abs=1e-4), metric
     assert row.hd_mm <= math.hypot(*(s * k for s, k in zip(spacing, shift, strict=True))) + 1e-9
     assert row.rvd_percent == 0
+
+
+# --- what nobody labelled
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_ignored_voxels_are_left_out_of_both_masks(seed):
+    result, reference = blobs(seed)
+    unknown = np.random.default_rng(seed).random(result.shape) < 0.3
+    want = score(np.where(unknown, 0, result), np.where(unknown, 0, reference))
+    for garbage in (result, 1 - result, np.zeros_like(result)):
+        got = score(np.where(unknown, garbage, result), np.where(unknown, 255, reference))
+        assert got == want
+
+
+def test_a_case_without_any_label_is_absent():
+    result, reference = blobs(0)
+    rows = score(result, np.full_like(reference, 255))
+    assert {row.status for row in rows.values()} == {"absent"}
+
+
+def test_only_a_reference_may_be_ignored():
+    result, reference = blobs(0)
+    with pytest.raises(DataError, match="result: expected class indices"):
+        score(np.where(result, 255, 0), reference)
+    with pytest.raises(DataError, match=r"reference: expected class indices 0\.\.1, found values 0\.\.7"):
+        score(result, np.where(reference, 7, 255 * result))

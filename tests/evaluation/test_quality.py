@@ -1,6 +1,7 @@
 """Predicted Dice: the regression and its prior, flags, the files of a run."""
 
 import math
+from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
@@ -8,6 +9,7 @@ import pandas as pd
 import pytest
 import torch
 
+from oasis_monai.data.types import Case
 from oasis_monai.evaluation.quality import FAILURE, PRIOR_CASES, Calibration, correlation, cross_fitted, fit, uncalibrated
 from oasis_monai.evaluation.quality_tables import (
     failures,
@@ -135,14 +137,20 @@ def test_calibrations_of_several_runs_are_kept_side_by_side(tmp_path):
     assert list(read_calibrations(path)) == ["OASIS-6"]
 
 
+def _dataset(content):
+    return SimpleNamespace(
+        identity=lambda cases: {case: content for case in cases}, cases={"Case00": Case("Case00", Path())}, embedding="e"
+    )
+
+
 def test_what_a_calibration_is_named_by(settings):
-    asked, content = settings({"methods": ["OASIS"]}), SimpleNamespace(content={"Case00": "x"}, embedding="e")
+    asked, content = settings({"methods": ["OASIS"]}), _dataset("x")
     name = calibration_path(asked, content)
     same = [{"methods": ["majority", "OASIS"]}, {"n": [5]}, {"k": 3}, {"corruptions": 2}, {"align_batch": 3}]
     assert {calibration_path(settings({"methods": ["OASIS"]}, change), content) for change in same} == {name}
     other = [{"features": {"name": "random"}}, {"features": {"distance": "cosine"}}, {"temperature": 0.2}, {"seed": 4}]
     found = {calibration_path(settings({"methods": ["OASIS"]}, change), content) for change in other}
-    assert len(found | {name, calibration_path(asked, SimpleNamespace(content={"Case00": "y"}, embedding="e"))}) == len(other) + 2
+    assert len(found | {name, calibration_path(asked, _dataset("y"))}) == len(other) + 2
     joint = [
         {},
         *(

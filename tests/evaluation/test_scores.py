@@ -104,7 +104,8 @@ def test_csv_bytes_do_not_depend_on_order_and_read_back_exactly(tmp_path):
     assert {"NA", "007", 'a,"b"\nc'} <= set(first["case"])
     text = (tmp_path / "scores.csv").read_text()
     assert text.splitlines()[0] == (
-        "protocol,fold,case,label,region,method,n,status,dsc,rvd_percent,arvd_percent,hd_mm,hd95_mm,abd_mm,reference_ml,volume_ml"
+        "protocol,fold,case,patient,centre,label,region,method,n,status,dsc,rvd_percent,arvd_percent,hd_mm,hd95_mm,abd_mm,"
+        "reference_ml,volume_ml"
     )
     assert "-0.0" not in text
     assert "nan" not in text.lower()
@@ -113,7 +114,7 @@ def test_csv_bytes_do_not_depend_on_order_and_read_back_exactly(tmp_path):
 BAD_ROWS = [
     ({"status": "lost"}, "status.*expected one of ok, miss, false_positive, absent, found 'lost'"),
     ({"region": "middle"}, "region.*expected one of whole, apex, mid, base, found 'middle'"),
-    ({"protocol": "random"}, "protocol.*expected one of patient, slice"),
+    ({"protocol": "random"}, "protocol.*expected one of patient, centre, file, slice"),
     ({"case": ""}, "case.*expected a name"),
     ({"label": 1}, "label.*expected a name, found 1"),
     ({"dsc": 83.0}, "dsc.*from 0 to 1, found 83.0"),

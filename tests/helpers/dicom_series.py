@@ -23,7 +23,7 @@ def kept_locale():
 
 
 @kept_locale()
-def write_slice(path, array, affine, kind=MR, series="1.2.3.4", **tags):
+def write_slice(path, array, affine, kind=MR, series="1.2.3.4", compression=None, **tags):
     """One (x, y) int16 slice whose voxel (0, 0) is where the RAS ``affine`` puts (0, 0, 0)."""
     direction, spacing, origin = split_affine(flip_lps_ras(affine))
     image = itk.image_from_array(np.ascontiguousarray(array.T.astype(np.int16)))
@@ -43,6 +43,9 @@ def write_slice(path, array, affine, kind=MR, series="1.2.3.4", **tags):
     writer = itk.ImageFileWriter[type(image)].New()
     gdcm = itk.GDCMImageIO.New()
     gdcm.KeepOriginalUIDOn()
+    if compression is not None:
+        gdcm.SetCompressionType(compression)
+        writer.UseCompressionOn()
     writer.SetInput(image)
     writer.SetImageIO(gdcm)
     writer.SetFileName(str(path))

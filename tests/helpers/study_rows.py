@@ -15,6 +15,7 @@ GROUPS = {case: i % 5 for i, case in enumerate(CASES)}
 def row(case, method, n, dsc, protocol="patient", region="whole", label="prostate", status="ok", **more):
     numbers = {"rvd_percent": 2.0, "arvd_percent": 2.0, "hd_mm": 9.0, "hd95_mm": 5.0, "abd_mm": 1.0}
     place = {"protocol": protocol, "fold": GROUPS.get(case, 0) if protocol == "patient" else -1, "case": case, "label": label}
+    place |= {"patient": case, "centre": ""}
     rest = {"reference_ml": 40.0, "volume_ml": 41.0, "status": status}
     return place | {"region": region, "method": method, "n": n, "dsc": dsc} | numbers | rest | more
 

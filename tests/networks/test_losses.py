@@ -1,6 +1,7 @@
 """Eq. 1 to 4 against numpy, literal loops and fields whose derivatives are known."""
 
 import itertools
+import math
 
 import numpy as np
 import pytest
@@ -8,6 +9,7 @@ import torch
 
 from oasis_monai.networks.losses import (
     RegistrationLoss,
+    SegmentationLoss,
     bending_energy,
     dice_loss,
     local_ncc_loss,
@@ -247,3 +249,79 @@ def test_half_precision_batches_are_computed_in_float32(similarity):
 def test_settings_that_cannot_work(settings, message):
     with pytest.raises(ConfigError, match=message):
         RegistrationLoss(**settings)
+
+
+# --- several channels, voxels that do not count
+
+
+@grid
+def test_of_several_channels_the_mean_similarity_counts(size):
+    a, b = seeded(0, 3, 2, *size), seeded(1, 3, 2, *size)
+    each = torch.stack([ncc(a[:, c : c + 1], b[:, c : c + 1]) for c in (0, 1)]).mean(0)
+    torch.testing.assert_close(ncc(a, b), each)
+    a[:, 1] *= 1000  # a channel's scale gives it no more say
+    torch.testing.assert_close(ncc(a, b), each)
+
+
+def slow_dice_ce(logits, target, counts, batch):
+    """MONAI's definition, a voxel at a time, over those that count."""
+    p, t, m = (x.double().numpy() for x in (torch.softmax(logits, 1), target, counts))
+    classes, total, cross, voxels = p.shape[1], {}, 0.0, 0
+    for b, *where in np.ndindex(p.shape[0], *p.shape[2:]):
+        if not m[(b, 0, *where)]:
+            continue
+        voxels += 1
+        for c in range(classes):
+            mine, truth = p[(b, c, *where)], t[(b, c, *where)]
+            cross -= truth * math.log(mine)
+            key = (0 if batch else b, c)
+            both, sums = total.get(key, (0, 0))
+            total[key] = both + mine * truth, sums + mine + truth
+    dice = [1 - (2 * both + 1e-5) / (sums + 1e-5) for (_, c), (both, sums) in total.items() if c]
+    return sum(dice) / len(dice) + cross / voxels
+
+
+@pytest.mark.parametrize("batch", [False, True])
+@grid
+def test_the_segmentation_loss_is_that_of_the_voxels_that_count(size, batch):
+    logits = seeded(0, 2, 3, *size)
+    target = (
+        torch.nn.functional.one_hot((seeded(1, 2, *size) > 0).long() + (seeded(2, 2, *size) > 0).long(), 3).movedim(-1, 1).float()
+    )
+    counts = seeded(3, 2, 1, *size) > -0.3
+    loss = SegmentationLoss(batch=batch)
+    assert float(loss(logits, target, counts)) == pytest.approx(slow_dice_ce(logits, target, counts, batch), rel=1e-5)
+    everywhere = torch.ones_like(counts)
+    torch.testing.assert_close(loss(logits, target, everywhere), loss(logits, target))
+
+
+def test_garbage_where_nobody_labelled_changes_no_loss_and_no_gradient():
+    size = (7, 6, 5)
+    counts = seeded(3, 2, 1, *size) > 0
+
+    def run(seed):
+        """Labels that differ where they do not count."""
+        logits, moved, ddf = (
+            x.requires_grad_() for x in (seeded(0, 2, 2, *size), seeded(4, 2, 1, *size), seeded(5, 2, 3, *size))
+        )
+        garbage = (seeded(seed, 2, 1, *size) > 0).float()
+        label = torch.where(counts, (seeded(1, 2, 1, *size) > 0).float(), garbage)
+        first = SegmentationLoss()(logits, torch.cat([1 - label, label], 1), counts)
+        terms = RegistrationLoss()(seeded(6, 2, 1, *size), seeded(7, 2, 1, *size), moved, label, ddf, counts)
+        (first + terms.total).backward()
+        return first.detach(), terms.total.detach(), logits.grad, moved.grad, ddf.grad
+
+    for one, other in zip(run(10), run(11), strict=True):
+        assert torch.equal(one, other)
+    _, _, logits, moved, _ = run(10)
+    assert not (logits * ~counts).any()
+    assert not (moved * ~counts).any()
+    assert (logits * counts).any()
+
+
+def test_where_nothing_counts_the_loss_is_finite():
+    logits = seeded(0, 1, 2, 4, 4).requires_grad_()
+    loss = SegmentationLoss()(logits, torch.zeros(1, 2, 4, 4), torch.zeros(1, 1, 4, 4, dtype=torch.bool))
+    loss.backward()
+    assert torch.isfinite(loss)
+    assert not logits.grad.any()

@@ -195,14 +195,14 @@ def test_a_targets_own_case_is_no_atlas(dims):
     n = 2
     _, free, _ = segmenter(library)(target, features, ("FwoW",), (n,))
     own = library.cases[int(free.indices[0, 0])]
-    _, barred, _ = segmenter(library)(target, features, ("FwoW",), (n,), exclude_case=own)
+    _, barred, _ = segmenter(library)(target, features, ("FwoW",), (n,), exclude_patient=own)
     assert own not in {library.cases[i] for i in barred.indices.flatten().tolist()}
-    same, *_ = segmenter(library)(target, features, ALL, (n,), exclude_case=own)
+    same, *_ = segmenter(library)(target, features, ALL, (n,), exclude_patient=own)
     apart, *_ = segmenter(library.subset([i for i, case in enumerate(library.cases) if case != own]))(target, features, ALL, (n,))
     for key, result in same.items():
         torch.testing.assert_close(result.probability, apart[key].probability, atol=1e-5, rtol=0)
     with pytest.raises(ConfigError, match=rf"^n: expected 1 to {len(library) - len(library) // 3}"):
-        segmenter(library)(target, features, ("FwoW",), (len(library),), exclude_case=own)
+        segmenter(library)(target, features, ("FwoW",), (len(library),), exclude_patient=own)
 
 
 def test_only_some_slices_are_segmented_and_the_rest_is_background():

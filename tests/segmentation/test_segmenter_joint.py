@@ -86,7 +86,7 @@ def test_beside_a_target_stands_no_atlas_of_its_own_case():
     )
     target = Preprocessed("c0", image, None, grid, grid)
     for barred, expected in (("c0", False), (None, True)):
-        segmenter(target, torch.randn(4, 5), ("estimate",), (2,), exclude_case=barred)
+        segmenter(target, torch.randn(4, 5), ("estimate",), (2,), exclude_patient=barred)
         beside = seen.pop()[:, [3, 5]].flatten(0, 1)
         own = any(torch.equal(one, atlas[0]) for one in beside for atlas in library.images[:4])
         assert own is expected

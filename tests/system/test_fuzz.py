@@ -1,4 +1,4 @@
-"""2,400 damaged scans: each is read, or refused in words that name case and field; no crash, no hang, no more than 1 GiB.
+"""3,300 damaged scans: each is read, or refused in words that name case and field; no crash, no hang, no more than 1 GiB.
 
 All run in one process of their own, whose address space may grow by no more than 1 GiB and which an alarm ends when a file takes
 longer than it may. What a mutation touched is known, so that the field that is named can be the right one.
@@ -17,11 +17,12 @@ import zlib
 from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
 import pytest
 
-from tests.data.formats.test_headers import HEADER, RAW, nifti
+from tests.data.formats.test_headers import HEADER, RAW, VOXELS, nifti
 
-COUNT = 600  # of each file type
+COUNT = 600  # of each file type, and fewer of the types that share a check
 SECONDS = 10  # for one file; the slowest takes milliseconds
 GROWTH = 1 << 30
 NUMBERS = [
@@ -83,6 +84,8 @@ def bytes_of(good: bytes, header: int, rng: random.Random) -> bytes:
     """``good`` with one to three changes of bytes, mostly inside its first ``header``."""
     data = bytearray(good)
     for _ in range(rng.randint(1, 3)):
+        if not data:
+            break
         at = rng.randrange(min(header, len(data)) if rng.random() < 0.9 else len(data))
         match rng.randrange(4):
             case 0:
@@ -187,12 +190,99 @@ NIFTI_TOLD_BY = {
     "magic": {"magic"},
 }
 
+NRRD = """NRRD0004
+type: short
+dimension: 3
+space: left-posterior-superior
+sizes: 4 3 2
+space directions: (0.3,0,0) (0,0.7,0) (0,0,2.2)
+kinds: domain domain domain
+endian: little
+encoding: raw
+space origin: (1.5,-2,3)
+"""
+NRRD_WORDS = [
+    "none",
+    "(0,0,0)",
+    "(1,2)",
+    "gzip",
+    "bzip2",
+    "ascii",
+    "hex",
+    "block",
+    "uchar",
+    "list",
+    "RAS",
+    "left",
+    *WORDS,
+    *NUMBERS,
+]
+
+
+def nrrd(folder: Path, name: str, rng: random.Random) -> str | None:
+    """Write a damaged NRRD file: a line wrong, bytes wrong, or too many or too few voxels."""
+    rows = NRRD.splitlines()
+    for _ in range(rng.choice([0, 1, 1, 2])):
+        at = rng.randrange(1, len(rows))
+        key, _, value = rows[at].partition(": ")
+        parts = value.split() or [""]
+        parts[rng.randrange(len(parts))] = rng.choice(NRRD_WORDS)
+        new = rng.choice([[], [f"{key}: {rng.choice(NRRD_WORDS)}"], [f"{key}: {' '.join(parts)}"], [rows[at]] * 2])
+        rows[at : at + 1] = new
+    if rng.random() < 0.3:
+        rows.insert(
+            rng.randrange(1, len(rows)), f"{rng.choice(['data file', 'byte skip', 'line skip'])}: {rng.choice(NRRD_WORDS)}"
+        )
+    content = "\n".join(rows).encode() + b"\n\n" + rng.choice([RAW] * 8 + [RAW[:-1], RAW + b"\0", b"", gzip.compress(RAW, 1)])
+    (folder / name).write_bytes(bytes_of(content, len(NRRD), rng) if rng.random() < 0.3 else content)
+    return None
+
+
+def damaged(content: bytes, header: int, packed: bool = False) -> Callable[[Path, str, random.Random], str | None]:
+    """A maker of files with wrong bytes, half of them packed after that."""
+
+    def make(folder: Path, name: str, rng: random.Random) -> str | None:
+        data = bytes_of(content, header, rng) if rng.random() < 0.9 else content
+        if packed:
+            data = gzip.compress(data, 1)
+            data = bytes_of(data, len(data), rng) if rng.random() < 0.1 else data
+        (folder / name).write_bytes(data)
+        return None
+
+    return make
+
+
+def others() -> dict[str, bytes]:
+    """Whole files of the formats whose headers are bytes."""
+    import io
+
+    import nibabel
+    from PIL import Image
+
+    image = nibabel.MGHImage(VOXELS.astype(np.int16), np.diag([0.3, 0.7, 2.2, 1]))
+    pair = bytearray(nifti())
+    pair[344:348], pair[108:112] = b"ni1\0", bytes(4)
+    files = {"scan.mgz": image.to_bytes(), "scan.hdr": bytes(pair[:348])}
+    for kind in ("PNG", "TIFF"):
+        stream = io.BytesIO()
+        Image.fromarray(np.arange(63, dtype=np.uint8).reshape(7, 9)).save(stream, kind, dpi=(254, 254))
+        files[f"scan.{kind.lower()[:4]}"] = stream.getvalue()
+    return files
+
+
+OTHERS = others()
 MAKERS: dict[str, Callable[[Path, str, random.Random], str | None]] = {
     "scan.mhd": metaimage,
     "scan.mha": metaimage,
     "scan.nii": nifti_file,
     "scan.nii.gz": nifti_file,
+    "scan.nrrd": nrrd,
+    "scan.mgz": damaged(OTHERS["scan.mgz"], 92, packed=True),
+    "scan.hdr": damaged(OTHERS["scan.hdr"], 348),
+    "scan.png": damaged(OTHERS["scan.png"], 70),
+    "scan.tiff": damaged(OTHERS["scan.tiff"], 150),
 }
+FEWER = {"scan.nrrd": 300, "scan.mgz": 150, "scan.hdr": 150, "scan.png": 150, "scan.tiff": 150}
 
 
 def read_all(folder: Path, report: Path) -> None:
@@ -204,9 +294,11 @@ def read_all(folder: Path, report: Path) -> None:
     from oasis_monai.workflows.check import check_cases
 
     for name in MAKERS:  # the readers' libraries are loaded, and counted, before
-        (folder / name).write_bytes(HEADER.encode() if "mh" in name else nifti() + RAW)
-        (folder / "scan.raw").write_bytes(RAW)
-        if name in ("scan.mhd", "scan.nii"):
+        if name in ("scan.mhd", "scan.nii", *OTHERS):
+            content = OTHERS.get(name) or (HEADER.encode() if "mh" in name else nifti() + RAW)
+            (folder / name).write_bytes(gzip.compress(content) if name.endswith("gz") else content)
+            (folder / "scan.raw").write_bytes(RAW)
+            (folder / "scan.img").write_bytes(RAW)
             read_image(folder / name)
     pages = int(Path("/proc/self/statm").read_text().split()[0]) if Path("/proc/self/statm").exists() else None
     if pages is not None:
@@ -216,7 +308,7 @@ def read_all(folder: Path, report: Path) -> None:
     told = []
     for name, make in MAKERS.items():
         rng = random.Random(name)
-        for number in range(COUNT):
+        for number in range(FEWER.get(name, COUNT)):
             key = make(folder, name, rng)
             signal.alarm(SECONDS)
             faults = check_cases([Case("Case07", folder / name)], (0, 1))
@@ -241,11 +333,11 @@ def told(tmp_path_factory: pytest.TempPathFactory) -> list[tuple[str, int, str |
 
 
 def test_no_crash_no_hang_and_both_roads_are_walked(told: list[tuple[str, int, str | None, list[list[str]]]]) -> None:
-    assert len(told) == COUNT * len(MAKERS) >= 2000
+    assert len(told) == sum(FEWER.get(name, COUNT) for name in MAKERS) >= 3300
     for name in MAKERS:
         refused = [any(row[5] == "error" for row in rows) for other, _, _, rows in told if other == name]
-        assert len(refused) == COUNT
-        assert COUNT / 20 < sum(refused) < COUNT * 19 / 20, (name, sum(refused))
+        assert len(refused) == (count := FEWER.get(name, COUNT))
+        assert count / 20 < sum(refused) < count * 19 / 20, (name, sum(refused))
 
 
 def test_every_refusal_is_a_line_that_names_case_and_field_and_what_to_do(

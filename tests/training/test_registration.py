@@ -320,9 +320,9 @@ def test_each_image_is_turned_in_its_own_millimetres(monkeypatch):
     spacings = torch.tensor([[1.0, 1.0], [1.0, 2.0], [3.0, 1.0], [0.5, 0.5]], dtype=torch.float64)
     real = Augmentation.__call__
 
-    def watched(self, image, label, flip, spacing_mm, random):
+    def watched(self, image, label, flip, spacing_mm, random, channels):
         seen.append((image, spacing_mm))
-        return real(self, image, label, flip, spacing_mm, random)
+        return real(self, image, label, flip, spacing_mm, random, channels)
 
     monkeypatch.setattr(Augmentation, "__call__", watched)
     train_registration(FitContext(library, spacings, replace(SHORT, augment=True, iterations=3), 3, None, progress=False), STM)

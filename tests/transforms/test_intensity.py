@@ -5,7 +5,16 @@ import pytest
 import torch
 from scipy.ndimage import gaussian_filter
 
-from oasis_monai.transforms.intensity import FLOOR, OFFSET, local_z_score
+from oasis_monai.transforms.intensity import (
+    FLOOR,
+    OFFSET,
+    check_windows,
+    clip_windows,
+    local_z_score,
+    scale_windows,
+    windows_of,
+    z_score,
+)
 
 SIGMA = (3.0, 2.0, 1.5)
 
@@ -88,3 +97,50 @@ def test_values_that_are_not_finite():
     inside = EVERYWHERE.clone()
     inside[0, 7, 7, 7] = False  # marked as padding
     assert bool(torch.isfinite(local_z_score(image, inside, SIGMA)).all())
+
+
+# --- several channels, windows
+
+
+def two():
+    """Channels of other scale and another pattern."""
+    return torch.cat([scan(0), 5 - 0.01 * scan(3)])
+
+
+@pytest.mark.parametrize("score", [z_score, lambda i, w: local_z_score(i, w, SIGMA)], ids=["zscore", "local"])
+def test_a_channel_is_normalised_by_itself(score):
+    both, inside = two(), part("part")
+    got = score(both, inside)
+    for channel in (0, 1):
+        assert torch.equal(got[channel], score(both[channel : channel + 1], inside)[0])
+
+
+def test_a_window_is_a_straight_line_between_its_ends():
+    image, inside = 40 * scan() - 8000, part("part")
+    got = scale_windows(image, inside, [(-160.0, 240.0)])
+    clipped = np.clip(image.double().numpy(), -160, 240)
+    want = np.where(inside.numpy(), -2 + 4 * (clipped + 160) / 400, 0)
+    np.testing.assert_allclose(got.numpy(), want, atol=1e-5)
+    assert got.min() == -2
+    assert got.max() == 2
+
+
+def test_mr_beside_ct_has_no_window():
+    both = two()
+    got = scale_windows(both, EVERYWHERE, [None, (0.0, 4.0)], 0.5, 99.5)
+    assert torch.equal(got[0], z_score(both[:1], EVERYWHERE, 0.5, 99.5)[0])
+    clipped = clip_windows(both, windows_of((None, (1.0, 2.0)), 2))
+    assert torch.equal(clipped[0], both[0])
+    assert (float(clipped[1].min()), float(clipped[1].max())) == (1, 2)
+
+
+@pytest.mark.parametrize("bad", [(5, 5), (2, 1), "ct", [1], [1, 2, 3], [None, None], [[1, 2], [3]], [True, 2]])
+def test_what_is_no_window_is_refused(bad):
+    with pytest.raises(ValueError, match=r"\[low, high\]"):
+        check_windows(bad)
+
+
+def test_windows_of_another_number_of_channels_are_refused():
+    assert windows_of((0.0, 1.0), 3) == [(0.0, 1.0)] * 3
+    with pytest.raises(ValueError, match="3, one per channel"):
+        windows_of(((0.0, 1.0), None), 3)

@@ -17,6 +17,8 @@ from tests.transforms.test_spatial import WORLDS, depth, dice, ellipsoid, geomet
 PAPER = Preprocessing("paper", 2, (24, 40))
 FLAT = Preprocessing("physical", 2, (16, 18), (1.3, 1.1), "zscore")
 SOLID = Preprocessing("physical", 3, (16, 18, 8), (1.3, 1.1, 2.9), "zscore")
+NAMES_OF_ONE_CHANNEL = {"c4456eb0a59d0c75cf834ceb68ac101281303a47.image", "f2789a87d420f4dbfbcb08e0288f7a9aaab10909.label"}
+"""Of case ``a`` under ``SOLID``, as they were before scans had several channels."""
 settings = pytest.mark.parametrize("setting", [PAPER, FLAT, SOLID], ids=["paper", "physical 2D", "physical 3D"])
 world = pytest.mark.parametrize("native", WORLDS.values(), ids=WORLDS)
 
@@ -192,7 +194,7 @@ def world_on_disk(tmp_path, monkeypatch):
     """Two cases whose `files` are real bytes and whose reading is counted."""
     reads, hashes = [], []
 
-    def read_volume(case, label_values):
+    def read_volume(case, label_values, ignore=None):
         reads.append((case.id, case.label is not None))
         scan = volume(WORLDS["oblique"], seed=case.image.read_bytes()[0])
         return dataclasses.replace(scan, case=case.id, label=scan.label if case.label else None)
@@ -323,3 +325,87 @@ def test_geometries_survive_the_cache_to_the_last_bit(world_on_disk):
     assert got.geometry.affine.dtype == np.float64
     assert np.array_equal(got.native.affine, WORLDS["oblique"].affine)
     assert all(type(n) is int for n in (*got.geometry.shape, *got.native.shape))
+
+
+# --- several channels, windows, what nobody labelled
+
+
+@pytest.mark.parametrize(
+    "more", [{}, {"intensity": "local"}, {"window": (100, 600)}, {"intensity": "window", "window": (0, 500)}]
+)
+@world
+def test_every_channel_is_preprocessed_as_if_it_were_alone(native, more):
+    setting = dataclasses.replace(SOLID, **more)
+    one, other = volume(native, 1), volume(native, 2)
+    other = dataclasses.replace(other, image=1000 - 0.2 * other.image)
+    both = setting.apply(dataclasses.replace(one, image=torch.cat([one.image, other.image])))
+    assert both.image.shape == (2, *SOLID.size)
+    for channel, alone in enumerate((one, other)):
+        torch.testing.assert_close(both.image[channel], setting.apply(alone).image[0], atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize("intensity", ["zscore", "local", "window"])
+def test_what_lies_beyond_the_window_changes_nothing(intensity):
+    """Metal and air of CT: not even their neighbours feel them."""
+    scan = volume(WORLDS["oblique"])
+    metal = dataclasses.replace(scan, image=torch.where(scan.image > 600, 30 * scan.image, scan.image))
+    setting = dataclasses.replace(SOLID, intensity=intensity, window=(0, 600))
+    assert torch.equal(setting.apply(scan).image, setting.apply(metal).image)
+    plain = dataclasses.replace(SOLID, intensity="zscore")
+    assert not torch.allclose(plain.apply(scan).image, plain.apply(metal).image, atol=0.1)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "match"),
+    [
+        ({"window": (3, 1)}, r"^preprocessing\.window: expected \[low, high\] with low below high"),
+        ({"window": 5}, r"^preprocessing\.window"),
+        ({"intensity": "window"}, r"^preprocessing\.window: expected \[low, high\] where intensity is window, found None"),
+    ],
+)
+def test_a_window_that_cannot_be_names_its_key(arguments, match):
+    with pytest.raises(ConfigError, match=match):
+        Preprocessing(**arguments)
+    assert Preprocessing(window=[[-160, 240], None]).window == ((-160.0, 240.0), None)
+
+
+def test_windows_for_other_channels_are_refused():
+    with pytest.raises(ConfigError, match=r"^preprocessing\.window: expected 1, one per channel"):
+        dataclasses.replace(SOLID, window=((0, 1), None)).apply(volume(WORLDS["oblique"]))
+
+
+def test_the_name_of_a_cached_scan_of_one_channel_is_what_it_always_was(world_on_disk):
+    cases, folder, _, _ = world_on_disk
+    PreprocessCache(folder, SOLID, (0, 1, 2)).get(cases[0])
+    names = {path.name for path in folder.iterdir()}
+    assert names == NAMES_OF_ONE_CHANNEL
+
+
+def test_other_channels_windows_or_ignored_values_are_other_entries(world_on_disk):
+    cases, folder, reads, _ = world_on_disk
+    a, b = cases
+    several = dataclasses.replace(a, channels=((b.image,),))
+    kinds = [a, several, dataclasses.replace(several, take=(1,)), dataclasses.replace(several, take=(0,))]
+    kinds.append(dataclasses.replace(b, id="a", label=a.label, channels=((a.image,),)))  # the other order
+    for kind in kinds:
+        PreprocessCache(folder, SOLID, (0, 1, 2)).get(kind)
+    assert len(reads) == len(kinds)
+    for more in (
+        PreprocessCache(folder, dataclasses.replace(SOLID, window=(0, 1)), (0, 1, 2)),
+        PreprocessCache(folder, SOLID, (0, 1, 2), 9),
+    ):
+        more.get(a)
+        more.get(a)
+    assert len(reads) == len(kinds) + 2
+    changed = PreprocessCache(folder, SOLID, (0, 1, 2))
+    b.image.write_bytes(b.image.read_bytes() + b"!")
+    changed.get(several)
+    assert len(reads) == len(kinds) + 3
+
+
+def test_ignored_voxels_are_no_part_of_what_is_lost(world_on_disk):
+    scan = volume(WORLDS["oblique"])
+    small = dataclasses.replace(SOLID, size=(4, 4, 4))
+    only = dataclasses.replace(scan, label=torch.full_like(scan.label, 255))
+    assert label_lost(only, small.apply(only)) == 0
+    assert label_lost(scan, small.apply(scan)) > 0

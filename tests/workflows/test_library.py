@@ -4,6 +4,7 @@ import json
 import os
 import shutil
 import signal
+from dataclasses import replace
 from pathlib import Path
 
 import nibabel
@@ -346,3 +347,24 @@ def test_what_the_command_line_refuses(tmp_path, words, match):
     assert done.err.startswith(match)
     assert len(done.err.splitlines()) == 1
     assert not (tmp_path / "nowhere").exists()
+
+
+def test_an_added_scan_of_a_patient_of_the_library_is_told_and_keeps_its_patient(model, phantom, tmp_path, monkeypatch):
+    said = []
+    add_atlas(model, *files(phantom, NEW), patient="Case01", log=said.append)
+    assert said[-1] == "note: Case04 is of the same patient as Case01"
+    library = load_model(model).segmenter.library
+    assert library.cases_of("Case01") == ["Case01", NEW]
+    listed = list_atlases(model).splitlines()
+    assert listed[0].split()[:2] == ["case", "patient"]
+    assert next(line for line in listed if line.startswith(NEW)).split()[1] == "Case01"
+    # and so is another scan of this patient, whoever says whose it is
+    from oasis_monai.data import cases as module
+
+    plain = module.find_cases
+    monkeypatch.setattr(module, "find_cases", lambda *a: [replace(c, id="again", patient="Case01") for c in plain(*a)])
+    segment_scans(model, files(phantom, LAST)[0], tmp_path / "out", said.append, n=2)
+    assert json.loads((tmp_path / "out" / "again.json").read_text())["atlases_of_patient"] == ["Case01", NEW]
+    assert any("Case01, Case04 among the model's atlases are of this patient" in line for line in said)
+    remove_atlas(model, NEW)
+    assert load_model(model).segmenter.library.patients == tuple(OLD)

@@ -119,12 +119,12 @@ def test_what_is_left_out_and_what_a_header_leaves_open_is_logged(model, images,
     scan.set_qform(grid.affine, 1)
     scan.set_sform(grid.affine + np.outer([1, 0, 0, 0], [0, 0, 0, 15.0]), 2)
     nibabel.save(scan, tmp_path / "in" / "scan.nii.gz")
-    (tmp_path / "in" / "other.nrrd").touch()
+    (tmp_path / "in" / "other.mnc").touch()
     lines = []
     assert segment_scans(model, tmp_path / "in", tmp_path / "out", n=1, method="FwoW", log=lines.append) == []
     warned = [line for line in lines if line.startswith("warning: ")]
     assert len(warned) == 2
-    assert "other.nrrd, left out" in warned[0]
+    assert "other.mnc, left out" in warned[0]
     assert "the sform (code 2) is used" in warned[1]
     label = nibabel.load(tmp_path / "out" / "scan_segmentation.nii.gz")
     np.testing.assert_array_equal(label.get_sform(), scan.get_sform())
@@ -135,7 +135,7 @@ def test_what_is_left_out_and_what_a_header_leaves_open_is_logged(model, images,
 def test_labels_come_in_the_format_that_is_asked_for(model, images, tmp_path, no_pictures):
     out = tmp_path / "out"
     found = {}
-    for kind in (None, "nii.gz", "mha", "mhd", "nii"):
+    for kind in (None, "nii.gz", "mha", "mhd", "nii", "nrrd"):
         more = {"file_format": kind, "save_probability": kind == "mha"}
         assert segment_scans(model, images / "Case00.mhd", out, n=1, method="FwoW", log=quiet, **more) == []
         name = told(out, "Case00")["label"]
@@ -146,7 +146,7 @@ def test_labels_come_in_the_format_that_is_asked_for(model, images, tmp_path, no
     for label, geometry in found.values():
         assert torch.equal(label, found[None][0])
         np.testing.assert_allclose(geometry.affine, native.affine, atol=1e-4)
-    with pytest.raises(ConfigError, match=r"^format: expected null .* or one of mhd, mha, nii, nii\.gz, found 'png'"):
+    with pytest.raises(ConfigError, match=r"^format: expected null .* or one of mhd, mha, nii, nii\.gz, nrrd, found 'png'"):
         segment_scans(model, images, out, n=1, log=quiet, file_format="png")
 
 

@@ -1,7 +1,7 @@
 """Read and write scans of any supported format: choose it by the file's ending, and check headers before reading.
 
-A check lists all faults of a header at once, in little memory. It never waits on a pipe. A DICOM series is named by one of its
-files, see :mod:`oasis_monai.data.formats.dicom`.
+All that depends on the format follows from one table, :data:`TABLE`. A check lists all faults of a header at once, in little
+memory. It never waits on a pipe. A DICOM series is named by one of its files, see :mod:`oasis_monai.data.formats.dicom`.
 """
 
 from __future__ import annotations
@@ -9,17 +9,22 @@ from __future__ import annotations
 import os
 import stat
 import tempfile
-from collections.abc import Sequence
-from dataclasses import replace
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
 
-from oasis_monai.data.formats.dicom import is_dicom, read_series
+from oasis_monai.data.formats.by_nibabel import read_by_nibabel, write_by_nibabel
+from oasis_monai.data.formats.dicom import is_dicom, is_dicom_label, read_pixels, read_series
 from oasis_monai.data.formats.header import Faults, Header
 from oasis_monai.data.formats.metaimage import read_metaimage
 from oasis_monai.data.formats.metaimage_data import data_file, write_metaimage
-from oasis_monai.data.formats.nifti import read_nifti
+from oasis_monai.data.formats.mgh import read_mgh
+from oasis_monai.data.formats.nifti import paired_file, read_nifti
+from oasis_monai.data.formats.nrrd import read_nrrd, write_nrrd
+from oasis_monai.data.formats.picture import read_picture, read_picture_pixels, write_picture
+from oasis_monai.data.formats.voxel_file import read_stored
 from oasis_monai.data.types import Geometry
 from oasis_monai.utils.errors import ConfigError
 from oasis_monai.utils.files import atomic_path, with_path_in_errors
@@ -27,10 +32,65 @@ from oasis_monai.utils.files import atomic_path, with_path_in_errors
 __all__ = ["ENDINGS", "Header", "Source", "data_files", "ending", "paths_of", "read_header"]
 Source = str | Path | Sequence[str | Path]
 """A scan's file; of a DICOM series any of its files, or one from each of its folders."""
+
+
+@dataclass(frozen=True)
+class Format:
+    """One file format of scans.
+
+    Args:
+        name: for messages.
+        endings: of its files, in lower case; none for DICOM, which is told by what is in a file.
+        reader: what reads its voxels, for messages; empty for our own code.
+        check: reads the header of a regular file and notes its faults; None for DICOM (:func:`.dicom.read_series`).
+        read: (C, x, y, z) voxels of a checked header, and the affine that the reader reports, None where it reports none.
+        written: the endings that :func:`write_array` can write.
+        result: ending of a result for a scan of this format, where the scan's own cannot be written.
+        volumes: whether its files hold volumes; else an image of one slice.
+    """
+
+    name: str
+    endings: tuple[str, ...]
+    reader: str
+    check: Callable[[Path, Faults], Header | None] | None
+    read: Callable[[Header, type], tuple[np.ndarray, np.ndarray | None]]
+    written: tuple[str, ...] = ()
+    result: str = ".nii.gz"
+    volumes: bool = True
+
+
+def _read_stored(header: Header, dtype: type) -> tuple[np.ndarray, None]:
+    assert header.stored is not None
+    return read_stored(header.stored, header.shape, header.channels, dtype), None
+
+
+def _read_series(header: Header, dtype: type) -> tuple[np.ndarray, np.ndarray]:
+    voxels, affine = read_pixels(header.files, dtype)
+    return voxels[None], affine
+
+
 METAIMAGE = (".mhd", ".mha")
 NIFTI = (".nii", ".nii.gz")
-ENDINGS = METAIMAGE + NIFTI
+PAIRS = (".hdr", ".img", ".hdr.gz", ".img.gz")
+PICTURES = (".png", ".tif", ".tiff")
+DICOM = Format("DICOM", (), "ITK's GDCM", None, _read_series)
+TABLE = (
+    Format("MetaImage", METAIMAGE, "", read_metaimage, _read_stored, METAIMAGE),
+    Format("NIfTI", NIFTI, "nibabel", read_nifti, read_by_nibabel, NIFTI),
+    Format("NIfTI or Analyze 7.5 in two files", PAIRS, "nibabel", read_nifti, read_by_nibabel),
+    Format("NRRD", (".nrrd", ".nhdr", ".seg.nrrd"), "", read_nrrd, _read_stored, (".nrrd",), ".nrrd"),
+    Format("FreeSurfer", (".mgz", ".mgh"), "nibabel", read_mgh, read_by_nibabel),
+    Format("image", PICTURES, "Pillow", read_picture, read_picture_pixels, PICTURES, volumes=False),
+)
+"""Every format that is told by its ending."""
+ENDINGS = tuple(e for form in TABLE for e in form.endings)
 """File endings of scans, in lower case."""
+VOLUMES = tuple(e for form in TABLE for e in form.endings if form.volumes)
+"""Those of :data:`ENDINGS` whose files hold volumes."""
+WRITTEN = tuple(e for form in TABLE for e in form.written)
+"""Those of :data:`ENDINGS` that :func:`write_array` writes."""
+RESULTS = tuple(e for e in WRITTEN if e in VOLUMES)
+"""Those of :data:`WRITTEN` that hold any result: the choice of ``format``."""
 
 
 def ending(path: str | Path) -> str:
@@ -39,22 +99,52 @@ def ending(path: str | Path) -> str:
     return next((e for e in sorted(ENDINGS, key=len, reverse=True) if name.endswith(e)), "")
 
 
+def format_of(path: str | Path) -> Format:
+    """The format of a file by its ending; :data:`DICOM` without one."""
+    kind = ending(path)
+    return next((form for form in TABLE if kind in form.endings), DICOM)
+
+
+def result_ending(scan: str | Path) -> str:
+    """Ending of the label of a scan, unless another one is asked for: the scan's own, or the one that its users expect."""
+    form = format_of(scan)
+    return ending(scan) if ending(scan) in form.written else form.result
+
+
+def map_ending(result: str) -> str:
+    """Ending of a probability map beside a label that ends in ``result``: an image holds whole numbers alone."""
+    return result if result in VOLUMES else ".nii.gz"
+
+
+def is_second_file(path: Path) -> bool:
+    """Whether a file is the .img of a pair whose .hdr lies beside it, and stands for the scan."""
+    return ending(path) in (".img", ".img.gz") and paired_file(path).exists()
+
+
+def scans_among(paths: Iterable[Path]) -> list[Path]:
+    """The files of a folder that are scans by their ending, in order, each scan once: no .img of a pair, and images of two
+    dimensions only where there is no volume, because beside one they are drawings of it."""
+    found = [path for path in paths if ending(path) and not is_second_file(path)]
+    volumes = [path for path in found if ending(path) in VOLUMES]
+    return volumes or found
+
+
 def read_header(source: Source) -> Header:
-    """Read and check the header of a 3D scan with one channel.
+    """Read and check the header of a scan of three dimensions, or of one slice, with one channel or several.
 
     The length of the data is verified too (compressed data is decompressed in pieces, never as a whole), so that a file which
     passes can be read.
 
     Args:
-        source: a .mhd, .mha, .nii or .nii.gz file, or one DICOM file of a series; where the series lies in several folders, one
-            from each.
+        source: a file that ends in one of :data:`ENDINGS` (of a pair either one), or one DICOM file of a series; where the series
+            lies in several folders, one from each.
 
     Returns:
         Shape, RAS+ affine, element type and files (of a series: all of them, in the order of the slices).
 
     Raises:
         DataError: with every fault of the header: absent or unreadable file, unknown ending, data file outside the folder,
-            data longer or shorter than the header says, bad sizes, spacing, direction, element type, several channels,
+            data longer or shorter than the header says, bad sizes, spacing, direction, element type, too many channels,
             repeated or unreadable lines.
     """
     path, *more = paths_of(source)
@@ -62,6 +152,8 @@ def read_header(source: Source) -> Header:
     kind = ending(path)
     header: Header | None = None
     try:
+        if kind in (".img", ".img.gz"):
+            path = paired_file(path)
         mode = os.stat(path).st_mode
         if more and (kind or not is_dicom(path)):
             faults.add("file", "one file, or files of a DICOM series", f"{1 + len(more)} files", "give each scan by itself")
@@ -72,7 +164,9 @@ def read_header(source: Source) -> Header:
         elif not stat.S_ISREG(mode):  # opening a pipe would wait for ever
             faults.add("file", "a regular file", "a folder, pipe or device", "give the header's file")
         else:
-            header = (read_metaimage if kind in METAIMAGE else read_nifti)(path, faults)
+            check = format_of(path).check
+            assert check is not None
+            header = check(path, faults)
     except OSError as error:
         faults.add("file", "a readable file", error.strerror or type(error).__name__, f"check the path {path}")
     except ValueError as error:  # a NUL in the path
@@ -89,40 +183,46 @@ def paths_of(source: Source) -> tuple[Path, ...]:
 
 def data_files(source: Source) -> tuple[Path, ...]:
     """The files that make up a scan, for content hashes: the header's file, then the data file it names, if any; or all files of
-    a DICOM series.
+    a DICOM series; of a label in DICOM (SEG, RTSTRUCT) the file itself.
 
     Raises:
         DataError: as :func:`read_header`.
     """
-    return read_header(source).files
+    paths = paths_of(source)
+    return paths if len(paths) == 1 and is_dicom_label(paths[0]) else read_header(source).files
 
 
 def write_array(path: Path, array: np.ndarray, geometry: Geometry) -> None:
     """Write one scan, compressed (but .nii), in the format that the ending names.
 
     Args:
-        path: ends in .mhd (voxels go to a .zraw beside it), .mha, .nii or .nii.gz.
-        array: (x, y, z) or (x, y, z, C).
-        geometry: the grid; kept exactly in a MetaImage, to float32 in NIfTI. Where it is that of a NIfTI scan, a NIfTI file gets
-            the scan's sform, qform, codes and unit. A MetaImage has place for one: it gets the one that ITK shows the scan by.
+        path: ends in one of :data:`WRITTEN`; of .mhd the voxels go to a .zraw beside it.
+        array: (x, y, z) or (x, y, z, C); (x, y, 1) whole numbers for an image.
+        geometry: the grid; kept exactly in a MetaImage or NRRD file, to float32 in NIfTI; of an image the pixels' size alone.
+            Where it is that of a NIfTI scan, a NIfTI file gets the scan's sform, qform, codes and unit. A MetaImage or NRRD file
+            has place for one: it gets the one that ITK shows the scan by.
 
     Raises:
-        ConfigError: another ending.
+        ConfigError: another ending, or an array that an image cannot hold.
         OSError: it cannot be written, as to a full disk; the file before stays.
     """
     kind = ending(path)
     if geometry.forms is not None and not np.array_equal(geometry.forms.used, geometry.affine):
         geometry = Geometry(geometry.shape, geometry.affine)  # it was moved since
-    if not kind:
-        raise ConfigError("path", "a name ending in " + ", ".join(ENDINGS), str(path))
+    if kind not in WRITTEN:
+        raise ConfigError("path", "a name ending in " + ", ".join(WRITTEN), str(path))
     if kind == ".mhd":
         _write_pair(path, array, geometry)
         return
     with atomic_path(path) as temporary:
         if kind == ".mha":
             write_metaimage(temporary, array, _seen_by_itk(geometry))
+        elif kind == ".nrrd":
+            write_nrrd(temporary, array, _seen_by_itk(geometry))
+        elif kind in PICTURES:
+            write_picture(temporary, array, geometry, kind)
         else:
-            _nibabel_write(temporary, array, geometry)
+            write_by_nibabel(temporary, array, geometry)
 
 
 def remove_array(path: Path) -> None:
@@ -149,21 +249,3 @@ def _write_pair(path: Path, array: np.ndarray, geometry: Geometry) -> None:
 
 def _seen_by_itk(geometry: Geometry) -> Geometry:
     return geometry if geometry.forms is None else Geometry(geometry.shape, geometry.forms.itk)
-
-
-def _nibabel_write(path: Path, array: np.ndarray, geometry: Geometry) -> None:
-    import nibabel
-
-    if geometry.forms is None:
-        image = nibabel.Nifti1Image(array, np.asarray(geometry.affine, float))
-        image.set_sform(geometry.affine, code=1)
-        image.set_qform(geometry.affine, code=1)
-        image.header.set_xyzt_units("mm")
-    else:
-        header = nibabel.Nifti1Header()
-        header.set_data_dtype(array.dtype)
-        header.set_data_shape(array.shape)
-        for name, value in geometry.forms.fields.items():
-            header[name] = value
-        image = nibabel.Nifti1Image(array, None, header)  # an affine would be written over the header's
-    nibabel.save(image, str(path))

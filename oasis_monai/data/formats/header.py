@@ -20,6 +20,8 @@ MAX_VOXELS = 2**29
 """Largest grid accepted, 512 x 512 x 2048: 2 GiB as float32. A header that claims more is damaged or hostile."""
 TOLERANCE = 1e-4
 """Largest deviation of a direction matrix from orthonormal, and of two grids (mm, direction cosine) that count as the same."""
+MAX_CHANNELS = 16
+"""Most channels of one file. One with more volumes is a series in time or over directions of diffusion."""
 SAME_VOXELS = 0.1
 """Largest distance of two grids' corners, in voxels, that rounding makes: a quaternion in float32 near half a turn."""
 OTHER_VOXELS = 1.0
@@ -30,23 +32,41 @@ AGAIN = "export the scan again"
 
 @dataclass(frozen=True)
 class Stored:
-    """How a MetaImage's voxels lie in their file.
+    """How the voxels of a MetaImage or NRRD file lie in their file.
 
     Args:
         file: the data file, or the header's own.
         start: offset of the first byte.
         dtype: numpy name of the stored element type.
-        compressed: a zlib or gzip stream instead of the voxels themselves.
+        packing: ``zlib`` (or gzip), ``bzip2`` or ``text`` (written out as numbers); empty for the voxels themselves.
         big_endian: byte order of the voxels.
-        text: they are written out as numbers.
+        channel_axis: where the channels stand among the file's axes, the fastest axis first: 0 (each voxel's together) to 3
+            (one volume after the other).
+        skip: bytes before the voxels once they are unpacked.
     """
 
     file: Path
     start: int
     dtype: str
-    compressed: bool
+    packing: str
     big_endian: bool
-    text: bool = False
+    channel_axis: int = 0
+    skip: int = 0
+
+
+@dataclass(frozen=True)
+class Segment:
+    """One structure of a label file that names them.
+
+    Args:
+        name: what it is called; not empty.
+        value: of its voxels in its layer.
+        layer: channel that holds it.
+    """
+
+    name: str
+    value: int
+    layer: int = 0
 
 
 @dataclass(frozen=True, eq=False)
@@ -57,11 +77,12 @@ class Header:
         shape: voxels along x, y, z (the file's fastest axis first).
         affine: (4, 4) float64, voxel index -> RAS+ millimetres.
         dtype: numpy name of the stored element type, e.g. ``"int16"``.
-        channels: values per voxel; always 1, more is a fault.
+        channels: values per voxel, or volumes.
         files: the header's own file first, then the data file if it is another one.
-        stored: where the voxels of a MetaImage are; None for another format.
+        stored: where the voxels of a MetaImage or NRRD file are; None for another format.
         forms: both transforms of a NIfTI header; None for another format.
         notes: warnings.
+        segments: the structures of a label, where its file names them; several layers are its channels.
     """
 
     shape: tuple[int, int, int]
@@ -72,6 +93,7 @@ class Header:
     stored: Stored | None = None
     forms: NiftiForms | None = None
     notes: tuple[Fault, ...] = ()
+    segments: tuple[Segment, ...] = ()
 
     @property
     def geometry(self) -> Geometry:
@@ -112,6 +134,11 @@ def shown(value: object, limit: int = 80) -> str:
     return text if len(text) <= limit else f"{text[:limit]}... ({len(text)} characters)"
 
 
+def plain(name: str) -> str:
+    """A structure's name for comparison: case and the number of spaces do not count."""
+    return " ".join(name.split()).casefold()
+
+
 def check_shape(faults: Faults, field: str, shape: Sequence[int]) -> bool:
     """Note a fault unless all sizes are positive and their product is at most :data:`MAX_VOXELS`."""
     found = " x ".join(str(n) for n in shape)
@@ -120,6 +147,19 @@ def check_shape(faults: Faults, field: str, shape: Sequence[int]) -> bool:
         return False
     if math.prod(shape) > MAX_VOXELS:
         faults.add(field, f"at most {MAX_VOXELS} voxels", found, "crop or resample the scan, or export it again")
+        return False
+    return True
+
+
+def check_channels(faults: Faults, field: str, shape: Sequence[int], channels: int) -> bool:
+    """Note a fault unless there are 1 to :data:`MAX_CHANNELS` channels, with at most :data:`MAX_VOXELS` values together."""
+    if not 1 <= channels <= MAX_CHANNELS:
+        remedy = "extract those to use: a series in time or of diffusion is no set of channels"
+        faults.add(field, f"1 to {MAX_CHANNELS} channels or volumes", channels, remedy)
+        return False
+    if math.prod(shape) * channels > MAX_VOXELS:
+        found = " x ".join(map(str, (*shape, channels)))
+        faults.add(field, f"at most {MAX_VOXELS} values", found, "crop or resample the scan, or give fewer channels")
         return False
     return True
 

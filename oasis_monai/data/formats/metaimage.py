@@ -7,14 +7,11 @@ says is read from its start; intensity slope and distance units are ignored. ``N
 
 from __future__ import annotations
 
-import contextlib
 import math
 import os
 import re
-import stat
-import unicodedata
 import zlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
@@ -25,16 +22,16 @@ from oasis_monai.data.formats.header import (
     Header,
     Stored,
     affine_from,
+    check_channels,
     check_direction,
     check_shape,
     check_spacing,
     flip_lps_ras,
 )
+from oasis_monai.data.formats.voxel_file import count_numbers, find_data_file, unpacked_bytes
 
 MAX_HEADER_BYTES = 1024 * 1024  # ITK writes every tag of a DICOM file into it
 MAX_LINE, MAX_KEY = 64 * 1024, 250  # MetaIO reads names into fixed buffers
-MAX_NUMBER = 40  # characters of a voxel that is stored as text, with the space behind it
-CHUNK = 1 << 20
 ELEMENT_TYPES = {
     "MET_CHAR": "int8",
     "MET_UCHAR": "uint8",
@@ -56,7 +53,6 @@ SYNONYMS = (
 )
 LINE = re.compile(r"\s*([^=:]*[^=:\s])\s*[=:]\s*(.*?)\s*", re.DOTALL)  # MetaIO takes both signs
 NUMBER = re.compile(r"[-+]?(\d+\.?\d*|\.\d+)([eE][-+]?\d+)?|[-+]?(nan|inf|infinity)", re.IGNORECASE)
-TEXT_NUMBER = re.compile(rb"[-+]?(\d+\.?\d*|\.\d+)([eE][-+]?\d+)?")
 MAX_SKIPPED = 2**24
 
 
@@ -83,16 +79,32 @@ def read_metaimage(path: Path, faults: Faults) -> Header | None:
     if dtype is None:
         faults.add("ElementType", "one of " + ", ".join(ELEMENT_TYPES), fields.get("ElementType", "nothing"), AGAIN)
     shape, affine = _grid(fields, faults)
-    data = _data_file(path, fields["ElementDataFile"], faults)
-    if dtype and shape and data:
-        _check_length(path, data, data_at, fields, math.prod(shape), np.dtype(dtype).itemsize, faults)
-    if dtype is None or shape is None or affine is None or data is None:
+    channels = _channels(fields, shape, faults)
+    local = fields["ElementDataFile"].upper() == "LOCAL"
+    data = path if local else find_data_file(path, fields["ElementDataFile"], "ElementDataFile", faults, ", or LOCAL")
+    if dtype and shape and data and channels:
+        _check_length(path, data, data_at, fields, math.prod(shape) * channels, np.dtype(dtype).itemsize, faults)
+    if dtype is None or shape is None or affine is None or data is None or channels is None:
         return None
     big_endian = fields.get("BinaryDataByteOrderMSB", fields.get("ElementByteOrderMSB", "False")).lower() == "true"
-    need = math.prod(shape) * np.dtype(dtype).itemsize
+    need = math.prod(shape) * channels * np.dtype(dtype).itemsize
     start = _start(data, data_at if data == path else 0, fields, need)
-    stored = Stored(data, start, dtype, _compressed(fields), big_endian, not _binary(fields))
-    return Header(shape, affine, dtype, 1, (path,) if data == path else (path, data), stored)
+    packing = "zlib" if _compressed(fields) else "" if _binary(fields) else "text"
+    stored = Stored(data, start, dtype, packing, big_endian)
+    return Header(shape, affine, dtype, channels, (path,) if data == path else (path, data), stored)
+
+
+def _channels(fields: Mapping[str, str], shape: tuple[int, int, int] | None, faults: Faults) -> int | None:
+    key = "ElementNumberOfChannels"
+    values = _numbers(fields.get(key, "1"))
+    if values is None or len(values) != 1 or not math.isfinite(values[0]) or values[0] != int(values[0]):
+        faults.add(key, "a whole number", fields[key] or "nothing", "correct the line")
+        return None
+    return int(values[0]) if check_channels(faults, key, shape or (1, 1, 1), int(values[0])) else None
+
+
+def _times(fields: Mapping[str, str]) -> str:
+    return " x channels" if fields.get("ElementNumberOfChannels", "1") != "1" else ""
 
 
 def _compressed(fields: Mapping[str, str]) -> bool:
@@ -158,7 +170,6 @@ def _check_constants(fields: Mapping[str, str], faults: Faults) -> None:
     """Keys that have one admissible value here; ITK would ignore, misread or crash on another."""
     numbers = {
         "NDims": (3.0, "only 3D scans are supported"),
-        "ElementNumberOfChannels": (1.0, "export a single channel"),
         "ElementToIntensityFunctionSlope": (1.0, "apply the scaling to the voxels: ITK ignores it"),
         "ElementToIntensityFunctionOffset": (0.0, "apply the scaling to the voxels: ITK ignores it"),
     }
@@ -235,45 +246,6 @@ def _grid(fields: Mapping[str, str], faults: Faults) -> tuple[tuple[int, int, in
     return shape, flip_lps_ras(affine_from(direction, spacing, offset))
 
 
-def _spellings(name: str) -> Iterator[str]:
-    """A file's name as it stands in a header, and as other systems may have spelt it: in Windows' letters, with accents apart."""
-    if any(c in name for c in "/\\:") or name in ("", ".", ".."):
-        return
-    yield name
-    for encoding in ("utf-8", "cp1252", "latin-1"):
-        with contextlib.suppress(UnicodeDecodeError):
-            for form in ("NFC", "NFD"):
-                yield unicodedata.normalize(form, os.fsencode(name).decode(encoding))  # type: ignore[arg-type]
-
-
-def _data_file(path: Path, name: str, faults: Faults) -> Path | None:
-    """The file that holds the voxels: this one (LOCAL) or a regular file beside it, and nowhere else."""
-    if name.upper() == "LOCAL":
-        return path
-    plain = "the name of one file beside the header, or LOCAL"
-    name = re.sub(r"^(\./+)+", "", name)
-    several = re.fullmatch(r"LIST(\s+\d+)?", name, re.IGNORECASE) is not None
-    data = next((path.parent / n for n in _spellings(name) if "\0" not in n and (path.parent / n).is_file()), path.parent / name)
-    several |= ("%" in name or name.upper().startswith("LIST")) and not data.is_file()
-    if not name or name in (".", "..") or any(c in name for c in "/\\:") or several:
-        remedy = "join the slices into one raw file" if several else "put the data file beside the header"
-        faults.add("ElementDataFile", plain, name or "nothing", remedy)
-        return None
-    home = path.resolve().parent  # a header that is itself a link has its data where it points
-    if data.is_symlink() and not data.resolve().is_relative_to(home):
-        faults.add("ElementDataFile", plain, f"{name}, a link that leaves the folder", "put the data file itself there")
-        return None
-    try:
-        mode = os.stat(data).st_mode
-    except OSError:
-        faults.add("ElementDataFile", plain, f"{name}, which is absent or unreadable", "put the data file beside the header")
-        return None
-    if not stat.S_ISREG(mode):  # opening a pipe would wait for ever
-        faults.add("ElementDataFile", plain, f"{name}, which is no regular file", "put the data file itself there")
-        return None
-    return data
-
-
 def _check_length(
     path: Path, data: Path, data_at: int, fields: Mapping[str, str], count: int, itemsize: int, faults: Faults
 ) -> None:
@@ -281,11 +253,11 @@ def _check_length(
     need = count * itemsize
     start = max(_start(data, data_at if data == path else 0, fields, need), 0)
     size = max(os.stat(data).st_size - start, 0)
-    expected = f"{need} bytes of voxels (DimSize x ElementType)"
+    expected = f"{need} bytes of voxels (DimSize x ElementType{_times(fields)})"
     if not _binary(fields):
         if _compressed(fields):
             faults.add("CompressedData", "False where BinaryData is False", "True", AGAIN)
-        elif (found := _count_numbers(data, start, count)) != count:
+        elif (found := count_numbers(data, start, count)) != count:
             remedy = "copy the data file again or correct DimSize"
             faults.add("ElementDataFile", f"{count} numbers as text (DimSize)", f"{found} in {data.name}", remedy)
         return
@@ -305,8 +277,8 @@ def _check_length(
         remedy = "compress the scan again: ITK would return uninitialised memory"
         faults.add("CompressedDataSize", f"{size}, the bytes there are", fields.get("CompressedDataSize", "nothing"), remedy)
     try:
-        found = _inflated_bytes(data, start, need)
-    except (OSError, zlib.error) as error:
+        found = unpacked_bytes(data, start, "zlib", need)
+    except (OSError, EOFError, zlib.error) as error:
         faults.add("ElementDataFile", expected, f"a damaged zlib stream ({error})", "copy the data file again")
         return
     if found != need:
@@ -314,35 +286,3 @@ def _check_length(
         faults.add(
             "ElementDataFile", expected, f"{found_text} after decompression", "copy the data file again or correct DimSize"
         )
-
-
-def _count_numbers(data: Path, start: int, need: int) -> int | str:
-    """How many numbers a text holds, read in pieces and no further than just beyond ``need``; ``"other text"`` if it is none."""
-    count, rest = 0, b""
-    with open(data, "rb") as stream:
-        stream.seek(start)
-        while count <= need and (piece := stream.read(CHUNK)):
-            text = rest + piece
-            words = text.split()
-            rest = words.pop() if words and not text[-1:].isspace() else b""
-            if len(rest) > MAX_NUMBER or not all(len(w) <= MAX_NUMBER and TEXT_NUMBER.fullmatch(w) for w in words):
-                return "other text"
-            count += len(words)
-    if rest and not TEXT_NUMBER.fullmatch(rest):
-        return "other text"
-    return count + bool(rest)
-
-
-def _inflated_bytes(data: Path, start: int, need: int) -> int:
-    """Length of the zlib (or gzip) stream at ``start``, counted in pieces and no further than just beyond ``need``."""
-    inflater = zlib.decompressobj(47)  # 32 + 15: zlib or gzip, as MetaIO takes both
-    count = 0
-    with open(data, "rb") as stream:
-        stream.seek(start)
-        piece = stream.read(CHUNK)
-        while not inflater.eof and count <= need:
-            if not piece:
-                raise zlib.error(f"it ends after {count} bytes")
-            count += len(inflater.decompress(piece, CHUNK))
-            piece = inflater.unconsumed_tail or stream.read(CHUNK)
-    return count

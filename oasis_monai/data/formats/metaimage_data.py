@@ -1,42 +1,24 @@
-"""Read and write the voxels of MetaImage files by numpy and zlib.
+"""Write MetaImage files by numpy and zlib.
 
-The format is a few lines of text and an array, and :mod:`.metaimage` has checked both. ITK reads and writes the same values (the
-tests compare), but importing it takes longer than segmenting a scan.
+The format is a few lines of text and an array. ITK reads and writes the same values (the tests compare), but importing it takes
+longer than segmenting a scan.
 """
 
 from __future__ import annotations
 
-import math
 import re
 import zlib
 from pathlib import Path
 
 import numpy as np
 
-from oasis_monai.data.formats.header import Stored, flip_lps_ras, split_affine
+from oasis_monai.data.formats.header import flip_lps_ras, split_affine
 from oasis_monai.data.types import Geometry
 from oasis_monai.utils.files import digest
 
 ELEMENT_NAMES = {"uint8": "MET_UCHAR", "int16": "MET_SHORT", "int32": "MET_INT", "float32": "MET_FLOAT"}
 """numpy type -> MetaImage's name for it."""
 LEVEL = 2  # zlib compression level, as in MetaIO: labels shrink to a hundredth at any level, higher ones are slow for float maps
-
-
-def read_voxels(stored: Stored, shape: tuple[int, int, int], dtype: type) -> np.ndarray:
-    """(x, y, z) array of ``dtype``, contiguous in that order.
-
-    Raises:
-        OSError, ValueError, zlib.error: the data file is no longer what the header's check found.
-    """
-    with open(stored.file, "rb") as stream:
-        stream.seek(stored.start)
-        data = stream.read(-1 if stored.compressed or stored.text else math.prod(shape) * np.dtype(stored.dtype).itemsize)
-    if stored.text:
-        return np.ascontiguousarray(np.array(data.split()).astype(stored.dtype).reshape(shape, order="F"), dtype)
-    if stored.compressed:
-        data = zlib.decompressobj(47).decompress(data)  # 32 + 15: zlib or gzip, as MetaIO takes both
-    values = np.frombuffer(data, np.dtype(stored.dtype).newbyteorder(">" if stored.big_endian else "<"))
-    return np.ascontiguousarray(values.reshape(shape, order="F"), dtype)  # the file's fastest axis is x
 
 
 def write_metaimage(path: Path, array: np.ndarray, geometry: Geometry) -> None:

@@ -1,30 +1,31 @@
-"""Check NIfTI headers (.nii, .nii.gz; versions 1 and 2) before nibabel reads the file."""
+"""Check NIfTI headers (.nii, .nii.gz, pairs of .hdr and .img; versions 1 and 2) before nibabel reads the file."""
 
 from __future__ import annotations
 
 import gzip
 import math
 import os
+import re
 import zlib
 from pathlib import Path
 from typing import Any, BinaryIO, cast
 
 import numpy as np
 
+from oasis_monai.data.formats.analyze import MAX_OFFSET, Grid, check_analyze, sizes_of
 from oasis_monai.data.formats.header import (
     AGAIN,
     SAME_VOXELS,
     Faults,
     Header,
     check_direction,
-    check_shape,
     check_spacing,
     corner_distance,
     geometry_difference,
 )
+from oasis_monai.data.formats.voxel_file import find_data_file
 from oasis_monai.data.types import Geometry, NiftiForms
 
-MAX_OFFSET = 16 * 1024 * 1024  # header extensions before the voxels; nibabel holds them in memory
 CHUNK = 1 << 20
 DTYPES = {
     2: "uint8",
@@ -44,34 +45,58 @@ def read_nifti(path: Path, faults: Faults) -> Header | None:
     """Check one NIfTI header and the length of its data, without holding more than about 1 MiB of it.
 
     Args:
-        path: an existing regular file.
+        path: an existing regular file; of a pair the .hdr.
         faults: takes every fault found.
 
     Returns:
-        The header, or None when a fault leaves nothing to return.
+        The header, or None when a fault leaves nothing to return. That of a pair without NIfTI's mark is read as Analyze 7.5
+        (:func:`.analyze.check_analyze`).
     """
+    pair = is_pair(path)
+    data = find_data_file(path, paired_file(path).name, "voxels", faults) if pair else path
     try:
-        with _open(path) as stream:
-            header = _parse(stream.read(540), faults)
+        with open_packed(path) as stream:
+            header = _parse(stream.read(540), pair, faults)
             if header is None:
                 return None
-            shape, forms, dtype = _shape(header, faults), _forms(header, faults), _dtype(header, faults)
-            offset = _offset(header, faults)
-            if shape and dtype and offset is not None:
-                _check_length(path, stream, offset + math.prod(shape) * np.dtype(dtype).itemsize, faults)
+            if not hasattr(header, "single_magic"):
+                grid = check_analyze(header, faults)
+            else:
+                grid = _grid(header, faults)
+            at = stream.tell()
+            if grid and not pair:
+                _check_length(path, stream, at, grid.bytes, faults)
+        if grid and data is not None and pair:
+            with open_packed(data) as stream:
+                _check_length(data, stream, 0, grid.bytes, faults)
     except (OSError, EOFError, zlib.error) as error:  # gzip.BadGzipFile is an OSError
         kind = "a whole gzip file" if path.name.lower().endswith(".gz") else "a readable file"
         bare = isinstance(error, gzip.BadGzipFile) and _uncompressed(path)
-        remedy = "name it .nii: it is not compressed" if bare else "copy or compress the file again"
+        remedy = f"name it {path.suffixes[-2]}: it is not compressed" if bare else "copy or compress the file again"
         faults.add("file", kind, f"{type(error).__name__}: {error}", remedy)
         return None
-    if shape is None or forms is None or dtype is None:
+    if grid is None or data is None:
         return None
-    return Header(shape, forms.used, dtype, 1, (path,), forms=forms)
+    return Header(grid.shape, grid.forms.used, grid.dtype, grid.channels, (path, data) if pair else (path,), forms=grid.forms)
 
 
-def _open(path: Path) -> BinaryIO:
-    return cast(BinaryIO, gzip.open(path, "rb") if path.name.lower().endswith(".gz") else open(path, "rb"))
+def is_pair(path: Path) -> bool:
+    """Whether a file is the header of a pair, by its name."""
+    return path.name.lower().removesuffix(".gz").endswith(".hdr")
+
+
+def paired_file(path: Path) -> Path:
+    """The other file of a pair of header and voxels, in the same letters: ``X.HDR`` for ``X.IMG``, ``x.img.gz`` for
+    ``x.hdr.gz``."""
+    other = {"hdr": "img", "img": "hdr", "HDR": "IMG", "IMG": "HDR", "Hdr": "Img", "Img": "Hdr"}
+    stem, kind, packed = re.fullmatch(r"(.*\.)(hdr|img)((?:\.gz)?)", path.name, re.IGNORECASE | re.DOTALL).groups()  # type: ignore[union-attr]
+    return path.with_name(f"{stem}{other.get(kind, other[kind.lower()])}{packed}")
+
+
+def open_packed(path: Path) -> BinaryIO:
+    """A file's bytes, unpacked where its name ends in gz or mgz."""
+    packed = path.name.lower().endswith((".gz", ".mgz"))
+    return cast(BinaryIO, gzip.open(path, "rb") if packed else open(path, "rb"))
 
 
 def _uncompressed(path: Path) -> bool:
@@ -80,7 +105,7 @@ def _uncompressed(path: Path) -> bool:
         return int.from_bytes(stream.read(4), "little") in (348, 540)
 
 
-def _parse(block: bytes, faults: Faults) -> Any:
+def _parse(block: bytes, pair: bool, faults: Faults) -> Any:
     """The header's fields in nibabel's class for them, with none of its repairs."""
     import nibabel
 
@@ -89,28 +114,33 @@ def _parse(block: bytes, faults: Faults) -> Any:
             if len(block) >= size and int.from_bytes(block[:4], order) == size:  # type: ignore[arg-type]
                 header = kind(block[:size], endianness=endianness, check=False)
                 magic = header.structarr["magic"].tobytes()[:4]
-                if magic not in (b"n+1\0", b"n+2\0"):
-                    faults.add(
-                        "magic", "n+1 or n+2 (header and voxels in one file)", ascii(magic), "convert the .hdr/.img pair to .nii"
-                    )
+                right = (header.pair_magic if pair else header.single_magic).ljust(4, b"\0")[:4]
+                if pair and size == 348 and magic[:2] not in (b"ni", b"n+"):
+                    return nibabel.AnalyzeHeader(block[:size], endianness=endianness, check=False)
+                if magic != right:
+                    expected = "n+1 or n+2 (header and voxels in one file)"
+                    remedy = "name the file .hdr if its voxels are in .img"
+                    if pair:
+                        expected, remedy = (
+                            "ni1 or ni2 (a header with its voxels in .img)",
+                            "name the file .nii if it holds them too",
+                        )
+                    faults.add("magic", expected, ascii(magic), remedy)
                 return header
     found = f"{block[:4].hex()} in hex" if block else "an empty file"
     faults.add("sizeof_hdr", "348 or 540", found, "check that this is a whole NIfTI file")
     return None
 
 
-def _shape(header: Any, faults: Faults) -> tuple[int, int, int] | None:
-    dims = [int(d) for d in header["dim"]]
-    used = dims[1 : 1 + dims[0]] if 1 <= dims[0] <= 7 else []
-    if len(used) < 3:
-        faults.add("dim", "3 dimensions", " ".join(map(str, dims)), "only 3D scans are supported")
+def _grid(header: Any, faults: Faults) -> Grid | None:
+    sizes = sizes_of(header, faults)
+    if header["dim"][0] == 2 and not header["pixdim"][3] > 0:
+        header["pixdim"][3] = 1  # of an image without a third axis it says nothing
+    forms, dtype, offset = _forms(header, faults), _dtype(header, faults), _offset(header, faults)
+    if sizes is None or forms is None or dtype is None or offset is None:
         return None
-    if any(d != 1 for d in used[3:]):
-        faults.add("dim", "one volume with one channel", " x ".join(map(str, used)), "extract a single 3D volume")
-        return None
-    if not check_shape(faults, "dim", used[:3]):
-        return None
-    return used[0], used[1], used[2]
+    shape, channels = sizes
+    return Grid(shape, channels, dtype, forms, offset + math.prod(shape) * channels * np.dtype(dtype).itemsize)
 
 
 def _dtype(header: Any, faults: Faults) -> str | None:
@@ -129,7 +159,7 @@ def _dtype(header: Any, faults: Faults) -> str | None:
 
 
 def _offset(header: Any, faults: Faults) -> int | None:
-    smallest = int(header.single_vox_offset)
+    smallest = int(header.single_vox_offset) if header["magic"].item()[:2] == b"n+" else 0
     offset = float(header["vox_offset"])
     if offset == 0:
         return smallest  # as nibabel reads it
@@ -203,7 +233,7 @@ def _detail(grid: tuple[int, int, int], sform: np.ndarray, qform: np.ndarray) ->
 
 def _size(header: Any) -> tuple[int, int, int]:
     x, y, z = (max(int(d), 1) for d in header["dim"][1:4])
-    return x, y, z
+    return x, y, 1 if header["dim"][0] == 2 else z
 
 
 def _check_sform(sform: np.ndarray, pixdim: list[float], faults: Faults) -> bool:
@@ -257,14 +287,17 @@ def _qform(header: Any, faults: Faults) -> np.ndarray | None:
         return None
 
 
-def _check_length(path: Path, stream: BinaryIO, need: int, faults: Faults) -> None:
-    """The file must hold exactly ``need`` bytes; a gzip file is decompressed in pieces, which also verifies its checksum."""
-    if path.name.lower().endswith(".gz"):
-        found = stream.tell()
-        while found <= need and (piece := stream.read(CHUNK)):
-            found += len(piece)
-    else:
-        found = os.stat(path).st_size
+def _check_length(path: Path, stream: BinaryIO, at: int, need: int, faults: Faults) -> None:
+    """The file, open at byte ``at``, must hold exactly ``need`` bytes; a gzip file is decompressed in pieces, which also verifies
+    its checksum."""
+    found = count_bytes(stream, at, need) if path.name.lower().endswith(".gz") else os.stat(path).st_size
     if found != need:
         text = f"more ({found} or above)" if found > need else f"{found}"
         faults.add("voxels", f"a file of {need} bytes (vox_offset + dim x datatype)", text, "copy the file again or correct dim")
+
+
+def count_bytes(stream: BinaryIO, at: int, need: int) -> int:
+    """How many bytes there are, ``at`` of them before the next one, counted no further than just beyond ``need``."""
+    while at <= need and (piece := stream.read(CHUNK)):
+        at += len(piece)
+    return at

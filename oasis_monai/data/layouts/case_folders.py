@@ -6,9 +6,8 @@ from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
 
-from oasis_monai.data.formats.dispatch import ending
 from oasis_monai.data.layouts.channels import chosen
-from oasis_monai.data.layouts.files import case_of, listed, may_be_scan, note_others, short_names, stem, walk
+from oasis_monai.data.layouts.files import case_of, listed, may_be_scan, note_others, scans, short_names, stem, walk
 from oasis_monai.data.layouts.names import SEPARATORS, is_label
 from oasis_monai.data.layouts.record import Layout, Request, Survey
 from oasis_monai.utils.errors import Fault
@@ -59,12 +58,13 @@ def _folders(root: Path) -> tuple[list[Folder], list[Path]]:
     """The folders with scans, and files that may be further ones."""
     found: dict[Path, Folder] = {}
     others = []
-    for path in walk(root):
-        if not ending(path):
+    paths = list(walk(root))
+    listed: dict[Path, set[Path]] = {}
+    for path in paths:
+        if path.parent not in listed:
+            listed[path.parent] = set(scans(path.parent))
+        if path.parent == root or path not in listed[path.parent]:
             others += [path] if may_be_scan(path) else []
-            continue
-        if path.parent == root:
-            others.append(path)
             continue
         folder = found.setdefault(path.parent, Folder(path.parent, {}, {}))
         role = _role(path, root)

@@ -8,7 +8,6 @@ from dataclasses import replace
 from pathlib import Path
 
 from oasis_monai.data.formats.dicom import is_dicom
-from oasis_monai.data.formats.dispatch import ending
 from oasis_monai.data.layouts.channels import chosen
 from oasis_monai.data.layouts.dataset_json import Description, read_description, read_folds
 from oasis_monai.data.layouts.files import case_of, listed, may_be_scan, note_others, paired, scans, stem, subfolders, walk
@@ -117,15 +116,10 @@ def _files(home: Path, part: str, split: str, faults: list[Fault], kind: str = "
     if not images.is_dir() or (split and not labels.is_dir()):
         return [], {}
     folders = [folder for folder in (images, labels) if folder.is_dir()]
-    others = [
-        path
-        for folder in folders
-        for path in walk(folder)
-        if not (path.parent == folder and ending(path) and kind in ("", ending(path)))
-        and (ending(path) or is_dicom(path) or may_be_scan(path))
-    ]
-    note_others(others, f"{kind or 'scans'} directly in {' and '.join(folder.name for folder in folders)}", faults)
     endings = (kind,) if kind else ()
+    listed = {path for folder in folders for path in scans(folder, endings)}
+    others = [path for folder in folders for path in walk(folder) if path not in listed and (is_dicom(path) or may_be_scan(path))]
+    note_others(others, f"{kind or 'scans'} directly in {' and '.join(folder.name for folder in folders)}", faults)
     named: dict[str, list[Path]] = defaultdict(list)
     for path in scans(labels, endings) if labels.is_dir() else ():
         named[stem(path)].append(path)

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TypeVar
 
 from oasis_monai.data.formats.dicom import is_dicom, series_among, series_parts
-from oasis_monai.data.formats.dispatch import ending
+from oasis_monai.data.formats.dispatch import ending, is_second_file, scans_among
 from oasis_monai.data.formats.header import shown
 from oasis_monai.data.types import Case
 from oasis_monai.utils.errors import Fault
@@ -19,9 +19,9 @@ K = TypeVar("K")
 BLOCK = 4096  # bytes that tell text from others
 SHOWN = 12  # file names in one message
 IMAGES = (
-    *(".nrrd", ".nhdr", ".mgz", ".mgh", ".img", ".hdr", ".gipl", ".mnc", ".mnc2", ".vtk", ".vti", ".tif", ".tiff", ".nia"),
-    *(".par", ".rec", ".v", ".ima", ".head", ".brik", ".npy", ".npz", ".h5", ".hdf5", ".mat", ".zarr", ".lsm", ".czi", ".dcm"),
-    *(".gz", ".bz2", ".xz", ".zst", ".zip", ".7z", ".rar", ".tar", ".tgz", ".raw", ".zraw", ".nii", ".mha", ".mhd"),
+    *(".gipl", ".mnc", ".mnc2", ".vtk", ".vti", ".nia", ".par", ".rec", ".v", ".ima", ".head", ".brik", ".npy", ".npz", ".h5"),
+    *(".hdf5", ".mat", ".zarr", ".lsm", ".czi", ".dcm", ".gz", ".bz2", ".xz", ".zst", ".zip", ".7z", ".rar", ".tar", ".tgz"),
+    *(".raw", ".zraw"),
 )
 """Endings of images that no reader here takes, and of what may hold some."""
 VOXELS = (".raw", ".zraw", ".img", ".dat", ".bin", ".gz")
@@ -40,12 +40,10 @@ def stem(path: Path) -> str:
 
 
 def scans(folder: Path, endings: tuple[str, ...] = ()) -> list[Path]:
-    """The scans directly in a folder, by name: with one of these endings, else with any that is read."""
-    return [
-        p
-        for p in sorted(folder.iterdir())
-        if (kind := ending(p)) and (not endings or kind in endings) and not p.name.startswith(".") and not p.is_dir()
-    ]
+    """The scans directly in a folder, by name: with one of these endings, else with any that is read. Images of two dimensions
+    count only where there is no volume."""
+    there = [p for p in sorted(folder.iterdir()) if not p.name.startswith(".") and not p.is_dir()]
+    return [p for p in there if ending(p) in endings] if endings else scans_among(there)
 
 
 def walk(root: Path) -> Iterator[Path]:
@@ -141,8 +139,10 @@ def short_names(paths: Sequence[Path]) -> list[str]:
 
 
 def may_be_scan(path: Path) -> bool:
-    """Whether a file that no reader here takes may be a scan all the same: by its ending, else because it is no text."""
+    """Whether a file may be a scan, one that no reader here takes too: by its ending, else because it is no text."""
     kind = path.suffix.lower()
+    if ending(path):
+        return kind not in NO_SCANS and not is_second_file(path)
     if kind in VOXELS and _is_of_a_header(path):
         return False
     if kind in IMAGES or kind in NO_SCANS or path.name.upper() == "DICOMDIR":
@@ -156,8 +156,8 @@ def may_be_scan(path: Path) -> bool:
 
 
 def _is_of_a_header(path: Path) -> bool:
-    """Whether a MetaImage header beside a file has its name, or names it."""
-    headers = [p for p in path.parent.iterdir() if p.suffix.lower() == ".mhd"]
+    """Whether a header of MetaImage or NRRD beside a file has its name, or names it."""
+    headers = [p for p in path.parent.iterdir() if p.suffix.lower() in (".mhd", ".nhdr")]
     if any(p.stem == path.stem for p in headers):
         return True
     for header in headers:

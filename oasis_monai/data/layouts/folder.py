@@ -7,7 +7,7 @@ from collections import defaultdict
 from pathlib import Path
 
 from oasis_monai.data.formats.dicom import is_dicom
-from oasis_monai.data.formats.dispatch import ending
+from oasis_monai.data.formats.dispatch import ENDINGS, ending
 from oasis_monai.data.layouts.dicom import series_cases
 from oasis_monai.data.layouts.files import case_of, may_be_scan, note_others, note_repeated, scans, stem, walk
 from oasis_monai.data.layouts.record import Layout, Request, Survey
@@ -28,10 +28,10 @@ def find(request: Request) -> Survey:
     stems = {stem(path) for path in paths}
     paths = [p for p in paths if not (stem(p).endswith("_segmentation") and stem(p)[:-13] in stems)]
     cases = _with_channels(paths) or [Case(stem(p), p) for p in paths]
-    dicom = [path for path in walk(root) if not ending(path) and is_dicom(path)]
-    cases += series_cases(root, dicom, request.data.anonymous)
-    others = [p for p in walk(root) if (p.parent != root if ending(p) else not is_dicom(p) and may_be_scan(p))]
-    note_others(others, "MetaImage or NIfTI files directly in the folder, or DICOM", faults)
+    own = set(scans(root))
+    cases += series_cases(root, (path for path in walk(root) if not ending(path)), request.data.anonymous)
+    others = [p for p in walk(root) if p not in own and may_be_scan(p) and (ending(p) or not is_dicom(p))]
+    note_others(others, "scans directly in the folder, or DICOM", faults)
     note_repeated(cases, faults)
     return Survey(cases, faults)
 
@@ -52,7 +52,7 @@ def _with_channels(paths: list[Path]) -> list[Case]:
 LAYOUT = Layout(
     "folder",
     "scans without labels, directly in the folder, and DICOM series below it",
-    "scans (.mhd, .mha, .nii, .nii.gz or DICOM)",
+    f"scans ({', '.join(ENDINGS)} or DICOM)",
     lambda root: root.exists(),
     find,
 )

@@ -6,7 +6,6 @@ from collections import defaultdict
 from pathlib import Path
 
 from oasis_monai.data.formats.dicom import is_dicom
-from oasis_monai.data.formats.dispatch import ending
 from oasis_monai.data.layouts.channels import chosen
 from oasis_monai.data.layouts.files import case_of, may_be_scan, note_others, scans, stem, subfolders, walk
 from oasis_monai.data.layouts.names import IMAGE_WORDS, LABEL_WORDS, is_label, matching, words
@@ -28,12 +27,8 @@ def find_folders(request: Request) -> Survey:
     images, labels = found
     channels = {folder.name if len(images) > 1 else "": scans(folder) for folder in images}
     own = [labels, *images]
-    others = [
-        path
-        for folder in own
-        for path in walk(folder)
-        if (path.parent != folder if ending(path) else is_dicom(path) or may_be_scan(path))
-    ]
+    listed = {path for folder in own for path in scans(folder)}
+    others = [path for folder in own for path in walk(folder) if path not in listed and (is_dicom(path) or may_be_scan(path))]
     note_others(others, f"scans directly in {' and '.join(folder.name for folder in own)}", faults)
     return _survey(channels, scans(labels), request, faults)
 
@@ -43,7 +38,8 @@ def find_files(request: Request) -> Survey:
     faults: list[Fault] = []
     images, labels = _split(request.root)
     channels = _by_last_word(images, len(labels)) or {"": images}
-    others = [p for p in walk(request.root) if (p.parent != request.root if ending(p) else is_dicom(p) or may_be_scan(p))]
+    own = {*images, *labels}
+    others = [path for path in walk(request.root) if path not in own and (is_dicom(path) or may_be_scan(path))]
     note_others(others, "scans directly in the folder", faults)
     return _survey(channels, labels, request, faults)
 

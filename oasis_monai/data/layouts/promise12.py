@@ -28,7 +28,7 @@ def find(request: Request) -> Survey:
     for path in walk(root):
         if ending(path) in METAIMAGE and (match := CASE_NAME.fullmatch(stem(path))):
             (labels if match[2] else images)[path.parent, match[1]].append(path)
-        elif ending(path) or may_be_scan(path):
+        elif may_be_scan(path):
             others.append(path)
     note_others(others, "CaseNN.mhd and CaseNN_segmentation.mhd, or .mha (layout promise12)", faults)
     pairs = paired(images, labels, lambda key: str((key[0] / key[1]).relative_to(root)), faults, request.labelled)

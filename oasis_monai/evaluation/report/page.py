@@ -15,6 +15,7 @@ from typing import Any
 import jinja2
 
 from oasis_monai.evaluation import scores as tables
+from oasis_monai.evaluation.centres import centre_grids
 from oasis_monai.evaluation.figures import dsc_over_n, svg_element
 from oasis_monai.evaluation.quality_tables import read_quality
 from oasis_monai.evaluation.report.browse import browser_entries
@@ -88,7 +89,10 @@ def _body(page: Page) -> dict[str, Any]:
         "main_n": page.main[1],
         "summary": _summary(page),
         "links": _links(parts, bool(browser["entries"])),
-        "grids": [{"name": g.name, "title": g.title, "table": grid_table(g), "notes": g.notes} for g in parts.grids],
+        "grids": [
+            {"name": g.name, "title": g.title, "table": grid_table(g), "notes": g.notes}
+            for g in (*parts.grids, *centre_grids(page.scores, page.protocol))
+        ],
         "drawings": [{"anchor": anchor(t), "title": t, "svg": svg, "note": note} for t, svg, note in parts.drawings],
         "pictures": [
             {"anchor": anchor(t), "title": t, "layers": picture_uris(path), "note": note} for t, path, note in parts.pictures
@@ -106,15 +110,32 @@ def _body(page: Page) -> dict[str, Any]:
 def _lead(page: Page) -> dict[str, str]:
     """Who was segmented, by what, with how many atlases and folds."""
     count, several = page.scores["case"].nunique(), sorted(set(page.scores["n"]) - {0})
+    patients = page.scores["patient"].nunique()
     methods = sorted(set(page.scores["method"]), key=tables.method_rank)
     name = mapping(page.run, "data").get("name")
     ns = ", ".join(map(str, several))
     return {
-        "cases": f"{count} case{'s' if count > 1 else ''}" + (f" of {name}" if name else ""),
+        "cases": f"{count} case{'s' if count > 1 else ''}"
+        + (f" of {patients} patient{'s' if patients > 1 else ''}" if patients < count else "")
+        + (f" of {name}" if name else ""),
         "methods": joined(methods) if len(methods) <= 9 else f"{len(methods)} methods and variants",
         "atlases": f"from n = {ns} atlas{'es' if several != [1] else ''}" if several else "without atlases",
         "folds": f"{page.run['folds']} folds" if page.run.get("folds") else "folds",
+        "dealt": _dealt(page, patients, count),
     }
+
+
+def _dealt(page: Page, patients: int, scans: int) -> str:
+    """How the cases were dealt to the folds."""
+    whole = "no scan of a test patient is among the atlases or the training scans"
+    if patients < scans:
+        whole += f" ({patients} patients, {scans} scans)"
+    if page.protocol == "centre":
+        count = page.scores["centre"].nunique()
+        return (
+            f"leaving one centre out ({count} centres): the model that segments a scan has seen none of its centre, and {whole}."
+        )
+    return f"split {'as the data set says' if page.protocol == 'file' else 'by patient'}: {whole}."
 
 
 def _notices(page: Page) -> list[str]:
@@ -122,7 +143,7 @@ def _notices(page: Page) -> list[str]:
     run, scores, lines = page.run, page.scores, []
     if not page.has_run:
         lines.append("There is no run.json in this folder: the run's settings, versions and times are not known.")
-    expected = mapping(run, "data").get("cases")
+    expected = mapping(run, "data").get("tested", mapping(run, "data").get("cases"))
     expected = len(expected) if isinstance(expected, list | tuple | dict) else expected
     for protocol in sorted(set(scores["protocol"])) or [page.protocol]:
         mine = scores[scores["protocol"] == protocol]

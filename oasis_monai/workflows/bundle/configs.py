@@ -7,11 +7,13 @@ comes from a data set or a model first passes :func:`inert`.
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from typing import Any
 
 from oasis_monai.data.settings import DataSettings
 from oasis_monai.settings import Settings
-from oasis_monai.transforms.preprocessing import PERCENTILES, Preprocessing
+from oasis_monai.transforms.preprocessing import Preprocessing
+from oasis_monai.utils.config import plain
 from oasis_monai.workflows.run_record import versions
 
 SCHEMA = "https://project-monai.github.io/schema/meta_schema_20240725.json"
@@ -31,19 +33,24 @@ def inert(text: str) -> str:
     return f"text: {line}" if line.startswith(("$", "%")) else line
 
 
-def metadata(settings: Settings, network: dict[str, Any], value_range: tuple[float, float]) -> dict[str, Any]:
+def metadata(
+    settings: Settings, network: dict[str, Any], value_range: tuple[float, float], names_of_channels: Sequence[str]
+) -> dict[str, Any]:
     """``configs/metadata.json``.
 
     Args:
         network: the network's arguments.
         value_range: lowest and highest value among the atlases.
+        names_of_channels: of a scan, in order.
     """
     found, data = versions(("monai", "torch", "numpy", *REQUIRED)), settings.data
     names = ["background", *(inert(name) for name in data.labels)]
     channels = {str(i): name for i, name in enumerate(names)}
     shape = [*network["size"], *(["*"] if len(network["size"]) == 2 else [])]
     common = {"spatial_shape": shape, "dtype": "float32", "is_patch_data": False}
-    image = {"type": "image", "format": "magnitude", "modality": "n/a", "num_channels": 1, "channel_def": {"0": "image"}}
+    image = {"type": "image", "format": "magnitude", "modality": "n/a", "num_channels": len(names_of_channels)}
+    image["channel_def"] = {str(i): inert(name) for i, name in enumerate(names_of_channels)}
+    count = "one channel" if len(names_of_channels) == 1 else f"{len(names_of_channels)} channels"
     prediction = {"type": "probabilities", "format": "segmentation", "num_channels": len(names), "channel_def": channels}
     title = inert(data.name)
     return {
@@ -64,7 +71,7 @@ def metadata(settings: Settings, network: dict[str, Any], value_range: tuple[flo
         "data_source": f"{title}: {inert(data.citation) or 'not stated'}",
         "data_license": inert(data.licence) or "not stated",
         "data_type": "MetaImage or NIfTI",
-        "image_classes": "one channel, see the preprocessing of configs/inference.json",
+        "image_classes": f"{count}, see the preprocessing of configs/inference.json",
         "label_classes": ", ".join(f"{value}: {name}" for value, name in zip(data.label_values, names, strict=True)),
         "pred_classes": f"{len(names)} channels of probability, background first",
         "eval_metrics": {},
@@ -84,19 +91,25 @@ def network_def(network: dict[str, Any]) -> dict[str, Any]:
 def preprocessing(setting: Preprocessing) -> list[dict[str, Any]]:
     """A :class:`~oasis_monai.transforms.preprocessing.Preprocessing` as transforms, to the bit."""
     padding: dict[str, Any] = {}
-    lower, upper = PERCENTILES if setting.name == "physical" else (0.0, 100.0)
+    score: dict[str, Any]
+    lower, upper = setting.percentiles
     if setting.spacing_mm is None:
         grid: dict[str, Any] = {"_target_": "oasis_monai.transforms.InPlaneResized", "size": list(setting.size)}
     else:
         padding = {"padding": "$float('nan')"}
         grid = {"_target_": "oasis_monai.transforms.PhysicalFieldOfViewd", **padding}
         grid |= {"spacing_mm": list(setting.spacing_mm), "size": list(setting.size)}
-    if setting.intensity == "local":
-        score: dict[str, Any] = {"_target_": "oasis_monai.transforms.LocalZScored", "sigma_mm": setting.local_mm}
+    window = plain(setting.window)
+    if setting.intensity == "window":
+        score = {"_target_": "oasis_monai.transforms.ScaleWindowd", "window": window}
+    elif setting.intensity == "local":
+        score = {"_target_": "oasis_monai.transforms.LocalZScored", "sigma_mm": setting.local_mm}
     else:
         score = {"_target_": "oasis_monai.transforms.RobustZScored"}
     score |= {"lower": lower, "upper": upper, **padding}
-    return [{**step, "keys": "image"} for step in ({"_target_": "oasis_monai.transforms.LoadVolumed"}, grid, score)]
+    clip = [] if window is None else [{"_target_": "oasis_monai.transforms.ClipWindowd", "window": window}]
+    load = {"_target_": "oasis_monai.transforms.LoadVolumed"}
+    return [{**step, "keys": "image"} for step in (load, *clip, grid, score)]
 
 
 def postprocessing(data: DataSettings) -> list[dict[str, Any]]:

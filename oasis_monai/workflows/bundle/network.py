@@ -47,8 +47,9 @@ class OasisNetwork(nn.Module):
         temperature: of ``OASIS-conditioned``.
         pairs: how many overlaps of atlas pairs are stored; others are computed when they are needed.
         batch: atlases aligned at once.
+        in_channels: of an image.
 
-    Shapes: ``forward((B, 1, x, y, z)) -> (B, C, x, y, z)`` float32, sum 1 over C; a model of slices takes any z. The
+    Shapes: ``forward((B, in_channels, x, y, z)) -> (B, C, x, y, z)`` float32, sum 1 over C; a model of slices takes any z. The
     metadata of a ``MetaTensor`` stays with the result.
 
     Raises:
@@ -88,6 +89,7 @@ class OasisNetwork(nn.Module):
         temperature: float = 0.1,
         pairs: int = 0,
         batch: int = 8,
+        in_channels: int = 1,
     ) -> None:
         super().__init__()
         for key, value, known in (("embedding", embedding, NAMES), ("distance", distance, DISTANCES)):
@@ -96,22 +98,24 @@ class OasisNetwork(nn.Module):
         (self.method,) = check_methods([method])
         if not 1 <= n <= atlases:
             raise ConfigError("n", f"1 to {atlases}, the network's atlases", n)
-        self.size, self.classes, self.n = tuple(size), classes, n
+        self.size, self.classes, self.n, self.in_channels = tuple(size), classes, n, in_channels
         self.embedding_name, self.distance, self.temperature, self.batch = embedding, distance, temperature, batch
         stm = make_group(RegistrationSettings, registration, "registration")
         self.joint = None if joint is None else make_group(JointSettings, joint, "joint")
         if stm.joint and self.joint is None:
             raise ConfigError("joint", "the settings of a joint model", None)
-        self.stm = SpatialTransformModel(self.size, stm, classes - 1 if stm.joint else 0)
+        self.stm = SpatialTransformModel(self.size, stm, classes - 1 if stm.joint else 0, in_channels)
         self.embedding = untrained_network(embedding).requires_grad_(False) if embedding in IMAGENET else None
-        self.slice_network = None if self.joint is None else make_slice_network(classes, self.joint, pretrained=False)
+        self.slice_network = None
+        if self.joint is not None:
+            self.slice_network = make_slice_network(classes, self.joint, pretrained=False, channels=in_channels)
         self.volume_settings, self.volume_network = None, None
         if volume_channels is not None and self.joint is not None:
             kind = self.joint.volume_network
             channels: dict[str, Any] = {NetworkSettings.kind(kind): tuple(volume_channels)}
             self.volume_settings = NetworkSettings(**channels)
-            self.volume_network = make_network(kind, classes, self.volume_settings)
-        self.register_buffer("images", torch.zeros(atlases, 1, *self.size))
+            self.volume_network = make_network(kind, classes, self.volume_settings, in_channels)
+        self.register_buffer("images", torch.zeros(atlases, in_channels, *self.size))
         self.register_buffer("labels", torch.zeros(atlases, 1, *self.size, dtype=torch.uint8))
         self.register_buffer("features", torch.zeros(atlases, features))
         self.register_buffer("pairs", torch.zeros(pairs, 2, dtype=torch.int64))
@@ -140,9 +144,11 @@ class OasisNetwork(nn.Module):
 
     def forward(self, image: torch.Tensor) -> torch.Tensor:
         shape = tuple(image.shape)
-        if len(shape) != 5 or shape[1] != 1 or shape[2 : 2 + len(self.size)] != self.size:
+        if len(shape) != 5 or shape[1] != self.in_channels or shape[2 : 2 + len(self.size)] != self.size:
             wanted = ", ".join(map(str, (*self.size, "any z")[:3]))
-            raise ValueError(f"image: expected (B, 1, {wanted}), preprocessed as the model's atlases, found {shape}")
+            raise ValueError(
+                f"image: expected (B, {self.in_channels}, {wanted}), preprocessed as the model's atlases, found {shape}"
+            )
         segmenter, embed = self._segmenter(image.device), self._embedder(image.device)
         key, nowhere = result_keys((self.method,), (self.n,))[0], Geometry((shape[2], shape[3], shape[4]), np.eye(4))
         probabilities = []
@@ -200,6 +206,7 @@ def network_arguments(settings: Settings, segmenter: Segmenter, method: str, n: 
         "temperature": settings.temperature,
         "pairs": len(segmenter.loa) if LOA in METHODS[method].needs and segmenter.loa is not None else 0,
         "batch": batch,
+        "in_channels": segmenter.library.channels,
     }
 
 

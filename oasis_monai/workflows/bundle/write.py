@@ -8,6 +8,7 @@ import json
 import shutil
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -33,7 +34,7 @@ README = """\
 import monai.bundle
 from oasis_monai.transforms import RestoreToGridd
 
-net = monai.bundle.load("{folder}", bundle_dir="..").eval()  # (B, 1, {shape}) -> (B, {classes}, {shape}) probabilities
+net = monai.bundle.load("{folder}", bundle_dir="..").eval()  # (B, {in_channels}, {shape}) -> (B, {classes}, {shape})
 parser = monai.bundle.ConfigParser()
 parser.read_config("configs/inference.json")
 prepare = parser.get_parsed_content("preprocessing")  # a Compose
@@ -67,9 +68,10 @@ estimate one by cross-validation (`oasis-monai`).
 """
 
 
-def scans_in(path: str) -> list[dict[str, str | list[str]]]:
+def scans_in(path: str) -> list[dict[str, Any]]:
     """The scans of a folder (or the one file ``path``) as MONAI's data sets want them: ``[{"image": PATH}, ...]``. A DICOM series
-    has a ``"case"`` too, the name of its result, and where it lies in several folders a file from each as ``"image"``.
+    has a ``"case"`` too, the name of its result, and where it lies in several folders a file from each as ``"image"``. A scan of
+    several images has a list for each of them.
 
     Raises:
         DataError: there is no such folder, or no scan in it.
@@ -79,10 +81,14 @@ def scans_in(path: str) -> list[dict[str, str | list[str]]]:
         >>> scans_in("scans")
         [{'image': 'scans/first.nii.gz'}, {'image': 'scans/second.nii.gz'}]
     """
-    scans: list[dict[str, str | list[str]]] = []
+    scans: list[dict[str, Any]] = []
     for case in find_cases(path, "folder"):
-        files = [str(path) for path in case.source]
-        scans.append({"image": files if case.more else files[0], **({} if ending(case.image) else {"case": case.id})})
+        files: list[Any] = [str(path) for path in case.source]
+        if case.channels:
+            files = [[str(path) for path in source] for source in case.sources]
+        image = files if case.more or case.channels else files[0]
+        named = not ending(case.image) or case.channels
+        scans.append({"image": image, **({"case": case.id} if named else {})})
     return scans
 
 
@@ -116,7 +122,8 @@ def write_bundle(
     network = OasisNetwork(**arguments)
     network.fill(segmenter, loaded.embed)
     images = segmenter.library.images
-    meta = configs.metadata(settings, arguments, (float(images.min()), float(images.max())))
+    value_range = (float(images.min()), float(images.max()))
+    meta = configs.metadata(settings, arguments, value_range, loaded.record.channels)
     with atomic_folder(output) as folder:
         write_json(folder / "configs" / "metadata.json", meta)
         write_json(folder / "configs" / "inference.json", configs.inference(settings, arguments))
@@ -130,7 +137,11 @@ def write_bundle(
         write_text(folder / "docs" / "data_license.txt", _data_licence(settings))
         shape = ", ".join([*map(str, arguments["size"]), "z"][:3])
         more = {"folder": output.name, "parts": PARTS, "shape": shape, "classes": arguments["classes"]}
-        more |= {"atlases": arguments["atlases"], "size": " x ".join(map(str, arguments["size"]))}
+        more |= {
+            "in_channels": arguments["in_channels"],
+            "atlases": arguments["atlases"],
+            "size": " x ".join(map(str, arguments["size"])),
+        }
         more["references"] = "\n".join(f"- {text}" for text in meta["references"])
         write_text(folder / "docs" / "README.md", README.format(**{**meta, **more}))
     log(f"note: the bundle holds the {arguments['atlases']} labelled atlases; licence of the data: {meta['data_license']}")

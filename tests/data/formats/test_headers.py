@@ -103,7 +103,10 @@ METAIMAGE_FAULTS = [
     ),
     (line("ElementType", "MET_CUBE"), "ElementType: expected one of MET_CHAR.*found MET_CUBE"),
     (line("ElementType", None), "ElementType: .*found nothing"),
-    (line("ElementNumberOfChannels", "3"), "ElementNumberOfChannels: expected 1, found 3"),
+    (line("ElementNumberOfChannels", "3"), "ElementDataFile: expected 144 bytes of voxels .DimSize x ElementType x channels.*48"),
+    (line("ElementNumberOfChannels", "17"), "ElementNumberOfChannels: expected 1 to 16 channels or volumes, found 17"),
+    (line("ElementNumberOfChannels", "0"), "ElementNumberOfChannels: expected 1 to 16"),
+    (line("ElementNumberOfChannels", "1.5"), "ElementNumberOfChannels: expected a whole number"),
     (line("ElementToIntensityFunctionSlope", "2"), "ElementToIntensityFunctionSlope: expected 1, found 2"),
     (line("HeaderSize", "-2"), "HeaderSize: expected the bytes before the voxels, or -1, found -2"),
     (line("HeaderSize", "inf"), "HeaderSize: expected the bytes"),
@@ -202,16 +205,16 @@ def test_pipes_folders_and_absent_files_do_not_hang(tmp_path: Path) -> None:
         (tmp_path / "pipe.mhd", "a regular file"),
         (tmp_path / "folder.nii", "a regular file"),
         (tmp_path / "absent.nii", "No such file"),
-        (tmp_path / "scan.png", "No such file"),
+        (tmp_path / "scan.jpg", "No such file"),
         (tmp_path / "nul\0.mhd", "expected a path"),
         (path, "scan.raw, which is no regular file"),
     ]
     for file, match in cases:
         with pytest.raises(DataError, match=match):
             read_header(file)
-    (tmp_path / "scan.png").write_bytes(b"")
+    (tmp_path / "scan.jpg").write_bytes(b"")
     with pytest.raises(DataError, match=r"expected a name ending in \.mhd"):
-        read_header(tmp_path / "scan.png")
+        read_header(tmp_path / "scan.jpg")
 
 
 def test_bombs_stay_small(tmp_path: Path) -> None:
@@ -376,9 +379,12 @@ NIFTI_FAULTS = [
     (put("h", 40, 3, 4, 0, 2), "dim: expected three sizes of at least 1, found 4 x 0 x 2"),
     (put("h", 40, 3, -4, 3, 2), "dim: expected three sizes"),
     (put("h", 40, 3, 32767, 32767, 32767), "dim: expected at most"),
-    (put("h", 40, 2, 4, 3, 2), "dim: expected 3 dimensions"),
-    (put("h", 40, 9, 4, 3, 2), "dim: expected 3 dimensions"),
-    (put("h", 40, 4, 4, 3, 1, 2), "dim: expected one volume with one channel"),
+    (put("h", 40, 1, 4, 3, 2), "dim: expected 2 or 3 dimensions"),
+    (put("h", 40, 2, 4, 3, 2), "voxels: expected a file of 376 bytes"),
+    (put("h", 40, 9, 4, 3, 2), "dim: expected 2 or 3 dimensions"),
+    (put("h", 40, 4, 4, 3, 2, 2), "voxels: expected a file of 448 bytes"),
+    (put("h", 40, 4, 4, 3, 2, 17), "dim: expected 1 to 16 channels or volumes, found 17; extract"),
+    (put("h", 40, 5, 4, 3, 2, 2, 2), "dim: expected one dimension of channels, found 4 x 3 x 2 x 2 x 2"),
     (put("h", 40, 3, 4, 3, 1), "voxels: expected a file of 376 bytes"),
     (put("h", 40, 3, 4, 3, 3), "voxels: expected a file of 424 bytes .*found 400"),
     (put("h", 70, 128), "datatype: expected a real number"),

@@ -85,7 +85,7 @@ def test_a_layout_is_recognised_and_can_be_named(tmp_path: Path, layout: str, fi
 
 
 def test_every_name_of_a_layout_has_one() -> None:
-    assert {"auto", *LAYOUTS} <= set(NAMES)
+    assert {"auto", *LAYOUTS} == set(NAMES)
 
 
 def test_two_layouts_at_once_are_named_and_the_user_chooses(tmp_path: Path) -> None:
