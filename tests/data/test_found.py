@@ -263,11 +263,8 @@ def test_segments_and_dicom_labels_name_their_structures(tmp_path: Path) -> None
         header = {"space": "left-posterior-superior", "space directions": np.eye(3), "space origin": np.zeros(3)}
         nrrd.write(str(tmp_path / f"images/{name}.nrrd"), np.ones((6, 5, 4), np.float32), header)
         for number, structure in enumerate(order):
-            header |= {
-                f"Segment{number}_Name": structure,
-                f"Segment{number}_LabelValue": str(number + 1),
-                f"Segment{number}_Layer": "0",
-            }
+            told = {"ID": structure, "Name": structure, "LabelValue": str(number + 1), "Layer": "0"}
+            header |= {f"Segment{number}_{key}": value for key, value in told.items()}
         nrrd.write(str(tmp_path / f"labels/{name}.seg.nrrd"), label, header)
     found = complete(tmp_path)
     assert found.faults == []
