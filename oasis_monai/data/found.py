@@ -61,6 +61,9 @@ def find_data(data: DataSettings, cache: Path | None = None, part: str = "train"
     """
     if not data.root:
         raise ConfigError("data.root", "the folder of the data set", data.root, "add data.root=PATH")
+    if data.layout == "folder":
+        labelled = [name for name in LAYOUTS if name != "folder"]
+        raise ConfigError("data.layout", f"one of {['auto', *labelled]}", data.layout, "choose one that has labels")
     found = survey(data.root, data.layout, data)
     faults = list(found.faults)
     cases = _selected(found.cases, data.include, faults)
