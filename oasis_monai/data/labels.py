@@ -7,6 +7,8 @@ from pathlib import Path
 
 import numpy as np
 
+from oasis_monai.data.formats.dicom import is_dicom_label
+from oasis_monai.data.formats.dicom_labels import dicom_label_names
 from oasis_monai.data.formats.dispatch import read_header
 from oasis_monai.data.formats.header import SAME_VOXELS, Header
 from oasis_monai.data.formats.load import fail, load
@@ -22,7 +24,8 @@ def read_label_names(path: str | Path) -> dict[str, int]:
     """The structures that a label file names itself, with their values.
 
     Returns:
-        Name -> value in the label that :func:`.read_volume` reads: those of a seg.nrrd; empty for files that hold no names.
+        Name -> value in the label that :func:`.read_volume` reads: those of a seg.nrrd, a DICOM SEG or an RTSTRUCT
+        (:func:`.dicom_label_names`); empty for files that hold no names.
 
     Raises:
         DataError: a fault of the header.
@@ -32,15 +35,20 @@ def read_label_names(path: str | Path) -> dict[str, int]:
         >>> read_label_names("Segmentation.seg.nrrd")
         {'prostate': 1, 'tumour': 2}
     """
+    if is_dicom_label(Path(path)):
+        return dicom_label_names(Path(path))
     return label_names(read_header(path).segments)
 
 
 def find_label_values(path: str | Path) -> tuple[int, ...]:
-    """The distinct values of a label file, ascending; 0, the background, is one of them where it is there.
+    """The distinct values of a label file, ascending; 0, the background, is one of them where it is there. Of a DICOM SEG or an
+    RTSTRUCT those of all its structures.
 
     Raises:
         DataError: a fault of the file, or values that are not whole.
     """
+    if is_dicom_label(Path(path)):
+        return tuple(sorted({0, *dicom_label_names(Path(path)).values()}))
     return tuple(int(v) for v in distinct(read_whole(Path(path))[0]))
 
 

@@ -15,6 +15,7 @@ from typing import Any, cast
 import numpy as np
 import torch
 
+from oasis_monai.transforms.spatial import as_plain_tensor
 from oasis_monai.utils.interpolation import along_axis
 
 LOCAL_MM = 15.0
@@ -193,5 +194,5 @@ def scale_windows(
         if not bool(torch.isfinite(one[inside]).all()):
             raise ValueError("image: expected finite values, found NaN or infinite ones; repair the scan or mark them as padding")
         scaled: Any = ScaleIntensityRange(*window, *SCALED, clip=True)(one)
-        made.append(torch.where(inside, scaled.float(), 0.0))
+        made.append(torch.where(inside, as_plain_tensor(scaled).float(), 0.0))
     return torch.cat(made)

@@ -172,7 +172,7 @@ class Preprocessing:
     def apply(self, volume: Volume, moved: Sequence[int] = (0, 0, 0)) -> Preprocessed:
         """Put a scan on the working grid and normalise it.
 
-        The image is clipped to its window, if there is one, interpolated linearly, and smoothed before where the grid is coarser.
+        The image is clipped to its window if it has one, and interpolated linearly, smoothed before where the grid gets coarser.
         Every channel is normalised by itself; the label class by class (:func:`oasis_monai.transforms.spatial.resample_label`).
         Voxels beyond the scan are 0 and background. ``moved``: see :meth:`working_geometry`.
 
@@ -301,6 +301,7 @@ class PreprocessCache:
             key = {**setting, "label": self.content(case.label), "label_values": self.label_values}
             key |= {"background": case.background} if case.background else {}
             key |= {} if self.ignore is None else {"ignore": self.ignore}
+            key |= {"names": case.names} if case.names else {}
             label_file = self.folder / f"{digest(key, 40)}.label"
         image = load_if_whole(image_file)
         label = None if label_file is None else load_if_whole(label_file)

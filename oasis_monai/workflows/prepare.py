@@ -105,6 +105,7 @@ def find_and_check(settings: Settings, cache: Path | None, log: Log) -> list[Cas
         + several_cases([case.id for case in cases], {case.id: case.patient for case in cases})
         + ([] if data.ignore is None else [data.ignore])
         + [list(case.take) for case in cases if case.take]
+        + [list(case.names) for case in cases if case.names]
     )
     checked = cache / "checked" / f"{stamp}.json" if cache else None
     for fault in unpaired:  # at every run: unpaired files are not part of the stamp
@@ -196,7 +197,8 @@ def prepare(settings: Settings, cases: list[Case], cache: Path | None, log: Log)
     library = build_library(items, settings.spatial_dims, embed, data.classes, {c.id: c.patient for c in cases})
     targets = {item.case: replace(item, label=None) for item in items}
     scans = {c.id: store.image_content(c) for c in cases}
-    content = {c.id: digest([scans[c.id], *([] if c.label is None else [store.content(c.label)])]) for c in cases}
+    labels = {c.id: [] if c.label is None else [store.content(c.label), *c.names] for c in cases}
+    content = {c.id: digest([scans[c.id], *labels[c.id]]) for c in cases}
     return Dataset({c.id: c for c in cases}, targets, library, content, scans, embed.key)
 
 

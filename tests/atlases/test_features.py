@@ -357,3 +357,36 @@ def test_long_volumes_are_seen_at_evenly_spaced_slices(z, pictures, wanted):
     image = noise(1, 6, 6, z)
     embed = embedder("intensity")
     torch.testing.assert_close(volume_features(image, embed, pictures), volume_features(image[..., wanted], embed))
+
+
+# --- several channels
+
+
+def test_the_features_of_channels_stand_one_behind_the_other():
+    from oasis_monai.atlases.features import embedder, slice_features, thumbnails, volume_features
+
+    image = torch.rand(2, 20, 18, 6, generator=torch.Generator().manual_seed(0))
+    embed = embedder("intensity")
+    whole = volume_features(image, embed)
+    assert torch.equal(whole, torch.cat([volume_features(one, embed) for one in image.split(1)]))
+    rows = slice_features(image, embed)
+    for half, one in zip(rows.chunk(2, 1), image.split(1), strict=True):
+        alone = slice_features(one, embed)
+        torch.testing.assert_close(half, alone / alone.norm(dim=1, keepdim=True))
+    # the inner product of two thumbnails is the mean correlation of their channels
+    slices = image.permute(3, 0, 1, 2)
+    small = thumbnails(slices).float()
+    each = [thumbnails(slices[:, c : c + 1]).float() for c in (0, 1)]
+    torch.testing.assert_close(small[0] @ small[1], sum(t[0] @ t[1] for t in each) / 2, atol=2e-3, rtol=1e-2)
+
+
+def test_selection_sees_the_second_channel():
+    """Two atlases equal in the first channel: the one that is like the target in the second is nearer, whatever its scale."""
+    from oasis_monai.atlases.features import embedder, volume_features
+    from oasis_monai.atlases.selection import nearest
+
+    t2, adc, other = torch.rand(3, 20, 18, 6, generator=torch.Generator().manual_seed(0))
+    target, *atlases = (torch.stack([t2, 1000 * one]) for one in (adc, other, adc + 0.01))
+    features = [volume_features(image, embedder("intensity")) for image in (target, *atlases)]
+    rows, _ = nearest(features[0][None], torch.stack(features[1:]), 2)
+    assert rows.tolist() == [[1, 0]]

@@ -188,3 +188,15 @@ def test_pyplot_is_never_loaded(tmp_path):
         "sys.exit(loaded or 'matplotlib.pyplot' in sys.modules)"
     )
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+def test_what_nobody_labelled_has_a_grey_outline_and_is_no_structure(tmp_path, image):
+    """Its colour is not that of a structure: red and yellow stay, and the heading says nothing of another class."""
+    truth = block((8, 16), (8, 16))
+    plain = draw(tmp_path, image, truth, truth, zoom=False)
+    unknown = truth.copy()
+    unknown[22:30] = 255
+    marked = draw(tmp_path, image, unknown, truth, zoom=False)
+    assert red(marked).sum() == pytest.approx(red(plain).sum(), rel=0.05)
+    assert yellow(marked).sum() == pytest.approx(yellow(plain).sum(), rel=0.05)
+    assert (marked != plain).any(axis=2).sum() > 30

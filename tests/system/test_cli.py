@@ -113,7 +113,7 @@ REFUSED = [
     (["=3"], "error: task: expected one of crossval, study, train"),
     (["overlays=-1"], "error: overlays: expected 0 or more cases to draw, found -1"),
     (["check", "data.root="], "error: data.root: expected the folder of the data set"),
-    (["check", "data.layout=folder"], "error: data.layout: expected one of ['promise12', 'msd'], found 'folder'"),
+    (["check", "data.layout=folder"], "error: data.layout: expected one of ['auto', "),
     (["preprocessing.size=[100000,100000,1000]"], "error: preprocessing.size: expected at most 268,435,456 voxels"),
     (
         ["train", "model=m", "methods=[U-Net3D]", "network.unet=[4,8]"],

@@ -284,7 +284,7 @@ def test_the_pairs_of_a_step_do_not_depend_on_what_went_before():
 
 @pytest.mark.parametrize(("library", "same_case"), [(discs(1), False), (discs(1), True), (discs(1, 3), False)])
 def test_one_training_case_makes_no_pair(library, same_case):
-    with pytest.raises(ConfigError, match=r"^data: expected at least two training cases"):
+    with pytest.raises(ConfigError, match=r"^data: expected at least two training patients"):
         Pairs(library, 0, same_case=same_case)
 
 
@@ -337,7 +337,7 @@ def test_pairs_of_a_library_that_is_nearly_one_case():
     """Trying again until the partner is of another case would take hundreds of draws; all partners stay as likely."""
     library = discs(cases=2, per_case=200)
     names = ("a",) * 396 + ("b",) * 3 + ("c",)
-    pairs, random = Pairs(replace(library, cases=names), 0), torch.Generator().manual_seed(0)
+    pairs, random = Pairs(replace(library, cases=names, patients=names), 0), torch.Generator().manual_seed(0)
     atlases, targets = pairs.draw(4000, random)
     assert all(names[a] != names[t] for a, t in zip(atlases.tolist(), targets.tolist(), strict=True))
     for_a = atlases[targets < 396]

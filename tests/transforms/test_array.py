@@ -17,6 +17,8 @@ from monai.transforms import Compose, MapTransform, SaveImaged, Transform
 from oasis_monai import transforms
 from oasis_monai.data.types import Volume
 from oasis_monai.transforms import (
+    ClipWindow,
+    ClipWindowd,
     InPlaneResize,
     InPlaneResized,
     LoadVolume,
@@ -33,6 +35,8 @@ from oasis_monai.transforms import (
     RobustZScored,
     SaveVolume,
     SaveVolumed,
+    ScaleWindow,
+    ScaleWindowd,
 )
 from oasis_monai.transforms import spatial as grids
 from oasis_monai.transforms.intensity import z_score
@@ -152,10 +156,20 @@ def test_a_pipeline_of_transforms_is_the_preprocessing():
             PhysicalFieldOfViewd(["i", "l"], SPACING, SIZE, (False, True), NAN),
         ),
         (Preprocessing("paper", 2, (40, 24)), InPlaneResized(["i", "l"], (40, 24), (False, True))),
+        (
+            Preprocessing("physical", 3, SIZE, SPACING, "window", window=(100, 500)),
+            PhysicalFieldOfViewd(["i", "l"], SPACING, SIZE, (False, True), NAN),
+        ),
+        (
+            Preprocessing("physical", 3, SIZE, SPACING, "zscore", window=(100, 500)),
+            PhysicalFieldOfViewd(["i", "l"], SPACING, SIZE, (False, True), NAN),
+        ),
     ):
         z_score = RobustZScored("i", 0, 100) if setting.name == "paper" else RobustZScored("i", padding=NAN)
         z_score = LocalZScored("i", 4.0, padding=NAN) if setting.intensity == "local" else z_score
-        got, want = Compose([first, z_score])({"i": image, "l": truth}), setting.apply(volume)
+        z_score = ScaleWindowd("i", setting.window, padding=NAN) if setting.intensity == "window" else z_score
+        clip = [] if setting.window is None else [ClipWindowd("i", setting.window)]
+        got, want = Compose([*clip, first, z_score])({"i": image, "l": truth}), setting.apply(volume)
         assert torch.equal(got["i"].as_tensor(), want.image)
         assert torch.equal(got["l"].as_tensor(), want.label)
         np.testing.assert_array_equal(got["i"].affine.numpy(), want.geometry.affine)
@@ -386,3 +400,20 @@ def test_saved_values_stay_what_they_are(tmp_path, values, dtype):
     path = Path(tmp_path / "a.b_segmentation.nii.gz")
     assert read_header(path).dtype == dtype
     np.testing.assert_array_equal(np.asarray(nibabel.load(path).dataobj).ravel(), np.array(values, dtype))
+
+
+def test_ignored_values_are_in_no_class():
+    some = torch.tensor([[0, 7, 9, 4]])
+    assert OneHotLabels([0, 4, 7], one_hot=False, ignore=9)(some).tolist() == [[0, 2, 255, 1]]
+    assert OneHotLabels([0, 4, 7], ignore=9)(some).tolist() == [[1, 0, 0, 0], [0, 0, 0, 1], [0, 1, 0, 0]]
+    with pytest.raises(ValueError, match="found \\[9\\]"):
+        OneHotLabels([0, 4, 7])(some)
+
+
+def test_every_channel_is_scored_by_itself():
+    image = torch.cat([torch.rand(1, 8, 8, 4), 1000 * torch.rand(1, 8, 8, 4)])
+    scored = RobustZScore(0, 100)(image)
+    for channel in scored:
+        assert float(channel.std(correction=0)) == pytest.approx(1, abs=1e-5)
+    assert torch.equal(ScaleWindow([None, (0, 500)], 0, 100)(image)[0], scored[0])
+    assert float(ClipWindow([None, (0, 500)])(image)[1].max()) == 500

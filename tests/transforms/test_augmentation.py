@@ -241,3 +241,35 @@ def test_a_rotation_is_one_in_the_millimetres_of_each_image():
         spread = torch.cov(torch.stack([x * mm[0], y * mm[1]]))
         assert spread[0, 0] == pytest.approx(float(spread[1, 1]), rel=0.06)  # a square has the same spread along every axis
         assert abs(float(spread[0, 1])) < 0.06 * float(spread[0, 0])
+
+
+# --- several channels
+
+
+@grid
+def test_channels_of_a_scan_share_the_motion_and_differ_in_intensity(size):
+    image, label = seeded(0, 2, 1, *size).repeat(1, 2, *[1] * len(size)), seeded(1, 2, 1, *size)
+
+    def run(augmentation, channels):
+        return augmentation(
+            image, label, torch.tensor([True, False]), SPACING[: len(size)], torch.Generator().manual_seed(0), channels
+        )[0]
+
+    moved = run(Augmentation(), 2)
+    assert torch.equal(moved[:, 0], moved[:, 1])
+    for change in ("gamma", "contrast", "bias", "noise"):
+        one, two = run(only(**{change: 0.3}), 1), run(only(**{change: 0.3}), 2)
+        assert not torch.allclose(two[:, 0], two[:, 1])
+        assert torch.allclose(one[:, 0], one[:, 1]) or change == "noise"
+
+
+def test_a_slice_and_its_neighbours_are_of_one_channel():
+    """Six channels of two images with three slices each: one curve for each image."""
+    image = seeded(0, 1, 1, 24, 20).repeat(1, 6, 1, 1)
+    random = torch.Generator().manual_seed(0)
+    got, _ = only(gamma=0.5)(image, image[:, :1], torch.zeros(1, dtype=torch.bool), SPACING[:2], random, 2)
+    first, second = got.split(3, 1)
+    for three in (first, second):
+        assert torch.equal(three[:, 0], three[:, 1])
+        assert torch.equal(three[:, 0], three[:, 2])
+    assert not torch.allclose(first, second)

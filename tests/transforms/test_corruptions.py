@@ -124,3 +124,22 @@ def test_every_case_draws_its_own_and_always_the_same():
     assert len({seed for names in one.values() for _, seed in names}) == 120
     assert one["Case07"] == draw_corruptions("Case07", 3, 0) != draw_corruptions("Case07", 3, 1)
     assert draw_corruptions("Case07", 0, 0) == []
+
+
+@pytest.mark.parametrize("name", CORRUPTIONS)
+def test_every_channel_is_corrupted_by_its_own_scale(name):
+    """CT beside MR: neither's offset reaches the other, and what turns turns both."""
+    mr, ct = scan(0.0), scan(-1000.0)
+    both = CORRUPTIONS[name](Volume("a", torch.cat([mr.image, ct.image]), mr.label, mr.geometry), 7)
+    one = CORRUPTIONS[name](mr, 7)
+    assert torch.equal(both.image[:1], one.image)
+    assert torch.equal(both.label, one.label)
+    assert np.array_equal(both.geometry.affine, one.geometry.affine)
+    inside, outside = (both.image[1][both.label[0] == c].mean() for c in (1, 0))
+    assert inside - outside < -90 if name == "inverted" else inside - outside > 40
+
+
+def test_a_scan_of_which_only_ignored_voxels_are_left_shows_nothing():
+    volume = scan(0.0)
+    volume.label[volume.label == 1] = 255
+    assert not shows_anything(volume)

@@ -11,6 +11,8 @@ from oasis_monai.data.types import Case, Geometry, Volume
 from oasis_monai.transforms import preprocessing as preprocess
 from oasis_monai.transforms.preprocessing import PreprocessCache, Preprocessing, label_lost, restore, view_faults
 from oasis_monai.utils.errors import ConfigError
+from tests.data.formats.test_dicom import affine
+from tests.helpers.dicom_objects import write_enhanced, write_rtstruct
 from tests.helpers.real import real_data
 from tests.transforms.test_spatial import WORLDS, depth, dice, ellipsoid, geometry, middle_mm, positions_mm, random_label
 
@@ -409,3 +411,20 @@ def test_ignored_voxels_are_no_part_of_what_is_lost(world_on_disk):
     only = dataclasses.replace(scan, label=torch.full_like(scan.label, 255))
     assert label_lost(only, small.apply(only)) == 0
     assert label_lost(scan, small.apply(scan)) > 0
+
+
+def test_another_structure_of_a_label_that_names_them_is_another_label(tmp_path):
+    """The file and the value are the same: only the name differs."""
+    grid = affine()
+    corners = np.array([(0, 0), (5, 0), (5, 4), (0, 4)])
+    rings = {
+        name: [(np.insert(corners + shift, 2, 2, axis=1) @ grid[:3, :3].T) + grid[:3, 3]] for name, shift in (("a", 0), ("b", 1))
+    }
+    write_enhanced(tmp_path / "image.dcm", np.arange(8 * 8 * 4).reshape(8, 8, 4), grid)
+    write_rtstruct(tmp_path / "rt.dcm", rings)
+    whole = Preprocessing("physical", 3, (8, 8, 4), (1.5, 1.25, 3.0))
+    cases = [Case("x", tmp_path / "image.dcm", tmp_path / "rt.dcm", names=((name, 1),)) for name in ("a", "b")]
+    for _ in range(2):  # the second time out of the cache
+        one, other = (PreprocessCache(tmp_path / "cache", whole, (0, 1)).get(case).label for case in cases)
+        assert one.sum() == other.sum() > 0
+        assert not torch.equal(one, other)

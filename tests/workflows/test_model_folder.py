@@ -328,7 +328,7 @@ def test_one_case_is_refused_before_any_network_is_trained(phantom, tmp_path, mo
     )
     more = {"cache": str(tmp_path / "c"), "data": {"root": str(phantom), "include": ["Case00"]}}
     settings = build(merged(TINY, JOINT, *([TINY_2D, JOINT_2D] if dims == 2 else []), more))
-    with pytest.raises(ConfigError, match=r"^data: expected at least two training cases to form pairs, found '1'"):
+    with pytest.raises(ConfigError, match=r"^data: expected at least two training patients to form pairs, found '1'"):
         train_model(settings, tmp_path / "m", quiet)
 
 

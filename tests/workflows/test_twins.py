@@ -105,7 +105,7 @@ def test_neighbouring_names(a, b, expected):
 @pytest.mark.fast
 def test_the_check_warns_unless_the_patient_is_told(monkeypatch):
     made = {v.case: v for v in [*(phantom(f"c{i:02d}x", i) for i in range(24)), again("c10y", 10)]}
-    monkeypatch.setattr(module, "read_volume", lambda case, values: made[case.id])
+    monkeypatch.setattr(module, "read_volume", lambda case, *args: made[case.id])
     cases = [Case(name, Path(name), Path(name)) for name in made]
     told = [f for f in check_cases(cases, (0, 1)) if f.field == "patient"]
     assert [(f.case, f.severity) for f in told] == [("c10x", "warning")]

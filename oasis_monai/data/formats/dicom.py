@@ -15,10 +15,10 @@ import numpy as np
 
 from oasis_monai.data.formats.dicom_file import Image, is_dicom, is_dicom_label, read_image_header
 from oasis_monai.data.formats.dicom_folders import folders_of, images_in, series_among, series_parts, without_copies
-from oasis_monai.data.formats.dicom_frames import frames_of
+from oasis_monai.data.formats.dicom_frames import frames_of, split_volumes
 from oasis_monai.data.formats.dicom_pixels import read_pixels
 from oasis_monai.data.formats.dicom_slices import affine_of, check_images, in_order, lie_evenly
-from oasis_monai.data.formats.header import Faults, Header, check_direction, check_shape, flip_lps_ras
+from oasis_monai.data.formats.header import Faults, Header, check_channels, check_direction, check_shape, flip_lps_ras
 from oasis_monai.utils.errors import DataError
 
 __all__ = ["is_dicom", "is_dicom_label", "read_image_header", "read_pixels", "read_series", "series_among", "series_parts"]
@@ -47,16 +47,18 @@ def read_series(path: Path, faults: Faults, more: Sequence[Path] = ()) -> Header
         return None
     if not images or not check_images(images, faults):
         return None
-    images = in_order(images)
+    volumes = split_volumes(images) if first.grouped else [in_order(images)]
+    images = volumes[0]
     if not lie_evenly(images, faults):
         return None
     affine = affine_of(images)
     shape = (*first.size, len(images))
     good = check_shape(faults, "Columns, Rows, images", shape)
+    good = good and check_channels(faults, "NumberOfFrames", shape, len(volumes))
     direction = affine[:3, :3] / np.linalg.norm(affine[:3, :3], axis=0)
     good &= check_direction(faults, "ImageOrientationPatient, ImagePositionPatient", direction)
     files = (path,) if first.grouped else tuple(image.path for image in images)
-    return Header(shape, flip_lps_ras(affine), images[0].dtype, 1, files) if good else None
+    return Header(shape, flip_lps_ras(affine), images[0].dtype, len(volumes), files) if good else None
 
 
 def _files_of(path: Path, series: str, faults: Faults, more: Sequence[Path]) -> list[Image]:

@@ -5,6 +5,7 @@ pydicom reads it. (GDCM takes the rescaling of the first frame for all, and the 
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -13,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from oasis_monai.data.formats.dicom_file import AGAIN, GEOMETRY, Image, parsing, read_dataset, read_image_header, text, unreadable
+from oasis_monai.data.formats.dicom_slices import in_order
 from oasis_monai.data.formats.header import shown
 from oasis_monai.utils.errors import DataError, Fault
 
@@ -83,6 +85,28 @@ def _frame(file: Image, number: int, groups: Sequence[Dataset]) -> Image:
         missing=missing,
         about=about,
     )
+
+
+def split_volumes(frames: Sequence[Image]) -> list[list[Image]]:
+    """The volumes of a file, their frames in order: by the one property that is different in all frames of one place, and takes
+    the same values at every place, such as the b-value. One volume where there is none, with all frames."""
+    ordered = in_order(frames)
+    for name in dict.fromkeys(name for frame in frames for name in frame.about):
+        volumes: dict[str, list[Image]] = defaultdict(list)
+        for frame in ordered:
+            volumes[frame.about.get(name, "")].append(frame)
+        places = [np.round([frame.origin_mm for frame in volume], 2) for volume in volumes.values()]
+        alike = all(other.shape == places[0].shape and np.allclose(other, places[0], atol=0.02) for other in places)
+        if len(volumes) > 1 and alike and len(np.unique(places[0], axis=0)) == len(places[0]):
+            return [volumes[value] for value in sorted(volumes, key=_by_number)]
+    return [ordered]
+
+
+def _by_number(value: str) -> tuple[float, str]:
+    try:
+        return float(value), value
+    except ValueError:
+        return float("inf"), value
 
 
 def value_in(groups: Sequence[Dataset], name: str, *macros: str) -> Any:

@@ -11,18 +11,16 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from oasis_monai.data.formats.dicom_file import is_dicom_label, parsing, read_dataset, unreadable, word
+from oasis_monai.data.formats.dicom_file import parsing, read_dataset, unreadable, word
 from oasis_monai.data.formats.dicom_seg import read_seg, seg_names
-from oasis_monai.data.formats.dicom_structures import listed, plain
-from oasis_monai.data.formats.header import shown
+from oasis_monai.data.formats.dicom_structures import listed
+from oasis_monai.data.formats.header import plain, shown
 from oasis_monai.data.formats.rtstruct import is_rtstruct, read_rtstruct, rtstruct_names
 from oasis_monai.data.types import Case, Geometry
 from oasis_monai.utils.errors import ConfigError, DataError, Fault
 
 if TYPE_CHECKING:
     from pydicom.dataset import Dataset
-
-__all__ = ["is_dicom_label"]
 
 
 def dicom_label_names(path: Path) -> dict[str, int]:

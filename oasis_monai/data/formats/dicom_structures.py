@@ -8,15 +8,10 @@ from pathlib import Path
 
 import numpy as np
 
-from oasis_monai.data.formats.header import shown
+from oasis_monai.data.formats.header import plain, shown
 from oasis_monai.utils.errors import DataError, Fault
 
 SHOWN_NAMES = 12
-
-
-def plain(name: str) -> str:
-    """A structure's name for comparison: case and the number of spaces do not count."""
-    return " ".join(name.split()).casefold()
 
 
 def unique_names(names: Sequence[tuple[int, str]]) -> dict[str, int]:

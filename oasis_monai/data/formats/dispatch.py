@@ -65,8 +65,7 @@ def _read_stored(header: Header, dtype: type) -> tuple[np.ndarray, None]:
 
 
 def _read_series(header: Header, dtype: type) -> tuple[np.ndarray, np.ndarray]:
-    voxels, affine = read_pixels(header.files, dtype)
-    return voxels[None], affine
+    return read_pixels(header.files, dtype)
 
 
 METAIMAGE = (".mhd", ".mha")

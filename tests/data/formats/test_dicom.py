@@ -105,17 +105,17 @@ def test_compressed_slices(tmp_path, kind):
     import itk
 
     volume = np.random.default_rng(1).integers(-500, 1500, (32, 33, 3)).astype(np.int16)  # GDCM writes no smaller JPEG 2000
-    write_series(tmp_path, volume, GRIDS["oblique"], compression=getattr(itk.GDCMImageIOEnums, f"Compression_{kind}"))
-    syntax = pydicom.dcmread(tmp_path / "000.dcm").file_meta.TransferSyntaxUID
+    write_series(tmp_path / "s", volume, GRIDS["oblique"], compression=getattr(itk.GDCMImageIOEnums, f"Compression_{kind}"))
+    syntax = pydicom.dcmread(tmp_path / "s" / "000.dcm").file_meta.TransferSyntaxUID
     assert syntax.is_compressed
-    np.testing.assert_array_equal(read_image(only(tmp_path).image)[0][0].numpy(), volume)
+    np.testing.assert_array_equal(read_image(only(tmp_path / "s").image)[0][0].numpy(), volume)
 
 
 @pytest.mark.parametrize("syntax", [ExplicitVRBigEndian, ExplicitVRLittleEndian, ImplicitVRLittleEndian])
 def test_byte_orders_and_value_representations(tmp_path, syntax):
     """Also without the preamble, as old programs write them: then the name must end in .dcm."""
-    write_series(tmp_path, VOLUME, GRIDS["oblique"])
-    for file in sorted(tmp_path.iterdir()):
+    write_series(tmp_path / "s", VOLUME, GRIDS["oblique"])
+    for file in sorted((tmp_path / "s").iterdir()):
         data = pydicom.dcmread(file)
         data.file_meta.TransferSyntaxUID = syntax
         if not syntax.is_little_endian:
@@ -127,7 +127,7 @@ def test_byte_orders_and_value_representations(tmp_path, syntax):
             data.preamble = None
             pydicom.dcmwrite(file, data, implicit_vr=True, little_endian=True, force_encoding=True)
             assert file.read_bytes()[128:132] != b"DICM"
-    np.testing.assert_array_equal(read_image(only(tmp_path).image)[0][0].numpy(), VOLUME)
+    np.testing.assert_array_equal(read_image(only(tmp_path / "s").image)[0][0].numpy(), VOLUME)
 
 
 def test_files_without_an_ending_and_several_series_folders(tmp_path):

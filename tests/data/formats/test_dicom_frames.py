@@ -104,22 +104,45 @@ def test_pixels_that_pydicom_cannot_decode_are_decoded_by_gdcm(tmp_path):
     np.testing.assert_allclose(got[0].numpy(), VOLUME * slopes + intercepts, rtol=1e-6)
 
 
+@pytest.mark.parametrize("order", ["volume by volume", "place by place"])
+@pytest.mark.parametrize(
+    ("sequence", "name", "values"),
+    [
+        ("MRDiffusionSequence", "DiffusionBValue", (800.0, 0.0, 50.0)),
+        ("MREchoSequence", "EffectiveEchoTime", (30.0, 10.0, 110.0)),
+        ("FrameContentSequence", "TemporalPositionIndex", (2, 3, 1)),
+    ],
+)
+def test_volumes_of_a_file_are_channels_in_the_order_of_what_tells_them_apart(tmp_path, sequence, name, values, order):
+    frames = [(v, z) for v in range(3) for z in ORDER]
+    if order == "place by place":
+        frames = [(v, z) for z in ORDER for v in range(3)]
+    stacked = np.concatenate([VOLUME + 10 * v for v in range(3)], axis=2)
+    slices = [5 * v + z for v, z in frames]
+    told = [{sequence: {name: values[v]}} for v, _ in frames]
+    data = write_enhanced(tmp_path / "a.dcm", stacked, GRIDS["oblique"], order=slices, groups=lambda n: told[n])
+    places = write_enhanced(tmp_path / "one.dcm", VOLUME, GRIDS["oblique"]).PerFrameFunctionalGroupsSequence
+    for frame, (_, z) in zip(data.PerFrameFunctionalGroupsSequence, frames, strict=True):
+        frame.PlanePositionSequence = places[z].PlanePositionSequence
+    data.save_as(tmp_path / "a.dcm")
+    image, geometry = read_image(tmp_path / "a.dcm")
+    np.testing.assert_allclose(geometry.affine, GRIDS["oblique"], atol=1e-4)
+    for channel, v in enumerate(np.argsort(values)):
+        np.testing.assert_array_equal(image[channel].numpy(), VOLUME + 10 * v)
+
+
 def spoilt(folder, what):
     file, grid, twice = folder / "all.dcm", GRIDS["oblique"], [0, 1, 2, 3, 4] * 2
-    if what == "b-values":
+    if what == "b-values":  # one slice lacks the second
         sequence = "MRDiffusionSequence"
-        write_enhanced(file, VOLUME, grid, order=twice, groups=lambda n: {sequence: {"DiffusionBValue": 800.0 * (n > 4)}})
-    elif what == "echoes":
-        write_enhanced(file, VOLUME, grid, order=twice, groups=lambda n: {"MREchoSequence": {"EffectiveEchoTime": 10.0 + n // 5}})
-    elif what == "phases":
-        groups = {"FrameContentSequence": {}}
-        write_enhanced(
-            file,
-            VOLUME,
-            grid,
-            order=sorted(twice),
-            groups=lambda n: groups | {"FrameContentSequence": {"TemporalPositionIndex": n % 2 + 1}},
-        )
+        write_enhanced(file, VOLUME, grid, order=twice[:-1], groups=lambda n: {sequence: {"DiffusionBValue": 800.0 * (n > 4)}})
+    elif what == "phases":  # numbered on, not from 1 at every place
+        phase = "FrameContentSequence"
+        write_enhanced(file, VOLUME, grid, order=twice, groups=lambda n: {phase: {"TemporalPositionIndex": n}})
+    elif what == "volumes":
+        phase = "FrameContentSequence"
+        order = [z for z in range(5) for _ in range(20)]
+        write_enhanced(file, VOLUME, grid, order=order, groups=lambda n: {phase: {"TemporalPositionIndex": n % 20}})
     elif what == "missing":
         write_enhanced(file, VOLUME, grid, order=[4, 1, 0, 2])
     elif what == "one":
@@ -157,9 +180,9 @@ def spoilt(folder, what):
 @pytest.mark.parametrize(
     ("what", "field", "found"),
     [
-        ("b-values", "ImagePositionPatient", r"10 images at 5 places; they differ in DiffusionBValue \(0, 800\); .*export each"),
-        ("echoes", "ImagePositionPatient", r"they differ in EffectiveEchoTime \(10, 11\)"),
-        ("phases", "ImagePositionPatient", r"they differ in TemporalPositionIndex \(1, 2\)"),
+        ("b-values", "ImagePositionPatient", r"9 images at 5 places; they differ in DiffusionBValue \(0, 800\); .*export each"),
+        ("phases", "ImagePositionPatient", r"they differ in TemporalPositionIndex \(0, 5\)"),
+        ("volumes", "NumberOfFrames", "20"),
         ("missing", "ImagePositionPatient", r"6 mm between frame 4 of all.dcm and frame 1 of all.dcm \(1 missing\?\)"),
         ("one", "ImagePositionPatient", "they differ in their pixels alone"),
         ("localiser", "ImageOrientationPatient", r"another in frame 5 of all.dcm \(1 of 5 images\)"),
