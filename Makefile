@@ -14,7 +14,7 @@ $(READY): setup.cfg pyproject.toml constraints.txt
 	touch $(READY)
 
 demo: $(READY)
-	$(BIN)/oasis-monai phantom hydra.run.dir=outputs/demo-data
+	$(BIN)/oasis-monai phantom data=phantom hydra.run.dir=outputs/demo-data
 	$(BIN)/oasis-monai experiment=demo hydra.run.dir=outputs/demo
 
 # the tests, by two processes that take each other's work; TESTS='-m slow' or TESTS=tests/utils for some of them

@@ -10,6 +10,8 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
+from oasis_monai.utils.typed import QUOTED, as_typed
+
 VALUED = {"--cfg", "-c", "--package", "-p", "--info", "-i", "--experimental-rerun"}  # Hydra's options that take the next word
 VALUED |= {"--config-path", "-cp", "--config-name", "-cn", "--config-dir", "-cd"}
 TASKS = (
@@ -32,9 +34,10 @@ GROUPS = {
 }
 NAMES = {"data.name", "data.citation", "data.licence", "data.source", "msd", "download.url", "download.md5", "hydra.job.name"}
 IDS = {"case", "patient", "remove"}  # of cases, which may be called anything: never values of a sweep
+IDS |= {"data.label", "data.patient"}  # templates and regular expressions, with any signs in them
+NESTED = ("data.image", "data.centre")  # the same, or a list or map of them
 PLAIN = re.compile(r"[A-Za-z0-9_./:+%@*?|-]*")  # what Hydra's grammar takes as it is
 NO_TEXT = re.compile(r"(?i:[+-]?(inf|nan|(\d[\d_]*\.?[\d_]*|\.\d[\d_]*)(e[+-]?\d+)?)|true|false)")  # and makes other values of
-QUOTED = re.compile(r"'(?:[^'\\]|\\.)*'|\"(?:[^\"\\]|\\.)*\"", re.DOTALL)
 FUNCTION = re.compile(r"(choice|range|interval|glob|sort|shuffle|tag|str)\(.*\)")
 INTERPOLATION = re.compile(r"\$\{[A-Za-z_][\w.]*(:[^{}]*)?\}")
 LABELS = "data.labels"
@@ -104,7 +107,8 @@ def _arguments(argv: list[str]) -> list[str]:
             f"error: task: expected one of {', '.join(TASKS)}, then KEY=VALUE pairs, found {wrong!r}; see oasis-monai --help"
         )
     sweep = not {"-m", "--multirun"}.isdisjoint(options)
-    quoted = [_quoted(word, sweep) for word in overrides]
+    # a key of data may stand in the data set's own file or not: both its + and its = mean the same
+    quoted = [re.sub(r"^\+(?=data\.\w+=)", "++", _quoted(word, sweep)) for word in overrides]
     if not any(word.startswith(f"~{LABELS}") for word in overrides):
         quoted = [made for word in quoted for made in _labels(word, sweep)]
     return [*options, *quoted, *(f"task={task}" for task in words)]
@@ -140,6 +144,8 @@ def _quoted(override: str, sweep: bool = False) -> str:
     """
     key, _, value = override.partition("=")
     name = key.lstrip("+").replace("/", ".").partition("@")[0]
+    if name in NESTED:
+        return f"{key}={_text(value, ids=True)}"  # a list or a map too, see :func:`as_typed`
     if name == "data.include" and value[:1] == "[" and value[-1:] == "]":  # a list of ids
         return f"{key}=[{','.join(_id(part.strip()) for part in _parts(value[1:-1]))}]"
     is_path = name in PATHS
@@ -186,6 +192,10 @@ def _plain(config: Any) -> dict[str, Any]:
     data = plain.get("data")
     if isinstance(data, dict) and isinstance(labels := data.get("labels"), str) and labels[:1] == "{":
         data["labels"] = _label_map(labels)
+    if isinstance(data, dict):
+        for key in (name.partition(".")[2] for name in NESTED):
+            if isinstance(value := data.get(key), str):
+                data[key] = as_typed(value, lists=key == "image")
     return {str(k): v for k, v in plain.items()}
 
 

@@ -230,6 +230,7 @@ def _segment(config: dict[str, Any], job: Mapping[str, Any], run_dir: Path, swee
         save_probability=settings.save_probability,
         overwrite=bool(job["overwrite"]),
         file_format=job["format"],
+        data=settings.data,
     )
     if failed:
         raise DataError(failed)
@@ -310,11 +311,11 @@ def _download(config: dict[str, Any], job: Mapping[str, Any], run_dir: Path, swe
 
 
 def _check(config: dict[str, Any], job: Mapping[str, Any], run_dir: Path, sweep_dir: Path | None) -> None:
+    from oasis_monai.data.found import find_data
     from oasis_monai.settings import build_data
     from oasis_monai.utils.files import write_text
     from oasis_monai.workflows.check import as_table, check_cases
     from oasis_monai.workflows.plan import plan_settings
-    from oasis_monai.workflows.prepare import find_selected_cases
 
     planned, wrong = None, None
     try:
@@ -327,8 +328,9 @@ def _check(config: dict[str, Any], job: Mapping[str, Any], run_dir: Path, sweep_
         data, preprocessing = build_data(config)
         wrong = error
         print(f"error: {wrong}", file=sys.stderr)
-    cases, faults = find_selected_cases(data)
-    faults += check_cases(cases, data.label_values, preprocessing)
+    found = find_data(data, part="all")
+    cases, faults = found.cases, list(found.faults)
+    faults += check_cases(cases, found.data.label_values, preprocessing, ignore=found.data.ignore)
     if job["output"]:
         write_text(Path(job["output"]) / "check.csv", as_table(faults))
     for fault in faults:

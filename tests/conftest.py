@@ -19,7 +19,12 @@ SLOW = ("system", "workflows", "benchmarks")
 
 CASES = 7
 TINY = {
-    "data": {"name": "phantom", "layout": "promise12"},
+    "data": {
+        "name": "phantom",
+        "layout": "promise12",
+        "labels": {"prostate": 1},
+        "regions": ["whole", "apex", "mid", "base"],
+    },
     "preprocessing": {"size": [16, 16, 8], "spacing_mm": [5.0, 5.0, 8.0], "intensity": "zscore"},
     "features": {"name": "intensity"},
     "registration": {"channels": [4, 8], "field_stride": [1], "joint": False},
@@ -57,7 +62,7 @@ def merged(*parts):
     result = {}
     for part in parts:
         for key, value in part.items():
-            both = isinstance(value, dict) and isinstance(result.get(key), dict)
+            both = key != "labels" and isinstance(value, dict) and isinstance(result.get(key), dict)
             result[key] = merged(result[key], value) if both else copy.deepcopy(value)
     return result
 

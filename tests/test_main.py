@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from oasis_monai.__main__ import NAMES, PATHS, _arguments, _explained, _plain
+from oasis_monai.__main__ import IDS, NAMES, PATHS, _arguments, _explained, _plain
 from oasis_monai.segmentation.alignment import Aligner
 from oasis_monai.settings import GROUPS, Settings
 from oasis_monai.workflows.crossval import crossval
@@ -117,8 +117,36 @@ def test_every_setting_that_is_a_text_is_typed_as_it_is_or_is_one_of_a_few_words
     for group, kind in [("", Settings), *GROUPS.items()]:
         hints = typing.get_type_hints(kind)
         found |= {f"{group}.{key}".lstrip(".") for key, hint in hints.items() if hint in (str, str | None)}
-    assert found == words | (found & (PATHS | NAMES))
+    assert found == words | (found & (PATHS | NAMES | IDS))
     assert {"data.root", "cache", "features.weights", "data.name"} <= found
+
+
+@pytest.mark.parametrize(
+    ("word", "key", "value"),
+    [
+        ("data.image={patient}/{scan}_t2.nii.gz", "image", "{patient}/{scan}_t2.nii.gz"),
+        ("data.image={case}", "image", "{case}"),
+        ("data.image={T2: {p}/t2.nii, ADC: {p}/adc.nii}", "image", {"T2": "{p}/t2.nii", "ADC": "{p}/adc.nii"}),
+        ("data.image={T2: '{p}/t2, x.nii', ADC: {p}/adc.nii}", "image", {"T2": "{p}/t2, x.nii", "ADC": "{p}/adc.nii"}),
+        ("data.image=[{p}/t2.nii, {p}/adc (1).nii]", "image", ["{p}/t2.nii", "{p}/adc (1).nii"]),
+        ("data.label={p}/Größe (1)/${x}.nii", "label", "{p}/Größe (1)/${x}.nii"),
+        (r"data.patient=^([^_]+)_\d{1,2}$", "patient", r"^([^_]+)_\d{1,2}$"),
+        ("data.centre=([A-Z]+)", "centre", "([A-Z]+)"),
+        ("data.centre=[A-C](.)[x]", "centre", "[A-C](.)[x]"),
+        (r"data.centre={A: Case(0[1-9]|1\d{1,2})$, B b: x\,y}", "centre", {"A": r"Case(0[1-9]|1\d{1,2})$", "B b": r"x\,y"}),
+        ("data.channels=[T2,ADC]", "channels", ["T2", "ADC"]),
+        ("data.patient=null", "patient", None),
+    ],
+)
+@pytest.mark.parametrize("options", [[], ["data=promise12"]])
+def test_templates_and_regular_expressions_are_taken_as_typed(word, key, value, options):
+    from hydra import compose, initialize_config_module
+
+    with initialize_config_module("oasis_monai.conf", version_base="1.3"):
+        made = compose("config", overrides=_arguments([*options, word]))
+    assert _plain(made)["data"][key] == value
+    sweep = ["-m", *options, word]
+    assert _arguments(sweep) == ["-m", *_arguments([*options, word])]
 
 
 def test_what_is_no_plain_path_is_left_as_it_is():
@@ -136,11 +164,11 @@ def test_what_is_no_plain_path_is_left_as_it_is():
         (["data.labels={größe: 2, 'a, b': 1, T2 (links): 3}"], {"größe": 2, "a, b": 1, "T2 (links)": 3}),
         (["+data.labels={gland: 1}"], {"gland": 1}),
         (["++data.labels={gland: 1}"], {"gland": 1}),
-        (["+data.labels.cyst=2"], {"prostate": 1, "cyst": 2}),
+        (["data=phantom", "+data.labels.cyst=2"], {"prostate": 1, "cyst": 2}),
         (["~data.labels", "+data.labels={gland: 1}"], {"gland": 1}),
         (["data=hippocampus", "data.labels={hippocampus: 1}"], {"hippocampus": 1}),
         (["data.labels={gland: 1}", "data.labels={a: 1}"], {"a": 1}),
-        (["data.labels.prostate=2"], {"prostate": 2}),
+        (["data=phantom", "data.labels.prostate=2"], {"prostate": 2}),
         (["data.labels={gland: x}"], {"gland": "x"}),
     ],
 )

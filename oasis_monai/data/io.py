@@ -54,7 +54,8 @@ def read_volume(case: Case, label_values: Sequence[int], ignore: int | None = No
     """Read a scan with its label, if it has one.
 
     Args:
-        case: the paths. The channels of all :attr:`.Case.sources` follow each other, and ``case.take`` chooses among them.
+        case: the paths. The channels of all :attr:`.Case.sources` follow each other, and ``case.take`` chooses among them. The
+            values ``case.background`` of its label become background.
         label_values: ``label_values[k]`` is the value in the file of class k; ``label_values[0]`` is the background.
         ignore: value in the file of voxels that nobody labelled; None: there is none. They become :data:`.IGNORE`.
 
@@ -115,6 +116,7 @@ def _label(
         return _drawn(case, case.label, label_values, ignore, geometry, told)
     try:
         values, header = read_whole(case.label, case.names)
+        values[np.isin(values, case.background)] = label_values[0]
         label = class_indices(case.label, values, label_values, ignore)
     except DataError as error:
         told += named(case.id, error.faults)

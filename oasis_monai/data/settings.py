@@ -6,24 +6,40 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from oasis_monai.data.types import REGIONS
-from oasis_monai.utils.config import require
+from oasis_monai.utils.config import make_tuples, require
 
-LABELLED = ("promise12", "msd")
-"""Layouts of :func:`oasis_monai.data.cases.find_cases` that have labels."""
+LAYOUTS = (
+    *("auto", "promise12", "msd", "nnunet", "case_folders", "paired_folders", "paired_files"),
+    *("templates", "table", "datalist", "dicom", "folder"),
+)
+"""Names of the ways in which a data set may lie on disk, see :mod:`oasis_monai.data.layouts`."""
+CONSECUTIVE_PAIRS = "consecutive_pairs"
+"""A rule for ``data.patient``: the case numbers 2k-1 and 2k are one person's."""
+MOST_VALUE = 65535
+MOST_LABELS = 254  # class indices are bytes, and one of them is that of unlabelled voxels
 
 
 @dataclass(frozen=True)
 class DataSettings:
-    """A labelled data set. The fields are the keys of ``conf/data``.
+    """A data set. The fields are the keys of ``conf/data``. What is empty is found in the data set's own files, and completed by
+    :func:`oasis_monai.data.found.complete`.
 
     Args:
         name: what reports call it.
-        root: its folder.
-        layout: ``promise12`` or ``msd``, see :func:`oasis_monai.data.cases.find_cases`.
-        labels: class name -> value in the label files, 1 to 255; 0 is the background. Other values in a file are an error.
+        root: its folder, or the CSV, TSV or JSON file that lists it.
+        layout: how its files lie there, one of :data:`LAYOUTS`; ``auto`` recognises it.
+        image: where the images are, as a template of paths below ``root`` (``{patient}/{scan}_t2.nii.gz``), or the columns of a
+            table. Several channels: one for each, as a list or by name.
+        label: the same for the labels.
+        channels: names (or numbers) of the images of a case to use, in order; empty for all.
+        labels: class name -> value in the label files, 1 to 65535; 0 is the background. Needed only to choose or to rename.
             Classes are numbered by these values in rising order, whatever their order here.
+        background: values in the label files that count as background, such as other structures.
         ignore: value in the label files of voxels that nobody labelled; None: there are none.
-        channels: names of the images of a case to use, in order; empty for all.
+        patient: who a case is of: a regular expression with one group, looked for in the id, then in the path below ``root``; a
+            column of the table; a part of the template; or ``consecutive_pairs`` (numbers 2k-1 and 2k are one person).
+        centre: where a case was scanned: as ``patient``, or a map of each centre to a regular expression of its ids.
+        anonymous: name no case by what DICOM files say of the person.
         regions: parts of a structure to score: ``whole``, and any of ``apex``, ``mid``, ``base`` (thirds along the axial axis).
         include: ids of the cases to use; empty for all.
         citation, licence: printed in the report.
@@ -33,41 +49,62 @@ class DataSettings:
         ConfigError: naming ``data.<key>``.
     """
 
-    name: str = "dataset"
+    name: str = ""
     root: str = ""
-    layout: str = "promise12"
-    labels: Mapping[str, int] = field(default_factory=lambda: {"prostate": 1})
-    ignore: int | None = None
+    layout: str = "auto"
+    image: str | tuple[str, ...] | Mapping[str, str] = ""
+    label: str = ""
     channels: tuple[str, ...] = ()
-    regions: tuple[str, ...] = ("whole", "apex", "mid", "base")
+    labels: Mapping[str, int] = field(default_factory=dict)
+    background: tuple[int, ...] = ()
+    ignore: int | None = None
+    patient: str = ""
+    centre: str | Mapping[str, str] = ""
+    anonymous: bool = False
+    regions: tuple[str, ...] = ()
     include: tuple[str, ...] = ()
     citation: str = ""
     licence: str = ""
     source: str = ""
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "regions", tuple(self.regions))
-        object.__setattr__(self, "include", tuple(str(case) for case in self.include))
+        make_tuples(self, "regions", "channels", "include", "background")
+        for key in ("include", "channels"):
+            object.__setattr__(self, key, tuple(str(value) for value in getattr(self, key)))
         object.__setattr__(self, "labels", dict(self.labels))
         regions, values = set(self.regions), list(self.labels.values())
         # the whole structure is what is compared, drawn and predicted
-        known = "whole" in regions and len(regions) == len(self.regions) and regions <= set(REGIONS)
-        apart = len(values) > 0 and len(set(values)) == len(values)
-        remedy = "name every value in the label files but 0, the background"
+        known = not regions or ("whole" in regions and len(regions) == len(self.regions) and regions <= set(REGIONS))
+        others = [*self.background, *(() if self.ignore is None else (self.ignore,))]
+        apart = len({*values, *others}) == len(values) + len(others)
+        remedy = "name the values of the structures to segment, or leave it out: the values in the label files are found"
         require(
             self,
             "data",
-            ("layout", self.layout in LABELLED, f"one of {list(LABELLED)}"),
+            ("layout", self.layout in LAYOUTS, f"one of {list(LAYOUTS)}"),
             ("regions", known, f"whole and any others of {list(REGIONS)}, each once"),
             (
                 "labels",
-                apart and all(isinstance(v, int) and 0 < v < 256 for v in values),
-                "names with different values of 1 to 255",
+                apart and len(values) <= MOST_LABELS and all(_is_value(v) for v in values),
+                f"names with different values of 1 to {MOST_VALUE}, at most {MOST_LABELS}, others than data.ignore and"
+                " data.background",
                 remedy,
             ),
+            ("background", all(_is_value(v) for v in self.background), f"values of 1 to {MOST_VALUE}"),
+            ("ignore", self.ignore is None or 0 < self.ignore <= MOST_VALUE, f"a value of 1 to {MOST_VALUE}, or null"),
+            ("channels", len(set(self.channels)) == len(self.channels), "each channel once"),
         )
         # a JSON file, where a model keeps the labels, has an order of its own
         object.__setattr__(self, "labels", dict(sorted(self.labels.items(), key=lambda pair: pair[1])))
+
+    @property
+    def images(self) -> dict[str, str]:
+        """``image`` by channel; a channel of a list has its number for a name, a single one none."""
+        if isinstance(self.image, str):
+            return {"": self.image} if self.image else {}
+        if isinstance(self.image, Mapping):
+            return dict(self.image)
+        return {str(index): one for index, one in enumerate(self.image)} if len(self.image) > 1 else {"": self.image[0]}
 
     @property
     def label_values(self) -> tuple[int, ...]:
@@ -77,3 +114,7 @@ class DataSettings:
     @property
     def classes(self) -> int:
         return len(self.labels) + 1
+
+
+def _is_value(value: object) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and 0 < value <= MOST_VALUE

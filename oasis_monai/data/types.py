@@ -91,6 +91,7 @@ class Case:
         centre: where it was scanned; empty where nobody says.
         fold: number of the fold that tests it, where the data set says so.
         split: ``train`` or ``test`` where the data set says so, else empty.
+        background: values in its label's file that count as background, beside 0.
         names: (structure, value) pairs of a label that holds structures by name (DICOM SEG, RTSTRUCT); empty for the file's own.
 
     Examples:
@@ -113,6 +114,7 @@ class Case:
     centre: str = ""
     fold: int | None = None
     split: str = ""
+    background: tuple[int, ...] = ()
     names: tuple[tuple[str, int], ...] = ()
 
     def __post_init__(self) -> None:

@@ -299,6 +299,7 @@ class PreprocessCache:
         label_file = None
         if case.label is not None:
             key = {**setting, "label": self.content(case.label), "label_values": self.label_values}
+            key |= {"background": case.background} if case.background else {}
             key |= {} if self.ignore is None else {"ignore": self.ignore}
             key |= {"names": case.names} if case.names else {}
             label_file = self.folder / f"{digest(key, 40)}.label"

@@ -161,8 +161,14 @@ def make_group(kind: type[T], values: Any, group: str, **more: Any) -> T:
     return kind(**options, **more)
 
 
-SCALARS = {("", "n"), ("", "methods"), ("registration", "field_stride")}  # lists that a single value may stand for
-IDS = {("data", "include")}  # texts that a YAML file reads as numbers
+SCALARS = {
+    ("", "n"),
+    ("", "methods"),
+    ("registration", "field_stride"),
+    ("data", "channels"),
+    ("data", "background"),
+}  # lists that a single value may stand for
+IDS = {("data", "include"), ("data", "channels")}  # texts that a YAML file reads as numbers
 _NAMES = {int: "a whole number", float: "a number", str: "a text", bool: "true or false", types.NoneType: "null"}
 
 

@@ -22,7 +22,7 @@ from oasis_monai.utils.errors import ConfigError
 CONF = "oasis_monai.conf"
 OWN = "_self_"  # entry of a defaults list that stands for the file's own values
 OVERRIDE = "override /"
-REPLACED = ("labels",)  # a data set has its own classes and none of the default's
+REPLACED = ("labels", "image", "centre")  # a data set has its own classes and names, and none of the default's
 
 
 def compose(*options: Mapping[str, Any]) -> dict[str, Any]:
@@ -76,6 +76,17 @@ def preset_names(group: str) -> list[str]:
     """The presets of a group of ``conf/``."""
     found = files(CONF).joinpath(group)
     return sorted(path.name.removesuffix(".yaml") for path in found.iterdir() if path.name.endswith(".yaml"))
+
+
+def preset_values(group: str, name: str) -> dict[str, Any]:
+    """What a preset of a group says of that group by itself, without what it asks of others.
+
+    Raises:
+        ConfigError: there is none of that name.
+    """
+    content = _read(group, name)
+    own = content.get(group, {}) if re.match(r"#\s*@package _global_", _text(group, name)) else content
+    return {key: copy.deepcopy(value) for key, value in own.items() if key != "defaults"}
 
 
 def _layers(group: str, name: str, choices: dict[str, str | None]) -> list[dict[str, Any]]:

@@ -36,7 +36,7 @@ from oasis_monai.workflows.case_pictures import PackedLabels, draw_overlays, rem
 from oasis_monai.workflows.corrupted_copies import Rows, corrupted_rows
 from oasis_monai.workflows.fold_models import FoldModel, FoldModels, OpenModels, calibration_path, train_in_parallel
 from oasis_monai.workflows.plan import Plan, keep_plan
-from oasis_monai.workflows.prepare import Dataset, Log, find_and_check, prepare, split_of
+from oasis_monai.workflows.prepare import Dataset, Log, find_and_check, prepare, split_of, with_found_data
 from oasis_monai.workflows.run_record import Clock, claim_results, refuse_other_results, run_record
 
 
@@ -69,6 +69,7 @@ def crossval(
     """
     resolve_device(settings.device)  # an absent GPU is an error before anything is read
     cache, clock = Path(settings.cache), Clock()
+    settings = with_found_data(settings, cache, log)
     run_dir.mkdir(parents=True, exist_ok=True)
     if not overwrite:
         refuse_other_results(run_dir, settings.to_json(), key)  # before the data is read
@@ -76,9 +77,6 @@ def crossval(
         cases = find_and_check(settings, cache, log)
         dataset = prepare(settings, cases, cache, log)
     split = split_of(settings, dataset)
-    if split.protocol != "file" and (kept := [case for case in cases if case.split == "test"]):
-        remedy = "folds=file keeps them out of training"
-        log(f"note: {len(kept)} cases that the data set keeps for tests are dealt like all others; {remedy}")
 
     def record() -> dict[str, Any]:
         told = run_record("crossval", settings, split, len(cases), clock.seconds, dataset.identity())

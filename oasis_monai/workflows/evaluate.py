@@ -25,7 +25,7 @@ from oasis_monai.utils.errors import DataError, Fault, with_case_in_errors
 from oasis_monai.utils.files import file_digest, write_json
 from oasis_monai.workflows.case_pictures import PackedLabels, draw_overlays, remove_stale_pictures, save_label, write_case_browser
 from oasis_monai.workflows.model import Model
-from oasis_monai.workflows.prepare import Log, find_and_check
+from oasis_monai.workflows.prepare import Log, complete_data, find_and_check
 from oasis_monai.workflows.run_record import Clock, claim_results, run_record
 from oasis_monai.workflows.scan_result import ScanResult
 
@@ -65,6 +65,10 @@ def evaluate_model(
         ConfigError: ``output`` holds other results, or the model cannot serve the method or n.
     """
     asked = options or model.settings
+    found = complete_data(data, Path(asked.cache), "test")
+    for line in found.said:
+        log(line)
+    data = found.data
     method = check_choice(model.segmenter, method, n)
     same_names = set(data.labels) == set(model.labels)
     own = {name: data.labels[name] for name in model.labels} if same_names else model.labels
@@ -79,7 +83,7 @@ def evaluate_model(
     )
     clock, cache = Clock(), Path(asked.cache)
     with clock("check"):
-        cases = [case for case in find_and_check(settings, cache, log) if case.label is not None]
+        cases = [case for case in find_and_check(settings, cache, log, "test") if case.label is not None]
     run = _Evaluation(model, settings, list(own), output, log, clock, training_cases)
 
     def record() -> dict[str, Any]:

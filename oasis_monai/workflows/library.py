@@ -80,7 +80,7 @@ def add_atlas(
     """
     from oasis_monai.data.cases import find_cases
 
-    scans = find_cases(image, "folder", lambda fault: log(f"warning: {fault}"))
+    scans = find_cases(image, "auto", lambda fault: log(f"warning: {fault}"), labelled=False)
     if len(scans) != 1:
         raise ConfigError("add", "one scan", f"{len(scans)} scans in {image}", "give one image file or one series")
     name = scans[0].id if case is None else case

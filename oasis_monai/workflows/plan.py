@@ -9,19 +9,20 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from oasis_monai.data.settings import DataSettings
 from oasis_monai.data.types import Case
 from oasis_monai.settings import Settings, build, build_data
+from oasis_monai.utils.config import plain
 from oasis_monai.utils.errors import ConfigError, DataError
 from oasis_monai.utils.files import write_json
 from oasis_monai.utils.planned import fill, open_keys, without_nulls
 from oasis_monai.workflows.fingerprint import Fingerprint, take_fingerprint
 from oasis_monai.workflows.plan_rules import Choice, choose, own_spacing
-from oasis_monai.workflows.prepare import Log, file_stamps, find_selected_cases
+from oasis_monai.workflows.prepare import Log, complete_data, file_stamps, part_to_deal
 
 FILE = "plan.json"
 CLEARED = (
@@ -105,22 +106,24 @@ class Planned:
         settings: with concrete values.
         config: the plain configuration they were built from.
         fingerprint: of the labelled scans; None where they were not measured.
+        said: what was recognised of the data set, in lines.
     """
 
     plan: Plan | None
     settings: Settings
     config: Mapping[str, Any]
     fingerprint: Fingerprint | None = None
+    said: tuple[str, ...] = ()
 
     def told(self, log: Log) -> Planned:
-        """Say the plan."""
-        for line in self.plan.lines() if self.plan else ():
+        """Say what was recognised, and the plan."""
+        for line in (*self.said, *(self.plan.lines() if self.plan else ())):
             log(line)
         return self
 
 
 def plan_settings(config: Mapping[str, Any], keep: bool = True) -> Planned:
-    """The settings of a run: what the configuration leaves open is chosen for its data set.
+    """The settings of a run: what the configuration leaves open is found in its data set, or chosen for it.
 
     Scans that cannot be read are left out here, and reported by the check that every task does before it uses them.
 
@@ -132,13 +135,14 @@ def plan_settings(config: Mapping[str, Any], keep: bool = True) -> Planned:
         DataError: the folder is absent or no data set.
         ConfigError: a value that cannot work.
     """
-    if not open_keys(config):
-        return Planned(None, build(config), config)
     _check_early(config)
-    data, _ = build_data(config)
-    cases, _ = find_selected_cases(data)
-    cache = Path(str(config.get("cache") or "outputs/cache")) / "measured" if keep else None
-    return plan_for(fingerprint_of(data, cases, cache), config, data.name)
+    cache = Path(str(config.get("cache") or "outputs/cache")) if keep else None
+    found = complete_data(build_data(config)[0], cache, part_to_deal(str(config.get("folds", ""))))
+    config = {**config, "data": plain(found.data)}
+    if not open_keys(config):
+        return Planned(None, build(config), config, said=found.said)
+    measured = fingerprint_of(found.data, found.cases, cache and cache / "measured")
+    return replace(plan_for(measured, config, found.data.name), said=found.said)
 
 
 def plan_for(fingerprint: Fingerprint, config: Mapping[str, Any], name: str = "") -> Planned:
@@ -152,7 +156,6 @@ def plan_for(fingerprint: Fingerprint, config: Mapping[str, Any], name: str = ""
 
 def fingerprint_of(data: DataSettings, cases: Sequence[Case], cache: Path | None) -> Fingerprint:
     """Measure the cases of a data set, with the labels that its settings name."""
-    labels = data.labels
     if cache is not None:
         try:
             cache.mkdir(parents=True, exist_ok=True)
@@ -163,7 +166,7 @@ def fingerprint_of(data: DataSettings, cases: Sequence[Case], cache: Path | None
     def stamp(case: Case) -> list[Any]:
         return [file_stamps([case]), list(case.take)]
 
-    return take_fingerprint(cases, (0, *labels.values()), list(labels), cache, stamp, more)
+    return take_fingerprint(cases, data.label_values, list(data.labels), cache, stamp, more)
 
 
 def _check_early(config: Mapping[str, Any]) -> None:

@@ -15,6 +15,7 @@ import torch
 
 from oasis_monai.atlases.library import AtlasLibrary, build_library
 from oasis_monai.data.folds import Split, by_patient, limit_training, make_split, several_cases
+from oasis_monai.data.found import FoundData, find_data, is_complete
 from oasis_monai.data.settings import DataSettings
 from oasis_monai.data.types import Case, Preprocessed
 from oasis_monai.segmentation.methods import needs_alignment, needs_atlases
@@ -88,18 +89,22 @@ class Dataset:
         return found
 
 
-def find_and_check(settings: Settings, cache: Path | None, log: Log) -> list[Case]:
+def find_and_check(settings: Settings, cache: Path | None, log: Log, part: str = "") -> list[Case]:
     """Find the cases of the data set and check them: all errors are raised together, warnings are logged.
 
     A data set without errors is not checked again while its files stay the same.
+
+    Args:
+        part: ``train``, ``test`` or ``all``, see :func:`oasis_monai.data.found.find_data`; empty for what the folds deal.
     """
     from oasis_monai.workflows.check import check_cases
 
     data = settings.data
-    cases, unpaired = find_selected_cases(data)
+    cases, unpaired = find_selected_cases(data, part or part_to_deal(settings.folds))
     stamp = digest(
         file_stamps(cases)
         + [list(data.label_values)]
+        + [list(case.background) for case in cases if case.background]
         + several_cases([case.id for case in cases], {case.id: case.patient for case in cases})
         + ([] if data.ignore is None else [data.ignore])
         + [list(case.take) for case in cases if case.take]
@@ -123,26 +128,48 @@ def find_and_check(settings: Settings, cache: Path | None, log: Log) -> list[Cas
     return cases
 
 
-ONLY_REMEDY = "correct the list (an id that begins with 0 needs quotes: '007')"
+def part_to_deal(folds: str) -> str:
+    """The part of a data set that folds are made of: without what it keeps for a test, unless it says the folds itself."""
+    return "all" if folds == "file" else "train"
 
 
-def find_selected_cases(data: DataSettings) -> tuple[list[Case], list[Fault]]:
+def find_selected_cases(data: DataSettings, part: str = "train") -> tuple[list[Case], list[Fault]]:
     """The cases of a data set, cut to ``data.include`` where that names any, and what is wrong with how their files lie there.
 
     Raises:
         DataError: the folder is absent, or ``data.include`` names what is not there.
     """
-    from oasis_monai.data.cases import survey
+    found = find_data(data, part=part)
+    return found.cases, found.faults
 
-    if not data.root:
-        raise ConfigError("data.root", "the folder of the data set", data.root, "add data.root=PATH")
-    found = survey(data.root, data.layout)
-    cases, faults = found.cases, found.faults
-    if not data.include:
-        return cases, faults
-    if absent := sorted(set(data.include) - {case.id for case in cases} - {fault.case for fault in faults}):
-        raise DataError([Fault(case, "data.include", "an id of the data set", "no such case", ONLY_REMEDY) for case in absent])
-    return [case for case in cases if case.id in data.include], [fault for fault in faults if fault.case in ("", *data.include)]
+
+def complete_data(data: DataSettings, cache: Path | None, part: str = "train") -> FoundData:
+    """:func:`oasis_monai.data.found.find_data`, of a data set with structures.
+
+    Raises:
+        DataError: also where none are named or found.
+    """
+    found = find_data(data, cache, part)
+    if not found.data.labels:
+        raise DataError([fault for fault in found.faults if fault.severity == "error"] or [NO_LABELS])
+    return found
+
+
+def with_found_data(settings: Settings, cache: Path | None, log: Log) -> Settings:
+    """Settings whose ``data`` is complete: what they leave empty is what the data set's own files say. Says what was recognised.
+
+    Raises:
+        DataError, ConfigError: see :func:`oasis_monai.data.found.find_data`; no structures are found.
+    """
+    if is_complete(settings.data):
+        return settings
+    found = complete_data(settings.data, cache, part_to_deal(settings.folds))
+    for line in found.said:
+        log(line)
+    return replace(settings, data=found.data)
+
+
+NO_LABELS = Fault("", "data.labels", "structures to segment", "none", "correct data.root, or add data.labels={NAME: VALUE}")
 
 
 def channel_names(settings: Settings, count: int) -> list[str]:

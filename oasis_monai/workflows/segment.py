@@ -10,6 +10,7 @@ from typing import Any, TypedDict, Unpack
 
 from oasis_monai.data.formats.dispatch import RESULTS, WRITTEN, data_files, map_ending, remove_array, result_ending
 from oasis_monai.data.io import named, read_volume, to_canonical
+from oasis_monai.data.settings import DataSettings
 from oasis_monai.data.types import Case, Volume
 from oasis_monai.segmentation.methods import check_methods
 from oasis_monai.segmentation.pipeline import check_choice
@@ -36,6 +37,7 @@ class SegmentOptions(TypedDict, total=False):
         save_probability: write the probability beside the label.
         overwrite: do finished scans again.
         file_format: of the labels, one of :data:`FORMATS` [format]; None: each scan's own (:func:`.result_ending`).
+        data: how the scans lie, such as templates of their names; None: as :func:`oasis_monai.data.cases.find_cases` recognises.
     """
 
     n: int
@@ -45,19 +47,25 @@ class SegmentOptions(TypedDict, total=False):
     save_probability: bool
     overwrite: bool
     file_format: str | None
+    data: DataSettings | None
+
+
+LABELLED = ("promise12", "msd", "table", "datalist")
+"""Layouts of a labelled data set's own, which say nothing of how new scans lie."""
 
 
 def segment_scans(
     model: str | Path, scans: str | Path, output: str | Path, log: Log = print, **options: Unpack[SegmentOptions]
 ) -> list[Fault]:
-    """Segment one scan or every scan of a folder (see :func:`oasis_monai.data.cases.find_cases`, layout ``folder``).
+    """Segment one scan, or every scan of a folder, a table or a list (see :func:`oasis_monai.data.cases.find_cases`).
 
     A scan is finished when its JSON file exists, which is written last; finished scans are skipped unless ``overwrite``. At the
     end, also after an interruption, ``segment.csv`` lists all scans of the output folder.
 
     Args:
         model: the folder of a trained model.
-        scans: a file, a DICOM series or a folder.
+        scans: a file, a DICOM series, a folder (``imagesTs`` of nnU-Net too), a CSV or TSV with a line for each scan, or a data
+            list of MONAI (its ``test``).
         output: another folder.
         log: gets a line per scan.
         options: see :class:`SegmentOptions`.
@@ -76,7 +84,7 @@ def segment_scans(
             raise ConfigError(key, f"one of {known}", "an unknown option", "correct or remove it")
     model, scans, output = Path(model), Path(scans), Path(output)
     method, file_format = options.get("method"), options.get("file_format")
-    cases = _find_scans(scans, output, method, file_format, log)
+    cases = _find_scans(scans, output, method, file_format, log, options.get("data"))
     loaded = load_model(model, options.get("device", "auto"), options.get("batch", 8))
     n = whole_number("n", options.get("n", 6))
     chosen = check_choice(loaded.segmenter, method, n)
@@ -99,7 +107,9 @@ def segment_scans(
     return faults
 
 
-def _find_scans(scans: Path, output: Path, method: str | None, file_format: str | None, log: Log) -> list[Case]:
+def _find_scans(
+    scans: Path, output: Path, method: str | None, file_format: str | None, log: Log, data: DataSettings | None
+) -> list[Case]:
     """Find the scans, and refuse options that cannot work before the model is read."""
     from oasis_monai.data.cases import find_cases
 
@@ -107,7 +117,8 @@ def _find_scans(scans: Path, output: Path, method: str | None, file_format: str 
         check_methods([method])
     if file_format is not None and file_format not in FORMATS:
         raise ConfigError("format", f"null (as the scan) or one of {', '.join(FORMATS)}", file_format)
-    cases = find_cases(scans, "folder", lambda fault: log(f"warning: {fault}"))
+    layout = data.layout if data is not None and data.layout not in LABELLED else "auto"
+    cases = find_cases(scans, layout, lambda fault: log(f"warning: {fault}"), data, labelled=False)
     # X_segmentation there may be X's reference, and in the folder above them a result would be the next run's scan
     if output.resolve() in {scans.resolve(), *(p.resolve().parent for case in cases for s in case.sources for p in s)}:
         raise ConfigError("output", "a folder other than the scans' own", str(output), "give another output=DIR")

@@ -33,7 +33,7 @@ from oasis_monai.workflows.model_folder import (
     keep_pairs,
 )
 from oasis_monai.workflows.plan import Plan, keep_plan
-from oasis_monai.workflows.prepare import Dataset, channel_names, check_pairs, find_and_check, prepare
+from oasis_monai.workflows.prepare import Dataset, channel_names, check_pairs, find_and_check, prepare, with_found_data
 from oasis_monai.workflows.run_record import Clock, refuse_other_results, run_record
 
 
@@ -52,6 +52,7 @@ def train_model(settings: Settings, folder: Path, log: Log = print, overwrite: b
     if not overwrite:
         _check_unedited(folder)
     cache, clock = Path(settings.cache), Clock()
+    settings = with_found_data(settings, cache, log)
     settings = replace(settings, methods=("OASIS-joint",) if settings.registration.joint else ("OASIS",))
     if not overwrite:
         refuse_other_results(folder, settings.to_json(), "model", result="model.json")

@@ -333,7 +333,10 @@ def test_by_the_command_line(server, source, tmp_path):
 @pytest.mark.parametrize(
     ("words", "match"),
     [
-        ([], "error: data.source: expected a data set to download, one of promise12, promise12-test, Task01_BrainTumour"),
+        (
+            ["output=o"],
+            "error: data.source: expected a data set to download, one of promise12, promise12-test, Task01_BrainTumour",
+        ),
         (["msd=Task99"], "error: output: expected the folder to put the data set in"),
         (["msd=Task99", "output=o"], "error: data.source: expected a data set to download"),
         (["data=promise12", "download.url=file:///etc/passwd"], "error: download.url: expected an address that starts with http"),

@@ -87,7 +87,7 @@ def test_a_data_set_s_yaml_need_not_name_what_the_command_line_may(words, tmp_pa
     assert build(config).data.include == ("UP07", "8")
     (tmp_path / "conf" / "data" / "nameless.yaml").write_text("name: mine\nroot: x\nlayout: msd\n")
     done = run("--config-dir=conf", "check", "data=nameless", cwd=tmp_path)
-    refused(done, "error: data.labels: expected names with different values of 1 to 255, found {}; name every value")
+    refused(done, "error: root: expected an existing folder, found none at x")
 
 
 def refused(done, *parts, lines=1):
@@ -113,7 +113,7 @@ REFUSED = [
     (["=3"], "error: task: expected one of crossval, study, train"),
     (["overlays=-1"], "error: overlays: expected 0 or more cases to draw, found -1"),
     (["check", "data.root="], "error: data.root: expected the folder of the data set"),
-    (["check", "data.layout=folder"], "error: data.layout: expected one of ['promise12', 'msd'], found 'folder'"),
+    (["check", "data.layout=folder"], "error: data.layout: expected one of ['auto', "),
     (["preprocessing.size=[100000,100000,1000]"], "error: preprocessing.size: expected at most 268,435,456 voxels"),
     (
         ["train", "model=m", "methods=[U-Net3D]", "network.unet=[4,8]"],
@@ -241,14 +241,14 @@ def settings_of(config):
     return build({key: value for key, value in config.items() if key not in JOB_KEYS})
 
 
-def test_phantom_task_writes_where_the_default_configuration_reads(monkeypatch, tmp_path, capsys):
+def test_phantom_task_writes_where_the_demo_reads(monkeypatch, tmp_path, capsys):
     from oasis_monai.data import phantom
     from oasis_monai.tasks import run_task
 
     asked = []
     monkeypatch.setattr(phantom, "write_phantom", lambda root, seed: asked.append((root, seed)) or ["Case00"])
-    run_task(composed("task=phantom", "seed=3"), tmp_path, None)
-    assert asked == [(Path(composed()["data"]["root"]), 3)]
+    run_task(composed("task=phantom", "data=phantom", "seed=3"), tmp_path, None)
+    assert asked == [(Path(composed("experiment=demo")["data"]["root"]), 3)]
     assert "1 cases in" in capsys.readouterr().out
 
 

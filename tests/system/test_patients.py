@@ -201,5 +201,3 @@ def test_train_leaves_out_what_the_data_set_keeps_for_tests(settings, tmp_path, 
     record = json.loads((tmp_path / "run" / "run.json").read_text())
     assert (record["folds"], record["data"]["tested"]) == (1, 2)
     assert "Only" not in write_report(tmp_path / "run").read_text().partition("notices")[2][:400]
-    crossval(settings({"methods": ["FwoW"]}), tmp_path / "all", said.append)
-    assert "2 cases that the data set keeps for tests are dealt like all others" in said[-1]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -74,8 +74,9 @@ def label_on_grid(case: Case, geometry: Geometry, label_values: Sequence[int]) -
     return label, notes
 
 
-def values_of_names(paths: Iterable[Path]) -> dict[str, int]:
-    """The structures of many labels with a value for each: that of the files where all agree, else 1, 2, ... by name.
+def values_of_names(paths: Iterable[Path], read: Callable[[Path], Mapping[str, int]] = dicom_label_names) -> dict[str, int]:
+    """The structures of many labels (whose names ``read`` gives) with a value for each: that of the files where all agree, else
+    1, 2, ... by name.
 
     Files that cannot be read are passed over: reading them tells.
     """
@@ -83,7 +84,7 @@ def values_of_names(paths: Iterable[Path]) -> dict[str, int]:
     values: dict[str, set[int]] = {}
     for path in paths:
         try:
-            own = dicom_label_names(path)
+            own = read(path)
         except DataError:
             continue
         for name, value in own.items():
