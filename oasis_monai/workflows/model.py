@@ -236,7 +236,7 @@ def read_scan(scan: Any, affine: Any = None, case: str = "") -> Volume:
         affine = scan.affine.detach().cpu().numpy()
         affine = flip_lps_ras(affine) if str(scan.meta.get("space")) == "LPS" else affine
     if not isinstance(scan, np.ndarray | torch.Tensor):
-        raise _fault(name, "scan", "a path, paths, a MetaTensor or an array", type(scan).__name__, "give one of these")
+        raise _fault(name, "scan", "a path, a MetaTensor or an array", type(scan).__name__, "give one of these")
     image = _voxels(name, scan)
     if affine is None:
         raise _fault(name, "affine", "(4, 4), voxel index -> RAS+ millimetres", "none", "give affine=...")

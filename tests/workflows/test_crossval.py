@@ -311,7 +311,7 @@ def test_a_data_set_is_checked_again_only_when_a_file_changed(settings, phantom,
     asked = settings({"data": {"root": str(data)}})
     looked = []
     whole = checks.check_cases
-    monkeypatch.setattr(checks, "check_cases", lambda *a: looked.append(1) or whole(*a))
+    monkeypatch.setattr(checks, "check_cases", lambda *a, **k: looked.append(1) or whole(*a, **k))
     for _ in range(2):
         prepare_module.find_and_check(asked, Path(asked.cache), quiet)
     assert len(looked) == 1

@@ -244,7 +244,7 @@ def spoilt(value):
         (np.ones((32, 32, 8)), GRID, "image: expected different intensities in the field of view"),
         (NOISE[:1, :1, :1], GRID, "image: expected different intensities in the field of view"),
         (NOISE[0], GRID, r"scan: expected an array .*found \(32, 8\)"),
-        (np.stack([NOISE, NOISE]), GRID, r"scan: expected an array .*found \(2, 32, 32, 8\)"),
+        (np.stack([NOISE, NOISE]), GRID, r"channels: expected the model.s 1, found 2"),
         (NOISE[None, None], GRID, "scan: expected an array"),
         (NOISE[:0], GRID, "scan: expected an array"),
         (NOISE.astype(complex), GRID, "scan: expected real numbers, found complex128"),
