@@ -12,6 +12,7 @@ from oasis_monai.evaluation import scores as tables
 from oasis_monai.utils import files
 from oasis_monai.utils.files import locked, write_text
 from oasis_monai.workflows import crossval, sweep
+from oasis_monai.workflows.plan import Planned
 
 
 @pytest.mark.slow
@@ -60,7 +61,7 @@ def test_jobs_that_end_at_once_leave_the_whole_sweep(settings, tmp_path, monkeyp
         return path
 
     monkeypatch.setattr(files, "locked", lock)
-    monkeypatch.setattr(tasks, "_settings", lambda _: made)
+    monkeypatch.setattr(tasks, "_planned", lambda _: Planned(None, made, {}))
     monkeypatch.setattr(crossval, "crossval", scored)
     monkeypatch.setattr(sweep, "join_scores", slow_join if slow == "join" else join)
     monkeypatch.setattr(report, "write_report", slow_page if slow == "page" else page)
