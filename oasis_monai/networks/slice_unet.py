@@ -232,10 +232,10 @@ class SliceUNet(nn.Module):
                 h = up(torch.cat([F.interpolate(h.contiguous(), size=skip.shape[2:]), skip.contiguous()], 1))
             logits: torch.Tensor = self.last(h)
         if self.trust is not None:
-            logits = logits.float() + self._before_looking(image[:, own:], self.trust)
+            logits = logits.float() + self.prior_logits(image[:, own:], self.trust)
         return logits[..., :height, :width]
 
-    def _before_looking(self, beside: torch.Tensor, trust: torch.Tensor) -> torch.Tensor:
+    def prior_logits(self, beside: torch.Tensor, trust: torch.Tensor) -> torch.Tensor:
         """(B, classes, x, y) logits from the atlases' labels or the expected shape, before the image is used."""
         if self.shape:  # bounded, so that the image can always overrule it
             inside = 2 * torch.tanh(trust * MAX_DISTANCE / 2 * (beside[:, 1 - self.classes :] - 1))

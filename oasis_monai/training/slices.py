@@ -74,11 +74,11 @@ def _train_member(context: FitContext, joint: JointSettings, path: Path | None) 
         library, shape = context.library, context.same_case
         model = SliceUNet(library.classes, joint.atlases, joint.decoder, joint.pretrained, shape, library.channels)
         model = model.to(context.device)
-    fit(_SliceTrainer(context, model, joint), path, context.progress, context.name)
+    fit(SliceTrainer(context, model, joint), path, context.progress, context.name)
     return model
 
 
-class _SliceTrainer(Trainer):
+class SliceTrainer(Trainer):
     """One step of training on slices drawn from the whole library; see :class:`oasis_monai.training.trainer.Trainer`."""
 
     terms = ("loss",)
@@ -117,7 +117,7 @@ class _SliceTrainer(Trainer):
             near = near[self.places[:, 0], self.places[:, 1]]
         self.chances = torch.where(near, 1.0, joint.empty_slice_weight)
 
-    def _draw(self, random: torch.Generator) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    def draw(self, random: torch.Generator) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         """(B, 3c + extra, x, y) slices, the (B, m, x, y) label channels of
         :func:`oasis_monai.transforms.labels.with_ignored`, and the (B,) atlases they are of."""
         library = self.library
@@ -137,7 +137,7 @@ class _SliceTrainer(Trainer):
     def step(self, number: int) -> torch.Tensor:
         """(1,) the loss."""
         random = generator(self.seed, number)
-        image, label, rows = self._draw(random)
+        image, label, rows = self.draw(random)
         image, label = image.to(self.device), label.to(self.device)
         if self.augmentation is not None:
             flip = self.augmentation.flips(self.count, random)

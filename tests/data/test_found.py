@@ -64,7 +64,7 @@ def test_label_files_are_read_once_while_they_stay_the_same(tmp_path: Path, monk
     cases = survey(root).cases
     assert values_in(cases, cache) == [0, 2]
     with monkeypatch.context() as patch:
-        patch.setattr("oasis_monai.data.label_names._values", lambda path: pytest.fail("read again"))
+        patch.setattr("oasis_monai.data.labels.find_label_values", lambda path: pytest.fail("read again"))
         assert values_in(cases, cache) == [0, 2]
     write(root, "a", 2, 3)
     assert values_in(cases, cache) == [0, 2, 3]

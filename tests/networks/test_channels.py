@@ -76,4 +76,4 @@ def test_atlases_beside_a_slice_have_all_channels():
     # before it looks, it expects the mean of the two atlases' labels
     labels = image[:, 6:].unflatten(1, (2, 4))[:, :, 2:].mean(1)
     expected = 2 * torch.cat([1 - labels.sum(1, keepdim=True), labels], 1) - 1
-    torch.testing.assert_close(network._before_looking(image[:, 6:], torch.ones(())), expected)
+    torch.testing.assert_close(network.prior_logits(image[:, 6:], torch.ones(())), expected)

@@ -75,8 +75,8 @@ def test_slices_are_drawn_as_they_are_shown_later(dims):
 
     library = beside(discs(dims), True)
     library = replace(library, images=library.images + noise(library.images.shape, 3))
-    trainer = slices._SliceTrainer(context(library), make_slice_network(2, SMALL, channels=2), SMALL)
-    drawn, _, rows = trainer._draw(torch.Generator().manual_seed(0))
+    trainer = slices.SliceTrainer(context(library), make_slice_network(2, SMALL, channels=2), SMALL)
+    drawn, _, rows = trainer.draw(torch.Generator().manual_seed(0))
     assert drawn.shape[1] == 6
     for picture, row in zip(drawn, rows.tolist(), strict=True):
         whole = with_neighbours(library.images[row]) if dims == 3 else context_slices(library, torch.tensor([row]))
@@ -173,7 +173,7 @@ def test_slices_that_nobody_labelled_are_not_drawn():
     labels = library.labels.clone()
     labels[0] = IGNORE
     labels[1, ..., 2] = IGNORE
-    trainer = slices._SliceTrainer(context(replace(library, labels=labels)), make_slice_network(2, SMALL), SMALL)
+    trainer = slices.SliceTrainer(context(replace(library, labels=labels)), make_slice_network(2, SMALL), SMALL)
     places = set(map(tuple, trainer.places.tolist()))
     assert places == {(row, z) for row in range(1, 4) for z in range(4)} - {(1, 2)}
 

@@ -14,7 +14,7 @@ from oasis_monai.networks.slice_unet import (
     make_slice_network,
 )
 from oasis_monai.segmentation.estimate import Estimator
-from oasis_monai.training.slices import _SliceTrainer, train_slice_network
+from oasis_monai.training.slices import SliceTrainer, train_slice_network
 from oasis_monai.training.trainer import FitContext, TrainingSettings
 from oasis_monai.utils.errors import OasisError
 from oasis_monai.utils.tensor_files import save_tensors
@@ -73,7 +73,7 @@ def test_a_killed_training_ends_with_the_same_weights(tmp_path, monkeypatch):
     whole = train_slice_network(
         FitContext(library, (1.0, 1.0), SHORT, 1, tmp_path / "a", name="slice network", progress=False), settings
     )
-    step = estimation._SliceTrainer.step
+    step = estimation.SliceTrainer.step
 
     class Killed(BaseException):
         pass
@@ -83,12 +83,12 @@ def test_a_killed_training_ends_with_the_same_weights(tmp_path, monkeypatch):
             raise Killed
         return step(self, number)
 
-    monkeypatch.setattr(estimation._SliceTrainer, "step", dying)
+    monkeypatch.setattr(estimation.SliceTrainer, "step", dying)
     with pytest.raises(Killed):
         train_slice_network(
             FitContext(library, (1.0, 1.0), SHORT, 1, tmp_path / "b", name="slice network", progress=False), settings
         )
-    monkeypatch.setattr(estimation._SliceTrainer, "step", step)
+    monkeypatch.setattr(estimation.SliceTrainer, "step", step)
     again = train_slice_network(
         FitContext(library, (1.0, 1.0), SHORT, 1, tmp_path / "b", name="slice network", progress=False), settings
     )
@@ -168,13 +168,13 @@ def test_slices_far_from_structures_are_drawn_less_often():
     labels[0, 0, 16, 16] = 1
     library = replace(library, labels=labels)
     near = slices_near_structure(library)
-    trainer = _SliceTrainer(
+    trainer = SliceTrainer(
         FitContext(library, (1.0, 1.0), TrainingSettings(), same_case=True),
         net(pretrained=False),
         replace(SMALL, slices_per_step=4000, empty_slice_weight=0.25),
     )
     trainer.library = replace(library, images=torch.arange(len(library)).view(-1, 1, 1, 1).expand_as(library.images).float())
-    image, *_ = trainer._draw(torch.Generator().manual_seed(0))
+    image, *_ = trainer.draw(torch.Generator().manual_seed(0))
     library_rows = image[:, 1, 0, 0].long()
     share = float(near[library_rows].float().mean())
     want = float(near.sum()) / float(near.sum() + 0.25 * (~near).sum())
@@ -187,6 +187,6 @@ def test_the_slice_network_is_told_by_its_slices(tmp_path, monkeypatch):
     def step(self, number):
         raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 GiB.")
 
-    monkeypatch.setattr(estimation._SliceTrainer, "step", step)
+    monkeypatch.setattr(estimation.SliceTrainer, "step", step)
     with pytest.raises(OasisError, match=r"^slice network: out of memory at step 0 .*Lower joint\.slices_per_step"):
         train_slice_network(FitContext(discs(2), (1.0, 1.0), SHORT, 0, tmp_path, name="slice network", progress=False), SMALL)
