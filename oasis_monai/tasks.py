@@ -258,6 +258,14 @@ def _evaluate(config: dict[str, Any], job: Mapping[str, Any], run_dir: Path, swe
         print(f"report: {write_report(output)}")
 
 
+def _listed_paths(value: Any) -> list[Path]:
+    """The path of an option, or those of a list ``[T2.nii.gz,ADC.nii.gz]`` (a path is taken as it is typed, so it is text)."""
+    text = str(value)
+    if isinstance(value, str) and text.startswith("[") and text.endswith("]") and not Path(text).exists():
+        value = [part.strip() for part in text[1:-1].split(",")]
+    return [Path(str(one)) for one in (value if isinstance(value, list) else [value])]
+
+
 def _library(config: dict[str, Any], job: Mapping[str, Any], run_dir: Path, sweep_dir: Path | None) -> None:
     if not job["model"]:
         raise ConfigError("model", "the folder of a trained model", None, "add model=DIR")
@@ -266,9 +274,11 @@ def _library(config: dict[str, Any], job: Mapping[str, Any], run_dir: Path, swee
     if (job["add"] is None) != (job["label"] is None):
         missing, there = ("label", "add") if job["label"] is None else ("add", "label")
         raise ConfigError(missing, f"a file beside {there}={job[there]}", None, "give add=IMAGE label=LABEL")
-    for key in ("add", "label"):
-        if job[key] is not None and not Path(str(job[key])).exists():
-            raise ConfigError(key, "an existing file", str(job[key]), "correct the path")
+    images = _listed_paths(job["add"])
+    if job["add"] is not None:
+        for key, path in (*(("add", image) for image in images), ("label", Path(str(job["label"])))):
+            if not path.exists():
+                raise ConfigError(key, "an existing file", str(path), "correct the path")
     if job["case"] is not None and job["add"] is None:
         raise ConfigError("case", "the id of a case to add", job["case"], "give add=IMAGE label=LABEL case=ID, or remove=CASE")
     if job["patient"] is not None and job["add"] is None:
@@ -279,8 +289,8 @@ def _library(config: dict[str, Any], job: Mapping[str, Any], run_dir: Path, swee
     if job["add"] is not None:
         settings = _settings(config)
         case, patient = (None if job[key] is None else str(job[key]) for key in ("case", "patient"))
-        image, label = Path(str(job["add"])), Path(str(job["label"]))
-        added = add_atlas(model, image, label, case, settings.device, settings.align_batch, patient=patient)
+        label = Path(str(job["label"]))
+        added = add_atlas(model, images, label, case, settings.device, settings.align_batch, patient=patient)
         print(f"added: {added}")
     elif job["remove"] is not None:
         settings = _settings(config)

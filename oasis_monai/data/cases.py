@@ -130,15 +130,21 @@ def _choose(root: Path, layout: str, data: DataSettings, labelled: bool) -> tupl
 
 
 def _choose_unlabelled(root: Path) -> tuple[Path, Layout]:
-    """Where scans to segment lie: in the test part of a data set, else in the folder itself, else in a folder for each case."""
+    """Where scans to segment lie: in the test part of a data set, else in the folder itself, else as labelled ones do, else in a
+    folder for each case."""
     for chosen in FILES:
         if chosen.recognise(root):
             return root, chosen
     if root.is_dir():
         if (root / "imagesTs").is_dir():
             return root / "imagesTs", folder.LAYOUT
-        if not folder.find(Request(root, DataSettings(), labelled=False)).cases and case_folders.has_cases(root):
-            return root, case_folders.LAYOUT
+        if not folder.find(Request(root, DataSettings(), labelled=False)).cases:
+            for layouts in (SPECIFIC, GENERAL):  # a labelled data set, whose labels do not count
+                found = [layout for layout in layouts if layout.recognise(root)]
+                if len(found) == 1:
+                    return root, found[0]
+            if case_folders.has_cases(root):
+                return root, case_folders.LAYOUT
     return root, folder.LAYOUT
 
 

@@ -10,7 +10,8 @@ from oasis_monai.data.cases import LAYOUTS, Survey, survey
 from oasis_monai.data.formats.dicom_labels import names_for
 from oasis_monai.data.known import known_values, with_known
 from oasis_monai.data.label_names import find_names, names_in, names_itself
-from oasis_monai.data.layouts.channels import chosen
+from oasis_monai.data.layouts.channels import with_channels
+from oasis_monai.data.scans import for_model
 from oasis_monai.data.settings import DataSettings
 from oasis_monai.data.types import Case
 from oasis_monai.utils.errors import ConfigError, DataError, Fault
@@ -36,7 +37,7 @@ class FoundData:
     said: tuple[str, ...] = ()
 
 
-def find_data(data: DataSettings, cache: Path | None = None, part: str = "train") -> FoundData:
+def find_data(data: DataSettings, cache: Path | None = None, part: str = "train", channels: Sequence[str] = ()) -> FoundData:
     """Find a labelled data set, and complete its settings.
 
     Args:
@@ -44,6 +45,7 @@ def find_data(data: DataSettings, cache: Path | None = None, part: str = "train"
         cache: folder in which the values of label files are kept, so that they are read once.
         part: ``train``: without the cases that the data set itself keeps for testing (``imagesTs`` with ``labelsTs``, a column
             ``split``); ``test``: those only, or all where it keeps none; ``all``.
+        channels: the names of a model's channels: those to take where ``data.channels`` names none.
 
     Returns:
         Its cases, cut to ``data.include`` where that names any. Where there are faults, they are for a look at the files only.
@@ -65,6 +67,7 @@ def find_data(data: DataSettings, cache: Path | None = None, part: str = "train"
         labelled = [name for name in LAYOUTS if name != "folder"]
         raise ConfigError("data.layout", f"one of {['auto', *labelled]}", data.layout, "choose one that has labels")
     found = survey(data.root, data.layout, data)
+    found, data = for_model(found, data, channels, lambda own: survey(own.root, own.layout, own))
     faults = list(found.faults)
     cases = _selected(found.cases, data.include, faults)
     faults = [fault for fault in faults if not data.include or fault.case in ("", *data.include)]
@@ -78,7 +81,7 @@ def find_data(data: DataSettings, cache: Path | None = None, part: str = "train"
         said.append(f"data: recognised as {made.name} (conf/data/{found.known}.yaml); if it is another, give data.name=NAME")
     if made.ignore is None and found.ignore not in (*made.labels.values(), *made.background):
         made = replace(made, ignore=found.ignore)
-    made, cases = _with_channels(made, cases, found)
+    made, cases = with_channels(made, cases, found)
     own = names_in(cases)
     made, told = _with_labels(made, data.labels, cases, found, known.get("labels", {}) or own, cache, faults)
     if own:
@@ -121,22 +124,6 @@ def _part(cases: list[Case], part: str) -> tuple[list[Case], int]:
     if part == "all" or not tests:
         return cases, 0
     return (tests, 0) if part == "test" else ([case for case in cases if case.split != "test"], len(tests))
-
-
-def _with_channels(data: DataSettings, cases: list[Case], found: Survey) -> tuple[DataSettings, list[Case]]:
-    """Channels by their names; of files that hold several, those to take."""
-    if found.cut or not data.channels:
-        return replace(data, channels=found.channels), cases
-    if found.channels:
-        take = chosen(found.channels, data.channels)
-        names = tuple(found.channels[index] for index in take)
-    elif all(name.isdecimal() for name in data.channels):
-        take, names = [int(name) for name in data.channels], data.channels
-    else:
-        raise ConfigError("data.channels", "numbers (0, 1, ...), as the images' channels have no names", list(data.channels))
-    if take == list(range(len(found.channels))):
-        return replace(data, channels=names), cases
-    return replace(data, channels=names), [replace(case, take=tuple(take)) for case in cases]
 
 
 def _with_labels(

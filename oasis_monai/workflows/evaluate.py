@@ -65,7 +65,7 @@ def evaluate_model(
         ConfigError: ``output`` holds other results, or the model cannot serve the method or n.
     """
     asked = options or model.settings
-    found = complete_data(data, Path(asked.cache), "test")
+    found = complete_data(data, Path(asked.cache), "test", model.record.channels)
     for line in found.said:
         log(line)
     data = found.data

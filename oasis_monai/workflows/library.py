@@ -8,7 +8,7 @@ rename), and then takes the old one's place. LOA pairs name their library, so pa
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -54,7 +54,7 @@ def list_atlases(model: Path) -> str:
 
 def add_atlas(
     model: Path,
-    image: Path,
+    image: Path | Sequence[Path],
     label: Path,
     case: str | None = None,
     device: str = "auto",
@@ -65,7 +65,8 @@ def add_atlas(
     """Make a labelled scan an atlas of the model.
 
     Args:
-        image, label: files on one grid; the image may be a DICOM series (a file of it, or its folder).
+        image, label: files on one grid; the image may be all that :meth:`oasis_monai.Model.segment` takes: a DICOM series (a file of
+            it, or its folder), a table of one line, a list of a file for each channel.
         case: the case's id; None: the image's name.
         patient: the person it is of; None: what the scan itself says, else nobody else's.
 
@@ -78,23 +79,26 @@ def add_atlas(
             view, or a scan that is in the library under another id.
         OasisError: it is no model folder, or a file of it has changed.
     """
-    from oasis_monai.data.cases import find_cases
+    from oasis_monai.data.formats.dicom_labels import names_for
+    from oasis_monai.data.label_names import names_in
+    from oasis_monai.data.scans import one_scan
 
-    scans = find_cases(image, "auto", lambda fault: log(f"warning: {fault}"), labelled=False)
-    if len(scans) != 1:
-        raise ConfigError("add", "one scan", f"{len(scans)} scans in {image}", "give one image file or one series")
-    name = scans[0].id if case is None else case
+    channels = ModelRecord.read(model).channels  # fails before the lock creates a folder
+    images = [image] if isinstance(image, Path) else list(image)
+    found = one_scan(images, channels, lambda fault: log(f"warning: {fault}"))
+    name = found.id if case is None else case
     if not name.strip() or name != Path(name).name or not name.isprintable():
         raise ConfigError("case", "a name without / and control characters", name, "give case=ID")
-    ModelRecord.read(model)  # fail before the lock creates a folder
     with locked(model):
         _finish_edit(model)
         loaded = load_model(model, device, batch)
         settings, library = loaded.settings, loaded.segmenter.library
         if name in library.cases:
             raise ConfigError("case", "an id that is not in the library", name, f"give case=ID, or remove={name} first")
-        own = scans[0].patient if scans[0].patient != scans[0].id else name
-        scan = replace(scans[0], id=name, label=label, patient=own if patient is None else patient)
+        own = found.patient if found.patient != found.id else name
+        scan = replace(found, id=name, label=label, patient=own if patient is None else patient)
+        if own_names := names_in([scan]):
+            scan = replace(scan, names=names_for(own_names, settings.data.labels))
         if theirs := library.cases_of(scan.patient):
             log(f"note: {name} is of the same patient as {', '.join(theirs)}")
         item = _preprocessed(scan, settings, log)

@@ -113,7 +113,7 @@ class Model:
         """Segment one scan.
 
         Args:
-            scan: a path (MetaImage, NIfTI, a DICOM series' file or folder), a MONAI ``MetaTensor`` in any axis order, an array or
+            scan: a path (what ``oasis-monai segment input=`` takes, of one scan), a MONAI ``MetaTensor`` in any axis order, an array or
                 tensor of shape (x, y, z) or (c, x, y, z) with ``affine``, or an :class:`oasis_monai.Volume`. Of a model
                 for several channels (``model.record.channels``) an array has them first, or there is a list of a path for each.
             affine: (4, 4), voxel index -> RAS+ millimetres, as nibabel and MONAI have it. Of an array only, and required there;
@@ -145,7 +145,8 @@ class Model:
         n = min(6, len(self.segmenter.library)) if n is None else whole_number("n", n)
         method = check_choice(self.segmenter, method, n)
         with torch_setup():
-            return self.segment_volume(read_scan(scan, affine, case), method, n, save_probability)
+            volume = read_scan(scan, affine, case, self.record.channels)
+            return self.segment_volume(volume, method, n, save_probability)
 
     def segment_volume(self, volume: Volume, method: str, n: int, save_probability: bool = False) -> ScanResult:
         """:meth:`segment` of a scan in memory, by a method that the model is known to have."""
@@ -216,10 +217,11 @@ def _load(folder: Path, device: str, batch: int) -> Model:
     return Model(record, settings, segmenter, where)
 
 
-def read_scan(scan: Any, affine: Any = None, case: str = "") -> Volume:
+def read_scan(scan: Any, affine: Any = None, case: str = "", channels: Sequence[str] = ()) -> Volume:
     """A scan in memory, from a file, a ``MetaTensor``, or an array with its affine. What is given is copied, never changed.
 
-    The rules for a shape and an affine are those for the header of a file.
+    The rules for a shape and an affine are those for the header of a file. ``channels``: of a model, to take of a file or folder that
+    names its own.
 
     Raises:
         DataError: it is none of these, or cannot be used.
@@ -228,7 +230,11 @@ def read_scan(scan: Any, affine: Any = None, case: str = "") -> Volume:
     if several or isinstance(scan, Volume | str | Path):
         if affine is not None:
             raise _fault(case or str(scan)[:80], "affine", "none beside a file, which has its own", "one", "leave it out")
-        return scan if isinstance(scan, Volume) else _read_files([Path(one) for one in scan] if several else [Path(scan)], case)
+        return (
+            scan
+            if isinstance(scan, Volume)
+            else _read_files([Path(p) for p in scan] if several else [Path(scan)], case, channels)
+        )
     from monai.data.meta_tensor import MetaTensor
 
     name = case or "array"
@@ -282,19 +288,12 @@ def _affine(name: str, affine: Any) -> np.ndarray:
     return matrix
 
 
-def _read_files(paths: Sequence[Path], case: str) -> Volume:
+def _read_files(paths: Sequence[Path], case: str, channels: Sequence[str]) -> Volume:
     """The scan of one path, or of several that are a channel each."""
-    from oasis_monai.data.cases import find_cases
     from oasis_monai.data.io import read_volume
+    from oasis_monai.data.scans import one_scan
 
-    found = []
-    for path in paths:
-        cases = find_cases(path, "folder")
-        if len(cases) != 1:
-            remedy = "give one file or series, or use oasis_monai.segment"
-            raise _fault(str(path), "scan", "one scan", f"{len(cases)} scans", remedy)
-        found += cases
-    first = replace(found[0], label=None, channels=(*found[0].channels, *(source for one in found[1:] for source in one.sources)))
+    first = one_scan(paths, channels)
     return replace(read_volume(first, (0, 1)), case=case or first.id)
 
 

@@ -143,13 +143,13 @@ def find_selected_cases(data: DataSettings, part: str = "train") -> tuple[list[C
     return found.cases, found.faults
 
 
-def complete_data(data: DataSettings, cache: Path | None, part: str = "train") -> FoundData:
+def complete_data(data: DataSettings, cache: Path | None, part: str = "train", channels: Sequence[str] = ()) -> FoundData:
     """:func:`oasis_monai.data.found.find_data`, of a data set with structures.
 
     Raises:
         DataError: also where none are named or found.
     """
-    found = find_data(data, cache, part)
+    found = find_data(data, cache, part, channels)
     if not found.data.labels:
         raise DataError([fault for fault in found.faults if fault.severity == "error"] or [NO_LABELS])
     return found

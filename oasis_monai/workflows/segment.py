@@ -18,6 +18,7 @@ from oasis_monai.segmentation.segmenter import Segmenter
 from oasis_monai.utils.errors import ConfigError, DataError, Fault
 from oasis_monai.utils.files import file_digest, write_json
 from oasis_monai.workflows.model import Model, load_model, whole_number
+from oasis_monai.workflows.model_folder import ModelRecord
 from oasis_monai.workflows.scan_result import ScanResult
 from oasis_monai.workflows.segment_table import FAILED, Row, merge_earlier_rows, read_record, row_of, table_text, write_table
 
@@ -37,7 +38,7 @@ class SegmentOptions(TypedDict, total=False):
         save_probability: write the probability beside the label.
         overwrite: do finished scans again.
         file_format: of the labels, one of :data:`FORMATS` [format]; None: each scan's own (:func:`.result_ending`).
-        data: how the scans lie, such as templates of their names; None: as :func:`oasis_monai.data.cases.find_cases` recognises.
+        data: how the scans lie, such as templates of their names; None: as :func:`oasis_monai.data.scans.find_scans` recognises.
     """
 
     n: int
@@ -50,14 +51,11 @@ class SegmentOptions(TypedDict, total=False):
     data: DataSettings | None
 
 
-LABELLED = ("promise12", "msd", "table", "datalist")
-"""Layouts of a labelled data set's own, which say nothing of how new scans lie."""
-
-
 def segment_scans(
     model: str | Path, scans: str | Path, output: str | Path, log: Log = print, **options: Unpack[SegmentOptions]
 ) -> list[Fault]:
-    """Segment one scan, or every scan of a folder, a table or a list (see :func:`oasis_monai.data.cases.find_cases`).
+    """Segment one scan, or every scan of a folder, a table or a list (see :func:`oasis_monai.data.scans.find_scans`), with the
+    channels that the model has.
 
     A scan is finished when its JSON file exists, which is written last; finished scans are skipped unless ``overwrite``. At the
     end, also after an interruption, ``segment.csv`` lists all scans of the output folder.
@@ -84,7 +82,8 @@ def segment_scans(
             raise ConfigError(key, f"one of {known}", "an unknown option", "correct or remove it")
     model, scans, output = Path(model), Path(scans), Path(output)
     method, file_format = options.get("method"), options.get("file_format")
-    cases = _find_scans(scans, output, method, file_format, log, options.get("data"))
+    channels = ModelRecord.read(model).channels
+    cases = _find_scans(scans, output, method, file_format, log, options.get("data"), channels)
     loaded = load_model(model, options.get("device", "auto"), options.get("batch", 8))
     n = whole_number("n", options.get("n", 6))
     chosen = check_choice(loaded.segmenter, method, n)
@@ -108,17 +107,22 @@ def segment_scans(
 
 
 def _find_scans(
-    scans: Path, output: Path, method: str | None, file_format: str | None, log: Log, data: DataSettings | None
+    scans: Path,
+    output: Path,
+    method: str | None,
+    file_format: str | None,
+    log: Log,
+    data: DataSettings | None,
+    channels: tuple[str, ...],
 ) -> list[Case]:
     """Find the scans, and refuse options that cannot work before the model is read."""
-    from oasis_monai.data.cases import find_cases
+    from oasis_monai.data.scans import find_scans
 
     if method is not None:
         check_methods([method])
     if file_format is not None and file_format not in FORMATS:
         raise ConfigError("format", f"null (as the scan) or one of {', '.join(FORMATS)}", file_format)
-    layout = data.layout if data is not None and data.layout not in LABELLED else "auto"
-    cases = find_cases(scans, layout, lambda fault: log(f"warning: {fault}"), data, labelled=False)
+    cases = find_scans(scans, data, channels, lambda fault: log(f"warning: {fault}"))
     # X_segmentation there may be X's reference, and in the folder above them a result would be the next run's scan
     if output.resolve() in {scans.resolve(), *(p.resolve().parent for case in cases for s in case.sources for p in s)}:
         raise ConfigError("output", "a folder other than the scans' own", str(output), "give another output=DIR")

@@ -34,11 +34,9 @@ def folder(tmp_path_factory, phantom):
 
 
 @pytest.fixture
-def found(folder, monkeypatch):
-    """The cases of the folder, whatever the layout."""
-    cases = folder[1]
-    monkeypatch.setattr(preparing, "find_selected_cases", lambda data: (cases, []))
-    return cases
+def found(folder):
+    """The cases of the folder."""
+    return folder[1]
 
 
 @pytest.fixture(scope="module")
@@ -47,15 +45,13 @@ def cache(tmp_path_factory):
 
 
 def settings(folder, cache, *more):
-    data = {"root": str(folder[0]), "labels": {"gland": 1}, "channels": list(NAMES), "ignore": UNKNOWN}
+    data = {"root": str(folder[0]), "layout": "nnunet", "labels": {"gland": 1}, "channels": list(NAMES), "ignore": UNKNOWN}
     return build(merged(TINY, JOINT, {"data": data, "cache": str(cache), "n": 2, "methods": None, "k": 2}, *more))
 
 
 @pytest.fixture(scope="module")
 def model(folder, cache):
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(preparing, "find_selected_cases", lambda data: (folder[1], []))
-        return oasis_monai.load_model(train_model(settings(folder, cache), cache / "model", quiet), device="cpu")
+    return oasis_monai.load_model(train_model(settings(folder, cache), cache / "model", quiet), device="cpu")
 
 
 def test_a_data_set_of_two_channels_is_prepared_channel_by_channel(folder, found, cache):
@@ -170,7 +166,7 @@ def test_a_cross_validation_scores_what_somebody_labelled(folder, found, cache, 
 
 def test_cases_of_other_channels_are_told_by_the_check(folder, found, cache, monkeypatch):
     odd = [*found[:-1], dataclasses.replace(found[-1], channels=())]
-    monkeypatch.setattr(preparing, "find_selected_cases", lambda data: (odd, []))
+    monkeypatch.setattr(preparing, "find_selected_cases", lambda data, part: (odd, []))
     with pytest.raises(DataError, match=r"^channels: expected as many in every case, found 2 in Case00, 1 in Case06; give every"):
         find_and_check(settings(folder, cache), cache, quiet)
 

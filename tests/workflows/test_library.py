@@ -4,7 +4,6 @@ import json
 import os
 import shutil
 import signal
-from dataclasses import replace
 from pathlib import Path
 
 import nibabel
@@ -201,7 +200,7 @@ def far_away(label, _):
         (lambda p, _: (*files(p, OLD[2]), "twin"), DataError, f"^twin: image: .* found the voxels of {OLD[2]}, an atlas"),
         (lambda p, _: (*files(p, NEW), "a/b"), ConfigError, "^case: expected a name without /"),
         (lambda p, _: (*files(p, NEW), " "), ConfigError, "^case: expected a name"),
-        (lambda p, _: (p, files(p, NEW)[1], "x"), ConfigError, "^add: expected one scan, found '7 scans"),
+        (lambda p, _: (p, files(p, NEW)[1], "x"), DataError, "scan: expected one scan, found 7 scans"),
         (lambda p, _: (p / "none.mhd", files(p, NEW)[1], "x"), DataError, "^root: expected an existing folder"),
         (lambda p, _: (files(p, NEW)[0], p / "none.mhd", "x"), DataError, "^x: none.mhd file: expected a readable file"),
         (spoilt_label(lambda label, _: label * 7), DataError, r"^x: label.nii label values: expected only 0, 1, found 7 \("),
@@ -349,7 +348,7 @@ def test_what_the_command_line_refuses(tmp_path, words, match):
     assert not (tmp_path / "nowhere").exists()
 
 
-def test_an_added_scan_of_a_patient_of_the_library_is_told_and_keeps_its_patient(model, phantom, tmp_path, monkeypatch):
+def test_an_added_scan_of_a_patient_of_the_library_is_told_and_keeps_its_patient(model, phantom, tmp_path):
     said = []
     add_atlas(model, *files(phantom, NEW), patient="Case01", log=said.append)
     assert said[-1] == "note: Case04 is of the same patient as Case01"
@@ -359,11 +358,8 @@ def test_an_added_scan_of_a_patient_of_the_library_is_told_and_keeps_its_patient
     assert listed[0].split()[:2] == ["case", "patient"]
     assert next(line for line in listed if line.startswith(NEW)).split()[1] == "Case01"
     # and so is another scan of this patient, whoever says whose it is
-    from oasis_monai.data import cases as module
-
-    plain = module.find_cases
-    monkeypatch.setattr(module, "find_cases", lambda *a: [replace(c, id="again", patient="Case01") for c in plain(*a)])
-    segment_scans(model, files(phantom, LAST)[0], tmp_path / "out", said.append, n=2)
+    (tmp_path / "scans.csv").write_text(f"id,image,patient\nagain,{files(phantom, LAST)[0]},Case01\n")
+    segment_scans(model, tmp_path / "scans.csv", tmp_path / "out", said.append, n=2)
     assert json.loads((tmp_path / "out" / "again.json").read_text())["atlases_of_patient"] == ["Case01", NEW]
     assert any("Case01, Case04 among the model's atlases are of this patient" in line for line in said)
     remove_atlas(model, NEW)

@@ -39,7 +39,7 @@ def find(request: Request) -> Survey:
     if not folders:
         return Survey([], faults)
     wanted = _channels(folders, request, faults)
-    ids = short_names([folder.path / "scan" for folder in folders])
+    ids = short_names([folder.path / "scan" for folder in folders]) if len(folders) > 1 else [folders[0].path.name]
     cases = []
     several = request.labelled and _several_labels(folders, faults)
     for name, folder in zip(ids, folders, strict=True):

@@ -127,8 +127,9 @@ def postprocessing(data: DataSettings) -> list[dict[str, Any]]:
     ]
 
 
-def inference(settings: Settings, network: dict[str, Any]) -> dict[str, Any]:
+def inference(settings: Settings, network: dict[str, Any], channels: Sequence[str] = ()) -> dict[str, Any]:
     """``configs/inference.json``: every scan of ``dataset_dir`` segmented into ``output_dir``."""
+    named = {"channels": list(channels)} if len(channels) > 1 else {}
     return {
         "imports": ["$import numpy as np", "$import torch"],
         "bundle_root": ".",
@@ -140,7 +141,7 @@ def inference(settings: Settings, network: dict[str, Any]) -> dict[str, Any]:
         "preprocessing": {"_target_": "Compose", "transforms": preprocessing(settings.preprocessing)},
         "dataset": {
             "_target_": "Dataset",
-            "data": {"_target_": "oasis_monai.workflows.bundle.scans_in", "path": "@dataset_dir"},
+            "data": {"_target_": "oasis_monai.workflows.bundle.scans_in", "path": "@dataset_dir", **named},
             "transform": "@preprocessing",
         },
         "dataloader": {"_target_": "DataLoader", "dataset": "@dataset", "batch_size": 1, "shuffle": False, "num_workers": 0},

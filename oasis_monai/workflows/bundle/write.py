@@ -6,17 +6,17 @@ import importlib.metadata
 import io
 import json
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from oasis_monai.data.cases import find_cases
 from oasis_monai.data.formats.dispatch import ending
+from oasis_monai.data.scans import find_scans
 from oasis_monai.segmentation.pipeline import check_choice
 from oasis_monai.settings import Settings
-from oasis_monai.utils.errors import ConfigError
+from oasis_monai.utils.errors import ConfigError, DataError, Fault
 from oasis_monai.utils.files import atomic_folder, digest, write_json, write_text
 from oasis_monai.workflows.bundle import configs
 from oasis_monai.workflows.bundle.network import OasisNetwork, network_arguments
@@ -68,13 +68,17 @@ estimate one by cross-validation (`oasis-monai`).
 """
 
 
-def scans_in(path: str) -> list[dict[str, Any]]:
+def scans_in(path: str, channels: Sequence[str] = ()) -> list[dict[str, Any]]:
     """The scans of a folder (or the one file ``path``) as MONAI's data sets want them: ``[{"image": PATH}, ...]``. A DICOM series
     has a ``"case"`` too, the name of its result, and where it lies in several folders a file from each as ``"image"``. A scan of
     several images has a list for each of them.
 
+    Args:
+        path: what ``oasis-monai segment input=`` takes: a folder, a file, a table, a list.
+        channels: the names of the model's channels, to take where the scans have others too.
+
     Raises:
-        DataError: there is no such folder, or no scan in it.
+        DataError: there is no such folder, or no scan in it, or a file holds more channels than the model's.
 
     Examples:
         >>> from oasis_monai import scans_in
@@ -82,7 +86,12 @@ def scans_in(path: str) -> list[dict[str, Any]]:
         [{'image': 'scans/first.nii.gz'}, {'image': 'scans/second.nii.gz'}]
     """
     scans: list[dict[str, Any]] = []
-    for case in find_cases(path, "folder"):
+    for case in find_scans(path, None, channels):
+        if case.take:  # a path says nothing of the channels to take
+            remedy = "write the channels into files of their own, or use oasis-monai segment"
+            raise DataError(
+                Fault(case.id, "channels", f"{', '.join(channels)} alone", f"others too in {case.image.name}", remedy)
+            )
         files: list[Any] = [str(path) for path in case.source]
         if case.channels:
             files = [[str(path) for path in source] for source in case.sources]
@@ -126,7 +135,7 @@ def write_bundle(
     meta = configs.metadata(settings, arguments, value_range, loaded.record.channels)
     with atomic_folder(output) as folder:
         write_json(folder / "configs" / "metadata.json", meta)
-        write_json(folder / "configs" / "inference.json", configs.inference(settings, arguments))
+        write_json(folder / "configs" / "inference.json", configs.inference(settings, arguments, loaded.record.channels))
         write_json(folder / "configs" / "train.json", configs.train(arguments))
         (folder / "models").mkdir()
         weights = io.BytesIO()  # torch's own writer turns a full disk into an error of another kind
