@@ -65,8 +65,8 @@ def add_atlas(
     """Make a labelled scan an atlas of the model.
 
     Args:
-        image, label: files on one grid; the image may be all that :meth:`oasis_monai.Model.segment` takes: a DICOM series (a file of
-            it, or its folder), a table of one line, a list of a file for each channel.
+        image, label: files on one grid; the image may be all that :meth:`oasis_monai.Model.segment` takes: a DICOM series (a file
+            of it, or its folder), a table of one line, a list of a file for each channel.
         case: the case's id; None: the image's name.
         patient: the person it is of; None: what the scan itself says, else nobody else's.
 

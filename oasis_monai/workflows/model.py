@@ -113,9 +113,10 @@ class Model:
         """Segment one scan.
 
         Args:
-            scan: a path (what ``oasis-monai segment input=`` takes, of one scan), a MONAI ``MetaTensor`` in any axis order, an array or
-                tensor of shape (x, y, z) or (c, x, y, z) with ``affine``, or an :class:`oasis_monai.Volume`. Of a model
-                for several channels (``model.record.channels``) an array has them first, or there is a list of a path for each.
+            scan: a path (what ``oasis-monai segment input=`` takes, with one scan in it), a MONAI ``MetaTensor`` in any axis
+                order, an array or tensor of shape (x, y, z) or (c, x, y, z) with ``affine``, or an :class:`oasis_monai.Volume`. Of a
+                model for several channels (``model.record.channels``) an array has them first, or there is a list of a path for
+                each.
             affine: (4, 4), voxel index -> RAS+ millimetres, as nibabel and MONAI have it. Of an array only, and required there;
                 a ``MetaTensor`` has its own.
             n: atlases to fuse; None: 6, or all where there are fewer.
@@ -220,8 +221,8 @@ def _load(folder: Path, device: str, batch: int) -> Model:
 def read_scan(scan: Any, affine: Any = None, case: str = "", channels: Sequence[str] = ()) -> Volume:
     """A scan in memory, from a file, a ``MetaTensor``, or an array with its affine. What is given is copied, never changed.
 
-    The rules for a shape and an affine are those for the header of a file. ``channels``: of a model, to take of a file or folder that
-    names its own.
+    The rules for a shape and an affine are those for the header of a file. ``channels``: of a model, to take of a file or folder
+    that names its own.
 
     Raises:
         DataError: it is none of these, or cannot be used.
