@@ -66,9 +66,8 @@ def one_scan(paths: Sequence[Path], channels: Sequence[str] = (), warn: Callable
     for path in paths:
         cases = find_scans(path, None, channels if len(paths) == 1 else (), warn)
         if len(cases) != 1:
-            raise DataError(
-                Fault(str(path), "scan", "one scan", f"{len(cases)} scans", "give one file or series, or use oasis_monai.segment")
-            )
+            remedy = "give one file or series, or use oasis_monai.segment"
+            raise DataError(Fault(str(path), "scan", "one scan", f"{len(cases)} scans", remedy))
         found += cases
     return replace(found[0], channels=tuple(source for one in found for source in one.sources)[1:])
 

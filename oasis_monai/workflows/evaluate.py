@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,7 @@ from oasis_monai.evaluation.scores import read_scores, summarise, write_scores, 
 from oasis_monai.segmentation.pipeline import check_choice
 from oasis_monai.settings import Settings
 from oasis_monai.transforms.corruptions import UNTOUCHED
+from oasis_monai.transforms.preprocessing import PreprocessCache
 from oasis_monai.utils.errors import DataError, Fault, with_case_in_errors
 from oasis_monai.utils.files import file_digest, write_json
 from oasis_monai.workflows.case_pictures import PackedLabels, draw_overlays, remove_stale_pictures, save_label, write_case_browser
@@ -45,7 +47,10 @@ def evaluate_model(
 ) -> Path:
     """Segment and score every labelled case of a data set, and compare the predicted with the true Dice.
 
-    A case that is an atlas of the model, whatever it is called there, says nothing about new scans: it is told and left out.
+    A case that the model has learned from says nothing about new scans: it is told and left out. That is an atlas of the model,
+    whatever it is called there; a scan that its networks were trained on, also where it is no longer an atlas; and any scan of a
+    person of whom it has others. Persons are compared by name where both data sets say who a case is of. An id alone is only a
+    file's name: ``Case00`` of another centre is somebody else.
 
     Args:
         model: the trained model.
@@ -54,7 +59,7 @@ def evaluate_model(
         log: gets a line per case that is left out, and the warnings of the check.
         n: atlases to fuse; method: how, see :meth:`oasis_monai.Model.segment`.
         options: whose ``overlays``, ``browser``, ``save_segmentations``, ``save_probability``, ``progress`` and ``cache`` count.
-        training_cases: score the model's own atlases as well.
+        training_cases: score these cases as well.
         overwrite: also in the place of the results of other data or settings.
 
     Returns:
@@ -123,6 +128,11 @@ class _Evaluation:
     labels: PackedLabels = field(default_factory=dict)
     left_out: dict[str, str] = field(default_factory=dict)
 
+    @cached_property
+    def contents(self) -> PreprocessCache:
+        """What tells the content of scans."""
+        return PreprocessCache(None, self.settings.preprocessing, self.settings.data.label_values)
+
     def score(self, cases: list[Case]) -> None:
         """Segment and score the cases, one in memory at a time."""
         from tqdm import tqdm
@@ -131,19 +141,21 @@ class _Evaluation:
             with with_case_in_errors(case.id):
                 self._one(case)
         if not self.rows:
-            found = f"{len(self.left_out)} of {len(cases)} are atlases of the model"
+            found = f"{len(self.left_out)} of {len(cases)} are atlases of the model, or of its patients"
             remedy = "give other cases, or training_cases=true to score them all the same"
             raise DataError(Fault("", "cases", "labelled cases that the model was not trained on", found, remedy))
 
     def _one(self, case: Case) -> None:
         settings = self.settings
+        if not self.training_cases and (known := self._learned_from(case)) is not None:
+            self._leave_out(case, *known)
+            return
         with self.clock("segment"):
             scan = read_volume(case.without_label(), settings.data.label_values)
             found = self.model.find(scan, settings.methods[0], settings.n[0])
             result = self.model.describe(found, settings.save_probability)
         if result.is_atlas is not None and not self.training_cases:
-            self.left_out[case.id] = result.is_atlas
-            self.log(f"{case.id}: left out, as it is the model's atlas {result.is_atlas}")
+            self._leave_out(case, result.is_atlas, f"it is the model's atlas {result.is_atlas}")
             return
         with self.clock("score"):
             volume = read_volume(case, settings.data.label_values, settings.data.ignore)  # now that it is segmented
@@ -157,6 +169,24 @@ class _Evaluation:
             if settings.browser:
                 image = volume.image[0].numpy()
                 write_case_browser(settings, self.output, PROTOCOL, FOLD, image, reference, {key: segmentation}, found)
+
+    def _learned_from(self, case: Case) -> tuple[str, str] | None:
+        """The training case that is this scan, or is of its patient, and why it counts as that; None: the model knows neither."""
+        record, library = self.model.record, self.model.segmenter.library
+        same = record.scans.get(self.contents.image_content(case))
+        if same is not None:
+            return same, f"the networks were trained on it, as {same}"
+        if case.patient == case.id:  # nobody says whose it is
+            return None
+        others = [one for one in library.cases_of(case.patient) if one != case.patient]
+        theirs = list(dict.fromkeys([*record.cases_of(case.patient), *others]))
+        if not theirs:
+            return None
+        return theirs[0], f"the model has learned from {', '.join(theirs)} of the same patient, {case.patient}"
+
+    def _leave_out(self, case: Case, known: str, why: str) -> None:
+        self.left_out[case.id] = known
+        self.log(f"{case.id}: left out, as {why}")
 
     def _score(self, case: Case, result: ScanResult, segmentation: Segmentation, reference: np.ndarray) -> None:
         """The rows of ``scores.csv`` and ``quality.csv`` of one case."""

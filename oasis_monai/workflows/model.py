@@ -114,9 +114,9 @@ class Model:
 
         Args:
             scan: a path (what ``oasis-monai segment input=`` takes, with one scan in it), a MONAI ``MetaTensor`` in any axis
-                order, an array or tensor of shape (x, y, z) or (c, x, y, z) with ``affine``, or an :class:`oasis_monai.Volume`. Of a
-                model for several channels (``model.record.channels``) an array has them first, or there is a list of a path for
-                each.
+                order, an array or tensor of shape (x, y, z) or (c, x, y, z) with ``affine``, or an
+                :class:`oasis_monai.Volume`. Of a model for several channels (``model.record.channels``) an array has them first,
+                or there is a list of a path for each.
             affine: (4, 4), voxel index -> RAS+ millimetres, as nibabel and MONAI have it. Of an array only, and required there;
                 a ``MetaTensor`` has its own.
             n: atlases to fuse; None: 6, or all where there are fewer.

@@ -93,6 +93,15 @@ class ModelRecord:
         return set(self.values["trained_on"]) != set(self.values["cases"])
 
     @property
+    def scans(self) -> dict[str, str]:
+        """Digest of the image's files -> the case that the networks were trained on; empty of an earlier model."""
+        return {content: case for case, content in self.values.get("scans", {}).items()}
+
+    def cases_of(self, patient: str) -> list[str]:
+        """The cases of a person that the networks were trained on, as far as their persons are known."""
+        return [case for case, own in self.values.get("patients", {}).items() if own == patient]
+
+    @property
     def channels(self) -> tuple[str, ...]:
         """The names of the channels of a scan, in order; of a model before there were several, one."""
         return tuple(self.values.get("channels", ONE_CHANNEL))

@@ -124,6 +124,8 @@ def _record(
         "channels": channel_names(settings, dataset.library.channels),
         "cases": cases,
         "trained_on": cases,
+        "scans": dataset.scans,
+        "patients": {case: patient for case, patient in dataset.patients.items() if patient != case},
         "atlases": {
             case: describe(segmenter.library, case, settings.data.labels, target.geometry.voxel_ml)
             for case, target in dataset.targets.items()

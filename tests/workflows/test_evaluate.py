@@ -2,6 +2,8 @@
 
 import json
 import math
+import shutil
+from pathlib import Path
 
 import nibabel
 import numpy as np
@@ -13,7 +15,11 @@ from oasis_monai.data.cases import find_cases
 from oasis_monai.data.io import read_volume
 from oasis_monai.data.phantom import write_phantom
 from oasis_monai.evaluation.quality import aurc
+from oasis_monai.settings import build
+from oasis_monai.workflows.library import remove_atlas
 from oasis_monai.workflows.plan import read_plan
+from oasis_monai.workflows.train import train_model
+from tests.conftest import TINY, merged
 from tests.helpers.command import run
 from tests.helpers.runs import scores_of
 
@@ -114,3 +120,53 @@ def test_what_the_model_has_learned_from_is_told_and_left_out(trained, phantom, 
         model, tmp_path / "e3", data=alone, n=2, cache=str(tmp_path / "c"), training_cases=True, overlays=0, browser=False
     )
     assert set(kept.scores["case"]) == {"Case50"}
+
+
+@pytest.fixture(scope="module")
+def persons(tmp_path_factory):
+    """Two structures, two scans of each person but the last, two centres, a split; and a model of the training part."""
+    folder = tmp_path_factory.mktemp("persons")
+    write_phantom(folder / "p", cases=8, size="tiny", labels=2)
+    lines = ["id,image,label,patient,centre,split"]
+    people = ["anna", "berta", "berta", "carla", "anna", "dora", "emma", "fay"]
+    for number, (who, part) in enumerate(zip(people, ["train"] * 4 + ["test"] * 4, strict=True)):
+        lines.append(f"c{number},p/Case{number:02d}.mhd,p/Case{number:02d}_segmentation.mhd,{who},{'AB'[number % 2]},{part}")
+    (folder / "cases.csv").write_text("\n".join(lines) + "\n")
+    more = {"data": {"root": str(folder / "cases.csv"), "layout": "auto", "labels": {}, "regions": []}}
+    settings = build(merged(TINY, more, {"cache": str(folder / "c"), "training": {"iterations": 2}}))
+    return folder, train_model(settings, folder / "m", lambda _: None)
+
+
+def test_other_scans_of_its_patients_and_what_the_split_keeps_are_left_out(persons, tmp_path):
+    folder, model = persons
+    assert json.loads((model / "model.json").read_text())["trained_on"] == ["c0", "c1", "c2", "c3"]
+    options = {"n": 2, "overlays": 0, "browser": False, "cache": str(folder / "c"), "data": {"root": str(folder / "cases.csv")}}
+    found = oasis_monai.evaluate(model, tmp_path / "e", options)
+    assert set(found.scores["case"]) == {"c5", "c6", "c7"}
+    assert json.loads((tmp_path / "e" / "run.json").read_text())["left_out"] == {"c4": "c0"}  # another scan of anna
+    assert len(found.quality) == len(set(found.scores["label"])) == 2
+    assert (found.quality["cases"] == 3).all()
+    assert found.quality["aurc"].between(0, 1).all()
+    centres = pd.read_csv(tmp_path / "e" / "centres.csv")
+    assert set(centres["centre"]) == {"A", "B"}
+    page = (tmp_path / "e" / "report.html").read_text()
+    assert "AURC" in page
+    kept = oasis_monai.evaluate(model, tmp_path / "e2", options, training_cases=True)
+    assert set(kept.scores["case"]) == {"c4", "c5", "c6", "c7"}
+
+
+def test_a_training_scan_that_is_no_atlas_any_more_is_still_left_out(persons, tmp_path):
+    folder, model = persons
+    edited = Path(shutil.copytree(model, tmp_path / "m"))
+    remove_atlas(edited, "c3", "cpu", log=lambda _: None)
+    (tmp_path / "again.csv").write_text(
+        "id,image,label,patient\n"
+        + "".join(
+            f"new{n},{folder}/p/Case{n:02d}.mhd,{folder}/p/Case{n:02d}_segmentation.mhd,{who}\n"
+            for n, who in ((3, "somebody"), (7, "c0"), (6, "carla"))
+        )
+    )
+    options = {"n": 2, "overlays": 0, "browser": False, "cache": str(folder / "c"), "data": {"root": str(tmp_path / "again.csv")}}
+    found = oasis_monai.evaluate(edited, tmp_path / "e", options)
+    assert set(found.scores["case"]) == {"new7"}  # c0 is a case's id there, and no person's
+    assert json.loads((tmp_path / "e" / "run.json").read_text())["left_out"] == {"new3": "c3", "new6": "c3"}
