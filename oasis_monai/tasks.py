@@ -347,6 +347,9 @@ def _check(config: dict[str, Any], job: Mapping[str, Any], run_dir: Path, sweep_
         print(f"{fault.severity}: {fault}", file=sys.stderr if fault.severity == "error" else sys.stdout)
     if planned is not None:
         planned.told(print)
+    else:
+        for line in found.said:
+            print(line)
     errors = sum(fault.severity == "error" for fault in faults)
     settings_too = "" if wrong is None else "; the data was looked at, but the settings cannot work"
     print(f"{len(cases)} cases, {errors} errors, {len(faults) - errors} warnings{settings_too}")

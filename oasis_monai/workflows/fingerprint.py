@@ -18,7 +18,7 @@ from oasis_monai.utils.config import make_group
 from oasis_monai.utils.errors import ConfigError, DataError
 from oasis_monai.utils.files import digest, write_json
 
-VERSION = 1  # part of every measured scan's cache name; raise it when a measure changes
+VERSION = 2  # part of every measured scan's cache name; raise it when a measure changes
 FEW_VOXELS = 50  # a structure of fewer voxels in a scan says nothing about a coil's field
 DRAWN = 5000  # voxels of a structure that the field is fitted to
 BIAS_UNIT_MM = 50.0  # keeps the fit's numbers near 1
@@ -176,7 +176,8 @@ def _structure(
     mm = np.asarray(spacing)
     from_middle = (np.asarray(corner) + _centre(inside) + 0.5 - np.asarray(shape) / 2) * mm
     padded = np.pad(inside, 1)
-    faces = [int((padded != np.roll(padded, 1, axis)).sum()) for axis in range(3)]
+    # an image of one slice has no surface above and below it
+    faces = [int((padded != np.roll(padded, 1, axis)).sum()) if shape[axis] > 1 else 0 for axis in range(3)]
     surface = sum(count * math.prod(mm) / mm[axis] for axis, count in enumerate(faces))
     volume = int(inside.sum()) * math.prod(mm)
     low, high = np.percentile(values, (0.5, 99.5))

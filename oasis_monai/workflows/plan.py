@@ -21,7 +21,9 @@ from oasis_monai.utils.errors import ConfigError, DataError
 from oasis_monai.utils.files import write_json
 from oasis_monai.utils.planned import fill, open_keys, without_nulls
 from oasis_monai.workflows.fingerprint import Fingerprint, take_fingerprint
-from oasis_monai.workflows.plan_rules import Choice, choose, own_spacing
+from oasis_monai.workflows.plan_choice import Choice
+from oasis_monai.workflows.plan_grid import own_spacing
+from oasis_monai.workflows.plan_rules import choose
 from oasis_monai.workflows.prepare import Log, complete_data, file_stamps, part_to_deal
 
 FILE = "plan.json"
@@ -184,12 +186,17 @@ def describe(fingerprint: Fingerprint, name: str = "") -> str:
     own = own_spacing(fingerprint)
     coarsest = f"coarsest along {'xyz'[int(own.argmax())]}" if own.max() > 1.05 * own.min() else "isotropic"
     channels = max(scan.channels for scan in scans)
+    kind = "images" if all(scan.shape[2] == 1 for scan in scans) else "scans"
     parts = [
-        f"{len(scans)} labelled scans of {fingerprint.patients} patients",
+        f"{len(scans)} labelled {kind} of {fingerprint.patients} patients"
+        if fingerprint.patients < len(scans)
+        else f"{len(scans)} labelled {kind}, each taken for another patient's",
         f"{channels} channel{'s' if channels > 1 else ''}",
         f"{len(fingerprint.names)} structure{'s' if len(fingerprint.names) > 1 else ''} ({', '.join(fingerprint.names[:4])}"
         f"{', ...' if len(fingerprint.names) > 4 else ''})",
-        f"voxels {' x '.join(f'{v:.3g}' for v in own)} mm, {coarsest}",
+        f"pixels {' x '.join(f'{v:.3g}' for v in own[:2])} mm"
+        if kind == "images"
+        else f"voxels {' x '.join(f'{v:.3g}' for v in own)} mm, {coarsest}",
     ]
     return f"{name}: {', '.join(parts)}" if name else ", ".join(parts)
 

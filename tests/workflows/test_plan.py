@@ -12,8 +12,11 @@ from oasis_monai.utils.errors import ConfigError
 from oasis_monai.utils.planned import UNPLANNED, open_keys, without_nulls
 from oasis_monai.workflows.fingerprint import Fingerprint, ScanMeasures, Structure
 from oasis_monai.workflows.plan import Plan, plan_for, plan_settings, read_plan
-from oasis_monai.workflows.plan_rules import ANISOTROPIC, THIN_VOXELS, VOXELS, Asked, choose, working_grid
+from oasis_monai.workflows.plan_choice import Asked
+from oasis_monai.workflows.plan_grid import ANISOTROPIC, THIN_VOXELS, VOXELS, working_grid
+from oasis_monai.workflows.plan_rules import choose
 from oasis_monai.workflows.plan_sides import sided
+from oasis_monai.workflows.plan_time import LEAST_STEPS, steps_within
 from tests.helpers.command import run
 from tests.helpers.real import real_data
 
@@ -57,11 +60,12 @@ KNEES = [scan((0.4, 0.4, 0.4), (384, 384, 160), (60, 60, 32))]
 TINY = [scan((2, 2, 4), (64, 64, 12), (20, 18, 20)) for _ in range(3)]
 
 FINE = {"volume_network": "DynU-Net3D", "volume_stride": [1, 1, 1]}
+CHEAP = {"volume_network": "DynU-Net3D", "volume_stride": [2, 2, 2]}
 USUAL = {"volume_network": "U-Net3D", "volume_stride": [2, 2, 1]}
 TABLE = {  # scans, dims -> size, spacing, intensity, field stride, joint
     "prostates": (PROSTATES, 3, [96, 96, 32], [1, 1, 3], "local", [4, 4, 1], USUAL),
     "hippocampi": (CROPS, 3, [48, 64, 48], [1, 1, 1], "zscore", [2, 2, 2], FINE),
-    "brains": (BRAINS, 3, [80, 96, 80], [2, 2, 2], "zscore", [2, 2, 2], FINE),
+    "brains": (BRAINS, 3, [80, 96, 80], [2, 2, 2], "zscore", [2, 2, 2], CHEAP),
     "slices": (PROSTATES, 2, [96, 96], [1, 1], "local", [4, 4], {"atlases": 2, "slice_budget": 0.9, "volume_budget": 0.0}),
 }
 
@@ -156,9 +160,48 @@ def test_structures_with_a_side_are_not_mirrored():
 
 
 @pytest.mark.fast
+def test_the_volume_network_makes_enough_steps_in_its_minutes():
+    def chosen(*scans, **more):
+        joint = plan_for(found(*scans), config(more)).settings.joint
+        return joint.volume_network, joint.volume_stride
+
+    assert chosen(*BRAINS) == ("DynU-Net3D", (2, 2, 2))
+    assert chosen(*BRAINS, **{"training.minutes": 60}) == ("DynU-Net3D", (1, 1, 1))
+    knees = dict(zip(("volume_network", "volume_stride"), chosen(*KNEES, **{"training.minutes": 1}), strict=True))
+    assert knees["volume_stride"] == (2, 2, 2)
+    assert chosen(*BRAINS, **{"training.minutes": None, "training.iterations": 100}) == ("DynU-Net3D", (1, 1, 1))
+    assert chosen(*BRAINS, device="cuda:0") == ("DynU-Net3D", (1, 1, 1))
+    assert chosen(*BRAINS, **{"joint.volume_network": "DynU-Net3D"}) == ("DynU-Net3D", (1, 1, 1))
+    assert chosen(*CROPS) == ("DynU-Net3D", (1, 1, 1))
+    lines = plan_for(found(*BRAINS), config()).plan.lines()
+    assert any("about 740 steps in its 7 min (a DynU-Net3D at full resolution: 92)" in line for line in lines)
+    for scans in (CROPS, BRAINS, KNEES, PROSTATES, SPLEENS, TINY):
+        made = plan_for(found(*scans), config()).settings
+        own = (made.joint.volume_network, made.preprocessing.size, made.joint.volume_stride, made.training.batch)
+        assert steps_within(20 * made.joint.volume_budget, *own) >= LEAST_STEPS
+
+
+@pytest.mark.fast
+def test_images_few_patients_and_odd_spacings_are_told_plainly():
+    pictures = [scan((1, 1, 1), (120, 100, 1), (27, 28, 0.5), structures={1: structure(thickness_mm=20.0)})] * 4
+    plan = plan_for(found(*pictures), config(spatial_dims=2)).plan
+    assert "4 labelled images, each taken for another patient's" in plan.lines()[0]
+    assert "pixels 1 x 1 mm" in plan.lines()[0]
+    with pytest.raises(
+        ConfigError, match=r"^spatial_dims: expected 2, as every image is a single slice, found 3; add spatial_dims=2"
+    ):
+        plan_for(found(*pictures), config())
+    assert "3 patients make 3 folds at most (k=3)" in plan_for(found(*TINY), config()).plan.lines()[-1]
+    mixed = [scan((0.6, 0.6, 3.3), (150, 150, 27), (18, 21, 18))] * 3
+    assert plan_for(found(*mixed), config()).plan.values["preprocessing"]["spacing_mm"] == [0.6, 0.6, 1.8]
+    small = [scan((1, 1, 1), (60, 60, 60), (20, 20, 20), structures={1: structure(thickness_mm=0.5)})] * 3
+    assert "thin" not in "".join(plan_for(found(*small), config()).plan.lines())  # the grid is the scans' own all the same
+
+
+@pytest.mark.fast
 def test_little_memory_makes_batches_small():
     assert plan_for(found(*BRAINS, memory=24.0), config()).settings.training.batch == 2
-    assert plan_for(found(*BRAINS, memory=4.0), config()).settings.training.batch == 1
+    assert plan_for(found(*BRAINS, memory=3.0), config()).settings.training.batch == 1
 
 
 @pytest.mark.fast

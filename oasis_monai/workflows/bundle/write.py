@@ -24,11 +24,6 @@ from oasis_monai.workflows.model import load_model
 
 PARTS = "models/oasis"  # the model folder within the bundle
 PRIVATE = ("command", "commit", "timings_s", "patients")  # keys of model.json about machine and persons, left out
-    "command",
-    "commit",
-    "timings_s",
-    "patients",
-)  # keys of model.json that the bundle leaves out: whose and where it was made
 README = """\
 # {name}
 {task}.
