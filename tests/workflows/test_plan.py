@@ -187,15 +187,14 @@ def test_images_few_patients_and_odd_spacings_are_told_plainly():
     plan = plan_for(found(*pictures), config(spatial_dims=2)).plan
     assert "4 labelled images, each taken for another patient's" in plan.lines()[0]
     assert "pixels 1 x 1 mm" in plan.lines()[0]
-    with pytest.raises(
-        ConfigError, match=r"^spatial_dims: expected 2, as every image is a single slice, found 3; add spatial_dims=2"
-    ):
+    with pytest.raises(ConfigError, match=r"^spatial_dims: .* as every image is a single slice, found 3; add spatial_dims=2"):
         plan_for(found(*pictures), config())
-    assert "3 patients make 3 folds at most (k=3)" in plan_for(found(*TINY), config()).plan.lines()[-1]
+    last = plan_for(found(*TINY), config()).plan.lines()[-1]
+    assert "3 patients make 3 folds at most (k=3); 20 min a fold on 2 cores, 60 for 3" in last
     mixed = [scan((0.6, 0.6, 3.3), (150, 150, 27), (18, 21, 18))] * 3
     assert plan_for(found(*mixed), config()).plan.values["preprocessing"]["spacing_mm"] == [0.6, 0.6, 1.8]
     small = [scan((1, 1, 1), (60, 60, 60), (20, 20, 20), structures={1: structure(thickness_mm=0.5)})] * 3
-    assert "thin" not in "".join(plan_for(found(*small), config()).plan.lines())  # the grid is the scans' own all the same
+    assert "mm thin" not in "".join(plan_for(found(*small), config()).plan.lines())  # the grid is the scans' own all the same
 
 
 @pytest.mark.fast
@@ -306,3 +305,27 @@ def test_the_task_prints_the_plan_and_every_line_of_it_can_be_typed(phantom, tmp
     assert len(told) == len(lines) - 1
     assert [line.replace(" (given)", "").split() for line in told] == [line.partition("  # ")[0].split() for line in lines[1:]]
     assert "#" not in "".join(told)
+
+
+def test_check_tells_what_it_found_and_the_plan(tmp_path):
+    """Of pictures in two folders; also where the settings cannot work."""
+    from PIL import Image
+
+    for kind in ("images", "labels"):
+        (tmp_path / "set" / kind).mkdir(parents=True)
+    for number in range(3):
+        label = np.zeros((60, 50), np.uint8)
+        label[20 + number : 40, 15:35] = 3
+        Image.fromarray(label).save(tmp_path / "set" / "labels" / f"p{number}.png")
+        Image.fromarray(60 + 30 * label).save(tmp_path / "set" / "images" / f"p{number}.png")
+    done = run("check", "data.root=set", "spatial_dims=2", cwd=tmp_path)
+    assert (done.code, done.err) == (0, "")
+    lines = done.out.splitlines()
+    assert "data: labels {label_3: 3}, from the values in the label files" in lines
+    assert any(line.startswith("plan for set: 3 labelled images, ") for line in lines)
+    assert lines[-1].startswith("3 cases, 0 errors, ")
+    wrong = run("check", "data.root=set", cwd=tmp_path)
+    assert wrong.code == 2
+    assert wrong.err == "error: spatial_dims: expected 2, as every image is a single slice, found 3; add spatial_dims=2\n"
+    assert "data: labels {label_3: 3}, from the values in the label files" in wrong.out
+    assert "the settings cannot work" in wrong.out
