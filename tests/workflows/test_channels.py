@@ -37,7 +37,7 @@ def folder(tmp_path_factory, phantom):
 def found(folder, monkeypatch):
     """The cases of the folder, whatever the layout."""
     cases = folder[1]
-    monkeypatch.setattr(preparing, "find_selected_cases", lambda data: (cases, []))
+    monkeypatch.setattr(preparing, "find_selected_cases", lambda data, part="train": (cases, []))
     return cases
 
 
@@ -54,7 +54,7 @@ def settings(folder, cache, *more):
 @pytest.fixture(scope="module")
 def model(folder, cache):
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(preparing, "find_selected_cases", lambda data: (folder[1], []))
+        patch.setattr(preparing, "find_selected_cases", lambda data, part="train": (folder[1], []))
         return oasis_monai.load_model(train_model(settings(folder, cache), cache / "model", quiet), device="cpu")
 
 
@@ -170,7 +170,7 @@ def test_a_cross_validation_scores_what_somebody_labelled(folder, found, cache, 
 
 def test_cases_of_other_channels_are_told_by_the_check(folder, found, cache, monkeypatch):
     odd = [*found[:-1], dataclasses.replace(found[-1], channels=())]
-    monkeypatch.setattr(preparing, "find_selected_cases", lambda data: (odd, []))
+    monkeypatch.setattr(preparing, "find_selected_cases", lambda data, part="train": (odd, []))
     with pytest.raises(DataError, match=r"^channels: expected as many in every case, found 2 in Case00, 1 in Case06; give every"):
         find_and_check(settings(folder, cache), cache, quiet)
 

@@ -362,7 +362,7 @@ def test_an_added_scan_of_a_patient_of_the_library_is_told_and_keeps_its_patient
     from oasis_monai.data import cases as module
 
     plain = module.find_cases
-    monkeypatch.setattr(module, "find_cases", lambda *a: [replace(c, id="again", patient="Case01") for c in plain(*a)])
+    monkeypatch.setattr(module, "find_cases", lambda *a, **k: [replace(c, id="again", patient="Case01") for c in plain(*a, **k)])
     segment_scans(model, files(phantom, LAST)[0], tmp_path / "out", said.append, n=2)
     assert json.loads((tmp_path / "out" / "again.json").read_text())["atlases_of_patient"] == ["Case01", NEW]
     assert any("Case01, Case04 among the model's atlases are of this patient" in line for line in said)
