@@ -13,7 +13,8 @@ from typing import Any
 import pandas as pd
 
 from benchmarks.command_line import command_parser
-from oasis_monai.settings import Settings, build
+from oasis_monai.settings import Settings
+from oasis_monai.workflows.plan import plan_settings
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -37,7 +38,8 @@ def settings_of(overrides: list[str], n: int) -> Settings:
         config = OmegaConf.to_container(compose("config", overrides), resolve=True)
     assert isinstance(config, dict)
     names = set(Settings.__dataclass_fields__)
-    return build({**{str(k): v for k, v in config.items() if k in names}, "methods": ["OASIS-joint"], "n": n, "threads": 1})
+    own = {**{str(k): v for k, v in config.items() if k in names}, "methods": ["OASIS-joint"], "n": n, "threads": 1}
+    return plan_settings(own).settings
 
 
 def over_folds(settings: Settings, segment_fold: Callable[[Settings, int], list[dict[str, Any]]]) -> pd.DataFrame:

@@ -88,7 +88,7 @@ class ConfigError(OasisError):
         ...     settings = oasis_monai.build_settings({"data": "promise12", "folds": "random"})
         ... except oasis_monai.ConfigError as error:
         ...     print(error.key, error.found, error.expected, sep=", ")
-        folds, random, one of ['patient', 'slice']
+        folds, random, one of ['patient', 'centre', 'file', 'slice']
     """
 
     def __init__(self, key: str, expected: str, found: object, remedy: str = "change it in the configuration") -> None:

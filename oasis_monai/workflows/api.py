@@ -42,8 +42,8 @@ def plan(options: Mapping[str, Any] | None = None, **more: Any) -> Planned:
         >>> import oasis_monai
         >>> data = {"root": "data/prostate", "layout": "promise12", "labels": {"prostate": 1}}
         >>> planned = oasis_monai.plan(data=data)
-        >>> planned.plan.lines()[1]
-        'preprocessing.size=[...] preprocessing.spacing_mm=[...]  # labels reach ...'
+        >>> print(planned.plan.lines()[1])
+        preprocessing.size=[...] preprocessing.spacing_mm=[...]  # labels reach ...
         >>> planned.settings.preprocessing.size == tuple(planned.plan.values["preprocessing"]["size"])
         True
     """

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 from oasis_monai.data.io import read_image
+from oasis_monai.data.phantom import write_phantom
 from oasis_monai.utils.files import write_text
 from tests.conftest import JOINT, TINY, merged, overrides
 from tests.helpers.command import python, run
@@ -48,7 +49,7 @@ def composed(words):
 def shrunk(words, data):
     """The words with the phantom's folder and small networks."""
     if set(words) & set(TASKS_OF_A_MODEL):
-        return list(words)
+        return [f"data.root={data}" if word.startswith("data.root=/") else word for word in words]
     own = [w for w in words if w.split("=", 1)[0].lstrip("+") not in SMALL]
     # commands of these tests are daemons, which may have no workers (tests/utils/test_processes.py has)
     kept = [w for w in own if not w.startswith(("data.root=", "preprocessing=", "workers="))]
@@ -60,6 +61,7 @@ def shrunk(words, data):
 def world(tmp_path_factory, phantom, phantom_two_labels):
     """A folder with what the pages speak of: data sets in both layouts, new scans, a folder of settings."""
     base = tmp_path_factory.mktemp("docs")
+    write_phantom(base / "OTHER", cases=2, size="tiny", seed=5)
     for i in range(7):
         for source, target in ((f"Case{i:02d}", "imagesTr"), (f"Case{i:02d}_segmentation", "labelsTr")):
             image, geometry = read_image(phantom_two_labels / f"{source}.mhd")
@@ -82,7 +84,7 @@ def world(tmp_path_factory, phantom, phantom_two_labels):
 
 def data_set(page):
     """The YAML file ``my_conf/data/liver.yaml``, as the page shows it or as the first page a reader sees does."""
-    shown = [block for source in (page, "docs/getting_started.md") for block in blocks(source, "yaml")]
+    shown = [block for source in (page, "docs/howto/own_data.md") for block in blocks(source, "yaml")]
     return next(block for block in shown if "# my_conf/data/liver.yaml" in block)
 
 
@@ -98,7 +100,7 @@ def follow(world, phantom, tmp_path):
             assert done.code == 0, (words, done.err)
             if any(w.startswith(("experiment=", "hydra/launcher=")) or w in ("download", "--cfg") for w in words):
                 continue  # composed alone: test_cli, test_download and test_sweeps run them with small settings
-            done = run(*shrunk(words, phantom), cwd=cwd)
+            done = run(*shrunk(words, cwd / "msd" if page.endswith("getting_started.md") else phantom), cwd=cwd)
             assert done.code == 0, (words, done.out[-500:], done.err)
         return cwd
 

@@ -130,4 +130,4 @@ def test_of_the_hippocampus_the_sides_of_one_brain_are_found():
 
 
 def test_of_the_prostates_nobody_is_taken_for_another():
-    assert find_twins(portraits_of("promise12", "promise12", (0, 1), 24), {}) == []
+    assert find_twins(portraits_of("promise12", "promise12", (0, 1), 34), {}) == []
