@@ -11,8 +11,9 @@ from oasis_monai.data.io import read_volume
 from oasis_monai.data.layouts.dicom import labelled_cases, series_cases
 from oasis_monai.utils.errors import ConfigError, DataError
 from tests.data.formats.test_dicom import GRIDS, VOLUME, affine
-from tests.data.formats.test_dicom_seg import MASK, write_seg
+from tests.data.formats.test_dicom_seg import MASK
 from tests.helpers.dicom_objects import write_enhanced, write_rtstruct
+from tests.helpers.dicom_segments import write_seg
 from tests.helpers.dicom_series import write_series
 
 
