@@ -21,6 +21,8 @@ FILES = (table.LAYOUT, datalist.LAYOUT)
 SPECIFIC = (promise12.LAYOUT, decathlon.MSD, decathlon.NNUNET, dicom_sets.LAYOUT)
 GENERAL = (paired.FOLDERS, case_folders.LAYOUT, paired.FILES)
 """Layouts that a folder may look like by chance: looked at where none of the others fits."""
+APART = (decathlon.MSD, decathlon.NNUNET, paired.FOLDERS)
+"""Layouts that have images and labels in folders of their own."""
 LAYOUTS: dict[str, Layout] = {layout.name: layout for layout in (*FILES, *SPECIFIC, *GENERAL, templates.LAYOUT, folder.LAYOUT)}
 
 
@@ -130,8 +132,8 @@ def _choose(root: Path, layout: str, data: DataSettings, labelled: bool) -> tupl
 
 
 def _choose_unlabelled(root: Path) -> tuple[Path, Layout]:
-    """Where scans to segment lie: in the test part of a data set, else in the folder itself, else as labelled ones do, else in a
-    folder for each case."""
+    """Where scans to segment lie: in the test part of a data set, else in the folder itself, else where a labelled data set has
+    its images, else in a folder for each case."""
     for chosen in FILES:
         if chosen.recognise(root):
             return root, chosen
@@ -139,10 +141,8 @@ def _choose_unlabelled(root: Path) -> tuple[Path, Layout]:
         if (root / "imagesTs").is_dir():
             return root / "imagesTs", folder.LAYOUT
         if not folder.find(Request(root, DataSettings(), labelled=False)).cases:
-            for layouts in (SPECIFIC, GENERAL):  # a labelled data set, whose labels do not count
-                found = [layout for layout in layouts if layout.recognise(root)]
-                if len(found) == 1:
-                    return root, found[0]
+            if (apart := next((layout for layout in APART if layout.recognise(root)), None)) is not None:
+                return root, apart
             if case_folders.has_cases(root):
                 return root, case_folders.LAYOUT
     return root, folder.LAYOUT

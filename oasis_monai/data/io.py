@@ -22,6 +22,9 @@ from oasis_monai.data.labels import check_label_values, class_indices, read_whol
 from oasis_monai.data.types import Case, Geometry, Volume
 from oasis_monai.utils.errors import DataError, Fault
 
+LABEL = -1
+"""The label among the files of a case, see :meth:`.Case.place`."""
+
 
 def read_image(source: Source) -> tuple[torch.Tensor, Geometry]:
     """Read one scan.
@@ -85,14 +88,14 @@ def read_volume(case: Case, label_values: Sequence[int], ignore: int | None = No
         try:
             image, header = _image(source)
         except DataError as error:
-            told += named(case.id, error.faults)
+            told += named(case, error.faults, number)
             continue
-        told += named(case.id, header.notes)
+        told += named(case, header.notes, number)
         if number == 0:
             geometry = header.geometry
         elif geometry is not None:
-            place = f"image {number + 1} ({paths_of(source)[0].name}) geometry"
-            turned, own = _on_image_grid(case.id, place, image.numpy(), header.geometry, geometry)
+            place = case.place(f"image {number + 1} ({paths_of(source)[0].name}) geometry", number)
+            turned, own = _on_image_grid(case.id, place, "image", image.numpy(), header.geometry, geometry)
             told += own
             image = image if turned is None else torch.from_numpy(turned)
         images.append(image)
@@ -119,15 +122,16 @@ def _label(
         values[np.isin(values, case.background)] = label_values[0]
         label = class_indices(case.label, values, label_values, ignore)
     except DataError as error:
-        told += named(case.id, error.faults)
+        told += named(case, error.faults, LABEL)
         return None
     said = {(fault.expected, fault.found) for fault in told}  # as of an image's unknown place: its label has the same
-    told += [note for note in named(case.id, header.notes) if (note.expected, note.found) not in said]
+    told += [note for note in named(case, header.notes, LABEL) if (note.expected, note.found) not in said]
     if geometry is None:
         return None
     if header.segments and header.shape != geometry.shape and (whole := uncropped(label, header.geometry, geometry)) is not None:
         return whole[None]
-    turned, own = _on_image_grid(case.id, "label geometry", label[None], header.geometry, geometry)
+    place = case.place("label geometry", LABEL)
+    turned, own = _on_image_grid(case.id, place, "label", label[None], header.geometry, geometry)
     told += own
     return turned
 
@@ -142,9 +146,9 @@ def _drawn(
         values, notes = label_on_grid(case, geometry, label_values)
         label = class_indices(path, values, label_values, ignore)
     except DataError as error:
-        told += named(case.id, error.faults)
+        told += named(case, error.faults, LABEL)
         return None
-    told += named(case.id, notes)
+    told += named(case, notes, LABEL)
     return label[None]
 
 
@@ -161,11 +165,10 @@ def _taken(case: Case, images: Sequence[torch.Tensor], errors: list[Fault]) -> t
 
 
 def _on_image_grid(
-    case: str, what: str, values: np.ndarray, grid: Geometry, image: Geometry
+    case: str, what: str, kind: str, values: np.ndarray, grid: Geometry, image: Geometry
 ) -> tuple[np.ndarray | None, list[Fault]]:
     """The voxels (C, x, y, z) of a label or further channel in the order of the image's, and what there is to tell; None where
     they lie elsewhere."""
-    kind = "label" if what.startswith("label") else "image"
     match = match_grids(image, grid)
     if match is None or match.distance.voxels >= OTHER_VOXELS:
         found = geometry_difference(image, grid) or ""
@@ -183,9 +186,15 @@ def _on_image_grid(
     return turned, [Fault(case, what, "the image's grid", found, remedy, "warning")]
 
 
-def named(case: str, faults: Iterable[Fault]) -> list[Fault]:
-    """Turn the faults of a file into faults of a case; the file's name moves into the field."""
-    return [dataclasses.replace(f, case=case, field=f"{f.case} {f.field}") for f in faults]
+def named(case: Case, faults: Iterable[Fault], source: int = 0) -> list[Fault]:
+    """Turn the faults of a file into faults of a case; the file's name moves into the field.
+
+    Args:
+        case: whose file it is.
+        faults: those of the file.
+        source: which of its files, see :meth:`.Case.place`.
+    """
+    return [dataclasses.replace(f, case=case.id, field=case.place(f"{f.case} {f.field}", source)) for f in faults]
 
 
 def write_label(path: str | Path, label: torch.Tensor | np.ndarray, geometry: Geometry, label_values: Sequence[int]) -> None:

@@ -93,6 +93,8 @@ class Case:
         split: ``train`` or ``test`` where the data set says so, else empty.
         background: values in its label's file that count as background, beside 0.
         names: (structure, value) pairs of a label that holds structures by name (DICOM SEG, RTSTRUCT); empty for the file's own.
+        origin: where the user's list names each of its images, and last its label (``cases.csv line 3, column T2``), for
+            messages; empty where no list does.
 
     Examples:
         >>> from pathlib import Path
@@ -116,6 +118,7 @@ class Case:
     split: str = ""
     background: tuple[int, ...] = ()
     names: tuple[tuple[str, int], ...] = ()
+    origin: tuple[str, ...] = field(default=(), compare=False)
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "patient", self.patient or self.id)
@@ -129,6 +132,15 @@ class Case:
     def sources(self) -> tuple[tuple[Path, ...], ...]:
         """:attr:`source` of every image, one or more channels each."""
         return (self.source, *self.channels)
+
+    def place(self, name: str, source: int = 0) -> str:
+        """What a fault calls one of its files: after the place in the user's list that names it.
+
+        Args:
+            name: what is wrong there.
+            source: index of the image in :attr:`sources`; -1: the label.
+        """
+        return f"{self.origin[source]}: {name}" if self.origin else name
 
     def without_label(self) -> Case:
         """The same case as a target: no label travels with it."""

@@ -74,7 +74,8 @@ def check_cases(
         if flat:
             number, one = flat[0]
             found = f"{float(one.min()):g} everywhere" + (f" in channel {number}" if len(volume.image) > 1 else "")
-            faults.append(Fault(case.id, "image", "different intensities", found, "export the scan again or leave it out"))
+            place = case.place("image", number - 1 if len(volume.image) == len(case.sources) else 0)
+            faults.append(Fault(case.id, place, "different intensities", found, "export the scan again or leave it out"))
         else:
             key = hashlib.sha256(volume.image.numpy().data).hexdigest() + str(volume.geometry.shape)
             same[key].append(case)
@@ -109,8 +110,10 @@ def _spacing_faults(case: str, geometry: Geometry) -> list[Fault]:
     if min(spacing) < low or max(spacing) > high:
         remedy = "check the unit: the header must be in mm"
         faults.append(Fault(case, "spacing", f"{low:g} to {high:g} mm", text, remedy, "warning"))
-    fine, second, _ = sorted(spacing)
-    if second > IN_PLANE_RATIO * fine:
+    pixels = sorted(
+        mm for mm, voxels in zip(spacing, geometry.shape, strict=True) if voxels > 1
+    )  # one slice is as thick as it is
+    if len(pixels) > 1 and pixels[1] > IN_PLANE_RATIO * pixels[0]:
         faults.append(Fault(case, "spacing", "square pixels in the slice", text, "check the header's spacing", "warning"))
     return faults
 

@@ -151,7 +151,7 @@ def _segment_one(run: _Run, case: Case, overwrite: bool, log: Log) -> tuple[Row,
 def _faults(case: Case, error: Exception) -> list[Fault]:
     """What stopped one scan, as faults of that scan."""
     if isinstance(error, DataError):
-        return [replace(f, case=case.id) if f.case in ("", case.id) else named(case.id, [f])[0] for f in error.faults]
+        return [replace(f, case=case.id) if f.case in ("", case.id) else named(case, [f])[0] for f in error.faults]
     text = " ".join(str(error).split())[:300]
     remedy = "check this scan; if it is sound, report this as a bug"
     return [Fault(case.id, "segment", "a scan that this model can segment", f"{type(error).__name__}: {text}", remedy)]

@@ -17,6 +17,7 @@ from oasis_monai.transforms.preprocessing import Preprocessing
 from oasis_monai.utils.errors import ConfigError, DataError
 from oasis_monai.workflows.check import check_cases
 from tests.helpers.real import real_data
+from tests.helpers.scans import write_scan
 
 SHAPE = (16, 16, 8)
 AFFINE = np.diag([-0.5, -0.5, 2.0, 1.0])
@@ -300,6 +301,17 @@ def test_a_data_set_without_any_structure_is_an_error(tmp_path: Path) -> None:
         "label: expected some foreground in one case or more, found none in 2 cases; "
         "segment the structures, or correct data.labels"
     ]
+
+
+@pytest.mark.parametrize(("affine", "found"), [(scaled(4, 4, 1), []), (scaled(4, 2, 1), ["4 x 2 x 1 mm"])])
+def test_the_thickness_of_an_image_of_two_dimensions_is_nobodys(
+    tmp_path: Path, affine: dict[str, np.ndarray], found: list
+) -> None:
+    random = np.random.default_rng(0)
+    for name, top in (("a", 1000), ("a_seg", 2)):
+        write_scan(tmp_path / f"{name}.nii", random.integers(0, top, (12, 10, 1)).astype(np.int16), affine["affine"])
+    faults = check_cases([Case("a", tmp_path / "a.nii", tmp_path / "a_seg.nii")], (0, 1))
+    assert [fault.found for fault in faults if fault.field == "spacing"] == found
 
 
 def test_what_is_no_fault(tmp_path: Path) -> None:

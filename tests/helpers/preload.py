@@ -6,6 +6,8 @@ import tempfile
 import threading
 from pathlib import Path
 
+import numpy as np
+
 # tqdm (and ITK) guard themselves with a lock that forks share: a command killed while it holds one would stop all others
 multiprocessing.RLock = threading.RLock
 for name in (
@@ -19,4 +21,8 @@ for name in (
     importlib.import_module(name)
 with tempfile.TemporaryDirectory() as folder:  # ITK loads what it needs, in seconds, when it first reads
     importlib.import_module("oasis_monai.data.phantom").write_phantom(folder, cases=1, size="tiny")
-    importlib.import_module("oasis_monai.data.io").read_image(Path(folder) / "Case00.mhd")
+    read_image = importlib.import_module("oasis_monai.data.io").read_image
+    read_image(Path(folder) / "Case00.mhd")
+    write_series = importlib.import_module("tests.helpers.dicom_series").write_series
+    write_series(Path(folder) / "series", np.zeros((4, 4, 2)), np.eye(4))
+    read_image(Path(folder) / "series" / "000.dcm")

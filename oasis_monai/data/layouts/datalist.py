@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -58,15 +59,7 @@ def find(request: Request) -> Survey:
         if own in cases:
             faults.append(Fault("", f"{path.name} {where}", "another id for each entry", own, "give each its own id"))
             continue
-        cases[own] = case_of(
-            own,
-            case.sources,
-            case.label,
-            patient=_text(entry, PATIENTS),
-            centre=_text(entry, CENTRES),
-            fold=case.fold,
-            split=case.split,
-        )
+        cases[own] = replace(case, id=own, patient=_text(entry, PATIENTS), centre=_text(entry, CENTRES))
         parts[own] = (
             {key: str(value) for key, value in entry.items() if isinstance(value, str | int)}
             if isinstance(entry, Mapping)
@@ -131,7 +124,9 @@ class _Reader:
             self._fault(f"{where}.fold", "a whole number of 0 or more", f"{fold!r}"[:60], "correct it, or leave it out")
         if len(self.faults) > before or not all(sources):
             return None
-        return case_of("entry", sources, mask[0] if mask else None, fold=fold, split=split)
+        made = case_of("entry", sources, mask[0] if mask else None, fold=fold, split=split)
+        own = f"{self.path.name} {where}"
+        return replace(made, origin=(*[f"{own}.image"] * len(sources), f"{own}.label"))
 
     def _fault(self, where: str, expected: str, found: str, remedy: str) -> None:
         self.faults.append(Fault("", f"{self.path.name} {where}", expected, found, remedy))

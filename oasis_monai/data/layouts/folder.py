@@ -27,8 +27,9 @@ def find(request: Request) -> Survey:
     root = request.root
     faults: list[Fault] = []
     if root.is_file():
-        name = root.resolve().parent.name if not ending(root) and is_dicom(root) else stem(root)
-        return Survey([Case(name, root)], faults)
+        if not ending(root) and is_dicom(root):
+            return Survey(series_cases(root.parent, (root,), request.data.anonymous), faults)
+        return Survey([Case(stem(root), root)], faults)
     paths = scans(root)
     stems = {stem(path) for path in paths}
     paths = [p for p in paths if not (stem(p).endswith("_segmentation") and stem(p)[:-13] in stems)]

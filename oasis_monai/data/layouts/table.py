@@ -6,7 +6,8 @@ import csv
 import io
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from difflib import get_close_matches
 from pathlib import Path
 
 from oasis_monai.data.formats.dispatch import ending
@@ -28,6 +29,8 @@ COLUMNS = {
     "id": ("id", "case", "case_id", "caseid"),
 }
 """What a column is, by its name in any case."""
+ALIKE = 0.8
+"""Similarity from which on an unused column looks like one of these misspelt: patients, pateint_id."""
 SPLITS = {"train": "train", "training": "train", "tr": "train", "val": "train", "valid": "train", "validation": "train"}
 SPLITS |= {"test": "test", "testing": "test", "ts": "test"}
 """Words for ``split``. Cross-validation deals its own validation cases, so those of a table are training cases here."""
@@ -38,7 +41,7 @@ class Row:
     """One line of a table.
 
     Args:
-        line: its number in the file, from 1.
+        line: the number in the file, from 1, where it begins.
         cells: by column, without blanks round them.
     """
 
@@ -61,11 +64,13 @@ def read_rows(path: Path, faults: list[Fault]) -> tuple[list[str], list[Row]]:
         raise DataError(fault) from error
     first = next((line for line in text.splitlines() if line.strip()), "")
     separator = max(",;\t", key=first.count)
-    reader = csv.reader(io.StringIO(text, newline=""), delimiter=separator, skipinitialspace=True)
+    written = list(io.StringIO(text, newline=""))
+    reader = csv.reader(written, delimiter=separator, skipinitialspace=True)
     columns: list[str] = []
-    rows = []
+    rows, line = [], 1
     try:
         for cells in reader:
+            begun, line = line, reader.line_num + 1
             cells = [cell.strip() for cell in cells]
             if not any(cells):
                 continue
@@ -74,13 +79,13 @@ def read_rows(path: Path, faults: list[Fault]) -> tuple[list[str], list[Row]]:
                 continue
             if len(cells) > len(columns) and not any(cells[len(columns) :]):
                 cells = cells[: len(columns)]
-            if len(cells) != len(columns):
-                where, remedy = f"{path.name} line {reader.line_num}", "correct the line (text with a separator needs quotes)"
-                faults.append(Fault("", where, f"{len(columns)} cells, one for each column", str(len(cells)), remedy))
+            quotes = sum(one.count('"') for one in written[begun - 1 : reader.line_num])
+            if len(cells) != len(columns) or (quotes % 2 and any("\n" in cell for cell in cells)):
+                faults.append(_uneven(f"{path.name} line {begun}", columns, cells, separator if quotes % 2 else ""))
                 continue
-            rows.append(Row(reader.line_num, dict(zip(columns, cells, strict=True))))
+            rows.append(Row(begun, dict(zip(columns, cells, strict=True))))
     except csv.Error as error:
-        fault = Fault("", f"{path.name} line {reader.line_num}", "cells of a table", str(error), "correct the line")
+        fault = Fault("", f"{path.name} line {line}", "cells of a table", str(error), "correct the line")
         raise DataError(fault) from error
     twice = [name for name in columns if columns.count(name) > 1]
     if not columns or twice or not all(columns):
@@ -88,6 +93,28 @@ def read_rows(path: Path, faults: list[Fault]) -> tuple[list[str], list[Row]]:
         fault = Fault("", f"{path.name} line 1", "a header that names each column once", found, "correct it")
         raise DataError(fault)
     return columns, rows
+
+
+def _uneven(where: str, columns: list[str], cells: list[str], separator: str) -> Fault:
+    """A line with fewer or more cells than there are columns, and from where on.
+
+    Args:
+        where: the line.
+        columns: of the table.
+        cells: of the line.
+        separator: of the cells, where a quote does not end; else empty.
+    """
+    expected, found = f"{len(columns)} cells, one for each column", str(len(cells))
+    if separator:  # the cell with that quote holds what should be the next ones
+        long = [column for column, cell in zip(columns, cells, strict=False) if separator in cell or "\n" in cell]
+        where = f"{where}, column {long[0]}" if long else where
+        return Fault("", where, expected, f"{found}, and a quote that does not end", "remove the quote, or end it")
+    if len(cells) < len(columns):
+        return Fault("", f"{where}, column {columns[len(cells)]}", expected, found, "add what is missing there")
+    found += f", the first without a column {cells[len(columns)][:60]!r}"
+    return Fault(
+        "", f"{where}, after column {columns[-1]}", expected, found, "correct the line (text with a separator needs quotes)"
+    )
 
 
 def find(request: Request) -> Survey:
@@ -101,6 +128,7 @@ def find(request: Request) -> Survey:
     faults: list[Fault] = []
     columns, rows = read_rows(path, faults)
     roles = _roles(columns, data)
+    _note_columns(columns, roles, path, faults)
     images = _images(columns, rows, roles, data, path)
     if request.labelled and "label" not in roles:
         fault = Fault("", f"{path.name} line 1", "a column label", listed(columns), "add it, or name it by data.label=COLUMN")
@@ -115,22 +143,13 @@ def find(request: Request) -> Survey:
         own = row.cells[roles["id"]] if "id" in roles else short
         if own in lines:
             found, remedy = f"{own} as in line {lines[own]}", "give each case its own id (column id)"
-            faults.append(Fault("", f"{path.name} line {row.line}", "another id for each line", found, remedy))
+            where = f"{path.name} line {row.line}, column {roles.get('id') or next(iter(images.values()))}"
+            faults.append(Fault("", where, "another id for each line", found, remedy))
             continue
         lines[own] = row.line
         parts[own] = row.cells
-        cases.append(
-            case_of(
-                own,
-                case.sources,
-                case.label,
-                patient=row.cells[roles["patient"]] if "patient" in roles else "",
-                centre=case.centre,
-                fold=case.fold,
-                split=case.split,
-            )
-        )
-    _note_images(cases, lines, path, faults)
+        cases.append(replace(case, id=own, patient=row.cells[roles["patient"]] if "patient" in roles else ""))
+    _note_images(cases, lines, faults)
     names = tuple(name for name in images if name)
     return Survey(cases, faults, channels=names, cut=bool(names), parts=parts)
 
@@ -195,10 +214,15 @@ class _Reader:
         centre = row.cells[self.roles["centre"]] if "centre" in self.roles else ""
         if len(self.faults) > before or not all(sources):
             return None
-        return case_of("line", sources, label[0] if label else None, centre=centre, fold=fold, split=split)
+        made = case_of("line", sources, label[0] if label else None, centre=centre, fold=fold, split=split)
+        named = [*self.images.values(), self.roles.get("label", "")]
+        return replace(made, origin=tuple(self._place(row, column) for column in named))
+
+    def _place(self, row: Row, column: str) -> str:
+        return f"{self.path.name} line {row.line}, column {column}"
 
     def _fault(self, row: Row, column: str, expected: str, found: str, remedy: str) -> None:
-        self.faults.append(Fault("", f"{self.path.name} line {row.line}, column {column}", expected, found, remedy))
+        self.faults.append(Fault("", self._place(row, column), expected, found, remedy))
 
     def _file(self, row: Row, column: str, needed: bool = True) -> tuple[Path, ...]:
         """The file that a cell names, or the DICOM series in the folder that it names."""
@@ -232,14 +256,26 @@ class _Reader:
         return int(cell) if cell else None
 
 
-def _note_images(cases: list[Case], lines: Mapping[str, int], path: Path, faults: list[Fault]) -> None:
+def _note_columns(columns: list[str], roles: Mapping[str, str], path: Path, faults: list[Fault]) -> None:
+    """Warn of columns that look like a known one misspelt: without a word, patients would be told apart by nothing."""
+    words = [name for role in ("patient", "centre", "fold", "split") if role not in roles for name in COLUMNS[role]]
+    for column in columns:
+        near = get_close_matches(column.lower(), words, 1, ALIKE) if column not in roles.values() else []
+        if near:
+            found, remedy = f"{column}, which is not used", "correct it if it is meant to be that"
+            faults.append(
+                Fault("", f"{path.name} line 1, column {column}", f"a name such as {near[0]}", found, remedy, "warning")
+            )
+
+
+def _note_images(cases: list[Case], lines: Mapping[str, int], faults: list[Fault]) -> None:
     """A fault for every image that two lines have."""
     seen: dict[tuple[Path, ...], str] = {}
     for case in cases:
         first = seen.setdefault(case.source, case.id)
         if first != case.id:
             found = f"{case.image.name} as in line {lines[first]}"
-            faults.append(Fault("", f"{path.name} line {lines[case.id]}", "each image once", found, "remove one of the lines"))
+            faults.append(Fault("", case.origin[0], "each image once", found, "remove one of the lines"))
 
 
 LAYOUT = Layout(

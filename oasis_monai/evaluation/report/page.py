@@ -135,10 +135,9 @@ def _dealt(page: Page, patients: int, scans: int) -> str:
     if patients < scans:
         whole += f" ({patients} patients, {scans} scans)"
     if page.protocol == "centre":
-        count = page.scores["centre"].nunique()
-        return (
-            f"leaving one centre out ({count} centres): the model that segments a scan has seen none of its centre, and {whole}."
-        )
+        centres = [str(centre) for centre in page.scores["centre"].dropna().unique()]
+        left = centres[0] if len(centres) == 1 else f"{len(centres)} centres"
+        return f"leaving one centre out ({left}): the model that segments a scan has seen none of its centre, and {whole}."
     return f"split {'as the data set says' if page.protocol == 'file' else 'by patient'}: {whole}."
 
 

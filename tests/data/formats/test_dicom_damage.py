@@ -10,9 +10,10 @@ from oasis_monai.data.formats.dispatch import read_header
 from oasis_monai.data.io import read_image
 from oasis_monai.utils.errors import DataError
 from tests.data.formats.test_dicom import VOLUME, affine
-from tests.data.formats.test_dicom_seg import MASK, write_seg
+from tests.data.formats.test_dicom_seg import MASK
 from tests.data.formats.test_rtstruct import GRID, disc
 from tests.helpers.dicom_objects import write_enhanced, write_rtstruct
+from tests.helpers.dicom_segments import write_seg
 from tests.helpers.dicom_series import write_series
 
 SLOWEST_S = 3.0

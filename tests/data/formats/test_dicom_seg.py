@@ -4,9 +4,7 @@ import highdicom
 import numpy as np
 import pydicom
 import pytest
-from highdicom.seg import SegmentationTypeValues
-from pydicom.sr.codedict import codes
-from pydicom.uid import ExplicitVRLittleEndian, RLELossless
+from pydicom.uid import RLELossless
 
 from oasis_monai.data.formats.dicom_labels import dicom_label_names, read_dicom_label
 from oasis_monai.data.formats.dispatch import read_header
@@ -15,50 +13,12 @@ from oasis_monai.data.types import Geometry
 from oasis_monai.utils.errors import DataError
 from tests.data.formats.test_dicom import GRIDS, VOLUME, affine
 from tests.helpers.dicom_objects import write_enhanced
+from tests.helpers.dicom_segments import KINDS, write_seg
 
-KINDS = {
-    "bits": SegmentationTypeValues.BINARY,
-    "fractions": SegmentationTypeValues.FRACTIONAL,
-    "label map": SegmentationTypeValues.LABELMAP,
-}
 MASK = np.zeros(VOLUME.shape, np.uint8)
 MASK[1:4, 1:5, 1:3] = 1
 MASK[4:6, 2:4, 2:4] = 2
 MASK[0, 0, 3] = 3
-
-
-def described(number, label):
-    return highdicom.seg.SegmentDescription(
-        segment_number=number,
-        segment_label=label,
-        segmented_property_category=codes.SCT.Organ,
-        segmented_property_type=codes.SCT.Prostate,
-        algorithm_type=highdicom.seg.SegmentAlgorithmTypeValues.MANUAL,
-    )
-
-
-def write_seg(path, image, mask, kind="bits", names=("Prostate", "Tumour", "Cyst"), syntax=ExplicitVRLittleEndian, **more):
-    """A segmentation of an enhanced image by highdicom; ``mask``: (x, y, z) numbers, or (x, y, z, segments) of 0 to 1."""
-    source = pydicom.dcmread(image)
-    order = [int(f.FrameContentSequence[0].InStackPositionNumber) - 1 for f in source.PerFrameFunctionalGroupsSequence]
-    seg = highdicom.seg.Segmentation(
-        source_images=[source],
-        pixel_array=np.moveaxis(mask, 2, 0).swapaxes(1, 2)[order],
-        segmentation_type=KINDS[kind],
-        segment_descriptions=[described(number, name) for number, name in enumerate(names, 1)],
-        series_instance_uid="1.2.3.4.5",
-        series_number=9,
-        sop_instance_uid="1.2.3.4.6",
-        instance_number=1,
-        manufacturer="none",
-        manufacturer_model_name="none",
-        software_versions="1",
-        device_serial_number="1",
-        transfer_syntax_uid=syntax,
-        **more,
-    )
-    seg.save_as(path)
-    return seg
 
 
 @pytest.fixture

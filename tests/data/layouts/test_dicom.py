@@ -5,14 +5,17 @@ import re
 import numpy as np
 import pytest
 
+from oasis_monai.data.cases import find_cases
 from oasis_monai.data.formats.dicom_labels import labels_of, names_for, values_of_names
 from oasis_monai.data.formats.dispatch import data_files
 from oasis_monai.data.io import read_volume
 from oasis_monai.data.layouts.dicom import labelled_cases, series_cases
+from oasis_monai.data.settings import DataSettings
 from oasis_monai.utils.errors import ConfigError, DataError
 from tests.data.formats.test_dicom import GRIDS, VOLUME, affine
-from tests.data.formats.test_dicom_seg import MASK, write_seg
+from tests.data.formats.test_dicom_seg import MASK
 from tests.helpers.dicom_objects import write_enhanced, write_rtstruct
+from tests.helpers.dicom_segments import write_seg
 from tests.helpers.dicom_series import write_series
 
 
@@ -52,6 +55,20 @@ def test_a_case_is_named_by_patient_then_by_what_tells_its_series_apart(tmp_path
     assert found["carla"].patient == "carla"
     for name in found:
         assert (tmp_path / name).resolve().parent == tmp_path
+
+
+def test_one_file_of_a_series_is_called_as_its_folder_is(tmp_path):
+    write_series(tmp_path / "Doe_Jane", VOLUME, affine(), series="1.2.1", **{"0010|0020": "MRN 17"})
+    for anonymous in (False, True):
+        data = DataSettings(anonymous=anonymous)
+        ids = {
+            case.id
+            for root in (tmp_path, tmp_path / "Doe_Jane", tmp_path / "Doe_Jane" / "001.dcm")
+            for case in find_cases(root, data=data, labelled=False)
+        }
+        assert len(ids) == 1
+        assert (ids == {"MRN_17"}) is not anonymous
+        assert "Doe" not in ids.pop()
 
 
 def test_ids_that_differ_in_signs_or_case_alone_stay_apart(tmp_path):

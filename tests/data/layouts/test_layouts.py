@@ -255,3 +255,16 @@ def test_scans_to_segment_come_in_the_same_forms(tmp_path: Path) -> None:
     assert ids(tmp_path / "l.csv") == ["t2", "x"]
     (tmp_path / "l.json").write_text(json.dumps({"training": [{"image": "a/x.nii", "label": "no"}], "test": ["a/y.mha"]}))
     assert ids(tmp_path / "l.json") == ["y"]
+
+
+def test_of_a_labelled_data_set_its_images_are_segmented(tmp_path: Path) -> None:
+    """Never its labels, and no folder of images as one case of many channels."""
+    touch(tmp_path / "m", "imagesTr/a.nii", "imagesTr/b.nii", "labelsTr/a.nii", "labelsTr/b.nii")
+    touch(tmp_path / "n", "imagesTr/a_0000.nii", "imagesTr/a_0001.nii", "labelsTr/a.nii")
+    touch(tmp_path / "p", "images/a.mgz", "images/b.mgz", "labels/a.mgz", "labels/b.mgz")
+    named = {root: find_cases(tmp_path / root, labelled=False) for root in "mnp"}
+    assert {root: [case.id for case in cases] for root, cases in named.items()} == {"m": ["a", "b"], "n": ["a"], "p": ["a", "b"]}
+    assert [len(case.sources) for cases in named.values() for case in cases] == [1, 1, 2, 1, 1]
+    assert {source[0].parent.name for cases in named.values() for case in cases for source in case.sources} == {
+        *("imagesTr", "images"),
+    }

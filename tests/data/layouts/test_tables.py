@@ -6,13 +6,16 @@ import json
 import re
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from oasis_monai.data.cases import find_cases, survey
 from oasis_monai.data.settings import DataSettings
 from oasis_monai.data.types import Case
 from oasis_monai.utils.errors import ConfigError, DataError
+from oasis_monai.workflows.check import check_cases
 from tests.data.layouts.test_layouts import errors, found, touch
+from tests.helpers.scans import write_scan
 
 
 def table(root: Path, text: str, name: str = "list.csv") -> Path:
@@ -89,13 +92,29 @@ WRONG = [
     ),
     ("image,label,fold\ni/a.nii,l/a.nii,-1\n", r"^list.csv line 2, column fold: "),
     ("image,label,split\ni/a.nii,l/a.nii,holdout\n", r"^list.csv line 2, column split: expected train or test, found holdout"),
-    ("image,label\n\ni/a.nii,l/a.nii,x\n", r"^list.csv line 3: expected 2 cells, one for each column, found 3"),
-    ("image,label\ni/a.nii\n", r"^list.csv line 2: expected 2 cells, one for each column, found 1"),
-    ("id,image,label\nx,i/a.nii,l/a.nii\nx,i/b.nii,l/b.nii\n", r"^list.csv line 3: expected another id .*, found x as in line 2"),
+    (
+        "image,label\n\ni/a.nii,l/a.nii,x\n",
+        r"^list.csv line 3, after column label: expected 2 cells, one for each column, found 3, .*'x'",
+    ),
+    ("image,label\ni/a.nii\n", r"^list.csv line 2, column label: expected 2 cells, one for each column, found 1"),
+    (
+        "id,image,label\nx,i/a.nii,l/a.nii\nx,i/b.nii,l/b.nii\n",
+        r"^list.csv line 3, column id: expected another id .*, found x as in line 2",
+    ),
     (
         "id,image,label\nx,i/a.nii,l/a.nii\ny,i/a.nii,l/b.nii\n",
-        r"^list.csv line 3: expected each image once, found a.nii as in",
+        r"^list.csv line 3, column image: expected each image once, found a.nii as in",
     ),
+    (
+        'image,label,note\ni/a.nii,l/a.nii,\n"i/b.nii,l/b.nii,\ni/c.nii,l/c.nii,\n',
+        r"^list.csv line 3, column image: expected 3 cells, .*found 1, and a quote that does not end; remove the quote",
+    ),
+    (
+        'image,label\n"i/a.nii","l/a.nii\n"i/b.nii",l/b.nii\n',
+        r"^list.csv line 2, column label: expected 2 cells, .*found 3, and a quote that does not end; remove the quote",
+    ),
+    ('note,image,label\n5" coil,i/gone.nii,l/a.nii\n', r"^list.csv line 2, column image: .* none at i/gone.nii"),
+    ('note,image,label\n"two\nlines",i/gone.nii,l/a.nii\n', r"^list.csv line 2, column image: .* none at i/gone.nii"),
     ("id,image,label\n,i/a.nii,l/a.nii\n", r"^list.csv line 2, column id: expected an id, found an empty cell"),
 ]
 
@@ -104,6 +123,35 @@ WRONG = [
 def test_a_wrong_line_is_told_by_its_number_and_column(tmp_path: Path, text: str, match: str) -> None:
     (told,) = errors(table(tmp_path, text))
     assert re.search(match, told), told
+
+
+def test_a_column_that_looks_like_a_known_one_is_told(tmp_path: Path) -> None:
+    path = table(tmp_path, "image,label,Patients,age,side\ni/a.nii,l/a.nii,P1,61,L\n")
+    (told,) = map(str, survey(path).faults)
+    assert told.startswith("list.csv line 1, column Patients: expected a name such as patient, found Patients, which is not used")
+    assert survey(table(tmp_path, "image,label,Patients,patient\ni/a.nii,l/a.nii,P1,P1\n")).faults == []
+
+
+def test_what_is_wrong_within_a_file_is_told_by_the_line_that_names_it(tmp_path: Path) -> None:
+    """Only reading the files shows it."""
+    random = np.random.default_rng(0)
+    for name, shape in {"a": (4, 5, 6), "b": (4, 5, 6), "small": (3, 5, 6)}.items():
+        write_scan(tmp_path / f"{name}.nii.gz", random.integers(0, 2, shape).astype(np.int16), np.eye(4))
+    write_scan(tmp_path / "flat.nii.gz", np.ones((4, 5, 6), np.int16), np.eye(4))
+    (tmp_path / "cut.nii.gz").write_bytes((tmp_path / "a.nii.gz").read_bytes()[:60])
+    lines = ["a.nii.gz,b.nii.gz,small.nii.gz", "b.nii.gz,small.nii.gz,cut.nii.gz", "flat.nii.gz,a.nii.gz,a.nii.gz"]
+    (tmp_path / "list.csv").write_text("\n".join(["T2,ADC,label", *lines]))
+    told = [str(fault) for fault in check_cases(survey(tmp_path / "list.csv").cases, (0, 1)) if fault.severity == "error"]
+    entries = [dict(zip(("image", "label"), (line.split(",")[:2], line.split(",")[2]), strict=True)) for line in lines]
+    (tmp_path / "list.json").write_text(json.dumps({"training": entries}))
+    again = [str(fault) for fault in check_cases(survey(tmp_path / "list.json").cases, (0, 1)) if fault.severity == "error"]
+    places = ["a: list.csv line 2, column label", "b: list.csv line 3, column ADC", "b: list.csv line 3, column label"]
+    places.append("flat: list.csv line 4, column T2")
+    assert [fault.split(": label geometry")[0].split(": image")[0].split(": cut")[0] for fault in told] == places
+    assert [fault.split(":")[1] for fault in again] == [
+        *(" list.json training[0].label", " list.json training[1].image", " list.json training[1].label"),
+        " list.json training[2].image",
+    ]
 
 
 BROKEN = [
