@@ -10,6 +10,7 @@ from pathlib import Path
 from oasis_monai.data.known import known_values, with_known
 from oasis_monai.data.layouts import case_folders, datalist, decathlon, dicom_sets, folder, paired, promise12, table, templates
 from oasis_monai.data.layouts.dataset_json import NAME
+from oasis_monai.data.layouts.files import note_ids
 from oasis_monai.data.layouts.record import Layout, Request, Survey
 from oasis_monai.data.people import with_parts, with_people
 from oasis_monai.data.settings import DataSettings
@@ -101,6 +102,7 @@ def survey(root: str | Path, layout: str = "auto", data: DataSettings | None = N
     found = replace(found, layout=chosen.name, cases=sorted(found.cases, key=lambda case: case.id), faults=list(found.faults))
     if not found.cases and not any(fault.severity == "error" for fault in found.faults):
         found.faults.append(_nothing(chosen, root, found.faults))
+    note_ids(found.cases, found.faults)
     found = with_parts(found) if chosen is templates.LAYOUT else found
     rules = with_known(data, known_values(found, data)) if labelled else data
     return with_people(found, root, rules.patient, rules.centre, strict=labelled)

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import re
+import unicodedata
+from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
 from oasis_monai.data.layouts.files import listed
-from oasis_monai.data.layouts.record import Survey
+from oasis_monai.data.layouts.record import SPLITS, Survey
 from oasis_monai.data.settings import CONSECUTIVE_PAIRS
 from oasis_monai.data.types import Case
 from oasis_monai.utils.errors import ConfigError, Fault
@@ -28,19 +30,70 @@ def with_people(found: Survey, root: Path, patient: str, centre: str | Mapping[s
         strict: whether it is a fault if a rule says nothing of a case.
 
     Raises:
-        ConfigError: a rule is no regular expression with one group.
+        ConfigError: a rule is neither a regular expression with one group nor a column.
     """
     cases, faults = list(found.cases), list(found.faults)
     for key, rule in (("patient", patient), ("centre", centre)):
         column = _part(found, PARTS[key] if not rule else (rule,) if isinstance(rule, str) else ())
         if column:
             values = [found.parts.get(case.id, {}).get(column, "") for case in cases]
+            if strict and key == "patient":
+                _note_empty(column, cases, values, faults)
         elif rule:
-            values = _by_rule(key, rule, cases, root, faults if strict else [])
+            values = _by_rule(key, rule, found, root, faults if strict else [])
         else:
             continue
         cases = [_with(case, key, value) if value else case for case, value in zip(cases, values, strict=True)]
+    if strict:
+        _note_alike("patient", [case.patient for case in cases if case.patient != case.id], faults)
+        _note_alike("centre", [case.centre for case in cases], faults)
+        _note_both_sides(cases, faults)
+        _note_shared_labels(cases, faults)
     return replace(found, cases=cases, faults=faults)
+
+
+def _note_empty(column: str, cases: Sequence[Case], values: Sequence[str], faults: list[Fault]) -> None:
+    """A fault where some cases have a patient and others none: who is nobody's may be anybody's."""
+    empty = [case.id for case, value in zip(cases, values, strict=True) if not value]
+    if empty and len(empty) < len(cases):
+        remedy = "give each its patient, any name that no other has where there is one scan"
+        faults.append(Fault("", f"column {column}", "a patient of every case", f"none of {listed(empty)}", remedy))
+
+
+def _note_alike(key: str, names: Sequence[str], faults: list[Fault]) -> None:
+    """A fault for names that differ by capitals or blanks only: typed by hand, they mean one person."""
+    spelled: dict[str, set[str]] = defaultdict(set)
+    for name in names:
+        spelled["".join(unicodedata.normalize("NFKC", name).casefold().split())].add(name)
+    for own in spelled.values():
+        if len(own) > 1:
+            found = " and ".join(repr(name) for name in sorted(own))
+            remedy = "write it in one way, or give different names"
+            faults.append(Fault("", key, f"names of a {key} that differ by more than capitals and blanks", found, remedy))
+
+
+def _note_both_sides(cases: Sequence[Case], faults: list[Fault]) -> None:
+    """A fault for every patient of whom the data set keeps one scan for testing and gives another to train with."""
+    groups: dict[str, list[Case]] = defaultdict(list)
+    for case in cases:
+        groups[case.patient].append(case)
+    for patient, own in groups.items():
+        if len({case.split == "test" for case in own}) > 1:
+            found = ", ".join(f"{case.id}: {case.split or 'train'}" for case in own)
+            remedy = "put all scans of a patient in one, or correct data.patient"
+            faults.append(Fault(own[0].id, f"patient {patient}", "one split", found, remedy))
+
+
+def _note_shared_labels(cases: Sequence[Case], faults: list[Fault]) -> None:
+    """A fault for every label file that cases of several patients have: a slip of the list, and the answer to one in another."""
+    firsts: dict[Path, Case] = {}
+    for case in cases:
+        if case.label is not None:
+            first = firsts.setdefault(case.label.resolve(), case)
+            if first.patient != case.patient:
+                found = f"{case.label.name}, as {first.id} has"
+                remedy = "correct the path, or say by data.patient that they are of one patient"
+                faults.append(Fault(case.id, "label", "a label file of its own", found, remedy))
 
 
 def _with(case: Case, key: str, value: str) -> Case:
@@ -53,14 +106,15 @@ def _part(found: Survey, names: Sequence[str]) -> str:
     return next((there[name.lower().strip("{}")] for name in names if name.lower().strip("{}") in there), "")
 
 
-def _by_rule(key: str, rule: str | Mapping[str, str], cases: Sequence[Case], root: Path, faults: list[Fault]) -> list[str]:
+def _by_rule(key: str, rule: str | Mapping[str, str], found: Survey, root: Path, faults: list[Fault]) -> list[str]:
     """What a rule says of every case; a fault for those of which it says nothing."""
+    cases = found.cases
     if isinstance(rule, Mapping):
-        find = _of_map(key, rule)
+        find = _of_map(key, rule, cases, faults)
     elif rule == CONSECUTIVE_PAIRS and key == "patient":
         find = pair_of
     else:
-        find = _of_pattern(key, rule, root)
+        find = _of_pattern(key, rule, root, list(dict.fromkeys(name for parts in found.parts.values() for name in parts)))
     values = [find(case) for case in cases]
     if lost := [case.id for case, value in zip(cases, values, strict=True) if not value]:
         expected = f"one that says the {key} of every case"
@@ -69,16 +123,17 @@ def _by_rule(key: str, rule: str | Mapping[str, str], cases: Sequence[Case], roo
 
 
 def pair_of(case: Case) -> str | None:
-    """The person of a case by the rule that numbers 2k-1 and 2k are one's: both numbers, behind what stands before them."""
-    match = re.fullmatch(r"(.*?)(\d+)\D*", case.id)
-    if match is None:
+    """The person of a case by the rule that numbers 2k-1 and 2k are one's: both numbers, behind what stands before them. None
+    without a number from 1 on: where numbers begin with 0, the rule would part every pair."""
+    match = re.fullmatch(r"(.*?)([0-9]+)[^0-9]*", case.id)
+    if match is None or not int(match[2]):
         return None
     first = (int(match[2]) - 1) // 2 * 2 + 1
     width = len(match[2])
     return f"{match[1]}{first:0{width}d}-{first + 1:0{width}d}"
 
 
-def _compiled(key: str, pattern: str, groups: int) -> re.Pattern[str]:
+def _compiled(key: str, pattern: str, groups: int, columns: Sequence[str] = ()) -> re.Pattern[str]:
     expected = f"a regular expression{' with one group' if groups else ''}"
     expected += {0: "", 1: ", such as ([^_]+)_, a column, or a part of a template"}[groups]
     expected += f", or {CONSECUTIVE_PAIRS}" if key == "patient" else ""
@@ -87,12 +142,13 @@ def _compiled(key: str, pattern: str, groups: int) -> re.Pattern[str]:
     except re.error as error:
         raise ConfigError(f"data.{key}", expected, pattern, f"correct it: {error}") from error
     if made.groups != groups and groups:
-        raise ConfigError(f"data.{key}", expected, pattern, "put brackets round what tells patients apart")
+        remedy = f"put brackets round what tells {key}s apart"
+        raise ConfigError(f"data.{key}", expected, pattern, remedy + (f", or name one of {listed(columns)}" if columns else ""))
     return made
 
 
-def _of_pattern(key: str, pattern: str, root: Path) -> Rule:
-    made = _compiled(key, pattern, 1)
+def _of_pattern(key: str, pattern: str, root: Path, columns: Sequence[str]) -> Rule:
+    made = _compiled(key, pattern, 1, columns)
 
     def find(case: Case) -> str | None:
         places = [case.id]
@@ -103,8 +159,13 @@ def _of_pattern(key: str, pattern: str, root: Path) -> Rule:
     return find
 
 
-def _of_map(key: str, patterns: Mapping[str, str]) -> Rule:
+def _of_map(key: str, patterns: Mapping[str, str], cases: Sequence[Case], faults: list[Fault]) -> Rule:
     made = {name: _compiled(key, pattern, 0) for name, pattern in patterns.items()}
+    for case in cases:
+        fits = [name for name, pattern in made.items() if pattern.search(case.id)]
+        if len(fits) > 1:
+            expected = f"one {key} of a case"
+            faults.append(Fault(case.id, f"data.{key}", expected, " and ".join(fits), "make the expressions exclude each other"))
 
     def find(case: Case) -> str | None:
         return next((name for name, pattern in made.items() if pattern.search(case.id)), None)
@@ -122,7 +183,10 @@ def with_parts(found: Survey) -> Survey:
             faults.append(Fault(case.id, "fold", "a whole number of 0 or more", fold, "correct data.image"))
         elif fold:
             case = replace(case, fold=int(fold))
-        if split:
-            case = replace(case, split="test" if split.lower().startswith(("te", "ts")) else "train")
+        if split and split.lower() not in SPLITS:
+            remedy = "rename it, or call that part of data.image otherwise"
+            faults.append(Fault(case.id, "split", "train or test", split, remedy))
+        elif split:
+            case = replace(case, split=SPLITS[split.lower()])
         cases.append(case)
     return replace(found, cases=cases, faults=faults)

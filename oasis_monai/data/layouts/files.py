@@ -17,6 +17,7 @@ from oasis_monai.utils.errors import Fault
 
 K = TypeVar("K")
 BLOCK = 4096  # bytes that tell text from others
+LONGEST = 150  # bytes of an id; names of files add a method and an ending, and end at 255
 SHOWN = 12  # file names in one message
 IMAGES = (
     *(".gipl", ".mnc", ".mnc2", ".vtk", ".vti", ".nia", ".par", ".rec", ".v", ".ima", ".head", ".brik", ".npy", ".npz", ".h5"),
@@ -111,6 +112,17 @@ def note_repeated(cases: list[Case], faults: list[Fault]) -> None:
     for name, files in by_id.items():
         if len(files) > 1:
             faults.append(Fault(name, "image", "one image file", ", ".join(sorted(files)), "rename or remove one"))
+
+
+def note_ids(cases: Iterable[Case], faults: list[Fault]) -> None:
+    """Tell of ids that cannot name files: results are called by them, and one with folders would lead out of the output."""
+    for case in cases:
+        bad = next((repr(c) for c in case.id if c in "/\\" or not c.isprintable()), "")
+        long = len(os.fsencode(case.id)) > LONGEST
+        if bad or long or case.id.startswith("."):
+            found = bad or (f"{len(os.fsencode(case.id))} bytes" if long else "a point first")
+            expected = f"a name without / and \\, not hidden, of at most {LONGEST} bytes"
+            faults.append(Fault(case.id[:60], "id", expected, found, "give the case another id"))
 
 
 def note_others(paths: Iterable[Path], expected: str, faults: list[Fault]) -> None:

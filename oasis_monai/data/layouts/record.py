@@ -10,6 +10,10 @@ from oasis_monai.data.settings import DataSettings
 from oasis_monai.data.types import Case
 from oasis_monai.utils.errors import Fault
 
+SPLITS = {"train": "train", "training": "train", "tr": "train", "val": "train", "valid": "train", "validation": "train"}
+SPLITS |= {"test": "test", "testing": "test", "ts": "test"}
+"""Words for ``split``. Cross-validation deals its own validation cases, so those of a data set are training cases here."""
+
 
 @dataclass(frozen=True)
 class Survey:

@@ -13,7 +13,7 @@ from pathlib import Path
 from oasis_monai.data.formats.dispatch import ending
 from oasis_monai.data.layouts.channels import chosen
 from oasis_monai.data.layouts.files import case_of, listed, series_at, short_names
-from oasis_monai.data.layouts.record import Layout, Request, Survey
+from oasis_monai.data.layouts.record import SPLITS, Layout, Request, Survey
 from oasis_monai.data.settings import DataSettings
 from oasis_monai.data.types import Case
 from oasis_monai.utils.errors import ConfigError, DataError, Fault
@@ -31,9 +31,6 @@ COLUMNS = {
 """What a column is, by its name in any case."""
 ALIKE = 0.8
 """Similarity from which on an unused column looks like one of these misspelt: patients, pateint_id."""
-SPLITS = {"train": "train", "training": "train", "tr": "train", "val": "train", "valid": "train", "validation": "train"}
-SPLITS |= {"test": "test", "testing": "test", "ts": "test"}
-"""Words for ``split``. Cross-validation deals its own validation cases, so those of a table are training cases here."""
 
 
 @dataclass(frozen=True)
@@ -269,10 +266,10 @@ def _note_columns(columns: list[str], roles: Mapping[str, str], path: Path, faul
 
 
 def _note_images(cases: list[Case], lines: Mapping[str, int], faults: list[Fault]) -> None:
-    """A fault for every image that two lines have."""
-    seen: dict[tuple[Path, ...], str] = {}
+    """A fault for every image that two lines have, however its path is written."""
+    seen: dict[Path, str] = {}
     for case in cases:
-        first = seen.setdefault(case.source, case.id)
+        first = seen.setdefault(case.image.resolve(), case.id)
         if first != case.id:
             found = f"{case.image.name} as in line {lines[first]}"
             faults.append(Fault("", case.origin[0], "each image once", found, "remove one of the lines"))

@@ -68,9 +68,9 @@ def test_a_column_for_each_channel(tmp_path: Path) -> None:
 
 def test_names_of_a_table_are_as_short_as_tells_them_apart(tmp_path: Path) -> None:
     touch(tmp_path, *(f"{who}/{day}/t2.nii" for who in ("p1", "p2") for day in ("d1", "d2")), "m.nii")
-    path = table(tmp_path, "image,label\np1/d1/t2.nii,m.nii\np2/d1/t2.nii,m.nii\np2/d2/t2.nii,m.nii\n")
+    path = table(tmp_path, "image,label\np1/d1/t2.nii,l/a.nii\np2/d1/t2.nii,l/b.nii\np2/d2/t2.nii,m.nii\n")
     assert list(found(path)) == ["p1_d1_t2", "p2_d1_t2", "p2_d2_t2"]
-    assert list(found(table(tmp_path, "image,label\np1/d1/t2.nii,m.nii\np1/d2/t2.nii,m.nii\n"))) == ["d1", "d2"]
+    assert list(found(table(tmp_path, "image,label\np1/d1/t2.nii,l/a.nii\np1/d2/t2.nii,m.nii\n"))) == ["d1", "d2"]
 
 
 def test_paths_of_one_s_own_table_may_lead_anywhere(tmp_path: Path) -> None:
@@ -314,3 +314,27 @@ def test_a_template_of_one_s_own_may_lead_anywhere(tmp_path: Path) -> None:
     assert [case.image for case in find_cases(tmp_path / "near", data=data)] == [tmp_path / "far/a.nii"]
     data = DataSettings(image="../far/{id}.nii", label="{id}_seg.nii")
     assert [case.id for case in find_cases(tmp_path / "near", data=data)] == ["a"]
+
+
+def test_an_image_is_there_once_however_its_path_is_written(tmp_path: Path) -> None:
+    path = table(tmp_path, f"id,image,label\nx,i/a.nii,l/a.nii\ny,{tmp_path}/i/../i/a.nii,l/b.nii\n")
+    assert errors(path) == ["list.csv line 3: expected each image once, found a.nii as in line 2; remove one of the lines"]
+
+
+@pytest.mark.parametrize("name", ["../../x", "/tmp/x", "a/b", "a\\b", "..", ".x", "a\tb", "ä" * 76])
+def test_ids_that_lead_out_of_the_output_are_refused(tmp_path: Path, name: str) -> None:
+    table(tmp_path, "")
+    path = tmp_path / "list.json"
+    path.write_text(json.dumps({"training": [{"id": name, "image": "i/a.nii", "label": "l/a.nii"}]}), encoding="utf-8")
+    (line,) = errors(path)
+    assert "id: expected a name without / and" in line
+    path.write_text(json.dumps({"training": [{"id": "ä %20 {b} 'c'", "image": "i/a.nii", "label": "l/a.nii"}]}))
+    assert errors(path) == []
+
+
+def test_a_split_of_a_template_is_train_or_test(tmp_path: Path) -> None:
+    touch(tmp_path, *(f"{part}/{kind}/a{n}.nii" for n, part in enumerate(("Train", "val", "TEST")) for kind in "il"))
+    templates = {"image": "{split}/i/{id}.nii", "label": "{split}/l/{id}.nii"}
+    assert [case.split for case in survey(tmp_path, data=DataSettings(**templates)).cases] == ["train", "train", "test"]
+    touch(tmp_path, "heldout/i/a9.nii", "heldout/l/a9.nii")
+    assert "a9: split: expected train or test, found heldout" in errors(tmp_path, **templates)[0]
