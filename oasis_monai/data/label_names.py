@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from oasis_monai.data.formats.dicom import is_dicom_label
@@ -15,6 +15,8 @@ from oasis_monai.data.settings import MOST_LABELS, MOST_VALUE
 from oasis_monai.data.types import Case
 from oasis_monai.utils.errors import DataError, Fault
 from oasis_monai.utils.files import digest, write_json
+
+EMPTY = 255  # what many programs write where nobody labelled
 
 
 @dataclass(frozen=True)
@@ -44,9 +46,7 @@ def find_names(cases: Sequence[Case], root: Path, ignore: int | None, cache: Pat
     """
     values = [value for value in values_in(cases, cache) if value not in (0, ignore)]
     if not values:
-        if any(case.label for case in cases):
-            remedy = "segment the structures, or correct data.root"
-            faults.append(Fault("", "label", "values of structures, above 0", "only 0 in all label files", remedy))
+        faults += _why_none([case for case in cases if case.label is not None])
         return Names({}, "")
     homes = [case.label.parent for case in cases if case.label is not None]
     near = [*dict.fromkeys(homes)][:3]
@@ -60,7 +60,28 @@ def find_names(cases: Sequence[Case], root: Path, ignore: int | None, cache: Pat
         found = f"{len(values)} values ({listed([str(value) for value in values], 6)})"
         faults.append(Fault("", "label", f"at most {MOST_LABELS} structures", found, "choose some by data.labels={NAME: VALUE}"))
         return Names({}, "")
-    return Names({f"label_{value}": value for value in values}, "the values in the label files")
+    told = "the values in the label files"
+    if ignore is None and EMPTY in values and len(values) > 1:
+        told += f" (if {EMPTY} means that nobody labelled a voxel: data.ignore={EMPTY})"
+    return Names({f"label_{value}": value for value in values}, told)
+
+
+def _why_none(cases: Sequence[Case]) -> list[Fault]:
+    """Why label files have no values of structures: they cannot be read as labels, or there is nothing in them."""
+    from oasis_monai.data.labels import find_label_values
+
+    faults: list[Fault] = []
+    others: set[int] = set()
+    for case in cases:
+        assert case.label is not None
+        try:
+            others |= {value for value in find_label_values(case.label) if value}
+        except DataError as error:
+            faults += [replace(fault, case=case.id) for fault in error.faults]
+    if faults or not cases:
+        return faults
+    found = f"only {listed([str(v) for v in (0, *sorted(others))], 6)} in all label files"
+    return [Fault("", "label", f"values of structures, 1 to {MOST_VALUE}", found, "segment the structures, or correct data.root")]
 
 
 def values_in(cases: Sequence[Case], cache: Path | None = None) -> list[int]:

@@ -48,7 +48,7 @@ def with_people(found: Survey, root: Path, patient: str, centre: str | Mapping[s
         _note_alike("patient", [case.patient for case in cases if case.patient != case.id], faults)
         _note_alike("centre", [case.centre for case in cases], faults)
         _note_both_sides(cases, faults)
-        _note_shared_labels(cases, faults)
+        _note_shared_files(cases, faults)
     return replace(found, cases=cases, faults=faults)
 
 
@@ -84,16 +84,21 @@ def _note_both_sides(cases: Sequence[Case], faults: list[Fault]) -> None:
             faults.append(Fault(own[0].id, f"patient {patient}", "one split", found, remedy))
 
 
-def _note_shared_labels(cases: Sequence[Case], faults: list[Fault]) -> None:
-    """A fault for every label file that cases of several patients have: a slip of the list, and the answer to one in another."""
+def _note_shared_files(cases: Sequence[Case], faults: list[Fault]) -> None:
+    """A fault for every label and further channel that cases of several patients have, and every channel that repeats another:
+    a slip of the list, and the answer to one case in another."""
     firsts: dict[Path, Case] = {}
     for case in cases:
-        if case.label is not None:
-            first = firsts.setdefault(case.label.resolve(), case)
+        files = [source[0].resolve() for source in case.sources]
+        if len(set(files)) < len(files):
+            twice = next(file.name for file in files if files.count(file) > 1)
+            faults.append(Fault(case.id, "image", "another file for each channel", f"{twice} twice", "correct the path"))
+        for kind, file in [("image", file) for file in files[1:]] + ([("label", case.label.resolve())] if case.label else []):
+            first = firsts.setdefault(file, case)
             if first.patient != case.patient:
-                found = f"{case.label.name}, as {first.id} has"
                 remedy = "correct the path, or say by data.patient that they are of one patient"
-                faults.append(Fault(case.id, "label", "a label file of its own", found, remedy))
+                found = f"{file.name}, as {first.id} has"
+                faults.append(Fault(case.id, kind, "a file of its own", found, remedy))
 
 
 def _with(case: Case, key: str, value: str) -> Case:

@@ -55,8 +55,27 @@ def test_values_are_found_and_have_names(tmp_path: Path) -> None:
 def test_labels_without_a_structure_are_told(tmp_path: Path) -> None:
     faults = complete(write(tmp_path, "a")).faults
     assert [str(fault).partition(";")[0] for fault in faults] == [
-        "label: expected values of structures, above 0, found only 0 in all label files"
+        "label: expected values of structures, 1 to 65535, found only 0 in all label files"
     ]
+
+
+def test_why_no_structure_is_found_is_told(tmp_path: Path) -> None:
+    def with_label(name: str, label: np.ndarray) -> list[str]:
+        root = write(tmp_path / name, "a")
+        nibabel.save(nibabel.Nifti1Image(label, np.eye(4)), root / "labelsTr/a.nii.gz")
+        return [str(fault) for fault in complete(root).faults]
+
+    (line,) = with_label("large", np.full((6, 5, 4), 70_000, np.int32))
+    assert "expected values of structures, 1 to 65535, found only 0, 70000 in all label files" in line
+    (line,) = with_label("probability", np.full((6, 5, 4), 0.7, np.float32))
+    assert line.startswith("a: label: expected whole numbers")
+
+
+def test_255_beside_others_may_be_what_nobody_labelled(tmp_path: Path) -> None:
+    root = write(tmp_path, "a", 1, 255)
+    assert "if 255 means that nobody labelled a voxel: data.ignore=255" in complete(root).said[-1]
+    assert "255" not in complete(root, ignore=255).said[-1]
+    assert "ignore" not in complete(write(tmp_path / "mask", "a", 255)).said[-1]
 
 
 def test_label_files_are_read_once_while_they_stay_the_same(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -67,9 +67,19 @@ def test_a_label_of_two_patients_is_refused(tmp_path: Path) -> None:
     text = path.read_text(encoding="utf-8")
     path.write_text(text.replace("b_seg", "./a_seg"), encoding="utf-8")
     (line,) = errors(path)
-    assert "b: label: expected a label file of its own, found a_seg.nii, as a has" in line
+    assert "b: label: expected a file of its own, found a_seg.nii, as a has" in line
     path.write_text(text.replace("c_seg", "b_seg"), encoding="utf-8")
     assert errors(path) == []  # two scans of one patient may share a label
+
+
+def test_channels_that_repeat_or_are_of_another_patient_are_refused(tmp_path: Path) -> None:
+    listed(tmp_path, columns="x")
+    path = tmp_path / "channels.csv"
+    path.write_text("T2,ADC,label\na.nii,d.nii,a_seg.nii\nb.nii,./b.nii,b_seg.nii\nc.nii,d.nii,c_seg.nii\n", encoding="utf-8")
+    twice, shared = errors(path)
+    assert "b: image: expected another file for each channel, found b.nii twice" in twice
+    assert "c: image: expected a file of its own, found d.nii, as a has" in shared
+    assert errors(path, channels=("T2",)) == []
 
 
 def test_a_column_that_is_not_there_is_told_with_those_that_are(tmp_path: Path) -> None:
