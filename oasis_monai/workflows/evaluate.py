@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
@@ -10,10 +10,12 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
+import torch
 
+from oasis_monai.data.formats.header import plain
 from oasis_monai.data.io import read_volume, to_canonical
 from oasis_monai.data.settings import DataSettings
-from oasis_monai.data.types import Case, Segmentation
+from oasis_monai.data.types import Case, Geometry, Segmentation
 from oasis_monai.evaluation.centres import write_centres
 from oasis_monai.evaluation.metrics import score_case
 from oasis_monai.evaluation.quality import aurc, correlation
@@ -23,7 +25,7 @@ from oasis_monai.segmentation.pipeline import check_choice
 from oasis_monai.settings import Settings
 from oasis_monai.transforms.corruptions import UNTOUCHED
 from oasis_monai.transforms.preprocessing import PreprocessCache
-from oasis_monai.utils.errors import DataError, Fault, with_case_in_errors
+from oasis_monai.utils.errors import ConfigError, DataError, Fault, with_case_in_errors
 from oasis_monai.utils.files import file_digest, write_json
 from oasis_monai.workflows.case_pictures import PackedLabels, draw_overlays, remove_stale_pictures, save_label, write_case_browser
 from oasis_monai.workflows.model import Model
@@ -73,13 +75,13 @@ def evaluate_model(
     found = complete_data(data, Path(asked.cache), "test", model.record.channels)
     for line in found.said:
         log(line)
-    data = found.data
     method = check_choice(model.segmenter, method, n)
-    same_names = set(data.labels) == set(model.labels)
-    own = {name: data.labels[name] for name in model.labels} if same_names else model.labels
+    data, said = with_structures_of(model.labels, found.data)
+    for line in said:
+        log(line)
     settings = replace(
         model.settings,
-        data=replace(data, labels=own),
+        data=data,
         n=(n,),
         methods=(method,),
         corruptions=0,
@@ -89,7 +91,7 @@ def evaluate_model(
     clock, cache = Clock(), Path(asked.cache)
     with clock("check"):
         cases = [case for case in find_and_check(settings, cache, log, "test") if case.label is not None]
-    run = _Evaluation(model, settings, list(own), output, log, clock, training_cases)
+    run = _Evaluation(model, settings, list(data.labels), output, log, clock, training_cases)
 
     def record() -> dict[str, Any]:
         content = {case.id: _content(case) for case in cases}
@@ -103,6 +105,46 @@ def evaluate_model(
     run.write(cases)
     write_json(output / "run.json", record())
     return output / "scores.csv"
+
+
+def with_structures_of(labels: Mapping[str, int], data: DataSettings) -> tuple[DataSettings, list[str]]:
+    """The settings of a data set with the structures of a model: by name where names are alike, else by value.
+
+    Args:
+        labels: structure -> value, of the model.
+        data: complete settings; other structures that it names become background.
+
+    Returns:
+        The settings, and what the reader should know.
+
+    Raises:
+        ConfigError: some of the model's structures are named there, and the value of another one means something else.
+    """
+    there = {plain(name): name for name in data.labels}
+    own = {name: data.labels[there[plain(name)]] for name in labels if plain(name) in there}
+    if not own:
+        own = {name: value for name, value in labels.items() if value in data.labels.values()}
+        names = {value: name for name, value in data.labels.items()}
+        told = ", ".join(f"{name} is {names[value]} there" for name, value in own.items())
+        said = [f"data: structures by their values: {told}"] if told else []
+        return replace(data, labels=labels), said
+    absent = {name: value for name, value in labels.items() if name not in own}
+    if taken := [name for name, value in absent.items() if value in data.labels.values()]:
+        found = ", ".join(f"{name}: {value}" for name, value in data.labels.items())
+        remedy = f"say which value is {taken[0]}, or rename the structures"
+        raise ConfigError("data.labels", f"the model's structures {', '.join(labels)}", found, remedy)
+    others = {name: value for name, value in data.labels.items() if value not in own.values()}
+    said = [f"data: {', '.join(others)} count as background, as the model does not know them"] if others else []
+    return replace(data, labels={**own, **absent}, background=(*data.background, *others.values())), said
+
+
+def in_order(result: ScanResult, names: Sequence[str], wanted: Sequence[str], geometry: Geometry) -> Segmentation:
+    """A result whose classes are numbered as ``wanted`` has its names: a data set may give two structures values in the other
+    order than the model's."""
+    places = torch.tensor([0, *(wanted.index(name) + 1 for name in names)])
+    classes = places.to(torch.uint8)[result.classes.long()]
+    probability = result.probability
+    return Segmentation(result.case, classes, None if probability is None else probability[places.argsort()], geometry)
 
 
 def _content(case: Case) -> str:
@@ -161,7 +203,7 @@ class _Evaluation:
             volume = read_volume(case, settings.data.label_values, settings.data.ignore)  # now that it is segmented
             assert volume.label is not None
             reference = volume.label[0].numpy()
-            segmentation = Segmentation(case.id, result.classes, result.probability, volume.geometry)
+            segmentation = in_order(replace(result, case=case.id), list(self.model.labels), self.names, volume.geometry)
             self._score(case, result, segmentation, reference)
         with self.clock("pictures"):
             key = result.method
@@ -190,7 +232,7 @@ class _Evaluation:
 
     def _score(self, case: Case, result: ScanResult, segmentation: Segmentation, reference: np.ndarray) -> None:
         """The rows of ``scores.csv`` and ``quality.csv`` of one case."""
-        label, spacing_mm = to_canonical(result.classes.numpy(), segmentation.geometry.affine)
+        label, spacing_mm = to_canonical(segmentation.label.numpy(), segmentation.geometry.affine)
         truth, _ = to_canonical(reference, segmentation.geometry.affine)
         regions: Any = self.settings.data.regions
         about = {"protocol": PROTOCOL, "fold": FOLD, "case": case.id, "method": result.method[0], "n": result.method[1]}

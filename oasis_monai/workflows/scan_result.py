@@ -120,8 +120,9 @@ class ScanResult:
 
     @property
     def label(self) -> torch.Tensor:
-        """(x, y, z) uint8 with the data set's label values, 0 for the background."""
-        return torch.tensor(self.label_values, dtype=torch.uint8)[self.classes.long()]
+        """(x, y, z) with the data set's label values, 0 for the background: uint8, int32 where a value is above 255."""
+        dtype = torch.uint8 if max(self.label_values) <= 255 else torch.int32
+        return torch.tensor(self.label_values, dtype=dtype)[self.classes.long()]
 
     @property
     def predicted_dice(self) -> dict[str, float | None]:

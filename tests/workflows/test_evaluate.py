@@ -14,8 +14,10 @@ import oasis_monai
 from oasis_monai.data.cases import find_cases
 from oasis_monai.data.io import read_volume
 from oasis_monai.data.phantom import write_phantom
+from oasis_monai.data.settings import DataSettings
 from oasis_monai.evaluation.quality import aurc
 from oasis_monai.settings import build
+from oasis_monai.workflows.evaluate import with_structures_of
 from oasis_monai.workflows.library import remove_atlas
 from oasis_monai.workflows.plan import read_plan
 from oasis_monai.workflows.train import train_model
@@ -23,6 +25,7 @@ from tests.conftest import TINY, merged
 from tests.helpers.command import run
 from tests.helpers.runs import scores_of
 
+FEW = {"training": {"iterations": 2, "minutes": None}, "joint": {"tta_views": 0}}
 QUICK = ["training.iterations=4", "training.minutes=null", "joint.tta_views=0", "progress=false"]
 
 
@@ -170,3 +173,61 @@ def test_a_training_scan_that_is_no_atlas_any_more_is_still_left_out(persons, tm
     found = oasis_monai.evaluate(edited, tmp_path / "e", options)
     assert set(found.scores["case"]) == {"new7"}  # c0 is a case's id there, and no person's
     assert json.loads((tmp_path / "e" / "run.json").read_text())["left_out"] == {"new3": "c3", "new6": "c3"}
+
+
+@pytest.mark.parametrize(
+    ("there", "labels", "background", "said"),
+    [
+        ({"a": 1, "b": 2}, {"a": 1, "b": 2}, (), ""),
+        ({"B": 1, "a": 2}, {"b": 1, "a": 2}, (), ""),
+        ({"tumour": 1, "a": 2, "b": 3}, {"a": 2, "b": 3}, (1,), "tumour count as background"),
+        ({"label_1": 1, "label_2": 2}, {"a": 1, "b": 2}, (), "a is label_1 there, b is label_2 there"),
+        ({"a": 1}, {"a": 1, "b": 2}, (), ""),
+    ],
+)
+def test_structures_of_a_model_are_found_by_name_else_by_value(there, labels, background, said):
+    data, told = with_structures_of({"a": 1, "b": 2}, DataSettings(labels=there))
+    assert (dict(data.labels), data.background) == (labels, background)
+    assert said in "".join(told)
+    assert bool(said) == bool(told)
+
+
+def test_a_value_that_means_something_else_is_no_structure_of_the_model():
+    with pytest.raises(oasis_monai.ConfigError, match="the model's structures a, b, found 'a: 1, tumour: 2'"):
+        with_structures_of({"a": 1, "b": 2}, DataSettings(labels={"a": 1, "tumour": 2}))
+
+
+def test_structures_are_scored_by_name_whatever_the_order_of_their_values(phantom_two_labels, tmp_path):
+    """The same scans with the values of both structures exchanged: every score stays what it was."""
+    names = {"whole gland": 1, "inner part": 2}
+    oasis_monai.train(tmp_path / "m", data={"root": str(phantom_two_labels), "labels": names}, **FEW)
+    first, second = tmp_path / "first", tmp_path / "second"
+    cases = find_cases(phantom_two_labels)[:2]
+    for root, values in ((first, (0, 1, 2)), (second, (0, 2, 1))):
+        (root / "labelsTr").mkdir(parents=True)
+        (root / "imagesTr").mkdir()
+        for case in cases:
+            volume = read_volume(case, (0, 1, 2))
+            label = np.array(values, np.uint8)[volume.label[0].numpy()]
+            for folder, array in (("imagesTr", volume.image[0].numpy()), ("labelsTr", label)):
+                nibabel.save(nibabel.Nifti1Image(array, volume.geometry.affine), root / folder / f"{case.id}.nii.gz")
+        (root / "dataset.json").write_text(json.dumps({"labels": dict(zip(names, values[1:], strict=True))}))
+    found = [
+        oasis_monai.evaluate(
+            tmp_path / "m",
+            tmp_path / f"e_{root.name}",
+            data={"root": str(root)},
+            n=2,
+            training_cases=True,
+            save_segmentations=True,
+            browser=False,
+            overlays=1,
+        )
+        for root in (first, second)
+    ]
+    one, other = (e.scores.sort_values(["case", "label", "region"]).reset_index(drop=True) for e in found)
+    pd.testing.assert_frame_equal(one, other)
+    assert one["dsc"].max() > 0.3
+    for file in (tmp_path / "e_second" / "segmentations").iterdir():  # written with the values of the data set
+        swapped = np.array([0, 2, 1])[np.asarray(nibabel.load(tmp_path / "e_first" / "segmentations" / file.name).dataobj)]
+        np.testing.assert_array_equal(np.asarray(nibabel.load(file).dataobj), swapped)
