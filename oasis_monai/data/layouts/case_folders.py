@@ -13,6 +13,7 @@ from oasis_monai.data.layouts.record import Layout, Request, Survey
 from oasis_monai.utils.errors import Fault
 
 MOST = 0.5  # an image that more of the cases have is one that all should have
+Parts = tuple[str, ...]
 HOW = 'name them by templates, such as data.image="{case}/t2.nii.gz" data.label="{case}/seg.nii.gz"'
 
 
@@ -42,6 +43,7 @@ def find(request: Request) -> Survey:
     ids = short_names([folder.path / "scan" for folder in folders]) if len(folders) > 1 else [folders[0].path.name]
     cases = []
     several = request.labelled and _several_labels(folders, faults)
+    patients = {} if request.data.patient else _patients([folder.path.relative_to(root).parts for folder in folders], faults)
     for name, folder in zip(ids, folders, strict=True):
         sources = _sources(name, folder, wanted, faults)
         label = [path for paths in folder.labels.values() for path in paths]
@@ -49,9 +51,27 @@ def find(request: Request) -> Survey:
             found = listed([path.name for path in label]) or "none"
             faults.append(Fault(name, "label", "one label file in its folder", found, "add it, or keep one"))
         if sources:
-            patient = next((part for part in folder.path.relative_to(root).parts if part.startswith("sub-")), "")  # BIDS
+            patient = patients.get(folder.path.relative_to(root).parts, "")
             cases.append(case_of(name, sources, label[0] if len(label) == 1 else None, patient=patient))
     return Survey(cases, faults, channels=wanted, cut=bool(wanted))
+
+
+def _patients(places: list[Parts], faults: list[Fault]) -> dict[Parts, str]:
+    """Whose a folder is, by where it lies: below ``sub-x`` (BIDS), else in a folder that looks like one's, as it holds several
+    cases and there are more such folders than any has cases (``p1/visit1``, ``p1/visit2``, ``p2/visit1``). One of a centre
+    has many."""
+    bids = {place: next((part for part in place if part.startswith("sub-")), "") for place in places}
+    if any(bids.values()):
+        return bids
+    for depth in range(1, max(map(len, places), default=0)):
+        counts = Counter(place[:depth] for place in places)
+        first, most = counts.most_common(1)[0]
+        if 1 < most < len(counts):
+            found = f"several cases in {'/'.join(first)}, taken for one person's"
+            remedy = "if they are of several, say who is who by data.patient, such as data.patient='(.+)'"
+            faults.append(Fault("", "patient", "a folder for each case", found, remedy, "warning"))
+            return {place: "_".join(place[:depth]) for place in places}
+    return {}
 
 
 def _folders(root: Path) -> tuple[list[Folder], list[Path]]:

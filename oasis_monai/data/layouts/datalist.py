@@ -61,9 +61,7 @@ def find(request: Request) -> Survey:
             continue
         cases[own] = replace(case, id=own, patient=_text(entry, PATIENTS), centre=_text(entry, CENTRES))
         parts[own] = (
-            {key: str(value) for key, value in entry.items() if isinstance(value, str | int)}
-            if isinstance(entry, Mapping)
-            else {}
+            {key: text for key, value in entry.items() if (text := _as_text(value))} if isinstance(entry, Mapping) else {}
         )
     return Survey(
         list(cases.values()),
@@ -87,7 +85,14 @@ def has_lists(path: Path) -> bool:
 def _text(entry: Any, keys: tuple[str, ...]) -> str:
     """The first of these values of an entry, as text."""
     values = (entry[key] for key in keys if isinstance(entry, Mapping) and key in entry)
-    return next((str(value) for value in values if isinstance(value, str | int)), "")
+    return next((text for value in values if (text := _as_text(value))), "")
+
+
+def _as_text(value: Any) -> str:
+    """A value as a name; 7.0, as pandas writes numbers beside empty cells, is 7. Empty where it is none."""
+    if isinstance(value, float) and value.is_integer():
+        value = int(value)
+    return " ".join(str(value).split()) if isinstance(value, str | int) else ""
 
 
 class _Reader:

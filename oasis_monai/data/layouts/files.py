@@ -43,7 +43,7 @@ def stem(path: Path) -> str:
 def scans(folder: Path, endings: tuple[str, ...] = ()) -> list[Path]:
     """The scans directly in a folder, by name: with one of these endings, else with any that is read. Images of two dimensions
     count only where there is no volume."""
-    there = [p for p in sorted(folder.iterdir()) if not p.name.startswith(".") and not p.is_dir()]
+    there = [p for p in sorted(folder.iterdir()) if not p.name.startswith(".") and not p.is_dir() and not _waits(p)]
     return [p for p in there if ending(p) in endings] if endings else scans_among(there)
 
 
@@ -57,7 +57,12 @@ def walk(root: Path) -> Iterator[Path]:
             continue
         seen.add(real)
         folders[:] = sorted(f for f in folders if not f.startswith((".", "__MACOSX")))
-        yield from (Path(folder) / f for f in sorted(files) if not f.startswith("."))
+        yield from (path for f in sorted(files) if not f.startswith(".") and not _waits(path := Path(folder) / f))
+
+
+def _waits(path: Path) -> bool:
+    """Whether it is a pipe, a socket or a device: opening one may wait for ever."""
+    return path.exists() and not (path.is_file() or path.is_dir())
 
 
 def subfolders(root: Path) -> list[Path]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import time
 from pathlib import Path
@@ -268,3 +269,32 @@ def test_of_a_labelled_data_set_its_images_are_segmented(tmp_path: Path) -> None
     assert {source[0].parent.name for cases in named.values() for case in cases for source in case.sources} == {
         *("imagesTr", "images"),
     }
+
+
+def patients(root: Path, **data) -> dict[str, str]:
+    return {case.id: case.patient for case in survey(root, data=DataSettings(**data)).cases}
+
+
+def test_visits_in_a_folder_of_a_person_are_that_persons(tmp_path: Path) -> None:
+    days = [("p1", "visit1"), ("p1", "visit2"), ("p2", "2020-01-02"), ("p3", "visit1")]
+    touch(tmp_path, *(f"{who}/{day}/{kind}.nii" for who, day in days for kind in ("t2", "seg")))
+    assert sorted(patients(tmp_path).values()) == ["p1", "p1", "p2", "p3"]
+    (fault,) = survey(tmp_path).faults
+    assert (fault.severity, fault.found) == ("warning", "several cases in p1, taken for one person's")
+    assert len(set(patients(tmp_path, patient="(.+)").values())) == 4
+    assert survey(tmp_path, data=DataSettings(patient="(.+)")).faults == []
+
+
+def test_folders_of_centres_are_no_persons(tmp_path: Path) -> None:
+    touch(tmp_path / "flat", *(f"{place}/c{n}/{kind}.nii" for place in ("HK", "UCL") for n in range(4) for kind in ("t2", "seg")))
+    assert len(set(patients(tmp_path / "flat").values())) == 8
+    deep = [(place, f"c{n}", day) for place in ("HK", "UCL") for n in range(4) for day in ("a", "b")]
+    touch(tmp_path / "deep", *(f"{'/'.join(parts)}/{kind}.nii" for parts in deep for kind in ("t2", "seg")))
+    assert set(patients(tmp_path / "deep").values()) == {f"{place}_c{n}" for place in ("HK", "UCL") for n in range(4)}
+
+
+def test_a_pipe_among_the_scans_is_not_waited_for(tmp_path: Path) -> None:
+    touch(tmp_path, *(f"{folder}/a{n}.nii" for folder in ("images", "labels") for n in range(2)))
+    os.mkfifo(tmp_path / "images" / "pipe")
+    os.mkfifo(tmp_path / "images" / "b.nii")
+    assert list(found(tmp_path)) == ["a0", "a1"]

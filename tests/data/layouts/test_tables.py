@@ -321,7 +321,7 @@ def test_an_image_is_there_once_however_its_path_is_written(tmp_path: Path) -> N
     assert errors(path) == ["list.csv line 3: expected each image once, found a.nii as in line 2; remove one of the lines"]
 
 
-@pytest.mark.parametrize("name", ["../../x", "/tmp/x", "a/b", "a\\b", "..", ".x", "a\tb", "ä" * 76])
+@pytest.mark.parametrize("name", ["../../x", "/tmp/x", "a/b", "a\\b", "..", ".x", "a\x07b", "ä" * 76])
 def test_ids_that_lead_out_of_the_output_are_refused(tmp_path: Path, name: str) -> None:
     table(tmp_path, "")
     path = tmp_path / "list.json"
@@ -338,3 +338,16 @@ def test_a_split_of_a_template_is_train_or_test(tmp_path: Path) -> None:
     assert [case.split for case in survey(tmp_path, data=DataSettings(**templates)).cases] == ["train", "train", "test"]
     touch(tmp_path, "heldout/i/a9.nii", "heldout/l/a9.nii")
     assert "a9: split: expected train or test, found heldout" in errors(tmp_path, **templates)[0]
+
+
+def test_patients_of_a_data_list_may_be_numbers_of_any_kind(tmp_path: Path) -> None:
+    table(tmp_path, "")
+    path = tmp_path / "list.json"
+    entries = [
+        {"image": f"i/{name}.nii", "label": f"l/{name}.nii", "patient": who}
+        for name, who in zip("abc", (7.0, 7, "8"), strict=True)
+    ]
+    path.write_text(json.dumps({"training": entries}), encoding="utf-8")
+    assert [case.patient for case in survey(path).cases] == ["7", "7", "8"]
+    path.write_text(json.dumps({"training": [*entries[:2], {**entries[2], "patient": float("nan")}]}), encoding="utf-8")
+    assert "expected a patient of every case, found none of c" in errors(path)[0]
