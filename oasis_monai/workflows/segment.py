@@ -88,7 +88,9 @@ def segment_scans(
     n = whole_number("n", options.get("n", 6))
     chosen = check_choice(loaded.segmenter, method, n)
     _ = loaded.embed, loaded.calibrations  # raise errors of the model here, not as a fault of the first scan
-    run = _Run(loaded, output, chosen, n, options.get("save_probability", False), file_format, log)
+    data = options.get("data")
+    anonymous = data is not None and data.anonymous
+    run = _Run(loaded, output, chosen, n, options.get("save_probability", False), file_format, log, anonymous)
     faults: list[Fault] = []
     rows: list[Row] = []
     try:
@@ -159,10 +161,12 @@ def _faults(case: Case, error: Exception) -> list[Fault]:
 
 def _same_scan(case: Case, record: dict[str, Any], content: str) -> None:
     """Refuse to put a scan's result in the place of that of another scan with the same name, from another folder."""
-    scan, before = str(case.image.resolve()), record.get("scan")
-    if before not in (None, scan) and record["asked"].get("image") != content:
+    scan = str(case.image.resolve())
+    before = record.get("scan", scan)  # earlier versions did not say; None: it may name nobody
+    if before != scan and record["asked"].get("image") != content:
         remedy = "give another output=DIR, or overwrite=true to replace it"
-        raise DataError(Fault(case.id, "output", f"no result of another scan of this name ({scan})", f"that of {before}", remedy))
+        expected = f"no result of another scan of this name{f' ({scan})' if before else ''}"
+        raise DataError(Fault(case.id, "output", expected, f"that of {before or 'another scan'}", remedy))
 
 
 def _files(record: dict[str, Any]) -> list[str]:
@@ -205,6 +209,7 @@ class _Run:
     save_probability: bool
     file_format: str | None
     log: Log
+    anonymous: bool = False
 
     def result(self, case: Case, overwrite: bool) -> tuple[dict[str, Any], bool]:
         """The content of a scan's JSON file, and whether the scan was segmented now (not before)."""
@@ -223,7 +228,8 @@ class _Run:
         for note in volume.notes:
             self.log(f"warning: {note}")
         result = self.model.segment_volume(volume, self.method, self.n, self.save_probability)
-        record: dict[str, Any] = {"asked": asked, "case": case.id, "scan": str(case.image.resolve())}
+        record: dict[str, Any] = {"asked": asked, "case": case.id}
+        record["scan"] = None if self.anonymous else str(case.image.resolve())  # folders are called by people
         record["label"] = f"{case.id}_segmentation{kind}"
         record["files"] = [record["label"], *([probability_file.name] if result.probability is not None else [])]
         record |= result.to_json()

@@ -7,6 +7,7 @@ import os
 import shutil
 import signal
 import time
+from dataclasses import replace
 
 import nibabel
 import numpy as np
@@ -17,6 +18,7 @@ from oasis_monai.atlases.features import embedder, target_features
 from oasis_monai.atlases.library import build_library
 from oasis_monai.data.formats.dispatch import write_array
 from oasis_monai.data.io import read_image
+from oasis_monai.data.settings import DataSettings
 from oasis_monai.data.types import Case
 from oasis_monai.networks.warp import folding_voxels
 from oasis_monai.segmentation import flags
@@ -205,6 +207,29 @@ def test_another_scan_of_the_same_name_takes_no_result_s_place(model, phantom, t
     assert (tmp_path / "o" / "t2_segmentation.nii.gz").read_bytes() != first
     assert segment_scans(model, tmp_path / "moved", tmp_path / "o", overwrite=True, **how) == []
     assert (tmp_path / "o" / "t2_segmentation.nii.gz").read_bytes() == first
+
+
+def test_anonymous_results_do_not_say_where_the_scan_lies(model, phantom, tmp_path, no_pictures):
+    for case, folder in (("Case00", "DOE^JANE"), ("Case01", "ROE^JOHN")):
+        image, geometry = read_image(phantom / f"{case}.mhd")
+        write_array(tmp_path / folder / "t2.nii.gz", image[0].numpy(), geometry)
+    how = {"n": 1, "method": "FwoW", "data": DataSettings(anonymous=True)}
+    lines = []
+    assert segment_scans(model, tmp_path / "DOE^JANE", tmp_path / "o", log=lines.append, **how) == []
+    written = [path.read_bytes() for path in (tmp_path / "o").iterdir() if path.suffix in (".json", ".csv")]
+    assert len(written) == 2
+    assert not any(b"DOE" in text for text in (*written, *map(str.encode, lines)))
+    (fault,) = segment_scans(model, tmp_path / "ROE^JOHN", tmp_path / "o", log=quiet, **how)
+    assert "output: expected no result of another scan of this name, found that of another scan" in str(fault)
+    assert segment_scans(model, tmp_path / "DOE^JANE", tmp_path / "o", log=lines.append, **how) == []
+
+
+def test_a_label_in_memory_has_values_above_255(model, images):
+    image, geometry = read_image(images / "Case00.mhd")
+    found = load_model(model).segment(image[0].numpy(), geometry.affine, n=1)
+    large = replace(found, label_values=(0, 60_000)).label
+    assert set(large.unique().tolist()) == {0, 60_000}
+    torch.testing.assert_close(large == 60_000, found.label == 1)
 
 
 def test_a_finished_scan_without_the_probability_that_is_asked_for_is_not_finished(model, images, tmp_path, no_pictures):
