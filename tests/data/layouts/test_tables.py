@@ -318,7 +318,9 @@ def test_a_template_of_one_s_own_may_lead_anywhere(tmp_path: Path) -> None:
 
 def test_an_image_is_there_once_however_its_path_is_written(tmp_path: Path) -> None:
     path = table(tmp_path, f"id,image,label\nx,i/a.nii,l/a.nii\ny,{tmp_path}/i/../i/a.nii,l/b.nii\n")
-    assert errors(path) == ["list.csv line 3: expected each image once, found a.nii as in line 2; remove one of the lines"]
+    assert errors(path) == [
+        "list.csv line 3, column image: expected each image once, found a.nii as in line 2; remove one of the lines"
+    ]
 
 
 @pytest.mark.parametrize("name", ["../../x", "/tmp/x", "a/b", "a\\b", "..", ".x", "a\x07b", "ä" * 76])
