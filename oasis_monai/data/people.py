@@ -73,7 +73,8 @@ def _note_alike(key: str, names: Sequence[str], faults: list[Fault]) -> None:
 
 
 def _note_both_sides(cases: Sequence[Case], faults: list[Fault]) -> None:
-    """A fault for every patient of whom the data set keeps one scan for testing and gives another to train with."""
+    """A warning for every patient of whom the data set keeps one scan for testing and gives another to train with: ``folds=file``
+    refuses that, and ``evaluate`` leaves the scan out."""
     groups: dict[str, list[Case]] = defaultdict(list)
     for case in cases:
         groups[case.patient].append(case)
@@ -81,7 +82,7 @@ def _note_both_sides(cases: Sequence[Case], faults: list[Fault]) -> None:
         if len({case.split == "test" for case in own}) > 1:
             found = ", ".join(f"{case.id}: {case.split or 'train'}" for case in own)
             remedy = "put all scans of a patient in one, or correct data.patient"
-            faults.append(Fault(own[0].id, f"patient {patient}", "one split", found, remedy))
+            faults.append(Fault(own[0].id, f"patient {patient}", "one split", found, remedy, "warning"))
 
 
 def _note_shared_files(cases: Sequence[Case], faults: list[Fault]) -> None:
