@@ -21,7 +21,15 @@ from oasis_monai.networks.losses import RegistrationLoss
 from oasis_monai.networks.registration import RegistrationSettings
 from oasis_monai.networks.segmentation import NETWORKS, NetworkSettings
 from oasis_monai.networks.slice_unet import JointSettings, check_size
-from oasis_monai.segmentation.methods import ESTIMATE, INTERPOLATION, METHODS, check_methods, methods_that_need, uses_estimate
+from oasis_monai.segmentation.methods import (
+    ESTIMATE,
+    INTERPOLATION,
+    METHODS,
+    USUAL_ATLASES,
+    check_methods,
+    methods_that_need,
+    uses_estimate,
+)
 from oasis_monai.training.trainer import TrainingSettings
 from oasis_monai.transforms.augmentation import Augmentation
 from oasis_monai.transforms.corruptions import CORRUPTIONS
@@ -95,7 +103,7 @@ class Settings:
     network: NetworkSettings = field(default_factory=NetworkSettings, metadata=not_used_by("slices"))
     joint: JointSettings = field(default_factory=JointSettings, metadata=not_used_by("segmentation"))
     spatial_dims: int = 3
-    n: tuple[int, ...] = field(default=(6,), metadata=INFERENCE_ONLY)
+    n: tuple[int, ...] = field(default=(USUAL_ATLASES,), metadata=INFERENCE_ONLY)
     methods: tuple[str, ...] = field(default=None, metadata=INFERENCE_ONLY)  # type: ignore[arg-type]  # filled in
     folds: str = field(default="patient", metadata=NOT_IN_NAME)
     k: int = field(default=5, metadata=NOT_IN_NAME)
@@ -315,7 +323,7 @@ def build(config: Mapping[str, Any]) -> Settings:
         ConfigError: an unknown key, a value out of range, or sizes the network cannot take.
     """
     config = without_nulls(config)
-    top = {key: value for key, value in config.items() if (key, value) != ("methods", None)}
+    top = {key: value for key, value in config.items() if key not in ("n", "methods") or value is not None}
     more = {"preprocessing": {"spatial_dims": top.get("spatial_dims", 3)}}
     groups = {name: make_group(kind, top.pop(name, {}), name, **more.get(name, {})) for name, kind in GROUPS.items()}
     return make_group(Settings, {**top, **groups}, "")

@@ -196,13 +196,13 @@ def _require(job: Mapping[str, Any], **paths: str) -> None:
             raise ConfigError(key, "true or false", job[key])
 
 
-def _one(settings: Any, own: bool) -> tuple[int, str | None]:
+def _one(settings: Any, config: Mapping[str, Any], own: bool) -> tuple[int | None, str | None]:
     """The number of atlases and the method (None: as suits the model) of a task that gives one result a scan."""
     if len(settings.n) > 1:
         raise ConfigError("n", "one number: a scan gets one result", list(settings.n))
     if own and len(settings.methods) > 1:
         raise ConfigError("methods", "one method: a scan gets one result", list(settings.methods))
-    return settings.n[0], settings.methods[0] if own else None
+    return None if config.get("n") is None else settings.n[0], settings.methods[0] if own else None
 
 
 def _segment(config: dict[str, Any], job: Mapping[str, Any], run_dir: Path, sweep_dir: Path | None) -> None:
@@ -216,7 +216,7 @@ def _segment(config: dict[str, Any], job: Mapping[str, Any], run_dir: Path, swee
 
     own = config.get("methods") is not None
     settings = _settings(config)  # what made the model travels with it; of these only the values below count
-    n, method = _one(settings, own)
+    n, method = _one(settings, config, own)
     if not Path(job["input"]).exists():
         raise ConfigError("input", "a scan or a folder of scans", str(job["input"]), "correct the path")
     failed = segment_scans(
@@ -246,7 +246,7 @@ def _evaluate(config: dict[str, Any], job: Mapping[str, Any], run_dir: Path, swe
 
     own = config.get("methods") is not None
     settings = _settings(config)
-    n, method = _one(settings, own)
+    n, method = _one(settings, config, own)
     model = load_model(Path(job["model"]), settings.device, settings.align_batch)
     output = Path(job["output"] or Path("outputs", "evaluations", f"{model.folder.resolve().name}-{settings.data.name}"))
     switches = {key: bool(job[key]) for key in ("training_cases", "overwrite")}
@@ -305,7 +305,7 @@ def _bundle(config: dict[str, Any], job: Mapping[str, Any], run_dir: Path, sweep
     settings = _settings(config)
     from oasis_monai.workflows.bundle import write_bundle
 
-    n, method = _one(settings, own)
+    n, method = _one(settings, config, own)
     made = write_bundle(Path(job["model"]), Path(job["output"]), n, method, settings.align_batch, bool(job["overwrite"]))
     print(f"bundle: {made}")
 

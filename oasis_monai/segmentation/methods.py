@@ -15,6 +15,8 @@ from oasis_monai.segmentation.evidence import Evidence
 from oasis_monai.utils.errors import ConfigError
 
 ATLASES, ALIGNMENT, ESTIMATE, LOA, LABELLED_SLICES = "atlases", "alignment", "estimate", "LOA", "labelled slices"
+USUAL_ATLASES = 6
+"""Atlases that are fused where nobody says how many, if there are so many."""
 
 
 @dataclass(frozen=True)

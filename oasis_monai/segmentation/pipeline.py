@@ -17,6 +17,7 @@ from oasis_monai.segmentation.alignment import FieldCache
 from oasis_monai.segmentation.methods import (
     ESTIMATE,
     INTERPOLATION,
+    USUAL_ATLASES,
     check_methods,
     methods_that_need,
     needs_atlases,
@@ -173,6 +174,11 @@ def merge_slices(parts: Sequence[tuple[CaseResult, torch.Tensor | None]]) -> Cas
     rows = [row for part, _ in parts for row in part.atlases]
     atlases = [rows[i] for i in order.tolist()] if rows else []
     return replace(first, results=results, atlases=atlases, selection=None, fields=None)
+
+
+def number_of_atlases(segmenter: Segmenter, n: int | None) -> int:
+    """``n``, or where nobody says it :data:`.USUAL_ATLASES`, or all where there are fewer."""
+    return min(USUAL_ATLASES, len(segmenter.library)) if n is None else n
 
 
 def check_choice(segmenter: Segmenter, method: str | None, n: int) -> str:

@@ -186,9 +186,10 @@ def evaluate(
     config = composed({"progress": False, **(options or {})}, more)
     settings = build(config)
     method = settings.methods[0] if config.get("methods") is not None else None
+    n = None if config.get("n") is None else settings.n[0]
     with exclusive_folder(Path(output), "output"), torch_setup(settings.threads):
         loaded = load_model(model, settings.device, settings.align_batch)
-        args = (loaded, settings.data, Path(output), _LOGGER.info, settings.n[0], method, settings, training_cases, overwrite)
+        args = (loaded, settings.data, Path(output), _LOGGER.info, n, method, settings, training_cases, overwrite)
         evaluate_model(*args)
         write_report(output)
     return Evaluation(Path(output))

@@ -21,7 +21,7 @@ from oasis_monai.evaluation.metrics import score_case
 from oasis_monai.evaluation.quality import aurc, correlation
 from oasis_monai.evaluation.quality_tables import COLUMNS, mean_error, read_quality, write_quality
 from oasis_monai.evaluation.scores import read_scores, summarise, write_scores, write_summary
-from oasis_monai.segmentation.pipeline import check_choice
+from oasis_monai.segmentation.pipeline import check_choice, number_of_atlases
 from oasis_monai.settings import Settings
 from oasis_monai.transforms.corruptions import UNTOUCHED
 from oasis_monai.transforms.preprocessing import PreprocessCache
@@ -41,7 +41,7 @@ def evaluate_model(
     data: DataSettings,
     output: Path,
     log: Log = print,
-    n: int = 6,
+    n: int | None = None,
     method: str | None = None,
     options: Settings | None = None,
     training_cases: bool = False,
@@ -75,6 +75,7 @@ def evaluate_model(
     found = complete_data(data, Path(asked.cache), "test", model.record.channels)
     for line in found.said:
         log(line)
+    n = number_of_atlases(model.segmenter, n)
     method = check_choice(model.segmenter, method, n)
     data, said = with_structures_of(model.labels, found.data)
     for line in said:

@@ -25,7 +25,7 @@ from oasis_monai.data.types import Geometry, Volume
 from oasis_monai.evaluation.quality import Calibration
 from oasis_monai.segmentation import flags
 from oasis_monai.segmentation.build import build_segmenter
-from oasis_monai.segmentation.pipeline import CaseResult, Scan, check_choice, segment_case
+from oasis_monai.segmentation.pipeline import CaseResult, Scan, check_choice, number_of_atlases, segment_case
 from oasis_monai.segmentation.segmenter import Segmenter
 from oasis_monai.settings import Settings
 from oasis_monai.utils.device import resolve_device, torch_setup
@@ -143,7 +143,7 @@ class Model:
             >>> result.label.shape == image.shape, len(result.atlases)
             (True, 4)
         """
-        n = min(6, len(self.segmenter.library)) if n is None else whole_number("n", n)
+        n = number_of_atlases(self.segmenter, None if n is None else whole_number("n", n))
         method = check_choice(self.segmenter, method, n)
         with torch_setup():
             volume = read_scan(scan, affine, case, self.record.channels)

@@ -7,14 +7,17 @@ and caches know them as if they had been typed.
 
 from __future__ import annotations
 
+import contextlib
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from oasis_monai.data.folds import make_split
 from oasis_monai.data.settings import DataSettings
 from oasis_monai.data.types import Case
+from oasis_monai.segmentation.methods import USUAL_ATLASES
 from oasis_monai.settings import Settings, build, build_data
 from oasis_monai.utils.config import plain
 from oasis_monai.utils.errors import ConfigError, DataError
@@ -140,11 +143,27 @@ def plan_settings(config: Mapping[str, Any], keep: bool = True) -> Planned:
     _check_early(config)
     cache = Path(str(config.get("cache") or "outputs/cache")) if keep else None
     found = complete_data(build_data(config)[0], cache, part_to_deal(str(config.get("folds", ""))))
-    config = {**config, "data": plain(found.data)}
+    config, said = _with_atlases({**config, "data": plain(found.data)}, found.cases)
+    said = (*found.said, *said)
     if not open_keys(config):
-        return Planned(None, build(config), config, said=found.said)
+        return Planned(None, build(config), config, said=said)
     measured = fingerprint_of(found.data, found.cases, cache and cache / "measured")
-    return replace(plan_for(measured, config, found.data.name), said=found.said)
+    return replace(plan_for(measured, config, found.data.name), said=said)
+
+
+def _with_atlases(config: dict[str, Any], cases: Sequence[Case]) -> tuple[dict[str, Any], tuple[str, ...]]:
+    """The configuration with ``n`` where nobody gives it, and what to say of it: fewer than usual where a fold has no more."""
+    if config.get("n") is not None:
+        return config, ()
+    fewest = USUAL_ATLASES
+    if config.get("spatial_dims", 3) == 3:  # of slices there are always more
+        with contextlib.suppress(ConfigError, DataError):  # folds that cannot be made are reported where they are made
+            folds = (config.get("k", 5), config.get("seed", 0), config.get("folds", "patient"))
+            split = make_split(dict.fromkeys((case.id for case in cases), 1), *folds, cases=cases)
+            fewest = min(len(fold.train) for fold in split.folds)
+    n = max(1, min(USUAL_ATLASES, fewest))
+    told = f"n={n}: a fold has {fewest} training cases, fewer than the usual {USUAL_ATLASES} atlases"
+    return {**config, "n": n}, (told,) if n < USUAL_ATLASES else ()
 
 
 def plan_for(fingerprint: Fingerprint, config: Mapping[str, Any], name: str = "") -> Planned:

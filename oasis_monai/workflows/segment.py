@@ -13,7 +13,7 @@ from oasis_monai.data.io import named, read_volume, to_canonical
 from oasis_monai.data.settings import DataSettings
 from oasis_monai.data.types import Case, Volume
 from oasis_monai.segmentation.methods import check_methods
-from oasis_monai.segmentation.pipeline import check_choice
+from oasis_monai.segmentation.pipeline import check_choice, number_of_atlases
 from oasis_monai.segmentation.segmenter import Segmenter
 from oasis_monai.utils.errors import ConfigError, DataError, Fault
 from oasis_monai.utils.files import file_digest, write_json
@@ -31,7 +31,7 @@ class SegmentOptions(TypedDict, total=False):
     """The options of :func:`segment_scans`; the names of the command line in brackets where they differ.
 
     Args:
-        n: atlases to fuse (6).
+        n: atlases to fuse; None: 6, or all where there are fewer.
         method: how to fuse [methods]; None: as suits the model, ``OASIS-joint`` for a joint one and ``OASIS`` for another.
         device: where to run (``auto``).
         batch: atlases aligned at once (8) [align_batch].
@@ -41,7 +41,7 @@ class SegmentOptions(TypedDict, total=False):
         data: how the scans lie, such as templates of their names; None: as :func:`oasis_monai.data.scans.find_scans` recognises.
     """
 
-    n: int
+    n: int | None
     method: str | None
     device: str
     batch: int
@@ -85,7 +85,8 @@ def segment_scans(
     channels = ModelRecord.read(model).channels
     cases = _find_scans(scans, output, method, file_format, log, options.get("data"), channels)
     loaded = load_model(model, options.get("device", "auto"), options.get("batch", 8))
-    n = whole_number("n", options.get("n", 6))
+    asked_n = options.get("n")
+    n = number_of_atlases(loaded.segmenter, None if asked_n is None else whole_number("n", asked_n))
     chosen = check_choice(loaded.segmenter, method, n)
     _ = loaded.embed, loaded.calibrations  # raise errors of the model here, not as a fault of the first scan
     data = options.get("data")

@@ -3,10 +3,12 @@
 import dataclasses
 import itertools
 import json
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 
+from oasis_monai.segmentation.pipeline import number_of_atlases
 from oasis_monai.settings import build, build_settings, composed
 from oasis_monai.utils.errors import ConfigError
 from oasis_monai.utils.planned import UNPLANNED, open_keys, without_nulls
@@ -329,3 +331,18 @@ def test_check_tells_what_it_found_and_the_plan(tmp_path):
     assert wrong.err == "error: spatial_dims: expected 2, as every image is a single slice, found 3; add spatial_dims=2\n"
     assert "data: labels {label_3: 3}, from the values in the label files" in wrong.out
     assert "the settings cannot work" in wrong.out
+
+
+@pytest.mark.parametrize(
+    ("cases", "options", "n"), [(7, {}, 5), (4, {"k": 2}, 2), (4, {"k": 2, "n": 3}, 3), (4, {"n": [1, 2]}, (1, 2))]
+)
+def test_a_small_set_is_fused_with_the_atlases_that_there_are(phantom, cases, options, n):
+    include = [f"Case{number:02d}" for number in range(cases)]
+    planned = plan_settings(composed({"data.root": str(phantom), "data.include": include, **options}, {}), keep=False)
+    assert planned.settings.n == (n if isinstance(n, tuple) else (n,))
+    assert any(line.startswith(f"n={n}: a fold has {n} training cases") for line in planned.said) == ("n" not in options)
+
+
+def test_a_small_model_fuses_all_its_atlases_where_nobody_says_how_many():
+    assert [number_of_atlases(SimpleNamespace(library=range(count)), None) for count in (3, 6, 40)] == [3, 6, 6]
+    assert number_of_atlases(SimpleNamespace(library=range(40)), 12) == 12

@@ -14,7 +14,7 @@ import torch
 
 from oasis_monai.data.formats.dispatch import ending
 from oasis_monai.data.scans import find_scans
-from oasis_monai.segmentation.pipeline import check_choice
+from oasis_monai.segmentation.pipeline import check_choice, number_of_atlases
 from oasis_monai.settings import Settings
 from oasis_monai.utils.errors import ConfigError, DataError, Fault
 from oasis_monai.utils.files import atomic_folder, digest, write_json, write_text
@@ -104,7 +104,7 @@ def scans_in(path: str, channels: Sequence[str] = ()) -> list[dict[str, Any]]:
 def write_bundle(
     model: Path,
     output: Path,
-    n: int = 6,
+    n: int | None = None,
     method: str | None = None,
     batch: int = 8,
     overwrite: bool = False,
@@ -126,6 +126,7 @@ def write_bundle(
         raise ConfigError("output", "a folder that does not exist yet", str(output), remedy)
     loaded = load_model(model, "cpu", batch)
     settings, segmenter = loaded.settings, loaded.segmenter
+    n = number_of_atlases(segmenter, n)
     method = check_choice(segmenter, method, n)
     arguments = network_arguments(settings, segmenter, method, n, batch)
     network = OasisNetwork(**arguments)
