@@ -53,8 +53,9 @@ def with_people(found: Survey, root: Path, patient: str, centre: str | Mapping[s
 
 
 def _note_empty(column: str, cases: Sequence[Case], values: Sequence[str], faults: list[Fault]) -> None:
-    """A fault where some cases have a patient and others none: who is nobody's may be anybody's."""
-    empty = [case.id for case, value in zip(cases, values, strict=True) if not value]
+    """A fault where some cases have a patient and others none: who is nobody's may be anybody's. Scans without a label neither
+    train nor are scored."""
+    empty = [case.id for case, value in zip(cases, values, strict=True) if not value and case.label is not None]
     if empty and len(empty) < len(cases):
         remedy = "give each its patient, any name that no other has where there is one scan"
         faults.append(Fault("", f"column {column}", "a patient of every case", f"none of {listed(empty)}", remedy))
