@@ -209,7 +209,7 @@ def describe(fingerprint: Fingerprint, name: str = "") -> str:
     parts = [
         f"{len(scans)} labelled {kind} of {fingerprint.patients} patients"
         if fingerprint.patients < len(scans)
-        else f"{len(scans)} labelled {kind}, each taken for another patient's",
+        else f"{len(scans)} labelled {kind}, taken as one patient each",
         f"{channels} channel{'s' if channels > 1 else ''}",
         f"{len(fingerprint.names)} structure{'s' if len(fingerprint.names) > 1 else ''} ({', '.join(fingerprint.names[:4])}"
         f"{', ...' if len(fingerprint.names) > 4 else ''})",

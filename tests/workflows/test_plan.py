@@ -187,7 +187,7 @@ def test_the_volume_network_makes_enough_steps_in_its_minutes():
 def test_images_few_patients_and_odd_spacings_are_told_plainly():
     pictures = [scan((1, 1, 1), (120, 100, 1), (27, 28, 0.5), structures={1: structure(thickness_mm=20.0)})] * 4
     plan = plan_for(found(*pictures), config(spatial_dims=2)).plan
-    assert "4 labelled images, each taken for another patient's" in plan.lines()[0]
+    assert "4 labelled images, taken as one patient each" in plan.lines()[0]
     assert "pixels 1 x 1 mm" in plan.lines()[0]
     with pytest.raises(ConfigError, match=r"^spatial_dims: .* as every image is a single slice, found 3; add spatial_dims=2"):
         plan_for(found(*pictures), config())
