@@ -299,7 +299,9 @@ def test_the_task_prints_the_plan_and_every_line_of_it_can_be_typed(phantom, tmp
     assert (done.code, done.err) == (0, "")
     plan = read_plan(tmp_path / "p")
     lines = plan.lines()
-    assert done.out.splitlines()[: len(lines)] == lines
+    said = done.out.splitlines()
+    assert said[:1] == ["n=5: a fold has 5 training cases, fewer than the usual 6 atlases"]
+    assert said[1 : len(lines) + 1] == lines
     typed = [word for line in lines[1:] for word in line.partition("  # ")[0].split()]
     checked = run("check", *words, *typed, cwd=tmp_path)
     assert checked.code == 0
