@@ -148,6 +148,7 @@ class ProcessGroup(SingleProcess):
             while (number := self._number(STOP)) != STOP:
                 self._share_weights(trainer.model)
                 trainer.step(number)
+        dist.destroy_process_group()  # its threads must not outlive the interpreter: the process would abort as it ends
 
     def dismiss(self) -> None:
         """End the helpers; the main process calls this as it ends."""
