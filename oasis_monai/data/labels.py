@@ -17,7 +17,6 @@ from oasis_monai.data.types import IGNORE, Geometry
 from oasis_monai.utils.errors import ConfigError
 
 WHOLE = 1e-4  # a label value this close to a whole number is one: scaled NIfTI masks hold 0.9999999
-MOST_VALUES = 65_536  # of one label file; one with more is an image
 
 
 def read_label_names(path: str | Path) -> dict[str, int]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import pytest
@@ -34,6 +35,22 @@ def test_a_patient_in_training_and_test_is_told(tmp_path: Path) -> None:
         "a: patient Anna: expected one split, found a: train, b: test; put all scans of a patient in one"
     )
     assert survey(listed(tmp_path, "Anna,train", "Anna,", "Berta,test", columns="patient,split")).faults == []
+
+
+def test_only_labelled_cases_need_a_patient(tmp_path: Path) -> None:
+    for name in ("a", "a_seg", "b", "b_seg", "new"):
+        (tmp_path / f"{name}.nii").touch()
+    cases = [
+        {"image": "a.nii", "label": "a_seg.nii", "patient": "Anna"},
+        {"image": "b.nii", "label": "b_seg.nii", "patient": "Berta"},
+    ]
+    path = tmp_path / "list.json"
+    path.write_text(json.dumps({"training": cases, "test": [{"image": "new.nii"}]}))
+    assert errors(path) == []
+    del cases[1]["patient"]
+    path.write_text(json.dumps({"training": cases, "test": [{"image": "new.nii"}]}))
+    (error,) = errors(path)
+    assert "a patient of every case, found none of b" in error
 
 
 @pytest.mark.parametrize(("one", "other"), [("P01", "p01"), ("P 01", "P01"), ("Zoë", "Zoe\u0308"), ("Anna  B", "anna b")])

@@ -78,6 +78,8 @@ def test_the_run_and_its_page_say_who_was_tested_how(settings, tmp_path):
     assert "7 cases of 4 patients" in page
     assert "leaving one centre out (2 centres)" in page
     assert "By centre, prostate" in page
+    crossval(settings({"methods": ["FwoW"], "folds": "centre", "fold": "B"}), tmp_path / "b", quiet)
+    assert "leaving one centre out (B)" in write_report(tmp_path / "b").read_text()
 
 
 def test_without_several_cases_a_patient_s_name_changes_no_model_and_with_them_it_does(settings, tmp_path):

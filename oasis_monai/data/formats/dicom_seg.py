@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from oasis_monai.data.formats.dicom_file import SEGMENTATIONS, STORAGE, is_of_class, parsing, read_dataset, unreadable, word
+from oasis_monai.data.formats.dicom_file import SEGMENTATIONS, STORAGE, parsing, read_dataset, unreadable, word
 from oasis_monai.data.formats.dicom_frames import MACROS, numbers, value_in
 from oasis_monai.data.formats.dicom_structures import Painted, unique_names, wanted_numbers
 from oasis_monai.data.formats.header import OTHER_VOXELS, SAME_VOXELS, Faults, check_shape, flip_lps_ras, shown
@@ -21,11 +21,6 @@ if TYPE_CHECKING:
 HALF = 0.5
 """Fraction from which a voxel belongs to a segment."""
 AFRESH = "export the segmentation again, on the image's grid"
-
-
-def is_seg(path: Path) -> bool:
-    """Whether a file is a DICOM SEG."""
-    return is_of_class(path, *SEGMENTATIONS)
 
 
 def seg_names(path: Path) -> dict[str, int]:
