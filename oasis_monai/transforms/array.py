@@ -69,8 +69,8 @@ class LoadVolume(Transform):
 
 class PhysicalFieldOfView(Transform):
     """Resample to a spacing in mm and cut or pad a field of view round the image centre, in one interpolation, on the scan's
-    own axes in RAS order. (``Orientation``, ``Spacing`` and ``ResizeWithPadOrCrop`` in a row do not smooth before they
-    down-sample and move the centre by up to a voxel.)
+    own axes in RAS order (of coronal and sagittal slices: in that of ``slice_axis``). (``Orientation``, ``Spacing`` and
+    ``ResizeWithPadOrCrop`` in a row do not smooth before they down-sample and move the centre by up to a voxel.)
 
     Args:
         spacing_mm: along x, y, z; None, or leaving z out, keeps the scan's own.
@@ -78,6 +78,8 @@ class PhysicalFieldOfView(Transform):
         label: the input holds class indices (1, x, y, z): interpolate class by class, give uint8, pad with background.
         padding: value beyond an image's edge. NaN lets :class:`RobustZScore` with ``padding=nan`` tell it from dark voxels.
         anti_alias: smooth images before down-sampling.
+        slice_axis: ``axial`` (x, y, z run to the right, anterior, superior), ``coronal`` (right, superior, anterior) or
+            ``sagittal`` (anterior, superior, right).
 
     Call: ``MetaTensor`` (C, x, y, z) -> ``MetaTensor`` (C, \\*size) on its new affine, ``meta`` kept.
 
@@ -102,13 +104,17 @@ class PhysicalFieldOfView(Transform):
         label: bool = False,
         padding: float = 0.0,
         anti_alias: bool = True,
+        slice_axis: str = "axial",
     ) -> None:
+        if slice_axis not in grids.SLICE_AXES:
+            raise ValueError(f"slice_axis: expected one of {list(grids.SLICE_AXES)}, found {slice_axis!r}")
+        self.slice_axis = slice_axis
         self.spacing_mm = _three("spacing_mm", spacing_mm)
         self.size = [None if n is None else int(n) for n in _three("size", size)]
         self.label, self.padding, self.anti_alias = label, padding, anti_alias
 
     def __call__(self, img: torch.Tensor) -> MetaTensor:
-        return self._moved(img, grids.centred(grid_of(img), self.spacing_mm, self.size))
+        return self._moved(img, grids.centred(grid_of(img), self.spacing_mm, self.size, self.slice_axis))
 
     def _moved(self, img: torch.Tensor, target: Geometry) -> MetaTensor:
         source = grid_of(img)
@@ -125,8 +131,7 @@ class InPlaneResize(PhysicalFieldOfView):
 
     Args:
         size: voxels along x, y.
-        label: as for :class:`PhysicalFieldOfView`.
-        anti_alias: as for :class:`PhysicalFieldOfView`.
+        label, anti_alias, slice_axis: as for :class:`PhysicalFieldOfView`.
 
     Call: ``MetaTensor`` (C, x, y, z) -> ``MetaTensor`` (C, \\*size, slices) over exactly the same field of view.
 
@@ -142,13 +147,15 @@ class InPlaneResize(PhysicalFieldOfView):
         tensor([1., 1., 4.], dtype=torch.float64)
     """
 
-    def __init__(self, size: Sequence[int] = (320, 320), label: bool = False, anti_alias: bool = True) -> None:
+    def __init__(
+        self, size: Sequence[int] = (320, 320), label: bool = False, anti_alias: bool = True, slice_axis: str = "axial"
+    ) -> None:
         if len(size) != 2:
             raise ValueError(f"size: expected 2 numbers of voxels, found {list(size)}")
-        super().__init__((None, None), size, label=label, anti_alias=anti_alias)
+        super().__init__((None, None), size, label=label, anti_alias=anti_alias, slice_axis=slice_axis)
 
     def __call__(self, img: torch.Tensor) -> MetaTensor:
-        return self._moved(img, grids.resized(grid_of(img), self.size))
+        return self._moved(img, grids.resized(grid_of(img), self.size, self.slice_axis))
 
 
 class RestoreToGrid(Transform):

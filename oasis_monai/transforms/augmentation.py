@@ -26,7 +26,7 @@ class Augmentation:
         scale: relative size change per axis, as a fraction.
         shear: shear per pair of axes, as a fraction.
         shift: translation as a fraction of the field of view.
-        flip: probability, 0 to 1, of a left-right flip of the whole pair (array axis x of the RAS-ordered grid).
+        flip: probability, 0 to 1, of a left-right flip of the whole pair (array axis x of the working grid).
         elastic_mm: displacement in mm along each axis of control points (four a side, evenly over the field of view, linear
             between them): how patients differ in shape beyond an affine motion.
         gamma: exponent range of a monotonic contrast curve.

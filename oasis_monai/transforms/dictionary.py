@@ -118,8 +118,9 @@ class PhysicalFieldOfViewd(_EachKey):
         padding: float = 0.0,
         anti_alias: bool = True,
         allow_missing_keys: bool = False,
+        slice_axis: str = "axial",
     ) -> None:
-        each = [PhysicalFieldOfView(spacing_mm, size, one, padding, anti_alias) for one in _per_key(keys, label)]
+        each = [PhysicalFieldOfView(spacing_mm, size, one, padding, anti_alias, slice_axis) for one in _per_key(keys, label)]
         super().__init__(keys, each, allow_missing_keys)
 
 
@@ -135,8 +136,10 @@ class InPlaneResized(_EachKey):
         label: bool | Sequence[bool] = False,
         anti_alias: bool = True,
         allow_missing_keys: bool = False,
+        slice_axis: str = "axial",
     ) -> None:
-        super().__init__(keys, [InPlaneResize(size, one, anti_alias) for one in _per_key(keys, label)], allow_missing_keys)
+        each = [InPlaneResize(size, one, anti_alias, slice_axis) for one in _per_key(keys, label)]
+        super().__init__(keys, each, allow_missing_keys)
 
 
 class RestoreToGridd(MapTransform):

@@ -5,7 +5,8 @@ There are two named settings, and a cache. ``paper``: slices resized in plane to
 stated spacing in mm, a stated field of view cut out (or padded with 0) around the image centre, intensities normalised inside it
 after clipping to percentiles 0.5 and 99.5.
 
-Working axes are the scan's own, permuted and flipped to the closest of right, anterior, superior: a slice stays a slice.
+Working axes are the scan's own, permuted and flipped to the closest of right, anterior, superior: a slice stays a slice. Slices
+follow each other along the last one: axial ones unless ``slice_axis`` says otherwise.
 """
 
 from __future__ import annotations
@@ -36,7 +37,7 @@ from oasis_monai.transforms.intensity import (
     z_score,
 )
 from oasis_monai.transforms.labels import structures
-from oasis_monai.utils.config import ABSENT_AS_NONE, require, without_absent
+from oasis_monai.utils.config import absent_as, require, without_absent
 from oasis_monai.utils.errors import ConfigError, Fault
 from oasis_monai.utils.files import digest, file_digest
 from oasis_monai.utils.tensor_files import load_if_whole, save_tensors
@@ -71,6 +72,8 @@ class Preprocessing:
         window: (low, high), the intensities that count, for CT in HU; what lies beyond is clipped before any other step. For
             several channels a list of them, None for a channel without a window (MR beside CT), which ``intensity=window``
             treats as ``zscore``. None: no window.
+        slice_axis: how the slices lie that the slice networks see: ``axial`` (x, y, z run to the right, anterior, superior),
+            ``coronal`` (right, superior, anterior) or ``sagittal`` (anterior, superior, right).
 
     Raises:
         ConfigError: naming ``preprocessing.<key>``.
@@ -82,7 +85,8 @@ class Preprocessing:
     spacing_mm: tuple[float, ...] | None = None
     intensity: str = ""
     local_mm: float = LOCAL_MM
-    window: Any = field(default=None, metadata=ABSENT_AS_NONE)
+    window: Any = field(default=None, metadata=absent_as(None))
+    slice_axis: str = field(default="axial", metadata=absent_as("axial"))
 
     def __post_init__(self) -> None:
         kind, dims = (self.name, self.spatial_dims), self.spatial_dims
@@ -101,6 +105,7 @@ class Preprocessing:
             self,
             "preprocessing",
             ("intensity", self.intensity in INTENSITIES, f"one of {list(INTENSITIES)}"),
+            ("slice_axis", self.slice_axis in grids.SLICE_AXES, f"one of {list(grids.SLICE_AXES)}"),
             ("local_mm", 0 < self.local_mm < float("inf"), "a number of mm above 0"),
         )
         self._check_window()
@@ -160,9 +165,9 @@ class Preprocessing:
         """
         free = (None,) * (3 - self.spatial_dims)
         if self.spacing_mm is None:
-            found = grids.resized(native, (*self.size, *free))
+            found = grids.resized(native, (*self.size, *free), self.slice_axis)
         else:
-            found = grids.centred(native, (*self.spacing_mm, *free), (*self.size, *free))
+            found = grids.centred(native, (*self.spacing_mm, *free), (*self.size, *free), self.slice_axis)
         if not any(moved):
             return found
         affine = found.affine.copy()

@@ -5,7 +5,8 @@ between grids. Where the axes of two grids are parallel, as those of a scan and 
 is done axis by axis; else by MONAI's ``SpatialResample``.
 
 Working axes are the scan's own axes, permuted and flipped to the closest of right, anterior, superior. They are **not** the
-world's axes: a slice of an oblique scan stays a slice.
+world's axes: a slice of an oblique scan stays a slice. For coronal and sagittal slices they are in another order
+(:data:`SLICE_AXES`), so that slices always follow each other along the last one.
 """
 
 from __future__ import annotations
@@ -20,6 +21,8 @@ from oasis_monai.data.types import Geometry
 from oasis_monai.transforms.labels import decide_streamed
 from oasis_monai.utils.interpolation import along_axis
 
+SLICE_AXES = {"axial": (0, 1, 2), "coronal": (0, 2, 1), "sagittal": (1, 2, 0)}
+"""The working axes x, y, z as axes of (right, anterior, superior), by how the slices lie; z is across the slices."""
 SAME_SPACING = 1e-3  # spacings this close (relative) count as equal: headers carry rounded numbers
 TRUNCATED = 4.0  # standard deviations at which the anti-alias Gaussian ends
 UNSMOOTHED = 0.05  # a Gaussian narrower than this, in voxels, is the identity
@@ -38,15 +41,25 @@ def closest_ras(native: Geometry) -> Geometry:
     return Geometry((x, y, z), np.asarray(native.affine, float) @ inv_ornt_aff(orientation, native.shape))
 
 
-def centred(native: Geometry, spacing_mm: Sequence[float | None], size: Sequence[int | None]) -> Geometry:
-    """The grid of ``size`` voxels of ``spacing_mm`` on the closest-RAS axes of ``native``, both sharing one centre.
+def working_axes(native: Geometry, slice_axis: str = "axial") -> Geometry:
+    """The same voxels on the working axes: :func:`closest_ras`, in the order of :data:`SLICE_AXES`."""
+    own, axes = closest_ras(native), SLICE_AXES[slice_axis]
+    x, y, z = (own.shape[a] for a in axes)
+    return Geometry((x, y, z), own.affine[:, [*axes, 3]])
+
+
+def centred(
+    native: Geometry, spacing_mm: Sequence[float | None], size: Sequence[int | None], slice_axis: str = "axial"
+) -> Geometry:
+    """The grid of ``size`` voxels of ``spacing_mm`` on the working axes of ``native``, both sharing one centre.
 
     Args:
         native: grid of the scan.
-        spacing_mm: voxel size along x, y, z in mm; None keeps the scan's own along that axis.
+        spacing_mm: voxel size along the working axes x, y, z in mm; None keeps the scan's own along that axis.
         size: voxels along x, y, z; None keeps the scan's own number.
+        slice_axis: of :data:`SLICE_AXES`.
     """
-    own = closest_ras(native)
+    own = working_axes(native, slice_axis)
     shape = np.array([n if n is not None else s for n, s in zip(size, own.shape, strict=True)])
     step = np.array([mm if mm is not None else s for mm, s in zip(spacing_mm, own.spacing_mm, strict=True)])
     linear = own.affine[:3, :3] / own.spacing_mm * step
@@ -62,12 +75,12 @@ def centred(native: Geometry, spacing_mm: Sequence[float | None], size: Sequence
     return Geometry((int(shape[0]), int(shape[1]), int(shape[2])), affine)
 
 
-def resized(native: Geometry, size: Sequence[int | None]) -> Geometry:
+def resized(native: Geometry, size: Sequence[int | None], slice_axis: str = "axial") -> Geometry:
     """The grid of ``size`` voxels over exactly the field of view of ``native`` (its outer edges, not its outer voxel
-    centres: half-pixel convention), on its closest-RAS axes; None keeps the number of voxels along that axis."""
-    own = closest_ras(native)
+    centres: half-pixel convention), on its working axes; None keeps the number of voxels along that axis."""
+    own = working_axes(native, slice_axis)
     spacing = [s if n is None else s * m / n for s, m, n in zip(own.spacing_mm, own.shape, size, strict=True)]
-    return centred(native, spacing, size)
+    return centred(native, spacing, size, slice_axis)
 
 
 def resample(values: torch.Tensor, source: Geometry, target: Geometry, anti_alias: bool = True) -> torch.Tensor:

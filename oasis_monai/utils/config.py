@@ -18,8 +18,13 @@ from typing import Any, TypeVar
 from oasis_monai.utils.errors import ConfigError
 
 T = TypeVar("T")
-ABSENT_AS_NONE = {"absent_as_none": True}
-"""Metadata of a field that came later than the others and whose None is what was before: no name holds it while it is None."""
+
+
+def absent_as(value: Any) -> dict[str, Any]:
+    """Metadata of a field that came later than the others and whose ``value`` is what was before: no name holds that value."""
+    return {"absent_as": value}
+
+
 INFERENCE_ONLY = {"inference_only": True}
 """Metadata of a field that changes no trained weight: ``field(default=4, metadata=INFERENCE_ONLY)``."""
 RENAMED = {
@@ -89,18 +94,22 @@ def identity_of(settings: Any, network: str) -> dict[str, Any]:
         for field in dataclasses.fields(settings)
         if not field.metadata.get("inference_only") and network not in field.metadata.get("not_used_by", ())
         for value in [getattr(settings, field.name)]
-        if value is not None or not field.metadata.get("absent_as_none")
+        if not _absent(field, value)
     }
 
 
 def without_absent(settings: Any) -> dict[str, Any]:
-    """The fields of a dataclass as a dict, but those that are None and :data:`ABSENT_AS_NONE`."""
+    """The fields of a dataclass as a dict, but those with the value of :func:`absent_as`."""
     return {
         field.name: value
         for field in dataclasses.fields(settings)
         for value in [getattr(settings, field.name)]
-        if value is not None or not field.metadata.get("absent_as_none")
+        if not _absent(field, value)
     }
+
+
+def _absent(field: dataclasses.Field[Any], value: Any) -> bool:
+    return "absent_as" in field.metadata and bool(field.metadata["absent_as"] == value)
 
 
 def plain(value: Any) -> Any:

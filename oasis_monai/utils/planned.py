@@ -7,7 +7,7 @@ from typing import Any
 
 UNPLANNED: Mapping[int, Mapping[str, Mapping[str, Any]]] = {
     3: {
-        "preprocessing": {"size": [96, 96, 32], "spacing_mm": [1.0, 1.0, 3.0], "intensity": "local"},
+        "preprocessing": {"size": [96, 96, 32], "spacing_mm": [1.0, 1.0, 3.0], "intensity": "local", "slice_axis": "axial"},
         "registration": {"field_stride": [4, 4, 1]},
         "joint": {
             "atlases": 0,
@@ -22,7 +22,7 @@ UNPLANNED: Mapping[int, Mapping[str, Mapping[str, Any]]] = {
         "training": {"batch": 2},
     },
     2: {
-        "preprocessing": {"size": [96, 96], "spacing_mm": [1.0, 1.0], "intensity": "local"},
+        "preprocessing": {"size": [96, 96], "spacing_mm": [1.0, 1.0], "intensity": "local", "slice_axis": "axial"},
         "registration": {"field_stride": [4, 4]},
         "joint": {
             "atlases": 2,

@@ -6,18 +6,20 @@ import json
 import math
 import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 
 from oasis_monai.data.io import read_volume, to_canonical
 from oasis_monai.data.types import IGNORE, Case, Volume
+from oasis_monai.transforms.spatial import SLICE_AXES
 from oasis_monai.utils.config import make_group
 from oasis_monai.utils.errors import ConfigError, DataError
 from oasis_monai.utils.files import digest, write_json
 
+N = TypeVar("N", int, float)
 VERSION = 2  # part of every measured scan's cache name; raise it when a measure changes
 FEW_VOXELS = 50  # a structure of fewer voxels in a scan says nothing about a coil's field
 DRAWN = 5000  # voxels of a structure that the field is fitted to
@@ -43,6 +45,10 @@ class Structure:
     thickness_mm: float
     low: float
     high: float
+
+    def along(self, axes: Sequence[int]) -> Structure:
+        """The same along ``axes`` in the place of 0, 1, 2."""
+        return replace(self, centre_mm=_ordered(self.centre_mm, axes), width_mm=_ordered(self.width_mm, axes))
 
 
 @dataclass(frozen=True)
@@ -76,6 +82,16 @@ class ScanMeasures:
         """Its field of view."""
         return tuple(n * mm for n, mm in zip(self.shape, self.spacing_mm, strict=True))
 
+    def along(self, axes: Sequence[int]) -> ScanMeasures:
+        """The same along ``axes`` in the place of 0, 1, 2."""
+        return replace(
+            self,
+            spacing_mm=_ordered(self.spacing_mm, axes),
+            shape=_ordered(self.shape, axes),
+            label_extent_mm=_ordered(self.label_extent_mm, axes),
+            structures={index: one.along(axes) for index, one in self.structures.items()},
+        )
+
 
 @dataclass(frozen=True)
 class Fingerprint:
@@ -105,9 +121,18 @@ class Fingerprint:
         """The classes that some scan has."""
         return sorted({index for scan in self.labelled for index in scan.structures})
 
+    def along(self, slice_axis: str) -> Fingerprint:
+        """The same scans along their working axes (:data:`oasis_monai.transforms.spatial.SLICE_AXES`)."""
+        axes = SLICE_AXES[slice_axis]
+        return self if slice_axis == "axial" else replace(self, scans=tuple(scan.along(axes) for scan in self.scans))
+
     def name_of(self, index: int) -> str:
         """What a class is called."""
         return self.names[index - 1] if index <= len(self.names) else f"structure {index}"
+
+
+def _ordered(values: tuple[N, ...], axes: Sequence[int]) -> tuple[N, ...]:
+    return tuple(values[axis] for axis in axes) if values else ()
 
 
 def measure(volume: Volume) -> ScanMeasures | None:

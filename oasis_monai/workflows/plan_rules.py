@@ -7,16 +7,18 @@ are those with which PROMISE12 and the hippocampus were tuned by hand (docs/resu
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
 from oasis_monai.transforms.intensity import LOCAL_MM
+from oasis_monai.transforms.spatial import SLICE_AXES
 from oasis_monai.utils.errors import ConfigError
 from oasis_monai.workflows.fingerprint import Fingerprint
 from oasis_monai.workflows.plan_choice import GRID, Asked, Choice
-from oasis_monai.workflows.plan_grid import family, is_fine, own_spacing, working_grid
+from oasis_monai.workflows.plan_grid import SAME, family, is_fine, own_spacing, working_grid
 from oasis_monai.workflows.plan_sides import sided
 from oasis_monai.workflows.plan_time import affordable
 
@@ -38,20 +40,40 @@ def choose(fingerprint: Fingerprint, config: Mapping[str, Any]) -> list[Choice]:
         ConfigError: what the user has given cannot work, whatever is chosen beside it.
     """
     asked = Asked(config, config.get("spatial_dims", 3))
-    if asked.dims == 3 and all(scan.shape[2] == 1 for scan in fingerprint.labelled):
+    if asked.dims == 3 and all(1 in scan.shape for scan in fingerprint.labelled):
         raise ConfigError("spatial_dims", "2, as every image is a single slice", 3, "add spatial_dims=2")
-    made = []
+    is_paper = asked.value("preprocessing.name") == "paper"
+    made = [] if is_paper else [slice_axis(fingerprint, asked)]
+    lying = made[0].values["preprocessing.slice_axis"] if made else asked.value("preprocessing.slice_axis") or "axial"
+    if lying not in SLICE_AXES:
+        raise ConfigError("preprocessing.slice_axis", f"one of {list(SLICE_AXES)}", lying)
+    sides, fingerprint = fingerprint, fingerprint.along(lying)
     networks: Mapping[str, Mapping[str, Any]]
     steps = ""
-    if asked.value("preprocessing.name") == "paper":
+    if is_paper:
         networks = family(asked, is_fine(own_spacing(fingerprint)[: asked.dims]))
     else:
         grid, networks = working_grid(fingerprint, asked)
         made += [grid, intensity(fingerprint, asked, grid)]
         networks, steps = affordable(networks, asked, grid)
     made += network_choices(networks, asked, steps)
-    made += [mirroring(fingerprint, asked), batch(fingerprint, asked, made)]
+    made += [mirroring(sides, asked, lying), batch(fingerprint, asked, made)]
     return made
+
+
+def slice_axis(fingerprint: Fingerprint, asked: Asked) -> Choice:
+    """How the slices lie that the slice networks see: across the axis of the thickest voxels."""
+    scans = fingerprint.labelled
+    if all(scan.shape.count(1) == 1 for scan in scans):
+        across, reason = Counter(scan.shape.index(1) for scan in scans), "every image is one such slice"
+    else:
+        across = Counter(int(np.argmax(s.spacing_mm)) for s in scans if max(s.spacing_mm) > SAME * np.median(s.spacing_mm))
+        reason = "the scans' slices are thickest that way"
+    axis, count = across.most_common(1)[0] if across else (2, 0)
+    if count < MOST * len(scans):
+        axis, reason = 2, "no direction in which the voxels of most scans are thickest"
+    lying = next(name for name, axes in SLICE_AXES.items() if axes[2] == axis)
+    return asked.choice(reason, preprocessing__slice_axis=lying)
 
 
 def network_choices(networks: Mapping[str, Mapping[str, Any]], asked: Asked, steps: str = "") -> list[Choice]:
@@ -112,9 +134,11 @@ def _ct(fingerprint: Fingerprint, asked: Asked) -> Choice:
     return asked.choice(reason, preprocessing__intensity="window", preprocessing__window=window)
 
 
-def mirroring(fingerprint: Fingerprint, asked: Asked) -> Choice:
-    """Whether left and right may be exchanged, in training and in the estimate."""
+def mirroring(fingerprint: Fingerprint, asked: Asked, lying: str) -> Choice:
+    """Whether left and right may be exchanged, in training and in the estimate; not in sagittal slices, which show one side."""
     reason = sided(fingerprint)
+    if lying == "sagittal":
+        reason = reason or "a mirrored sagittal slice exchanges front and back, which no patient shows"
     values: dict[str, Any] = {"augmentation__flip": 0.0 if reason else 0.5}
     if asked.value("registration.joint") is not False:
         values["joint__tta_flip"] = not reason

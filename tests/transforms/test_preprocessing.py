@@ -87,6 +87,36 @@ def test_sizes_are_checked_against_the_networks_divisor(size, divisor, nearest):
 
 @settings
 @world
+@pytest.mark.parametrize("lying", ["coronal", "sagittal"])
+def test_other_slices_are_those_of_the_turned_patient(setting, native, lying):
+    """As if the scan's own axes had been called by the names of the axes that its slices take."""
+    scan, axes = volume(native), list(preprocess.grids.SLICE_AXES[lying])
+    turned = dataclasses.replace(setting, slice_axis=lying)
+    got = turned.apply(scan)
+    if np.abs(native.affine[:3, :3]).max(0).sum() == np.abs(native.affine[:3, :3]).sum():  # the axes are the world's
+        affine = native.affine.copy()
+        affine[:3] = affine[axes]
+        expected = setting.apply(dataclasses.replace(scan, geometry=Geometry(native.shape, affine)))
+        assert torch.equal(got.image, expected.image)
+        assert torch.equal(got.label, expected.label)
+    assert got.image.shape[1:3] == setting.size[:2]
+    own = preprocess.grids.closest_ras(native)
+    if setting.spatial_dims == 2:
+        assert got.image.shape[3] == own.shape[axes[2]]
+    back = restore(torch.nn.functional.one_hot(got.label[0].long(), 3).movedim(-1, 0).float(), got.geometry, native)
+    seen = depth(got.geometry, native, 1.0)
+    assert dice(back.label[seen] > 0, scan.label[0][seen] > 0) > 0.6
+
+
+def test_axial_slices_are_in_no_name():
+    assert "slice_axis" not in preprocess.without_absent(Preprocessing())
+    assert preprocess.without_absent(Preprocessing(slice_axis="coronal"))["slice_axis"] == "coronal"
+    with pytest.raises(ConfigError, match=r"slice_axis: expected one of \['axial', 'coronal', 'sagittal'\], found 'oblique'"):
+        Preprocessing(slice_axis="oblique")
+
+
+@settings
+@world
 def test_a_scan_comes_normalised_and_in_place(setting, native):
     scan = volume(native)
     before = scan.image.clone(), scan.label.clone()

@@ -84,6 +84,29 @@ def test_working_axes_are_the_scans_own_in_ras_order(native):
 
 
 @world
+@pytest.mark.parametrize(("lying", "codes"), [("axial", "RAS"), ("coronal", "RSA"), ("sagittal", "ASR")])
+def test_slices_follow_each_other_along_the_last_working_axis(native, lying, codes):
+    """Against MONAI's own reordering of axes."""
+    from monai.data.meta_tensor import MetaTensor
+    from monai.transforms.spatial.array import Orientation
+
+    values = torch.rand(1, *native.shape)
+    theirs = Orientation(axcodes=codes, labels=None)(MetaTensor(values, affine=native.affine))
+    ours = grids.working_axes(native, lying)
+    assert ours.shape == tuple(theirs.shape[1:])
+    np.testing.assert_allclose(ours.affine, theirs.affine.numpy(), atol=1e-9)
+    made = grids.resample(values, native, ours)
+    torch.testing.assert_close(made, theirs.as_tensor(), atol=1e-5, rtol=0)
+    working = grids.centred(native, (1.3, 1.1, 2.9), (16, 18, 10), lying)
+    assert working.shape == (16, 18, 10)
+    np.testing.assert_allclose(working.spacing_mm, (1.3, 1.1, 2.9))
+    np.testing.assert_allclose(middle_mm(working), middle_mm(native), atol=1e-9)
+    label = random_label(native.shape, 3, 0)
+    maps = torch.stack([(grids.resample_label(label, native, ours)[0] == i).float() for i in range(3)])
+    assert torch.equal(grids.restore(maps, ours, native)[0], label[0])
+
+
+@world
 def test_a_field_of_view_has_the_spacing_size_and_centre_asked_for(native):
     working = grids.centred(native, (1.3, 1.1, 2.9), (16, 18, 10))
     assert working.shape == (16, 18, 10)

@@ -10,6 +10,7 @@ import pytest
 
 from oasis_monai.segmentation.pipeline import number_of_atlases
 from oasis_monai.settings import build, build_settings, composed
+from oasis_monai.transforms.spatial import SLICE_AXES
 from oasis_monai.utils.errors import ConfigError
 from oasis_monai.utils.planned import UNPLANNED, open_keys, without_nulls
 from oasis_monai.workflows.fingerprint import Fingerprint, ScanMeasures, Structure
@@ -67,7 +68,7 @@ USUAL = {"volume_network": "U-Net3D", "volume_stride": [2, 2, 1]}
 TABLE = {  # scans, dims -> size, spacing, intensity, field stride, joint
     "prostates": (PROSTATES, 3, [96, 96, 32], [1, 1, 3], "local", [4, 4, 1], USUAL),
     "hippocampi": (CROPS, 3, [48, 64, 48], [1, 1, 1], "zscore", [2, 2, 2], FINE),
-    "brains": (BRAINS, 3, [80, 96, 80], [2, 2, 2], "zscore", [2, 2, 2], CHEAP),
+    "brains": (BRAINS, 3, [80, 80, 96], [2, 2, 2], "zscore", [2, 2, 2], CHEAP),
     "slices": (PROSTATES, 2, [96, 96], [1, 1], "local", [4, 4], {"atlases": 2, "slice_budget": 0.9, "volume_budget": 0.0}),
 }
 
@@ -99,8 +100,9 @@ def test_a_planned_grid_holds_the_labels_and_what_networks_can_take(scans, dims)
     planned = plan_for(found(*scans), config(spatial_dims=dims))
     grid = planned.settings.preprocessing
     half = np.multiply(grid.size, grid.spacing_mm) / 2
-    reach = np.max([s.label_extent_mm for s in scans], 0)[:dims]
-    largest = np.max([s.size_mm for s in scans], 0)[:dims] / 2
+    axes = list(SLICE_AXES[grid.slice_axis][:dims])
+    reach = np.max([s.label_extent_mm for s in scans], 0)[axes]
+    largest = np.max([s.size_mm for s in scans], 0)[axes] / 2
     assert (half >= np.minimum(reach, largest) - 1e-6).all()
     assert (half <= 1.25 * (1.1 * reach + 5) + np.multiply(planned.settings.divisor, grid.spacing_mm)).all()
     assert np.prod(grid.size) <= THIN_VOXELS * VOXELS[dims]
@@ -115,6 +117,41 @@ def test_one_scan_more_does_not_change_the_grid():
         more = [*PROSTATES, scan(extra, (300, 300, 25), (35, 33, 30), bias=0.3)]
         choice, _ = working_grid(found(*more), Asked(config(), 3))
         assert choice.values == {"preprocessing.size": [96, 96, 32], "preprocessing.spacing_mm": [1.0, 1.0, 3.0]}
+
+
+THICK = {"axial": (0.7, 0.7, 3.0), "coronal": (0.7, 3.0, 0.7), "sagittal": (3.0, 0.7, 0.7)}
+FLAT = {"axial": (200, 180, 1), "coronal": (200, 1, 180), "sagittal": (1, 200, 180)}
+
+
+@pytest.mark.fast
+@pytest.mark.parametrize("lying", THICK)
+@pytest.mark.parametrize("dims", [2, 3])
+def test_slices_lie_across_the_thickest_voxels(lying, dims):
+    across = SLICE_AXES[lying][2]
+    shape = np.full(3, 160)
+    shape[across] = 30
+    scans = [scan(THICK[lying], shape, (30, 32, 34)) for _ in range(7)]
+    mixed = [*scans, scan((1.0, 1.0, 1.0), (128, 128, 128), (30, 32, 34)), scan((1.0, 1.1, 1.0), (128, 128, 128), (30, 32, 34))]
+    for several in (scans, mixed):
+        settings = plan_for(found(*several), config(spatial_dims=dims)).settings
+        assert settings.preprocessing.slice_axis == lying
+        in_plane, *rest = settings.preprocessing.spacing_mm
+        assert rest == ([in_plane] if dims == 2 else [in_plane, pytest.approx(3.0 * in_plane)])
+    assert (settings.augmentation.flip, settings.joint.tta_flip) == ((0.0, False) if lying == "sagittal" else (0.5, True))
+    other = scan(THICK["coronal" if lying == "axial" else "axial"], (160, 160, 160), (30, 32, 34))
+    undecided = plan_for(found(*scans, *[other] * 4), config(spatial_dims=dims))
+    assert undecided.settings.preprocessing.slice_axis == "axial"
+    given = plan_for(found(*scans), config({"preprocessing.slice_axis": "sagittal"}, spatial_dims=dims)).settings
+    assert (given.preprocessing.slice_axis, given.augmentation.flip) == ("sagittal", 0.0)
+
+
+@pytest.mark.fast
+@pytest.mark.parametrize("lying", FLAT)
+def test_an_image_of_one_slice_lies_as_it_lies(lying):
+    pixels = scan((1.0, 1.0, 1.0), FLAT[lying], (40, 40, 40))
+    assert plan_for(found(pixels), config(spatial_dims=2)).settings.preprocessing.slice_axis == lying
+    with pytest.raises(ConfigError, match=r"spatial_dims: expected 2, as every image is a single slice"):
+        plan_for(found(pixels), config())
 
 
 @pytest.mark.fast

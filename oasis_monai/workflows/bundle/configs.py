@@ -99,6 +99,8 @@ def preprocessing(setting: Preprocessing) -> list[dict[str, Any]]:
         padding = {"padding": "$float('nan')"}
         grid = {"_target_": "oasis_monai.transforms.PhysicalFieldOfViewd", **padding}
         grid |= {"spacing_mm": list(setting.spacing_mm), "size": list(setting.size)}
+    if setting.slice_axis != "axial":
+        grid["slice_axis"] = setting.slice_axis
     window = plain(setting.window)
     if setting.intensity == "window":
         score = {"_target_": "oasis_monai.transforms.ScaleWindowd", "window": window}
