@@ -235,11 +235,13 @@ def describe(library: AtlasLibrary, case: str, labels: Mapping[str, int], geomet
     Args:
         geometry: the working grid of the case.
     """
-    label = library.label_of(case)
+    rows = [i for i, name in enumerate(library.cases) if name == case]
+    label = library.labels[rows]
     volumes = {name: round(int((label == i).sum()) * geometry.voxel_ml, 3) for i, name in enumerate(labels, 1)}
-    shapes = measure_anatomy(label, geometry.spacing_mm, list(labels))
-    anatomy = {name: shape.to_json() for name, shape in shapes.items()}
-    return {"images": library.cases.count(case), "volume_ml": volumes, "anatomy": anatomy}
+    shapes = {}
+    if rows and (whole := library.label_of(case)).shape == geometry.shape:  # slices that nobody labelled are no atlases
+        shapes = measure_anatomy(whole, geometry.spacing_mm, list(labels))
+    return {"images": len(rows), "volume_ml": volumes, "anatomy": {name: one.to_json() for name, one in shapes.items()}}
 
 
 def keep_pairs(
