@@ -30,6 +30,7 @@ from oasis_monai.segmentation.methods import (
     methods_that_need,
     uses_estimate,
 )
+from oasis_monai.segmentation.postprocessing import ALL, AUTO, MODES
 from oasis_monai.training.trainer import TrainingSettings
 from oasis_monai.transforms.augmentation import Augmentation
 from oasis_monai.transforms.corruptions import CORRUPTIONS
@@ -68,6 +69,9 @@ class Settings:
         device: ``cpu``, ``cuda`` (``cuda:1``), or ``auto``: a GPU where there is one.
         threads: CPU threads, 1 or more; None for all cores.
         workers: processes that train networks side by side, 1 or more, each on one CPU core or all on one GPU.
+        postprocessing: ``auto`` (pieces and holes that no training label has are removed and filled where the cross-validation
+            shows that it helps), ``none`` or ``all`` (wherever there are any), see
+            :mod:`oasis_monai.segmentation.postprocessing`. Not under slice folds.
         temperature: how strongly ``OASIS-conditioned`` prefers near atlases: the smaller, the more; above 0.
         align_batch: pairs per forward pass of the registration network, 1 or more. Lower it when memory is short.
         corruptions: number of corrupted copies of each test case (:mod:`oasis_monai.transforms.corruptions`) on which the
@@ -113,6 +117,7 @@ class Settings:
     device: str = field(default="auto", metadata=INFERENCE_ONLY)
     threads: int | None = field(default=None, metadata=INFERENCE_ONLY)
     workers: int = field(default=1, metadata=INFERENCE_ONLY)
+    postprocessing: str = field(default=AUTO, metadata=INFERENCE_ONLY)
     temperature: float = field(default=0.1, metadata=INFERENCE_ONLY)
     align_batch: int = field(default=8, metadata=INFERENCE_ONLY)
     corruptions: int = field(default=2, metadata=INFERENCE_ONLY)
@@ -143,6 +148,8 @@ class Settings:
             ("align_batch", self.align_batch > 0, "1 or more"),
             ("corruptions", 0 <= self.corruptions <= len(CORRUPTIONS), f"0 to {len(CORRUPTIONS)} copies of each test case"),
             ("overlays", self.overlays >= 0, "0 or more cases to draw"),
+            ("postprocessing", self.postprocessing in MODES, f"one of {', '.join(MODES)}"),
+            ("postprocessing", self.postprocessing != ALL or self.folds != "slice", "auto or none where folds=slice"),
             ("temperature", self.temperature > 0, "a positive number"),
             ("threads", self.threads is None or self.threads > 0, "1 or more, or null for all cores"),
             ("workers", self.workers > 0, "1 or more processes"),

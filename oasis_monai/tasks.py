@@ -230,6 +230,7 @@ def _segment(config: dict[str, Any], job: Mapping[str, Any], run_dir: Path, swee
         save_probability=settings.save_probability,
         overwrite=bool(job["overwrite"]),
         file_format=job["format"],
+        postprocessing=settings.postprocessing,
         data=settings.data,
     )
     if failed:

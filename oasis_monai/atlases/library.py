@@ -124,6 +124,12 @@ class AtlasLibrary:
         """The cases of a person, in order."""
         return list(dict.fromkeys(c for c, p in zip(self.cases, self.patients, strict=True) if p == patient))
 
+    def label_of(self, case: str) -> torch.Tensor:
+        """(x, y, z) class indices of a case, its slices put together in order."""
+        rows = sorted((int(self.slices[row]), row) for row, other in enumerate(self.cases) if other == case)
+        label = self.labels[[row for _, row in rows], 0]
+        return label[0] if self.spatial_dims == 3 else label.movedim(0, -1)
+
     def twin(self, image: torch.Tensor, tolerance: float, among: Iterable[str]) -> str | None:
         """Find the case whose atlases have the same voxels as a scan.
 

@@ -104,6 +104,26 @@ def write_browser(
     return path
 
 
+def replace_result(folder: Path, case: str, name: str, result: np.ndarray) -> None:
+    """Put another result of a method in the place of that in a case's file; nothing happens where there is none.
+
+    Args:
+        name: of the method.
+        result: as for :func:`write_browser`.
+    """
+    path = browser_file(folder, case)
+    if not path.is_file():
+        return
+    tensors, meta = load_tensors(path)
+    if _RESULT + name not in tensors:
+        return
+    x0, x1, y0, y1 = meta["crop"][:4]
+    shown = result[x0:x1, y0:y1]
+    tensors[_RESULT + name] = torch.from_numpy(np.ascontiguousarray(shown.astype(np.uint8)))
+    meta["outside"][name] = int((result != 0).sum() - (shown != 0).sum())
+    save_tensors(path, tensors, meta)
+
+
 def browser_file(folder: Path, case: str) -> Path:
     """The file in which :func:`write_browser` stores a case."""
     return Path(folder) / f"{digest(case)}.safetensors"

@@ -9,8 +9,10 @@ import torch
 
 from oasis_monai.atlases.library import AtlasLibrary
 from oasis_monai.atlases.selection import nearest
+from oasis_monai.segmentation.anatomy import AnatomyStatistics, StructureShape
 
 UNLIKE_ATLASES, EMPTY, CUT, FOLDING, UNSURE = "unlike_atlases", "empty", "cut", "folding", "unsure"
+PIECES, HOLES, VOLUME, NEIGHBOURS = "pieces", "holes", "volume", "neighbours"
 MARGIN = 1.25
 """A scan is flagged when the distance to its nearest atlas exceeds :func:`typical_distance` times this factor.
 
@@ -116,3 +118,42 @@ def unsure(predicted: Mapping[str, float], names: Sequence[str], calibrated: boo
     predictions = ", ".join(f"{name} {100 * predicted[name]:.0f} %" for name in names)
     how = "predicted DSC" if calibrated else "the parts of the result overlap by"
     return Flag(UNSURE, f"{how} {predictions}: check the result before using it")
+
+
+def implausible(found: Mapping[str, StructureShape], anatomy: AnatomyStatistics) -> tuple[Flag, ...]:
+    """What no training label shows: more pieces, more holes, a volume out of reach, a neighbour that is not touched.
+
+    Args:
+        found: a result, measured like a training label (:func:`.measure_anatomy`).
+        anatomy: of the training labels. A structure that it does not know, or that was not found (:func:`empty`), is not flagged.
+    """
+    texts: dict[str, list[str]] = {PIECES: [], HOLES: [], VOLUME: [], NEIGHBOURS: []}
+    apart = set()
+    for name, shape in found.items():
+        known = anatomy.structures.get(name)
+        if known is None or not shape.volume_ml:
+            continue
+        if len(shape.pieces_ml) > known.most_pieces:
+            texts[PIECES].append(f"{name} in {len(shape.pieces_ml)} pieces ({_ml(shape.pieces_ml)}), {_most(known.most_pieces)}")
+        if len(shape.holes_ml) > known.most_holes:
+            holes = f"{len(shape.holes_ml)} hole{'s' if len(shape.holes_ml) > 1 else ''} in {name}"
+            texts[HOLES].append(f"{holes} ({_ml(shape.holes_ml)}), {_most(known.most_holes)}")
+        low, high = known.likely_ml
+        if not low <= shape.volume_ml <= high:
+            seen, reach = (f"{a:.3g} to {_ml([b])}" for a, b in (known.volume_ml, known.likely_ml))
+            own = f"{name} has {_ml([shape.volume_ml])}"
+            texts[VOLUME].append(f"{own}, in the training labels {seen} (of others {reach} can be expected)")
+        lost = [other for other in known.neighbours if other not in shape.touches and found[other].volume_ml]
+        apart |= {tuple(sorted((name, other), key=list(found).index)) for other in lost}
+    texts[NEIGHBOURS] = [f"{one} and {other} do not touch, as they do in all training labels" for one, other in sorted(apart)]
+    return tuple(Flag(name, "; ".join(own)) for name, own in texts.items() if own)
+
+
+def _ml(volumes: Sequence[float]) -> str:
+    """Volumes for people: "41.2 and 3.1 ml"."""
+    *first, last = (f"{one:.3g}" for one in volumes)
+    return f"{', '.join(first)}{' and ' if first else ''}{last} ml"
+
+
+def _most(count: int) -> str:
+    return f"in the training labels {f'at most {count}' if count else 'none'}"

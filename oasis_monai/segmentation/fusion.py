@@ -12,6 +12,7 @@ import numpy as np
 import torch
 
 from oasis_monai.networks.losses import ncc, soft_dice
+from oasis_monai.transforms.components import connected
 from oasis_monai.transforms.labels import decide, ignored, labelled
 
 MISSING = 1e-3  # of all votes: sums of weights miss 1 by far less, and the vote of an atlas with less weight decides nothing
@@ -168,9 +169,7 @@ def remove_unsupported_components(probability: torch.Tensor, atlases: torch.Tens
     Returns:
         ``probability`` with background 1 in the removed components; unchanged where there are none.
     """
-    from scipy import ndimage
-
-    components, count = ndimage.label((decide(probability) > 0).cpu().numpy(), structure=np.ones((3, 3, 3)))
+    components, count = connected((decide(probability) > 0).cpu().numpy())
     supported = np.unique(components[(decide(atlases) > 0).cpu().numpy()])
     unsupported = np.setdiff1d(np.arange(1, count + 1), supported)
     if not len(unsupported) or len(unsupported) == count:  # atlases that support no component at all give no evidence

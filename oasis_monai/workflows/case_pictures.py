@@ -9,8 +9,9 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 
-from oasis_monai.data.types import Case, Segmentation
+from oasis_monai.data.types import Case, Geometry, Segmentation
 from oasis_monai.evaluation.scores import method_name
 from oasis_monai.segmentation.pipeline import CaseResult
 from oasis_monai.segmentation.segmenter import Key
@@ -31,6 +32,29 @@ def save_label(settings: Settings, run_dir: Path, result: Segmentation, method: 
     if settings.save_probability and result.probability is not None:
         write_probability(path.with_name(f"{name}_probability.nii.gz"), result.probability, result.geometry)
     return zlib.compress(result.label.numpy().tobytes(), 1)
+
+
+def read_saved(
+    settings: Settings, run_dir: Path, packed: bytes, case: str, geometry: Geometry, method: str, n: int
+) -> Segmentation:
+    """What :func:`save_label` was given: the label, and the probability if the settings had it written."""
+    label = torch.from_numpy(np.frombuffer(zlib.decompress(packed), np.uint8).reshape(geometry.shape).copy())
+    probability = None
+    if settings.save_probability:
+        from nibabel.nifti1 import Nifti1Image
+
+        path = run_dir / "segmentations" / f"{case}__{method_name(method, n)}_probability.nii.gz"
+        probability = torch.from_numpy(np.moveaxis(np.asarray(Nifti1Image.from_filename(path).dataobj, np.float32), -1, 0).copy())
+    return Segmentation(case, label, probability, geometry)
+
+
+def replace_in_browser(run_dir: Path, result: Segmentation, method: str, n: int) -> None:
+    """Put a result in the place of that of its method in what :func:`write_case_browser` wrote, if it is shown there."""
+    from oasis_monai.data.io import to_canonical
+    from oasis_monai.evaluation.case_view import replace_result
+
+    label, _ = to_canonical(result.label.numpy(), result.geometry.affine)
+    replace_result(run_dir / "browser", result.case, method_name(method, n), label)
 
 
 def write_case_browser(

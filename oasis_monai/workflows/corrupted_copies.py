@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import functools
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -23,6 +24,7 @@ from oasis_monai.utils.device import resolve_device
 from oasis_monai.utils.errors import with_case_in_errors
 from oasis_monai.utils.files import digest
 from oasis_monai.workflows.fold_models import FoldModels, OpenModels
+from oasis_monai.workflows.postprocessing import CrossPostprocessing
 from oasis_monai.workflows.prepare import Dataset
 
 Rows = list[tuple[dict[str, Any], torch.Tensor]]
@@ -52,8 +54,12 @@ def segment_labelled(
     embed: Embedder,
     methods: Sequence[str],
     fields: FieldCache | None = None,
+    postprocess: Callable[[Key, Segmentation], Segmentation] = lambda _, result: result,
 ) -> tuple[CaseResult, dict[Key, Segmentation], dict[Key, list[float]]]:
     """Segment a labelled scan like one without a label, with no atlas of its own patient, and compute its Dice.
+
+    Args:
+        postprocess: what is done to a method's result on the scan's own grid.
 
     Returns:
         The results; the labels on the scan's own grid by method and n; and the Dice of every structure (NaN where it is in
@@ -63,7 +69,8 @@ def segment_labelled(
         raise ValueError(f"{volume.case}: expected a labelled scan")
     scan = Scan.of_volume(volume, settings.preprocessing)
     case_result = segment_case(segmenter, scan, embed, methods, settings.n, fields, segmenter.library.patient_of(volume.case))
-    labels, truth, classes = case_result.restore(), volume.label[0], len(settings.data.label_values)
+    labels = {key: postprocess(key, one) for key, one in case_result.restore().items()}
+    truth, classes = volume.label[0], len(settings.data.label_values)
     dice = {
         key: [float(common / both) if both else math.nan for common, both in overlap_counts(one.label, truth, classes).tolist()]
         for key, one in labels.items()
@@ -71,7 +78,14 @@ def segment_labelled(
     return case_result, labels, dice
 
 
-def corrupted_rows(settings: Settings, dataset: Dataset, folds: Sequence[Fold], trained: OpenModels, models: FoldModels) -> Rows:
+def corrupted_rows(
+    settings: Settings,
+    dataset: Dataset,
+    folds: Sequence[Fold],
+    trained: OpenModels,
+    models: FoldModels,
+    postprocessing: CrossPostprocessing,
+) -> Rows:
     """Score rows of the corrupted copies of every case, each segmented by the model of the fold that tests it."""
     from tqdm import tqdm
 
@@ -86,6 +100,7 @@ def corrupted_rows(settings: Settings, dataset: Dataset, folds: Sequence[Fold], 
         fold = testing[case]
         segmenter = trained[fold].segmenter
         assert segmenter is not None
+        postprocess = functools.partial(postprocessing.apply, fold)
         with with_case_in_errors(case):
             volume = read_volume(dataset.cases[case], settings.data.label_values, settings.data.ignore)
             for name, seed in draw_corruptions(case, count, settings.seed):
@@ -96,7 +111,7 @@ def corrupted_rows(settings: Settings, dataset: Dataset, folds: Sequence[Fold], 
                 fields = uncorrupted_fields and FieldCache(
                     uncorrupted_fields.folder, digest([uncorrupted_fields.key, name, seed, CORRUPTIONS_VERSION])
                 )
-                case_result, _, dice = segment_labelled(segmenter, copy, settings, embed, methods, fields)
+                case_result, _, dice = segment_labelled(segmenter, copy, settings, embed, methods, fields, postprocess)
                 about = {"protocol": settings.folds, "fold": fold.index, "case": case, "corruption": name, "region": "whole"}
                 about |= {"patient": dataset.cases[case].patient, "centre": dataset.cases[case].centre}
                 for key, result in case_result.results.items():

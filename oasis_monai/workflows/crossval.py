@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, replace
+from functools import cached_property
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
@@ -32,10 +33,19 @@ from oasis_monai.settings import Settings
 from oasis_monai.utils.device import resolve_device
 from oasis_monai.utils.errors import with_case_in_errors
 from oasis_monai.utils.files import write_json
-from oasis_monai.workflows.case_pictures import PackedLabels, draw_overlays, remove_stale_pictures, save_label, write_case_browser
+from oasis_monai.workflows.case_pictures import (
+    PackedLabels,
+    draw_overlays,
+    read_saved,
+    remove_stale_pictures,
+    replace_in_browser,
+    save_label,
+    write_case_browser,
+)
 from oasis_monai.workflows.corrupted_copies import Rows, corrupted_rows
 from oasis_monai.workflows.fold_models import FoldModel, FoldModels, OpenModels, calibration_path, train_in_parallel
 from oasis_monai.workflows.plan import Plan, keep_plan
+from oasis_monai.workflows.postprocessing import CrossPostprocessing
 from oasis_monai.workflows.prepare import Dataset, Log, find_and_check, prepare, split_of, with_found_data
 from oasis_monai.workflows.run_record import Clock, claim_results, refuse_other_results, run_record
 
@@ -143,6 +153,8 @@ class CrossValidation:
         """Segment and score every case, predict its Dice, and write tables and pictures."""
         with contextlib.closing(OpenModels(self.models)) as trained:
             self.score(trained)
+            with self.clock("post-process"):
+                self.postprocess()
             write_scores(self.run_dir / "scores.csv", self.rows)
             for name in (
                 "summary.csv",
@@ -160,7 +172,7 @@ class CrossValidation:
                 pictures = draw_overlays(self.settings, self.dataset.cases, self.rows, self.labels, self.run_dir)
                 remove_stale_pictures(self.settings, self.run_dir, self.rows, pictures)
             with self.clock("corrupted copies"):
-                corrupted = corrupted_rows(self.settings, self.dataset, self.folds, trained, self.models)
+                corrupted = corrupted_rows(self.settings, self.dataset, self.folds, trained, self.models, self.postprocessing)
             self.predict_quality(corrupted)
 
     def score(self, trained: OpenModels) -> None:
@@ -223,14 +235,50 @@ class CrossValidation:
         assert volume.label is not None
         image, reference = volume.image[0].numpy(), volume.label[0].numpy()
         labels = case_result.restore(settings.save_probability)
-        own = next(fold for fold in self.folds if case in fold.test)
+        own = self._fold_of(case)
         fold = own.index if self.split.honest else -1
         for key, result in labels.items():
+            self.postprocessing.try_out(own, key, result, volume.label[0])
             self.labels[case, *key] = save_label(settings, self.run_dir, replace(result, geometry=volume.geometry), *key)
             self.rows += self._score_rows(fold, result, reference, key)
         if settings.browser:
             with self.clock("pictures"):
                 write_case_browser(settings, self.run_dir, self.split.protocol, fold, image, reference, labels, case_result)
+
+    @cached_property
+    def postprocessing(self) -> CrossPostprocessing:
+        """That of the folds that are scored."""
+        return CrossPostprocessing(self.settings, self.dataset, self.split, self.folds)
+
+    def postprocess(self) -> None:
+        """Post-process every result as the results of the other folds decide, and score those again that change."""
+        keys = list(dict.fromkeys((method, n) for _, method, n in self.labels))
+        for case, method, n in list(self.labels):
+            fold, native = self._fold_of(case), self.dataset.targets[case].native
+            if self.postprocessing.choice(fold, (method, n)):
+                packed = self.labels[case, method, n]
+                before = read_saved(self.settings, self.run_dir, packed, case, native, method, n)
+                after = self.postprocessing.apply(fold, (method, n), before)
+                if after is not before:
+                    with with_case_in_errors(case):
+                        self._replace(fold, after, (method, n))
+        self.postprocessing.write(self.run_dir, keys, self.log)
+
+    def _replace(self, fold: Fold, result: Segmentation, key: Key) -> None:
+        """Put a result in the place of that of a method, in the scores, files and pictures."""
+        settings, case = self.settings, result.case
+        volume = read_volume(self.dataset.cases[case], settings.data.label_values, settings.data.ignore)
+        assert volume.label is not None
+        result = replace(result, geometry=volume.geometry)
+        self.labels[case, *key] = save_label(settings, self.run_dir, result, *key)
+        replace_in_browser(self.run_dir, result, *key)
+        places = [i for i, row in enumerate(self.rows) if (row["case"], row["method"], row["n"]) == (case, *key)]
+        for place, row in zip(places, self._score_rows(fold.index, result, volume.label[0].numpy(), key), strict=True):
+            self.rows[place] = row
+
+    def _fold_of(self, case: str) -> Fold:
+        """The fold that tests a case; under slice folds the first."""
+        return next(fold for fold in self.folds if case in fold.test)
 
     def _score_rows(self, fold: int, result: Segmentation, reference: np.ndarray, key: Key) -> list[dict[str, Any]]:
         data = self.settings.data

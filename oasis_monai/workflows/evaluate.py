@@ -18,6 +18,7 @@ from oasis_monai.data.settings import DataSettings
 from oasis_monai.data.types import Case, Geometry, Segmentation
 from oasis_monai.evaluation.centres import write_centres
 from oasis_monai.evaluation.metrics import score_case
+from oasis_monai.evaluation.postprocessing import check_mode
 from oasis_monai.evaluation.quality import aurc, correlation
 from oasis_monai.evaluation.quality_tables import COLUMNS, mean_error, read_quality, write_quality
 from oasis_monai.evaluation.scores import read_scores, summarise, write_scores, write_summary
@@ -34,6 +35,8 @@ from oasis_monai.workflows.run_record import Clock, claim_results, run_record
 from oasis_monai.workflows.scan_result import ScanResult
 
 PROTOCOL, FOLD = "patient", -1  # no patient of the training is among the cases; there are no folds
+EVALUATION_OPTIONS = ("overlays", "browser", "save_segmentations", "save_probability", "progress", "postprocessing")
+"""Settings of an evaluation that are not the model's."""
 
 
 def evaluate_model(
@@ -60,7 +63,7 @@ def evaluate_model(
         output: gets ``scores.csv``, ``summary.csv``, ``quality.csv``, ``run.json`` and what the page shows.
         log: gets a line per case that is left out, and the warnings of the check.
         n: atlases to fuse; method: how, see :meth:`oasis_monai.Model.segment`.
-        options: whose ``overlays``, ``browser``, ``save_segmentations``, ``save_probability``, ``progress`` and ``cache`` count.
+        options: whose :data:`EVALUATION_OPTIONS` and ``cache`` count.
         training_cases: score these cases as well.
         overwrite: also in the place of the results of other data or settings.
 
@@ -77,6 +80,7 @@ def evaluate_model(
         log(line)
     n = number_of_atlases(model.segmenter, n)
     method = check_choice(model.segmenter, method, n)
+    check_mode(asked.postprocessing, model.anatomy)
     data, said = with_structures_of(model.labels, found.data)
     for line in said:
         log(line)
@@ -87,7 +91,7 @@ def evaluate_model(
         methods=(method,),
         corruptions=0,
         folds="patient",
-        **{key: getattr(asked, key) for key in ("overlays", "browser", "save_segmentations", "save_probability", "progress")},
+        **{key: getattr(asked, key) for key in EVALUATION_OPTIONS},
     )
     clock, cache = Clock(), Path(asked.cache)
     with clock("check"):
@@ -196,7 +200,7 @@ class _Evaluation:
         with self.clock("segment"):
             scan = read_volume(case.without_label(), settings.data.label_values)
             found = self.model.find(scan, settings.methods[0], settings.n[0])
-            result = self.model.describe(found, settings.save_probability)
+            result = self.model.describe(found, settings.save_probability, settings.postprocessing)
         if result.is_atlas is not None and not self.training_cases:
             self._leave_out(case, result.is_atlas, f"it is the model's atlas {result.is_atlas}")
             return

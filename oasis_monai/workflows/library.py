@@ -110,7 +110,7 @@ def add_atlas(
             )
         new_atlases = _atlases(item, loaded, scan.patient)
         merged = library.merge(new_atlases)
-        described = describe(new_atlases, name, settings.data.labels, item.geometry.voxel_ml)
+        described = describe(new_atlases, name, settings.data.labels, item.geometry)
         atlases = {**loaded.record.values["atlases"], name: described}
         _replace(loaded, merged, atlases, torch.arange(len(library)))
     return name

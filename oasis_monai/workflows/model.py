@@ -22,10 +22,14 @@ from oasis_monai.data.formats.header import (
     split_affine,
 )
 from oasis_monai.data.types import Geometry, Volume
+from oasis_monai.evaluation.postprocessing import Decisions, check_mode, choice_for
 from oasis_monai.evaluation.quality import Calibration
+from oasis_monai.evaluation.scores import method_name
 from oasis_monai.segmentation import flags
+from oasis_monai.segmentation.anatomy import AnatomyStatistics
 from oasis_monai.segmentation.build import build_segmenter
 from oasis_monai.segmentation.pipeline import CaseResult, Scan, check_choice, number_of_atlases, segment_case
+from oasis_monai.segmentation.postprocessing import AUTO
 from oasis_monai.segmentation.segmenter import Segmenter
 from oasis_monai.settings import Settings
 from oasis_monai.utils.device import resolve_device, torch_setup
@@ -97,6 +101,16 @@ class Model:
         return self.record.calibrations()
 
     @cached_property
+    def anatomy(self) -> AnatomyStatistics | None:
+        """What the labels of its atlases show of every structure; None of an earlier model, which did not keep it."""
+        return self.record.anatomy()
+
+    @cached_property
+    def decisions(self) -> Decisions:
+        """Which post-processing helps, by "method-n", structure and operation; empty where nothing was tried."""
+        return self.record.postprocessing()
+
+    @cached_property
     def typical_distance(self) -> float | None:
         """How far apart scans of the library's kind lie, see :func:`oasis_monai.segmentation.flags.typical_distance`."""
         return flags.typical_distance(self.segmenter.library, self.settings.features.distance)
@@ -109,6 +123,7 @@ class Model:
         method: str | None = None,
         save_probability: bool = True,
         case: str = "",
+        postprocessing: str = AUTO,
     ) -> ScanResult:
         """Segment one scan.
 
@@ -123,13 +138,14 @@ class Model:
             method: a name of :data:`oasis_monai.METHODS`; None: ``OASIS-joint`` for a joint model, ``OASIS`` for another.
             save_probability: keep the probability on the scan's own grid (4 bytes a voxel and class).
             case: what the result is called; by default the file's name.
+            postprocessing: ``auto``, ``none`` or ``all``, see :func:`oasis_monai.evaluation.postprocessing.choice_for`.
 
         Returns:
             Label, predicted Dice, flags and atlases.
 
         Raises:
             DataError: the scan cannot be used.
-            ConfigError: a method or n that the model cannot serve.
+            ConfigError: a method, n or post-processing that the model cannot serve.
             OSError: a file cannot be read.
 
         Examples:
@@ -145,13 +161,16 @@ class Model:
         """
         n = number_of_atlases(self.segmenter, None if n is None else whole_number("n", n))
         method = check_choice(self.segmenter, method, n)
+        check_mode(postprocessing, self.anatomy)
         with torch_setup():
             volume = read_scan(scan, affine, case, self.record.channels)
-            return self.segment_volume(volume, method, n, save_probability)
+            return self.segment_volume(volume, method, n, save_probability, postprocessing)
 
-    def segment_volume(self, volume: Volume, method: str, n: int, save_probability: bool = False) -> ScanResult:
+    def segment_volume(
+        self, volume: Volume, method: str, n: int, save_probability: bool = False, postprocessing: str = AUTO
+    ) -> ScanResult:
         """:meth:`segment` of a scan in memory, by a method that the model is known to have."""
-        return self.describe(self.find(volume, method, n), save_probability)
+        return self.describe(self.find(volume, method, n), save_probability, postprocessing)
 
     def find(self, volume: Volume, method: str, n: int) -> CaseResult:
         """What the method makes of a scan in memory, on the working grid.
@@ -171,11 +190,12 @@ class Model:
             )
         return segment_case(self.segmenter, scan, self.embed, (method,), (n,))
 
-    def describe(self, found: CaseResult, save_probability: bool = False) -> ScanResult:
+    def describe(self, found: CaseResult, save_probability: bool = False, postprocessing: str = AUTO) -> ScanResult:
         """What :meth:`find` gave, on the scan's own grid, with all there is to say about it."""
         (key,) = found.results
-        known = self.calibrations
-        return describe_result(found, key, self.segmenter.library, self.labels, known, self.typical_distance, save_probability)
+        known, choice = self.calibrations, choice_for(postprocessing, self.anatomy, self.decisions.get(method_name(*key), {}))
+        about = (self.segmenter.library, self.labels, known, self.typical_distance, save_probability)
+        return describe_result(found, key, *about, self.anatomy, choice)
 
 
 def load_model(folder: str | Path, device: str = "auto", batch: int = 8) -> Model:

@@ -17,11 +17,14 @@ from typing import Any, TypeVar
 import torch
 
 from oasis_monai.atlases.library import AtlasLibrary
+from oasis_monai.data.types import Geometry
+from oasis_monai.evaluation.postprocessing import Decisions, decisions_of
 from oasis_monai.evaluation.quality import Calibration
 from oasis_monai.evaluation.quality_tables import calibrations_of
 from oasis_monai.networks.registration import SpatialTransformModel
 from oasis_monai.networks.segmentation import make_network
 from oasis_monai.networks.slice_unet import make_slice_network
+from oasis_monai.segmentation.anatomy import AnatomyStatistics, StructureShape, measure_anatomy
 from oasis_monai.segmentation.build import TrainedNetworks
 from oasis_monai.segmentation.loa import LoaTable
 from oasis_monai.segmentation.segmenter import Segmenter
@@ -143,6 +146,35 @@ class ModelRecord:
         except ValueError as error:
             raise OasisError(f"model: {error} in {self.folder}/model.json; copy the model again") from error
 
+    def anatomy(self) -> AnatomyStatistics | None:
+        """What the labels of the atlases show; None of an earlier model, which did not keep it.
+
+        Raises:
+            OasisError: ``model.json`` holds something else.
+        """
+        try:
+            measured = [entry["anatomy"] for entry in self.values["atlases"].values()]
+        except KeyError:
+            return None
+        try:
+            return AnatomyStatistics.of_shapes(
+                {name: StructureShape.from_json(one) for name, one in shapes.items()} for shapes in measured
+            )
+        except (AttributeError, KeyError, TypeError, ValueError) as error:
+            raise OasisError(f"model: expected the anatomy of its labels in {self.folder}/model.json; copy it again") from error
+
+    def postprocessing(self) -> Decisions:
+        """Which post-processing helps, by "method-n", structure and operation; empty where no cross-validation has tried any.
+
+        Raises:
+            OasisError: ``model.json`` holds something else.
+        """
+        held = self.values.get("postprocessing")
+        try:
+            return {} if held is None else decisions_of(held)
+        except ValueError as error:
+            raise OasisError(f"model: {error} in {self.folder}/model.json; copy the model again") from error
+
     def part(self, name: str) -> Path:
         """The file of one part, its checksum verified.
 
@@ -197,11 +229,19 @@ def retry_once(read: Callable[[], T]) -> T:
         return read()
 
 
-def describe(library: AtlasLibrary, case: str, labels: Mapping[str, int], voxel_ml: float) -> dict[str, Any]:
-    """The entry of ``model.json`` for a case of the library: images, and volume of every label on the working grid."""
-    label = library.labels[[i for i, name in enumerate(library.cases) if name == case]]
-    volumes = {name: round(int((label == i).sum()) * voxel_ml, 3) for i, name in enumerate(labels, 1)}
-    return {"images": len(label), "volume_ml": volumes}
+def describe(library: AtlasLibrary, case: str, labels: Mapping[str, int], geometry: Geometry) -> dict[str, Any]:
+    """The entry of ``model.json`` for a case of the library: images, volume of every label on the working grid, and its anatomy.
+
+    Args:
+        geometry: the working grid of the case.
+    """
+    rows = [i for i, name in enumerate(library.cases) if name == case]
+    label = library.labels[rows]
+    volumes = {name: round(int((label == i).sum()) * geometry.voxel_ml, 3) for i, name in enumerate(labels, 1)}
+    shapes = {}
+    if rows and (whole := library.label_of(case)).shape == geometry.shape:  # slices that nobody labelled are no atlases
+        shapes = measure_anatomy(whole, geometry.spacing_mm, list(labels))
+    return {"images": len(rows), "volume_ml": volumes, "anatomy": {name: one.to_json() for name, one in shapes.items()}}
 
 
 def keep_pairs(

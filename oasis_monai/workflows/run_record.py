@@ -166,6 +166,7 @@ RESULTS = (
     "learning.csv",
     "quality.csv",
     "calibration.json",
+    "postprocessing.json",
     "report.html",
     "segmentations/*__*",
 )

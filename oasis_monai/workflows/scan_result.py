@@ -6,23 +6,26 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import torch
 
 from oasis_monai.atlases.library import AtlasLibrary
 from oasis_monai.data.io import write_label, write_probability
-from oasis_monai.data.types import Geometry, Segmentation
+from oasis_monai.data.types import Geometry, Preprocessed, Segmentation
 from oasis_monai.evaluation.quality import Calibration
 from oasis_monai.evaluation.quality_tables import calibration_for
 from oasis_monai.networks.warp import folding_voxels
 from oasis_monai.segmentation import flags
 from oasis_monai.segmentation.agreement import SOURCES, overlaps
+from oasis_monai.segmentation.anatomy import AnatomyStatistics, measure_anatomy
 from oasis_monai.segmentation.flags import Flag
 from oasis_monai.segmentation.pipeline import CaseResult
+from oasis_monai.segmentation.postprocessing import Change, Choice, postprocess
 from oasis_monai.segmentation.segmenter import Key
 from oasis_monai.transforms.labels import decide
-from oasis_monai.transforms.spatial import inside
+from oasis_monai.transforms.spatial import inside, resample_label
 from oasis_monai.utils.files import write_json
 
 SAME = 0.01  # standard deviations between two readings of one scan, as from another file format: an affine is float32 in NIfTI
@@ -81,6 +84,7 @@ class ScanResult:
         method: name and number of atlases.
         is_atlas: the case of the library that this very scan is, or None.
         moved_mm: how far the working grid was moved to the structures, along its axes; None where it stayed.
+        postprocessed: what was removed and filled, each a :class:`oasis_monai.segmentation.postprocessing.Change`.
 
     Examples:
         >>> import oasis_monai
@@ -111,6 +115,7 @@ class ScanResult:
     field_voxels: int
     label_values: tuple[int, ...]
     typical_distance: float | None
+    postprocessed: tuple[Change, ...] = ()
 
     def __repr__(self) -> str:
         method, n = self.method
@@ -187,6 +192,7 @@ class ScanResult:
             "flags": [flag.to_json() for flag in self.flags],
             "moved_mm": None if self.moved_mm is None else list(self.moved_mm),
             "is_atlas": self.is_atlas,
+            "postprocessed": [change.to_json() for change in self.postprocessed],
         }
 
 
@@ -198,8 +204,10 @@ def describe_result(
     calibrations: Mapping[str, Mapping[str, Calibration]],
     typical_distance: float | None,
     keep_probability: bool = False,
+    anatomy: AnatomyStatistics | None = None,
+    choice: Choice = MappingProxyType({}),
 ) -> ScanResult:
-    """The result of one method, with all there is to say about it.
+    """The result of one method, post-processed, with all there is to say about it.
 
     Args:
         found: the results of the scan.
@@ -209,10 +217,15 @@ def describe_result(
         calibrations: of the model, by "method-n" and structure.
         typical_distance: :func:`oasis_monai.segmentation.flags.typical_distance` of the library.
         keep_probability: keep the probability on the scan's own grid.
+        anatomy: of the training labels; None: nothing is known, nothing is flagged.
+        choice: the post-processing, which needs ``anatomy``.
     """
     assert found.selection is not None
     result, segmentation = found.results[key], found.restore(keep_probability)[key]
     names = list(labels)
+    changes: tuple[Change, ...] = ()
+    if anatomy is not None:
+        segmentation, changes = postprocess(segmentation, anatomy, choice, names)
     uses, field_voxels = _atlases_used(found, key, library)
     predictions = _predict(result.agreement, key, names, calibrations)
     target = found.target
@@ -227,6 +240,7 @@ def describe_result(
         flags.empty(segmentation.label, names),
         flags.cut(decide(result.probability), inside(target.native, target.geometry), names),
         flags.folding(folded, field_voxels),
+        *_implausible(segmentation, target, anatomy, names),
     )
     spacing_mm = target.geometry.spacing_mm
     nearest = dict.fromkeys(rows[0].case for rows in found.atlases if rows)
@@ -245,7 +259,18 @@ def describe_result(
         field_voxels=field_voxels,
         label_values=(0, *labels.values()),
         typical_distance=typical_distance,
+        postprocessed=changes,
     )
+
+
+def _implausible(
+    segmentation: Segmentation, target: Preprocessed, anatomy: AnatomyStatistics | None, names: Sequence[str]
+) -> tuple[Flag, ...]:
+    """The flags of a result's anatomy, which is measured as that of a training label was: on the working grid."""
+    if anatomy is None:
+        return ()
+    label = resample_label(segmentation.label[None], segmentation.geometry, target.geometry)[0]
+    return flags.implausible(measure_anatomy(label, target.geometry.spacing_mm, names), anatomy)
 
 
 def _volumes(segmentation: Segmentation, names: Sequence[str], voxel_ml: float) -> dict[str, float]:

@@ -12,8 +12,10 @@ from oasis_monai.data.formats.dispatch import RESULTS, WRITTEN, data_files, map_
 from oasis_monai.data.io import named, read_volume, to_canonical
 from oasis_monai.data.settings import DataSettings
 from oasis_monai.data.types import Case, Volume
+from oasis_monai.evaluation.postprocessing import check_mode
 from oasis_monai.segmentation.methods import check_methods
 from oasis_monai.segmentation.pipeline import check_choice, number_of_atlases
+from oasis_monai.segmentation.postprocessing import AUTO, Change
 from oasis_monai.segmentation.segmenter import Segmenter
 from oasis_monai.utils.errors import ConfigError, DataError, Fault
 from oasis_monai.utils.files import file_digest, write_json
@@ -38,6 +40,7 @@ class SegmentOptions(TypedDict, total=False):
         save_probability: write the probability beside the label.
         overwrite: do finished scans again.
         file_format: of the labels, one of :data:`FORMATS` [format]; None: each scan's own (:func:`.result_ending`).
+        postprocessing: ``auto``, ``none`` or ``all``, see :func:`oasis_monai.evaluation.postprocessing.choice_for`.
         data: how the scans lie, such as templates of their names; None: as :func:`oasis_monai.data.scans.find_scans` recognises.
     """
 
@@ -49,6 +52,7 @@ class SegmentOptions(TypedDict, total=False):
     overwrite: bool
     file_format: str | None
     data: DataSettings | None
+    postprocessing: str
 
 
 def segment_scans(
@@ -88,10 +92,12 @@ def segment_scans(
     asked_n = options.get("n")
     n = number_of_atlases(loaded.segmenter, None if asked_n is None else whole_number("n", asked_n))
     chosen = check_choice(loaded.segmenter, method, n)
-    _ = loaded.embed, loaded.calibrations  # raise errors of the model here, not as a fault of the first scan
+    postprocessing = options.get("postprocessing", AUTO)
+    check_mode(postprocessing, loaded.anatomy)
+    _ = loaded.embed, loaded.calibrations, loaded.decisions  # raise errors of the model here, not as a fault of the first scan
     data = options.get("data")
     anonymous = data is not None and data.anonymous
-    run = _Run(loaded, output, chosen, n, options.get("save_probability", False), file_format, log, anonymous)
+    run = _Run(loaded, output, chosen, n, options.get("save_probability", False), file_format, log, anonymous, postprocessing)
     faults: list[Fault] = []
     rows: list[Row] = []
     try:
@@ -188,7 +194,8 @@ def _line(record: dict[str, Any]) -> str:
         doubts += f"; {', '.join(theirs)} among the model's atlases are of this patient, so the result is no test of accuracy"
     known = [f"{name} {100 * v:.0f} %" for name, v in record["predicted_dsc"].items() if v is not None]
     quality = f"; {'predicted DSC' if record['calibrated'] else 'agreement of the parts'} {', '.join(known)}" if known else ""
-    return f"{record['case']}: {volumes}{quality}{doubts}"
+    edits = "".join(f"; {Change(**change)}" for change in record.get("postprocessed", []))
+    return f"{record['case']}: {volumes}{quality}{edits}{doubts}"
 
 
 def _keep_pairs(segmenter: Segmenter, model: Path, log: Log) -> None:
@@ -211,6 +218,7 @@ class _Run:
     file_format: str | None
     log: Log
     anonymous: bool = False
+    postprocessing: str = AUTO
 
     def result(self, case: Case, overwrite: bool) -> tuple[dict[str, Any], bool]:
         """The content of a scan's JSON file, and whether the scan was segmented now (not before)."""
@@ -228,7 +236,7 @@ class _Run:
         self.model.record.check_channels(case.id, len(volume.image))
         for note in volume.notes:
             self.log(f"warning: {note}")
-        result = self.model.segment_volume(volume, self.method, self.n, self.save_probability)
+        result = self.model.segment_volume(volume, self.method, self.n, self.save_probability, self.postprocessing)
         record: dict[str, Any] = {"asked": asked, "case": case.id}
         record["scan"] = None if self.anonymous else str(case.image.resolve())  # folders are called by people
         record["label"] = f"{case.id}_segmentation{kind}"
@@ -254,6 +262,7 @@ class _Run:
             "image": file_digest(*(file for source in case.sources for file in data_files(source))),
             "recentre": self.model.segmenter.recentres,
             **({"take": list(case.take)} if case.take else {}),
+            **({} if self.postprocessing == AUTO else {"postprocessing": self.postprocessing}),
         }
 
     def _left_of(self, before: dict[str, Any], files: list[str], same: bool) -> list[str]:

@@ -11,6 +11,7 @@ import torch
 from oasis_monai.atlases.features import embedder
 from oasis_monai.data.folds import Fold, Split
 from oasis_monai.data.types import Case
+from oasis_monai.evaluation.postprocessing import plain_decisions, read_decisions
 from oasis_monai.evaluation.quality_tables import plain_calibrations, read_calibrations
 from oasis_monai.networks.segmentation import Predictor
 from oasis_monai.segmentation.segmenter import Segmenter
@@ -33,6 +34,7 @@ from oasis_monai.workflows.model_folder import (
     keep_pairs,
 )
 from oasis_monai.workflows.plan import Plan, keep_plan
+from oasis_monai.workflows.postprocessing import postprocessing_path
 from oasis_monai.workflows.prepare import Dataset, channel_names, check_pairs, find_and_check, prepare, with_found_data
 from oasis_monai.workflows.run_record import Clock, refuse_other_results, run_record
 
@@ -110,6 +112,7 @@ def _record(
     cases = list(dataset.cases)
     record = run_record("train", settings, None, len(cases), clock.seconds, dataset.identity())
     known = read_calibrations(calibration_path(settings, dataset))
+    decided = read_decisions(postprocessing_path(settings, dataset))
     if known is None:
         log(
             "note: no calibration was found, so this model will report the agreement of its parts instead of a predicted Dice. "
@@ -120,6 +123,7 @@ def _record(
         "format": FORMAT,
         "checksums": {**checksums, "settings": digest(record["settings"])},
         "calibration": None if known is None else plain_calibrations(known),
+        "postprocessing": None if decided is None else plain_decisions(decided),
         "embedding": embedder(settings.features.name, settings.features.weights).key,
         "channels": channel_names(settings, dataset.library.channels),
         "cases": cases,
@@ -127,7 +131,7 @@ def _record(
         "scans": dataset.scans,
         "patients": {case: patient for case, patient in dataset.patients.items() if patient != case},
         "atlases": {
-            case: describe(segmenter.library, case, settings.data.labels, target.geometry.voxel_ml)
+            case: describe(segmenter.library, case, settings.data.labels, target.geometry)
             for case, target in dataset.targets.items()
         },
     }

@@ -1,0 +1,95 @@
+"""Connected pieces of a structure and the holes in it, in volumes.
+
+Voxels of a structure are neighbours if they share a face, an edge or a corner; those of a hole if they share a face. So no path
+leads out of a hole between two neighbours.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import NamedTuple
+
+import numpy as np
+
+Box = tuple[slice, ...]
+
+
+class Part(NamedTuple):
+    """A piece or a hole.
+
+    Args:
+        box: where it lies in the array.
+        mask: bool, its voxels within the box.
+        voxels: how many these are.
+    """
+
+    box: Box
+    mask: np.ndarray
+    voxels: int
+
+
+def connected(mask: np.ndarray) -> tuple[np.ndarray, int]:
+    """(x, y, z) bool -> its pieces as numbers 1, 2, ... (0 elsewhere), and how many there are."""
+    from scipy import ndimage
+
+    numbered, count = ndimage.label(mask, structure=np.ones((3, 3, 3)))
+    return numbered, int(count)
+
+
+def pieces(mask: np.ndarray) -> list[Part]:
+    """The connected pieces of an (x, y, z) bool array, largest first; of equal ones the first in the array."""
+    around = bounding_box(mask)
+    if around is None:
+        return []
+    numbered, _ = connected(mask[around])
+    return sorted(_parts(numbered, around), key=lambda part: -part.voxels)
+
+
+def holes(label: np.ndarray) -> Iterator[tuple[int, Part]]:
+    """Background that one structure encloses on all sides: (its class, the hole). What several structures enclose together, or
+    the border of the array with them, is no hole.
+
+    Args:
+        label: (x, y, z) class indices, 0 = background.
+    """
+    from scipy import ndimage
+
+    around = bounding_box(label != 0)
+    if around is None:
+        return
+    inner = label[around]
+    background, _ = ndimage.label(np.pad(inner == 0, 1, constant_values=True))  # the frame joins what is open to the outside
+    numbered = background[1:-1, 1:-1, 1:-1]
+    numbered = np.where(numbered == background[0, 0, 0], 0, numbered)
+    for part in _parts(numbered, tuple(slice(0, n) for n in inner.shape)):
+        grown, mask = widened(part, inner.shape)
+        around_it = np.unique(inner[grown][ndimage.binary_dilation(mask) & ~mask])
+        if len(around_it) == 1:
+            moved = tuple(slice(b.start + a.start, b.stop + a.start) for a, b in zip(around, part.box, strict=True))
+            yield int(around_it[0]), Part(moved, part.mask, part.voxels)
+
+
+def widened(part: Part, shape: tuple[int, ...]) -> tuple[Box, np.ndarray]:
+    """The box of a part one voxel wider, as far as the array of this shape goes, and the part's mask in it."""
+    grown = tuple(slice(max(0, b.start - 1), min(n, b.stop + 1)) for b, n in zip(part.box, shape, strict=True))
+    room = [(b.start - g.start, g.stop - b.stop) for b, g in zip(part.box, grown, strict=True)]
+    return grown, np.pad(part.mask, room)
+
+
+def bounding_box(mask: np.ndarray) -> Box | None:
+    """The smallest box round the true voxels; None where there are none."""
+    spans = [np.flatnonzero(mask.any(tuple(a for a in range(mask.ndim) if a != axis))) for axis in range(mask.ndim)]
+    return tuple(slice(int(span[0]), int(span[-1]) + 1) for span in spans) if len(spans[0]) else None
+
+
+def _parts(numbered: np.ndarray, around: Box) -> list[Part]:
+    """The numbered parts of an array that is the box ``around`` of a larger one, placed in that one."""
+    from scipy import ndimage
+
+    found = []
+    for number, box in enumerate(ndimage.find_objects(numbered), 1):
+        if box is not None:
+            mask = numbered[box] == number
+            moved = tuple(slice(b.start + a.start, b.stop + a.start) for a, b in zip(around, box, strict=True))
+            found.append(Part(moved, mask, int(mask.sum())))
+    return found
