@@ -75,8 +75,8 @@ def segment_fold(settings: Settings, index: int) -> list[dict[str, Any]]:
 
 
 def predicted(rows: pd.DataFrame, copies: int, seed: int) -> pd.DataFrame:
-    """Add ``predicted_dsc``, the ends of its 90 % interval and ``unsure``, calibrated on the unchanged cases and on the ``copies``
-    that a cross-validation makes of each."""
+    """Add ``predicted_dsc``, the ends of its 90 % interval and ``unsure``, calibrated on the unchanged cases and on ``copies`` of
+    each that a cross-validation makes."""
     rows = rows.copy()
     names = {case: {name for name, _ in draw_corruptions(case, copies, seed)} for case in rows["case"].unique()}
     shipped = [c == UNTOUCHED or c in names[case] for case, c in zip(rows["case"], rows["corruption"], strict=True)]

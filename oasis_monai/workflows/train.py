@@ -116,9 +116,7 @@ def _record(
             "Cross-validate with the same settings and cache before training to get one."
         )
     elif few := few_patients(known):
-        log(
-            f"note: {few} patients in the cross-validation are too few for 90 % intervals of the predicted Dice; all hold anything"
-        )
+        log(f"note: {few} patients in the cross-validation are too few for 90 % intervals of the predicted Dice")
     return {
         **record,
         "format": FORMAT,
