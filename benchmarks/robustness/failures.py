@@ -22,7 +22,9 @@ from benchmarks.robustness.fold_models import fold_parser, over_folds, settings_
 from oasis_monai.atlases.features import embedder
 from oasis_monai.data.io import read_volume
 from oasis_monai.evaluation.figures import write_figure
-from oasis_monai.evaluation.quality import FAILURE, correlation, cross_fitted
+from oasis_monai.evaluation.quality import FAILURE, aurc, correlation, cross_fitted
+from oasis_monai.evaluation.quality_intervals import Results, cross_fitted_intervals
+from oasis_monai.evaluation.quality_tables import BOUNDS, coverage, plain_agreement
 from oasis_monai.segmentation import flags
 from oasis_monai.segmentation.agreement import SOURCES, overlaps
 from oasis_monai.segmentation.methods import result_keys
@@ -73,29 +75,28 @@ def segment_fold(settings: Settings, index: int) -> list[dict[str, Any]]:
 
 
 def predicted(rows: pd.DataFrame, copies: int, seed: int) -> pd.DataFrame:
-    """Add ``predicted_dsc`` and ``unsure``, calibrated on the unchanged cases and on the ``copies`` that a cross-validation makes
-    of each."""
+    """Add ``predicted_dsc``, the ends of its 90 % interval and ``unsure``, calibrated on the unchanged cases and on ``copies`` of
+    each that a cross-validation makes."""
     rows = rows.copy()
     names = {case: {name for name, _ in draw_corruptions(case, copies, seed)} for case in rows["case"].unique()}
     shipped = [c == UNTOUCHED or c in names[case] for case, c in zip(rows["case"], rows["corruption"], strict=True)]
-    rows["shipped"], rows["predicted_dsc"], rows["unsure"] = shipped, float("nan"), True
+    rows["shipped"], rows["unsure"] = shipped, True
+    rows[["predicted_dsc", *BOUNDS]] = float("nan")
     for label in rows["label"].unique():
         own = rows["label"] == label
         part = rows[own]
-        told = cross_fitted(
-            part[list(SOURCES)].to_numpy(),
-            part["dsc"].to_numpy(),
-            part["fold"].tolist(),
-            part["corruption"].tolist(),
-            part["shipped"].to_numpy(),
-        )
-        rows.loc[own, "predicted_dsc"], rows.loc[own, "unsure"] = told
+        values, dsc, folds, changes = (part[name].to_numpy() for name in (list(SOURCES), "dsc", "fold", "corruption"))
+        results = Results(values, dsc, folds, changes, part["case"].tolist(), list(range(len(part))))
+        told, unsure = cross_fitted(values, dsc, folds.tolist(), changes.tolist(), part["shipped"].to_numpy())
+        rows.loc[own, "predicted_dsc"], rows.loc[own, "unsure"] = told, unsure
+        rows.loc[own, list(BOUNDS)] = cross_fitted_intervals(results, told, part["shipped"].to_numpy())
     return rows.drop(columns="shipped")
 
 
 def table(rows: pd.DataFrame) -> str:
     """A Markdown table: one line per corruption, and one for all scans."""
-    head = ["scans", "cases", "true DSC", "predicted", "mean error", "r", "DSC under 70 %"]
+    head = ["scans", "cases", "true DSC", "predicted", "mean error", "in the 90 % interval", "its width"]
+    head += ["AURC", "of the plain agreement", "of the best order", "r", "DSC under 70 %"]
     head += ["of these unsure", "others unsure", "of these with any flag", "others with any flag"]
     lines = [f"| {' | '.join(head)} |", "|---" * len(head) + "|"]
     order = [UNTOUCHED, *(name for name in CORRUPTIONS if (rows["corruption"] == name).any())]
@@ -103,6 +104,9 @@ def table(rows: pd.DataFrame) -> str:
         bad, unsure = part["dsc"] < FAILURE, part["unsure"].astype(bool)
         error = (part["predicted_dsc"] - part["dsc"]).abs()
         cells = [name, len(part), *(f"{100 * v.mean():.1f}" for v in (part["dsc"], part["predicted_dsc"], error))]
+        within, known, width = coverage(part)
+        orders = (part["predicted_dsc"], plain_agreement(part), part["dsc"])
+        cells += [f"{within} of {known}", f"{100 * width:.1f}", *(f"{100 * aurc(order, part['dsc']):.1f}" for order in orders)]
         cells += [f"{correlation(part['predicted_dsc'], part['dsc']):.2f}", bad.sum()]
         for told in (unsure, unsure | (part["flags"] != "")):
             cells += [(bad & told).sum(), f"{(~bad & told).sum()} of {(~bad).sum()}"]

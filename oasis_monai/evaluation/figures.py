@@ -19,7 +19,8 @@ import pandas as pd
 
 from oasis_monai.data.folds import PROTOCOLS
 from oasis_monai.evaluation.comparison import AUDITED, PRINTED
-from oasis_monai.evaluation.quality_tables import QualityGroup
+from oasis_monai.evaluation.quality import risk_coverage
+from oasis_monai.evaluation.quality_tables import BOUNDS, QualityGroup, plain_agreement
 from oasis_monai.evaluation.scores import method_rank
 from oasis_monai.evaluation.statistics import interval
 from oasis_monai.utils.files import atomic_path
@@ -186,8 +187,8 @@ def learning_curve(frame: pd.DataFrame) -> Any | None:
 
 
 def predicted_dsc(groups: Sequence[QualityGroup]) -> Any | None:
-    """Predicted against true DSC, a panel per label, a dot per case, a small diamond per corrupted copy; filled where it was
-    flagged. None without cases."""
+    """Predicted against true DSC, a panel per label, a dot per case with its 90 % interval, a small diamond per corrupted copy;
+    filled where it was flagged. None without cases."""
     groups = [g for g in groups if len(g.rows)]
     if not groups:
         return None
@@ -200,6 +201,9 @@ def predicted_dsc(groups: Sequence[QualityGroup]) -> Any | None:
         ax.plot([low, 100], [low, 100], color=_INK, linewidth=0.8, alpha=0.5)
         for rows, mark, size in ((group.corrupted, "D", 3.0), (group.rows, "o", 5.0)):
             x, y, flag = (rows[name].to_numpy() for name in ("predicted_dsc", "dsc", "flag"))
+            if mark == "o":
+                ends = rows[list(BOUNDS)].to_numpy(dtype=float)
+                ax.vlines(100 * x, 100 * ends[:, 0], 100 * ends[:, 1], color=COLOURS[0], linewidth=1, alpha=0.3)
             ax.plot(100 * x[~flag], 100 * y[~flag], mark, color=COLOURS[0], markerfacecolor="none", markersize=size)
             ax.plot(100 * x[flag], 100 * y[flag], mark, color=COLOURS[3], markersize=size)
         _dress(ax, group.label, "predicted DSC %")
@@ -207,6 +211,35 @@ def predicted_dsc(groups: Sequence[QualityGroup]) -> Any | None:
         ax.set_ylim(low, 100)
         ax.set_aspect("equal")
     figure.axes[0].set_ylabel("true DSC %", color=_INK)
+    return figure
+
+
+def risk_coverage_curves(groups: Sequence[QualityGroup]) -> Any | None:
+    """Mean loss (100 - DSC) of the results kept, over how many of them are kept, the surest first: by the predicted DSC, by the
+    plain agreement, in the best possible order, and in any order (level). A column per label; a row for the test scans, one for
+    them with their corrupted copies. None without two results."""
+    groups = [g for g in groups if len(g.rows) > 1]
+    if not groups:
+        return None
+    kinds = [("test scans", False), *([("with corrupted copies", True)] if any(len(g.corrupted) for g in groups) else [])]
+    figure = _figure(1.9 + 3.4 * len(groups), 0.6 + 2.7 * len(kinds))
+    panels = figure.subplots(len(kinds), len(groups), sharey="row", squeeze=False)
+    handles: dict[str, Any] = {}
+    for (title, both), row in zip(kinds, panels, strict=True):
+        for ax, group in zip(row, groups, strict=True):
+            rows = pd.concat([group.rows, group.corrupted]) if both else group.rows
+            orders = {"predicted DSC": rows["predicted_dsc"], "plain agreement": plain_agreement(rows), "best order": rows["dsc"]}
+            for name, colour, dash in zip(orders, COLOURS, ("solid", (0, (5, 2)), (0, (2, 1.5))), strict=False):
+                risk = 100 * risk_coverage(orders[name], rows["dsc"])
+                share = 100 * np.arange(1, len(risk) + 1) / len(risk)
+                handles[name] = ax.plot(share, risk, color=colour, linestyle=dash, linewidth=1.7)[0]
+            level = 100 * (1 - rows["dsc"].mean())
+            handles["any order"] = ax.plot([0, 100], [level, level], color=_INK, linewidth=0.9, alpha=0.6)[0]
+            _dress(ax, f"{group.label}, {title}", "results kept, %")
+            ax.set_xlim(0, 100)
+            ax.set_ylim(bottom=0)
+        row[0].set_ylabel("mean 100 \N{MINUS SIGN} DSC % of those kept", color=_INK)
+    _legend(figure, handles)
     return figure
 
 

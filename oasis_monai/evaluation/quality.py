@@ -19,6 +19,7 @@ from typing import Any
 
 import numpy as np
 
+from oasis_monai.evaluation.conformal import Interval
 from oasis_monai.segmentation.agreement import SOURCES, known_sources
 from oasis_monai.transforms.corruptions import UNTOUCHED
 
@@ -36,6 +37,7 @@ class Calibration:
         spread: root mean square of truth minus prediction, each fitted case predicted from the others; None where nothing was
             fitted.
         cases: how many they were.
+        interval: what holds the true DSC with a probability of 90 %; None where that is not known, as of an earlier version.
     """
 
     sources: tuple[str, ...]
@@ -43,6 +45,7 @@ class Calibration:
     offset: float = 0.0
     spread: float | None = None
     cases: int = 0
+    interval: Interval | None = None
 
     def predict(self, values: Sequence[float]) -> float:
         """The predicted DSC, from ``values`` in the order of :data:`SOURCES`; NaN where it uses no source.
@@ -59,14 +62,19 @@ class Calibration:
         """Whether a failure (DSC below :data:`FAILURE`) lies within one spread of the prediction, or nothing can be predicted."""
         return math.isnan(predicted) or predicted < FAILURE + (self.spread or 0.0)
 
+    def bounds(self, predicted: float) -> tuple[float, float] | None:
+        """The 90 % interval of a predicted DSC; None where nothing is known of it."""
+        return None if self.interval is None or math.isnan(predicted) else self.interval.bounds(predicted)
+
     def to_json(self) -> dict[str, Any]:
-        return {
+        made: dict[str, Any] = {
             "sources": list(self.sources),
             "weights": [round(w, 6) for w in self.weights],
             "offset": round(self.offset, 6),
             "spread": None if self.spread is None else round(self.spread, 6),
             "cases": self.cases,
         }
+        return made if self.interval is None else made | {"interval": self.interval.to_json()}
 
     @classmethod
     def from_json(cls, values: Mapping[str, Any]) -> Calibration:
@@ -74,8 +82,15 @@ class Calibration:
         sources, weights = tuple(map(str, values["sources"])), tuple(map(float, values["weights"]))
         if not set(sources) <= set(SOURCES) or len(weights) != len(sources):
             raise ValueError(f"expected a weight per source of {SOURCES}, found {values!r}")
-        spread = values["spread"]
-        return cls(sources, weights, float(values["offset"]), None if spread is None else float(spread), int(values["cases"]))
+        spread, interval = values["spread"], values.get("interval")
+        return cls(
+            sources,
+            weights,
+            float(values["offset"]),
+            None if spread is None else float(spread),
+            int(values["cases"]),
+            None if interval is None else Interval.from_json(interval),
+        )
 
 
 def uncalibrated(values: Sequence[float] | np.ndarray) -> Calibration:
@@ -170,14 +185,28 @@ def correlation(predicted: Iterable[float], true: Iterable[float]) -> float:
     return float(np.corrcoef(pairs.T)[0, 1])
 
 
+def risk_coverage(predicted: Iterable[float], true: Iterable[float]) -> np.ndarray:
+    """(N,) risk of keeping the 1 to N results of highest predicted Dice: the mean of 1 - true Dice of those kept.
+
+    Results of equal prediction share their mean loss, so that their order does not matter (for the risk where only some of them
+    are kept, that is the mean over all their orders). Empty without a result of which both are known.
+    """
+    pairs = np.array([(a, b) for a, b in zip(predicted, true, strict=True) if not (math.isnan(a) or math.isnan(b))])
+    if not len(pairs):
+        return np.empty(0)
+    values, place = np.unique(-pairs[:, 0], return_inverse=True)
+    counts = np.bincount(place, minlength=len(values))
+    means = np.bincount(place, 1 - pairs[:, 1], minlength=len(values)) / counts
+    loss = np.repeat(means, counts)
+    return np.asarray(loss.cumsum() / np.arange(1, len(loss) + 1))
+
+
 def aurc(predicted: Iterable[float], true: Iterable[float]) -> float:
     """Area under the risk-coverage curve: the lower, the better the prediction tells good results from bad ones.
 
-    The results are kept in falling order of their predicted Dice. At a coverage of k of N results the risk is the mean of
-    1 - true Dice of the k that are kept; the area is the mean of the risk over k = 1 to N (Geifman, Uziel and El-Yaniv,
-    "Bias-reduced uncertainty estimation for deep neural classifiers", ICLR 2019, arXiv 1805.08206, with 1 - Dice as the loss).
-    Results of equal prediction share their mean loss, so that their order does not matter. A prediction that tells nothing has
-    the mean loss of all.
+    It is the mean of :func:`risk_coverage` over all coverages (Geifman, Uziel and El-Yaniv, "Bias-reduced uncertainty estimation
+    for deep neural classifiers", ICLR 2019, arXiv 1805.08206, with 1 - Dice as the loss). A prediction that tells nothing has the
+    mean loss of all; the best possible one is the true Dice itself.
 
     Returns:
         0 to 1; NaN without a result of which both are known.
@@ -186,11 +215,5 @@ def aurc(predicted: Iterable[float], true: Iterable[float]) -> float:
         >>> aurc([0.9, 0.8, 0.5], [1.0, 0.8, 0.2])
         0.1444...
     """
-    pairs = np.array([(a, b) for a, b in zip(predicted, true, strict=True) if not (math.isnan(a) or math.isnan(b))])
-    if not len(pairs):
-        return math.nan
-    values, place = np.unique(-pairs[:, 0], return_inverse=True)
-    counts = np.bincount(place, minlength=len(values))
-    means = np.bincount(place, 1 - pairs[:, 1], minlength=len(values)) / counts
-    loss = np.repeat(means, counts)
-    return float((loss.cumsum() / np.arange(1, len(loss) + 1)).mean())
+    risk = risk_coverage(predicted, true)
+    return float(risk.mean()) if len(risk) else math.nan

@@ -6,7 +6,7 @@ import json
 import math
 from collections import defaultdict
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -15,15 +15,17 @@ import pandas as pd
 import torch
 
 from oasis_monai.evaluation.quality import FAILURE, Calibration, cross_fitted, fit, uncalibrated
+from oasis_monai.evaluation.quality_intervals import Results, cross_fitted_intervals, fit_interval, held
 from oasis_monai.evaluation.scores import WHOSE, method_name
 from oasis_monai.segmentation.agreement import SOURCES, known_sources, overlaps
 from oasis_monai.transforms.corruptions import UNTOUCHED
 from oasis_monai.utils.errors import DataError, Fault
 from oasis_monai.utils.files import locked, write_json, write_text
 
+BOUNDS = ("predicted_low", "predicted_high")  # of the 90 % interval
 COLUMNS = (
     *("protocol", "fold", "case", *WHOSE, "method", "n", "label", "corruption"),
-    *(*SOURCES, "predicted_dsc", "flag", "dsc"),
+    *(*SOURCES, "predicted_dsc", *BOUNDS, "flag", "dsc"),
 )
 Key = tuple[str, str, int]  # case, method, n
 
@@ -51,6 +53,19 @@ def failures(rows: pd.DataFrame) -> tuple[int, int, int, int]:
     """Results whose DSC is below :data:`.quality.FAILURE`; those of them flagged; all others; those flagged."""
     bad, flag = rows["dsc"] < FAILURE, rows["flag"]
     return int(bad.sum()), int((bad & flag).sum()), int((~bad).sum()), int((~bad & flag).sum())
+
+
+def coverage(rows: pd.DataFrame) -> tuple[int, int, float]:
+    """How many of the 90 % intervals hold the true DSC, how many results have one, and the mean width (NaN without any)."""
+    bounds = rows[list(BOUNDS)].to_numpy(dtype=float)
+    within, known = held(rows["dsc"].to_numpy(dtype=float), bounds)
+    return within, known, float(np.nanmean(bounds[:, 1] - bounds[:, 0])) if known else math.nan
+
+
+def plain_agreement(rows: pd.DataFrame) -> np.ndarray:
+    """(N,) mean overlap of the parts: what predicts the DSC where nothing is fitted."""
+    values = known_sources(rows[list(SOURCES)].to_numpy(dtype=float))
+    return np.array([uncalibrated(own).predict(own) for own in values.tolist()])
 
 
 def quality_rows(
@@ -85,13 +100,25 @@ def quality_rows(
     made: list[dict[str, Any]] = []
     models: dict[str, dict[str, Calibration]] = defaultdict(dict)
     for (method, n, label), rows in sorted(parts.items()):
-        values, dsc = known_sources([[r[s] for s in SOURCES] for r in rows]), np.array([r["dsc"] for r in rows])
-        units = _independent(rows)
-        folds, names = [groups[r["case"]] for r in rows], [r["corruption"] for r in rows]
-        predicted, flags = cross_fitted(values, dsc, folds, names, units=units)
-        models[method_name(method, n)][label] = fit(values, dsc, units)
-        made += [r | {"predicted_dsc": float(p), "flag": bool(f)} for r, p, f in zip(rows, predicted, flags, strict=True)]
+        told, models[method_name(method, n)][label] = _predict_and_fit(rows, groups)
+        made += [row | one for row, one in zip(rows, told, strict=True)]
     return pd.DataFrame(made, columns=list(COLUMNS)), dict(models)
+
+
+def _predict_and_fit(rows: list[dict[str, Any]], groups: Mapping[str, int]) -> tuple[list[dict[str, Any]], Calibration]:
+    """What the other folds predict of every result of one structure; and the calibration for new scans, from all of them."""
+    values, dsc = known_sources([[r[s] for s in SOURCES] for r in rows]), np.array([r["dsc"] for r in rows])
+    names, folds = np.array([r["corruption"] for r in rows]), np.array([groups[r["case"]] for r in rows])
+    results = Results(values, dsc, folds, names, [r["patient"] for r in rows], _independent(rows))
+    predicted, flags = cross_fitted(values, dsc, folds.tolist(), names.tolist(), units=results.units)
+    bounds = cross_fitted_intervals(results, predicted)
+    model, interval = fit(values, dsc, results.units), fit_interval(results, predicted)
+    if interval is not None and model.spread is not None:
+        clean = names == UNTOUCHED
+        measured = [held(dsc[kind], bounds[kind]) for kind in (clean, ~clean)]
+        model = replace(model, interval=replace(interval, held=measured[0], held_corrupted=measured[1]))
+    told = zip(predicted.tolist(), bounds.tolist(), flags.tolist(), strict=True)
+    return [{"predicted_dsc": p, **dict(zip(BOUNDS, ends, strict=True)), "flag": flag} for p, ends, flag in told], model
 
 
 def _independent(rows: list[dict[str, Any]]) -> list[Any]:
@@ -119,9 +146,10 @@ def read_quality(path: Path) -> list[QualityGroup]:
     try:
         text = dict.fromkeys(("case", "label", "method", "protocol", "corruption", *WHOSE), str)
         rows = pd.read_csv(path, dtype=text, keep_default_na=False, na_values=[""])  # a structure may be called NA
-        for column in WHOSE:  # of an earlier version
-            rows[column] = rows.get(column, "")
-        rows = rows[list(COLUMNS)].astype({c: float for c in (*SOURCES, "predicted_dsc", "dsc")} | {"flag": bool, "n": int})
+        for column, absent in (*((c, "") for c in WHOSE), *((c, math.nan) for c in BOUNDS)):  # of an earlier version
+            rows[column] = rows.get(column, absent)
+        numbers = (*SOURCES, "predicted_dsc", *BOUNDS, "dsc")
+        rows = rows[list(COLUMNS)].astype({c: float for c in numbers} | {"flag": bool, "n": int})
     except (OSError, ValueError, KeyError) as error:
         remedy = "delete it, or write it again from the run"
         raise DataError(Fault("", str(path), f"a CSV with the columns {', '.join(COLUMNS)}", str(error), remedy)) from error
@@ -178,6 +206,12 @@ def calibrations_of(record: Any) -> dict[str, dict[str, Calibration]]:
         return {str(name): {str(k): Calibration.from_json(v) for k, v in by.items()} for name, by in record.items()}
     except (AttributeError, KeyError, TypeError) as error:
         raise ValueError(f"calibration: expected method -> label -> weights, found {record!r}") from error
+
+
+def few_patients(models: Mapping[str, Mapping[str, Calibration]]) -> int:
+    """From how many patients the intervals that hold everything come, as these were too few; 0: there is no such interval."""
+    intervals = [one.interval for by_label in models.values() for one in by_label.values() if one.interval is not None]
+    return max((one.patients for one in intervals if one.factor is None), default=0)
 
 
 def calibration_for(

@@ -139,7 +139,8 @@ class Evaluation:
 
     @cached_property
     def quality(self) -> pd.DataFrame:
-        """Per structure how well the predicted Dice fits the true one: ``mae``, ``r``, ``aurc``."""
+        """Per structure how well the predicted Dice fits the true one: ``mae``, ``held`` of ``intervals``, ``aurc`` beside
+        ``aurc_agreement`` and ``aurc_best``, ``r``."""
         from oasis_monai.workflows.evaluate import quality_summary
 
         return quality_summary(self.folder)

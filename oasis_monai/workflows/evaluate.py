@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from functools import cached_property
@@ -20,7 +21,15 @@ from oasis_monai.evaluation.centres import write_centres
 from oasis_monai.evaluation.metrics import score_case
 from oasis_monai.evaluation.postprocessing import check_mode
 from oasis_monai.evaluation.quality import aurc, correlation
-from oasis_monai.evaluation.quality_tables import COLUMNS, mean_error, read_quality, write_quality
+from oasis_monai.evaluation.quality_tables import (
+    BOUNDS,
+    COLUMNS,
+    coverage,
+    mean_error,
+    plain_agreement,
+    read_quality,
+    write_quality,
+)
 from oasis_monai.evaluation.scores import read_scores, summarise, write_scores, write_summary
 from oasis_monai.segmentation.pipeline import check_choice, number_of_atlases
 from oasis_monai.settings import Settings
@@ -37,6 +46,8 @@ from oasis_monai.workflows.scan_result import ScanResult
 PROTOCOL, FOLD = "patient", -1  # no patient of the training is among the cases; there are no folds
 EVALUATION_OPTIONS = ("overlays", "browser", "save_segmentations", "save_probability", "progress", "postprocessing")
 """Settings of an evaluation that are not the model's."""
+
+SUMMARY_COLUMNS = ("label", "cases", "mae", "held", "intervals", "aurc", "aurc_agreement", "aurc_best", "r")  # quality_summary
 
 
 def evaluate_model(
@@ -246,7 +257,8 @@ class _Evaluation:
         dsc = {score.label: score.dsc for score in scores if score.region == "whole"}
         for name, one in result.predictions.items():
             values: Mapping[str, Any] = {"label": name, "corruption": UNTOUCHED, **one.agreement, "predicted_dsc": one.value}
-            self.predictions.append({**about, **values, "flag": one.unsure, "dsc": dsc[name]})
+            ends = dict(zip(BOUNDS, one.interval or (math.nan, math.nan), strict=True))
+            self.predictions.append({**about, **values, **ends, "flag": one.unsure, "dsc": dsc[name]})
 
     def write(self, cases: list[Case]) -> None:
         """The tables and pictures."""
@@ -263,16 +275,24 @@ class _Evaluation:
 
 
 def quality_summary(output: Path) -> pd.DataFrame:
-    """Predicted against true Dice of an evaluation: per structure the number of results, the mean absolute error (``mae``),
-    Pearson's correlation (``r``) and :func:`oasis_monai.evaluation.quality.aurc`."""
-    rows = [
-        {
-            "label": group.label,
-            "cases": len(group.rows),
-            "mae": mean_error(group.rows),
-            "r": correlation(group.rows["predicted_dsc"], group.rows["dsc"]),
-            "aurc": aurc(group.rows["predicted_dsc"], group.rows["dsc"]),
-        }
-        for group in read_quality(output / "quality.csv")
-    ]
-    return pd.DataFrame(rows, columns=["label", "cases", "mae", "r", "aurc"])
+    """Predicted against true Dice of an evaluation: per structure the number of results, the mean absolute error (``mae``), in
+    how many of how many the 90 % interval held (``held``, ``intervals``), :func:`oasis_monai.evaluation.quality.aurc` beside that
+    of the plain agreement (``aurc_agreement``) and of the best order (``aurc_best``), and Pearson's correlation (``r``)."""
+    rows = []
+    for group in read_quality(output / "quality.csv"):
+        predicted, true = group.rows["predicted_dsc"], group.rows["dsc"]
+        within, intervals, _ = coverage(group.rows)
+        rows.append(
+            {
+                "label": group.label,
+                "cases": len(group.rows),
+                "mae": mean_error(group.rows),
+                "held": within,
+                "intervals": intervals,
+                "aurc": aurc(predicted, true),
+                "aurc_agreement": aurc(plain_agreement(group.rows), true),
+                "aurc_best": aurc(true, true),
+                "r": correlation(predicted, true),
+            }
+        )
+    return pd.DataFrame(rows, columns=list(SUMMARY_COLUMNS))

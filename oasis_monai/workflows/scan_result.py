@@ -60,12 +60,15 @@ class PredictedDice:
         value: the Dice to expect, 0 to 1; None where nothing is compared.
         calibrated: whether a cross-validation's cases were fitted; else it is the mean overlap.
         unsure: whether a failure (Dice under 0.70) is likely.
+        interval: holds the Dice with a probability of 90 %, see :mod:`oasis_monai.evaluation.conformal`; 0 to 1 where the model's
+            cross-validation had too few patients, None where the model knows no interval.
     """
 
     agreement: Mapping[str, float | None]
     value: float | None
     calibrated: bool
     unsure: bool
+    interval: tuple[float, float] | None = None
 
 
 @dataclass(frozen=True, repr=False)
@@ -185,6 +188,10 @@ class ScanResult:
             else None,
             "agreement": {name: dict(one.agreement) for name, one in self.predictions.items() if one.agreement},
             "predicted_dsc": {name: None if one.value is None else round(one.value, 4) for name, one in self.predictions.items()},
+            "dsc_interval_90": {
+                name: None if one.interval is None else [round(end, 4) for end in one.interval]
+                for name, one in self.predictions.items()
+            },
             "calibrated": self.calibrated,
             "folding_voxels": sum(folded) if self.field_voxels else None,
             "field_voxels": self.field_voxels or None,
@@ -305,5 +312,6 @@ def _predict(
             None if math.isnan(predicted) else predicted,
             model.spread is not None,
             model.flag(predicted) and not math.isnan(predicted),
+            model.bounds(predicted),
         )
     return made

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import errno
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, TypedDict, Unpack
@@ -192,10 +192,20 @@ def _line(record: dict[str, Any]) -> str:
     )
     if theirs := record.get("atlases_of_patient"):
         doubts += f"; {', '.join(theirs)} among the model's atlases are of this patient, so the result is no test of accuracy"
-    known = [f"{name} {100 * v:.0f} %" for name, v in record["predicted_dsc"].items() if v is not None]
+    intervals = record.get("dsc_interval_90", {})
+    known = [
+        f"{name} {100 * v:.0f} %{_interval(intervals.get(name))}" for name, v in record["predicted_dsc"].items() if v is not None
+    ]
     quality = f"; {'predicted DSC' if record['calibrated'] else 'agreement of the parts'} {', '.join(known)}" if known else ""
     edits = "".join(f"; {Change(**change)}" for change in record.get("postprocessed", []))
     return f"{record['case']}: {volumes}{quality}{edits}{doubts}"
+
+
+def _interval(ends: Sequence[float] | None) -> str:
+    if ends is None:
+        return ""
+    low, high = (f"{100 * end:.0f}" for end in ends)
+    return f" (90 % interval {low} to {high} %)"
 
 
 def _keep_pairs(segmenter: Segmenter, model: Path, log: Log) -> None:

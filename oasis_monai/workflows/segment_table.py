@@ -29,6 +29,7 @@ class Row:
         calibrated: whether the predictions come from a cross-validation; else they are the agreement of the parts.
         flags: names, see :mod:`oasis_monai.segmentation.flags`.
         reason: why it failed, one line.
+        interval: per label, the ends of the 90 % interval of the DSC, 0 to 1; without those for which none is known.
     """
 
     case: str
@@ -38,6 +39,7 @@ class Row:
     reason: str = ""
     predicted_dsc: Mapping[str, float] = field(default_factory=dict)
     calibrated: bool = False
+    interval: Mapping[str, tuple[float, float]] = field(default_factory=dict)
 
 
 def row_of(record: Mapping[str, Any], skipped: bool = False) -> Row:
@@ -45,8 +47,10 @@ def row_of(record: Mapping[str, Any], skipped: bool = False) -> Row:
     flags = tuple(str(flag["name"]) for flag in record["flags"])
     volumes = {str(name): float(ml) for name, ml in record["volume_ml"].items()}
     predicted = {str(name): float(v) for name, v in record["predicted_dsc"].items() if v is not None}
+    ends = {str(name): own for name, own in record.get("dsc_interval_90", {}).items() if own is not None}
+    interval = {name: (float(low), float(high)) for name, (low, high) in ends.items()}
     status = SKIPPED if skipped else FLAGGED if flags else DONE
-    return Row(str(record["case"]), status, volumes, flags, "", predicted, record["calibrated"] is True)
+    return Row(str(record["case"]), status, volumes, flags, "", predicted, record["calibrated"] is True, interval)
 
 
 def read_record(path: Path) -> dict[str, Any] | None:
@@ -79,27 +83,36 @@ def table_text(rows: Sequence[Row]) -> str:
     labels = _labels(rows)
     expected = [row for row in rows if row.predicted_dsc]
     noun = "DSC % predicted" if all(row.calibrated for row in expected) else "agreement %"
+    noun += " (90 % interval)" if any(row.interval for row in expected) else ""
     more = [f"{name} {noun}" for name in labels] if expected else []
     lines = [["case", "status", *(f"{name} ml" for name in labels), *more, "flags and faults"]]
     for row in rows:
         volumes = [f"{row.volume_ml[name]:.1f}" if name in row.volume_ml else "-" for name in labels]
-        dsc = {name: f"{100 * value:.0f}" for name, value in row.predicted_dsc.items()}
+        dsc = {name: f"{100 * value:.0f}{_range(row.interval.get(name))}" for name, value in row.predicted_dsc.items()}
         predictions = [dsc.get(name, "-") for name in labels] if expected else []
         lines.append([row.case, row.status, *volumes, *predictions, row.reason or ", ".join(row.flags)])
     return aligned_text(lines, left=(0, 1, len(lines[0]) - 1))
 
 
+def _range(ends: tuple[float, float] | None) -> str:
+    return "" if ends is None else f" ({100 * ends[0]:.0f}-{100 * ends[1]:.0f})"
+
+
 def write_table(output: Path, rows: Sequence[Row]) -> Path:
     """Write ``segment.csv``, whole or not at all: case, status, ``LABEL_ml`` and ``LABEL_predicted_dsc`` (0 to 1) for each
-    label, calibrated (false: the plain agreement of the parts), flags (with ; between), reason."""
+    label, then ``LABEL_predicted_low`` and ``LABEL_predicted_high`` (the 90 % interval) where a scan has them, calibrated (false:
+    the plain agreement of the parts), flags (with ; between), reason."""
     labels = _labels(rows)
+    bounded = [name for name in labels if any(name in row.interval for row in rows)]
     out = io.StringIO()
     writer = csv.writer(out, lineterminator="\n")
     head = [f"{name}_ml" for name in labels] + [f"{name}_predicted_dsc" for name in labels]
+    head += [f"{name}_predicted_{end}" for name in bounded for end in ("low", "high")]
     writer.writerow(["case", "status", *head, "calibrated", "flags", "reason"])
     for row in rows:
         volumes = [row.volume_ml.get(name, "") for name in labels]
         predicted = [row.predicted_dsc.get(name, "") for name in labels]
+        predicted += [end for name in bounded for end in row.interval.get(name, ("", ""))]
         calibrated = str(row.calibrated).lower() if row.predicted_dsc else ""
         writer.writerow([row.case, row.status, *volumes, *predicted, calibrated, ";".join(row.flags), row.reason])
     write_text(output / FILE, out.getvalue())

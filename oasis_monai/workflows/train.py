@@ -12,7 +12,7 @@ from oasis_monai.atlases.features import embedder
 from oasis_monai.data.folds import Fold, Split
 from oasis_monai.data.types import Case
 from oasis_monai.evaluation.postprocessing import plain_decisions, read_decisions
-from oasis_monai.evaluation.quality_tables import plain_calibrations, read_calibrations
+from oasis_monai.evaluation.quality_tables import few_patients, plain_calibrations, read_calibrations
 from oasis_monai.networks.segmentation import Predictor
 from oasis_monai.segmentation.segmenter import Segmenter
 from oasis_monai.settings import Settings
@@ -118,6 +118,8 @@ def _record(
             "note: no calibration was found, so this model will report the agreement of its parts instead of a predicted Dice. "
             "Cross-validate with the same settings and cache before training to get one."
         )
+    elif few := few_patients(known):
+        log(f"note: {few} patients in the cross-validation are too few for 90 % intervals of the predicted Dice")
     return {
         **record,
         "format": FORMAT,

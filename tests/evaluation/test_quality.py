@@ -11,7 +11,17 @@ import pytest
 import torch
 
 from oasis_monai.data.types import Case
-from oasis_monai.evaluation.quality import FAILURE, PRIOR_CASES, Calibration, aurc, correlation, cross_fitted, fit, uncalibrated
+from oasis_monai.evaluation.quality import (
+    FAILURE,
+    PRIOR_CASES,
+    Calibration,
+    aurc,
+    correlation,
+    cross_fitted,
+    fit,
+    risk_coverage,
+    uncalibrated,
+)
 from oasis_monai.evaluation.quality_tables import (
     failures,
     keep_calibrations,
@@ -300,3 +310,14 @@ def test_a_prediction_in_the_order_of_the_truth_has_the_smallest_area_and_a_cons
     assert aurc([-t for t in true], true) == pytest.approx(max(every))
     assert aurc([0.5, math.nan], [0.8, 0.1]) == pytest.approx(0.2)
     assert math.isnan(aurc([math.nan], [0.5]))
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_the_risk_at_each_coverage_is_that_of_the_definition(seed):
+    random = np.random.default_rng(seed)
+    true, predicted = random.random(9), random.permutation(9) / 9
+    order = sorted(range(9), key=lambda i: -predicted[i])
+    slow = [sum(1 - true[i] for i in order[:k]) / k for k in range(1, 10)]
+    assert risk_coverage(predicted, true) == pytest.approx(slow)
+    assert risk_coverage([0.5] * 9, true) == pytest.approx([1 - true.mean()] * 9)
+    assert len(risk_coverage([math.nan], [0.5])) == 0

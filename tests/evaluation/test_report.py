@@ -408,16 +408,53 @@ def test_predictions_of_all_methods_stand_in_a_table(tmp_path):
     page = make(tmp_path, rows())
     assert "Predicted DSC" in sections(page)
     found = [[cell for cell in line if "data-v" in cell] for _, lines in bodies(tmp_path) for line in lines]
-    shown = [[cell["data-v"] for cell in line] for line in found if len(line) == 9]
-    main = [["prostate", "test scans", "4.0"], ["prostate", "corrupted copies", "4.0"]]
+    shown = [[cell["data-v"] for cell in line] for line in found if len(line) == 10]
+    main = [["prostate", "test scans", "4.0"], ["prostate", "corrupted copies", "4.0"], ["prostate", "both", "8.0"]]
     assert [line[1:4] for line in shown] == main * 3  # the main method's, then every method's
-    for line, error in zip(shown, [0.05] * 2 + [0.2] * 2 + [0.05] * 2, strict=True):
-        assert float(line[4]) == pytest.approx(1.0)
-        assert float(line[5]) == pytest.approx(error)
-        # the surest first: 1, 2, 3, 4 results kept with mean losses 0.25, 0.275, 0.3 and 0.325
-        assert float(line[6]) == pytest.approx((0.25 + 0.275 + 0.3 + 0.325) / 4)
-        assert line[7:] == ["1.0", "0.0"]  # two failures, both flagged; no false alarm
+    # the surest first: 1, 2, 3, 4 results kept with mean losses 0.25, 0.275, 0.3 and 0.325; with the copies each twice
+    single = (0.25 + 0.275 + 0.3 + 0.325) / 4
+    losses = [0.25, 0.25, 0.3, 0.3, 0.35, 0.35, 0.4, 0.4]
+    double = sum(sum(losses[:k]) / k for k in range(1, 9)) / 8
+    for line, error, area in zip(shown, [0.05] * 3 + [0.2] * 3 + [0.05] * 3, [single, single, double] * 3, strict=True):
+        assert float(line[4]) == pytest.approx(error)
+        assert line[5] == ""  # no interval is known
+        assert float(line[6]) == pytest.approx(100 * area)
+        assert float(line[7]) == pytest.approx(1.0)
+        assert line[8:] == ["1.0", "0.0"]  # all failures are flagged; no false alarm
+    beside = f"{100 * single:.1f} [32.5; {100 * single:.1f}; 32.5]"  # a plain agreement that is always 0.5 tells nothing
+    assert page.text.count(beside) == 6
+    assert "held the true DSC" not in page.text
     assert "2 of 2" in page.text
+
+
+def test_how_often_the_intervals_held_is_told_and_a_curve_is_drawn(tmp_path):
+    tmp_path.mkdir(exist_ok=True)
+    place = {
+        "protocol": "patient",
+        "method": "OASIS",
+        "n": 6,
+        "label": "prostate",
+        "networks": 0.9,
+        "atlases": 0.7,
+        "flag": False,
+    }
+    lines = [
+        place
+        | {"fold": i, "case": f"Case{i:02d}", "dsc": 0.8, "predicted_dsc": 0.8 + 0.01 * i, "corruption": change}
+        | {"predicted_low": 0.7 if i else 0.9, "predicted_high": 1.0}
+        for change in (UNTOUCHED, "noise")
+        for i in range(4)
+    ]
+    lines[-1]["predicted_low"] = lines[-1]["predicted_high"] = float("nan")
+    write_quality(tmp_path / "quality.csv", pd.DataFrame(lines, columns=list(COLUMNS)))
+    page = make(tmp_path, rows())
+    # widths: 0.1 and three of 0.3; without the last copy two of 0.3
+    told = (
+        "prostate: the 90 % interval held the true DSC in 3 of 4 test scans (mean width 25 points) and in 2 of 3 corrupted copies"
+    )
+    assert told in page.text
+    labels = [figure["attrs"].get("aria-label", "") for figure in page.all("figure")]
+    assert sum(label.startswith("Risk-coverage curves") for label in labels) == 1
 
 
 def test_templates_style_and_script_are_in_a_built_package(tmp_path):
@@ -433,7 +470,8 @@ def test_templates_style_and_script_are_in_a_built_package(tmp_path):
 
 
 @pytest.mark.parametrize(
-    "module", ["scores", "contours", "figures", "report/page", "report/results", "report/pictures", "report/text"]
+    "module",
+    ["scores", "contours", "figures", "report/page", "report/quality", "report/results", "report/pictures", "report/text"],
 )
 def test_neither_torch_nor_pyplot_is_imported_here(module):
     tree = ast.parse((Path(report.__file__).parents[1] / f"{module}.py").read_text(encoding="utf-8"))

@@ -476,6 +476,10 @@ def test_the_predicted_dsc_is_the_calibration_of_the_agreement(model, images, tm
     row = table(tmp_path / "b")["Case00"]
     assert float(row["prostate_predicted_dsc"]) == line["predicted_dsc"]["prostate"]
     assert (table(tmp_path / "a")["Case00"]["calibrated"], row["calibrated"]) == ("false", "true")
+    # of a model before there were intervals
+    assert raw["dsc_interval_90"] == line["dsc_interval_90"] == {"prostate": None}
+    assert "prostate_predicted_low" not in row
+    assert "90 %" not in "\n".join([*plain, *fine])
     shutil.rmtree(good)
 
     bad = with_calibration(model, tmp_path, {"OASIS-3": {"prostate": fitted | {"weights": [0.0]}}})
@@ -489,6 +493,24 @@ def test_the_predicted_dsc_is_the_calibration_of_the_agreement(model, images, tm
     odd = with_calibration(model, tmp_path, {"OASIS-3": {"prostate": {"sources": ["os.system"]}}})
     with pytest.raises(OasisError, match=r"^model: calibration: expected method -> label -> weights"):
         segment_scans(odd, one, tmp_path / "d", n=3, log=quiet)
+
+
+@pytest.mark.parametrize(("factor", "ends"), [(0.4, (0.532, 0.828)), (None, (0.0, 1.0))])
+def test_the_interval_of_the_predicted_dsc_is_told_everywhere(model, images, tmp_path, no_pictures, factor, ends):
+    """0.68 +- 0.4 x (1.05 - 0.68); of too few patients it holds everything."""
+    interval = {"level": 0.9, "factor": factor, "patients": 20, "held": [18, 20], "held_corrupted": [37, 40]}
+    fitted = {"sources": ["atlases"], "weights": [0.0], "offset": 0.68, "spread": 0.03, "cases": 20, "interval": interval}
+    copy = with_calibration(model, tmp_path, {"OASIS-3": {"prostate": fitted}})
+    lines = []
+    assert segment_scans(copy, images / "Case00.mhd", tmp_path / "a", n=3, log=lines.append) == []
+    assert told(tmp_path / "a", "Case00")["dsc_interval_90"]["prostate"] == pytest.approx(ends)
+    row = table(tmp_path / "a")["Case00"]
+    assert [float(row[f"prostate_predicted_{end}"]) for end in ("low", "high")] == pytest.approx(ends)
+    low, high = (f"{100 * end:.0f}" for end in ends)
+    assert any(f"predicted DSC prostate 68 % (90 % interval {low} to {high} %)" in line for line in lines)
+    assert any(f"68 ({low}-{high})" in line for line in lines)
+    result = load_model(copy, "cpu").segment(images / "Case00.mhd", n=3)
+    assert result.predictions["prostate"].interval == pytest.approx(ends)
 
 
 def test_a_model_trained_after_a_cross_validation_takes_its_calibration(phantom, tmp_path):

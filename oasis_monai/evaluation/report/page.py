@@ -20,7 +20,8 @@ from oasis_monai.evaluation.figures import dsc_over_n, svg_element
 from oasis_monai.evaluation.quality_tables import read_quality
 from oasis_monai.evaluation.report.browse import browser_entries
 from oasis_monai.evaluation.report.pictures import contours, picture_uris
-from oasis_monai.evaluation.report.results import case_table, grid_table, method_table, quality, results
+from oasis_monai.evaluation.report.quality import quality
+from oasis_monai.evaluation.report.results import case_table, grid_table, method_table, results
 from oasis_monai.evaluation.report.run import Page, StudyParts, find_pictures, read_run
 from oasis_monai.evaluation.report.text import anchor, duration, flat, interval, joined, mapping, number, plain
 from oasis_monai.evaluation.scores import method_name

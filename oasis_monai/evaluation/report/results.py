@@ -1,4 +1,4 @@
-"""The values of the page's tables: results, cases (worst first), all methods case by case, predicted Dice."""
+"""The values of the page's tables: results, cases (worst first), all methods case by case."""
 
 from __future__ import annotations
 
@@ -11,9 +11,6 @@ import pandas as pd
 
 from oasis_monai.data.folds import PROTOCOLS
 from oasis_monai.evaluation import scores as tables
-from oasis_monai.evaluation.figures import predicted_dsc, svg_element
-from oasis_monai.evaluation.quality import FAILURE, aurc, correlation
-from oasis_monai.evaluation.quality_tables import QualityGroup, failures, mean_error
 from oasis_monai.evaluation.report.run import Page
 from oasis_monai.evaluation.report.text import NONE, interval, number
 from oasis_monai.evaluation.tables import Grid
@@ -162,55 +159,6 @@ def method_table(page: Page) -> SortableTable | None:
         values = [known.get(m, math.nan) for m in methods]
         rows.append(Row([Field(name, name), *(Field(number(100 * v), v) for v in values)]))
     return SortableTable(["case", *methods], rows)
-
-
-FITTED = "Every prediction is fitted on the cases of the other folds only."
-
-
-def quality(page: Page) -> dict[str, Any] | None:
-    """Predicted against true DSC: a plot and numbers of the main method, numbers of the others; None where nothing is known."""
-    main = [g for g in page.quality if (g.protocol, g.method, g.n) == (page.protocol, *page.main)]
-    figure = predicted_dsc(main)
-    if figure is None:
-        return None
-    others = len(page.quality) > len(main)
-    return {
-        "failure": f"{100 * FAILURE:.0f}",
-        "fitted": "The model predicts with the calibration that it has." if page.run.get("task") == "evaluate" else FITTED,
-        "svg": svg_element(figure),
-        "main": _quality_table(page, main),
-        "others": _quality_table(page, page.quality) if others else None,
-    }
-
-
-def _quality_table(page: Page, groups: Sequence[QualityGroup]) -> SortableTable:
-    several = len({g.protocol for g in page.quality}) > 1
-    rows = []
-    for g in groups:
-        name = tables.method_name(g.method, g.n) + (f", {g.protocol} folds" if several else "")
-        for scans, part in (("test scans", g.rows), ("corrupted copies", g.corrupted)):
-            if len(part):
-                rows.append(_quality_row(name, g, scans, part, (g.protocol, g.method, g.n) == (page.protocol, *page.main)))
-    head = ("method-n", "label", "scans", "number", "r", "mean error, points", "AURC, points", "failures flagged", "false alarms")
-    return SortableTable(head, rows, ("label", "scans"))
-
-
-def _quality_row(name: str, g: QualityGroup, scans: str, part: pd.DataFrame, main: bool) -> Row:
-    failed, caught, good, alarms = failures(part)
-    r, error = correlation(part["predicted_dsc"], part["dsc"]), mean_error(part)
-    area = aurc(part["predicted_dsc"], part["dsc"])
-    fields = [
-        Field(name, f"{tables.method_rank(g.method)} {g.n:06d}"),
-        Field(g.label, g.label, left=True),
-        Field(scans, scans, left=True),
-        Field(str(len(part)), len(part)),
-        Field(NONE if math.isnan(r) else f"{r:.2f}".replace("-", "\N{MINUS SIGN}"), r),
-        Field(f"{100 * error:.1f}", error),
-        Field(f"{100 * area:.1f}", area),
-        Field(f"{caught} of {failed}", caught / failed if failed else math.nan),
-        Field(f"{alarms} of {good}", alarms / good if good else math.nan),
-    ]
-    return Row(fields, main)
 
 
 def grid_table(grid: Grid) -> SortableTable:
