@@ -166,6 +166,8 @@ RESULTS = (
     "learning.csv",
     "quality.csv",
     "calibration.json",
+    "suspects.csv",
+    "suspects/*.png",
     "report.html",
     "segmentations/*__*",
 )
