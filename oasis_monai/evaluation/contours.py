@@ -29,7 +29,7 @@ def overlay(
     result: np.ndarray,
     spacing_mm: tuple[float, float, float],
     title: str,
-    slices: int = 4,
+    slices: int | Sequence[int] = 4,
     zoom: bool = True,
     labels: Mapping[int, str] | None = None,
 ) -> None:
@@ -47,7 +47,7 @@ def overlay(
         result: (x, y, z) class indices.
         spacing_mm: voxel size along x, y, z; sets the aspect ratio.
         title: plain text (no mathematics) above the slices.
-        slices: how many slices; fewer where the structure has fewer.
+        slices: how many slices, fewer where the structure has fewer; or their indices.
         zoom: crop to the structures with a margin instead of showing the whole field of view.
         labels: names of the classes; without it ``class 1``, ...
 
@@ -63,7 +63,8 @@ def overlay(
     shown = (result != 0) if truth is None else (result != 0) | (truth != 0)
     main = truth if truth is not None and truth.any() else result
     window = crop_box(shown, spacing_mm, 10.0, 0.25) if zoom else (slice(None), slice(None))
-    numbers = _slice_numbers(np.flatnonzero(main.any(axis=(0, 1))), image.shape[2], slices)
+    occupied = np.flatnonzero(main.any(axis=(0, 1)))
+    numbers = _slice_numbers(occupied, image.shape[2], slices) if isinstance(slices, int) else list(slices)
     # around the structure, so that the bright rim near a coil does not darken it; of the whole slices where it is flat there
     low, high = grey_window(image[(*crop_box(shown, spacing_mm), numbers)], image[..., numbers], headroom=0.15)
     classes = sorted({int(c) for a in (truth, result) if a is not None for c in np.unique(a)} - {0})

@@ -26,6 +26,7 @@ from oasis_monai.evaluation.centres import write_centres
 from oasis_monai.evaluation.metrics import score_case
 from oasis_monai.evaluation.quality_tables import keep_calibrations, quality_rows, write_calibrations, write_quality
 from oasis_monai.evaluation.scores import read_scores, summarise, write_scores, write_summary
+from oasis_monai.evaluation.suspects import Finding, findings, write_suspects
 from oasis_monai.segmentation.pipeline import CaseResult, Scan, merge_slices, segment_case
 from oasis_monai.segmentation.recentre import NO_OFFSET
 from oasis_monai.segmentation.segmenter import Key, Result
@@ -48,6 +49,7 @@ from oasis_monai.workflows.plan import Plan, keep_plan
 from oasis_monai.workflows.postprocessing import CrossPostprocessing
 from oasis_monai.workflows.prepare import Dataset, Log, find_and_check, prepare, split_of, with_found_data
 from oasis_monai.workflows.run_record import Clock, claim_results, refuse_other_results, run_record
+from oasis_monai.workflows.suspects import TABLE, compare, draw_suspects, key_to_trust, rank_findings, table_of
 
 
 def crossval(
@@ -113,6 +115,7 @@ class CrossValidation:
         rows: the rows of ``scores.csv``.
         agreements: (case, method, n) -> overlap counts of the parts of that result.
         labels: (case, method, n) -> the result, packed, for the pictures drawn at the end.
+        findings: how the references differ from the results that say how sure they are.
     """
 
     settings: Settings
@@ -126,6 +129,7 @@ class CrossValidation:
     rows: list[dict[str, Any]] = field(default_factory=list)
     agreements: dict[tuple[str, str, int], torch.Tensor] = field(default_factory=dict)
     labels: PackedLabels = field(default_factory=dict)
+    findings: list[tuple[Key, Finding]] = field(default_factory=list)
 
     def train(self) -> None:
         """Train or load the models of the folds asked for; under slice folds, settle which folds can be scored."""
@@ -161,6 +165,7 @@ class CrossValidation:
                 "centres.csv",
                 "quality.csv",
                 "calibration.json",
+                TABLE,
             ):  # of an earlier run; not every run writes all of them
                 (self.run_dir / name).unlink(missing_ok=True)
             if not self.rows:
@@ -174,6 +179,7 @@ class CrossValidation:
             with self.clock("corrupted copies"):
                 corrupted = corrupted_rows(self.settings, self.dataset, self.folds, trained, self.models, self.postprocessing)
             self.predict_quality(corrupted)
+            self.find_suspects()
 
     def score(self, trained: OpenModels) -> None:
         """Segment and score every case of the folds, one fold after the other; rows are in the order of the cases."""
@@ -241,6 +247,10 @@ class CrossValidation:
             self.postprocessing.try_out(own, key, result, volume.label[0])
             self.labels[case, *key] = save_label(settings, self.run_dir, replace(result, geometry=volume.geometry), *key)
             self.rows += self._score_rows(fold, result, reference, key)
+        if self.split.honest and (trusted := key_to_trust(case_result)) is not None:
+            with self.clock("suspects"):
+                compared = compare(case_result, trusted, reference, list(settings.data.labels))
+                self.findings += [(trusted, found) for found in findings(case, compared)]
         if settings.browser:
             with self.clock("pictures"):
                 write_case_browser(settings, self.run_dir, self.split.protocol, fold, image, reference, labels, case_result)
@@ -302,6 +312,18 @@ class CrossValidation:
             write_calibrations(self.run_dir / "calibration.json", calibrations)
             if self.split.protocol != "centre":
                 keep_calibrations(calibration_path(settings, self.dataset), calibrations)
+
+    def find_suspects(self) -> None:
+        """Write ``suspects.csv`` and pictures of the first ones. Under slice folds other slices of a wrong label are among the
+        atlases, which repeat it; where no parts are compared there is nothing to hold against a reference."""
+        keys = {found.case: key for key, found in self.findings}
+        with self.clock("suspects"):
+            agreements = {case: self.agreements[case, *key] for case, key in keys.items()}
+            labels, own = list(self.settings.data.labels), [found for _, found in self.findings]
+            suspects = rank_findings(own, agreements, labels, self.split.testing())
+            if keys:
+                write_suspects(self.run_dir / TABLE, table_of(suspects, self.dataset.cases, self.split.protocol, keys))
+            draw_suspects(self.settings, self.dataset.cases, suspects, keys, self.labels, self.run_dir)
 
 
 def _volume_of(probability: torch.Tensor, only: torch.Tensor | None, images: int) -> torch.Tensor:

@@ -167,6 +167,8 @@ RESULTS = (
     "quality.csv",
     "calibration.json",
     "postprocessing.json",
+    "suspects.csv",
+    "suspects/*.png",
     "report.html",
     "segmentations/*__*",
 )

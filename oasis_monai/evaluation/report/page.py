@@ -23,8 +23,10 @@ from oasis_monai.evaluation.report.pictures import contours, picture_uris
 from oasis_monai.evaluation.report.quality import quality
 from oasis_monai.evaluation.report.results import case_table, grid_table, method_table, results
 from oasis_monai.evaluation.report.run import Page, StudyParts, find_pictures, read_run
+from oasis_monai.evaluation.report.suspects import suspect_section
 from oasis_monai.evaluation.report.text import anchor, duration, flat, interval, joined, mapping, number, plain
 from oasis_monai.evaluation.scores import method_name
+from oasis_monai.evaluation.suspects import read_suspects
 from oasis_monai.utils.files import write_text
 
 EVALUATED = "a trained model on other cases"
@@ -37,8 +39,8 @@ def write_report(run_dir: str | Path, parts: StudyParts | None = None) -> Path:
     Args:
         run_dir: folder with ``scores.csv``; and, each may be absent, which the page then says: ``run.json`` (what was run:
             task, protocol, folds, seed, command, data {name, cases, citation, licence}, settings, versions, device, threads,
-            commit, split_hash, timings_s, notes) and ``overlays/<case>__<method>-<n>.png`` and
-            ``browser/`` (:mod:`oasis_monai.evaluation.case_view`).
+            commit, split_hash, timings_s, notes), ``suspects.csv`` with ``suspects/<case>.png``,
+            ``overlays/<case>__<method>-<n>.png`` and ``browser/`` (:mod:`oasis_monai.evaluation.case_view`).
         parts: of a study; a run of its own shows the browser files in its folder.
 
     Returns:
@@ -53,7 +55,8 @@ def write_report(run_dir: str | Path, parts: StudyParts | None = None) -> Path:
     parts = parts or StudyParts(browser={folder / "browser": ""})
     predicted = tuple(read_quality(folder / "quality.csv"))
     pictures = find_pictures(folder / "overlays")
-    page = Page(scores, tables.summarise(scores), run or {}, run is not None, pictures, parts, predicted)
+    suspects = suspect_section(read_suspects(folder / "suspects.csv"), folder / "suspects")
+    page = Page(scores, tables.summarise(scores), run or {}, run is not None, pictures, parts, predicted, suspects)
     write_text(folder / "report.html", _html(page))
     return folder / "report.html"
 
@@ -108,6 +111,7 @@ def _body(page: Page) -> dict[str, Any]:
         "all_methods": method_table(page),
         "quality": quality(page),
         "contours": contours(page),
+        "suspects": page.suspects,
     }
 
 

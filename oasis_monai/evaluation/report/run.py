@@ -45,6 +45,7 @@ class Page:
     pictures: dict[tuple[str, str], Path]
     parts: StudyParts
     quality: tuple[QualityGroup, ...] = ()
+    suspects: dict[str, Any] | None = None
 
     @property
     def protocol(self) -> str:
