@@ -154,7 +154,10 @@ def test_nobody_is_on_both_sides_and_each_case_is_tested_once(seed, protocol):
     random = np.random.default_rng(seed)
     cases = people(random, int(random.integers(12, 60)), int(random.integers(6, 12)))
     if protocol == "file":
-        of = {p: int(random.integers(3)) for p in sorted({c.patient for c in cases})} | {cases[0].patient: 0, cases[-1].patient: 1}
+        of = {p: int(random.integers(3)) for p in sorted({c.patient for c in cases})} | {
+            cases[0].patient: 0,
+            cases[-1].patient: 1,
+        }
         of[cases[0].patient] = 2 if cases[0].patient == cases[-1].patient else 0
         cases = [replace(c, fold=of[c.patient]) for c in cases]
     k = int(random.integers(2, 5))
