@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from oasis_monai.segmentation.segmenter import Segmenter
     from oasis_monai.settings import Settings, build_settings
     from oasis_monai.utils.errors import ConfigError, DataError, OasisError
-    from oasis_monai.workflows.api import cross_validate, evaluate, plan, segment, train
+    from oasis_monai.workflows.api import adapt, cross_validate, evaluate, plan, segment, train
     from oasis_monai.workflows.bundle.network import OasisNetwork
     from oasis_monai.workflows.bundle.write import scans_in
     from oasis_monai.workflows.model import Model, load_model
@@ -45,7 +45,7 @@ _PUBLIC = {
     "segmentation.segmenter": ["Segmenter"],
     "settings": ["Settings", "build_settings"],
     "utils.errors": ["ConfigError", "DataError", "OasisError"],
-    "workflows.api": ["cross_validate", "evaluate", "plan", "segment", "train"],
+    "workflows.api": ["adapt", "cross_validate", "evaluate", "plan", "segment", "train"],
     "workflows.bundle.network": ["OasisNetwork"],
     "workflows.bundle.write": ["scans_in"],
     "workflows.model": ["Model", "load_model"],
@@ -71,6 +71,7 @@ __all__ = [
     "SpatialTransformModel",
     "Volume",
     "__version__",
+    "adapt",
     "build_settings",
     "cross_validate",
     "errors",

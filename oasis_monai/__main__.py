@@ -15,7 +15,7 @@ from oasis_monai.utils.typed import QUOTED, as_typed
 VALUED = {"--cfg", "-c", "--package", "-p", "--info", "-i", "--experimental-rerun"}  # Hydra's options that take the next word
 VALUED |= {"--config-path", "-cp", "--config-name", "-cn", "--config-dir", "-cd"}
 TASKS = (
-    *("crossval", "study", "train", "plan", "segment", "evaluate"),
+    *("crossval", "study", "train", "adapt", "plan", "segment", "evaluate"),
     *("library", "bundle", "download", "check", "report", "phantom"),
 )
 PATHS = {"model", "input", "output", "add", "label", "cache", "data.root", "features.weights"}
@@ -50,6 +50,7 @@ tasks
   crossval   cross-validate on a labelled data set (default): scores, summary, pictures, a report page
   study      compare several cross-validations on the same folds  experiment=paper
   train      train on all cases and write a model folder          data.root=DIR model=DIR
+  adapt      train a model on with a few scans of a new centre    model=DIR data.root=DIR output=NEWDIR
   plan       choose grid, intensities and networks for a data set  data.root=DIR [output=DIR]
   segment    segment a scan or a folder of scans                  model=DIR input=PATH output=DIR [format=nii.gz|nii|mha|mhd]
   evaluate   score a model on labelled cases, another centre's    model=DIR data.root=DIR [output=DIR]
@@ -111,6 +112,9 @@ def _arguments(argv: list[str]) -> list[str]:
     quoted = [re.sub(r"^\+(?=data\.\w+=)", "++", _quoted(word, sweep)) for word in overrides]
     if not any(word.startswith(f"~{LABELS}") for word in overrides):
         quoted = [made for word in quoted for made in _labels(word, sweep)]
+    adapts = words == ["adapt"] or (not words and "task=adapt" in overrides)
+    if adapts and not any(word.lstrip("+").startswith("training=") for word in overrides):
+        quoted = ["training=adapt", *quoted]  # minutes of its own
     return [*options, *quoted, *(f"task={task}" for task in words)]
 
 

@@ -17,7 +17,7 @@ JOB_KEYS = (
 )
 SWITCHES = ("overwrite", "accept_license", "training_cases")
 OWN_FOLDER = {"crossval": "hydra.run.dir", "study": "hydra.run.dir", "train": "model"}  # one run at a time
-OWN_FOLDER |= {"segment": "output", "evaluate": "output"}
+OWN_FOLDER |= {"segment": "output", "evaluate": "output", "adapt": "output"}
 
 
 def run_task(
@@ -36,6 +36,7 @@ def run_task(
         "crossval": _crossval,
         "study": _study,
         "train": _train,
+        "adapt": _adapt,
         "plan": _plan,
         "segment": _segment,
         "evaluate": _evaluate,
@@ -173,6 +174,15 @@ def _train(config: dict[str, Any], job: Mapping[str, Any], run_dir: Path, sweep_
             remedy = "leave it out; data.include=[...] chooses cases"
             raise ConfigError(key, "null: train uses all cases (crossval holds some out)", value, remedy)
     made = train_model(settings, Path(job["model"]), overwrite=bool(job["overwrite"]), plan=planned.plan)
+    print(f"model: {made}")
+
+
+def _adapt(config: dict[str, Any], job: Mapping[str, Any], run_dir: Path, sweep_dir: Path | None) -> None:
+    _require(job, model="the folder of a trained model", output="the folder to write the adapted model to")
+    settings = _settings(config)  # what made the model travels with it; of these only data, budget and the machine count
+    from oasis_monai.workflows.adapt import adapt_model
+
+    made = adapt_model(Path(job["model"]), Path(job["output"]), settings, overwrite=bool(job["overwrite"]))
     print(f"model: {made}")
 
 

@@ -9,7 +9,7 @@ from oasis_monai.atlases.selection import nearest
 from oasis_monai.networks import warp as warping
 from oasis_monai.networks.losses import RegistrationLoss
 from oasis_monai.networks.registration import RegistrationSettings, SpatialTransformModel, append_structures
-from oasis_monai.training.trainer import FitContext, Trainer, fit, generator
+from oasis_monai.training.trainer import FitContext, Trainer, draw_rows, fit, generator
 from oasis_monai.transforms.labels import split_ignored, with_ignored
 from oasis_monai.utils.errors import ConfigError
 from oasis_monai.utils.interpolation import enlarge
@@ -26,9 +26,18 @@ class Pairs:
         nearest_count: partners are this many nearest atlases by feature distance; 0: all.
         same_case: whether an atlas may be paired with another one of its own case (slices under slice folds), never with itself.
             Without it partners are of different patients: at test time no atlas is of the target's patient either.
+        chances: (N,) how often each atlas is drawn; None: all as often.
     """
 
-    def __init__(self, library: AtlasLibrary, nearest_count: int, distance: str = "l2", same_case: bool = False) -> None:
+    def __init__(
+        self,
+        library: AtlasLibrary,
+        nearest_count: int,
+        distance: str = "l2",
+        same_case: bool = False,
+        chances: torch.Tensor | None = None,
+    ) -> None:
+        self._chances = chances
         count, own = len(library), library.groups(same_case)
         self.count, self._own = count, own
         patients = len(set(library.patients))
@@ -43,15 +52,15 @@ class Pairs:
 
     def draw(self, batch: int, random: torch.Generator) -> tuple[torch.Tensor, torch.Tensor]:
         """(batch,) rows of atlases and of their targets."""
-        targets = torch.randint(self.count, (batch,), generator=random)
+        targets = draw_rows(self.count, batch, random, self._chances)
         if self._near is not None:
             column = torch.randint(self._near.shape[1], (batch,), generator=random)
             return self._near[targets, column], targets
-        atlases = torch.randint(self.count, (batch,), generator=random)
+        atlases = draw_rows(self.count, batch, random, self._chances)
         for _ in range(TRIES):
             if not bool((clash := self._own[atlases] == self._own[targets]).any()):
                 return atlases, targets
-            atlases = torch.where(clash, torch.randint(self.count, (batch,), generator=random), atlases)
+            atlases = torch.where(clash, draw_rows(self.count, batch, random, self._chances), atlases)
         return self._among_partners(targets, random), targets
 
     def _among_partners(self, targets: torch.Tensor, random: torch.Generator) -> torch.Tensor:
@@ -82,6 +91,7 @@ def train_registration(
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(context.seed)  # the initial weights
         model = make_registration_network(context.library, registration).to(context.device)
+    context.begin(model)
     trainer = RegistrationTrainer(context, model, loss or RegistrationLoss())
     fit(trainer, context.path("stm.safetensors"), context.progress, context.name)
     return model
@@ -118,7 +128,7 @@ class RegistrationTrainer(Trainer):
         self.loss, self.settings, self.seed = loss, context.training, context.seed
         self.optimiser = torch.optim.Adam(model.parameters(), lr=self.settings.lr, fused=True)
         self.augmentation = context.augmented()
-        self.pairs = Pairs(self.library, self.settings.nearest_partners, context.distance, context.same_case)
+        self.pairs = Pairs(self.library, self.settings.nearest_partners, context.distance, context.same_case, context.chances)
         self.device = next(model.parameters()).device
 
     def _batch(self, rows: torch.Tensor, estimated: bool = False) -> tuple[torch.Tensor, torch.Tensor]:

@@ -13,7 +13,7 @@ from oasis_monai.data.types import IGNORE
 from oasis_monai.networks.losses import SegmentationLoss
 from oasis_monai.networks.segmentation import NetworkSettings, make_network
 from oasis_monai.networks.slice_unet import JointSettings
-from oasis_monai.training.trainer import FitContext, Trainer, fit, generator
+from oasis_monai.training.trainer import FitContext, Trainer, draw_rows, fit, generator
 from oasis_monai.transforms.labels import ignored, one_hot, split_ignored, with_ignored
 from oasis_monai.utils.device import use_bfloat16
 from oasis_monai.utils.interpolation import pool
@@ -37,6 +37,7 @@ def train_segmentation(context: FitContext, network: str, settings: NetworkSetti
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(context.seed)  # the initial weights
         model = make_network(network, context.library.classes, settings, context.library.channels).to(context.device)
+    context.begin(model)
     trainer = _SegmentationTrainer(context, network, model, settings)
     return fit(trainer, context.path("network.safetensors"), context.progress, context.name)
 
@@ -48,7 +49,7 @@ class _SegmentationTrainer(Trainer):
 
     def __init__(self, context: FitContext, name: str, model: nn.Module, network: NetworkSettings) -> None:
         self.library, self.spacings_mm, self.model = context.library, context.spacings_mm, model
-        self.settings, self.seed = context.training, context.seed
+        self.settings, self.seed, self.chances = context.training, context.seed, context.chances
         self.size = tuple(self.library.images.shape[2:])
         self.patch = network.window(self.size, name)
         self.weights = (1.0, *network.deep_supervision)
@@ -62,7 +63,7 @@ class _SegmentationTrainer(Trainer):
     def step(self, number: int) -> torch.Tensor:
         """(2,) the loss, and its part of the finest output."""
         random, settings = generator(self.seed, number), self.settings
-        rows = torch.randint(len(self.library.cases), (settings.batch,), generator=random)
+        rows = draw_rows(len(self.library), settings.batch, random, self.chances)
         image = self.library.images[rows].to(self.device, torch.float32)
         label = with_ignored(self.library.labels[rows].to(self.device), self.library.classes)
         if self.augmentation is not None:

@@ -59,7 +59,10 @@ def train_slice_network(context: FitContext, joint: JointSettings) -> SliceUNet 
             replace(context, seed=context.seed + MEMBER_SEED * number, name=f"{context.name} {number + 1} of {members}")
             for number in range(members)
         )
-        trained = [_train_member(member, joint, file) for member, file in zip(own, files, strict=True)]
+        trained = [
+            _train_member(member, joint, file, f"members.{number}.")
+            for number, (member, file) in enumerate(zip(own, files, strict=True))
+        ]
         together = SliceUNetEnsemble(trained).eval()
         if path:
             save_tensors(path, {f"model.{k}": v for k, v in together.state_dict().items()}, {"done": True})
@@ -68,12 +71,14 @@ def train_slice_network(context: FitContext, joint: JointSettings) -> SliceUNet 
     return together
 
 
-def _train_member(context: FitContext, joint: JointSettings, path: Path | None) -> SliceUNet:
+def _train_member(context: FitContext, joint: JointSettings, path: Path | None, part: str = "") -> SliceUNet:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(context.seed)  # the decoder's initial weights
         library, shape = context.library, context.same_case
-        model = SliceUNet(library.classes, joint.atlases, joint.decoder, joint.pretrained, shape, library.channels)
+        pretrained = joint.pretrained and context.start is None
+        model = SliceUNet(library.classes, joint.atlases, joint.decoder, pretrained, shape, library.channels)
         model = model.to(context.device)
+    context.begin(model, part)
     fit(SliceTrainer(context, model, joint), path, context.progress, context.name)
     return model
 
@@ -116,6 +121,8 @@ class SliceTrainer(Trainer):
             self.places = ((images.amax((1, 2, 3)) > images.amin((1, 2, 3))) & known).nonzero()
             near = near[self.places[:, 0], self.places[:, 1]]
         self.chances = torch.where(near, 1.0, joint.empty_slice_weight)
+        if context.chances is not None:
+            self.chances = self.chances * context.chances[rows if self.places is None else self.places[:, 0]]
 
     def draw(self, random: torch.Generator) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         """(B, 3c + extra, x, y) slices, the (B, m, x, y) label channels of

@@ -102,6 +102,8 @@ class FitContext:
         name: what the progress bar and messages call the network.
         same_case: whether an atlas may meet another slice of its own case (slice folds).
         distance: between features, see :func:`.selection.nearest`.
+        start: weights to begin with, in the place of random ones; None: begin anew.
+        chances: (N,) how often each atlas is drawn, relative to the others; None: all as often.
     """
 
     library: AtlasLibrary
@@ -115,6 +117,17 @@ class FitContext:
     name: str = "network"
     same_case: bool = False
     distance: str = "l2"
+    start: Mapping[str, torch.Tensor] | None = None
+    chances: torch.Tensor | None = None
+
+    def begin(self, network: nn.Module, part: str = "") -> None:
+        """Give a new network the weights to begin with.
+
+        Args:
+            part: what their names begin with, where they are those of several networks.
+        """
+        if self.start is not None:
+            network.load_state_dict({k.removeprefix(part): v for k, v in self.start.items() if k.startswith(part)})
 
     def augmented(self) -> Augmentation | None:
         """The augmentation to use; None where the training images stay as they are."""
@@ -186,6 +199,13 @@ def generator(seed: int, step: int) -> torch.Generator:
     mixed = hashlib.sha256(f"{seed} {step}".encode()).digest()
     # torch's generator on a CPU takes no more than 32 bits of a seed
     return torch.Generator().manual_seed(int.from_bytes(mixed[:4], "little"))
+
+
+def draw_rows(count: int, number: int, random: torch.Generator, chances: torch.Tensor | None = None) -> torch.Tensor:
+    """(number,) rows of ``count`` atlases, by the (count,) ``chances`` of :class:`FitContext`."""
+    if chances is None:
+        return torch.randint(count, (number,), generator=random)
+    return torch.multinomial(chances, number, replacement=True, generator=random)
 
 
 def network_weights(tensors: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:

@@ -15,6 +15,7 @@ from oasis_monai.settings import build, composed
 from oasis_monai.utils.device import torch_setup
 from oasis_monai.utils.errors import Fault
 from oasis_monai.utils.files import exclusive_folder
+from oasis_monai.utils.presets import lay_over, nested
 from oasis_monai.workflows.model import Model, load_model
 from oasis_monai.workflows.plan import Planned, plan_settings
 from oasis_monai.workflows.segment import SegmentOptions
@@ -84,6 +85,46 @@ def train(model: str | Path, options: Mapping[str, Any] | None = None, overwrite
     with exclusive_folder(Path(model), "model"), torch_setup(settings.threads):
         train_model(settings, Path(model), _LOGGER.info, overwrite, planned.plan)
     return load_model(model, settings.device, settings.align_batch)
+
+
+def adapt(
+    model: str | Path, output: str | Path, options: Mapping[str, Any] | None = None, overwrite: bool = False, **more: Any
+) -> Model:
+    """Train a model on with a few labelled scans of a new centre, write a new model, and load it: ``oasis-monai adapt``.
+
+    The model itself stays as it is. An interrupted training goes on from its checkpoint in ``cache``.
+
+    Args:
+        model: the folder of a trained model.
+        output: the folder to write the new model to.
+        options: ``data``, ``training.minutes`` (2) or ``training.iterations``, and other settings; what made the model travels
+            with it.
+        overwrite: also in the place of another model.
+        more: further settings, which come after ``options``.
+
+    Returns:
+        The adapted model.
+
+    Raises:
+        DataError: every fault of the scans; or one that is an atlas of the model already.
+        ConfigError: a setting that cannot work, or structures of other names.
+        OasisError: no model; or training failed: the last checkpoint stays.
+
+    Examples:
+        >>> import oasis_monai
+        >>> data = {"root": "data/new_centre", "layout": "promise12", "labels": {"prostate": 1}}
+        >>> training = {"iterations": 2, "minutes": None}  # for a real model {"minutes": 2}
+        >>> model = oasis_monai.adapt("models/prostate", "models/adapted", data=data, training=training)
+        >>> model
+        Model(models/adapted, 10 atlases, {'prostate': 1}, ...)
+    """
+    from oasis_monai.workflows.adapt import adapt_model
+
+    given = lay_over(nested(options or {}), nested(more))
+    settings = build(composed({"progress": False, "training": "adapt"}, given))
+    with exclusive_folder(Path(output), "output"), torch_setup(settings.threads):
+        adapt_model(Path(model), Path(output), settings, _LOGGER.info, overwrite)
+    return load_model(output, settings.device, settings.align_batch)
 
 
 def segment(model: str | Path, input: str | Path, output: str | Path, **options: Unpack[SegmentOptions]) -> list[Fault]:

@@ -111,6 +111,7 @@ def add_atlas(
         new_atlases = _atlases(item, loaded, scan.patient)
         merged = library.merge(new_atlases)
         described = describe(new_atlases, name, settings.data.labels, item.geometry)
+        described["scan"] = PreprocessCache(None, settings.preprocessing, settings.data.label_values).image_content(scan)
         atlases = {**loaded.record.values["atlases"], name: described}
         _replace(loaded, merged, atlases, torch.arange(len(library)))
     return name

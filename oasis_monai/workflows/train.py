@@ -70,10 +70,8 @@ def train_model(settings: Settings, folder: Path, log: Log = print, overwrite: b
     with clock("train"):
         segmenter = FoldModels(settings, dataset, split, cache, log).segmenter(everything)
     with locked(folder), clock("write"):
-        for name in ("model.json", LOA_FILE, NEXT_LIBRARY):  # from here to the last line the folder is no model
-            (folder / name).unlink(missing_ok=True)
+        checksums = write_parts(folder, segmenter)
         keep_plan(plan, folder)
-        checksums = _write_parts(folder, segmenter)
         write_json(folder / "model.json", _record(settings, dataset, segmenter, checksums, clock, log))
     return folder
 
@@ -89,8 +87,10 @@ def _to_train_with(cases: list[Case], log: Log) -> list[Case]:
     return kept
 
 
-def _write_parts(folder: Path, segmenter: Segmenter) -> dict[str, str]:
-    """Write networks, library and LOA pairs; -> part -> checksum."""
+def write_parts(folder: Path, segmenter: Segmenter) -> dict[str, str]:
+    """Write networks, library and LOA pairs; -> part -> checksum. The folder is no model until ``model.json`` is written."""
+    for name in ("model.json", LOA_FILE, NEXT_LIBRARY):
+        (folder / name).unlink(missing_ok=True)
     assert segmenter.aligner is not None
     parts: dict[str, torch.nn.Module] = {STM_PART: segmenter.aligner.model}
     if segmenter.estimator is not None:
