@@ -28,11 +28,19 @@ from oasis_monai.evaluation.scores import read_scores, summarise, write_scores, 
 from oasis_monai.segmentation.pipeline import CaseResult, Scan, merge_slices, segment_case
 from oasis_monai.segmentation.recentre import NO_OFFSET
 from oasis_monai.segmentation.segmenter import Key, Result
+from oasis_monai.segmentation.views import rows_of
 from oasis_monai.settings import Settings
 from oasis_monai.utils.device import resolve_device
 from oasis_monai.utils.errors import with_case_in_errors
 from oasis_monai.utils.files import write_json
-from oasis_monai.workflows.case_pictures import PackedLabels, draw_overlays, remove_stale_pictures, save_label, write_case_browser
+from oasis_monai.workflows.case_pictures import (
+    PackedLabels,
+    draw_overlays,
+    remove_stale_pictures,
+    save_label,
+    write_case_browser,
+    write_views,
+)
 from oasis_monai.workflows.corrupted_copies import Rows, corrupted_rows
 from oasis_monai.workflows.fold_models import FoldModel, FoldModels, OpenModels, calibration_path, train_in_parallel
 from oasis_monai.workflows.plan import Plan, keep_plan
@@ -101,6 +109,7 @@ class CrossValidation:
         run_dir: where results go.
         folds: those to score.
         rows: the rows of ``scores.csv``.
+        views: the rows of ``views.csv``.
         agreements: (case, method, n) -> overlap counts of the parts of that result.
         labels: (case, method, n) -> the result, packed, for the pictures drawn at the end.
     """
@@ -114,6 +123,7 @@ class CrossValidation:
     log: Log
     folds: list[Fold] = field(default_factory=list)
     rows: list[dict[str, Any]] = field(default_factory=list)
+    views: list[dict[str, Any]] = field(default_factory=list)
     agreements: dict[tuple[str, str, int], torch.Tensor] = field(default_factory=dict)
     labels: PackedLabels = field(default_factory=dict)
 
@@ -149,6 +159,7 @@ class CrossValidation:
                 "centres.csv",
                 "quality.csv",
                 "calibration.json",
+                "views.csv",
             ):  # of an earlier run; not every run writes all of them
                 (self.run_dir / name).unlink(missing_ok=True)
             if not self.rows:
@@ -156,6 +167,7 @@ class CrossValidation:
             scores = read_scores(self.run_dir / "scores.csv")
             write_summary(self.run_dir / "summary.csv", summarise(scores))
             write_centres(self.run_dir / "centres.csv", scores)
+            write_views(self.run_dir / "views.csv", self.views)
             with self.clock("pictures"):
                 pictures = draw_overlays(self.settings, self.dataset.cases, self.rows, self.labels, self.run_dir)
                 remove_stale_pictures(self.settings, self.run_dir, self.rows, pictures)
@@ -179,6 +191,7 @@ class CrossValidation:
             with self.clock("score"), with_case_in_errors(case):
                 self._score_case(case, case_result)
         self.rows.sort(key=lambda row: str(row["case"]))
+        self.views.sort(key=lambda row: str(row["case"]))
 
     def segment(self, case: str, trained: OpenModels, embed: Embedder) -> CaseResult:
         """Segment a case by every method and by the folds that test it; its label is not used."""
@@ -225,6 +238,8 @@ class CrossValidation:
         labels = case_result.restore(settings.save_probability)
         own = next(fold for fold in self.folds if case in fold.test)
         fold = own.index if self.split.honest else -1
+        about = {"protocol": self.split.protocol, "fold": fold, "case": case}
+        self.views += [about | row for row in rows_of(case_result.tried)]
         for key, result in labels.items():
             self.labels[case, *key] = save_label(settings, self.run_dir, replace(result, geometry=volume.geometry), *key)
             self.rows += self._score_rows(fold, result, reference, key)

@@ -17,6 +17,7 @@ from oasis_monai.segmentation.pipeline import check_choice, number_of_atlases
 from oasis_monai.segmentation.segmenter import Segmenter
 from oasis_monai.utils.errors import ConfigError, DataError, Fault
 from oasis_monai.utils.files import file_digest, write_json
+from oasis_monai.workflows.fold_models import views_identity
 from oasis_monai.workflows.model import Model, load_model, whole_number
 from oasis_monai.workflows.model_folder import ModelRecord
 from oasis_monai.workflows.scan_result import ScanResult
@@ -38,6 +39,8 @@ class SegmentOptions(TypedDict, total=False):
         save_probability: write the probability beside the label.
         overwrite: do finished scans again.
         file_format: of the labels, one of :data:`FORMATS` [format]; None: each scan's own (:func:`.result_ending`).
+        views: for which scans other views are looked for, ``none``, ``doubtful`` or ``all``; None: as the model was trained.
+        views_below: the agreement below which a scan is doubtful; None: as the model was trained.
         data: how the scans lie, such as templates of their names; None: as :func:`oasis_monai.data.scans.find_scans` recognises.
     """
 
@@ -48,6 +51,8 @@ class SegmentOptions(TypedDict, total=False):
     save_probability: bool
     overwrite: bool
     file_format: str | None
+    views: str | None
+    views_below: float | None
     data: DataSettings | None
 
 
@@ -84,7 +89,8 @@ def segment_scans(
     method, file_format = options.get("method"), options.get("file_format")
     channels = ModelRecord.read(model).channels
     cases = _find_scans(scans, output, method, file_format, log, options.get("data"), channels)
-    loaded = load_model(model, options.get("device", "auto"), options.get("batch", 8))
+    asked_views = options.get("views"), options.get("views_below")
+    loaded = load_model(model, options.get("device", "auto"), options.get("batch", 8), *asked_views)
     asked_n = options.get("n")
     n = number_of_atlases(loaded.segmenter, None if asked_n is None else whole_number("n", asked_n))
     chosen = check_choice(loaded.segmenter, method, n)
@@ -254,6 +260,7 @@ class _Run:
             "image": file_digest(*(file for source in case.sources for file in data_files(source))),
             "recentre": self.model.segmenter.recentres,
             **({"take": list(case.take)} if case.take else {}),
+            **views_identity(self.model.settings),
         }
 
     def _left_of(self, before: dict[str, Any], files: list[str], same: bool) -> list[str]:
