@@ -31,6 +31,7 @@ from oasis_monai.segmentation.methods import (
     uses_estimate,
 )
 from oasis_monai.segmentation.postprocessing import ALL, AUTO, MODES
+from oasis_monai.segmentation.views import DOUBTFUL, SEARCHES
 from oasis_monai.training.trainer import TrainingSettings
 from oasis_monai.transforms.augmentation import Augmentation
 from oasis_monai.transforms.corruptions import CORRUPTIONS
@@ -46,6 +47,8 @@ DEFAULT_METHODS = ("FwoW", "FWAL", "OASIS")
 """What the paper compares."""
 SEARCHED = 4
 """Steps along each axis in which sizes that work are looked for."""
+NULLABLE = ("n", "methods", "views", "views_below")
+"""Keys whose null in a configuration means the default; where a model is used, what it was trained with."""
 NOT_IN_NAME = {"inference_only": True}
 """Metadata of a field that training reads in another form, which the name of a trained network holds: its cases and labels."""
 
@@ -76,6 +79,9 @@ class Settings:
         align_batch: pairs per forward pass of the registration network, 1 or more. Lower it when memory is short.
         corruptions: number of corrupted copies of each test case (:mod:`oasis_monai.transforms.corruptions`) on which the
             predicted Dice is fitted, beside the cases themselves; 0 for none. Not under slice folds.
+        views: for which scans a joint model of volumes looks for another view (:mod:`oasis_monai.segmentation.views`):
+            ``doubtful``, ``none`` or ``all``.
+        views_below: the agreement below which a scan is doubtful, 0 to 1.
         overlays: number of cases drawn with contours (evenly spaced from worst to best), 0 or more.
         browser: keep what the case browser of the report shows.
         save_segmentations, save_probability: write each result on the scan's own grid.
@@ -121,6 +127,8 @@ class Settings:
     temperature: float = field(default=0.1, metadata=INFERENCE_ONLY)
     align_batch: int = field(default=8, metadata=INFERENCE_ONLY)
     corruptions: int = field(default=2, metadata=INFERENCE_ONLY)
+    views: str = field(default="doubtful", metadata=INFERENCE_ONLY)
+    views_below: float = field(default=DOUBTFUL, metadata=INFERENCE_ONLY)
     overlays: int = field(default=6, metadata=INFERENCE_ONLY)
     browser: bool = field(default=True, metadata=INFERENCE_ONLY)
     save_segmentations: bool = field(default=False, metadata=INFERENCE_ONLY)
@@ -147,6 +155,8 @@ class Settings:
             ("seed", 0 <= self.seed < 2**31, "0 to 2147483647"),
             ("align_batch", self.align_batch > 0, "1 or more"),
             ("corruptions", 0 <= self.corruptions <= len(CORRUPTIONS), f"0 to {len(CORRUPTIONS)} copies of each test case"),
+            ("views", self.views in SEARCHES, f"one of {list(SEARCHES)}"),
+            ("views_below", 0 <= self.views_below <= 1, "0 to 1"),
             ("overlays", self.overlays >= 0, "0 or more cases to draw"),
             ("postprocessing", self.postprocessing in MODES, f"one of {', '.join(MODES)}"),
             ("postprocessing", self.postprocessing != ALL or self.folds != "slice", "auto or none where folds=slice"),
@@ -330,7 +340,7 @@ def build(config: Mapping[str, Any]) -> Settings:
         ConfigError: an unknown key, a value out of range, or sizes the network cannot take.
     """
     config = without_nulls(config)
-    top = {key: value for key, value in config.items() if key not in ("n", "methods") or value is not None}
+    top = {key: value for key, value in config.items() if key not in NULLABLE or value is not None}
     more = {"preprocessing": {"spatial_dims": top.get("spatial_dims", 3)}}
     groups = {name: make_group(kind, top.pop(name, {}), name, **more.get(name, {})) for name, kind in GROUPS.items()}
     return make_group(Settings, {**top, **groups}, "")

@@ -241,6 +241,8 @@ def _segment(config: dict[str, Any], job: Mapping[str, Any], run_dir: Path, swee
         overwrite=bool(job["overwrite"]),
         file_format=job["format"],
         postprocessing=settings.postprocessing,
+        views=config.get("views"),
+        views_below=config.get("views_below"),
         data=settings.data,
     )
     if failed:
@@ -258,7 +260,8 @@ def _evaluate(config: dict[str, Any], job: Mapping[str, Any], run_dir: Path, swe
     own = config.get("methods") is not None
     settings = _settings(config)
     n, method = _one(settings, config, own)
-    model = load_model(Path(job["model"]), settings.device, settings.align_batch)
+    views = config.get("views"), config.get("views_below")
+    model = load_model(Path(job["model"]), settings.device, settings.align_batch, *views)
     output = Path(job["output"] or Path("outputs", "evaluations", f"{model.folder.resolve().name}-{settings.data.name}"))
     switches = {key: bool(job[key]) for key in ("training_cases", "overwrite")}
     with contextlib.nullcontext() if job["output"] else exclusive_folder(output, "output"):

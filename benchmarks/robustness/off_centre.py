@@ -63,7 +63,7 @@ def segment_fold(settings: Settings, index: int) -> list[dict[str, Any]]:
     embed = embedder(settings.features.name, settings.features.weights)
     rows = []
     for follows in (True, False):
-        own = replace(settings, joint=replace(settings.joint, recentre=follows))
+        own = replace(settings, views="none", joint=replace(settings.joint, recentre=follows))
         segmenter = FoldModels(own, dataset, split, cache, print).segmenter(split.folds[index])
         for case in sorted(split.folds[index].test):
             volume = read_volume(dataset.cases[case], settings.data.label_values)

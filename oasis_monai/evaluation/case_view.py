@@ -36,6 +36,7 @@ class CaseView:
         outside: voxels of a result beyond the crop, by method name.
         atlases: per target image (one for a volume, one per slice) [case, slice, distance], nearest first.
         weights: method name -> per target image the atlases' weights.
+        views: method name -> in which view it saw the scan, in words; without those that saw it as it is.
     """
 
     case: str
@@ -50,6 +51,7 @@ class CaseView:
     outside: dict[str, int] = field(default_factory=dict)
     atlases: dict[str, list[Any]] = field(default_factory=dict)
     weights: dict[str, list[Any]] = field(default_factory=dict)
+    views: dict[str, str] = field(default_factory=dict)
 
 
 def write_browser(
@@ -64,6 +66,7 @@ def write_browser(
     labels: Sequence[str],
     atlases: Sequence[Any] = (),
     weights: Mapping[str, Any] | None = None,
+    views: Mapping[str, str] | None = None,
 ) -> Path:
     """Write one case for the case browser.
 
@@ -75,7 +78,7 @@ def write_browser(
         image: (x, y, z) intensities in RAS order, uncropped; of several channels the first.
         reference, results: (x, y, z) class indices on the image's grid.
         labels: names of the classes 1, 2, ...
-        atlases, weights: see :class:`CaseView`; ``atlases`` are the same for every method of a run.
+        atlases, weights, views: see :class:`CaseView`; ``atlases`` are the same for every method of a run.
 
     Raises:
         ValueError: shapes differ.
@@ -98,6 +101,7 @@ def write_browser(
         "outside": outside,
         "atlases": list(atlases),
         "weights": dict(weights or {}),
+        **({"views": dict(views)} if views else {}),
     }
     path = browser_file(folder, case)
     save_tensors(path, {name: torch.from_numpy(np.ascontiguousarray(array)) for name, array in tensors.items()}, meta)
@@ -180,6 +184,8 @@ def _add(views: dict[str, CaseView], arrays: Mapping[str, np.ndarray], meta: Map
         view.outside[name] = meta["outside"].get(own, 0)
         if own in meta["weights"]:
             view.weights[name] = meta["weights"][own]
+        if own in meta.get("views", {}):
+            view.views[name] = meta["views"][own]
         if fuses:
             view.atlases[name] = meta["atlases"]
 

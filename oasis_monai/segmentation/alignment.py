@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
@@ -13,6 +13,7 @@ from oasis_monai.atlases.library import AtlasLibrary
 from oasis_monai.networks import warp as warping
 from oasis_monai.networks.registration import append_structures
 from oasis_monai.transforms.labels import foreground, split_ignored, with_ignored
+from oasis_monai.transforms.views import View
 from oasis_monai.utils.device import use_bfloat16
 from oasis_monai.utils.files import digest
 from oasis_monai.utils.memory import Batched
@@ -90,9 +91,10 @@ class FieldCache:
     folder: Path | None
     key: str
 
-    def moved(self, move: Sequence[int]) -> FieldCache:
-        """The cache of the same target on a grid moved by ``move`` voxels."""
-        return FieldCache(self.folder, digest([self.key, *move])) if any(move) else self
+    def seen(self, view: View, move: Sequence[int]) -> FieldCache:
+        """The cache of the same target in a view, on a grid moved by ``move`` voxels."""
+        key = digest([self.key, view.matrix, view.intensities]) if view else self.key
+        return replace(self, key=digest([key, *move]) if any(move) else key)
 
     def get(self, target: str, images: torch.Tensor, rows: torch.Tensor, library: AtlasLibrary, aligner: Aligner) -> torch.Tensor:
         """Fields of the atlases ``rows`` (T, n) for the T images (T, c, *S) of one target -> (T, n, D, *s) float16.

@@ -16,6 +16,7 @@ from oasis_monai.segmentation.alignment import Aligner
 from oasis_monai.segmentation.estimate import Estimator, make_volume_network
 from oasis_monai.segmentation.loa import LoaTable
 from oasis_monai.segmentation.segmenter import Segmenter
+from oasis_monai.segmentation.views import ViewSettings
 
 
 @dataclass(frozen=True)
@@ -42,6 +43,7 @@ class SegmenterOptions:
         batch: atlases aligned at once.
         joint: how a joint model makes and uses its estimate.
         network: channels of the volume network.
+        views: whether doubtful scans are also seen in other views.
     """
 
     distance: str = "l2"
@@ -50,6 +52,7 @@ class SegmenterOptions:
     joint: JointSettings = field(default_factory=JointSettings)
     network: NetworkSettings = field(default_factory=NetworkSettings)
     same_case: bool = False
+    views: ViewSettings = field(default_factory=lambda: ViewSettings("none"))
 
 
 def build_estimator(networks: TrainedNetworks, options: SegmenterOptions, device: str | torch.device = "cpu") -> Estimator | None:
@@ -92,4 +95,5 @@ def build_segmenter(
         distance=options.distance,
         temperature=options.temperature,
         same_case=options.same_case,
+        views=options.views,
     )

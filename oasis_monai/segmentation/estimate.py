@@ -81,8 +81,12 @@ class Estimator(Batched):
 
     def without_views(self) -> Estimator:
         """The same estimator without rotated and scaled copies, in a fifth of the time."""
-        arguments = (self.model, self.tta_flip, self.device, self.batch, self.volume_network, self.stride)
-        return Estimator(*arguments, bfloat16=self.bfloat16) if self.tta_views else self
+        return self.quick(self.tta_flip) if self.tta_views else self
+
+    def quick(self, tta_flip: bool = False) -> Estimator:
+        """The same estimator without copies, with or without the mirrored ones."""
+        arguments = (self.model, tta_flip, self.device, self.batch, self.volume_network, self.stride)
+        return Estimator(*arguments, bfloat16=self.bfloat16)
 
     @torch.inference_mode()
     def __call__(self, slices: torch.Tensor) -> torch.Tensor:

@@ -10,8 +10,9 @@ import torch
 from oasis_monai.atlases.library import AtlasLibrary
 from oasis_monai.atlases.selection import nearest
 from oasis_monai.segmentation.anatomy import AnatomyStatistics, StructureShape
+from oasis_monai.segmentation.views import Tried, chosen
 
-UNLIKE_ATLASES, EMPTY, CUT, FOLDING, UNSURE = "unlike_atlases", "empty", "cut", "folding", "unsure"
+UNLIKE_ATLASES, EMPTY, CUT, FOLDING, UNSURE, VIEW = "unlike_atlases", "empty", "cut", "folding", "unsure", "view"
 PIECES, HOLES, VOLUME, NEIGHBOURS = "pieces", "holes", "volume", "neighbours"
 MARGIN = 1.25
 """A scan is flagged when the distance to its nearest atlas exceeds :func:`typical_distance` times this factor.
@@ -98,6 +99,15 @@ def cut(label: torch.Tensor, seen: torch.Tensor, names: Sequence[str]) -> Flag |
     if not cut_off:
         return None
     return Flag(CUT, f"{', '.join(cut_off)} at the border of the model's field of view: part may lie outside")
+
+
+def view(tried: Sequence[Tried]) -> Flag | None:
+    """Whether a scan is segmented in another view, and what that says of it; ``tried``: see :func:`.views.chosen`."""
+    best = chosen(tried) if tried else None
+    if best is None or not best.view:
+        return None
+    found = f"the parts of the result overlap by {100 * best.agreement:.0f} % {best.view.name}"
+    return Flag(VIEW, f"{best.view.meaning} ({found}, by {100 * tried[0].agreement:.0f} % in the scan as it is)")
 
 
 def folding(voxels: int, total: int) -> Flag | None:

@@ -1,5 +1,6 @@
 """The steps from a scan to its label: preprocess, estimate, recentre, select, align, weigh, fuse, restore.
 
+Where the parts of a joint model disagree, the same steps are taken in other views of the scan (:mod:`.views`).
 Cross-validation, corrupted copies, ``segment``, the bundle and the Python library all use these functions.
 """
 
@@ -26,7 +27,9 @@ from oasis_monai.segmentation.methods import (
 )
 from oasis_monai.segmentation.recentre import NO_OFFSET, Offset, recentre
 from oasis_monai.segmentation.segmenter import Key, Result, Segmenter
+from oasis_monai.segmentation.views import Tried, ViewSearch, chosen
 from oasis_monai.transforms.preprocessing import Preprocessing, restore_all
+from oasis_monai.transforms.views import UNCHANGED, View
 from oasis_monai.utils.errors import ConfigError
 
 
@@ -36,19 +39,27 @@ class Scan:
 
     Args:
         target: the preprocessed scan, without a label.
-        preprocess_at: the same scan on a grid moved by so many voxels; None where the grid has to stay.
+        preprocess_at: the same scan on a grid moved by so many voxels, in a view; None where the grid has to stay.
         features: (T, F) of the target, where they are known.
     """
 
     target: Preprocessed
-    preprocess_at: Callable[[Offset], Preprocessed] | None = None
+    preprocess_at: Callable[[Offset, View], Preprocessed] | None = None
     features: torch.Tensor | None = None
 
     @classmethod
     def of_volume(cls, volume: Volume, preprocessing: Preprocessing) -> Scan:
         """A scan in memory; its label, if any, is dropped."""
         bare = replace(volume, label=None)
-        return cls(preprocessing.apply(bare), lambda offset: preprocessing.apply(bare, offset))
+        return cls(preprocessing.apply(bare), lambda offset, view: preprocessing.apply(bare, offset, view))
+
+    def seen(self, view: View) -> Preprocessed:
+        """The scan in a view, on the grid round its centre."""
+        if not view:
+            return self.target
+        if self.preprocess_at is None:
+            raise ValueError(f"{self.target.case}: a grid that has to stay shows no other view")
+        return self.preprocess_at(NO_OFFSET, view)
 
 
 class UsedAtlas(NamedTuple):
@@ -64,13 +75,16 @@ class CaseResult:
     """The results of all methods for one scan.
 
     Args:
-        target: the preprocessed scan; if the grid was moved, on the moved grid that methods with an estimate used.
+        target: the preprocessed scan; if the grid was moved, or in another view, as methods with an estimate saw it.
         offset: by how many voxels the grid was moved.
         results: by method and n, on the working grids.
         grids: the working grid of each result.
         selection: the atlases selected, as rows of the segmenter's library.
         atlases: the same by name, for every image of the target (1, or its slices), nearest first.
         fields: (T, n, D, *s) of the atlases, or None.
+        unchanged: the preprocessed scan as it is, round its centre; None where that is the target.
+        tried: the views of the scan that were segmented, the scan as it is first; empty where none was looked for.
+        view: the one that was taken.
     """
 
     target: Preprocessed
@@ -80,6 +94,9 @@ class CaseResult:
     selection: Selection | None = None
     atlases: list[list[UsedAtlas]] = field(default_factory=list)
     fields: torch.Tensor | None = None
+    unchanged: Preprocessed | None = None
+    tried: tuple[Tried, ...] = ()
+    view: View = UNCHANGED
 
     def restore(self, keep_probability: bool = False) -> dict[Key, Segmentation]:
         """Every result as a label (and probability) on the scan's own grid."""
@@ -105,7 +122,8 @@ def segment_case(
     """Segment one scan by every method at every number of atlases.
 
     Where a joint model finds the structures farther out than in every atlas, the methods with an estimate see the scan on a
-    grid that is moved there (:mod:`.recentre`); the others stay round the scan's centre.
+    grid that is moved there (:mod:`.recentre`); the others stay round the scan's centre. Where its parts disagree, the methods
+    with an estimate see the scan in the view in which they agree most (:mod:`.views`); the others see it as it is.
 
     Args:
         segmenter: the model.
@@ -116,35 +134,87 @@ def segment_case(
         exclude_patient: no atlas of this person is taken.
         only: (m,) the slices to segment, for folds over slices.
     """
-    target, seen, offset, probabilities = scan.target, scan.target, NO_OFFSET, None
-    if segmenter.atlas_positions is not None and scan.preprocess_at is not None and uses_estimate(methods):
-        image = torch.arange(1)
-        seen, found, offset = recentre(
-            segmenter.atlas_positions, target, lambda one: segmenter.estimate(one, image)[0], scan.preprocess_at
-        )
-        probabilities = found[None]
-    moved = any(offset)
+    asked = _Asked(segmenter, scan, embed, tuple(methods), tuple(ns), fields, exclude_patient, only)
+    result = asked.in_view(UNCHANGED, methods)
+    search = segmenter.view_search
+    if search is None or scan.preprocess_at is None or not uses_estimate(methods):
+        return result
+    return asked.in_best_view(result, search)
 
-    def features_of(one: Preprocessed) -> torch.Tensor:
-        known = scan.features if one is target else None
-        return target_features(one, segmenter.spatial_dims, embed) if known is None else known
 
-    following = [m for m in methods if not moved or uses_estimate([m])]
-    cache = fields.moved(offset) if fields is not None else None
-    results, selection, aligned = segmenter(seen, features_of(seen), following, ns, cache, exclude_patient, only, probabilities)
-    grids = dict.fromkeys(results, seen.geometry)
-    staying = [m for m in methods if m not in following]
-    if staying:  # with other atlases than those reported
-        still = segmenter(target, features_of(target), staying, ns, None, exclude_patient, only).results
-        results |= {key: result._replace(weights=None) for key, result in still.items()}
-        grids |= dict.fromkeys(still, target.geometry)
-    library = segmenter.library
-    atlases = [
-        [UsedAtlas(library.cases[row], int(library.slices[row]), distance) for row, distance in zip(rows, distances, strict=True)]
-        for rows, distances in zip(selection.indices.tolist(), selection.distances.tolist(), strict=True)
-    ]
-    ordered = {key: results[key] for key in result_keys(methods, ns)}
-    return CaseResult(seen, offset, ordered, grids, selection, atlases, aligned)
+@dataclass(frozen=True)
+class _Asked:
+    """The arguments of :func:`segment_case`."""
+
+    segmenter: Segmenter
+    scan: Scan
+    embed: Embedder
+    methods: tuple[str, ...]
+    ns: tuple[int, ...]
+    fields: FieldCache | None
+    exclude_patient: str | None
+    only: torch.Tensor | None
+
+    def in_view(self, view: View, methods: Sequence[str]) -> CaseResult:
+        """The results of some methods in one view of the scan."""
+        segmenter, scan, ns = self.segmenter, self.scan, self.ns
+        target = scan.seen(view)
+        seen, offset, probabilities, preprocess_at = target, NO_OFFSET, None, scan.preprocess_at
+        if segmenter.atlas_positions is not None and preprocess_at is not None and uses_estimate(methods):
+            image = torch.arange(1)
+            seen, found, offset = recentre(
+                segmenter.atlas_positions,
+                target,
+                lambda one: segmenter.estimate(one, image)[0],
+                lambda move: preprocess_at(move, view),
+            )
+            probabilities = found[None]
+        moved = any(offset)
+        following = [m for m in methods if not moved or uses_estimate([m])]
+        cache = self.fields.seen(view, offset) if self.fields is not None else None
+        features, exclude = self._features(seen), self.exclude_patient
+        results, selection, aligned = segmenter(seen, features, following, ns, cache, exclude, self.only, probabilities)
+        grids = dict.fromkeys(results, seen.geometry)
+        staying = [m for m in methods if m not in following]
+        if staying:  # with other atlases than those reported
+            still = segmenter(target, self._features(target), staying, ns, None, exclude, self.only).results
+            results |= {key: result._replace(weights=None) for key, result in still.items()}
+            grids |= dict.fromkeys(still, target.geometry)
+        ordered = {key: results[key] for key in result_keys(methods, ns)}
+        unchanged = None if seen is scan.target else scan.target
+        return CaseResult(seen, offset, ordered, grids, selection, self._used(selection), aligned, unchanged, view=view)
+
+    def in_best_view(self, untouched: CaseResult, search: ViewSearch) -> CaseResult:
+        """The results in the view in which the parts agree most; of methods without an estimate, those of the scan as it is."""
+        methods = [m for m in self.methods if uses_estimate([m])]
+        seen: dict[View, CaseResult] = {}
+
+        def segment(view: View) -> float:
+            seen[view] = self.in_view(view, methods)
+            return search.agreement(seen[view].results)
+
+        tried = search(self.scan.seen, segment, search.agreement(untouched.results, unchanged=True))
+        best = chosen(tried).view if tried else UNCHANGED
+        if not best:
+            return replace(untouched, tried=tried)
+        found = seen[best]
+        results = {k: found.results.get(k) or own._replace(weights=None) for k, own in untouched.results.items()}
+        grids = {key: found.grids.get(key) or grid for key, grid in untouched.grids.items()}
+        return replace(found, results=results, grids=grids, tried=tried)
+
+    def _features(self, one: Preprocessed) -> torch.Tensor:
+        known = self.scan.features if one is self.scan.target else None
+        return target_features(one, self.segmenter.spatial_dims, self.embed) if known is None else known
+
+    def _used(self, selection: Selection) -> list[list[UsedAtlas]]:
+        library = self.segmenter.library
+        return [
+            [
+                UsedAtlas(library.cases[row], int(library.slices[row]), distance)
+                for row, distance in zip(rows, distances, strict=True)
+            ]
+            for rows, distances in zip(selection.indices.tolist(), selection.distances.tolist(), strict=True)
+        ]
 
 
 @torch.inference_mode()  # inference tensors cannot be changed outside it

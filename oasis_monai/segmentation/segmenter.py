@@ -36,6 +36,7 @@ from oasis_monai.segmentation.methods import (
     uses_estimate,
 )
 from oasis_monai.segmentation.recentre import AtlasPositions
+from oasis_monai.segmentation.views import AtlasVolumes, ViewSearch, ViewSettings
 from oasis_monai.transforms.labels import decide, labelled
 
 Key = tuple[str, int]
@@ -79,6 +80,7 @@ class Segmenter:
         distance: between features, see :func:`.selection.nearest`.
         temperature: of R3, see :func:`.fusion.conditioned_weights`.
         same_case: whether the library holds labelled slices of the targets themselves (slice folds).
+        views: whether doubtful scans are also seen in other views (:mod:`.views`).
 
     Examples:
         >>> import oasis_monai
@@ -101,7 +103,9 @@ class Segmenter:
         distance: str = "l2",
         temperature: float = 0.1,
         same_case: bool = False,
+        views: ViewSettings | None = None,
     ) -> None:
+        self.views = views or ViewSettings("none")
         self.library, self.aligner, self.estimator = library, aligner, estimator
         # not "loa or ...": a table without pairs yet is one as well
         self.loa = loa if loa is not None or aligner is None else LoaTable(library, aligner)
@@ -301,6 +305,15 @@ class Segmenter:
         """Whether the working grid follows the structures of a scan: a joint model of volumes with two networks, which have to
         agree on the new place, can do that."""
         return self.joint.recentre and self.estimator is not None and self.estimator.volume_network is not None
+
+    @cached_property
+    def view_search(self) -> ViewSearch | None:
+        """What looks for the view of a scan; None where the scan is taken as it is. A joint model of volumes with two networks,
+        which can disagree, can do that."""
+        if self.views.views == "none" or self.estimator is None or self.estimator.volume_network is None:
+            return None
+        volumes = AtlasVolumes.of(self.library.labels, self.library.classes)
+        return ViewSearch(self.views, volumes, self.estimator.quick().network_probabilities)
 
     @cached_property
     def atlas_positions(self) -> AtlasPositions | None:

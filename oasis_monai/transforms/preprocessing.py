@@ -37,6 +37,7 @@ from oasis_monai.transforms.intensity import (
     z_score,
 )
 from oasis_monai.transforms.labels import structures
+from oasis_monai.transforms.views import UNCHANGED, View
 from oasis_monai.utils.config import absent_as, require, without_absent
 from oasis_monai.utils.errors import ConfigError, Fault
 from oasis_monai.utils.files import digest, file_digest
@@ -153,7 +154,7 @@ class Preprocessing:
             wanted = f"multiples of {tuple(divisor)} (the network halves its input that often)"
             raise ConfigError("preprocessing.size", wanted, self.size, f"the nearest that work are {nearest}")
 
-    def working_geometry(self, native: Geometry, moved: Sequence[int] = (0, 0, 0)) -> Geometry:
+    def working_geometry(self, native: Geometry, moved: Sequence[int] = (0, 0, 0), view: View = UNCHANGED) -> Geometry:
         """The grid :meth:`apply` puts a scan on.
 
         ``paper``: exactly the scan's field of view (half-pixel convention). ``physical``: the same centre as the scan; only
@@ -162,33 +163,39 @@ class Preprocessing:
 
         Args:
             moved: put the grid so many of its voxels aside along x, y, z, where the structures are (:mod:`.recentre`).
+            view: turn and scale the grid about its centre, before it is moved along its new axes.
         """
         free = (None,) * (3 - self.spatial_dims)
         if self.spacing_mm is None:
             found = grids.resized(native, (*self.size, *free), self.slice_axis)
         else:
             found = grids.centred(native, (*self.spacing_mm, *free), (*self.size, *free), self.slice_axis)
+        found = view.placed(found)
         if not any(moved):
             return found
         affine = found.affine.copy()
         affine[:3, 3] += affine[:3, :3] @ np.asarray(moved)
         return Geometry(found.shape, affine)
 
-    def apply(self, volume: Volume, moved: Sequence[int] = (0, 0, 0)) -> Preprocessed:
+    def apply(self, volume: Volume, moved: Sequence[int] = (0, 0, 0), view: View = UNCHANGED) -> Preprocessed:
         """Put a scan on the working grid and normalise it.
 
         The image is clipped to its window if it has one, and interpolated linearly, smoothed before where the grid gets coarser.
         Every channel is normalised by itself; the label class by class (:func:`oasis_monai.transforms.spatial.resample_label`).
-        Voxels beyond the scan are 0 and background. ``moved``: see :meth:`working_geometry`.
+        Voxels beyond the scan are 0 and background. ``moved`` and ``view``: see :meth:`working_geometry`; the neighbourhood of
+        the local normalisation has as many voxels in every view.
 
         Raises:
             ConfigError: ``window`` is for another number of channels.
             ValueError: the image has NaN or infinite voxels.
         """
-        working = self.working_geometry(volume.geometry, moved)
+        working = self.working_geometry(volume.geometry, moved, view)
         windows = self._windows(len(volume.image))
-        image = grids.resample(clip_windows(volume.image, windows), volume.geometry, working)
-        image = self._normalised(image, windows, grids.inside(volume.geometry, working, image.device), working.spacing_mm)
+        image = view.of_native(clip_windows(volume.image, windows), volume.geometry.spacing_mm)
+        image = grids.resample(image, volume.geometry, working)
+        inside = grids.inside(volume.geometry, working, image.device)
+        spacing_mm = self.working_geometry(volume.geometry).spacing_mm if view else working.spacing_mm
+        image = self._normalised(view.of_working(image, inside), windows, inside, spacing_mm)
         label = None if volume.label is None else grids.resample_label(volume.label, volume.geometry, working)
         return Preprocessed(volume.case, image, label, working, volume.geometry)
 
@@ -214,10 +221,10 @@ class Preprocessing:
         """What a channel is clipped to before its z-score or local normalisation."""
         return PERCENTILES if self.name == "physical" else (0.0, 100.0)
 
-    def elsewhere(self, read: Callable[[], Volume]) -> Callable[[Sequence[int]], Preprocessed]:
-        """:meth:`apply` of one scan on grids moved by so many voxels; it is read when the first is asked for."""
+    def elsewhere(self, read: Callable[[], Volume]) -> Callable[[Sequence[int], View], Preprocessed]:
+        """:meth:`apply` of one scan on grids moved by so many voxels, in a view; it is read when the first is asked for."""
         volume = functools.cache(read)
-        return lambda moved: self.apply(volume(), moved)
+        return lambda moved, view: self.apply(volume(), moved, view)
 
 
 def restore(

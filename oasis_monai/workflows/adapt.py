@@ -269,8 +269,7 @@ def _record(
         "calibration": "of the model before, fitted without these cases" if before["calibration"] is not None else None,
     }
     new_atlases = {
-        names[case]: describe(library, names[case], model.labels, target.geometry.voxel_ml)
-        for case, target in dataset.targets.items()
+        names[case]: describe(library, names[case], model.labels, target.geometry) for case, target in dataset.targets.items()
     }
     atlases = {**before["atlases"], **new_atlases}
     patients = {names[case]: patient for case, patient in dataset.patients.items() if patient != case}

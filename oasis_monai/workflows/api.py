@@ -230,7 +230,7 @@ def evaluate(
     method = settings.methods[0] if config.get("methods") is not None else None
     n = None if config.get("n") is None else settings.n[0]
     with exclusive_folder(Path(output), "output"), torch_setup(settings.threads):
-        loaded = load_model(model, settings.device, settings.align_batch)
+        loaded = load_model(model, settings.device, settings.align_batch, config.get("views"), config.get("views_below"))
         args = (loaded, settings.data, Path(output), _LOGGER.info, n, method, settings, training_cases, overwrite)
         evaluate_model(*args)
         write_report(output)

@@ -9,13 +9,17 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pandas as pd
 import torch
 
 from oasis_monai.data.types import Case, Geometry, Segmentation
 from oasis_monai.evaluation.scores import method_name
+from oasis_monai.segmentation.methods import uses_estimate
 from oasis_monai.segmentation.pipeline import CaseResult
 from oasis_monai.segmentation.segmenter import Key
+from oasis_monai.segmentation.views import rows_of
 from oasis_monai.settings import Settings
+from oasis_monai.utils.files import write_text
 
 PackedLabels = dict[tuple[str, str, int], bytes]
 """(case, method, n) -> the label of a result, compressed."""
@@ -73,14 +77,14 @@ def write_case_browser(
         image: (x, y, z) on the scan's own grid; of several channels the first.
         reference: (x, y, z) class indices there.
         labels: by method and n, on that grid.
-        case_result: the atlases selected, and their weights.
+        case_result: the atlases selected, their weights, and the view of the scan.
     """
     from oasis_monai.data.io import to_canonical
     from oasis_monai.evaluation.case_view import write_browser
 
     n = 6 if 6 in settings.n else max(settings.n)
     shown = {method_name(*key): result for key, result in labels.items() if key[1] in (0, n)}
-    first = next(iter(shown.values()))
+    first, seen = next(iter(shown.values())), _seen(case_result)
     affine = first.geometry.affine
     canonical, spacing_mm = to_canonical(image, affine)
     write_browser(
@@ -99,7 +103,23 @@ def write_case_browser(
             for key, result in case_result.results.items()
             if key[1] == n and result.weights is not None
         },
+        {method_name(*key): seen for key in case_result.results if uses_estimate([key[0]])} if seen else {},
     )
+
+
+def _seen(case_result: CaseResult) -> str:
+    """The view of a case, in words; empty for the scan as it is."""
+    taken = [row for row in rows_of(case_result.tried) if row["taken"]]
+    if not case_result.view or not taken:
+        return ""
+    first = case_result.tried[0].agreement
+    return f"{taken[0]['view']}: agreement {100 * taken[0]['agreement']:.0f} %, as it is {100 * first:.0f} %"
+
+
+def write_views(path: Path, rows: list[dict[str, Any]]) -> None:
+    """Write ``views.csv``, the views of doubtful scans; nothing where there are none."""
+    if rows:
+        write_text(path, pd.DataFrame(rows).to_csv(index=False, float_format="%.6f", lineterminator="\n"))
 
 
 def draw_overlays(

@@ -30,6 +30,7 @@ from oasis_monai.evaluation.suspects import Finding, findings, write_suspects
 from oasis_monai.segmentation.pipeline import CaseResult, Scan, merge_slices, segment_case
 from oasis_monai.segmentation.recentre import NO_OFFSET
 from oasis_monai.segmentation.segmenter import Key, Result
+from oasis_monai.segmentation.views import rows_of
 from oasis_monai.settings import Settings
 from oasis_monai.utils.device import resolve_device
 from oasis_monai.utils.errors import with_case_in_errors
@@ -42,6 +43,7 @@ from oasis_monai.workflows.case_pictures import (
     replace_in_browser,
     save_label,
     write_case_browser,
+    write_views,
 )
 from oasis_monai.workflows.corrupted_copies import Rows, corrupted_rows
 from oasis_monai.workflows.fold_models import FoldModel, FoldModels, OpenModels, calibration_path, train_in_parallel
@@ -113,6 +115,7 @@ class CrossValidation:
         run_dir: where results go.
         folds: those to score.
         rows: the rows of ``scores.csv``.
+        views: the rows of ``views.csv``.
         agreements: (case, method, n) -> overlap counts of the parts of that result.
         labels: (case, method, n) -> the result, packed, for the pictures drawn at the end.
         findings: how the references differ from the results that say how sure they are.
@@ -127,6 +130,7 @@ class CrossValidation:
     log: Log
     folds: list[Fold] = field(default_factory=list)
     rows: list[dict[str, Any]] = field(default_factory=list)
+    views: list[dict[str, Any]] = field(default_factory=list)
     agreements: dict[tuple[str, str, int], torch.Tensor] = field(default_factory=dict)
     labels: PackedLabels = field(default_factory=dict)
     findings: list[tuple[Key, Finding]] = field(default_factory=list)
@@ -166,6 +170,7 @@ class CrossValidation:
                 "quality.csv",
                 "calibration.json",
                 TABLE,
+                "views.csv",
             ):  # of an earlier run; not every run writes all of them
                 (self.run_dir / name).unlink(missing_ok=True)
             if not self.rows:
@@ -173,6 +178,7 @@ class CrossValidation:
             scores = read_scores(self.run_dir / "scores.csv")
             write_summary(self.run_dir / "summary.csv", summarise(scores))
             write_centres(self.run_dir / "centres.csv", scores)
+            write_views(self.run_dir / "views.csv", self.views)
             with self.clock("pictures"):
                 pictures = draw_overlays(self.settings, self.dataset.cases, self.rows, self.labels, self.run_dir)
                 remove_stale_pictures(self.settings, self.run_dir, self.rows, pictures)
@@ -197,6 +203,7 @@ class CrossValidation:
             with self.clock("score"), with_case_in_errors(case):
                 self._score_case(case, case_result)
         self.rows.sort(key=lambda row: str(row["case"]))
+        self.views.sort(key=lambda row: str(row["case"]))
 
     def segment(self, case: str, trained: OpenModels, embed: Embedder) -> CaseResult:
         """Segment a case by every method and by the folds that test it; its label is not used."""
@@ -243,6 +250,8 @@ class CrossValidation:
         labels = case_result.restore(settings.save_probability)
         own = self._fold_of(case)
         fold = own.index if self.split.honest else -1
+        about = {"protocol": self.split.protocol, "fold": fold, "case": case}
+        self.views += [about | row for row in rows_of(case_result.tried)]
         for key, result in labels.items():
             self.postprocessing.try_out(own, key, result, volume.label[0])
             self.labels[case, *key] = save_label(settings, self.run_dir, replace(result, geometry=volume.geometry), *key)

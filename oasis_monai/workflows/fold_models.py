@@ -21,6 +21,7 @@ from oasis_monai.segmentation.build import SegmenterOptions, TrainedNetworks, bu
 from oasis_monai.segmentation.estimate import estimate_atlases
 from oasis_monai.segmentation.methods import needs_alignment
 from oasis_monai.segmentation.segmenter import Segmenter
+from oasis_monai.segmentation.views import VIEWS_VERSION, ViewSettings
 from oasis_monai.settings import Settings
 from oasis_monai.training.registration import train_registration
 from oasis_monai.training.segmentation import train_segmentation, train_volume_network
@@ -66,6 +67,7 @@ def segmenter_options(settings: Settings, same_case: bool = False) -> SegmenterO
         joint=settings.joint,
         network=settings.network,
         same_case=same_case,
+        views=ViewSettings(settings.views, settings.views_below),
     )
 
 
@@ -78,6 +80,12 @@ def with_embedding(identity: dict[str, Any], embedding: str) -> dict[str, Any]:
 def ignore_identity(settings: Settings) -> dict[str, Any]:
     """What a name holds of ``data.ignore``: nothing where it is not set."""
     return {} if settings.data.ignore is None else {"ignore": settings.data.ignore}
+
+
+def views_identity(settings: Settings) -> dict[str, Any]:
+    """What a name holds of the search for views: nothing where none is looked for."""
+    searches = settings.views != "none" and settings.uses_joint_model and settings.has_volume_network
+    return {"views": [settings.views, settings.views_below, VIEWS_VERSION]} if searches else {}
 
 
 def calibration_path(settings: Settings, dataset: Dataset) -> Path:
@@ -93,7 +101,7 @@ def calibration_path(settings: Settings, dataset: Dataset) -> Path:
         "temperature": settings.temperature,
     }
     identity |= {k: getattr(settings.joint, k) for k in ("estimate_weight", "tta_flip", "tta_views", "recentre")}
-    identity |= ignore_identity(settings)
+    identity |= ignore_identity(settings) | views_identity(settings)
     return Path(settings.cache) / "calibrations" / f"{digest(identity)}.json"
 
 

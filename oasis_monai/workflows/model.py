@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import operator
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -198,13 +198,17 @@ class Model:
         return describe_result(found, key, *about, self.anatomy, choice)
 
 
-def load_model(folder: str | Path, device: str = "auto", batch: int = 8) -> Model:
+def load_model(
+    folder: str | Path, device: str = "auto", batch: int = 8, views: str | None = None, views_below: float | None = None
+) -> Model:
     """Read a trained model.
 
     Args:
         folder: written by ``oasis-monai train`` or :func:`oasis_monai.train`.
         device: ``cpu``, ``cuda``, ``cuda:1``, or ``auto``: a GPU where there is one.
         batch: atlases aligned at once; lower it when memory is short.
+        views: for which scans other views are looked for, ``none``, ``doubtful`` or ``all``; None: as it was trained.
+        views_below: the agreement below which a scan is doubtful; None: as it was trained.
 
     Raises:
         OasisError: it is no model folder, of another format, or a file of it has changed.
@@ -218,7 +222,8 @@ def load_model(folder: str | Path, device: str = "auto", batch: int = 8) -> Mode
     """
     if whole_number("batch", batch) < 1:
         raise ConfigError("batch", "1 or more atlases", batch)
-    return retry_once(lambda: _load(Path(folder), device, batch))
+    asked = {"views": views, "views_below": views_below}
+    return retry_once(lambda: _load(Path(folder), device, batch, {k: v for k, v in asked.items() if v is not None}))
 
 
 def whole_number(key: str, value: Any) -> int:
@@ -228,9 +233,12 @@ def whole_number(key: str, value: Any) -> int:
     return operator.index(value)
 
 
-def _load(folder: Path, device: str, batch: int) -> Model:
+def _load(folder: Path, device: str, batch: int, asked: Mapping[str, Any]) -> Model:
     record = ModelRecord.read(folder)
-    settings, where = record.settings(), resolve_device(str(device))  # before the library is read: it may be large
+    settings, where = (
+        replace(record.settings(), **asked),
+        resolve_device(str(device)),
+    )  # before the library is read: it may be large
     library = record.library()
     networks = record.networks(settings, library)
     options = replace(segmenter_options(settings), batch=batch)

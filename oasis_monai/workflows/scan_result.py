@@ -24,6 +24,7 @@ from oasis_monai.segmentation.flags import Flag
 from oasis_monai.segmentation.pipeline import CaseResult
 from oasis_monai.segmentation.postprocessing import Change, Choice, postprocess
 from oasis_monai.segmentation.segmenter import Key
+from oasis_monai.segmentation.views import AS_IT_IS
 from oasis_monai.transforms.labels import decide
 from oasis_monai.transforms.spatial import inside, resample_label
 from oasis_monai.utils.files import write_json
@@ -88,6 +89,8 @@ class ScanResult:
         is_atlas: the case of the library that this very scan is, or None.
         moved_mm: how far the working grid was moved to the structures, along its axes; None where it stayed.
         postprocessed: what was removed and filled, each a :class:`oasis_monai.segmentation.postprocessing.Change`.
+        view: the view of the scan that was segmented; None for the scan as it is.
+        tried: the agreement of every view that was segmented; empty where no other was looked for.
 
     Examples:
         >>> import oasis_monai
@@ -115,6 +118,8 @@ class ScanResult:
     method: Key
     is_atlas: str | None
     moved_mm: tuple[float, ...] | None
+    view: str | None
+    tried: Mapping[str, float]
     field_voxels: int
     label_values: tuple[int, ...]
     typical_distance: float | None
@@ -200,6 +205,8 @@ class ScanResult:
             "moved_mm": None if self.moved_mm is None else list(self.moved_mm),
             "is_atlas": self.is_atlas,
             "postprocessed": [change.to_json() for change in self.postprocessed],
+            "view": self.view,
+            "views_tried": {name: round(agreement, 4) for name, agreement in self.tried.items()},
         }
 
 
@@ -248,6 +255,7 @@ def describe_result(
         flags.cut(decide(result.probability), inside(target.native, target.geometry), names),
         flags.folding(folded, field_voxels),
         *_implausible(segmentation, target, anatomy, names),
+        flags.view(found.tried),
     )
     spacing_mm = target.geometry.spacing_mm
     nearest = dict.fromkeys(rows[0].case for rows in found.atlases if rows)
@@ -261,8 +269,10 @@ def describe_result(
         flags=tuple(doubt for doubt in doubts if doubt is not None),
         atlases=uses,
         method=key,
-        is_atlas=library.twin(target.image, SAME, nearest),
+        is_atlas=library.twin((found.unchanged or target).image, SAME, nearest),
         moved_mm=tuple(move * mm for move, mm in zip(found.offset, spacing_mm, strict=True)) if any(found.offset) else None,
+        view=found.view.name or None,
+        tried={one.view.name or AS_IT_IS: one.agreement for one in found.tried},
         field_voxels=field_voxels,
         label_values=(0, *labels.values()),
         typical_distance=typical_distance,

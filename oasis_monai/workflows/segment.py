@@ -19,6 +19,7 @@ from oasis_monai.segmentation.postprocessing import AUTO, Change
 from oasis_monai.segmentation.segmenter import Segmenter
 from oasis_monai.utils.errors import ConfigError, DataError, Fault
 from oasis_monai.utils.files import file_digest, write_json
+from oasis_monai.workflows.fold_models import views_identity
 from oasis_monai.workflows.model import Model, load_model, whole_number
 from oasis_monai.workflows.model_folder import ModelRecord
 from oasis_monai.workflows.scan_result import ScanResult
@@ -41,6 +42,8 @@ class SegmentOptions(TypedDict, total=False):
         overwrite: do finished scans again.
         file_format: of the labels, one of :data:`FORMATS` [format]; None: each scan's own (:func:`.result_ending`).
         postprocessing: ``auto``, ``none`` or ``all``, see :func:`oasis_monai.evaluation.postprocessing.choice_for`.
+        views: for which scans other views are looked for, ``none``, ``doubtful`` or ``all``; None: as the model was trained.
+        views_below: the agreement below which a scan is doubtful; None: as the model was trained.
         data: how the scans lie, such as templates of their names; None: as :func:`oasis_monai.data.scans.find_scans` recognises.
     """
 
@@ -51,6 +54,8 @@ class SegmentOptions(TypedDict, total=False):
     save_probability: bool
     overwrite: bool
     file_format: str | None
+    views: str | None
+    views_below: float | None
     data: DataSettings | None
     postprocessing: str
 
@@ -88,7 +93,8 @@ def segment_scans(
     method, file_format = options.get("method"), options.get("file_format")
     channels = ModelRecord.read(model).channels
     cases = _find_scans(scans, output, method, file_format, log, options.get("data"), channels)
-    loaded = load_model(model, options.get("device", "auto"), options.get("batch", 8))
+    asked_views = options.get("views"), options.get("views_below")
+    loaded = load_model(model, options.get("device", "auto"), options.get("batch", 8), *asked_views)
     asked_n = options.get("n")
     n = number_of_atlases(loaded.segmenter, None if asked_n is None else whole_number("n", asked_n))
     chosen = check_choice(loaded.segmenter, method, n)
@@ -273,6 +279,7 @@ class _Run:
             "recentre": self.model.segmenter.recentres,
             **({"take": list(case.take)} if case.take else {}),
             **({} if self.postprocessing == AUTO else {"postprocessing": self.postprocessing}),
+            **views_identity(self.model.settings),
         }
 
     def _left_of(self, before: dict[str, Any], files: list[str], same: bool) -> list[str]:

@@ -66,6 +66,7 @@ def _entry(page: Page, view: CaseView) -> dict[str, Any]:
         "outside": dict(sorted(view.outside.items())),
         "atlases": dict(sorted(view.atlases.items())),
         "weights": dict(sorted(view.weights.items())),
+        "views": dict(sorted(view.views.items())),
         "main": tables.method_name(*page.main),
         "scores": _scores(page, view),
     }

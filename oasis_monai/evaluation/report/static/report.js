@@ -180,6 +180,7 @@ function tell(result) {
   const rows = (d.scores[view.method] || []).map(line => cellsOf(...line));
   rows.push(cellsOf("this slice", dsc === null ? "\u2013" : (100 * dsc).toFixed(1)));
   if (d.outside[view.method]) rows.push(cellsOf("voxels outside the picture", d.outside[view.method]));
+  if (d.views[view.method]) rows.push(cellsOf("seen", d.views[view.method]));
   at("scores").replaceChildren(...rows);
   const atlases = d.atlases[view.method] || [], image = atlases.length > 1 ? view.slice : 0;
   const weights = (d.weights[view.method] || [])[image] || [], highest = Math.max(...weights, 1e-9);
