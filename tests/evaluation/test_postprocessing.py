@@ -35,6 +35,8 @@ from oasis_monai.utils.errors import ConfigError
         ([0, 0, 0.02, 0, 0.3], [0, 0, 0, -0.001, 0], False),  # another structure pays
         ([0, 0, 0.02, 0, 0.3], [0, 0, 0.002, -0.001, 0], True),
         ([0, 0, 1e-12, 0, 1e-12], [0, 0, 0, 0, 0], False),
+        ([0, 0, 2e-4, 0, 2e-4], [0, 0, 0, 0, 0], False),  # less than a hundredth of a point
+        ([0, 0, 3e-4, 0, 3e-4], [0, 0, 0, 0, 0], True),
     ],
 )
 def test_an_operation_must_help_without_its_best_patient_and_at_no_cost(own, other, helps):

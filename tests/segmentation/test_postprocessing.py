@@ -71,6 +71,14 @@ def test_a_piece_within_another_structure_becomes_that():
     assert [c[:3] for c in changes] == [("cyst", PIECES, 1)]
 
 
+def test_what_lies_beyond_all_structures_is_beside_a_piece_as_well():
+    body, plate = ((2, 12), (2, 12), (2, 12)), ((12, 13), (4, 9), (4, 9))  # 25 faces on the body, 25 outside, 20 around
+    label = label_of((1, body), (2, ((5, 10), (13, 18), (3, 11))), (2, plate))
+    assert torch.equal(edited(label, anatomy())[0], label_of((1, body), (2, ((5, 10), (13, 18), (3, 11)))))
+    label = label_of((1, body), (2, ((5, 10), (13, 18), (3, 11))), (2, ((11, 12), (4, 9), (4, 9))))  # sunk in: 45 on the body
+    assert torch.equal(edited(label, anatomy())[0], label_of((1, body), (2, ((5, 10), (13, 18), (3, 11)))))
+
+
 def test_two_pieces_side_by_side_both_go_whichever_is_looked_at_first():
     both = [(1, ((15, 17), (2, 6), (2, 6))), (2, ((17, 19), (2, 6), (2, 6)))]
     label = label_of((1, BODY), (2, ((2, 12), (12, 17), (2, 10))), *both)

@@ -15,6 +15,7 @@ import oasis_monai
 from oasis_monai.data.phantom import make_phantom
 from oasis_monai.evaluation.case_view import load_browser
 from oasis_monai.evaluation.postprocessing import chosen, decisions_of, read_decisions
+from oasis_monai.evaluation.report import write_report
 from oasis_monai.segmentation.pipeline import CaseResult
 from oasis_monai.utils.errors import ConfigError
 from oasis_monai.utils.files import digest
@@ -25,6 +26,7 @@ from oasis_monai.workflows.train import train_model
 from tests.conftest import CASES
 from tests.helpers.runs import quiet, scores_of
 
+UNCHANGED = CaseResult.restore
 EVERY = tuple(f"Case{i:02d}" for i in range(CASES))
 VOXELS = 2 * 1 * 2
 """Of the piece in the corner."""
@@ -102,6 +104,8 @@ def test_a_piece_that_all_results_have_is_removed_everywhere(asked, tmp_path, mo
     assert (found.dsc[whole] >= planted.dsc[whole]).all()
     pd.testing.assert_frame_equal(found, clean)
     assert any("post-processing of FwoW-1: remove_pieces of prostate helps (" in line for line in said)
+    assert any("post-processing of FwoW-1" in note for note in json.loads((tmp_path / "auto" / "run.json").read_text())["notes"])
+    assert "remove_pieces of prostate helps" in write_report(tmp_path / "auto").read_text()
     views = load_browser({tmp_path / "auto" / "browser": ""})
     for case in EVERY:
         for name, cleaned in (("none", False), ("auto", True)):
@@ -140,6 +144,32 @@ def test_a_fold_is_decided_by_the_others_alone(asked, tmp_path, monkeypatch):
     assert planted.read_bytes() == (tmp_path / "a" / "scores.csv").read_bytes()  # its own pieces stay
     everything = scores_of(crossval(replace(split, postprocessing="all"), tmp_path / "all", quiet).parent)
     pd.testing.assert_frame_equal(everything, scores_of(tmp_path / "clean"))
+
+
+def test_each_structure_is_decided_by_itself(settings, phantom_two_labels, tmp_path, monkeypatch):
+    data = {"root": str(phantom_two_labels), "labels": {"central": 1, "peripheral": 2}, "regions": ["whole"]}
+    base = settings({"methods": ["FwoW"], "n": [1], "data": data})
+    monkeypatch.setattr(CaseResult, "restore", UNCHANGED)
+    planted = CaseResult.restore
+
+    def in_second(self, keep_probability=False):
+        found = planted(self, keep_probability)
+        for one in found.values():
+            one.label[:2, :2, :2] = 2
+        return found
+
+    monkeypatch.setattr(CaseResult, "restore", in_second)
+    before = scores_of(crossval(replace(base, postprocessing="none"), tmp_path / "none", quiet).parent)
+    told = scores_of(crossval(base, tmp_path / "auto", quiet).parent)
+    decided = json.loads((tmp_path / "auto" / "postprocessing.json").read_text())
+    by_structure = decisions_of(decided["decisions"])["FwoW-1"]
+    assert by_structure["peripheral"]["remove_pieces"].chosen
+    done = {name for choice in decided["done_in_folds"].values() for name in choice["FwoW-1"]}
+    assert "peripheral" in done
+    for name in ("central", "peripheral"):
+        gain = told[told.label == name].dsc - before[before.label == name].dsc
+        assert (gain.mean() > 0) == (name in done)
+        assert (gain == 0).all() or name in done
 
 
 def test_where_others_do_not_exist_nothing_is_decided(asked, settings, tmp_path, monkeypatch):
