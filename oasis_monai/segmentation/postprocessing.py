@@ -120,12 +120,12 @@ def _remove_pieces(label: np.ndarray, limits: Limits, voxel_ml: float) -> tuple[
     removed = {number: parts for number, parts in removed.items() if parts}
     if not removed:
         return label, {}
+    gone = np.zeros(label.shape, bool)
+    for part in (part for parts in removed.values() for part in parts):
+        gone[part.box] |= part.mask
     result = label.copy()
-    for part in (part for parts in removed.values() for part in parts):
-        result[part.box][part.mask] = 0
-    cleared = result.copy()  # no removed piece is a neighbour of another
-    for part in (part for parts in removed.values() for part in parts):
-        result[part.box][part.mask] = _most_of_border(cleared, part)
+    for part in pieces(gone):  # removed pieces that touch each other are one gap
+        result[part.box][part.mask] = _most_of_border(label, part)
     return result, removed
 
 

@@ -89,6 +89,14 @@ def test_two_pieces_side_by_side_both_go_whichever_is_looked_at_first():
     assert torch.equal(found > 0, expected > 0)
 
 
+def test_a_removed_piece_within_a_removed_piece_leaves_no_gap():
+    around, inner, core = ((2, 12), (2, 12), (2, 10)), ((5, 9), (5, 9), (4, 8)), ((7, 8), (7, 8), (6, 7))
+    label = label_of((2, around), (1, inner), (2, core), (1, ((14, 20), (2, 12), (2, 10))))
+    found, changes = edited(label, anatomy())
+    assert torch.equal(found, label_of((2, around), (1, ((14, 20), (2, 12), (2, 10)))))
+    assert [c[:3] for c in changes] == [("organ", PIECES, 1), ("cyst", PIECES, 1)]
+
+
 def test_only_what_is_chosen_is_done():
     label = label_of((1, BODY), (1, FAR), (0, ((6, 8), (6, 8), (5, 7))), (2, ((13, 14), (14, 17), (2, 9))), (2, TINY))
     result = result_of(label)
