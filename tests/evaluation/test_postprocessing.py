@@ -28,7 +28,8 @@ from oasis_monai.utils.errors import ConfigError
         ([0, 0, 0, 0, 0.04], [0, 0, 0, 0, 0], True),  # one gains, none loses
         ([0, 0, 0, 0, 0], [0, 0, 0, 0, 0], False),
         ([0, 0, 0, 0, -0.01], [0, 0, 0, 0, 0], False),
-        ([0, 0, 0, -0.01, 0.3], [0, 0, 0, 0, 0], False),  # a single one outweighs
+        ([0, 0, 0, -0.01, 0.3], [0, 0, 0, 0, 0], False),
+        ([0.001, 0, 0, -0.05, 0.3], [0, 0, 0, 0, 0], False),  # a single one outweighs
         ([0, 0, 0.02, -0.01, 0.3], [0, 0, 0, 0, 0], True),
         ([-0.01, -0.01, -0.01, 0.1, 0.3], [0, 0, 0, 0, 0], False),  # most lose
         ([0.02, 0.02, 0.02, -0.1, 0.02], [0, 0, 0, 0, 0], False),
