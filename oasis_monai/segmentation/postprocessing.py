@@ -19,7 +19,7 @@ import torch
 
 from oasis_monai.data.types import Segmentation
 from oasis_monai.segmentation.anatomy import AnatomyStatistics, StructureStatistics
-from oasis_monai.transforms.components import Part, holes, pieces, widened
+from oasis_monai.transforms.components import Part, bounding_box, grown, holes, pieces, widened
 
 PIECES, HOLES = "remove_pieces", "fill_holes"
 OPERATIONS = (PIECES, HOLES)
@@ -81,9 +81,12 @@ def postprocess(
     Returns:
         The result, the same object where nothing changes; and what was done.
     """
-    before = result.label.detach().cpu().numpy()
-    voxel_ml = result.geometry.voxel_ml
-    label, changes = before, list[Change]()
+    whole, voxel_ml = result.label.detach().cpu().numpy(), result.geometry.voxel_ml
+    around = bounding_box(whole != 0)
+    if around is None or not choice:
+        return result, ()
+    around = grown(around, whole.shape)  # one voxel of what is beside each piece
+    label, changes = whole[around], list[Change]()
     for operation, edit in ((PIECES, _remove_pieces), (HOLES, _fill_holes)):
         limits = {
             number: anatomy.structures[name]
@@ -96,7 +99,9 @@ def postprocess(
             changes.append(Change(names[number - 1], operation, len(parts), volume_ml))
     if not changes:
         return result, ()
-    edited = torch.from_numpy(label).to(result.label.device)
+    whole = whole.copy()
+    whole[around] = label
+    edited = torch.from_numpy(whole).to(result.label.device)
     probability = result.probability
     if probability is not None:
         changed = edited != result.label
@@ -115,12 +120,12 @@ def _remove_pieces(label: np.ndarray, limits: Limits, voxel_ml: float) -> tuple[
     removed = {number: parts for number, parts in removed.items() if parts}
     if not removed:
         return label, {}
+    gone = np.zeros(label.shape, bool)
+    for part in (part for parts in removed.values() for part in parts):
+        gone[part.box] |= part.mask
     result = label.copy()
-    for part in (part for parts in removed.values() for part in parts):
-        result[part.box][part.mask] = 0
-    cleared = result.copy()  # no removed piece is a neighbour of another
-    for part in (part for parts in removed.values() for part in parts):
-        result[part.box][part.mask] = _most_of_border(cleared, part)
+    for part in pieces(gone):  # removed pieces that touch each other are one gap
+        result[part.box][part.mask] = _most_of_border(label, part)
     return result, removed
 
 
@@ -137,9 +142,9 @@ def _most_of_border(label: np.ndarray, part: Part) -> int:
     """The class that most of the voxels beside a part have, by their faces; of equal ones the background."""
     from scipy import ndimage
 
-    grown, mask = widened(part, label.shape)
+    box, mask = widened(part, label.shape)
     around = ndimage.binary_dilation(mask) & ~mask
-    return int(np.bincount(label[grown][around]).argmax()) if around.any() else 0
+    return int(np.bincount(label[box][around]).argmax()) if around.any() else 0
 
 
 def _fill_holes(label: np.ndarray, limits: Limits, voxel_ml: float) -> tuple[np.ndarray, dict[int, list[Part]]]:

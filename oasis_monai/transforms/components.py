@@ -62,8 +62,8 @@ def holes(label: np.ndarray) -> Iterator[tuple[int, Part]]:
     numbered = background[1:-1, 1:-1, 1:-1]
     numbered = np.where(numbered == background[0, 0, 0], 0, numbered)
     for part in _parts(numbered, tuple(slice(0, n) for n in inner.shape)):
-        grown, mask = widened(part, inner.shape)
-        around_it = np.unique(inner[grown][ndimage.binary_dilation(mask) & ~mask])
+        box, mask = widened(part, inner.shape)
+        around_it = np.unique(inner[box][ndimage.binary_dilation(mask) & ~mask])
         if len(around_it) == 1:
             moved = tuple(slice(b.start + a.start, b.stop + a.start) for a, b in zip(around, part.box, strict=True))
             yield int(around_it[0]), Part(moved, part.mask, part.voxels)
@@ -71,9 +71,14 @@ def holes(label: np.ndarray) -> Iterator[tuple[int, Part]]:
 
 def widened(part: Part, shape: tuple[int, ...]) -> tuple[Box, np.ndarray]:
     """The box of a part one voxel wider, as far as the array of this shape goes, and the part's mask in it."""
-    grown = tuple(slice(max(0, b.start - 1), min(n, b.stop + 1)) for b, n in zip(part.box, shape, strict=True))
-    room = [(b.start - g.start, g.stop - b.stop) for b, g in zip(part.box, grown, strict=True)]
-    return grown, np.pad(part.mask, room)
+    wider = grown(part.box, shape)
+    room = [(b.start - w.start, w.stop - b.stop) for b, w in zip(part.box, wider, strict=True)]
+    return wider, np.pad(part.mask, room)
+
+
+def grown(box: Box, shape: tuple[int, ...]) -> Box:
+    """A box one voxel wider on every side, as far as the array of this shape goes."""
+    return tuple(slice(max(0, b.start - 1), min(n, b.stop + 1)) for b, n in zip(box, shape, strict=True))
 
 
 def bounding_box(mask: np.ndarray) -> Box | None:

@@ -103,7 +103,7 @@ def crossval(
     run = CrossValidation(settings, dataset, split, models, run_dir, clock, log)
     run.train()
     run.evaluate()
-    write_json(run_dir / "run.json", record())
+    write_json(run_dir / "run.json", record() | ({"notes": run.notes} if run.notes else {}))
     return run_dir / "scores.csv"
 
 
@@ -118,6 +118,7 @@ class CrossValidation:
         views: the rows of ``views.csv``.
         agreements: (case, method, n) -> overlap counts of the parts of that result.
         labels: (case, method, n) -> the result, packed, for the pictures drawn at the end.
+        notes: what the page says at its head.
         findings: how the references differ from the results that say how sure they are.
     """
 
@@ -134,6 +135,7 @@ class CrossValidation:
     agreements: dict[tuple[str, str, int], torch.Tensor] = field(default_factory=dict)
     labels: PackedLabels = field(default_factory=dict)
     findings: list[tuple[Key, Finding]] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
 
     def train(self) -> None:
         """Train or load the models of the folds asked for; under slice folds, settle which folds can be scored."""
@@ -281,7 +283,9 @@ class CrossValidation:
                 if after is not before:
                     with with_case_in_errors(case):
                         self._replace(fold, after, (method, n))
-        self.postprocessing.write(self.run_dir, keys, self.log)
+        self.notes = self.postprocessing.write(self.run_dir, keys)
+        for line in self.notes:
+            self.log(line)
 
     def _replace(self, fold: Fold, result: Segmentation, key: Key) -> None:
         """Put a result in the place of that of a method, in the scores, files and pictures."""

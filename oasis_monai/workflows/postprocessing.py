@@ -6,7 +6,7 @@ The anatomy that a fold goes by is that of its own training labels.
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -28,12 +28,12 @@ from oasis_monai.evaluation.postprocessing import (
 from oasis_monai.evaluation.scores import method_name
 from oasis_monai.segmentation.agreement import overlap_counts
 from oasis_monai.segmentation.anatomy import AnatomyStatistics, StructureShape, measure_anatomy
-from oasis_monai.segmentation.postprocessing import ALL, NONE, OPERATIONS, Choice, postprocess
+from oasis_monai.segmentation.postprocessing import ALL, NONE, Choice, every_operation, postprocess
 from oasis_monai.segmentation.segmenter import Key
 from oasis_monai.settings import Settings
 from oasis_monai.utils.files import write_json
 from oasis_monai.workflows.fold_models import calibration_path
-from oasis_monai.workflows.prepare import Dataset, Log
+from oasis_monai.workflows.prepare import Dataset
 
 FILE = "postprocessing.json"
 """In the folder of a cross-validation: the decisions for a new scan, and in which folds the others' results decided alike."""
@@ -89,15 +89,15 @@ class CrossPostprocessing:
         if not self.decides:
             return
         anatomy, names = self.anatomy(fold), list(self.settings.data.labels)
-        before: Mapping[str, float] | None = None
-        for name in anatomy.structures:
-            for operation in OPERATIONS:
-                tried, changes = postprocess(result, anatomy, {name: (operation,)}, names)
-                if changes:
-                    before = before or _dice(result.label, truth, names)
-                    after = _dice(tried.label, truth, names)
-                    gains = {one: after[one] - before[one] for one in after.keys() & before.keys()}
-                    self._trials[key].append(Trial(result.case, name, operation, gains))
+        _, all_changes = postprocess(result, anatomy, every_operation(anatomy), names)
+        if not all_changes:
+            return
+        before = _dice(result.label, truth, names)
+        for name, operation in [(change.structure, change.operation) for change in all_changes]:
+            tried, _ = postprocess(result, anatomy, {name: (operation,)}, names)
+            after = _dice(tried.label, truth, names)
+            gains = {one: after[one] - before[one] for one in after.keys() & before.keys()}
+            self._trials[key].append(Trial(result.case, name, operation, gains))
 
     def decisions(self, key: Key, without: Fold | None = None) -> Decisions:
         """Those for one method, on the results of all folds, or of all but one."""
@@ -122,18 +122,18 @@ class CrossPostprocessing:
         choice = self.choice(fold, key)
         return postprocess(result, self.anatomy(fold), choice, list(self.settings.data.labels))[0] if choice else result
 
-    def write(self, run_dir: Path, keys: Sequence[Key], log: Log) -> None:
+    def write(self, run_dir: Path, keys: Sequence[Key]) -> list[str]:
         """Write :data:`FILE` into a run's folder, and for a model of the same settings what all results decide (not of centres
-        left out: a new scan mostly comes from a centre of the model's); nothing where no fold could be decided."""
+        left out: a new scan mostly comes from a centre of the model's); nothing where no fold could be decided.
+
+        Returns:
+            What helps, in words.
+        """
         (run_dir / FILE).unlink(missing_ok=True)
         if not self.decides:
-            return
+            return []
         settings = self.settings
         whole: Decisions = {name: made for key in keys for name, made in self.decisions(key).items()}
-        for method, by_name in whole.items():
-            for name, operations in chosen(by_name).items():
-                for operation in operations:
-                    log(f"post-processing of {method}: {_told(name, operation, by_name[name][operation])}")
         by_fold = {
             str(fold.index): {method_name(*key): {k: list(v) for k, v in self.choice(fold, key).items()} for key in keys}
             for fold in self.folds
@@ -143,6 +143,12 @@ class CrossPostprocessing:
         )
         if settings.fold is None and settings.train_cases is None and self.split.protocol != "centre":
             keep_decisions(postprocessing_path(settings, self.dataset), whole)
+        return [
+            f"post-processing of {method}: {_told(name, operation, by_name[name][operation])}"
+            for method, by_name in whole.items()
+            for name, operations in chosen(by_name).items()
+            for operation in operations
+        ]
 
 
 def _told(name: str, operation: str, decision: Decision) -> str:

@@ -104,6 +104,8 @@ def test_the_likely_range_holds_99_of_100_further_volumes_and_all_known_ones():
             assert low <= drawn[:n].min() <= drawn[:n].max() <= high
             hits.append(low <= drawn[n] <= high)
         assert 0.98 < np.mean(hits) < 1
+    reach = 9.92484 * math.log(2) * math.sqrt(4 / 3)  # t of two degrees of freedom at 99.5 %, from a table
+    assert likely_range([10.0, 20.0, 40.0]) == pytest.approx((20 / math.exp(reach), 20 * math.exp(reach)), rel=1e-4)
     assert likely_range([5.0, 5.0, 5.0]) == pytest.approx((5, 5))
     assert likely_range([1e-3, 1e3, 1.0])[1] < math.inf
 

@@ -71,6 +71,14 @@ def test_a_piece_within_another_structure_becomes_that():
     assert [c[:3] for c in changes] == [("cyst", PIECES, 1)]
 
 
+def test_what_lies_beyond_all_structures_is_beside_a_piece_as_well():
+    body, plate = ((2, 12), (2, 12), (2, 12)), ((12, 13), (4, 9), (4, 9))  # 25 faces on the body, 25 outside, 20 around
+    label = label_of((1, body), (2, ((5, 10), (13, 18), (3, 11))), (2, plate))
+    assert torch.equal(edited(label, anatomy())[0], label_of((1, body), (2, ((5, 10), (13, 18), (3, 11)))))
+    label = label_of((1, body), (2, ((5, 10), (13, 18), (3, 11))), (2, ((11, 12), (4, 9), (4, 9))))  # sunk in: 45 on the body
+    assert torch.equal(edited(label, anatomy())[0], label_of((1, body), (2, ((5, 10), (13, 18), (3, 11)))))
+
+
 def test_two_pieces_side_by_side_both_go_whichever_is_looked_at_first():
     both = [(1, ((15, 17), (2, 6), (2, 6))), (2, ((17, 19), (2, 6), (2, 6)))]
     label = label_of((1, BODY), (2, ((2, 12), (12, 17), (2, 10))), *both)
@@ -79,6 +87,14 @@ def test_two_pieces_side_by_side_both_go_whichever_is_looked_at_first():
     swapped = torch.where(label == 1, 2, torch.where(label == 2, 1, 0)).to(torch.uint8)
     found = edited(swapped, anatomy())[0]
     assert torch.equal(found > 0, expected > 0)
+
+
+def test_a_removed_piece_within_a_removed_piece_leaves_no_gap():
+    around, inner, core = ((2, 12), (2, 12), (2, 10)), ((5, 9), (5, 9), (4, 8)), ((7, 8), (7, 8), (6, 7))
+    label = label_of((2, around), (1, inner), (2, core), (1, ((14, 20), (2, 12), (2, 10))))
+    found, changes = edited(label, anatomy())
+    assert torch.equal(found, label_of((2, around), (1, ((14, 20), (2, 12), (2, 10)))))
+    assert [c[:3] for c in changes] == [("organ", PIECES, 1), ("cyst", PIECES, 1)]
 
 
 def test_only_what_is_chosen_is_done():
