@@ -136,19 +136,19 @@ def expected_dice(overlaps: np.ndarray, dsc: np.ndarray, groups: Sequence[int]) 
     for _ in range(3):
         predicted, _flags = cross_fitted(overlaps, dsc, groups, fitted=fitted)
         errors = dsc - predicted
-        middle, spread = robust_spread(errors[fitted], errors)
+        middle, spread = robust_spread(errors)
         predicted = np.clip(predicted + middle, 0, 1)
         fitted = ~(errors < middle - SUSPECT * spread)
     return predicted, spread
 
 
-def robust_spread(usual: np.ndarray, errors: np.ndarray) -> tuple[float, float]:
-    """Median of the usual errors, and the spread of all round it: 1.4826 median absolute deviations (a standard deviation, were
-    they normal), at least :data:`LEAST_SPREAD`. With fewer than :data:`.quality.FEWEST` errors nothing is centred."""
+def robust_spread(errors: np.ndarray) -> tuple[float, float]:
+    """Median of errors, and their spread round it: 1.4826 median absolute deviations (a standard deviation, were they normal), at
+    least :data:`LEAST_SPREAD`. With fewer than :data:`.quality.FEWEST` errors nothing is known: 0 and twice that."""
     known = errors[~np.isnan(errors)]
     if len(known) < FEWEST:
         return 0.0, 2 * LEAST_SPREAD
-    middle = float(np.nanmedian(usual))
+    middle = float(np.median(known))
     return middle, max(LEAST_SPREAD, 1.4826 * float(np.median(np.abs(known - middle))))
 
 
