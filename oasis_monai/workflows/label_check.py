@@ -152,8 +152,8 @@ class _LabelCheck:
             log(f"suspects: {write_suspect_page(self.output, self.settings.data.name)}")
         if known := [case for case in self.seen if case in self.keys]:
             log(
-                f"{len(known)} of {len(self.keys)} labels that were looked at were in the model's training. Their own patient's atlases "
-                "were left out, but the networks have seen these labels: what is found there is weaker evidence"
+                f"{len(known)} of {len(self.keys)} labels looked at are of the model's training: its networks have seen them, "
+                "so what is found there is weaker evidence (no atlas of the same patient was used)"
             )
         several, worst = len(self.settings.data.labels) > 1, dict[str, Suspect]()
         for one in suspects:
