@@ -102,10 +102,10 @@ def _difference(case: Compared, index: int, unseen: np.ndarray, denied: np.ndarr
         return f"the reference has no {label}, of which the result sees {sized * case.voxel_ml:.2g} ml"
     if not sized:
         return f"the reference has {refers * case.voxel_ml:.2g} ml of {label}, of which the result sees nothing"
-    parts = []
-    if unseen.any():
+    parts, told = [], 0.2 * max(unseen.sum(), denied.sum())  # the smaller one is told where it is worth it
+    if unseen.any() and unseen.sum() >= told:
         parts.append(f"the result is sure of {_amount(case, unseen)} that the reference leaves out")
-    if denied.any():
+    if denied.any() and denied.sum() >= told:
         parts.append(f"the reference has {_amount(case, denied)} where the result is sure of something else")
     return "; ".join(parts) or "only the border differs"
 
