@@ -57,7 +57,7 @@ tasks
   library    list a model's atlases, or edit them                 model=DIR [add=IMAGE label=LABEL [case=ID] | remove=CASE]
   bundle     write a model as a MONAI bundle                      model=DIR output=DIR
   download   download a public data set                           data=promise12|hippocampus or msd=Task09_Spleen   output=DIR
-  check      list all faults of a data set, and its plan          data.root=DIR
+  check      list all faults of a data set, and its plan          data.root=DIR [model=DIR to look at the labels]
   report     write report.html for a finished run                 output=RUN_DIR
   phantom    write a synthetic data set                           data.root=DIR
 

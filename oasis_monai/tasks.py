@@ -352,9 +352,15 @@ def _check(config: dict[str, Any], job: Mapping[str, Any], run_dir: Path, sweep_
         data, preprocessing = build_data(config)
         wrong = error
         print(f"error: {wrong}", file=sys.stderr)
-    found = find_data(data, part="all")
+    model = _model_that_looks(job, planned)
+    found = find_data(data, part="all", channels=() if model is None else model.record.channels)
     cases, faults = found.cases, list(found.faults)
     faults += check_cases(cases, found.data.label_values, preprocessing, ignore=found.data.ignore)
+    if model is not None:
+        from oasis_monai.workflows.label_check import check_labels
+
+        output = Path(job["output"]) if job["output"] else None
+        faults += check_labels(model, found.data, cases, print, output, bool(config.get("progress")))
     if job["output"]:
         write_text(Path(job["output"]) / "check.csv", as_table(faults))
     for fault in faults:
@@ -369,6 +375,16 @@ def _check(config: dict[str, Any], job: Mapping[str, Any], run_dir: Path, sweep_
     print(f"{len(cases)} cases, {errors} errors, {len(faults) - errors} warnings{settings_too}")
     if errors or wrong is not None:
         raise SystemExit(2)
+
+
+def _model_that_looks(job: Mapping[str, Any], planned: Any) -> Any:
+    """The model that looks at the labels too; None where none is named."""
+    if not job["model"]:
+        return None
+    from oasis_monai.workflows.model import load_model
+
+    options = () if planned is None else (planned.settings.device, planned.settings.align_batch)
+    return load_model(Path(job["model"]), *options)
 
 
 def _report(config: dict[str, Any], job: Mapping[str, Any], run_dir: Path, sweep_dir: Path | None) -> None:

@@ -8,7 +8,9 @@ worse; ``--trained FOLDER`` plants them in a copy of the data set there and runs
 
 A case's label is shifted by two slices, mirrored about the middle of the image along one axis, exchanged for the label of another
 case (centre on centre), robbed of a third of its slices, or two of its structures change names. In every draw one case in seven
-gets one of these, each kind in turn. Writes ``suspects_planted.csv`` (a row per planted label) and ``suspects_planted.md``.
+gets one of these, each kind in turn. As many others are replaced by a corrupted copy of their scan
+(:mod:`oasis_monai.transforms.corruptions`): there the result is wrong and the label is right, so that a low Dice alone is no
+sign. Writes ``suspects_planted.csv`` (a row per planted label) and ``suspects_planted.md``.
 """
 
 from __future__ import annotations
@@ -27,8 +29,9 @@ from benchmarks.robustness.fold_models import fold_parser, over_folds, settings_
 from oasis_monai.atlases.features import embedder
 from oasis_monai.data.io import read_volume, write_label
 from oasis_monai.data.types import Geometry, Volume
-from oasis_monai.evaluation.suspects import SUSPECT, Suspect, findings
+from oasis_monai.evaluation.suspects import SUSPECT, Finding, Suspect, findings, read_suspects
 from oasis_monai.settings import Settings
+from oasis_monai.transforms.corruptions import CORRUPTIONS, draw_corruptions, shows_anything
 from oasis_monai.utils.files import write_text
 from oasis_monai.workflows.corrupted_copies import segment_labelled
 from oasis_monai.workflows.crossval import crossval
@@ -39,6 +42,7 @@ from oasis_monai.workflows.suspects import compare, rank_findings
 ONE_IN = 7  # cases; one of them gets a wrong label
 VARIANTS = 2  # different wrong labels of each kind and case
 FIRST = 10
+RIGHT, CORRUPTED = "", "corrupted scan"
 
 
 def shifted(label: np.ndarray, axis: int, rng: np.random.Generator) -> np.ndarray:
@@ -114,55 +118,70 @@ def segment_fold(settings: Settings, index: int) -> list[dict[str, Any]]:
     fold = split.folds[index]
     segmenter = FoldModels(settings, dataset, split, cache, print).segmenter(fold)
     embed = embedder(settings.features.name, settings.features.weights)
-    labels, rows = list(settings.data.labels), []
+    labels, rows = list(settings.data.labels), list[dict[str, Any]]()
+
+    def segmented(scan: Volume) -> tuple[Callable[[np.ndarray], list[Finding]], dict[str, Any]]:
+        """How a reference differs from the result of a scan, and what belongs to that result."""
+        found, _, _ = segment_labelled(segmenter, scan, settings, embed, settings.methods)
+        (key,) = found.results
+        about = {"case": scan.case, "fold": index, "variant": 0, "agreement": found.results[key].agreement}
+        return (lambda reference: findings(scan.case, compare(found, key, reference, labels))), about
+
     for case in sorted(fold.test):
         volume = read_volume(dataset.cases[case], settings.data.label_values, settings.data.ignore)
         assert volume.label is not None
-        found, _, _ = segment_labelled(segmenter, volume, settings, embed, settings.methods)
-        (key,) = found.results
-        whole = compare(found, key, volume.label[0].numpy(), labels)
-        about = {"case": case, "fold": index, "agreement": found.results[key].agreement}
-        rows.append(about | {"kind": "", "variant": 0, "findings": findings(case, whole)})
+        differ, about = segmented(volume)
+        rows.append(about | {"kind": RIGHT, "findings": differ(volume.label[0].numpy())})
+        ((name, seed),) = draw_corruptions(case, 1, settings.seed)
+        copy = CORRUPTIONS[name](volume, seed)
+        if shows_anything(copy) and copy.label is not None:
+            of_copy, about_copy = segmented(copy)
+            rows.append(about_copy | {"kind": CORRUPTED, "findings": of_copy(copy.label[0].numpy())})
         rng = np.random.default_rng([settings.seed, *case.encode()])
         for kind in kinds_for(settings):
             for variant in range(VARIANTS):
                 wrong = wrong_label(kind, volume, dataset, settings, rng)
-                told = findings(case, compare(found, key, wrong, labels))
-                rows.append(about | {"kind": kind, "variant": variant, "findings": told})
+                rows.append(about | {"kind": kind, "variant": variant, "findings": differ(wrong)})
         print(f"fold {index}: {case}", flush=True)
     return rows
 
 
 def drawn(rows: pd.DataFrame, labels: list[str], kinds: list[str], draws: int, seed: int) -> pd.DataFrame:
-    """Rank of every planted label, over many draws of the cases that get one."""
-    right = rows[rows["kind"] == ""].set_index("case")
-    wrong = {(r["case"], r["kind"], r["variant"]): r["findings"] for r in rows[rows["kind"] != ""].to_dict("records")}
-    agreements, groups = right["agreement"].to_dict(), right["fold"].to_dict()
-    cases, made = sorted(right.index), []
+    """Rank of every planted label, over many draws of the cases that get one and of those whose scan is corrupted."""
+    held = {(r["case"], r["kind"], r["variant"]): r for r in rows.to_dict("records")}
+    groups = dict(zip(rows["case"], rows["fold"], strict=True))
+    cases, made = sorted(groups), list[dict[str, Any]]()
+    count = max(1, round(len(cases) / ONE_IN))
     for draw in range(draws):
         rng = np.random.default_rng([seed, draw])
-        chosen = rng.permutation(cases)[: max(1, round(len(cases) / ONE_IN))]
-        planted = {str(case): kinds[(draw + i) % len(kinds)] for i, case in enumerate(chosen)}
-        held = {case: wrong[case, kind, int(rng.integers(VARIANTS))] for case, kind in planted.items()}
-        found = [one for case in cases for one in held.get(case, right.loc[case, "findings"])]
-        made += ranks(rank_findings(found, agreements, labels, groups), planted, draw)
+        chosen = [str(case) for case in rng.permutation(cases)[: 2 * count]]
+        planted = {case: kinds[(draw + i) % len(kinds)] for i, case in enumerate(chosen[:count])}
+        taken = {case: held[case, RIGHT, 0] for case in cases}
+        taken |= {case: held[case, kind, int(rng.integers(VARIANTS))] for case, kind in planted.items()}
+        taken |= {case: held[case, CORRUPTED, 0] for case in chosen[count:] if (case, CORRUPTED, 0) in held}
+        found = [one for row in taken.values() for one in row["findings"]]
+        suspects = rank_findings(found, {case: row["agreement"] for case, row in taken.items()}, labels, groups)
+        made += ranks(suspects, planted, draw)
     return pd.DataFrame(made)
 
 
 def ranks(suspects: list[Suspect], planted: Mapping[str, str], draw: int = 0) -> list[dict[str, Any]]:
-    """Where the planted labels stand among the cases."""
+    """Where the planted labels stand among the cases; ``rank_by_dice`` were the lowest Dice first."""
+    worst = {one.finding.case: one for one in reversed(suspects)}  # the first of each case stays
     order = list(dict.fromkeys(one.finding.case for one in suspects))
-    worst = {case: next(one for one in suspects if one.finding.case == case) for case in planted if case in order}
-    innocent = [one for one in suspects if one.finding.case not in planted and one.score >= SUSPECT]
+    lowest = {case: min(one.finding.dsc for one in suspects if one.finding.case == case) for case in order}
+    by_dice = sorted(order, key=lambda case: lowest[case])
+    innocent = sum(worst[case].score >= SUSPECT for case in order if case not in planted)
     return [
         {
             "draw": draw,
             "case": case,
             "planted": kind,
             "rank": order.index(case) + 1,
+            "rank_by_dice": by_dice.index(case) + 1,
             "score": worst[case].score,
             "looks_like": worst[case].text,
-            "innocent_suspects": len({one.finding.case for one in innocent}),
+            "innocent_suspects": innocent,
         }
         for case, kind in planted.items()
         if case in worst
@@ -172,24 +191,17 @@ def ranks(suspects: list[Suspect], planted: Mapping[str, str], draw: int = 0) ->
 def table(planted: pd.DataFrame, cases: int) -> str:
     """A Markdown table: one line per kind."""
     count = round(len(planted) / max(1, planted["draw"].nunique()))
-    head = [
-        "planted",
-        "labels",
-        f"among the first {FIRST}",
-        f"among the first {count}",
-        "median rank",
-        f"score {SUSPECT:g} or more",
-    ]
+    head = ["planted", "labels", f"among the first {FIRST}", f"among the first {count}", "the same, lowest Dice first"]
+    head += ["median rank", f"score {SUSPECT:g} or more"]
     lines = [f"| {' | '.join(head)} |", "|---" * len(head) + "|"]
     for kind, part in [*planted.groupby("planted"), ("**all**", planted)]:
-        hits = [f"{100 * (part['rank'] <= most).mean():.1f} %" for most in (FIRST, count)]
-        flagged = f"{100 * (part['score'] >= SUSPECT).mean():.1f} %"
-        lines.append(f"| {kind} | {len(part)} | {' | '.join(hits)} | {part['rank'].median():g} | {flagged} |")
+        hits = (part["rank"] <= FIRST, part["rank"] <= count, part["rank_by_dice"] <= count)
+        cells = [f"{100 * hit.mean():.1f} %" for hit in hits]
+        cells += [f"{part['rank'].median():g}", f"{100 * (part['score'] >= SUSPECT).mean():.1f} %"]
+        lines.append(f"| {kind} | {len(part)} | {' | '.join(cells)} |")
     innocent = planted.groupby("draw")["innocent_suspects"].first().mean()
-    return (
-        "\n".join(lines)
-        + f"\n\n{count} of {cases} labels planted a draw; suspects without a planted label: {innocent:.1f} a draw.\n"
-    )
+    told = f"{count} of {cases} labels planted a draw; suspects without a planted label: {innocent:.1f} a draw."
+    return "\n".join(lines) + f"\n\n{told}\n"
 
 
 def run_on_copy(settings: Settings, folder: Path, seed: int) -> pd.DataFrame:
@@ -214,12 +226,12 @@ def run_on_copy(settings: Settings, folder: Path, seed: int) -> pd.DataFrame:
     write_text(folder / "cases.csv", "\n".join(lines) + "\n")
     own = replace(settings, data=replace(settings.data, root=str(folder / "cases.csv"), layout="table"), corruptions=0)
     crossval(own, folder / "run", overwrite=True)
-    rows = pd.read_csv(folder / "run" / "suspects.csv", dtype={"case": str})
-    order = list(dict.fromkeys(rows["case"]))
-    first = rows.groupby("case", sort=False).first()
-    innocent = int((first["score"] >= SUSPECT).sum() - (first.loc[list(planted), "score"] >= SUSPECT).sum())
+    first = read_suspects(folder / "run" / "suspects.csv").groupby("case", sort=False).first()
+    by_dice = list(first.sort_values("dsc").index)
+    innocent = int((first.drop(index=list(planted))["score"] >= SUSPECT).sum())
     made = [
-        {"draw": 0, "case": case, "planted": kind, "rank": order.index(case) + 1, "innocent_suspects": innocent}
+        {"draw": 0, "case": case, "planted": kind, "rank": list(first.index).index(case) + 1}
+        | {"rank_by_dice": by_dice.index(case) + 1, "innocent_suspects": innocent}
         | first.loc[case, ["score", "looks_like"]].to_dict()
         for case, kind in planted.items()
     ]

@@ -102,10 +102,10 @@ def _difference(case: Compared, index: int, unseen: np.ndarray, denied: np.ndarr
         return f"the reference has no {label}, of which the result sees {sized * case.voxel_ml:.2g} ml"
     if not sized:
         return f"the reference has {refers * case.voxel_ml:.2g} ml of {label}, of which the result sees nothing"
-    parts = []
-    if unseen.any():
+    parts, told = [], 0.2 * max(unseen.sum(), denied.sum())  # the smaller one is told where it is worth it
+    if unseen.any() and unseen.sum() >= told:
         parts.append(f"the result is sure of {_amount(case, unseen)} that the reference leaves out")
-    if denied.any():
+    if denied.any() and denied.sum() >= told:
         parts.append(f"the reference has {_amount(case, denied)} where the result is sure of something else")
     return "; ".join(parts) or "only the border differs"
 
@@ -136,19 +136,19 @@ def expected_dice(overlaps: np.ndarray, dsc: np.ndarray, groups: Sequence[int]) 
     for _ in range(3):
         predicted, _flags = cross_fitted(overlaps, dsc, groups, fitted=fitted)
         errors = dsc - predicted
-        middle, spread = robust_spread(errors[fitted], errors)
+        middle, spread = robust_spread(errors)
         predicted = np.clip(predicted + middle, 0, 1)
         fitted = ~(errors < middle - SUSPECT * spread)
     return predicted, spread
 
 
-def robust_spread(usual: np.ndarray, errors: np.ndarray) -> tuple[float, float]:
-    """Median of the usual errors, and the spread of all round it: 1.4826 median absolute deviations (a standard deviation, were
-    they normal), at least :data:`LEAST_SPREAD`. With fewer than :data:`.quality.FEWEST` errors nothing is centred."""
+def robust_spread(errors: np.ndarray) -> tuple[float, float]:
+    """Median of errors, and their spread round it: 1.4826 median absolute deviations (a standard deviation, were they normal), at
+    least :data:`LEAST_SPREAD`. With fewer than :data:`.quality.FEWEST` errors nothing is known: 0 and twice that."""
     known = errors[~np.isnan(errors)]
     if len(known) < FEWEST:
         return 0.0, 2 * LEAST_SPREAD
-    middle = float(np.nanmedian(usual))
+    middle = float(np.median(known))
     return middle, max(LEAST_SPREAD, 1.4826 * float(np.median(np.abs(known - middle))))
 
 

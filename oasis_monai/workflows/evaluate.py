@@ -163,6 +163,25 @@ def in_order(result: ScanResult, names: Sequence[str], wanted: Sequence[str], ge
     return Segmentation(result.case, classes, None if probability is None else probability[places.argsort()], geometry)
 
 
+def learned_from(model: Model, case: Case, contents: PreprocessCache) -> tuple[str, str] | None:
+    """The training case that is this scan, or is of its patient, and why it counts as that; None: the model knows neither.
+
+    Args:
+        contents: what tells the content of scans.
+    """
+    record, library = model.record, model.segmenter.library
+    same = record.scans.get(contents.image_content(case))
+    if same is not None:
+        return same, f"the networks were trained on it, as {same}"
+    if case.patient == case.id:  # nobody says whose it is
+        return None
+    others = [one for one in library.cases_of(case.patient) if one != case.patient]
+    theirs = list(dict.fromkeys([*record.cases_of(case.patient), *others]))
+    if not theirs:
+        return None
+    return theirs[0], f"the model has learned from {', '.join(theirs)} of the same patient, {case.patient}"
+
+
 def _content(case: Case) -> str:
     from oasis_monai.data.formats.dispatch import data_files
 
@@ -205,7 +224,7 @@ class _Evaluation:
 
     def _one(self, case: Case) -> None:
         settings = self.settings
-        if not self.training_cases and (known := self._learned_from(case)) is not None:
+        if not self.training_cases and (known := learned_from(self.model, case, self.contents)) is not None:
             self._leave_out(case, *known)
             return
         with self.clock("segment"):
@@ -227,20 +246,6 @@ class _Evaluation:
             if settings.browser:
                 image = volume.image[0].numpy()
                 write_case_browser(settings, self.output, PROTOCOL, FOLD, image, reference, {key: segmentation}, found)
-
-    def _learned_from(self, case: Case) -> tuple[str, str] | None:
-        """The training case that is this scan, or is of its patient, and why it counts as that; None: the model knows neither."""
-        record, library = self.model.record, self.model.segmenter.library
-        same = record.scans.get(self.contents.image_content(case))
-        if same is not None:
-            return same, f"the networks were trained on it, as {same}"
-        if case.patient == case.id:  # nobody says whose it is
-            return None
-        others = [one for one in library.cases_of(case.patient) if one != case.patient]
-        theirs = list(dict.fromkeys([*record.cases_of(case.patient), *others]))
-        if not theirs:
-            return None
-        return theirs[0], f"the model has learned from {', '.join(theirs)} of the same patient, {case.patient}"
 
     def _leave_out(self, case: Case, known: str, why: str) -> None:
         self.left_out[case.id] = known

@@ -172,8 +172,8 @@ class Model:
         """:meth:`segment` of a scan in memory, by a method that the model is known to have."""
         return self.describe(self.find(volume, method, n), save_probability, postprocessing)
 
-    def find(self, volume: Volume, method: str, n: int) -> CaseResult:
-        """What the method makes of a scan in memory, on the working grid.
+    def find(self, volume: Volume, method: str, n: int, exclude_patient: str | None = None) -> CaseResult:
+        """What the method makes of a scan in memory, on the working grid; with no atlas of ``exclude_patient``.
 
         Raises:
             DataError: there is nothing to see in the field of view.
@@ -188,7 +188,7 @@ class Model:
             raise DataError(
                 Fault(volume.case, "image", "different intensities in the field of view", "one value everywhere", remedy)
             )
-        return segment_case(self.segmenter, scan, self.embed, (method,), (n,))
+        return segment_case(self.segmenter, scan, self.embed, (method,), (n,), exclude_patient=exclude_patient)
 
     def describe(self, found: CaseResult, save_probability: bool = False, postprocessing: str = AUTO) -> ScanResult:
         """What :meth:`find` gave, on the scan's own grid, with all there is to say about it."""

@@ -61,7 +61,29 @@ def write_report(run_dir: str | Path, parts: StudyParts | None = None) -> Path:
     return folder / "report.html"
 
 
+def write_suspect_page(folder: str | Path, name: str) -> Path:
+    """Write ``suspects.html`` beside ``suspects.csv`` and ``suspects/<case>.png``, where there are no scores to report.
+
+    Args:
+        folder: with these files.
+        name: of the data set.
+
+    Raises:
+        DataError: ``suspects.csv`` is something else.
+    """
+    folder = Path(folder)
+    suspects = suspect_section(read_suspects(folder / "suspects.csv"), folder / "suspects")
+    write_text(folder / "suspects.html", _rendered("suspects_page.html.j2", name=name, suspects=suspects))
+    return folder / "suspects.html"
+
+
 def _html(page: Page) -> str:
+    page_values = _head(page) | (_body(page) if len(page.scores) else {}) | {"facts": _facts(page)}
+    return _rendered("report.html.j2", **page_values)
+
+
+def _rendered(template: str, **values: Any) -> str:
+    """A page of its own, with the style and the script in it."""
     loader = jinja2.PackageLoader(__package__)
     environment = jinja2.Environment(
         loader=loader, autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True
@@ -69,8 +91,7 @@ def _html(page: Page) -> str:
     static = resources.files(__package__) / "static"
     style, script = ((static / name).read_text(encoding="utf-8") for name in ("report.css", "report.js"))
     digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
-    page_values = _head(page) | (_body(page) if len(page.scores) else {}) | {"facts": _facts(page)}
-    return environment.get_template("report.html.j2").render(style=style, script=script, script_sha256=digest, **page_values)
+    return environment.get_template(template).render(style=style, script=script, script_sha256=digest, **values)
 
 
 def _head(page: Page) -> dict[str, Any]:
