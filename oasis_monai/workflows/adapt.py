@@ -74,8 +74,8 @@ def adapt_model(model: Path, output: Path, options: Settings, log: Log = print, 
         segmenter = train_further(loaded.segmenter, settings, scans.library, folder, loaded.device)
     if loaded.record.values["calibration"] is not None:
         log(
-            "note: the predicted Dice keeps the calibration of the model before, which was fitted without these scans. "
-            "Test it by `evaluate` on other labelled scans of the new centre."
+            "note: the predicted Dice and its interval stay as a cross-validation fitted them before, without these scans. "
+            "Test them by `evaluate` on other labelled scans of the new centre."
         )
     with locked(output), clock("write"):
         checksums = write_parts(output, segmenter)

@@ -11,6 +11,7 @@ import torch
 import yaml
 
 import oasis_monai
+from oasis_monai.data.folds import Fold, Split
 from oasis_monai.data.io import read_volume
 from oasis_monai.data.phantom import write_phantom
 from oasis_monai.data.types import Case
@@ -22,6 +23,7 @@ from oasis_monai.utils.tensor_files import load_tensors
 from oasis_monai.workflows import adapt as adapting
 from oasis_monai.workflows.adapt import adapt_model
 from oasis_monai.workflows.evaluate import evaluate_model
+from oasis_monai.workflows.fold_models import FoldModels
 from oasis_monai.workflows.further_training import _chances, train_further
 from oasis_monai.workflows.library import add_atlas, remove_atlas
 from oasis_monai.workflows.model import load_model
@@ -163,15 +165,17 @@ def test_an_atlas_that_was_added_by_hand_counts_as_learned_from(base, options, t
 
 
 def test_structures_count_by_their_names_whatever_their_values(phantom_two_labels, tmp_path, options):
-    two = {"data": {"root": str(phantom_two_labels), "labels": {"gland": 1, "core": 2}}, "cache": str(tmp_path / "cache")}
+    data = {"root": str(phantom_two_labels), "labels": {"gland": 1, "core": 2}, "include": OLD[:2]}
+    two = {"data": data, "cache": str(tmp_path / "cache")}
     model = train_model(build(merged(TINY, JOINT, two, {"training": {"iterations": 1}})), tmp_path / "model", quiet)
     folder = tmp_path / "north"
-    write_phantom(folder, cases=3, seed=9, size="tiny", labels=2)
-    one = adapt_model(model, tmp_path / "one", options(data={"root": str(folder), "labels": {"gland": 1, "core": 2}}), quiet)
+    write_phantom(folder, cases=1, seed=9, size="tiny", labels=2)
+    there = {"root": str(folder), "include": [], "labels": {"gland": 1, "core": 2}}
+    one = adapt_model(model, tmp_path / "one", options(data=there), quiet)
     for raw in folder.glob("*_segmentation.raw"):
         voxels = np.fromfile(raw, dtype=np.uint8)
         np.array([0, 5, 2], np.uint8)[voxels].tofile(raw)
-    other = adapt_model(model, tmp_path / "two", options(data={"root": str(folder), "labels": {"core": 2, "gland": 5}}), quiet)
+    other = adapt_model(model, tmp_path / "two", options(data={**there, "labels": {"core": 2, "gland": 5}}), quiet)
     first, second = (load_model(m).segmenter.library.labels for m in (one, other))
     assert set(first.unique().tolist()) == {0, 1, 2}
     assert torch.equal(first, second)
@@ -185,11 +189,11 @@ def test_structures_count_by_their_names_whatever_their_values(phantom_two_label
         (
             {"labels": {"liver": 1}},
             ConfigError,
-            "data.labels: expected the model's structures prostate, found liver: 1; say which",
+            "data.labels: expected the model's structures prostate, found 'liver: 1'; say which",
         ),
         ({"root": "no scans"}, DataError, "no scans"),
         ({"root": "PHANTOM"}, DataError, "Case02: image: expected scans that are new to the model, found the voxels of Case02"),
-        ({"root": "UNLABELLED", "include": []}, DataError, "label"),
+        ({"root": "UNLABELLED", "include": []}, ConfigError, "data.root: expected labelled scans in one of the layouts"),
     ],
 )
 def test_scans_that_cannot_be_used_are_one_clear_line_and_leave_nothing(
@@ -236,7 +240,7 @@ def test_it_goes_on_after_a_kill_and_ends_as_one_that_was_not(base, options, tmp
 
     def dies(self, loss):
         steps.append(1)
-        if len(steps) in (3, 6):
+        if len(steps) in (2, 5):  # in the slice network, then in the STM
             raise Killed
         descend(self, loss)
 
@@ -271,34 +275,31 @@ def test_half_of_what_is_drawn_is_new_or_more_where_there_is_more():
 
 
 def dice(segmenter, library):
-    """Mean Dice of what the networks make of scans."""
-    found = torch.stack([segmenter.estimator.volume(image).argmax(0) for image in library.images]) == 1
+    """Mean Dice of what the volume network makes of scans."""
+    found = torch.stack([segmenter.estimator.network_probabilities(image)[1].argmax(0) for image in library.images]) == 1
     truth = library.labels[:, 0] == 1
     return float((2 * (found & truth).flatten(1).sum(1) / (found.flatten(1).sum(1) + truth.flatten(1).sum(1))).mean())
 
 
 def test_it_learns_the_new_centre_and_does_not_forget_the_old_one(prepared, centre):
-    """Training from the phantom's weights with two scans of inverted contrast, tested on two others, and on two old ones that
-    are no atlases."""
-    from oasis_monai.data.folds import Fold, Split
-    from oasis_monai.workflows.fold_models import FoldModels
-
-    more = {"joint": {"slices_per_step": 6, "lr": 3e-3, "tta_views": 0}, "training": {"iterations": 160}}
+    """Training on from the phantom's weights with two scans of inverted contrast, tested on two others, and on two old ones that
+    are no atlases. Without the old atlases the old centre is forgotten."""
+    joint = {"slice_budget": 0.01, "volume_budget": 0.98, "volume_stride": [1, 1, 1]}
+    more = {"joint": joint, "training": {"iterations": 150, "lr": 1e-2}, "network": {"unet": [8, 16]}}
     settings, dataset = prepared(JOINT, more)
     _, there = prepared(JOINT, more, {"data": {"root": str(centre)}})
     ids = list(dataset.cases)
     fold = Fold(0, {case: (0,) for case in ids[:5]}, {case: (0,) for case in ids[5:]})
     before = FoldModels(settings, dataset, Split("patient", 0, (fold,)), Path(settings.cache), quiet).segmenter(fold)
-    rename = there.library.subset([0, 1])
-    new, unseen = replace(rename, cases=("n0", "n1"), patients=()), there.library.subset([2, 3])
-    old = dataset.library.subset([5, 6])
-    weights = {key: value.clone() for key, value in before.estimator.model.state_dict().items()}
-    shorter = replace(settings, training=replace(settings.training, iterations=80))
-    after = train_further(before, shorter, new)
-    assert all(torch.equal(weights[key], value) for key, value in before.estimator.model.state_dict().items())
-    print(dice(before, unseen), dice(after, unseen), dice(before, old), dice(after, old))
+    new = replace(there.library.subset([0, 1]), cases=("n0", "n1"), patients=())
+    unseen, old = there.library.subset([2, 3]), dataset.library.subset([5, 6])
+    weights = {key: value.clone() for key, value in before.estimator.volume_network.model.state_dict().items()}
+    shorter = replace(settings, training=replace(settings.training, iterations=100))
+    after, alone = (train_further(before, shorter, new, share=share) for share in (0.5, 1.0))
+    print([(dice(one, unseen), dice(one, old)) for one in (before, after, alone)])
+    assert all(torch.equal(weights[key], value) for key, value in before.estimator.volume_network.model.state_dict().items())
     assert dice(after, unseen) > dice(before, unseen) + 0.1
-    assert dice(after, old) > dice(before, old) - 0.05
+    assert dice(after, old) > dice(alone, old) + 0.1
 
 
 def test_the_command_has_a_budget_of_its_own_and_python_gives_the_same(base, centre, tmp_path):
