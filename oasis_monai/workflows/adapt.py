@@ -74,8 +74,8 @@ def adapt_model(model: Path, output: Path, options: Settings, log: Log = print, 
         segmenter = train_further(loaded.segmenter, settings, scans.library, folder, loaded.device)
     if loaded.record.values["calibration"] is not None:
         log(
-            "note: the predicted Dice keeps the calibration of the model before, which was fitted without these scans. "
-            "Test it by `evaluate` on other labelled scans of the new centre."
+            "note: the predicted Dice and its interval stay as a cross-validation fitted them before, without these scans. "
+            "Test them by `evaluate` on other labelled scans of the new centre."
         )
     with locked(output), clock("write"):
         checksums = write_parts(output, segmenter)
@@ -128,7 +128,8 @@ def _read_scans(model: Model, options: Settings, cache: Path, log: Log) -> _Scan
         own = dataset.patients[case]
         if own != case and (theirs := [*model.segmenter.library.cases_of(own), *model.record.cases_of(own)]):
             log(f"note: {name} is of the same patient as {', '.join(dict.fromkeys(theirs))}")
-    library = dataset.library
+    known = [row for row in range(len(dataset.library)) if row not in dataset.unlabelled]  # others teach nothing
+    library = dataset.library.subset(known)
     patients = tuple(p if p != c else names[c] for c, p in zip(library.cases, library.patients, strict=True))
     renamed = replace(library, cases=tuple(names[case] for case in library.cases), patients=patients)
     return _Scans(dataset, names, _with_classes_of(model.labels, data, renamed), data)
@@ -199,7 +200,8 @@ def _check_scans(model: Model, dataset: Dataset) -> None:
 def _settings_for(own: Settings, options: Settings) -> Settings:
     """The model's settings with what of the options counts for a training."""
     budget = {key: getattr(options.training, key) for key in ("iterations", "minutes", "checkpoint_minutes")}
-    return replace(own, training=replace(own.training, **budget), progress=options.progress, device=options.device)
+    machine = {key: getattr(options, key) for key in ("device", "align_batch", "progress")}
+    return replace(own, training=replace(own.training, **budget), **machine)
 
 
 def _identity(model: Model, settings: Settings, scans: _Scans) -> dict[str, Any]:

@@ -5,7 +5,7 @@ import pandas as pd
 import pytest
 import torch
 
-from benchmarks.robustness import failures, off_centre
+from benchmarks.robustness import adapt, failures, off_centre
 from oasis_monai.data.types import Geometry, Volume
 from oasis_monai.transforms.corruptions import draw_corruptions
 from tests.conftest import JOINT, TINY, merged, overrides
@@ -78,3 +78,43 @@ def test_one_fold_is_segmented_as_it_is_corrupted_and_padded(phantom, tmp_path):
     still = padded[(padded["aside_mm"] == 0) & padded["follows"]]  # the same scan, grid and model
     assert dict(zip(still["case"], still["dsc"], strict=True)) == dict(zip(untouched["case"], untouched["dsc"], strict=True))
     assert (tmp_path / "failures.png").stat().st_size > 1000
+
+
+def test_a_centre_is_scored_without_the_scans_that_its_model_was_adapted_with(phantom, tmp_path):
+    quick = {"folds": "centre", "fold": "north", "views": "none", "joint": {"tta_views": 0}}
+    small = merged(TINY, JOINT, {"cache": str(tmp_path / "cache")}, quick)
+    for own in ("data", "methods", "n"):
+        del small[own]
+    centres = "data.centre={north:'Case0[0-3]$',south:'Case0[4-6]$'}"
+    words = ["--scans", "2", "--own", "1", "--minutes", "0.001", "--n", "2", "--output", str(tmp_path)]
+    adapt.main([*words, f"data.root={phantom}", centres, *overrides(small)])
+    rows = pd.read_csv(tmp_path / "adapt.csv")
+    assert rows[["dsc", "agreement"]].stack().between(0, 1).all()
+    new, own = rows[rows["kind"] == adapt.NEW], rows[rows["kind"] == adapt.OWN]
+    assert set(new["case"]) < {f"Case0{i}" for i in range(4)}
+    assert new["case"].nunique() == 2  # the other two it was adapted with
+    assert all(sorted(part["model"]) == ["adapt", "before", "library add"] for _, part in new.groupby("case"))
+    assert set(own["case"]) < {f"Case0{i}" for i in range(4, 7)}
+    assert sorted(own["model"]) == ["adapt", "before"]
+    assert new.groupby("case")["dsc"].nunique().max() > 1  # the models are not the same
+
+
+def test_the_gain_of_a_patient_in_several_draws_counts_once():
+    def row(patient, draw, model, dsc, kind=adapt.NEW, centre="a"):
+        return dict(
+            zip(
+                ("centre", "draw", "model", "case", "patient", "kind", "label", "dsc", "agreement"),
+                (centre, draw, model, patient, patient, kind, "gland", dsc, dsc),
+                strict=True,
+            )
+        )
+
+    rows = [row("p", 0, model, dsc) for model, dsc in ((adapt.BEFORE, 0.8), (adapt.ADDED, 0.7), (adapt.ADAPTED, 0.86))]
+    rows += [row("p", 1, model, dsc) for model, dsc in ((adapt.BEFORE, 0.8), (adapt.ADDED, 0.7), (adapt.ADAPTED, 0.82))]
+    rows += [row("q", 1, model, dsc) for model, dsc in ((adapt.BEFORE, 0.6), (adapt.ADDED, 0.6), (adapt.ADAPTED, 0.7))]
+    rows += [row("o", 1, model, dsc, adapt.OWN) for model, dsc in ((adapt.BEFORE, 0.9), (adapt.ADAPTED, 0.88))]
+    line = adapt.table(pd.DataFrame(rows)).splitlines()[2].split(" | ")
+    assert line[:3] == ["| a", "2", "70.0"]
+    assert line[6:8] == ["77.0", "70.0"]
+    assert line[8].startswith("+7.0 [")  # of +4 and +10
+    assert line[-2:] == ["90.0", "88.0 |"]

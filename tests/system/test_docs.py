@@ -48,6 +48,8 @@ def composed(words):
 
 def shrunk(words, data):
     """The words with the phantom's folder and small networks."""
+    if "adapt" in words:  # what is small is the model's
+        return [*words, "training.iterations=2", "training.minutes=null"]
     if set(words) & set(TASKS_OF_A_MODEL):
         return [f"data.root={data}" if word.startswith("data.root=/") else word for word in words]
     own = [w for w in words if w.split("=", 1)[0].lstrip("+") not in SMALL]
