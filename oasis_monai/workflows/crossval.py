@@ -42,6 +42,8 @@ from oasis_monai.workflows.case_pictures import (
     remove_stale_pictures,
     replace_in_browser,
     save_label,
+    save_uncertainty,
+    shown_keys,
     write_case_browser,
     write_views,
 )
@@ -260,9 +262,14 @@ class CrossValidation:
             with self.clock("suspects"):
                 compared = compare(case_result, trusted, reference, list(settings.data.labels))
                 self.findings += [(trusted, found) for found in findings(case, compared)]
+        maps = {}
+        if settings.browser or settings.save_uncertainty:
+            wanted = list(labels) if settings.save_uncertainty else shown_keys(settings, labels)
+            maps = {key: case_result.uncertainty(key) for key in wanted}
+            save_uncertainty(settings, self.run_dir, case, maps, volume.geometry)
         if settings.browser:
             with self.clock("pictures"):
-                write_case_browser(settings, self.run_dir, self.split.protocol, fold, image, reference, labels, case_result)
+                write_case_browser(settings, self.run_dir, self.split.protocol, fold, image, reference, labels, case_result, maps)
 
     @cached_property
     def postprocessing(self) -> CrossPostprocessing:

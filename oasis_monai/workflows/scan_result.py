@@ -81,6 +81,7 @@ class ScanResult:
         classes: (x, y, z) uint8 class indices; :attr:`label` has the data set's values in their place.
         geometry: the scan's grid.
         probability: (C, x, y, z) float32, background first; None unless asked for.
+        uncertainty: (x, y, z) float32, 0 to 1, see :mod:`oasis_monai.segmentation.uncertainty`; None unless asked for.
         predictions: structure -> :class:`PredictedDice`; :attr:`predicted_dice` has the values alone.
         volume_ml: structure -> volume in millilitres.
         flags: warnings, each with ``name`` and ``text``; see :mod:`oasis_monai.segmentation.flags`.
@@ -124,6 +125,7 @@ class ScanResult:
     label_values: tuple[int, ...]
     typical_distance: float | None
     postprocessed: tuple[Change, ...] = ()
+    uncertainty: torch.Tensor | None = None
 
     def __repr__(self) -> str:
         method, n = self.method
@@ -147,12 +149,13 @@ class ScanResult:
         """Whether the predictions were fitted on a cross-validation of the same settings."""
         return all(one.calibrated for one in self.predictions.values())
 
-    def save(self, path: str | Path, probability: str | Path | None = None) -> Path:
+    def save(self, path: str | Path, probability: str | Path | None = None, uncertainty: str | Path | None = None) -> Path:
         """Write the label, in the format of the file's ending (``.nii.gz``, ``.nii``, ``.mha``, ``.mhd``).
 
         Args:
             path: where the label goes.
             probability: where the probability goes, if it was asked for.
+            uncertainty: where the uncertainty goes, if it was asked for.
 
         Raises:
             DataError: no such format.
@@ -161,6 +164,8 @@ class ScanResult:
         write_label(path, self.classes, self.geometry, self.label_values)
         if probability is not None and self.probability is not None:
             write_probability(probability, self.probability, self.geometry)
+        if uncertainty is not None and self.uncertainty is not None:
+            write_probability(uncertainty, self.uncertainty, self.geometry)
         return Path(path)
 
     def save_report(self, path: str | Path) -> Path:
@@ -220,6 +225,7 @@ def describe_result(
     keep_probability: bool = False,
     anatomy: AnatomyStatistics | None = None,
     choice: Choice = MappingProxyType({}),
+    keep_uncertainty: bool = False,
 ) -> ScanResult:
     """The result of one method, post-processed, with all there is to say about it.
 
@@ -230,7 +236,7 @@ def describe_result(
         labels: structure -> value in label files, in the order of the classes.
         calibrations: of the model, by "method-n" and structure.
         typical_distance: :func:`oasis_monai.segmentation.flags.typical_distance` of the library.
-        keep_probability: keep the probability on the scan's own grid.
+        keep_probability, keep_uncertainty: keep the probability, the uncertainty on the scan's own grid.
         anatomy: of the training labels; None: nothing is known, nothing is flagged.
         choice: the post-processing, which needs ``anatomy``.
     """
@@ -277,6 +283,7 @@ def describe_result(
         label_values=(0, *labels.values()),
         typical_distance=typical_distance,
         postprocessed=changes,
+        uncertainty=found.uncertainty(key) if keep_uncertainty else None,
     )
 
 

@@ -239,6 +239,31 @@ def test_a_finished_scan_without_the_probability_that_is_asked_for_is_not_finish
         assert (tmp_path / "o" / "Case00_probability.mhd").exists() == asked
 
 
+def test_the_uncertainty_is_written_when_asked_for_and_kept_beside_what_was_written_before(model, images, tmp_path, no_pictures):
+    out, scan, how = tmp_path / "o", images / "Case00.mhd", {"n": 3, "log": quiet, "file_format": "nii.gz"}
+    assert segment_scans(model, scan, out, save_probability=True, **how) == []
+    assert told(out, "Case00")["files"] == ["Case00_segmentation.nii.gz", "Case00_probability.nii.gz"]
+    assert segment_scans(model, scan, out, save_uncertainty=True, **how) == []
+    both = {"Case00_segmentation.nii.gz", "Case00_uncertainty.nii.gz", "Case00_probability.nii.gz"}
+    assert set(told(out, "Case00")["files"]) == both
+    assert both <= {path.name for path in out.iterdir()}
+    written = nibabel.load(out / "Case00_uncertainty.nii.gz")
+    label = nibabel.load(out / "Case00_segmentation.nii.gz")
+    assert written.get_data_dtype() == np.float32
+    assert np.allclose(written.affine, label.affine)
+    values = written.get_fdata()
+    assert values.shape == label.shape
+    assert values.min() == 0
+    assert 0.3 < values.max() <= 1
+    found = load_model(model).segment(scan, n=3, save_probability=False, save_uncertainty=True)
+    assert found.probability is None
+    torch.testing.assert_close(found.uncertainty, torch.from_numpy(values).float())
+    assert load_model(model).segment(scan, n=3).uncertainty is None
+    # another number of atlases is another result: nothing of this one stays
+    assert segment_scans(model, scan, out, **how | {"n": 1}) == []
+    assert not (out / "Case00_uncertainty.nii.gz").exists()
+
+
 def test_a_probability_of_another_result_is_never_taken_for_its_own(model, images, tmp_path, no_pictures):
     out, how = tmp_path / "o", {"method": "FwoW", "log": quiet}
     scan = images / "Case00.mhd"
