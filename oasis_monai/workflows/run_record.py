@@ -166,6 +166,7 @@ RESULTS = (
     "learning.csv",
     "quality.csv",
     "calibration.json",
+    "reliability.csv",
     "postprocessing.json",
     "suspects.csv",
     "suspects/*.png",

@@ -538,6 +538,20 @@ def test_the_interval_of_the_predicted_dsc_is_told_everywhere(model, images, tmp
     assert result.predictions["prostate"].interval == pytest.approx(ends)
 
 
+def test_probabilities_are_given_at_the_temperature_of_the_model_and_labels_stay(model, images, tmp_path):
+    fitted = {"sources": ["atlases"], "weights": [0.5], "offset": 0.4, "spread": 0.03, "cases": 20, "temperature": 2.0}
+    warm = load_model(with_calibration(model, tmp_path, {"OASIS-3": {"prostate": fitted}}), "cpu")
+    scan = images / "Case00.mhd"
+    plain, found = load_model(model, "cpu").segment(scan, n=3), warm.segment(scan, n=3)
+    assert torch.equal(plain.classes, found.classes)
+    assert (plain.temperature, found.temperature) == (None, 2.0)
+    assert found.to_json()["probability_temperature"] == 2.0
+    roots = plain.probability.sqrt()
+    torch.testing.assert_close(found.probability, roots / roots.sum(0))
+    assert not torch.allclose(found.probability, plain.probability)
+    assert warm.segment(scan, n=2).temperature is None  # another n is another method
+
+
 def test_a_model_trained_after_a_cross_validation_takes_its_calibration(phantom, tmp_path):
     given = {"cache": str(tmp_path / "c"), "data": {"root": str(phantom)}, "training": {"iterations": 3}, "methods": "OASIS"}
     settings = build(merged(TINY, given))
