@@ -49,12 +49,13 @@ class CrossReliability:
         return {method_name(*key): total(by_fold.values()).temperature() for key, by_fold in self.sums.items()}
 
     def write(self, path: Path, protocol: str) -> None:
-        """Write ``reliability.csv``: before, and after at the temperatures of the other folds."""
+        """Write ``reliability.csv``, if there is anything: before, and after at the temperatures of the other folds."""
         rows: list[dict[str, Any]] = []
         for key, by_fold in sorted(self.sums.items()):
             about = {"protocol": protocol, "method": key[0], "n": key[1]}
             rows += reliability_rows(about, self.labels, total(by_fold.values()), cross_fitted(by_fold))
-        write_reliability(path, rows)
+        if rows:
+            write_reliability(path, rows)
 
 
 def _measure(found: CaseResult, key: Key, label: np.ndarray, truth: np.ndarray) -> Reliability | None:
