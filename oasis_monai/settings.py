@@ -84,7 +84,7 @@ class Settings:
         views_below: the agreement below which a scan is doubtful, 0 to 1.
         overlays: number of cases drawn with contours (evenly spaced from worst to best), 0 or more.
         browser: keep what the case browser of the report shows.
-        save_segmentations, save_probability: write each result on the scan's own grid.
+        save_segmentations, save_probability, save_uncertainty: write each result on the scan's own grid.
         cache: folder of preprocessed cases and trained networks, which later runs use again.
         progress: show progress bars.
 
@@ -133,6 +133,7 @@ class Settings:
     browser: bool = field(default=True, metadata=INFERENCE_ONLY)
     save_segmentations: bool = field(default=False, metadata=INFERENCE_ONLY)
     save_probability: bool = field(default=False, metadata=INFERENCE_ONLY)
+    save_uncertainty: bool = field(default=False, metadata=INFERENCE_ONLY)
     cache: str = field(default="outputs/cache", metadata=INFERENCE_ONLY)
     progress: bool = field(default=True, metadata=INFERENCE_ONLY)
 

@@ -238,6 +238,7 @@ def _segment(config: dict[str, Any], job: Mapping[str, Any], run_dir: Path, swee
         device=settings.device,
         batch=settings.align_batch,
         save_probability=settings.save_probability,
+        save_uncertainty=settings.save_uncertainty,
         overwrite=bool(job["overwrite"]),
         file_format=job["format"],
         postprocessing=settings.postprocessing,

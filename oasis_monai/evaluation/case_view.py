@@ -23,6 +23,7 @@ from oasis_monai.utils.tensor_files import load_tensors, save_tensors
 
 MARGIN_MM = 30.0
 _RESULT = "result/"
+_UNCERTAIN = "uncertain/"
 
 
 @dataclass
@@ -37,6 +38,7 @@ class CaseView:
         atlases: per target image (one for a volume, one per slice) [case, slice, distance], nearest first.
         weights: method name -> per target image the atlases' weights.
         views: method name -> in which view it saw the scan, in words; without those that saw it as it is.
+        uncertain: uint8, 0 to 255: where a result is uncertain, by method name; only of methods that say so.
     """
 
     case: str
@@ -52,6 +54,7 @@ class CaseView:
     atlases: dict[str, list[Any]] = field(default_factory=dict)
     weights: dict[str, list[Any]] = field(default_factory=dict)
     views: dict[str, str] = field(default_factory=dict)
+    uncertain: dict[str, np.ndarray] = field(default_factory=dict)
 
 
 def write_browser(
@@ -67,6 +70,7 @@ def write_browser(
     atlases: Sequence[Any] = (),
     weights: Mapping[str, Any] | None = None,
     views: Mapping[str, str] | None = None,
+    uncertain: Mapping[str, np.ndarray] | None = None,
 ) -> Path:
     """Write one case for the case browser.
 
@@ -79,17 +83,20 @@ def write_browser(
         reference, results: (x, y, z) class indices on the image's grid.
         labels: names of the classes 1, 2, ...
         atlases, weights, views: see :class:`CaseView`; ``atlases`` are the same for every method of a run.
+        uncertain: (x, y, z) 0 to 1, by method name.
 
     Raises:
         ValueError: shapes differ.
     """
-    shapes = {image.shape, reference.shape, *(r.shape for r in results.values())}
+    uncertain = uncertain or {}
+    shapes = {image.shape, reference.shape, *(r.shape for r in (*results.values(), *uncertain.values()))}
     if len(shapes) > 1 or image.ndim != 3:
         raise ValueError(f"{case}: expected image, reference and results of one shape (x, y, z), found {sorted(shapes)}")
     reference = np.where(reference == IGNORE, 0, reference)  # what nobody labelled is not drawn
     where = crop_box(reference, spacing_mm, MARGIN_MM)
     tensors = {"image": _grey(image[where]), "reference": reference[where].astype(np.uint8)}
     tensors |= {_RESULT + name: result[where].astype(np.uint8) for name, result in results.items()}
+    tensors |= {_UNCERTAIN + name: np.rint(255 * values[where]).astype(np.uint8) for name, values in uncertain.items()}
     outside = {name: int((result != 0).sum() - (result[where] != 0).sum()) for name, result in results.items()}
     meta = {
         "case": case,
@@ -181,6 +188,8 @@ def _add(views: dict[str, CaseView], arrays: Mapping[str, np.ndarray], meta: Map
         if name in view.results:
             continue
         view.results[name] = array
+        if _UNCERTAIN + own in arrays:
+            view.uncertain[name] = arrays[_UNCERTAIN + own]
         view.outside[name] = meta["outside"].get(own, 0)
         if own in meta["weights"]:
             view.weights[name] = meta["weights"][own]

@@ -21,6 +21,7 @@ from oasis_monai.data.folds import PROTOCOLS
 from oasis_monai.evaluation.comparison import AUDITED, PRINTED
 from oasis_monai.evaluation.quality import risk_coverage
 from oasis_monai.evaluation.quality_tables import BOUNDS, QualityGroup, plain_agreement
+from oasis_monai.evaluation.reliability_tables import AFTER, BEFORE
 from oasis_monai.evaluation.scores import method_rank
 from oasis_monai.evaluation.statistics import interval
 from oasis_monai.utils.files import atomic_path
@@ -239,6 +240,35 @@ def risk_coverage_curves(groups: Sequence[QualityGroup]) -> Any | None:
             ax.set_xlim(0, 100)
             ax.set_ylim(bottom=0)
         row[0].set_ylabel("mean 100 \N{MINUS SIGN} DSC % of those kept", color=_INK)
+    _legend(figure, handles)
+    return figure
+
+
+def reliability_diagram(rows: pd.DataFrame) -> Any | None:
+    """How often a structure is there over the probability that results give it, before calibration (dashed, hollow) and after
+    (solid, filled), a panel per label; a mark's area is the share of the voxels. None without rows.
+
+    Args:
+        rows: of one method and n, as :func:`.reliability_tables.read_reliability` gives.
+    """
+    labels = list(dict.fromkeys(rows["label"]))
+    if not labels:
+        return None
+    figure = _figure(1.5 + 3.5 * len(labels), 3.5)
+    handles: dict[str, Any] = {}
+    for ax, label in zip(figure.subplots(1, len(labels), sharey=True, squeeze=False)[0], labels, strict=True):
+        ax.plot([0, 100], [0, 100], color=_INK, linewidth=0.8, alpha=0.5)
+        for when, colour, dash, fill in ((BEFORE, COLOURS[3], DASHES[1], "none"), (AFTER, COLOURS[0], "solid", COLOURS[0])):
+            own = rows[(rows["label"] == label) & (rows["when"] == when)]
+            x, y = 100 * own["probability"], 100 * own["observed"]
+            if len(own):
+                handles[when] = ax.plot(x, y, color=colour, linestyle=dash, linewidth=1.4)[0]
+                ax.scatter(x, y, s=8 + 300 * own["share"], edgecolors=colour, facecolors=fill, linewidths=1.2)
+        _dress(ax, label, "probability given, %")
+        ax.set_xlim(0, 100)
+        ax.set_ylim(0, 100)
+        ax.set_aspect("equal")
+    figure.axes[0].set_ylabel("structure is there, %", color=_INK)
     _legend(figure, handles)
     return figure
 

@@ -37,6 +37,7 @@ class Calibration:
         spread: root mean square of truth minus prediction, each fitted case predicted from the others; None where nothing was
             fitted.
         cases: how many they were.
+        temperature: that makes the method's probabilities reliable, see :mod:`.reliability`; None where it is not known.
         interval: what holds the true DSC with a probability of 90 %; None where that is not known, as of an earlier version.
     """
 
@@ -46,6 +47,7 @@ class Calibration:
     spread: float | None = None
     cases: int = 0
     interval: Interval | None = None
+    temperature: float | None = None
 
     def predict(self, values: Sequence[float]) -> float:
         """The predicted DSC, from ``values`` in the order of :data:`SOURCES`; NaN where it uses no source.
@@ -74,7 +76,8 @@ class Calibration:
             "spread": None if self.spread is None else round(self.spread, 6),
             "cases": self.cases,
         }
-        return made if self.interval is None else made | {"interval": self.interval.to_json()}
+        made |= {} if self.interval is None else {"interval": self.interval.to_json()}
+        return made if self.temperature is None else made | {"temperature": round(self.temperature, 6)}
 
     @classmethod
     def from_json(cls, values: Mapping[str, Any]) -> Calibration:
@@ -90,7 +93,14 @@ class Calibration:
             None if spread is None else float(spread),
             int(values["cases"]),
             None if interval is None else Interval.from_json(interval),
+            _positive(values.get("temperature")),
         )
+
+
+def _positive(value: Any) -> float | None:
+    if value is not None and not 0 < float(value) < math.inf:
+        raise ValueError(f"expected a temperature above 0, found {value!r}")
+    return None if value is None else float(value)
 
 
 def uncalibrated(values: Sequence[float] | np.ndarray) -> Calibration:

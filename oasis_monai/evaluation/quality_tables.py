@@ -214,6 +214,22 @@ def few_patients(models: Mapping[str, Mapping[str, Calibration]]) -> int:
     return max((one.patients for one in intervals if one.factor is None), default=0)
 
 
+def with_temperatures(
+    models: Mapping[str, Mapping[str, Calibration]], temperatures: Mapping[str, float]
+) -> dict[str, dict[str, Calibration]]:
+    """The calibrations with the temperature of their method: "method-n" -> temperature."""
+    return {
+        name: {label: replace(one, temperature=temperatures.get(name)) for label, one in by_label.items()}
+        for name, by_label in models.items()
+    }
+
+
+def temperature_for(models: Mapping[str, Mapping[str, Calibration]], method: str, n: int) -> float | None:
+    """The temperature of a method with n atlases; None where it is not known, or labels disagree (of different runs)."""
+    known = {one.temperature for one in models.get(method_name(method, n), {}).values()}
+    return known.pop() if len(known) == 1 else None
+
+
 def calibration_for(
     models: Mapping[str, Mapping[str, Calibration]], method: str, n: int, label: str, values: Iterable[float]
 ) -> Calibration:

@@ -27,6 +27,7 @@ from oasis_monai.segmentation.methods import (
 )
 from oasis_monai.segmentation.recentre import NO_OFFSET, Offset, recentre
 from oasis_monai.segmentation.segmenter import Key, Result, Segmenter
+from oasis_monai.segmentation.uncertainty import restore_uncertainty
 from oasis_monai.segmentation.views import Tried, ViewSearch, chosen
 from oasis_monai.transforms.preprocessing import Preprocessing, restore_all
 from oasis_monai.transforms.views import UNCHANGED, View
@@ -107,6 +108,10 @@ class CaseResult:
             restored = restore_all(maps, grid, self.target.native, keep_probability, self.target.case)
             made |= zip(keys, restored, strict=True)
         return {key: made[key] for key in self.results}
+
+    def uncertainty(self, key: Key) -> torch.Tensor:
+        """(x, y, z) float32, 0 to 1: where a result is uncertain, on the scan's own grid; see :mod:`.uncertainty`."""
+        return restore_uncertainty(self.results[key].uncertain, self.grids[key], self.target.native)
 
 
 def segment_case(
@@ -234,12 +239,15 @@ def merge_slices(parts: Sequence[tuple[CaseResult, torch.Tensor | None]]) -> Cas
         found = [part.results[key] for part, _ in parts]
         for (_, only), result in zip(parts[1:], found[1:], strict=True):
             whole.probability[..., only] = result.probability[..., only]
+            if whole.uncertainty is not None and result.uncertainty is not None:
+                whole.uncertainty[..., only] = result.uncertainty[..., only]
         weights = [result.weights for result in found if result.weights is not None]
         counts = [result.agreement for result in found if result.agreement is not None]
         results[key] = Result(
             whole.probability,
             torch.cat(weights)[order] if weights else None,
             torch.stack(counts).sum(0) if counts else None,
+            whole.uncertainty,
         )
     rows = [row for part, _ in parts for row in part.atlases]
     atlases = [rows[i] for i in order.tolist()] if rows else []

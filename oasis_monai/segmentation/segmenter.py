@@ -36,6 +36,7 @@ from oasis_monai.segmentation.methods import (
     uses_estimate,
 )
 from oasis_monai.segmentation.recentre import AtlasPositions
+from oasis_monai.segmentation.uncertainty import uncertainty
 from oasis_monai.segmentation.views import AtlasVolumes, ViewSearch, ViewSettings
 from oasis_monai.transforms.labels import decide, labelled
 
@@ -51,11 +52,18 @@ class Result(NamedTuple):
         weights: (T, n) per target image (T = 1, or the slices); None for STAPLE and where no atlas is fused.
         agreement: (2, C-1, 2) overlap counts of what the result is made of, see :func:`.agreement.agreement`; None where nothing
             is compared.
+        uncertainty: (x, y, z) float32, 0 to 1, see :func:`.uncertainty.uncertainty`; None where the probability is all there is.
     """
 
     probability: torch.Tensor
     weights: torch.Tensor | None
     agreement: torch.Tensor | None = None
+    uncertainty: torch.Tensor | None = None
+
+    @property
+    def uncertain(self) -> torch.Tensor:
+        """(x, y, z) the uncertainty: of its opinions, or of the probability where there are no others."""
+        return uncertainty(self.probability[None]) if self.uncertainty is None else self.uncertainty
 
 
 class Segmented(NamedTuple):
@@ -253,7 +261,8 @@ class Segmenter:
         if "estimate" in methods:
             if network_probabilities is None or evidence.estimate is None:
                 raise ValueError("the method 'estimate' needs a joint model")
-            results["estimate", 0] = Result(evidence.estimate, None, agreement(network_probabilities, None))
+            compared = agreement(network_probabilities, None)
+            results["estimate", 0] = Result(evidence.estimate, None, compared, uncertainty(network_probabilities).cpu())
         aligning = methods_that_need(ALIGNMENT, methods)
         if aligning:
             results |= self._fuse_warped(evidence, aligning, ns, network_probabilities)
@@ -279,13 +288,15 @@ class Segmenter:
         for key in weighted:
             fused = fusion.share_votes(sums[key].cpu(), evidence.estimate if key[0] == "OASIS-joint" else None)
             # compared with the networks where there are any, else among the atlases
+            opinions = fused[None]
             if network_probabilities is not None:
                 counts = agreement(network_probabilities, fused)
+                opinions = torch.cat([opinions, network_probabilities.to(fused)])
             else:
                 counts = consensus(torch.stack(votes[: key[1]]), fused)
             if key[0] == "OASIS-joint":
                 fused = self._vote_with_estimate(fused, evidence)
-            results[key] = Result(fused, weights[key], counts)
+            results[key] = Result(fused, weights[key], counts, uncertainty(opinions))
         if "STAPLE" in methods:
             for n in ns:
                 results["STAPLE", n] = Result(fusion.staple(torch.stack(votes[:n]), self.library.classes), None)
@@ -344,12 +355,15 @@ class Segmenter:
         weights = None if parts[0].weights is None else torch.stack([p.weights for p in parts if p.weights is not None])
         counts = [p.agreement for p in parts if p.agreement is not None]
         counted = torch.stack(counts).sum(0) if counts else None
+        maps = [part.uncertain for part in parts]
         if self.spatial_dims == 3:
-            return Result(parts[0].probability, weights, counted)
+            return Result(parts[0].probability, weights, counted, maps[0])
         probability = parts[0].probability.new_zeros((*parts[0].probability.shape, total))
         probability[0] = 1
         probability[..., which] = torch.stack([p.probability for p in parts], -1)
-        return Result(probability, weights, counted)
+        uncertain = maps[0].new_zeros((*maps[0].shape, total))
+        uncertain[..., which] = torch.stack(maps, -1)
+        return Result(probability, weights, counted, uncertain)
 
 
 def _hard(label: torch.Tensor) -> torch.Tensor:

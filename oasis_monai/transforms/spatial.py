@@ -140,7 +140,7 @@ def resample_label(label: torch.Tensor, source: Geometry, target: Geometry) -> t
         for index in torch.unique(label).tolist():
             if index:
                 corner, box = _bounding_box(label[0] == index)
-                yield int(index), resample(box[None], _shifted(source, corner, box.shape), target, anti_alias=False)[0]
+                yield int(index), resample(box[None], shifted_grid(source, corner, box.shape), target, anti_alias=False)[0]
 
     start = torch.zeros(target.shape, device=label.device)
     return (decide_streamed(maps(), start) * inside(source, target, label.device))[None]
@@ -189,16 +189,16 @@ def restore_all(
         return results
     corner, some = _bounding_box(some)  # nothing lies beyond it; the box of a vote of atlases is a tenth of the working grid
     x, y, z = (slice(c, c + n) for c, n in zip(corner, some.shape, strict=True))
-    foreground, working = foreground[:, x, y, z], _shifted(working, corner, some.shape)
+    foreground, working = foreground[:, x, y, z], shifted_grid(working, corner, some.shape)
     thick = max(1, SLAB_VALUES // max(1, (len(foreground) + 3) * native.shape[0] * native.shape[1]))
     for first in range(0, native.shape[2], thick):
         last = min(first + thick, native.shape[2])
-        slab = _shifted(native, (0, 0, first), (native.shape[0], native.shape[1], last - first))
+        slab = shifted_grid(native, (0, 0, first), (native.shape[0], native.shape[1], last - first))
         box = _box_inside(working, slab, device)
         if box is None:
             continue
         corner, seen = box  # for many scans the working field of view is a quarter of the slab
-        every = resample(foreground, working, _shifted(slab, corner, seen.shape), anti_alias=False) * seen
+        every = resample(foreground, working, shifted_grid(slab, corner, seen.shape), anti_alias=False) * seen
         x, y, z = (slice(c + add, c + add + n) for c, add, n in zip(corner, (0, 0, first), seen.shape, strict=True))
         for number, maps in enumerate(every.split(classes)):
             labels[number][x, y, z] = decide_streamed(enumerate(maps, 1), torch.zeros_like(maps[0]))
@@ -280,7 +280,7 @@ def _seen(values: torch.Tensor, source: Geometry, target: Geometry, margin: Sequ
         start = min(max(math.floor(low) - more - 1, 0), n - 1)
         slices.append(slice(start, max(min(math.ceil(high) + more + 2, n), start + 1)))
     part = values[(slice(None), *slices)]
-    return part, _shifted(source, [s.start for s in slices], part.shape[1:])
+    return part, shifted_grid(source, [s.start for s in slices], part.shape[1:])
 
 
 def _smoothed(values: torch.Tensor, sigma: Sequence[float]) -> torch.Tensor:
@@ -303,7 +303,7 @@ def _smoothing(n: int, sigma: float) -> torch.Tensor:
     return band / band.sum(1, keepdim=True)
 
 
-def _shifted(grid: Geometry, corner: Sequence[int], shape: Sequence[int]) -> Geometry:
+def shifted_grid(grid: Geometry, corner: Sequence[int], shape: Sequence[int]) -> Geometry:
     """The part of ``grid`` that starts at voxel ``corner``."""
     affine = np.array(grid.affine, float)
     affine[:3, 3] += affine[:3, :3] @ np.asarray(corner, float)

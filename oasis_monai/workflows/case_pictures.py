@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import zlib
 from collections import defaultdict
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -61,6 +61,20 @@ def replace_in_browser(run_dir: Path, result: Segmentation, method: str, n: int)
     replace_result(run_dir / "browser", result.case, method_name(method, n), label)
 
 
+def save_uncertainty(settings: Settings, run_dir: Path, case: str, maps: Mapping[Key, torch.Tensor], geometry: Geometry) -> None:
+    """Write where each result is uncertain, (x, y, z) on the scan's own grid, if the settings ask for it."""
+    from oasis_monai.data.io import write_probability
+
+    for key, values in maps.items() if settings.save_uncertainty else ():
+        write_probability(run_dir / "segmentations" / f"{case}__{method_name(*key)}_uncertainty.nii.gz", values, geometry)
+
+
+def shown_keys(settings: Settings, keys: Iterable[Key]) -> list[Key]:
+    """The results that the case browser shows: every method at one n (6 as in the paper, or the largest)."""
+    n = 6 if 6 in settings.n else max(settings.n)
+    return [key for key in keys if key[1] in (0, n)]
+
+
 def write_case_browser(
     settings: Settings,
     run_dir: Path,
@@ -70,20 +84,22 @@ def write_case_browser(
     reference: np.ndarray,
     labels: Mapping[Key, Segmentation],
     case_result: CaseResult,
+    uncertain: Mapping[Key, torch.Tensor],
 ) -> None:
-    """Write a case for the report's case browser: every method at one n (6 as in the paper, or the largest).
+    """Write a case for the report's case browser: the results of :func:`shown_keys`.
 
     Args:
         image: (x, y, z) on the scan's own grid; of several channels the first.
         reference: (x, y, z) class indices there.
         labels: by method and n, on that grid.
         case_result: the atlases selected, their weights, and the view of the scan.
+        uncertain: (x, y, z) where a result is uncertain, on that grid.
     """
     from oasis_monai.data.io import to_canonical
     from oasis_monai.evaluation.case_view import write_browser
 
     n = 6 if 6 in settings.n else max(settings.n)
-    shown = {method_name(*key): result for key, result in labels.items() if key[1] in (0, n)}
+    shown = {method_name(*key): labels[key] for key in shown_keys(settings, labels)}
     first, seen = next(iter(shown.values())), _seen(case_result)
     affine = first.geometry.affine
     canonical, spacing_mm = to_canonical(image, affine)
@@ -104,6 +120,11 @@ def write_case_browser(
             if key[1] == n and result.weights is not None
         },
         {method_name(*key): seen for key in case_result.results if uses_estimate([key[0]])} if seen else {},
+        {
+            method_name(*key): to_canonical(values.numpy(), affine)[0]
+            for key, values in uncertain.items()
+            if key in shown_keys(settings, uncertain)
+        },
     )
 
 

@@ -24,7 +24,14 @@ from oasis_monai.data.io import read_volume, to_canonical
 from oasis_monai.data.types import Segmentation, Selection
 from oasis_monai.evaluation.centres import write_centres
 from oasis_monai.evaluation.metrics import score_case
-from oasis_monai.evaluation.quality_tables import keep_calibrations, quality_rows, write_calibrations, write_quality
+from oasis_monai.evaluation.quality_tables import (
+    keep_calibrations,
+    quality_rows,
+    with_temperatures,
+    write_calibrations,
+    write_quality,
+)
+from oasis_monai.evaluation.reliability_tables import RELIABILITY
 from oasis_monai.evaluation.scores import read_scores, summarise, write_scores, write_summary
 from oasis_monai.evaluation.suspects import Finding, findings, write_suspects
 from oasis_monai.segmentation.pipeline import CaseResult, Scan, merge_slices, segment_case
@@ -42,10 +49,13 @@ from oasis_monai.workflows.case_pictures import (
     remove_stale_pictures,
     replace_in_browser,
     save_label,
+    save_uncertainty,
+    shown_keys,
     write_case_browser,
     write_views,
 )
 from oasis_monai.workflows.corrupted_copies import Rows, corrupted_rows
+from oasis_monai.workflows.cross_reliability import CrossReliability
 from oasis_monai.workflows.fold_models import FoldModel, FoldModels, OpenModels, calibration_path, train_in_parallel
 from oasis_monai.workflows.plan import Plan, keep_plan
 from oasis_monai.workflows.postprocessing import CrossPostprocessing
@@ -171,6 +181,7 @@ class CrossValidation:
                 "centres.csv",
                 "quality.csv",
                 "calibration.json",
+                RELIABILITY,
                 TABLE,
                 "views.csv",
             ):  # of an earlier run; not every run writes all of them
@@ -262,9 +273,22 @@ class CrossValidation:
             with self.clock("suspects"):
                 compared = compare(case_result, trusted, reference, list(settings.data.labels))
                 self.findings += [(trusted, found) for found in findings(case, compared)]
+        if self.split.honest:
+            with self.clock("reliability"):
+                self.reliability.add(fold, case_result, labels, reference)
+        maps = {}
+        if settings.browser or settings.save_uncertainty:
+            wanted = list(labels) if settings.save_uncertainty else shown_keys(settings, labels)
+            maps = {key: case_result.uncertainty(key) for key in wanted}
+            save_uncertainty(settings, self.run_dir, case, maps, volume.geometry)
         if settings.browser:
             with self.clock("pictures"):
-                write_case_browser(settings, self.run_dir, self.split.protocol, fold, image, reference, labels, case_result)
+                write_case_browser(settings, self.run_dir, self.split.protocol, fold, image, reference, labels, case_result, maps)
+
+    @cached_property
+    def reliability(self) -> CrossReliability:
+        """That of the probabilities of the cases that are scored."""
+        return CrossReliability(list(self.settings.data.labels))
 
     @cached_property
     def postprocessing(self) -> CrossPostprocessing:
@@ -321,6 +345,8 @@ class CrossValidation:
         groups = self.split.testing() if self.split.honest else patient_groups(patients, settings.k, settings.seed, patients)
         table, calibrations = quality_rows(self.rows, self.agreements, list(settings.data.labels), groups, corrupted)
         write_quality(self.run_dir / "quality.csv", table)
+        self.reliability.write(self.run_dir / RELIABILITY, self.split.protocol)
+        calibrations = with_temperatures(calibrations, self.reliability.temperatures())
         if self.split.honest and settings.fold is None and settings.train_cases is None:
             write_calibrations(self.run_dir / "calibration.json", calibrations)
             if self.split.protocol != "centre":

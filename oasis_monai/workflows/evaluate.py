@@ -37,14 +37,23 @@ from oasis_monai.transforms.corruptions import UNTOUCHED
 from oasis_monai.transforms.preprocessing import PreprocessCache
 from oasis_monai.utils.errors import ConfigError, DataError, Fault, with_case_in_errors
 from oasis_monai.utils.files import file_digest, write_json
-from oasis_monai.workflows.case_pictures import PackedLabels, draw_overlays, remove_stale_pictures, save_label, write_case_browser
+from oasis_monai.workflows.case_pictures import (
+    PackedLabels,
+    draw_overlays,
+    remove_stale_pictures,
+    save_label,
+    save_uncertainty,
+    write_case_browser,
+)
 from oasis_monai.workflows.model import Model
 from oasis_monai.workflows.prepare import Log, complete_data, find_and_check
 from oasis_monai.workflows.run_record import Clock, claim_results, run_record
 from oasis_monai.workflows.scan_result import ScanResult
 
 PROTOCOL, FOLD = "patient", -1  # no patient of the training is among the cases; there are no folds
-EVALUATION_OPTIONS = ("overlays", "browser", "save_segmentations", "save_probability", "progress", "postprocessing")
+EVALUATION_OPTIONS = (
+    *("overlays", "browser", "save_segmentations", "save_probability", "save_uncertainty", "progress", "postprocessing"),
+)
 """Settings of an evaluation that are not the model's."""
 
 SUMMARY_COLUMNS = ("label", "cases", "mae", "held", "intervals", "aurc", "aurc_agreement", "aurc_best", "r")  # quality_summary
@@ -243,9 +252,11 @@ class _Evaluation:
         with self.clock("pictures"):
             key = result.method
             self.labels[case.id, *key] = save_label(settings, self.output, segmentation, *key)
+            maps = {key: found.uncertainty(key)} if settings.browser or settings.save_uncertainty else {}
+            save_uncertainty(settings, self.output, case.id, maps, volume.geometry)
             if settings.browser:
                 image = volume.image[0].numpy()
-                write_case_browser(settings, self.output, PROTOCOL, FOLD, image, reference, {key: segmentation}, found)
+                write_case_browser(settings, self.output, PROTOCOL, FOLD, image, reference, {key: segmentation}, found, maps)
 
     def _leave_out(self, case: Case, known: str, why: str) -> None:
         self.left_out[case.id] = known

@@ -124,6 +124,7 @@ class Model:
         save_probability: bool = True,
         case: str = "",
         postprocessing: str = AUTO,
+        save_uncertainty: bool = False,
     ) -> ScanResult:
         """Segment one scan.
 
@@ -139,6 +140,7 @@ class Model:
             save_probability: keep the probability on the scan's own grid (4 bytes a voxel and class).
             case: what the result is called; by default the file's name.
             postprocessing: ``auto``, ``none`` or ``all``, see :func:`oasis_monai.evaluation.postprocessing.choice_for`.
+            save_uncertainty: keep the uncertainty on the scan's own grid (4 bytes a voxel).
 
         Returns:
             Label, predicted Dice, flags and atlases.
@@ -164,13 +166,19 @@ class Model:
         check_mode(postprocessing, self.anatomy)
         with torch_setup():
             volume = read_scan(scan, affine, case, self.record.channels)
-            return self.segment_volume(volume, method, n, save_probability, postprocessing)
+            return self.segment_volume(volume, method, n, save_probability, postprocessing, save_uncertainty)
 
     def segment_volume(
-        self, volume: Volume, method: str, n: int, save_probability: bool = False, postprocessing: str = AUTO
+        self,
+        volume: Volume,
+        method: str,
+        n: int,
+        save_probability: bool = False,
+        postprocessing: str = AUTO,
+        save_uncertainty: bool = False,
     ) -> ScanResult:
         """:meth:`segment` of a scan in memory, by a method that the model is known to have."""
-        return self.describe(self.find(volume, method, n), save_probability, postprocessing)
+        return self.describe(self.find(volume, method, n), save_probability, postprocessing, save_uncertainty)
 
     def find(self, volume: Volume, method: str, n: int, exclude_patient: str | None = None) -> CaseResult:
         """What the method makes of a scan in memory, on the working grid; with no atlas of ``exclude_patient``.
@@ -190,12 +198,14 @@ class Model:
             )
         return segment_case(self.segmenter, scan, self.embed, (method,), (n,), exclude_patient=exclude_patient)
 
-    def describe(self, found: CaseResult, save_probability: bool = False, postprocessing: str = AUTO) -> ScanResult:
+    def describe(
+        self, found: CaseResult, save_probability: bool = False, postprocessing: str = AUTO, save_uncertainty: bool = False
+    ) -> ScanResult:
         """What :meth:`find` gave, on the scan's own grid, with all there is to say about it."""
         (key,) = found.results
         known, choice = self.calibrations, choice_for(postprocessing, self.anatomy, self.decisions.get(method_name(*key), {}))
         about = (self.segmenter.library, self.labels, known, self.typical_distance, save_probability)
-        return describe_result(found, key, *about, self.anatomy, choice)
+        return describe_result(found, key, *about, self.anatomy, choice, save_uncertainty)
 
 
 def load_model(

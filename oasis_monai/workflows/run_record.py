@@ -24,7 +24,7 @@ from oasis_monai.utils.files import digest, write_json
 
 NO_RESULT = (
     *("device", "threads", "workers", "align_batch", "cache", "progress"),
-    *("overlays", "browser", "save_segmentations", "save_probability"),
+    *("overlays", "browser", "save_segmentations", "save_probability", "save_uncertainty"),
     *("data.root", "data.name", "data.citation", "data.licence", "data.source"),  # the data counts by its content
 )
 """Settings that may change when a run is started again: no score depends on them."""
@@ -166,6 +166,7 @@ RESULTS = (
     "learning.csv",
     "quality.csv",
     "calibration.json",
+    "reliability.csv",
     "postprocessing.json",
     "suspects.csv",
     "suspects/*.png",

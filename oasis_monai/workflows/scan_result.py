@@ -15,7 +15,8 @@ from oasis_monai.atlases.library import AtlasLibrary
 from oasis_monai.data.io import write_label, write_probability
 from oasis_monai.data.types import Geometry, Preprocessed, Segmentation
 from oasis_monai.evaluation.quality import Calibration
-from oasis_monai.evaluation.quality_tables import calibration_for
+from oasis_monai.evaluation.quality_tables import calibration_for, temperature_for
+from oasis_monai.evaluation.reliability import scale_probability
 from oasis_monai.networks.warp import folding_voxels
 from oasis_monai.segmentation import flags
 from oasis_monai.segmentation.agreement import SOURCES, overlaps
@@ -29,6 +30,7 @@ from oasis_monai.transforms.labels import decide
 from oasis_monai.transforms.spatial import inside, resample_label
 from oasis_monai.utils.files import write_json
 
+SLICES = 16  # of a probability map that are worked on at a time
 SAME = 0.01  # standard deviations between two readings of one scan, as from another file format: an affine is float32 in NIfTI
 
 
@@ -81,6 +83,9 @@ class ScanResult:
         classes: (x, y, z) uint8 class indices; :attr:`label` has the data set's values in their place.
         geometry: the scan's grid.
         probability: (C, x, y, z) float32, background first; None unless asked for.
+        temperature: at which the probability is given, so that it is reliable (:mod:`oasis_monai.evaluation.reliability`); None:
+            not known, it is as the networks and atlases give it.
+        uncertainty: (x, y, z) float32, 0 to 1, see :mod:`oasis_monai.segmentation.uncertainty`; None unless asked for.
         predictions: structure -> :class:`PredictedDice`; :attr:`predicted_dice` has the values alone.
         volume_ml: structure -> volume in millilitres.
         flags: warnings, each with ``name`` and ``text``; see :mod:`oasis_monai.segmentation.flags`.
@@ -124,6 +129,8 @@ class ScanResult:
     label_values: tuple[int, ...]
     typical_distance: float | None
     postprocessed: tuple[Change, ...] = ()
+    uncertainty: torch.Tensor | None = None
+    temperature: float | None = None
 
     def __repr__(self) -> str:
         method, n = self.method
@@ -147,12 +154,13 @@ class ScanResult:
         """Whether the predictions were fitted on a cross-validation of the same settings."""
         return all(one.calibrated for one in self.predictions.values())
 
-    def save(self, path: str | Path, probability: str | Path | None = None) -> Path:
+    def save(self, path: str | Path, probability: str | Path | None = None, uncertainty: str | Path | None = None) -> Path:
         """Write the label, in the format of the file's ending (``.nii.gz``, ``.nii``, ``.mha``, ``.mhd``).
 
         Args:
             path: where the label goes.
             probability: where the probability goes, if it was asked for.
+            uncertainty: where the uncertainty goes, if it was asked for.
 
         Raises:
             DataError: no such format.
@@ -161,6 +169,8 @@ class ScanResult:
         write_label(path, self.classes, self.geometry, self.label_values)
         if probability is not None and self.probability is not None:
             write_probability(probability, self.probability, self.geometry)
+        if uncertainty is not None and self.uncertainty is not None:
+            write_probability(uncertainty, self.uncertainty, self.geometry)
         return Path(path)
 
     def save_report(self, path: str | Path) -> Path:
@@ -198,6 +208,7 @@ class ScanResult:
                 for name, one in self.predictions.items()
             },
             "calibrated": self.calibrated,
+            "probability_temperature": self.temperature,
             "folding_voxels": sum(folded) if self.field_voxels else None,
             "field_voxels": self.field_voxels or None,
             "usual_distance": None if self.typical_distance is None else round(self.typical_distance, 6),
@@ -220,6 +231,7 @@ def describe_result(
     keep_probability: bool = False,
     anatomy: AnatomyStatistics | None = None,
     choice: Choice = MappingProxyType({}),
+    keep_uncertainty: bool = False,
 ) -> ScanResult:
     """The result of one method, post-processed, with all there is to say about it.
 
@@ -230,7 +242,7 @@ def describe_result(
         labels: structure -> value in label files, in the order of the classes.
         calibrations: of the model, by "method-n" and structure.
         typical_distance: :func:`oasis_monai.segmentation.flags.typical_distance` of the library.
-        keep_probability: keep the probability on the scan's own grid.
+        keep_probability, keep_uncertainty: keep the probability, the uncertainty on the scan's own grid.
         anatomy: of the training labels; None: nothing is known, nothing is flagged.
         choice: the post-processing, which needs ``anatomy``.
     """
@@ -240,6 +252,10 @@ def describe_result(
     changes: tuple[Change, ...] = ()
     if anatomy is not None:
         segmentation, changes = postprocess(segmentation, anatomy, choice, names)
+    temperature = temperature_for(calibrations, *key)
+    if segmentation.probability is not None and temperature is not None:
+        for part in segmentation.probability.split(SLICES, -1):  # a few at a time: a scan of many structures is large
+            part.copy_(scale_probability(part, temperature))
     uses, field_voxels = _atlases_used(found, key, library)
     predictions = _predict(result.agreement, key, names, calibrations)
     target = found.target
@@ -277,6 +293,8 @@ def describe_result(
         label_values=(0, *labels.values()),
         typical_distance=typical_distance,
         postprocessed=changes,
+        temperature=temperature,
+        uncertainty=found.uncertainty(key) if keep_uncertainty else None,
     )
 
 

@@ -26,6 +26,7 @@ from oasis_monai.workflows.scan_result import ScanResult
 from oasis_monai.workflows.segment_table import FAILED, Row, merge_earlier_rows, read_record, row_of, table_text, write_table
 
 FORMATS = tuple(e.removeprefix(".") for e in RESULTS)
+MAPS = ("probability", "uncertainty")  # that can be written beside a label
 HOPELESS = (errno.ENOSPC, errno.EROFS, errno.EDQUOT)  # errors after which the next scan would fail too
 Log = Callable[[str], None]
 
@@ -38,7 +39,7 @@ class SegmentOptions(TypedDict, total=False):
         method: how to fuse [methods]; None: as suits the model, ``OASIS-joint`` for a joint one and ``OASIS`` for another.
         device: where to run (``auto``).
         batch: atlases aligned at once (8) [align_batch].
-        save_probability: write the probability beside the label.
+        save_probability, save_uncertainty: write the probability, the uncertainty beside the label.
         overwrite: do finished scans again.
         file_format: of the labels, one of :data:`FORMATS` [format]; None: each scan's own (:func:`.result_ending`).
         postprocessing: ``auto``, ``none`` or ``all``, see :func:`oasis_monai.evaluation.postprocessing.choice_for`.
@@ -52,6 +53,7 @@ class SegmentOptions(TypedDict, total=False):
     device: str
     batch: int
     save_probability: bool
+    save_uncertainty: bool
     overwrite: bool
     file_format: str | None
     views: str | None
@@ -103,7 +105,8 @@ def segment_scans(
     _ = loaded.embed, loaded.calibrations, loaded.decisions  # raise errors of the model here, not as a fault of the first scan
     data = options.get("data")
     anonymous = data is not None and data.anonymous
-    run = _Run(loaded, output, chosen, n, options.get("save_probability", False), file_format, log, anonymous, postprocessing)
+    maps = tuple(part for part in MAPS if options.get(f"save_{part}", False))
+    run = _Run(loaded, output, chosen, n, maps, file_format, log, anonymous, postprocessing)
     faults: list[Fault] = []
     rows: list[Row] = []
     try:
@@ -183,8 +186,8 @@ def _same_scan(case: Case, record: dict[str, Any], content: str) -> None:
 
 
 def _files(record: dict[str, Any]) -> list[str]:
-    """Labels and probability maps that a scan's JSON file lists."""
-    own = [f"{record['case']}_{part}{kind}" for part in ("segmentation", "probability") for kind in WRITTEN]
+    """Labels and maps that a scan's JSON file lists."""
+    own = [f"{record['case']}_{part}{kind}" for part in ("segmentation", *MAPS) for kind in WRITTEN]
     return [name for name in own if name in record["files"] and Path(name).name == name]  # the JSON file may come from anyone
 
 
@@ -230,7 +233,7 @@ class _Run:
     output: Path
     method: str
     n: int
-    save_probability: bool
+    maps: tuple[str, ...]
     file_format: str | None
     log: Log
     anonymous: bool = False
@@ -241,27 +244,28 @@ class _Run:
         kind = f".{self.file_format}" if self.file_format else result_ending(case.image)
         asked = self._asked(case, kind)
         json_file = self.output / f"{case.id}.json"
-        probability_file = self.output / f"{case.id}_probability{map_ending(kind)}"
+        map_files = {part: self.output / f"{case.id}_{part}{map_ending(kind)}" for part in self.maps}
         before = read_record(json_file)
         if before is not None and not overwrite:
-            has_probability = probability_file.name in _files(before) and probability_file.is_file()
-            if before["asked"] == asked and (has_probability or not self.save_probability):
+            has_maps = all(file.name in _files(before) and file.is_file() for file in map_files.values())
+            if before["asked"] == asked and has_maps:
                 return before, False
             _same_scan(case, before, asked["image"])
         volume = read_volume(case.without_label(), self.model.settings.data.label_values)
         self.model.record.check_channels(case.id, len(volume.image))
         for note in volume.notes:
             self.log(f"warning: {note}")
-        result = self.model.segment_volume(volume, self.method, self.n, self.save_probability, self.postprocessing)
+        kept = [part in self.maps for part in MAPS]
+        result = self.model.segment_volume(volume, self.method, self.n, kept[0], self.postprocessing, kept[1])
         record: dict[str, Any] = {"asked": asked, "case": case.id}
         record["scan"] = None if self.anonymous else str(case.image.resolve())  # folders are called by people
         record["label"] = f"{case.id}_segmentation{kind}"
-        record["files"] = [record["label"], *([probability_file.name] if result.probability is not None else [])]
+        record["files"] = [record["label"], *(file.name for file in map_files.values())]
         record |= result.to_json()
         known = case.patient != case.id  # an id alone is only a file's name
         record["atlases_of_patient"] = self.model.segmenter.library.cases_of(case.patient) if known else []
         json_file.unlink(missing_ok=True)  # it describes a label that is being replaced
-        result.save(self.output / record["label"], probability_file)
+        result.save(self.output / record["label"], **map_files)
         self._draw(volume, result)
         if before is not None:
             record["files"] += self._left_of(before, record["files"], {**before["asked"], "format": kind} == asked)

@@ -176,6 +176,11 @@ def test_an_interval_survives_json_and_an_earlier_calibration_has_none():
     assert old.bounds(0.9) is None
     assert old.to_json() == earlier
     assert own.bounds(math.nan) is None
+    warm = Calibration.from_json(earlier | {"temperature": 1.5})
+    assert warm.temperature == 1.5
+    assert Calibration.from_json(warm.to_json()) == warm
+    with pytest.raises(ValueError, match="temperature above 0"):
+        Calibration.from_json(earlier | {"temperature": 0})
     for key, value in (("factor", -1), ("level", 0.8), ("held", [1])):
         with pytest.raises(ValueError, match="expected"):
             Calibration.from_json(earlier | {"interval": own.to_json()["interval"] | {key: value}})

@@ -48,6 +48,18 @@ def run_folder(folder, cases=("Case00", "Case01"), names=None, labels=("prostate
     return folder
 
 
+def with_uncertainty(folder):
+    """A run of one case whose result is doubtful in a square of 10 x 8 voxels, fully, and nowhere else."""
+    tables.write_scores(folder / "scores.csv", rows(cases=1))
+    doubt = np.zeros(SHAPE, np.float32)
+    doubt[30:40, 22:30, :] = 1
+    image = np.random.default_rng(0).normal(100, 20, SHAPE)
+    results = {"FwoW-6": block(24), "OASIS-6": block(21)}
+    more = {"uncertain": {"OASIS-6": doubt}}
+    write_browser(folder / "browser", "Case00", "patient", 0, image, block(20), results, SPACING_MM, ["prostate"], **more)
+    return folder, doubt
+
+
 def entries(text):
     """(attributes, JSON) of every case in a page."""
     found = re.findall(r'<script type="application/json" ([^>]*)>(.*?)</script>', text, re.DOTALL)
@@ -200,6 +212,37 @@ def test_a_real_browser_draws_it_and_refuses_nothing_of_ours(tmp_path, chromium)
     assert "CONSOLE" not in log
     assert ">Case05</th>" in dom
     assert ">0.750</td>" in dom
+
+
+def test_the_uncertainty_of_the_page_is_that_of_the_file(tmp_path):
+    folder, doubt = with_uncertainty(tmp_path)
+    (view,) = load_browser({folder / "browser": ""}).values()
+    assert list(view.uncertain) == ["OASIS-6"]
+    assert view.uncertain["OASIS-6"].max() == 255
+    assert view.uncertain["OASIS-6"].sum() == 255 * doubt.sum()
+    ((_, entry),) = entries(report.write_report(folder).read_text(encoding="utf-8"))
+    kind, text = entry["uncertain"]["OASIS-6"].split(";base64,")
+    assert kind == "data:image/webp"
+    sheet = np.asarray(Image.open(io.BytesIO(base64.b64decode(text))).convert("L")).astype(int)
+    depth, height, width = entry["size"]
+    slices = sheet.reshape(-1, height, entry["columns"], width).transpose(0, 2, 1, 3).reshape(-1, height, width)[:depth]
+    shown = browse.displayed(view.uncertain["OASIS-6"]).astype(int)
+    assert np.abs(slices - shown).mean() < 3  # the picture is lossy
+    wrong = {"uncertain": {"OASIS-6": doubt[:-1]}}
+    with pytest.raises(ValueError, match="one shape"):
+        write_browser(folder, "x", "patient", 0, doubt, block(20), {}, SPACING_MM, ["prostate"], **wrong)
+
+
+def test_the_uncertainty_is_laid_over_the_slice_when_it_is_switched_on(tmp_path, chromium):
+    page = report.write_report(with_uncertainty(tmp_path)[0])
+    off, _, _ = opened(chromium, page, tmp_path)
+    assert off["shaded"] == "0"
+    on, _, log = opened(chromium, page, tmp_path, "#case=Case00&method=OASIS-6&uncertainty=1")
+    assert "CONSOLE" not in log
+    assert int(on["shaded"]) == pytest.approx(80, abs=25)  # 10 x 8 voxels, and what the lossy picture makes of their border
+    other, dom, _ = opened(chromium, page, tmp_path, "#case=Case00&method=FwoW-6&uncertainty=1")
+    assert other["shaded"] == "0"
+    assert re.search(r'<button[^>]*data-toggle="doubt"[^>]*disabled', dom)
 
 
 def test_a_link_opens_a_case_a_method_and_a_slice(tmp_path, chromium):

@@ -49,7 +49,7 @@ def test_the_joint_vote_formula_by_formula(dims, vote):
     estimate = estimator.volume(image)
     torch.testing.assert_close(results["estimate", 0].probability, estimate, atol=1e-5, rtol=1e-4)
     assert results["estimate", 0].weights is None
-    got, weights, counts = results["OASIS-joint", 3]
+    got, weights, counts, uncertain = results["OASIS-joint", 3]
     wanted_counts = torch.zeros_like(counts)
     for number, rows in enumerate(chosen.indices):
         here = estimate if dims == 3 else estimate[..., number]
@@ -64,6 +64,9 @@ def test_the_joint_vote_formula_by_formula(dims, vote):
         torch.testing.assert_close(weights[number], torch.tensor(want), atol=1e-4, rtol=1e-4)
         atlases = sum(w * m for w, m in zip(want, moved, strict=True))
         wanted_counts += agreement(here[None], atlases)
+        mean = (atlases + here) / 2  # the only network and the atlases count once each, whatever the vote
+        entropy = -(mean.clamp_min(1e-12).log() * mean).sum(0) / torch.tensor(2.0).log()
+        torch.testing.assert_close(uncertain if dims == 3 else uncertain[..., number], entropy, atol=2e-3, rtol=1e-3)
         fused = vote * here + (1 - vote) * atlases
         fused = remove_unsupported_components(fused, atlases) if dims == 3 else fused
         torch.testing.assert_close(got if dims == 3 else got[..., number], fused, atol=1e-4, rtol=1e-4)

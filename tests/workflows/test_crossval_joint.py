@@ -1,5 +1,6 @@
 """Cross-validation of joint models: what is kept of their networks, and the predicted DSC."""
 
+import json
 from dataclasses import replace
 from pathlib import Path
 
@@ -7,6 +8,7 @@ import pandas as pd
 import pytest
 
 from oasis_monai.evaluation.quality import cross_fitted
+from oasis_monai.evaluation.reliability_tables import read_reliability
 from oasis_monai.evaluation.report import write_report
 from oasis_monai.utils.errors import ConfigError
 from oasis_monai.utils.tensor_files import load_tensors
@@ -63,8 +65,15 @@ def test_predicted_dsc_never_sees_its_own_fold_and_is_kept_for_training(settings
     assert part.flag.tolist() == flags.tolist()
     kept = list((Path(asked.cache) / "calibrations").glob("*.json"))
     assert any(path.read_bytes() == (tmp_path / "a" / "calibration.json").read_bytes() for path in kept)
+    reliable = read_reliability(tmp_path / "a" / "reliability.csv")
+    assert set(zip(reliable.method, reliable.n, strict=True)) == {(m, n) for m in ("majority", "OASIS-joint") for n in (1, 3)}
+    assert reliable.groupby(["method", "n", "when"])["share"].sum().to_numpy() == pytest.approx(1)
+    told = json.loads((tmp_path / "a" / "calibration.json").read_text())
+    after = reliable[reliable.when == "after"].groupby(["method", "n"])["temperature"].first()
+    for (method, n), temperature in after.items():
+        assert told[f"{method}-{n}"]["prostate"]["temperature"] == pytest.approx(temperature)
     page = write_report(tmp_path / "a").read_text()
-    for shown in ("<h2>Predicted DSC</h2>", "OASIS-joint-3", "Predicted DSC of all methods"):
+    for shown in ("<h2>Predicted DSC</h2>", "<h2>Probabilities</h2>", "OASIS-joint-3", "Predicted DSC of all methods"):
         assert shown in page
 
 

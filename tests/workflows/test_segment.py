@@ -239,6 +239,31 @@ def test_a_finished_scan_without_the_probability_that_is_asked_for_is_not_finish
         assert (tmp_path / "o" / "Case00_probability.mhd").exists() == asked
 
 
+def test_the_uncertainty_is_written_when_asked_for_and_kept_beside_what_was_written_before(model, images, tmp_path, no_pictures):
+    out, scan, how = tmp_path / "o", images / "Case00.mhd", {"n": 3, "log": quiet, "file_format": "nii.gz"}
+    assert segment_scans(model, scan, out, save_probability=True, **how) == []
+    assert told(out, "Case00")["files"] == ["Case00_segmentation.nii.gz", "Case00_probability.nii.gz"]
+    assert segment_scans(model, scan, out, save_uncertainty=True, **how) == []
+    both = {"Case00_segmentation.nii.gz", "Case00_uncertainty.nii.gz", "Case00_probability.nii.gz"}
+    assert set(told(out, "Case00")["files"]) == both
+    assert both <= {path.name for path in out.iterdir()}
+    written = nibabel.load(out / "Case00_uncertainty.nii.gz")
+    label = nibabel.load(out / "Case00_segmentation.nii.gz")
+    assert written.get_data_dtype() == np.float32
+    assert np.allclose(written.affine, label.affine)
+    values = written.get_fdata()
+    assert values.shape == label.shape
+    assert values.min() == 0
+    assert 0.3 < values.max() <= 1
+    found = load_model(model).segment(scan, n=3, save_probability=False, save_uncertainty=True)
+    assert found.probability is None
+    torch.testing.assert_close(found.uncertainty, torch.from_numpy(values).float())
+    assert load_model(model).segment(scan, n=3).uncertainty is None
+    # another number of atlases is another result: nothing of this one stays
+    assert segment_scans(model, scan, out, **how | {"n": 1}) == []
+    assert not (out / "Case00_uncertainty.nii.gz").exists()
+
+
 def test_a_probability_of_another_result_is_never_taken_for_its_own(model, images, tmp_path, no_pictures):
     out, how = tmp_path / "o", {"method": "FwoW", "log": quiet}
     scan = images / "Case00.mhd"
@@ -511,6 +536,20 @@ def test_the_interval_of_the_predicted_dsc_is_told_everywhere(model, images, tmp
     assert any(f"68 ({low}-{high})" in line for line in lines)
     result = load_model(copy, "cpu").segment(images / "Case00.mhd", n=3)
     assert result.predictions["prostate"].interval == pytest.approx(ends)
+
+
+def test_probabilities_are_given_at_the_temperature_of_the_model_and_labels_stay(model, images, tmp_path):
+    fitted = {"sources": ["atlases"], "weights": [0.5], "offset": 0.4, "spread": 0.03, "cases": 20, "temperature": 2.0}
+    warm = load_model(with_calibration(model, tmp_path, {"OASIS-3": {"prostate": fitted}}), "cpu")
+    scan = images / "Case00.mhd"
+    plain, found = load_model(model, "cpu").segment(scan, n=3), warm.segment(scan, n=3)
+    assert torch.equal(plain.classes, found.classes)
+    assert (plain.temperature, found.temperature) == (None, 2.0)
+    assert found.to_json()["probability_temperature"] == 2.0
+    roots = plain.probability.sqrt()
+    torch.testing.assert_close(found.probability, roots / roots.sum(0))
+    assert not torch.allclose(found.probability, plain.probability)
+    assert warm.segment(scan, n=2).temperature is None  # another n is another method
 
 
 def test_a_model_trained_after_a_cross_validation_takes_its_calibration(phantom, tmp_path):

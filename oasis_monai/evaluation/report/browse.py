@@ -63,6 +63,7 @@ def _entry(page: Page, view: CaseView) -> dict[str, Any]:
         "columns": columns,
         "reference": run_lengths(view.reference),
         "results": {name: run_lengths(view.results[name]) for name in names},
+        "uncertain": {name: _picture(view.uncertain[name])[0] for name in names if name in view.uncertain},
         "outside": dict(sorted(view.outside.items())),
         "atlases": dict(sorted(view.atlases.items())),
         "weights": dict(sorted(view.weights.items())),

@@ -18,9 +18,11 @@ from oasis_monai.evaluation import scores as tables
 from oasis_monai.evaluation.centres import centre_grids
 from oasis_monai.evaluation.figures import dsc_over_n, svg_element
 from oasis_monai.evaluation.quality_tables import read_quality
+from oasis_monai.evaluation.reliability_tables import RELIABILITY, read_reliability
 from oasis_monai.evaluation.report.browse import browser_entries
 from oasis_monai.evaluation.report.pictures import contours, picture_uris
 from oasis_monai.evaluation.report.quality import quality
+from oasis_monai.evaluation.report.reliability import reliability
 from oasis_monai.evaluation.report.results import case_table, grid_table, method_table, results
 from oasis_monai.evaluation.report.run import Page, StudyParts, find_pictures, read_run
 from oasis_monai.evaluation.report.suspects import suspect_section
@@ -56,7 +58,8 @@ def write_report(run_dir: str | Path, parts: StudyParts | None = None) -> Path:
     predicted = tuple(read_quality(folder / "quality.csv"))
     pictures = find_pictures(folder / "overlays")
     suspects = suspect_section(read_suspects(folder / "suspects.csv"), folder / "suspects")
-    page = Page(scores, tables.summarise(scores), run or {}, run is not None, pictures, parts, predicted, suspects)
+    reliable = read_reliability(folder / RELIABILITY)
+    page = Page(scores, tables.summarise(scores), run or {}, run is not None, pictures, parts, predicted, suspects, reliable)
     write_text(folder / "report.html", _html(page))
     return folder / "report.html"
 
@@ -131,6 +134,7 @@ def _body(page: Page) -> dict[str, Any]:
         "cases": case_table(page),
         "all_methods": method_table(page),
         "quality": quality(page),
+        "reliability": reliability(page),
         "contours": contours(page),
         "suspects": page.suspects,
     }

@@ -46,6 +46,7 @@ class Page:
     parts: StudyParts
     quality: tuple[QualityGroup, ...] = ()
     suspects: dict[str, Any] | None = None
+    reliability: pd.DataFrame | None = None
 
     @property
     def protocol(self) -> str:

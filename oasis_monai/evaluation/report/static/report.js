@@ -38,7 +38,8 @@ show();
 // The case browser. Each case is an inert JSON element, decoded when it is opened.
 const browser = document.querySelector(".browser");
 const at = name => browser.querySelector("." + name);
-const view = {entry: 0, method: "", slice: 0, truth: true, result: true, zoom: 1, data: null, picture: null, masks: {}};
+const view = {entry: 0, method: "", slice: 0, truth: true, result: true, doubt: false, zoom: 1, data: null,
+  picture: null, masks: {}, doubts: {}};
 const entries = browser ? [...document.querySelectorAll("script[data-entry]")] : [];
 
 // Run lengths in base 36, as browse.run_lengths writes them: background and the last structure take turns, beginning with
@@ -66,6 +67,7 @@ function openCase(entry) {
   view.entry = entry;
   view.data = JSON.parse(entries[entry].textContent);
   view.masks = {};
+  view.doubts = {};
   const d = view.data, names = Object.keys(d.results);
   if (!names.includes(view.method)) view.method = names.includes(d.main) ? d.main : names[0];
   at("methods").replaceChildren(...names.map(name => {
@@ -105,6 +107,35 @@ function overlap(a, b, z) {
   }
   return sum ? 2 * both / sum : null;
 }
+// The slices of a method's uncertainty as one picture; null where it has none or it is not decoded yet.
+function doubtPicture() {
+  const text = view.data.uncertain[view.method];
+  if (!text) return null;
+  if (!view.doubts[view.method]) {
+    const picture = view.doubts[view.method] = new Image();
+    picture.onload = draw;
+    picture.src = text;
+  }
+  const picture = view.doubts[view.method];
+  return picture.complete && picture.naturalWidth ? picture : null;
+}
+// Lays the uncertainty over the slice: one hue, the more opaque the higher; returns how many voxels are above a tenth.
+function shade(context, picture) {
+  const d = view.data, [, h, w] = d.size, small = document.createElement("canvas");
+  small.width = w; small.height = h;
+  const own = small.getContext("2d");
+  own.drawImage(picture, view.slice % d.columns * w, Math.floor(view.slice / d.columns) * h, w, h, 0, 0, w, h);
+  const pixels = own.getImageData(0, 0, w, h), p = pixels.data;
+  let count = 0;
+  for (let i = 0; i < p.length; i += 4) {
+    const value = p[i];
+    if (value > 25) count++;
+    p[i] = 40; p[i + 1] = 150; p[i + 2] = 255; p[i + 3] = value > 8 ? 0.85 * value : 0;
+  }
+  own.putImageData(pixels, 0, 0);
+  context.drawImage(small, 0, 0, context.canvas.width, context.canvas.height);
+  return count;
+}
 // Draws the borders of each structure's voxels, an even class dashed; returns how many voxel sides were drawn.
 function outline(context, values, colour, width, sx, sy) {
   const [, h, w] = view.data.size, base = view.slice * h * w;
@@ -136,6 +167,7 @@ function draw() {
   if (view.picture.complete && view.picture.naturalWidth)
     context.drawImage(view.picture, view.slice % d.columns * w, Math.floor(view.slice / d.columns) * h, w, h,
       0, 0, canvas.width, canvas.height);
+  const doubt = view.doubt && doubtPicture(), shaded = doubt ? shade(context, doubt) : 0;
   let edges = [0, 0];
   const result = mask(view.method);
   if (view.truth) edges[0] = outline(context, mask(""), "#ff2a2a", 3, sx, sy);
@@ -146,8 +178,9 @@ function draw() {
   at("where").textContent = `slice ${view.slice + 1} of ${depth}`;
   for (const b of at("methods").children) b.setAttribute("aria-pressed", String(b.dataset.method === view.method));
   for (const b of browser.querySelectorAll("[data-toggle]")) b.setAttribute("aria-pressed", String(view[b.dataset.toggle]));
+  at("doubt").disabled = !d.uncertain[view.method];
   Object.assign(browser.dataset, {case: d.case, protocol: d.protocol, method: view.method, slice: view.slice,
-    edges: edges.join(" "), picture: String(view.picture.complete && view.picture.naturalWidth > 0)});
+    edges: edges.join(" "), shaded, picture: String(view.picture.complete && view.picture.naturalWidth > 0)});
   strip(result); tell(result);
 }
 // A bar per slice, as high as its DSC.
@@ -232,12 +265,13 @@ if (entries.length) {
     if (event.target.matches("input[type=search]")) return;
     const names = Object.keys(view.data.results), place = names.indexOf(view.method);
     const keys = {ArrowUp: () => turn(1), ArrowDown: () => turn(-1), t: () => { view.truth = !view.truth; draw(); },
-      r: () => { view.result = !view.result; draw(); }, m: () => { view.method = names[(place + 1) % names.length]; draw(); }};
+      r: () => { view.result = !view.result; draw(); }, u: () => { view.doubt = !view.doubt; draw(); }, m: () => { view.method = names[(place + 1) % names.length]; draw(); }};
     if (keys[event.key]) { event.preventDefault(); keys[event.key](); }
   });
   const wanted = new URLSearchParams(location.hash.slice(1));
   const first = entries.findIndex(s => s.dataset.name === wanted.get("case"));
   view.method = wanted.get("method") || "";
+  view.doubt = wanted.get("uncertainty") === "1";
   openCase(Math.max(0, first));
   if (first >= 0) browser.scrollIntoView();
   if (wanted.get("slice")) { view.slice = Math.min(view.data.size[0], Math.max(1, Number(wanted.get("slice")))) - 1; draw(); }
