@@ -45,8 +45,8 @@ def shape():
     """A solid that has a hand: no rotation makes its mirror image of it."""
     mask = np.zeros((32, 32, 32), bool)
     mask[14:18, 14:18, 7:25] = True
-    mask[14:26, 14:18, 20:25] = True
-    mask[14:18, 14:26, 7:11] = True
+    mask[14:28, 14:18, 19:25] = True
+    mask[14:18, 14:23, 7:11] = True
     return torch.from_numpy(mask)
 
 
