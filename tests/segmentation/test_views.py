@@ -11,7 +11,8 @@ import torch
 
 from oasis_monai.atlases.features import embedder, target_features
 from oasis_monai.atlases.library import AtlasLibrary
-from oasis_monai.data.types import Geometry, Volume
+from oasis_monai.data.io import read_volume
+from oasis_monai.data.types import Case, Geometry, Volume
 from oasis_monai.networks.slice_unet import JointSettings
 from oasis_monai.segmentation import flags
 from oasis_monai.segmentation.pipeline import Scan, segment_case
@@ -33,6 +34,8 @@ from oasis_monai.segmentation.views import (
 from oasis_monai.transforms.preprocessing import Preprocessing
 from oasis_monai.transforms.views import UNCHANGED, View
 from oasis_monai.workflows.crossval import crossval
+from oasis_monai.workflows.library import add_atlas
+from oasis_monai.workflows.model import load_model
 from oasis_monai.workflows.segment import segment_scans
 from oasis_monai.workflows.train import train_model
 from tests.conftest import JOINT
@@ -277,6 +280,28 @@ def test_results_tell_the_view_and_are_made_again_where_it_may_be_another(settin
     monkeypatch.setattr(ViewSearch, "agreement", lambda self, results, unchanged=False: 0.5)
     assert record(views="doubtful", views_below=0.4)["view"] is None
     assert record(views="none")["asked"] == told["as trained"]["asked"]
+
+
+@pytest.mark.slow
+def test_an_atlas_is_added_in_the_view_in_which_it_looks_like_the_others(settings, phantom, tmp_path, monkeypatch):
+    model = train_model(
+        settings(JOINT, {"views": "all", "data": {"include": [f"Case0{i}" for i in range(5)]}}), tmp_path / "m", quiet
+    )
+    monkeypatch.setattr("oasis_monai.segmentation.views.coarse_to_fine", lambda look, singles: [ABOUT[0]])
+    monkeypatch.setattr(ViewSearch, "agreement", lambda self, results, unchanged=False: 1.0 - unchanged)
+    scan, label = phantom / "Case05.mhd", phantom / "Case05_segmentation.mhd"
+    said = []
+    add_atlas(model, scan, label, log=said.append)
+    assert any("looks turned" in line and "as it is seen there" in line for line in said)
+    loaded = load_model(model, "cpu")
+    volume = read_volume(Case("Case05", scan, label), (0, 1))
+    turned = loaded.settings.preprocessing.apply(volume, (0, 0, 0), ABOUT[0])
+    assert torch.allclose(loaded.segmenter.library.images[-1].float(), turned.image, atol=1e-2)
+    assert torch.equal(loaded.segmenter.library.labels[-1], turned.label)
+    found = loaded.segment(scan, n=1)
+    assert (found.is_atlas, found.view) == ("Case05", ABOUT[0].name)
+    assert load_model(model, "cpu", views="none").segment(phantom / "Case00.mhd", n=1).is_atlas == "Case00"
+    assert loaded.segment(phantom / "Case00.mhd", n=1).is_atlas == "Case00"  # however it is seen
 
 
 @pytest.mark.slow
