@@ -26,6 +26,7 @@ import torch
 from oasis_monai.data.types import Preprocessed
 from oasis_monai.segmentation.agreement import overlap_counts, overlaps
 from oasis_monai.transforms.labels import decide
+from oasis_monai.transforms.spatial import SLICE_AXES
 from oasis_monai.transforms.views import UNCHANGED, View, scaled, turned
 
 SEARCHES = ("none", "doubtful", "all")
@@ -53,34 +54,46 @@ def _size(size: float, axes: str = "xyz", where: str = "") -> View:
     return View(f"seen at {size:.2g} of its size{where}", scaled(size, axes), (), ("scale",), looks)
 
 
-def _turn(degrees: int, axis: str, looks: str) -> View:
-    named = {"x": "left-right", "y": "front-back", "z": "long"}[axis]
-    return View(f"turned by {degrees} degrees about the {named} axis", turned(degrees, axis), (), ("turn",), looks)
-
-
 SIZES: dict[View, tuple[View, ...]] = {
     _size(size, axes, where): tuple(_size(size * finer, axes, where) for finer in (0.8, 1.25))
     for axes, where, sizes in (
         ("xyz", "", (0.65, 0.8, 1.25, 1.6)),
         ("xy", " in plane", (0.67, 1.5)),
-        ("z", " along the long axis", (0.6, 1.6)),
+        ("z", " across the slices", (0.6, 1.6)),
     )
     for size in sizes
 }
 """The sizes that are tried, each with those next to it."""
-ABOUT = tuple(_turn(degrees, "z", f"the scan looks turned about the long axis: {_HEADER}") for degrees in (90, 180, 270))
-SINGLE: tuple[View, ...] = (
-    *SIZES,
-    *ABOUT,
-    _turn(180, "y", f"the scan looks upside down: {_HEADER}"),
-    *(_turn(degrees, "x", f"the slices look as if cut in another direction: {_HEADER}") for degrees in (90, 270)),
-    *(_turn(degrees, "y", f"the slices look as if cut in another direction: {_HEADER}") for degrees in (90, 270)),
-    *(_turn(degrees, "z", "the patient looks turned about the long axis") for degrees in (-20, 20)),
+IN_PLANE = tuple(turned(degrees, "z") for degrees in (90, 180, 270))
+WORLD_AXES = ("left-right", "front-back", "long")
+INTENSITIES: tuple[View, ...] = (
     View("with lost slices filled in", intensities=("filled",), kinds=("intensity",), meaning="some slices have no signal"),
     View("with inverted intensities", intensities=("inverted",), kinds=("intensity",), meaning="dark and bright look exchanged"),
     View("with noise removed", intensities=("denoised",), kinds=("intensity",), meaning="the scan looks noisy"),
 )
-"""What is tried first. With the turns about the long axis, those about the others make up all 24 rotations of the axes."""
+
+
+def single_views(slice_axis: str = "axial") -> tuple[View, ...]:
+    """What is tried first. With the turns in the plane of the slices, the others make up all 24 rotations of the axes.
+
+    Args:
+        slice_axis: how the slices lie, of :data:`oasis_monai.transforms.spatial.SLICE_AXES`: it names the axes.
+    """
+    names = dict(zip("xyz", (WORLD_AXES[axis] for axis in SLICE_AXES[slice_axis]), strict=True))
+    over = "turned back to front" if names["y"] == "long" else "upside down"
+
+    def turn(degrees: int, axis: str, looks: str) -> View:
+        name = f"turned by {degrees} degrees about the {names[axis]} axis"
+        return View(name, turned(degrees, axis), (), ("turn",), looks)
+
+    return (
+        *SIZES,
+        *(turn(degrees, "z", f"the scan looks turned in the plane of its slices: {_HEADER}") for degrees in (90, 180, 270)),
+        turn(180, "y", f"the scan looks {over}: {_HEADER}"),
+        *(turn(d, axis, f"the slices look as if cut in another direction: {_HEADER}") for axis in "xy" for d in (90, 270)),
+        *(turn(degrees, "z", "the patient looks turned in the plane of the slices") for degrees in (-20, 20)),
+        *INTENSITIES,
+    )
 
 
 @dataclass(frozen=True)
@@ -163,10 +176,12 @@ class ViewSettings:
     Args:
         views: one of :data:`SEARCHES`.
         below: the agreement below which a scan is doubtful, 0 to 1.
+        slice_axis: how the slices lie, which names the axes.
     """
 
     views: str = "doubtful"
     below: float = DOUBTFUL
+    slice_axis: str = "axial"
 
 
 @dataclass(frozen=True)
@@ -177,13 +192,11 @@ class ViewSearch:
         settings: for which scans.
         atlases: how large their structures are.
         networks: (c, x, y, z) -> (2, C, x, y, z) what the two networks make of a scan at a quick look.
-        singles: the views to try first.
     """
 
     settings: ViewSettings
     atlases: AtlasVolumes
     networks: Callable[[torch.Tensor], torch.Tensor]
-    singles: tuple[View, ...] = SINGLE
 
     def __call__(
         self, seen: Callable[[View], Preprocessed], segment: Callable[[View], float], untouched: float
@@ -204,7 +217,7 @@ class ViewSearch:
             same = view.kinds == ("intensity",) and torch.equal(image, unchanged)  # no slice was lost, for example
             return SAME if same else networks_agreement(self.networks(image), self.atlases)
 
-        ranked = coarse_to_fine(look, self.singles)
+        ranked = coarse_to_fine(look, single_views(self.settings.slice_axis))
         return Tried(UNCHANGED, untouched), *(Tried(view, segment(view)) for view in ranked[:FINALISTS])
 
     def judged(self, results: Mapping[tuple[str, int], Any]) -> tuple[str, int] | None:
@@ -246,11 +259,11 @@ def _worth(view: View, agreement: float) -> float:
 
 
 def _further(first: View, singles: Sequence[View]) -> list[View]:
-    """The combinations of the best view with those of other kinds; also the sizes next to it, and of a turn of the long axis the
-    turns about it."""
+    """The combinations of the best view with those of other kinds; also the sizes next to it, and of a turn of the slices' axis
+    the turns about it."""
     others = [view for view in singles if view.kinds != first.kinds]
-    if first.kinds == ("turn",) and first not in ABOUT:
-        others += [view for view in singles if view in ABOUT]
+    if first.kinds == ("turn",) and first.matrix not in IN_PLANE:
+        others += [view for view in singles if view.matrix in IN_PLANE]
     return [*map(first.with_view, others), *SIZES.get(first, ())]
 
 

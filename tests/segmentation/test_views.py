@@ -18,9 +18,7 @@ from oasis_monai.segmentation import flags
 from oasis_monai.segmentation.pipeline import Scan, segment_case
 from oasis_monai.segmentation.segmenter import Segmenter
 from oasis_monai.segmentation.views import (
-    ABOUT,
     MARGIN,
-    SINGLE,
     AtlasVolumes,
     Tried,
     ViewSearch,
@@ -30,9 +28,10 @@ from oasis_monai.segmentation.views import (
     coarse_to_fine,
     networks_agreement,
     result_agreement,
+    single_views,
 )
 from oasis_monai.transforms.preprocessing import Preprocessing
-from oasis_monai.transforms.views import UNCHANGED, View
+from oasis_monai.transforms.views import UNCHANGED, View, turned
 from oasis_monai.workflows.crossval import crossval
 from oasis_monai.workflows.library import add_atlas
 from oasis_monai.workflows.model import load_model
@@ -54,6 +53,8 @@ def shape():
 
 
 UPRIGHT = shape()
+SINGLE = single_views()
+ABOUT = [view for view in SINGLE if view.kinds == ("turn",) and "90 degrees about the long" in view.name]
 
 
 def volume_of(mask, affine=None, inverted=False):
@@ -150,7 +151,16 @@ def test_all_24_rotations_of_the_axes_can_be_reached():
     found = {UNCHANGED.matrix, *(view.matrix for view in right)}
     found |= {view.matrix for one in right for view in _further(one, right)}
     assert len(found) == 24
-    assert len(ABOUT) == 3
+
+
+def test_turns_are_named_after_the_axes_of_the_body():
+    """A turn by 180 degrees about the working grid's second axis, whatever that is."""
+    for slice_axis, axis, looks in (("axial", "front-back", "upside down"), ("coronal", "long", "back to front")):
+        (over,) = (view for view in single_views(slice_axis) if view.matrix == turned(180, "y"))
+        assert axis in over.name
+        assert looks in over.meaning
+    (flat,) = (view for view in single_views("sagittal") if view.matrix == turned(90, "z"))
+    assert "left-right" in flat.name
 
 
 def test_a_scan_that_is_not_doubtful_is_looked_at_once():
@@ -255,7 +265,7 @@ def test_from_coarse_to_fine():
 def test_results_tell_the_view_and_are_made_again_where_it_may_be_another(settings, phantom, tmp_path, monkeypatch):
     monkeypatch.setattr("oasis_monai.evaluation.contours.overlay", lambda *a, **k: None)
     model = train_model(settings(JOINT), tmp_path / "m", quiet)
-    taken = View("turned", SINGLE[8].matrix, (), ("turn",), "the scan looks turned")
+    taken = View("turned", ABOUT[0].matrix, (), ("turn",), "the scan looks turned")
     monkeypatch.setattr("oasis_monai.segmentation.views.coarse_to_fine", lambda look, singles: [taken])
     monkeypatch.setattr(ViewSearch, "agreement", lambda self, results, unchanged=False: 0.5 - unchanged)
     told = {}
@@ -295,9 +305,9 @@ def test_an_atlas_is_added_in_the_view_in_which_it_looks_like_the_others(setting
     assert any("looks turned" in line and "as it is seen there" in line for line in said)
     loaded = load_model(model, "cpu")
     volume = read_volume(Case("Case05", scan, label), (0, 1))
-    turned = loaded.settings.preprocessing.apply(volume, (0, 0, 0), ABOUT[0])
-    assert torch.allclose(loaded.segmenter.library.images[-1].float(), turned.image, atol=1e-2)
-    assert torch.equal(loaded.segmenter.library.labels[-1], turned.label)
+    seen = loaded.settings.preprocessing.apply(volume, (0, 0, 0), ABOUT[0])
+    assert torch.allclose(loaded.segmenter.library.images[-1].float(), seen.image, atol=1e-2)
+    assert torch.equal(loaded.segmenter.library.labels[-1], seen.label)
     found = loaded.segment(scan, n=1)
     assert (found.is_atlas, found.view) == ("Case05", ABOUT[0].name)
     assert load_model(model, "cpu", views="none").segment(phantom / "Case00.mhd", n=1).is_atlas == "Case00"
@@ -309,8 +319,7 @@ def test_a_cross_validation_lists_the_views_and_keeps_their_fields_apart(setting
     asked = settings(JOINT, {"methods": ["FwoW", "estimate", "OASIS-joint"], "n": [2], "k": 2})
     crossval(asked, tmp_path / "none", quiet)
     before = sum(aligned)
-    turned = SINGLE[8]
-    monkeypatch.setattr("oasis_monai.segmentation.views.coarse_to_fine", lambda look, singles: [turned])
+    monkeypatch.setattr("oasis_monai.segmentation.views.coarse_to_fine", lambda look, singles: [ABOUT[0]])
     monkeypatch.setattr(ViewSearch, "agreement", lambda self, results, unchanged=False: 1.0 - unchanged)
     searching = dataclasses.replace(asked, views="all")
     crossval(searching, tmp_path / "all", quiet)
@@ -320,7 +329,7 @@ def test_a_cross_validation_lists_the_views_and_keeps_their_fields_apart(setting
         assert (plain[plain.method == method].dsc.to_list() == seen[seen.method == method].dsc.to_list()) is same
     views = pd.read_csv(tmp_path / "all" / "views.csv")
     assert set(views.columns) == {"protocol", "fold", "case", "view", "agreement", "taken"}
-    assert views[views.taken].view.unique().tolist() == [turned.name]
+    assert views[views.taken].view.unique().tolist() == [ABOUT[0].name]
     assert not (tmp_path / "none" / "views.csv").exists()
     crossval(searching, tmp_path / "again", quiet)
     assert sum(aligned) == 2 * before
