@@ -33,6 +33,7 @@ TINY = {
     "methods": ["FwoW", "FWAL", "OASIS"],
     "overlays": 0,
     "corruptions": 0,
+    "views": "none",
     "progress": False,
 }
 TINY_2D = {

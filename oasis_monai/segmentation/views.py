@@ -26,6 +26,7 @@ import torch
 from oasis_monai.data.types import Preprocessed
 from oasis_monai.segmentation.agreement import overlap_counts, overlaps
 from oasis_monai.transforms.labels import decide
+from oasis_monai.transforms.spatial import SLICE_AXES
 from oasis_monai.transforms.views import UNCHANGED, View, scaled, turned
 
 SEARCHES = ("none", "doubtful", "all")
@@ -36,6 +37,8 @@ DOUBTFUL = 0.85
 VIEWS_VERSION = 1
 """Raise it with every change after which another view may be taken, so that what is known of others' results is not used."""
 MARGIN = 0.02  # by how much more the parts must agree in another view: less is chance
+SIMPLER = 0.01  # by how much more they must agree in a view that changes one thing more
+SAME = -1.0  # what a quick look says of a view that changes nothing
 FINALISTS = 3  # views that are segmented with the atlases
 CONVINCING = 0.92  # overlap of the networks in a single view above which no combination is tried
 SLACK = 1.5  # a structure may be so many times smaller or larger than in the smallest or largest atlas
@@ -47,32 +50,50 @@ _HEADER = "check the orientation in its header"
 
 
 def _size(size: float, axes: str = "xyz", where: str = "") -> View:
-    words = f"seen at {size:g} of its size{where}"
-    large = "larger" if size < 1 else "smaller"
-    return View(words, scaled(size, axes), (), "scale", f"the structures look {large} than in the atlases{where}: {_SIZE}")
+    looks = f"the structures look {'larger' if size < 1 else 'smaller'} than in the atlases{where}: {_SIZE}"
+    return View(f"seen at {size:.2g} of its size{where}", scaled(size, axes), (), ("scale",), looks)
 
 
-def _turn(degrees: int, axis: str, looks: str) -> View:
-    named = {"x": "left-right", "y": "front-back", "z": "long"}[axis]
-    return View(f"turned by {degrees} degrees about the {named} axis", turned(degrees, axis), (), "turn", looks)
-
-
-NEARLY = (_size(0.8), _size(1.25))
-ABOUT = tuple(_turn(degrees, "z", f"the scan looks turned about the long axis: {_HEADER}") for degrees in (90, 180, 270))
-SINGLE: tuple[View, ...] = (
-    *(_size(0.65), *NEARLY, _size(1.6)),
-    *(_size(size, "xy", " in plane") for size in (0.67, 1.5)),
-    *(_size(size, "z", " along the long axis") for size in (0.6, 1.6)),
-    *ABOUT,
-    _turn(180, "y", f"the scan looks upside down: {_HEADER}"),
-    *(_turn(degrees, "x", f"the slices look as if cut in another direction: {_HEADER}") for degrees in (90, 270)),
-    *(_turn(degrees, "y", f"the slices look as if cut in another direction: {_HEADER}") for degrees in (90, 270)),
-    *(_turn(degrees, "z", "the patient looks turned about the long axis") for degrees in (-20, 20)),
-    View("with lost slices filled in", intensities=("filled",), kind="intensity", meaning="some slices have no signal"),
-    View("with inverted intensities", intensities=("inverted",), kind="intensity", meaning="dark and bright look exchanged"),
-    View("with noise removed", intensities=("denoised",), kind="intensity", meaning="the scan looks noisy"),
+SIZES: dict[View, tuple[View, ...]] = {
+    _size(size, axes, where): tuple(_size(size * finer, axes, where) for finer in (0.8, 1.25))
+    for axes, where, sizes in (
+        ("xyz", "", (0.65, 0.8, 1.25, 1.6)),
+        ("xy", " in plane", (0.67, 1.5)),
+        ("z", " across the slices", (0.6, 1.6)),
+    )
+    for size in sizes
+}
+"""The sizes that are tried, each with those next to it."""
+IN_PLANE = tuple(turned(degrees, "z") for degrees in (90, 180, 270))
+WORLD_AXES = ("left-right", "front-back", "long")
+INTENSITIES: tuple[View, ...] = (
+    View("with lost slices filled in", intensities=("filled",), kinds=("intensity",), meaning="some slices have no signal"),
+    View("with inverted intensities", intensities=("inverted",), kinds=("intensity",), meaning="dark and bright look exchanged"),
+    View("with noise removed", intensities=("denoised",), kinds=("intensity",), meaning="the scan looks noisy"),
 )
-"""What is tried first. With the turns about the long axis, those about the others make up all 24 rotations of the axes."""
+
+
+def single_views(slice_axis: str = "axial") -> tuple[View, ...]:
+    """What is tried first. With the turns in the plane of the slices, the others make up all 24 rotations of the axes.
+
+    Args:
+        slice_axis: how the slices lie, of :data:`oasis_monai.transforms.spatial.SLICE_AXES`: it names the axes.
+    """
+    names = dict(zip("xyz", (WORLD_AXES[axis] for axis in SLICE_AXES[slice_axis]), strict=True))
+    over = "turned back to front" if names["y"] == "long" else "upside down"
+
+    def turn(degrees: int, axis: str, looks: str) -> View:
+        name = f"turned by {degrees} degrees about the {names[axis]} axis"
+        return View(name, turned(degrees, axis), (), ("turn",), looks)
+
+    return (
+        *SIZES,
+        *(turn(degrees, "z", f"the scan looks turned in the plane of its slices: {_HEADER}") for degrees in (90, 180, 270)),
+        turn(180, "y", f"the scan looks {over}: {_HEADER}"),
+        *(turn(d, axis, f"the slices look as if cut in another direction: {_HEADER}") for axis in "xy" for d in (90, 270)),
+        *(turn(degrees, "z", "the patient looks turned in the plane of the slices") for degrees in (-20, 20)),
+        *INTENSITIES,
+    )
 
 
 @dataclass(frozen=True)
@@ -155,10 +176,12 @@ class ViewSettings:
     Args:
         views: one of :data:`SEARCHES`.
         below: the agreement below which a scan is doubtful, 0 to 1.
+        slice_axis: how the slices lie, which names the axes.
     """
 
     views: str = "doubtful"
     below: float = DOUBTFUL
+    slice_axis: str = "axial"
 
 
 @dataclass(frozen=True)
@@ -169,13 +192,11 @@ class ViewSearch:
         settings: for which scans.
         atlases: how large their structures are.
         networks: (c, x, y, z) -> (2, C, x, y, z) what the two networks make of a scan at a quick look.
-        singles: the views to try first.
     """
 
     settings: ViewSettings
     atlases: AtlasVolumes
     networks: Callable[[torch.Tensor], torch.Tensor]
-    singles: tuple[View, ...] = SINGLE
 
     def __call__(
         self, seen: Callable[[View], Preprocessed], segment: Callable[[View], float], untouched: float
@@ -193,10 +214,10 @@ class ViewSearch:
 
         def look(view: View) -> float:
             image = seen(view).image
-            same = view.kind == "intensity" and torch.equal(image, unchanged)  # no slice was lost, for example
-            return 0.0 if same else networks_agreement(self.networks(image), self.atlases)
+            same = view.kinds == ("intensity",) and torch.equal(image, unchanged)  # no slice was lost, for example
+            return SAME if same else networks_agreement(self.networks(image), self.atlases)
 
-        ranked = coarse_to_fine(look, self.singles)
+        ranked = coarse_to_fine(look, single_views(self.settings.slice_axis))
         return Tried(UNCHANGED, untouched), *(Tried(view, segment(view)) for view in ranked[:FINALISTS])
 
     def judged(self, results: Mapping[tuple[str, int], Any]) -> tuple[str, int] | None:
@@ -218,25 +239,36 @@ class ViewSearch:
 
 
 def coarse_to_fine(look: Callable[[View], float], singles: Iterable[View]) -> list[View]:
-    """The views that show something, by falling agreement at a quick look: single ones and combinations of the best."""
+    """The views that show something, best first: single ones and combinations of the best.
+
+    Args:
+        look: the agreement at a quick look, 0 to 1; :data:`SAME` for a view that changes nothing.
+        singles: the views to try first.
+    """
     looked = {view: look(view) for view in singles}
     first = max(looked, key=lambda view: looked[view])
     if 0 < looked[first] < CONVINCING:
-        looked |= {view: look(view) for view in [first.with_view(other) for other in _beside(first, list(looked))]}
-    return sorted((view for view in looked if looked[view] > 0), key=lambda view: -looked[view])
+        further = _further(first, [view for view in looked if looked[view] > SAME])
+        looked |= {view: look(view) for view in further if view not in looked}
+    return sorted((view for view in looked if looked[view] > 0), key=lambda view: -_worth(view, looked[view]))
 
 
-def _beside(first: View, singles: Sequence[View]) -> list[View]:
-    """What the best view is combined with: the views of other kinds. Also a size with the two nearest to none, which makes the
-    steps finer and reaches farther, and a turn of the long axis with those about it."""
-    others = [view for view in singles if view.kind != first.kind]
-    if first.kind == "scale":
-        return [*others, *(view for view in singles if view in NEARLY)]
-    return [*others, *(view for view in singles if view in ABOUT)] if first.kind == "turn" and first not in ABOUT else others
+def _worth(view: View, agreement: float) -> float:
+    """The agreement in a view, less for each further change: of two views that are as good the simpler one tells more."""
+    return agreement - SIMPLER * max(0, len(view.kinds) - 1)
+
+
+def _further(first: View, singles: Sequence[View]) -> list[View]:
+    """The combinations of the best view with those of other kinds; also the sizes next to it, and of a turn of the slices' axis
+    the turns about it."""
+    others = [view for view in singles if view.kinds != first.kinds]
+    if first.kinds == ("turn",) and first.matrix not in IN_PLANE:
+        others += [view for view in singles if view.matrix in IN_PLANE]
+    return [*map(first.with_view, others), *SIZES.get(first, ())]
 
 
 def chosen(tried: Sequence[Tried]) -> Tried:
     """The view to take: that of the highest agreement; the scan as it is, the first, where no other agrees more by
     :data:`MARGIN`."""
-    best = max(tried, key=lambda one: one.agreement)
+    best = max(tried, key=lambda one: _worth(one.view, one.agreement))
     return best if best.agreement > tried[0].agreement + MARGIN else tried[0]

@@ -35,18 +35,18 @@ class View:
         name: for people; empty for the scan as it is.
         matrix: (3, 3) of the working grid's axes in mm: column i says where its axis i runs, and how much longer its voxels are.
         intensities: names of :data:`NATIVE_CHANGES` and :data:`WORKING_CHANGES`, in this order.
-        kind: ``scale``, ``turn`` or ``intensity``; views of one kind are not combined.
+        kinds: ``scale``, ``turn`` or ``intensity`` of each change.
         meaning: what it says of a scan that it looks right in this view.
 
     Examples:
-        >>> View("seen at half its size", scaled(0.5), kind="scale").matrix[0]
+        >>> View("seen at half its size", scaled(0.5), kinds=("scale",)).matrix[0]
         (2.0, 0.0, 0.0)
     """
 
     name: str = ""
     matrix: Matrix = IDENTITY
     intensities: tuple[str, ...] = ()
-    kind: str = ""
+    kinds: tuple[str, ...] = ()
     meaning: str = ""
 
     def __bool__(self) -> bool:
@@ -72,7 +72,7 @@ class View:
             joint.join(filter(None, words))
             for joint, words in ((", ", (self.name, other.name)), ("; ", (self.meaning, other.meaning)))
         )
-        return View(names, _plain(both), (*self.intensities, *other.intensities), f"{self.kind} and {other.kind}", meanings)
+        return View(names, _plain(both), (*self.intensities, *other.intensities), (*self.kinds, *other.kinds), meanings)
 
     def of_native(self, image: torch.Tensor, spacing_mm: Iterable[float]) -> torch.Tensor:
         """The scan's voxels (c, x, y, z) as this view has them before they are put on the working grid."""

@@ -67,7 +67,7 @@ def segmenter_options(settings: Settings, same_case: bool = False) -> SegmenterO
         joint=settings.joint,
         network=settings.network,
         same_case=same_case,
-        views=ViewSettings(settings.views, settings.views_below),
+        views=ViewSettings(settings.views, settings.views_below, settings.preprocessing.slice_axis),
     )
 
 

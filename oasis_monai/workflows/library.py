@@ -16,12 +16,15 @@ from typing import Any
 import torch
 
 from oasis_monai.atlases.library import AtlasLibrary, build_library
+from oasis_monai.data.io import read_volume
 from oasis_monai.data.types import Case, Preprocessed
 from oasis_monai.evaluation.tables import aligned_text
 from oasis_monai.segmentation.estimate import estimate_atlases
+from oasis_monai.segmentation.flags import view as view_flag
+from oasis_monai.segmentation.pipeline import check_choice, number_of_atlases
 from oasis_monai.settings import Settings
 from oasis_monai.transforms.labels import structures
-from oasis_monai.transforms.preprocessing import PreprocessCache
+from oasis_monai.transforms.preprocessing import PreprocessCache, label_lost
 from oasis_monai.utils.errors import ConfigError, DataError, Fault
 from oasis_monai.utils.files import file_digest, locked, write_json
 from oasis_monai.workflows.model import Model, load_model
@@ -108,6 +111,7 @@ def add_atlas(
             raise DataError(
                 Fault(name, "image", "each scan only once", f"the voxels of {twin}, an atlas", f"remove={twin} first")
             )
+        item = _in_best_view(scan, item, loaded, log)
         new_atlases = _atlases(item, loaded, scan.patient)
         merged = library.merge(new_atlases)
         described = describe(new_atlases, name, settings.data.labels, item.geometry)
@@ -169,6 +173,24 @@ def _preprocessed(case: Case, settings: Settings, log: Log) -> Preprocessed:
         remedy = "give a scan whose structure lies in the field of view that the model was trained with"
         raise DataError(Fault(case.id, "label", "some of it in the working field of view", "nothing", remedy))
     return item
+
+
+def _in_best_view(case: Case, item: Preprocessed, model: Model, log: Log) -> Preprocessed:
+    """The case as an atlas like the others: in another view, where networks and atlases agree more on it there."""
+    if model.segmenter.view_search is None:
+        return item
+    settings = model.settings
+    volume = read_volume(case, settings.data.label_values, settings.data.ignore)
+    n = number_of_atlases(model.segmenter, None)
+    found = model.find(replace(volume, label=None), check_choice(model.segmenter, None, n), n)
+    told = view_flag(found.tried)
+    if told is None:
+        return item
+    seen = settings.preprocessing.apply(volume, found.offset, found.view)
+    if label_lost(volume, seen) > label_lost(volume, item):
+        return item
+    log(f"warning: {case.id}: {told.text}; it is added as it is seen there")
+    return seen
 
 
 def _atlases(item: Preprocessed, model: Model, patient: str) -> AtlasLibrary:

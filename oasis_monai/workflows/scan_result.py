@@ -274,7 +274,6 @@ def describe_result(
         flags.view(found.tried),
     )
     spacing_mm = target.geometry.spacing_mm
-    nearest = dict.fromkeys(rows[0].case for rows in found.atlases if rows)
     return ScanResult(
         case=target.case,
         classes=segmentation.label,
@@ -285,7 +284,7 @@ def describe_result(
         flags=tuple(doubt for doubt in doubts if doubt is not None),
         atlases=uses,
         method=key,
-        is_atlas=library.twin((found.unchanged or target).image, SAME, nearest),
+        is_atlas=_twin(found, library),
         moved_mm=tuple(move * mm for move, mm in zip(found.offset, spacing_mm, strict=True)) if any(found.offset) else None,
         view=found.view.name or None,
         tried={one.view.name or AS_IT_IS: one.agreement for one in found.tried},
@@ -306,6 +305,15 @@ def _implausible(
         return ()
     label = resample_label(segmentation.label[None], segmentation.geometry, target.geometry)[0]
     return flags.implausible(measure_anatomy(label, target.geometry.spacing_mm, names), anatomy)
+
+
+def _twin(found: CaseResult, library: AtlasLibrary) -> str | None:
+    """The atlas that is this very scan, as it is or as it was seen."""
+    nearest = dict.fromkeys(rows[0].case for rows in found.atlases if rows)
+    if found.unchanged is None:
+        return library.twin(found.target.image, SAME, nearest)
+    # in another view, or on a moved grid, others are near
+    return library.twin(found.unchanged.image, SAME, library.cases) or library.twin(found.target.image, SAME, nearest)
 
 
 def _volumes(segmentation: Segmentation, names: Sequence[str], voxel_ml: float) -> dict[str, float]:
