@@ -16,9 +16,9 @@ import numpy as np
 from oasis_monai.data.io import read_volume
 from oasis_monai.data.settings import DataSettings
 from oasis_monai.data.types import Case, Volume
+from oasis_monai.evaluation.quality import FEWEST
 from oasis_monai.evaluation.scores import method_name
 from oasis_monai.evaluation.suspects import (
-    FEWEST,
     LEAST_SPREAD,
     SUSPECT,
     Finding,
