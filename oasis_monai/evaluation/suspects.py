@@ -167,8 +167,18 @@ def suspect(finding: Finding, predicted: float, spread: float, usual: float) -> 
     gain = max(0.0, best.dsc - finding.dsc) if best else 0.0
     lack = predicted - finding.dsc
     wider = max(1.0, (1 - max(predicted, finding.dsc + gain)) / max(1 - usual, LEAST_SPREAD))
-    told = best if gain >= max(LEAST_GAIN, 0.5 * lack) else None
-    return Suspect(finding, predicted, (lack / spread + gain / LEAST_SPREAD) / wider, told)
+    return Suspect(finding, predicted, (lack / spread + gain / LEAST_SPREAD) / wider, _told(finding, predicted))
+
+
+def _told(finding: Finding, predicted: float) -> Explanation | None:
+    """The best explanation that brings much of what is missing. That the reference lacks slices is so whatever the rest of it is
+    like; a shift or another change counts only where the reference fits once it is undone."""
+    for one in sorted(finding.explained, key=lambda one: -one.dsc):
+        gain = one.dsc - finding.dsc
+        fits = one.kind.endswith("slices") or one.dsc >= predicted - 2 * LEAST_SPREAD
+        if fits and gain >= max(LEAST_GAIN, 0.5 * (predicted - finding.dsc)):
+            return one
+    return None
 
 
 def ranked(suspects: Sequence[Suspect]) -> list[Suspect]:

@@ -5,8 +5,9 @@ import pandas as pd
 import pytest
 import torch
 
-from benchmarks.robustness import adapt, failures, off_centre
+from benchmarks.robustness import adapt, failures, off_centre, suspects
 from oasis_monai.data.types import Geometry, Volume
+from oasis_monai.evaluation.suspects import Finding
 from oasis_monai.transforms.corruptions import draw_corruptions
 from tests.conftest import JOINT, TINY, merged, overrides
 
@@ -118,3 +119,51 @@ def test_the_gain_of_a_patient_in_several_draws_counts_once():
     assert line[6:8] == ["77.0", "70.0"]
     assert line[8].startswith("+7.0 [")  # of +4 and +10
     assert line[-2:] == ["90.0", "88.0 |"]
+
+
+def test_planted_labels_are_what_they_claim_to_be():
+    random = np.random.default_rng(0)
+    label = np.zeros((12, 10, 9), np.uint8)
+    label[3:8, 2:5, 1:7] = 1
+    label[3:5, 5:8, 2:4] = 2
+    moved = suspects.shifted(label, 2, random)
+    assert any(
+        np.array_equal(moved[..., a], label[..., b]) for a, b in ((slice(2, None), slice(-2)), (slice(-2), slice(2, None)))
+    )
+    assert any(np.array_equal(suspects.mirrored(label, 2, random), np.flip(label, axis)) for axis in range(3))
+    robbed = suspects.without_a_third(label, 2, random)
+    gone = np.flatnonzero((robbed != label).any(axis=(0, 1)))
+    assert gone.tolist() == list(range(gone[0], gone[0] + 2))  # of its six slices
+    assert not robbed[..., gone].any()
+    swapped = suspects.swapped(label, 2, random)
+    assert np.array_equal(swapped == 1, label == 2)
+    assert np.array_equal(swapped == 2, label == 1)
+
+
+def test_a_label_is_placed_centre_on_centre_in_millimetres():
+    fine, coarse = (Geometry(shape, np.diag([*mm, 1.0])) for shape, mm in (((9, 9, 5), (1, 1, 3)), ((5, 7, 5), (2, 2, 3))))
+    label = np.zeros(fine.shape, np.uint8)
+    label[3:6, 4, 2] = 1  # 3 mm round the centre
+    made = suspects.placed(label, fine, coarse)
+    assert np.argwhere(made).tolist() == [[2, 3, 2]]
+    assert np.array_equal(suspects.placed(label, fine, fine), label)
+
+
+def test_planted_labels_are_ranked_among_cases_with_failing_scans():
+    """Right labels agree with results; of every corrupted scan the result is wrong, and its parts say so."""
+
+    def row(case, kind, share, dsc, variant=0):
+        counts = torch.tensor([[[share * 1e4, 1e4]], [[share * 1e4, 1e4]]], dtype=torch.float64)
+        found = [Finding(f"c{case}", "gland", dsc, (), "only the border differs", ())]
+        return {"case": f"c{case}", "fold": case % 4, "variant": variant, "agreement": counts, "kind": kind, "findings": found}
+
+    random = np.random.default_rng(0)
+    rows = [row(i, suspects.RIGHT, share, share) for i, share in enumerate(random.uniform(0.85, 0.95, 21))]
+    rows += [row(i, suspects.CORRUPTED, 0.2, 0.1) for i in range(21)]
+    rows += [row(i, "shifted", 0.9, 0.5, variant) for i in range(21) for variant in range(suspects.VARIANTS)]
+    planted = suspects.drawn(pd.DataFrame(rows), ["gland"], ["shifted"], draws=8, seed=0)
+    assert len(planted) == 8 * 3
+    assert (planted["rank"] <= 3).all()
+    assert (planted["rank_by_dice"] > 3).all()
+    assert (planted["innocent_suspects"] == 0).all()
+    assert "| **all** | 24 | 100.0 % | 100.0 % | 0.0 % | 2 | 100.0 % |" in suspects.table(planted, 21)

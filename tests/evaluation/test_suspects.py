@@ -121,3 +121,10 @@ def test_the_table_comes_back_as_it_was_written(tmp_path):
     (tmp_path / "bad.csv").write_text("case,score\na,b\n")
     with pytest.raises(DataError, match="expected a CSV with the columns protocol, case"):
         suspects.read_suspects(tmp_path / "bad.csv")
+
+
+def test_a_shift_that_does_not_make_the_label_fit_is_not_told_but_slices_are():
+    half = Explanation("shifted", "moved", 0.78)
+    assert suspect(finding(explained=[half]), 0.9, 0.05, 0.9).explanation is None
+    slices = Explanation("missing slices", "slices 4-6 have no gland", 0.77)
+    assert suspect(finding(explained=[half, slices]), 0.9, 0.05, 0.9).explanation is slices
