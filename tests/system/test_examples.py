@@ -49,7 +49,8 @@ def documentation_of_value(name, value):
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
-    """What the examples speak of: ``data/prostate`` and ``data/new_centre`` (labelled), ``scan.nii.gz``, two more in ``scans``, ``models/prostate``."""
+    """What the examples speak of: ``data/prostate`` and ``data/new_centre`` (labelled), ``scan.nii.gz``, two more in ``scans``,
+    ``models/prostate``."""
     base = tmp_path_factory.mktemp("examples")
     write_phantom(base / "data/prostate", cases=CASES, size="tiny")
     write_phantom(base / "data/new_centre", cases=3, size="tiny", seed=5)
