@@ -113,7 +113,7 @@ def table(rows: pd.DataFrame) -> str:
         mean, _, low, high = interval(100 * gains.to_numpy())
         cells.append(f"{mean:+.1f} [{low:.1f}, {high:.1f}]")
         cells += [f"{100 * _per_patient(by_model[model], 'agreement').mean():.1f}" for model in (BEFORE, ADAPTED)]
-        cells += [f"{100 * own[own['model'] == model]['dsc'].mean():.1f}" for model in (BEFORE, ADAPTED)]
+        cells += [f"{100 * own[own['model'] == model]['dsc'].mean():.1f}" if len(own) else "" for model in (BEFORE, ADAPTED)]
         lines.append(f"| {' | '.join(cells)} |")
     return "\n".join(lines) + "\n"
 

@@ -49,9 +49,11 @@ def documentation_of_value(name, value):
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
-    """What the examples speak of: ``data/prostate`` (labelled), ``scan.nii.gz``, two more in ``scans``, ``models/prostate``."""
+    """What the examples speak of: ``data/prostate`` and ``data/new_centre`` (labelled), ``scan.nii.gz``, two more in ``scans``,
+    ``models/prostate``."""
     base = tmp_path_factory.mktemp("examples")
     write_phantom(base / "data/prostate", cases=CASES, size="tiny")
+    write_phantom(base / "data/new_centre", cases=3, size="tiny", seed=5)
     (base / "scans").mkdir()
     for index, path in ((20, "scan.nii.gz"), (21, "scans/first.nii.gz"), (22, "scans/second.nii.gz")):
         scan = make_phantom(index, size="tiny")
