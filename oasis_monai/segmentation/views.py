@@ -36,7 +36,7 @@ AS_IT_IS = "as it is"
 DOUBTFUL = 0.85
 VIEWS_VERSION = 1
 """Raise it with every change after which another view may be taken, so that what is known of others' results is not used."""
-MARGIN = 0.02  # by how much more the parts must agree in another view: less is chance
+MARGIN = 0.04  # by how much more the parts must agree in another view: a header is mostly right, and less is chance
 SIMPLER = 0.01  # by how much more they must agree in a view that changes one thing more
 SAME = -1.0  # what a quick look says of a view that changes nothing
 FINALISTS = 3  # views that are segmented with the atlases
@@ -217,8 +217,8 @@ class ViewSearch:
             same = view.kinds == ("intensity",) and torch.equal(image, unchanged)  # no slice was lost, for example
             return SAME if same else networks_agreement(self.networks(image), self.atlases)
 
-        ranked = coarse_to_fine(look, single_views(self.settings.slice_axis))
-        return Tried(UNCHANGED, untouched), *(Tried(view, segment(view)) for view in ranked[:FINALISTS])
+        finalists = coarse_to_fine(look, single_views(self.settings.slice_axis))
+        return Tried(UNCHANGED, untouched), *(Tried(view, segment(view)) for view in finalists)
 
     def judged(self, results: Mapping[tuple[str, int], Any]) -> tuple[str, int] | None:
         """The method and n whose result chooses the view for all: OASIS-joint where it is asked for, with the most atlases."""
@@ -239,17 +239,23 @@ class ViewSearch:
 
 
 def coarse_to_fine(look: Callable[[View], float], singles: Iterable[View]) -> list[View]:
-    """The views that show something, best first: single ones and combinations of the best.
+    """The few views to segment, of those that show something: the best single one or combinations of it, and the best of the
+    other single ones, so that not all of them rest on one guess.
 
     Args:
         look: the agreement at a quick look, 0 to 1; :data:`SAME` for a view that changes nothing.
         singles: the views to try first.
     """
-    looked = {view: look(view) for view in singles}
-    first = max(looked, key=lambda view: looked[view])
-    if 0 < looked[first] < CONVINCING:
-        further = _further(first, [view for view in looked if looked[view] > SAME])
-        looked |= {view: look(view) for view in further if view not in looked}
+    others = {view: look(view) for view in singles}
+    first = max(others, key=lambda view: others[view])
+    own, known = {first: others.pop(first)}, [first, *(view for view in others if others[view] > SAME)]
+    if 0 < own[first] < CONVINCING:
+        own |= {view: look(view) for view in _further(first, known) if view not in others}
+    best = _ranked(own)[: FINALISTS - 1]
+    return [*best, *_ranked(others)[: FINALISTS - len(best)]]
+
+
+def _ranked(looked: Mapping[View, float]) -> list[View]:
     return sorted((view for view in looked if looked[view] > 0), key=lambda view: -_worth(view, looked[view]))
 
 

@@ -5,7 +5,7 @@ import pandas as pd
 import pytest
 import torch
 
-from benchmarks.robustness import adapt, failures, off_centre, suspects
+from benchmarks.robustness import adapt, failures, off_centre, suspects, views
 from oasis_monai.data.types import Geometry, Volume
 from oasis_monai.evaluation.suspects import Finding
 from oasis_monai.transforms.corruptions import draw_corruptions
@@ -29,6 +29,31 @@ def test_a_scan_that_is_padded_has_its_structure_aside_of_its_centre_by_so_much(
         world = made.geometry.affine @ [*np.argwhere(made.label[0].numpy())[0], 1]
         assert world == pytest.approx(affine @ [28, 4, 48, 1])  # the patient did not move
     assert off_centre.padded(volume, 0, 2).geometry.shape == (60, 10, 100)
+
+
+def test_an_enlarged_scan_has_the_same_voxels_of_another_size():
+    affine = np.array([[-2.0, 0, 0, 7], [0, 0, 1.0, 8], [0, 3.0, 0, 9], [0, 0, 0, 1]])
+    label = torch.zeros(1, 4, 5, 6, dtype=torch.uint8)
+    volume = Volume("c", label.float(), label, Geometry((4, 5, 6), affine))
+    made = views.enlarged(volume, 1.5)
+    assert made.geometry.spacing_mm == pytest.approx((3, 4.5, 1.5))
+    assert made.geometry.voxel_ml == pytest.approx(1.5**3 * volume.geometry.voxel_ml)
+    assert made.label is volume.label
+
+
+def test_the_table_of_views_compares_the_same_scans_with_and_without_a_search():
+    about = {"fold": 0, "label": "a", "agreement": 0.5, "view": ""}
+    rows = pd.DataFrame(
+        [
+            {**about, "case": case, "change": change, "views": search, "dsc": dsc, "seconds": seconds, "tried": tried}
+            for case, change, without, with_search, tried in (("x", "halved", 0.2, 0.8, 4), ("y", "halved", 0.6, 0.6, 0))
+            for search, dsc, seconds in (("none", without, 1.0), ("doubtful", with_search, 2.0 if tried == 0 else 8.0))
+        ]
+    )
+    lines = views.table(rows).splitlines()
+    assert lines[2] == "| halved | 40.0 | 20.0 | 70.0 | 60.0 | 1 of 2 | 1.0 | 5.0 | 8.0 |"
+    assert lines[3].startswith("| **all** | 40.0")
+    assert len(lines) == 4
 
 
 def test_nothing_is_calibrated_on_its_own_fold_its_own_corruption_or_what_a_run_would_not_have_made():

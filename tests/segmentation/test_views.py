@@ -253,12 +253,16 @@ def test_from_coarse_to_fine():
     ranked = coarse_to_fine(look, SINGLE)
     assert ranked[0].matrix == ABOUT[0].with_view(best).matrix
     assert ranked[1] == ABOUT[0]
-    assert all("noise" not in view.name for view in ranked)
+    assert ranked[2] in SINGLE  # not a third that rests on the same guess
+    assert len(ranked) == 3
     assert len(looked) == len(set(looked)) == len(SINGLE) + len([v for v in SINGLE if v.kinds != ("turn",)])
     looked.clear()
     values[ABOUT[0]] = 0.95  # convincing
-    coarse_to_fine(look, SINGLE)
+    assert coarse_to_fine(look, SINGLE)[0] == ABOUT[0]
     assert len(looked) == len(SINGLE)
+    assert coarse_to_fine(lambda view: 0.0, SINGLE) == []
+    only = coarse_to_fine(lambda view: 0.4 if view.intensities == ("inverted",) else -1.0, SINGLE)
+    assert [view.intensities for view in only] == [("inverted",)]
 
 
 @pytest.mark.slow
