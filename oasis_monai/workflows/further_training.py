@@ -65,7 +65,9 @@ def train_further(
     library, start = replace(segmenter.library, estimates=None).merge(new), networks_of(segmenter)
     slower = replace(settings.training, lr=rate * settings.training.lr, schedule="warm_cosine")
     joint = replace(settings.joint, lr=rate * settings.joint.lr)
-    further = _Further(replace(settings, training=slower, joint=joint), _chances(len(segmenter.library), len(new), share), folder)
+    further = _Further(
+        replace(settings, training=slower, joint=joint), drawing_chances(len(segmenter.library), len(new), share), folder
+    )
     slices, volume = None, None
     if start.slices is not None:
         slices = train_slice_network(further.context(SLICES, start.slices, library, device), joint)
@@ -91,7 +93,7 @@ def networks_of(segmenter: Segmenter) -> TrainedNetworks:
     return TrainedNetworks(registration, estimator.model, volume.model if isinstance(volume, Predictor) else None)  # type: ignore[arg-type]
 
 
-def _chances(own: int, new: int, share: float) -> torch.Tensor:
+def drawing_chances(own: int, new: int, share: float) -> torch.Tensor:
     """(own + new,) how often each atlas is drawn: of all draws, ``share`` or more are new ones."""
     share = max(share, new / (own + new))
     return torch.cat([torch.full((own,), (1 - share) / own), torch.full((new,), share / new)])

@@ -23,7 +23,7 @@ from oasis_monai.workflows import adapt as adapting
 from oasis_monai.workflows.adapt import adapt_model
 from oasis_monai.workflows.evaluate import evaluate_model
 from oasis_monai.workflows.fold_models import FoldModels
-from oasis_monai.workflows.further_training import _chances, train_further
+from oasis_monai.workflows.further_training import drawing_chances, train_further
 from oasis_monai.workflows.library import add_atlas, remove_atlas
 from oasis_monai.workflows.model import load_model
 from oasis_monai.workflows.train import train_model
@@ -269,11 +269,11 @@ def test_it_goes_on_after_a_kill_and_ends_as_one_that_was_not(base, options, tmp
 
 
 def test_half_of_what_is_drawn_is_new_or_more_where_there_is_more():
-    chances = _chances(30, 3, 0.5)
+    chances = drawing_chances(30, 3, 0.5)
     assert chances[30:].sum() == pytest.approx(0.5)
     assert chances[:30].sum() == pytest.approx(0.5)
     assert chances[30:].unique().numel() == chances[:30].unique().numel() == 1
-    torch.testing.assert_close(_chances(2, 8, 0.5), torch.full((10,), 0.1))
+    torch.testing.assert_close(drawing_chances(2, 8, 0.5), torch.full((10,), 0.1))
 
 
 def dice(segmenter, library):
