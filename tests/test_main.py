@@ -111,6 +111,9 @@ def test_every_setting_that_is_a_text_is_typed_as_it_is_or_is_one_of_a_few_words
         "features.name",
         "features.distance",
         "data.layout",
+        "preprocessing.slice_axis",
+        "postprocessing",
+        "views",
     }
     words |= {"registration.body", "loss.similarity", "loss.smooth", "joint.volume_network", "training.schedule"}
     found = set()
