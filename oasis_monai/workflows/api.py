@@ -43,7 +43,7 @@ def plan(options: Mapping[str, Any] | None = None, **more: Any) -> Planned:
         >>> import oasis_monai
         >>> data = {"root": "data/prostate", "layout": "promise12", "labels": {"prostate": 1}}
         >>> planned = oasis_monai.plan(data=data)
-        >>> print(planned.plan.lines()[1])
+        >>> print(planned.plan.lines()[2])
         preprocessing.size=[...] preprocessing.spacing_mm=[...]  # labels reach ...
         >>> planned.settings.preprocessing.size == tuple(planned.plan.values["preprocessing"]["size"])
         True
@@ -220,7 +220,7 @@ def evaluate(
         >>> data = {"root": "data/prostate", "layout": "promise12", "labels": {"prostate": 1}}
         >>> found = oasis_monai.evaluate("models/prostate", "outputs/own", data=data, n=2, training_cases=True)
         >>> found.quality.columns.tolist()
-        ['label', 'cases', 'mae', 'r', 'aurc']
+        ['label', 'cases', 'mae', 'held', 'intervals', 'aurc', 'aurc_agreement', 'aurc_best', 'r']
     """
     from oasis_monai.evaluation.report import write_report
     from oasis_monai.workflows.evaluate import evaluate_model
