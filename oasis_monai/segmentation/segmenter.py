@@ -10,12 +10,13 @@ from collections.abc import Sequence
 from functools import cached_property
 from typing import NamedTuple
 
+import numpy as np
 import torch
 
 from oasis_monai.atlases.library import AtlasLibrary
 from oasis_monai.atlases.selection import Pair, nearest
 from oasis_monai.atlases.slices import adjacent_slice_atlases, append_atlas_channels, interpolate_shape
-from oasis_monai.data.types import IGNORE, Preprocessed, Selection
+from oasis_monai.data.types import IGNORE, Geometry, Preprocessed, Selection
 from oasis_monai.networks.registration import append_structures
 from oasis_monai.networks.slice_unet import JointSettings, with_neighbours
 from oasis_monai.segmentation import fusion
@@ -29,6 +30,7 @@ from oasis_monai.segmentation.methods import (
     INTERPOLATION,
     LOA,
     METHODS,
+    USUAL_ATLASES,
     methods_that_need,
     needs_alignment,
     needs_atlases,
@@ -40,6 +42,8 @@ from oasis_monai.segmentation.uncertainty import uncertainty
 from oasis_monai.segmentation.views import AtlasVolumes, ViewSearch, ViewSettings
 from oasis_monai.transforms.labels import decide, labelled
 
+SAMPLE = 5
+"""Atlases on which it is measured what agreement is usual."""
 Key = tuple[str, int]
 """A method and the number of atlases it fuses, 0 for a method that fuses none."""
 
@@ -324,7 +328,23 @@ class Segmenter:
         if self.views.views == "none" or self.estimator is None or self.estimator.volume_network is None:
             return None
         volumes = AtlasVolumes.of(self.library.labels, self.library.classes)
-        return ViewSearch(self.views, volumes, self.estimator.quick().network_probabilities)
+        return ViewSearch(self.views, volumes, self.estimator.quick().network_probabilities, lambda: self.usual_agreement)
+
+    @cached_property
+    def usual_agreement(self) -> float:
+        """How much the parts agree on the model's own atlases, each without those of its patient: the median of a few, 0 to 1; 1
+        where there is no other patient. The networks have seen them, so on other scans it is a little less."""
+        library, search, found = self.library, self.view_search, []
+        method = "estimate" if self.aligner is None else "OASIS-joint"
+        for row in np.unique(np.linspace(0, len(library) - 1, SAMPLE).round().astype(int)).tolist():
+            x, y, z = library.images.shape[2:]
+            grid = Geometry((x, y, z), np.eye(4))  # the atlas is on the working grid, wherever that was
+            n = min(USUAL_ATLASES, len(library) - library.patients.count(library.patients[row]))
+            if n > 0 and search is not None:
+                target = Preprocessed(library.cases[row], library.images[row].float(), None, grid, grid)
+                own = self(target, library.features[row][None], (method,), (n,), exclude_patient=library.patients[row])
+                found.append(search.agreement(own.results, unchanged=True))
+        return float(np.median(found)) if found else 1.0
 
     @cached_property
     def atlas_positions(self) -> AtlasPositions | None:

@@ -83,11 +83,12 @@ class KnowsUpright:
         return torch.stack([torch.stack([~m, m]).float() for m in (bright, bright.roll(apart, 0))])
 
 
-def segmenter(views="doubtful", estimator=None):
-    target = GRID.apply(volume_of(UPRIGHT))
+def segmenter(views="doubtful", estimator=None, atlases=(UPRIGHT,)):
+    targets = [GRID.apply(volume_of(mask)) for mask in atlases]
     embed = embedder("intensity", None)
-    features = target_features(dataclasses.replace(target, label=None), 3, embed)
-    library = AtlasLibrary(target.image[None], target.label[None], features, ("a",), torch.tensor([-1]), 2)
+    features = torch.cat([target_features(dataclasses.replace(one, label=None), 3, embed) for one in targets])
+    images, labels = (torch.stack([getattr(one, part) for one in targets]) for part in ("image", "label"))
+    library = AtlasLibrary(images, labels, features, tuple("abcd"[: len(targets)]), torch.full((len(targets),), -1), 2)
     joint = JointSettings(recentre=False)
     return Segmenter(library, estimator=estimator or KnowsUpright(), joint=joint, views=ViewSettings(views)), embed
 
@@ -172,6 +173,19 @@ def test_a_scan_that_is_not_doubtful_is_looked_at_once():
     assert networks.looks > len(SINGLE) - 2
     assert found.view == UNCHANGED
     assert found.tried[0].agreement > 0.99
+
+
+def test_where_the_parts_do_not_even_agree_on_the_atlases_no_scan_is_doubtful():
+    """A network that knows none of the model's own atlases: their agreement is as low as that of the scan."""
+    lying = LYING["turned by 90 degrees about the long axis"]
+    known, _ = segmenter(atlases=(UPRIGHT, UPRIGHT, UPRIGHT))
+    strange, _ = segmenter(atlases=(lying.label[0] > 0, lying.label[0] > 0, UPRIGHT))
+    assert known.usual_agreement > 0.99
+    assert strange.usual_agreement < 0.7
+    assert segmenter()[0].usual_agreement == 1.0  # one patient tells nothing
+    assert segmented(lying, atlases=(UPRIGHT, UPRIGHT, UPRIGHT)).view
+    assert segmented(lying, atlases=(lying.label[0] > 0, lying.label[0] > 0, UPRIGHT)).tried == ()
+    assert segmented(lying, "all", atlases=(lying.label[0] > 0, lying.label[0] > 0, UPRIGHT)).tried
 
 
 def test_a_grid_that_has_to_stay_shows_no_other_view():
@@ -272,6 +286,7 @@ def test_results_tell_the_view_and_are_made_again_where_it_may_be_another(settin
     taken = View("turned", ABOUT[0].matrix, (), ("turn",), "the scan looks turned")
     monkeypatch.setattr("oasis_monai.segmentation.views.coarse_to_fine", lambda look, singles: [taken])
     monkeypatch.setattr(ViewSearch, "agreement", lambda self, results, unchanged=False: 0.5 - unchanged)
+    monkeypatch.setattr(Segmenter, "usual_agreement", 1.0)
     told = {}
 
     def record(**options):
