@@ -23,7 +23,7 @@ import numpy as np
 import pandas as pd
 import torch
 
-from benchmarks.robustness.fold_models import fold_parser, over_folds, settings_of
+from benchmarks.robustness.fold_models import fold_parser, open_fold, over_folds, settings_of, write_results
 from oasis_monai.atlases.features import embedder
 from oasis_monai.data.folds import Fold, Split, by_patient
 from oasis_monai.data.io import read_volume
@@ -32,11 +32,11 @@ from oasis_monai.segmentation.agreement import overlaps
 from oasis_monai.segmentation.build import build_segmenter
 from oasis_monai.segmentation.segmenter import Segmenter
 from oasis_monai.settings import Settings
-from oasis_monai.utils.files import digest, locked, write_text
+from oasis_monai.utils.files import digest, locked
 from oasis_monai.workflows.corrupted_copies import segment_labelled
-from oasis_monai.workflows.fold_models import FoldModels, segmenter_options
+from oasis_monai.workflows.fold_models import segmenter_options
 from oasis_monai.workflows.further_training import FURTHER_VERSION, RATE, SHARE, networks_of, train_further
-from oasis_monai.workflows.prepare import Dataset, find_and_check, prepare, split_of
+from oasis_monai.workflows.prepare import Dataset
 
 BEFORE, ADDED, ADAPTED = "before", "library add", "adapt"
 NEW, OWN = "new centre", "training case"
@@ -49,16 +49,10 @@ def drawn_cases(fold: Fold, split: Split, scans: int, draw: int) -> list[str]:
     return sorted(case for place in order[:scans] for case in patients[place])
 
 
-def adapt_fold(settings: Settings, index: int | str, scans: int, draws: int, minutes: float, own: int) -> list[dict[str, Any]]:
+def adapt_fold(settings: Settings, index: int, scans: int, draws: int, minutes: float, own: int) -> list[dict[str, Any]]:
     """Adapt the model of one fold to scans of the centre that it leaves out, and segment the others; -> rows."""
-    torch.set_num_threads(1)
-    torch.set_flush_denormal(True)
-    cache = Path(settings.cache)
-    dataset = prepare(settings, find_and_check(settings, cache, print), cache, print)
-    split = split_of(settings, dataset)
-    fold = split.choose(index)[0]
-    models = FoldModels(settings, dataset, split, cache, print)
-    before = models.segmenter(fold)
+    one, cache = open_fold(settings, index), Path(settings.cache)
+    dataset, split, fold, models, before = one.dataset, one.split, one.fold, one.models, one.segmenter
     old = sorted(fold.train)[:: max(1, len(fold.train) // own)][:own] if own else []
     rows = scored(BEFORE, before, [*fold.test, *old], settings, dataset, fold, -1)
     for draw in range(draws):
@@ -136,15 +130,9 @@ def parser() -> argparse.ArgumentParser:
 def main(arguments: list[str] | None = None) -> None:
     given = parser().parse_args(arguments)
     settings = settings_of(given.overrides, given.n)
-    if settings.fold is None:  # as many as the data set has centres
-        cache = Path(settings.cache)
-        dataset = prepare(settings, find_and_check(settings, cache, print), cache, print)
-        settings = replace(settings, k=len(split_of(settings, dataset).folds))
     one_fold = partial(adapt_fold, scans=given.scans, draws=given.draws, minutes=given.minutes, own=given.own)
     rows = over_folds(settings, one_fold)
-    write_text(given.output / "adapt.csv", rows.to_csv(index=False, float_format="%.6f", lineterminator="\n"))
-    write_text(given.output / "adapt.md", table(rows))
-    print(table(rows))
+    write_results(given.output, "adapt", rows, table(rows))
 
 
 if __name__ == "__main__":

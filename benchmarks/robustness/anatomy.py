@@ -15,7 +15,6 @@ import argparse
 from collections.abc import Iterator
 from dataclasses import replace
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -23,8 +22,7 @@ import pandas as pd
 import torch
 from scipy import ndimage
 
-from benchmarks.robustness.fold_models import fold_parser, over_folds, settings_of
-from oasis_monai.atlases.features import embedder
+from benchmarks.robustness.fold_models import fold_parser, open_fold, over_folds, settings_of, write_results
 from oasis_monai.data.io import read_volume
 from oasis_monai.data.types import Segmentation, Volume
 from oasis_monai.segmentation import flags
@@ -35,11 +33,8 @@ from oasis_monai.segmentation.postprocessing import every_operation, postprocess
 from oasis_monai.settings import Settings
 from oasis_monai.transforms.corruptions import CORRUPTIONS, UNTOUCHED, draw_corruptions, shows_anything
 from oasis_monai.transforms.spatial import resample_label
-from oasis_monai.utils.files import write_text
 from oasis_monai.workflows.corrupted_copies import segment_labelled
-from oasis_monai.workflows.fold_models import FoldModels
 from oasis_monai.workflows.postprocessing import CrossPostprocessing
-from oasis_monai.workflows.prepare import find_and_check, prepare, split_of
 
 PART = 0.1  # of the structure's volume, planted
 
@@ -65,16 +60,10 @@ def planted(result: Segmentation) -> Iterator[tuple[str, Segmentation]]:
         yield "planted hole", replace(result, label=torch.from_numpy(np.where(ball, 0, label).astype(np.uint8)))
 
 
-def segment_fold(copies: int, settings: Settings, index: int | str) -> list[dict[str, Any]]:
+def segment_fold(copies: int, settings: Settings, index: int) -> list[dict[str, Any]]:
     """Rows of the test cases of one fold."""
-    torch.set_num_threads(1)
-    torch.set_flush_denormal(True)
-    cache = Path(settings.cache)
-    dataset = prepare(settings, find_and_check(settings, cache, print), cache, print)
-    split = split_of(settings, dataset)
-    (fold,) = split.choose(index)
-    segmenter = FoldModels(settings, dataset, split, cache, print).segmenter(fold)
-    embed = embedder(settings.features.name, settings.features.weights)
+    one = open_fold(settings, index)
+    dataset, split, fold, segmenter, embed = one.dataset, one.split, one.fold, one.segmenter, one.embed
     anatomy = CrossPostprocessing(settings, dataset, split, [fold]).anatomy(fold)
     names, (key, *_) = list(settings.data.labels), result_keys(settings.methods, settings.n)
     rows: list[dict[str, Any]] = []
@@ -128,9 +117,8 @@ def main(arguments: list[str] | None = None) -> None:
     given = parser().parse_args(arguments)
     settings = settings_of(given.overrides, given.n)
     fold = partial(segment_fold, given.copies)
-    rows = over_folds(settings, fold) if settings.fold is None else pd.DataFrame(fold(settings, settings.fold))
-    write_text(given.output / "anatomy.csv", rows.to_csv(index=False, float_format="%.6f", lineterminator="\n"))
-    print(table(rows), end="")
+    rows = over_folds(settings, fold)
+    write_results(given.output, "anatomy", rows, table(rows))
 
 
 if __name__ == "__main__":

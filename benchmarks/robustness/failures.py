@@ -16,10 +16,8 @@ from pathlib import Path
 from typing import Any
 
 import pandas as pd
-import torch
 
-from benchmarks.robustness.fold_models import fold_parser, over_folds, settings_of
-from oasis_monai.atlases.features import embedder
+from benchmarks.robustness.fold_models import fold_parser, open_fold, over_folds, settings_of, write_results
 from oasis_monai.data.io import read_volume
 from oasis_monai.evaluation.figures import write_figure
 from oasis_monai.evaluation.quality import FAILURE, aurc, correlation, cross_fitted
@@ -32,22 +30,13 @@ from oasis_monai.settings import Settings
 from oasis_monai.transforms.corruptions import CORRUPTIONS, UNTOUCHED, draw_corruptions, shows_anything
 from oasis_monai.transforms.labels import decide
 from oasis_monai.transforms.spatial import inside
-from oasis_monai.utils.files import write_text
 from oasis_monai.workflows.corrupted_copies import segment_labelled
-from oasis_monai.workflows.fold_models import FoldModels
-from oasis_monai.workflows.prepare import find_and_check, prepare, split_of
 
 
 def segment_fold(settings: Settings, index: int) -> list[dict[str, Any]]:
     """Segment every test case of a fold, unchanged and corrupted; -> rows without predictions."""
-    torch.set_num_threads(1)
-    torch.set_flush_denormal(True)
-    cache, log = Path(settings.cache), print
-    dataset = prepare(settings, find_and_check(settings, cache, log), cache, log)
-    split = split_of(settings, dataset)
-    fold = split.folds[index]
-    segmenter = FoldModels(settings, dataset, split, cache, log).segmenter(fold)
-    embed = embedder(settings.features.name, settings.features.weights)
+    one = open_fold(settings, index)
+    dataset, fold, segmenter, embed = one.dataset, one.fold, one.segmenter, one.embed
     limit = flags.typical_distance(segmenter.library, settings.features.distance)
     names, key = list(settings.data.labels), result_keys(settings.methods, settings.n)[0]
     rows: list[dict[str, Any]] = []
@@ -150,10 +139,8 @@ def main(arguments: list[str] | None = None) -> None:
     settings = settings_of(given.overrides, given.n)
     rows = over_folds(settings, segment_fold)
     rows = predicted(rows, 0 if given.untouched else settings.corruptions, settings.seed)
-    write_text(given.output / "failures.csv", rows.to_csv(index=False, float_format="%.6f", lineterminator="\n"))
-    write_text(given.output / "failures.md", table(rows))
     plot(rows, given.output / "failures.png")
-    print(table(rows))
+    write_results(given.output, "failures", rows, table(rows))
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""What the benchmarks with the fold models of a cross-validation share: options, settings, and a loop over the folds."""
+"""What the benchmarks with the fold models of a cross-validation share: options, settings, open folds, files of results."""
 
 from __future__ import annotations
 
@@ -6,15 +6,24 @@ import argparse
 import os
 from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
+from dataclasses import dataclass
+from functools import cached_property
 from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
+import torch
 
 from benchmarks.command_line import command_parser
+from oasis_monai.atlases.features import Embedder, embedder
+from oasis_monai.data.folds import Fold, Split
+from oasis_monai.segmentation.segmenter import Segmenter
 from oasis_monai.settings import Settings
+from oasis_monai.utils.files import write_text
+from oasis_monai.workflows.fold_models import FoldModels
 from oasis_monai.workflows.plan import plan_settings
+from oasis_monai.workflows.prepare import Dataset, find_and_check, prepare, split_of
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -42,9 +51,54 @@ def settings_of(overrides: list[str], n: int) -> Settings:
     return plan_settings(own).settings
 
 
+@dataclass(frozen=True)
+class OpenFold:
+    """A fold with all that is needed to segment its test cases.
+
+    Args:
+        models: trains or loads the networks of every fold.
+        embed: gives the features of a scan.
+    """
+
+    dataset: Dataset
+    split: Split
+    fold: Fold
+    models: FoldModels
+    embed: Embedder
+
+    @cached_property
+    def segmenter(self) -> Segmenter:
+        """The fold's networks with its atlases; trained where they are not in the cache."""
+        return self.models.segmenter(self.fold)
+
+
+def open_fold(settings: Settings, index: int) -> OpenFold:
+    """Open a fold in a process of its own, which uses one core."""
+    torch.set_num_threads(1)
+    torch.set_flush_denormal(True)
+    dataset, split = dealt(settings)
+    models = FoldModels(settings, dataset, split, Path(settings.cache), print)
+    embed = embedder(settings.features.name, settings.features.weights)
+    return OpenFold(dataset, split, split.folds[index], models, embed)
+
+
+def dealt(settings: Settings) -> tuple[Dataset, Split]:
+    """The data set and its folds."""
+    cache = Path(settings.cache)
+    dataset = prepare(settings, find_and_check(settings, cache, print), cache, print)
+    return dataset, split_of(settings, dataset)
+
+
 def over_folds(settings: Settings, segment_fold: Callable[[Settings, int], list[dict[str, Any]]]) -> pd.DataFrame:
-    """Run ``segment_fold(settings, fold)`` for every fold, one process per core, and collect the rows."""
-    folds = range(settings.k) if settings.fold is None else [settings.fold]
+    """Run ``segment_fold(settings, fold)`` for every fold asked for, one process per core, and collect the rows."""
+    folds = [fold.index for fold in dealt(settings)[1].choose(settings.fold)]  # of centres there may be any number
     with ProcessPoolExecutor(len(os.sched_getaffinity(0)), get_context("spawn")) as pool:
         parts = list(pool.map(segment_fold, [settings] * len(folds), folds))
     return pd.DataFrame([row for part in parts for row in part])
+
+
+def write_results(output: Path, name: str, rows: pd.DataFrame, table: str) -> None:
+    """Write ``NAME.csv`` and ``NAME.md``, and print the table."""
+    write_text(output / f"{name}.csv", rows.to_csv(index=False, float_format="%.6f", lineterminator="\n"))
+    write_text(output / f"{name}.md", table)
+    print(table)

@@ -13,22 +13,17 @@ from __future__ import annotations
 
 import argparse
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pandas as pd
 import torch
 
-from benchmarks.robustness.fold_models import fold_parser, over_folds, settings_of
-from oasis_monai.atlases.features import embedder
+from benchmarks.robustness.fold_models import fold_parser, open_fold, over_folds, settings_of, write_results
 from oasis_monai.data.io import canonical_axes, read_volume
 from oasis_monai.data.types import Geometry, Volume
 from oasis_monai.settings import Settings
-from oasis_monai.utils.files import write_text
 from oasis_monai.workflows.corrupted_copies import segment_labelled
-from oasis_monai.workflows.fold_models import FoldModels
-from oasis_monai.workflows.prepare import find_and_check, prepare, split_of
 
 ASIDE_MM = (0, 10, 20, 30, 40)
 
@@ -55,21 +50,15 @@ def padded(volume: Volume, mm: float, direction: int) -> Volume:
 
 def segment_fold(settings: Settings, index: int) -> list[dict[str, Any]]:
     """Segment every test case of a fold, padded and not, with a grid that follows the structures and with a fixed one."""
-    torch.set_num_threads(1)
-    torch.set_flush_denormal(True)
-    cache = Path(settings.cache)
-    dataset = prepare(settings, find_and_check(settings, cache, print), cache, print)
-    split = split_of(settings, dataset)
-    embed = embedder(settings.features.name, settings.features.weights)
     rows = []
     for follows in (True, False):
         own = replace(settings, views="none", joint=replace(settings.joint, recentre=follows))
-        segmenter = FoldModels(own, dataset, split, cache, print).segmenter(split.folds[index])
-        for case in sorted(split.folds[index].test):
-            volume = read_volume(dataset.cases[case], settings.data.label_values)
+        one = open_fold(own, index)
+        for case in sorted(one.fold.test):
+            volume = read_volume(one.dataset.cases[case], settings.data.label_values)
             direction = int(np.random.default_rng([settings.seed, *case.encode()]).integers(4))
             for mm in ASIDE_MM:
-                _, _, dice = segment_labelled(segmenter, padded(volume, mm, direction), own, embed, own.methods)
+                _, _, dice = segment_labelled(one.segmenter, padded(volume, mm, direction), own, one.embed, own.methods)
                 (values,) = dice.values()
                 row = {"fold": index, "case": case, "aside_mm": mm, "direction": "RLAP"[direction], "follows": follows}
                 rows += [row | {"label": name, "dsc": dsc} for name, dsc in zip(settings.data.labels, values, strict=True)]
@@ -98,9 +87,7 @@ def main(arguments: list[str] | None = None) -> None:
     given = parser().parse_args(arguments)
     settings = settings_of(given.overrides, given.n)
     rows = over_folds(settings, segment_fold)
-    write_text(given.output / "offcentre.csv", rows.to_csv(index=False, float_format="%.6f", lineterminator="\n"))
-    write_text(given.output / "offcentre.md", table(rows))
-    print(table(rows))
+    write_results(given.output, "offcentre", rows, table(rows))
 
 
 if __name__ == "__main__":

@@ -23,10 +23,8 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
-import torch
 
-from benchmarks.robustness.fold_models import fold_parser, over_folds, settings_of
-from oasis_monai.atlases.features import embedder
+from benchmarks.robustness.fold_models import fold_parser, open_fold, over_folds, settings_of, write_results
 from oasis_monai.data.io import read_volume, write_label
 from oasis_monai.data.types import Geometry, Volume
 from oasis_monai.evaluation.suspects import SUSPECT, Finding, Suspect, findings, read_suspects
@@ -35,8 +33,7 @@ from oasis_monai.transforms.corruptions import CORRUPTIONS, draw_corruptions, sh
 from oasis_monai.utils.files import write_text
 from oasis_monai.workflows.corrupted_copies import segment_labelled
 from oasis_monai.workflows.crossval import crossval
-from oasis_monai.workflows.fold_models import FoldModels
-from oasis_monai.workflows.prepare import Dataset, find_and_check, prepare, split_of
+from oasis_monai.workflows.prepare import Dataset, find_and_check, prepare
 from oasis_monai.workflows.suspects import compare, rank_findings
 
 ONE_IN = 7  # cases; one of them gets a wrong label
@@ -110,14 +107,8 @@ def wrong_label(kind: str, volume: Volume, dataset: Dataset, settings: Settings,
 
 def segment_fold(settings: Settings, index: int) -> list[dict[str, Any]]:
     """Segment every test case of a fold, and compare it with its reference and with wrong ones; a row each."""
-    torch.set_num_threads(1)
-    torch.set_flush_denormal(True)
-    cache = Path(settings.cache)
-    dataset = prepare(settings, find_and_check(settings, cache, print), cache, print)
-    split = split_of(settings, dataset)
-    fold = split.folds[index]
-    segmenter = FoldModels(settings, dataset, split, cache, print).segmenter(fold)
-    embed = embedder(settings.features.name, settings.features.weights)
+    one = open_fold(settings, index)
+    dataset, fold, segmenter, embed = one.dataset, one.fold, one.segmenter, one.embed
     labels, rows = list(settings.data.labels), list[dict[str, Any]]()
 
     def segmented(scan: Volume) -> tuple[Callable[[np.ndarray], list[Finding]], dict[str, Any]]:
@@ -256,9 +247,7 @@ def main(arguments: list[str] | None = None) -> None:
         rows = over_folds(settings, segment_fold)
         cases = rows["case"].nunique()
         planted = drawn(rows, list(settings.data.labels), kinds_for(settings), given.draws, settings.seed)
-    write_text(given.output / "suspects_planted.csv", planted.to_csv(index=False, float_format="%.4f", lineterminator="\n"))
-    write_text(given.output / "suspects_planted.md", table(planted, cases))
-    print(table(planted, cases))
+    write_results(given.output, "suspects_planted", planted, table(planted, cases))
 
 
 if __name__ == "__main__":

@@ -14,24 +14,18 @@ import argparse
 import time
 from collections.abc import Callable
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 import pandas as pd
-import torch
 
-from benchmarks.robustness.fold_models import fold_parser, over_folds, settings_of
+from benchmarks.robustness.fold_models import fold_parser, open_fold, over_folds, settings_of, write_results
 from benchmarks.robustness.off_centre import padded
-from oasis_monai.atlases.features import embedder
 from oasis_monai.data.io import read_volume
 from oasis_monai.data.types import Geometry, Volume
 from oasis_monai.segmentation.agreement import overlaps
 from oasis_monai.settings import Settings
 from oasis_monai.transforms.corruptions import CORRUPTIONS, UNTOUCHED, shows_anything
-from oasis_monai.utils.files import write_text
 from oasis_monai.workflows.corrupted_copies import segment_labelled
-from oasis_monai.workflows.fold_models import FoldModels
-from oasis_monai.workflows.prepare import find_and_check, prepare, split_of
 
 SEED = 3  # of the corruptions
 
@@ -59,15 +53,9 @@ CHANGES: dict[str, Callable[[Volume], Volume]] = {
 
 def segment_fold(settings: Settings, index: int) -> list[dict[str, Any]]:
     """Segment every test case of a fold, changed and not, without and with a search."""
-    torch.set_num_threads(1)
-    torch.set_flush_denormal(True)
-    cache = Path(settings.cache)
-    dataset = prepare(settings, find_and_check(settings, cache, print), cache, print)
-    split = split_of(settings, dataset)
-    embed = embedder(settings.features.name, settings.features.weights)
-    fold = split.folds[index]
     own = {views: replace(settings, views=views) for views in ("none", "doubtful")}
-    segmenters = {views: FoldModels(one, dataset, split, cache, print).segmenter(fold) for views, one in own.items()}
+    opened = {views: open_fold(one, index) for views, one in own.items()}
+    dataset, fold = opened["none"].dataset, opened["none"].fold
     rows = []
     for case in sorted(fold.test):
         volume = read_volume(dataset.cases[case], settings.data.label_values)
@@ -75,9 +63,9 @@ def segment_fold(settings: Settings, index: int) -> list[dict[str, Any]]:
             scan = make(volume)
             if not shows_anything(scan):
                 continue
-            for views, segmenter in segmenters.items():
+            for views, one in opened.items():
                 start = time.perf_counter()
-                found, _, dice = segment_labelled(segmenter, scan, own[views], embed, settings.methods)
+                found, _, dice = segment_labelled(one.segmenter, scan, own[views], one.embed, settings.methods)
                 seconds = time.perf_counter() - start
                 ((key, values),) = dice.items()
                 told = overlaps(found.results[key].agreement).mean(1)  # type: ignore[arg-type]
@@ -115,9 +103,7 @@ def main(arguments: list[str] | None = None) -> None:
     given = parser().parse_args(arguments)
     settings = settings_of(given.overrides, given.n)
     rows = over_folds(settings, segment_fold)
-    write_text(given.output / "views.csv", rows.to_csv(index=False, float_format="%.6f", lineterminator="\n"))
-    write_text(given.output / "views.md", table(rows))
-    print(table(rows))
+    write_results(given.output, "views", rows, table(rows))
 
 
 if __name__ == "__main__":
