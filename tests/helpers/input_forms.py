@@ -206,32 +206,27 @@ def enhanced_with_segments(folder, scans, new):
     return folder, folder.with_name("new")
 
 
-def pictures(folder, scans, new):
+def _written(folder, scans, new, image, label, foreground=1):
+    """Images and labels under names with the scan's in the place of ``*``; images of new scans in a folder beside."""
     for scan in scans:
-        write_scan(folder / f"images/{scan.name}.png", scan.image, scan.affine)
-        write_scan(folder / f"masks/{scan.name}.png", scan.label, scan.affine)
+        write_scan(folder / image.replace("*", scan.name), scan.image, scan.affine)
+        write_scan(folder / label.replace("*", scan.name), scan.label * foreground, scan.affine)
     for scan in new:
-        write_scan(folder.with_name("new") / f"{scan.name}.png", scan.image, scan.affine)
+        write_scan(folder.with_name("new") / f"{scan.name}{image[-4:]}", scan.image, scan.affine)
     return folder, folder.with_name("new")
+
+
+def pictures(folder, scans, new):
+    return _written(folder, scans, new, "images/*.png", "masks/*.png")
 
 
 def tiffs(folder, scans, new):
-    for scan in scans:
-        write_scan(folder / f"{scan.name}.tif", scan.image, scan.affine)
-        write_scan(folder / f"{scan.name}_mask.tif", scan.label * 255, scan.affine)
-    for scan in new:
-        write_scan(folder.with_name("new") / f"{scan.name}.tif", scan.image, scan.affine)
-    return folder, folder.with_name("new")
+    return _written(folder, scans, new, "*.tif", "*_mask.tif", foreground=255)
 
 
 def flat_metaimages(folder, scans, new):
     """Volumes of one slice."""
-    for scan in scans:
-        write_scan(folder / f"images/{scan.name}.mhd", scan.image, scan.affine)
-        write_scan(folder / f"labels/{scan.name}.mhd", scan.label, scan.affine)
-    for scan in new:
-        write_scan(folder.with_name("new") / f"{scan.name}.mhd", scan.image, scan.affine)
-    return folder, folder.with_name("new")
+    return _written(folder, scans, new, "images/*.mhd", "labels/*.mhd")
 
 
 def four_dimensions(folder, scans, new):
