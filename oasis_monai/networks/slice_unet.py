@@ -39,6 +39,7 @@ MAX_DISTANCE = 5.0  # voxels; signed distances outside a structure are cut to th
 STRIDE = 16  # stride of the lowest decoder level with instance norm
 LEAST = 2 * STRIDE  # least voxels a side of a slice
 ENCODER = (16, 24, 40, 112, 320)  # channels of EfficientNet-Lite0 at strides 2, 4, 8, 16, 32
+FUSIONS = ("learned", "fixed")
 VOLUME_NETWORKS = ("U-Net3D", "DynU-Net3D")
 VIEWS = ((0.1, 1.1), (-0.1, 0.9), (0.1, 0.9), (-0.1, 1.1))  # angle in radians, size of the field of view
 
@@ -76,7 +77,9 @@ class JointSettings:
             that lie on one side of the body.
         recentre: move the working grid to where the estimate finds the structures, if that is farther from the centre than in
             every atlas (:mod:`oasis_monai.segmentation.recentre`; 3D, with a volume network).
-        estimate_weight: weight of the estimate in the vote of ``OASIS-joint``, 0 to 1; the atlases share the rest.
+        fusion: how ``OASIS-joint`` fuses networks and atlases: ``learned``, with the weights that a cross-validation has fitted
+            (:mod:`oasis_monai.segmentation.opinion_pool`), ``fixed`` where there are none; or ``fixed``: by ``estimate_weight``.
+        estimate_weight: weight of the estimate in the fixed vote of ``OASIS-joint``, 0 to 1; the atlases share the rest.
 
     Raises:
         ConfigError: naming ``joint.<key>``.
@@ -97,6 +100,7 @@ class JointSettings:
     tta_views: int = field(default=4, metadata=INFERENCE_ONLY)
     tta_flip: bool = field(default=True, metadata=not_used_by("slices", "volume"))  # registration is trained on the estimates
     recentre: bool = field(default=True, metadata=INFERENCE_ONLY)
+    fusion: str = field(default="learned", metadata=INFERENCE_ONLY)
     estimate_weight: float = field(default=0.75, metadata=INFERENCE_ONLY)
 
     def __post_init__(self) -> None:
@@ -117,6 +121,7 @@ class JointSettings:
             ("encoder_lr", self.encoder_lr >= 0, "0 (a fixed encoder) or more"),
             ("empty_slice_weight", 0 < self.empty_slice_weight <= 1, "above 0, at most 1"),
             ("tta_views", 0 <= self.tta_views <= len(VIEWS), f"0 to {len(VIEWS)}"),
+            ("fusion", self.fusion in FUSIONS, f"one of {list(FUSIONS)}"),
             ("estimate_weight", 0 <= self.estimate_weight <= 1, "0 to 1"),
         )
 

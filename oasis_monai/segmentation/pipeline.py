@@ -123,6 +123,7 @@ def segment_case(
     fields: FieldCache | None = None,
     exclude_patient: str | None = None,
     only: torch.Tensor | None = None,
+    keep_opinions: bool = False,
 ) -> CaseResult:
     """Segment one scan by every method at every number of atlases.
 
@@ -138,8 +139,9 @@ def segment_case(
         fields: where fields of this scan are kept.
         exclude_patient: no atlas of this person is taken.
         only: (m,) the slices to segment, for folds over slices.
+        keep_opinions: keep what ``OASIS-joint`` is fused of, see :class:`.Result`.
     """
-    asked = _Asked(segmenter, scan, embed, tuple(methods), tuple(ns), fields, exclude_patient, only)
+    asked = _Asked(segmenter, scan, embed, tuple(methods), tuple(ns), fields, exclude_patient, only, keep_opinions)
     result = asked.in_view(UNCHANGED, methods)
     search = segmenter.view_search
     if search is None or scan.preprocess_at is None or not uses_estimate(methods):
@@ -159,6 +161,7 @@ class _Asked:
     fields: FieldCache | None
     exclude_patient: str | None
     only: torch.Tensor | None
+    keep_opinions: bool
 
     def in_view(self, view: View, methods: Sequence[str]) -> CaseResult:
         """The results of some methods in one view of the scan."""
@@ -178,7 +181,9 @@ class _Asked:
         following = [m for m in methods if not moved or uses_estimate([m])]
         cache = self.fields.seen(view, offset) if self.fields is not None else None
         features, exclude = self._features(seen), self.exclude_patient
-        results, selection, aligned = segmenter(seen, features, following, ns, cache, exclude, self.only, probabilities)
+        results, selection, aligned = segmenter(
+            seen, features, following, ns, cache, exclude, self.only, probabilities, self.keep_opinions
+        )
         grids = dict.fromkeys(results, seen.geometry)
         staying = [m for m in methods if m not in following]
         if staying:  # with other atlases than those reported

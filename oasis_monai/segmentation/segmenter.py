@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from functools import cached_property
+from types import MappingProxyType
 from typing import NamedTuple
 
 import numpy as np
@@ -37,6 +38,7 @@ from oasis_monai.segmentation.methods import (
     result_keys,
     uses_estimate,
 )
+from oasis_monai.segmentation.opinion_pool import Pools
 from oasis_monai.segmentation.recentre import AtlasPositions
 from oasis_monai.segmentation.uncertainty import uncertainty
 from oasis_monai.segmentation.views import AtlasVolumes, ViewSearch, ViewSettings
@@ -57,12 +59,14 @@ class Result(NamedTuple):
         agreement: (2, C-1, 2) overlap counts of what the result is made of, see :func:`.agreement.agreement`; None where nothing
             is compared.
         uncertainty: (x, y, z) float32, 0 to 1, see :func:`.uncertainty.uncertainty`; None where the probability is all there is.
+        opinions: (V + 1, C, x, y, z) what V networks say, then the atlases' vote; None unless they are to be kept.
     """
 
     probability: torch.Tensor
     weights: torch.Tensor | None
     agreement: torch.Tensor | None = None
     uncertainty: torch.Tensor | None = None
+    opinions: torch.Tensor | None = None
 
     @property
     def uncertain(self) -> torch.Tensor:
@@ -93,6 +97,7 @@ class Segmenter:
         temperature: of R3, see :func:`.fusion.conditioned_weights`.
         same_case: whether the library holds labelled slices of the targets themselves (slice folds).
         views: whether doubtful scans are also seen in other views (:mod:`.views`).
+        pools: learned fusions of a joint model, by the number of atlases (:mod:`.opinion_pool`).
 
     Examples:
         >>> import oasis_monai
@@ -116,7 +121,9 @@ class Segmenter:
         temperature: float = 0.1,
         same_case: bool = False,
         views: ViewSettings | None = None,
+        pools: Pools = MappingProxyType({}),
     ) -> None:
+        self.pools = pools
         self.views = views or ViewSettings("none")
         self.library, self.aligner, self.estimator = library, aligner, estimator
         # not "loa or ...": a table without pairs yet is one as well
@@ -136,6 +143,7 @@ class Segmenter:
         exclude_patient: str | None = None,
         only: torch.Tensor | None = None,
         network_probabilities: torch.Tensor | None = None,
+        keep_opinions: bool = False,
     ) -> Segmented:
         """Segment a target whose label nobody has given.
 
@@ -147,6 +155,7 @@ class Segmenter:
             exclude_patient: no atlas of this person is taken.
             only: (m,) the images (slices) to segment, for folds over slices; the others come back as background.
             network_probabilities: what :meth:`estimate` gives for this target, where it is known.
+            keep_opinions: keep what ``OASIS-joint`` is fused of, see :class:`Result`.
 
         Raises:
             ValueError: the target has a label, or the methods need a network this segmenter has not.
@@ -186,7 +195,7 @@ class Segmenter:
                 self.temperature,
                 with_images="FWAL" in methods,
             )
-            by_image.append(self.fuse(evidence, methods, ns, found, None if shapes is None else shapes[i]))
+            by_image.append(self.fuse(evidence, methods, ns, found, None if shapes is None else shapes[i], keep_opinions))
         results = {
             key: self._stack([fused[key] for fused in by_image], which, features.shape[0]) for key in result_keys(methods, ns)
         }
@@ -248,12 +257,14 @@ class Segmenter:
         ns: Sequence[int],
         network_probabilities: torch.Tensor | None = None,
         shape: torch.Tensor | None = None,
+        keep_opinions: bool = False,
     ) -> dict[Key, Result]:
         """Every (method, n) of one target image (c, *S). Warped labels exist one batch at a time; only their sums stay.
 
         Args:
             network_probabilities: (V, C, *S) of a joint model.
             shape: (C-1, *S) signed distances to the shape between the case's own labelled slices (:data:`.INTERPOLATION`).
+            keep_opinions: see :meth:`__call__`.
         """
         results: dict[Key, Result] = {}
         if "FwoW" in methods:
@@ -269,11 +280,16 @@ class Segmenter:
             results["estimate", 0] = Result(evidence.estimate, None, compared, uncertainty(network_probabilities).cpu())
         aligning = methods_that_need(ALIGNMENT, methods)
         if aligning:
-            results |= self._fuse_warped(evidence, aligning, ns, network_probabilities)
+            results |= self._fuse_warped(evidence, aligning, ns, network_probabilities, keep_opinions)
         return {key: results[key] for key in result_keys(methods, ns)}
 
     def _fuse_warped(
-        self, evidence: Evidence, methods: Sequence[str], ns: Sequence[int], network_probabilities: torch.Tensor | None
+        self,
+        evidence: Evidence,
+        methods: Sequence[str],
+        ns: Sequence[int],
+        network_probabilities: torch.Tensor | None,
+        keep_opinions: bool,
     ) -> dict[Key, Result]:
         """The methods that fuse warped labels: the weighted sum of each, STAPLE of the hard labels."""
         weighted = [key for key in result_keys(methods, ns) if METHODS[key[0]].weigh is not None]
@@ -292,26 +308,29 @@ class Segmenter:
         for key in weighted:
             fused = fusion.share_votes(sums[key].cpu(), evidence.estimate if key[0] == "OASIS-joint" else None)
             # compared with the networks where there are any, else among the atlases
-            opinions = fused[None]
+            opinions, kept = fused[None], None
             if network_probabilities is not None:
                 counts = agreement(network_probabilities, fused)
-                opinions = torch.cat([opinions, network_probabilities.to(fused)])
+                opinions = torch.cat([network_probabilities.to(fused), opinions])
             else:
                 counts = consensus(torch.stack(votes[: key[1]]), fused)
             if key[0] == "OASIS-joint":
-                fused = self._vote_with_estimate(fused, evidence)
-            results[key] = Result(fused, weights[key], counts, uncertainty(opinions))
+                fused = self._vote_with_networks(fused, evidence, network_probabilities, key[1])
+                kept = opinions if keep_opinions else None
+            results[key] = Result(fused, weights[key], counts, uncertainty(opinions), kept)
         if "STAPLE" in methods:
             for n in ns:
                 results["STAPLE", n] = Result(fusion.staple(torch.stack(votes[:n]), self.library.classes), None)
         return results
 
-    def _vote_with_estimate(self, fused: torch.Tensor, evidence: Evidence) -> torch.Tensor:
-        """The last step of R4: the estimate votes beside the aligned atlases."""
-        if evidence.estimate is None:
+    def _vote_with_networks(
+        self, fused: torch.Tensor, evidence: Evidence, network_probabilities: torch.Tensor | None, n: int
+    ) -> torch.Tensor:
+        """The last step of R4: the networks vote beside the n aligned atlases, with learned weights where there are some."""
+        if evidence.estimate is None or network_probabilities is None:
             raise ValueError("the method 'OASIS-joint' needs a joint model")
-        part = self.joint.estimate_weight
-        vote = (1 - part) * fused + part * evidence.estimate
+        pool, part = self.pools.get(n), self.joint.estimate_weight
+        vote = (1 - part) * fused + part * evidence.estimate if pool is None else pool(network_probabilities, fused)
         # of a slice at the end of a structure all atlases may be empty with good reason; of a volume none is
         return fusion.remove_unsupported_components(vote, fused) if self.spatial_dims == 3 else vote
 
@@ -377,13 +396,18 @@ class Segmenter:
         counted = torch.stack(counts).sum(0) if counts else None
         maps = [part.uncertain for part in parts]
         if self.spatial_dims == 3:
-            return Result(parts[0].probability, weights, counted, maps[0])
+            return Result(parts[0].probability, weights, counted, maps[0], parts[0].opinions)
+
+        def whole(of_slices: list[torch.Tensor]) -> torch.Tensor:
+            made = of_slices[0].new_zeros((*of_slices[0].shape, total))
+            made[..., which] = torch.stack(of_slices, -1)
+            return made
+
         probability = parts[0].probability.new_zeros((*parts[0].probability.shape, total))
         probability[0] = 1
         probability[..., which] = torch.stack([p.probability for p in parts], -1)
-        uncertain = maps[0].new_zeros((*maps[0].shape, total))
-        uncertain[..., which] = torch.stack(maps, -1)
-        return Result(probability, weights, counted, uncertain)
+        opinions = [p.opinions for p in parts if p.opinions is not None]
+        return Result(probability, weights, counted, whole(maps), whole(opinions) if opinions else None)
 
 
 def _hard(label: torch.Tensor) -> torch.Tensor:

@@ -55,6 +55,7 @@ from oasis_monai.workflows.case_pictures import (
     write_views,
 )
 from oasis_monai.workflows.corrupted_copies import Rows, corrupted_rows
+from oasis_monai.workflows.cross_fusion import CrossFusion
 from oasis_monai.workflows.cross_reliability import CrossReliability
 from oasis_monai.workflows.fold_models import FoldModel, FoldModels, OpenModels, calibration_path, train_in_parallel
 from oasis_monai.workflows.plan import Plan, keep_plan
@@ -172,6 +173,9 @@ class CrossValidation:
     def evaluate(self) -> None:
         """Segment and score every case, predict its Dice, and write tables and pictures."""
         with contextlib.closing(OpenModels(self.models)) as trained:
+            with self.clock("learn fusion"):
+                self.fusion.learn(trained, self.models, self._embed)
+                self.fusion.write(self.run_dir, self.log)
             self.score(trained)
             with self.clock("post-process"):
                 self.postprocess()
@@ -204,8 +208,7 @@ class CrossValidation:
         """Segment and score every case of the folds, one fold after the other; rows are in the order of the cases."""
         from tqdm import tqdm
 
-        settings = self.settings
-        embed = embedder(settings.features.name, settings.features.weights, resolve_device(settings.device))
+        settings, embed = self.settings, self._embed
         tested = dict.fromkeys(case for fold in self.folds for case in sorted(fold.test))
         for case in tqdm(tested, desc="segment", disable=not settings.progress, leave=False):
             with self.clock("segment"), with_case_in_errors(case):
@@ -289,6 +292,16 @@ class CrossValidation:
     def reliability(self) -> CrossReliability:
         """That of the probabilities of the cases that are scored."""
         return CrossReliability(list(self.settings.data.labels))
+
+    @cached_property
+    def _embed(self) -> Embedder:
+        features = self.settings.features
+        return embedder(features.name, features.weights, resolve_device(self.settings.device))
+
+    @cached_property
+    def fusion(self) -> CrossFusion:
+        """That of the folds that are scored."""
+        return CrossFusion(self.settings, self.dataset, self.split, self.folds)
 
     @cached_property
     def postprocessing(self) -> CrossPostprocessing:

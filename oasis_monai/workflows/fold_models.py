@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -20,6 +20,7 @@ from oasis_monai.segmentation.alignment import FieldCache
 from oasis_monai.segmentation.build import SegmenterOptions, TrainedNetworks, build_estimator, build_segmenter
 from oasis_monai.segmentation.estimate import estimate_atlases
 from oasis_monai.segmentation.methods import needs_alignment
+from oasis_monai.segmentation.opinion_pool import POOL_VERSION, Pools
 from oasis_monai.segmentation.segmenter import Segmenter
 from oasis_monai.segmentation.views import VIEWS_VERSION, ViewSettings
 from oasis_monai.settings import Settings
@@ -88,6 +89,11 @@ def views_identity(settings: Settings) -> dict[str, Any]:
     return {"views": [settings.views, settings.views_below, VIEWS_VERSION]} if searches else {}
 
 
+def fusion_identity(settings: Settings) -> dict[str, Any]:
+    """What a name holds of learned fusion: nothing where nothing is learned."""
+    return {"fusion": POOL_VERSION} if settings.uses_joint_model and settings.joint.fusion == "learned" else {}
+
+
 def calibration_path(settings: Settings, dataset: Dataset) -> Path:
     """Where a cross-validation leaves what predicts the Dice of scans, for the model that ``train`` fits with the same settings
     on the same cases. Methods, n, folds and corruptions are not in the name: see
@@ -101,7 +107,7 @@ def calibration_path(settings: Settings, dataset: Dataset) -> Path:
         "temperature": settings.temperature,
     }
     identity |= {k: getattr(settings.joint, k) for k in ("estimate_weight", "tta_flip", "tta_views", "recentre")}
-    identity |= ignore_identity(settings) | views_identity(settings)
+    identity |= ignore_identity(settings) | views_identity(settings) | fusion_identity(settings)
     return Path(settings.cache) / "calibrations" / f"{digest(identity)}.json"
 
 
@@ -312,10 +318,14 @@ class OpenModels:
 
     Args:
         models: trains or loads them.
+
+    Attributes:
+        pools: the learned fusions of a fold; none at first.
     """
 
     def __init__(self, models: FoldModels) -> None:
         self._models = models
+        self.pools: Callable[[Fold], Pools] = lambda _: {}
         self._open: dict[int, FoldModel] = {}
 
     def __getitem__(self, fold: Fold) -> FoldModel:
@@ -323,7 +333,10 @@ class OpenModels:
             if self._models.split.honest:
                 self.close()
             self._open[fold.index] = self._models.model(fold)
-        return self._open[fold.index]
+        model = self._open[fold.index]
+        if model.segmenter is not None:
+            model.segmenter.pools = self.pools(fold)
+        return model
 
     def close(self) -> None:
         """Write the LOA pairs that were computed with the open models, and let these go."""

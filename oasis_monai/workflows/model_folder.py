@@ -27,6 +27,7 @@ from oasis_monai.networks.slice_unet import make_slice_network
 from oasis_monai.segmentation.anatomy import AnatomyStatistics, StructureShape, measure_anatomy
 from oasis_monai.segmentation.build import TrainedNetworks
 from oasis_monai.segmentation.loa import LoaTable
+from oasis_monai.segmentation.opinion_pool import OpinionPool, pools_of
 from oasis_monai.segmentation.segmenter import Segmenter
 from oasis_monai.settings import Settings, build
 from oasis_monai.training.registration import make_registration_network
@@ -172,6 +173,18 @@ class ModelRecord:
         held = self.values.get("postprocessing")
         try:
             return {} if held is None else decisions_of(held)
+        except ValueError as error:
+            raise OasisError(f"model: {error} in {self.folder}/model.json; copy the model again") from error
+
+    def pools(self) -> dict[int, OpinionPool]:
+        """The learned fusions of a joint model, by the number of atlases; empty where no cross-validation has fitted any.
+
+        Raises:
+            OasisError: ``model.json`` holds something else.
+        """
+        held = self.values.get("fusion")
+        try:
+            return {} if held is None else pools_of(held)
         except ValueError as error:
             raise OasisError(f"model: {error} in {self.folder}/model.json; copy the model again") from error
 

@@ -168,6 +168,7 @@ RESULTS = (
     "calibration.json",
     "reliability.csv",
     "postprocessing.json",
+    "fusion.json",
     "suspects.csv",
     "suspects/*.png",
     "report.html",

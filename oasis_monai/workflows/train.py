@@ -14,11 +14,13 @@ from oasis_monai.data.types import Case
 from oasis_monai.evaluation.postprocessing import plain_decisions, read_decisions
 from oasis_monai.evaluation.quality_tables import few_patients, plain_calibrations, read_calibrations
 from oasis_monai.networks.segmentation import Predictor
+from oasis_monai.segmentation.opinion_pool import plain_pools, read_pools
 from oasis_monai.segmentation.segmenter import Segmenter
 from oasis_monai.settings import Settings
 from oasis_monai.utils.errors import ConfigError, OasisError
 from oasis_monai.utils.files import digest, file_digest, locked, write_json
 from oasis_monai.utils.tensor_files import save_tensors
+from oasis_monai.workflows.cross_fusion import fusion_path
 from oasis_monai.workflows.fold_models import FoldModels, calibration_path
 from oasis_monai.workflows.model_folder import (
     FORMAT,
@@ -113,6 +115,7 @@ def _record(
     record = run_record("train", settings, None, len(cases), clock.seconds, dataset.identity())
     known = read_calibrations(calibration_path(settings, dataset))
     decided = read_decisions(postprocessing_path(settings, dataset))
+    pools = read_pools(fusion_path(settings, dataset))
     if known is None:
         log(
             "note: no calibration was found, so this model will report the agreement of its parts instead of a predicted Dice. "
@@ -126,6 +129,7 @@ def _record(
         "checksums": {**checksums, "settings": digest(record["settings"])},
         "calibration": None if known is None else plain_calibrations(known),
         "postprocessing": None if decided is None else plain_decisions(decided),
+        "fusion": None if pools is None else plain_pools(pools),
         "embedding": embedder(settings.features.name, settings.features.weights).key,
         "channels": channel_names(settings, dataset.library.channels),
         "cases": cases,

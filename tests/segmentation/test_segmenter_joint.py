@@ -49,7 +49,7 @@ def test_the_joint_vote_formula_by_formula(dims, vote):
     estimate = estimator.volume(image)
     torch.testing.assert_close(results["estimate", 0].probability, estimate, atol=1e-5, rtol=1e-4)
     assert results["estimate", 0].weights is None
-    got, weights, counts, uncertain = results["OASIS-joint", 3]
+    got, weights, counts, uncertain, _ = results["OASIS-joint", 3]
     wanted_counts = torch.zeros_like(counts)
     for number, rows in enumerate(chosen.indices):
         here = estimate if dims == 3 else estimate[..., number]
