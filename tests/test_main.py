@@ -115,7 +115,7 @@ def test_every_setting_that_is_a_text_is_typed_as_it_is_or_is_one_of_a_few_words
         "postprocessing",
         "views",
     }
-    words |= {"registration.body", "loss.similarity", "loss.smooth", "joint.volume_network", "training.schedule"}
+    words |= {"registration.body", "joint.fusion", "loss.similarity", "loss.smooth", "joint.volume_network", "training.schedule"}
     found = set()
     for group, kind in [("", Settings), *GROUPS.items()]:
         hints = typing.get_type_hints(kind)
