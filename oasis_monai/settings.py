@@ -214,7 +214,7 @@ class Settings:
         if self.atlas_methods:
             preprocessing.check_divisor(self.registration.divisor(self.spatial_dims))
         if self.uses_joint_model:
-            check_size(preprocessing.size)
+            check_size(preprocessing.fine_size)
             if self.has_volume_network:
                 self._check_volume_network(preprocessing.size)
         for name in self.networks:

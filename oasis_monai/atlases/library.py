@@ -6,7 +6,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from types import MappingProxyType
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 
@@ -16,6 +16,18 @@ from oasis_monai.networks.slice_unet import with_neighbours
 from oasis_monai.transforms.labels import ignored
 from oasis_monai.utils.errors import ConfigError, DataError, Fault
 from oasis_monai.utils.tensor_files import map_tensors, write_tensors
+
+
+class FineAtlas(NamedTuple):
+    """An atlas on the fine grid (:mod:`oasis_monai.transforms.fine`); its voxels may lie on disk until they are used.
+
+    Args:
+        image: (c, *F) float16.
+        label: (1, *F) uint8, as :attr:`AtlasLibrary.labels`.
+    """
+
+    image: torch.Tensor
+    label: torch.Tensor
 
 
 @dataclass(frozen=True, eq=False)
@@ -34,6 +46,7 @@ class AtlasLibrary:
         thumbnails: slices only: (N, F') float16, see :func:`oasis_monai.atlases.features.thumbnails`.
         estimates: (N, C-1, *S) float16 what a joint model's segmentation network makes of each atlas; see :meth:`with_estimates`.
         patients: (N) the persons they are of; by default (and in files of earlier versions) each case is of another.
+        fine: volumes only: (N) the atlases on the fine grid; empty without one.
 
     Raises:
         DataError: tensors that do not have one row for every case, or labels of another shape than the images.
@@ -59,9 +72,12 @@ class AtlasLibrary:
     estimates: torch.Tensor | None = None
     thumbnails: torch.Tensor | None = None
     patients: tuple[str, ...] = ()
+    fine: tuple[FineAtlas, ...] = ()
 
     def __post_init__(self) -> None:
         n = len(self.cases)
+        if self.fine and len(self.fine) != n:
+            raise DataError(Fault("", "atlas library, fine", f"{n}, one a row", str(len(self.fine)), "build it again"))
         object.__setattr__(self, "patients", tuple(self.patients) or self.cases)
         if len(self.patients) != n:
             raise DataError(Fault("", "atlas library, patients", f"{n}, one a row", str(len(self.patients)), "build it again"))
@@ -92,13 +108,26 @@ class AtlasLibrary:
         """2 for slices, 3 for volumes."""
         return self.images.ndim - 2
 
+    @property
+    def fine_factor(self) -> tuple[int, ...] | None:
+        """Voxels of the fine grid for each working voxel along x, y, z; None without a fine grid."""
+        if not self.fine:
+            return None
+        return tuple(f // n for f, n in zip(self.fine[0].label.shape[1:], self.images.shape[2:], strict=True))
+
+    @property
+    def detail(self) -> tuple[FineAtlas, ...]:
+        """Volumes: the atlases on the finest grid there is, that of the slice network."""
+        return self.fine or tuple(FineAtlas(image, label) for image, label in zip(self.images, self.labels, strict=True))
+
     def subset(self, rows: torch.Tensor | Sequence[int]) -> AtlasLibrary:
         """The atlases of ``rows`` (int64 indices or a boolean mask), in that order."""
         index = torch.as_tensor(rows)
         index = index.nonzero()[:, 0] if index.dtype == torch.bool else index.long()
         cases, patients = (tuple(names[i] for i in index.tolist()) for names in (self.cases, self.patients))
         chosen: dict[str, Any] = {k: v[index] for k, v in self._tensors().items()}
-        return replace(self, cases=cases, patients=patients, **chosen)
+        fine = tuple(self.fine[i] for i in index.tolist()) if self.fine else ()
+        return replace(self, cases=cases, patients=patients, fine=fine, **chosen)
 
     def with_estimates(self, estimates: torch.Tensor) -> AtlasLibrary:
         """The library with the estimates (N, C-1, \\*S) of a joint model's segmentation networks."""
@@ -125,10 +154,14 @@ class AtlasLibrary:
         return list(dict.fromkeys(c for c, p in zip(self.cases, self.patients, strict=True) if p == patient))
 
     def label_of(self, case: str) -> torch.Tensor:
-        """(x, y, z) class indices of a case, its slices put together in order."""
+        """(x, y, z) class indices of a case, its slices put together in order; see also :meth:`finest_label_of`."""
         rows = sorted((int(self.slices[row]), row) for row, other in enumerate(self.cases) if other == case)
         label = self.labels[[row for _, row in rows], 0]
         return label[0] if self.spatial_dims == 3 else label.movedim(0, -1)
+
+    def finest_label_of(self, case: str) -> torch.Tensor:
+        """:meth:`label_of` on the fine grid, where there is one."""
+        return self.fine[self.cases.index(case)].label[0] if self.fine else self.label_of(case)
 
     def twin(self, image: torch.Tensor, tolerance: float, among: Iterable[str]) -> str | None:
         """Find the case whose atlases have the same voxels as a scan.
@@ -151,7 +184,10 @@ class AtlasLibrary:
         Raises:
             DataError: other channels or grid, another number of features or of classes, or an atlas that is in both.
         """
-        ours, theirs = ((tuple(lib.images.shape[1:]), lib.features.shape[1], lib.classes) for lib in (self, other))
+        ours, theirs = (
+            (tuple(lib.images.shape[1:]), lib.features.shape[1], lib.classes, *filter(None, [lib.fine_factor]))
+            for lib in (self, other)
+        )
         if ours != theirs:
             expected = f"channels and grid, features, classes {ours}"
             raise DataError(Fault("", "atlas library", expected, str(theirs), "build both with the same settings"))
@@ -164,12 +200,14 @@ class AtlasLibrary:
         more = other._tensors()
         both: dict[str, Any] = {k: torch.cat([v, more[k]]) for k, v in self._tensors().items() if k in more}
         without = replace(self, context=None, estimates=None, thumbnails=None)  # where only one of the two has them
-        return replace(without, cases=self.cases + other.cases, patients=self.patients + other.patients, **both)
+        fine = self.fine + other.fine
+        return replace(without, cases=self.cases + other.cases, patients=self.patients + other.patients, fine=fine, **both)
 
     def save(self, path: str | Path) -> None:
         """Write the library with a checksum, whole or not at all."""
         known = {} if self.patients == self.cases else {"patients": list(self.patients)}
-        write_tensors(path, self._tensors(), {"cases": list(self.cases), "classes": self.classes, **known})
+        fine = {f"fine.{row}.{k}": v for row, one in enumerate(self.fine) for k, v in one._asdict().items()}
+        write_tensors(path, self._tensors() | fine, {"cases": list(self.cases), "classes": self.classes, **known})
 
     @classmethod
     def load(cls, path: str | Path, check: bool = True) -> AtlasLibrary:
@@ -186,7 +224,10 @@ class AtlasLibrary:
             parts = [tensors[k] for k in ("images", "labels", "features", "slices")]
             more = [tensors.get(k) for k in ("context", "estimates", "thumbnails")]
             cases, patients = tuple(meta["cases"]), tuple(meta.get("patients", ()))
-            return cls(parts[0], parts[1], parts[2], cases, parts[3], int(meta["classes"]), more[0], more[1], more[2], patients)
+            rows = range(len(cases)) if "fine.0.image" in tensors else ()
+            fine = tuple(FineAtlas(*(tensors[f"fine.{row}.{key}"] for key in FineAtlas._fields)) for row in rows)
+            own = (parts[0], parts[1], parts[2], cases, parts[3], int(meta["classes"]), more[0], more[1], more[2], patients)
+            return cls(*own, fine)
         except (OSError, ValueError, KeyError) as error:
             raise DataError(Fault("", str(path), "a whole atlas library", str(error), "build the library again")) from error
 
@@ -244,6 +285,7 @@ def build_library(
         torch.cat(context).float() if context else None,
         thumbnails=thumbnails(torch.cat(images)) if spatial_dims == 2 else None,
         patients=tuple(patients.get(case, case) for case in cases),
+        fine=tuple(FineAtlas(one.image, one.label) for item in items if (one := item.fine) is not None and one.label is not None),
     )
 
 

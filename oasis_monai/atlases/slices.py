@@ -160,13 +160,14 @@ def slices_near_structure(library: AtlasLibrary, within_slices: int = 2) -> torc
     """Find the slices that have a structure at most ``within_slices`` slices away.
 
     Returns:
-        (N, z) bool for volumes; (N,) bool for slices, where only neighbours that are in the library count.
+        (N, z) bool for volumes, of the finest grid there is; (N,) bool for slices, where only neighbours that are in the library
+        count.
     """
-    inside = structures(library.labels)
-    has_structure = inside.flatten(1, 3).any(1) if library.spatial_dims == 3 else inside.flatten(1).any(1)
     if library.spatial_dims == 3:
+        has_structure = torch.stack([structures(one.label).flatten(0, 2).any(0) for one in library.detail])
         spread = F.max_pool1d(has_structure[:, None].float(), 2 * within_slices + 1, stride=1, padding=within_slices)
         return spread[:, 0] > 0
+    has_structure = structures(library.labels).flatten(1).any(1)
     known = {(case, int(z)) for case, z, fg in zip(library.cases, library.slices, has_structure.tolist(), strict=True) if fg}
     around = range(-within_slices, within_slices + 1)
     near = [any((case, int(z) + d) in known for d in around) for case, z in zip(library.cases, library.slices, strict=True)]

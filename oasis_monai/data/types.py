@@ -8,7 +8,7 @@ voxel indices to RAS+ millimetres (nibabel's and MONAI's convention).
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Literal, get_args
@@ -184,6 +184,7 @@ class Preprocessed:
         label: (1, x, y, z) uint8 class indices and :data:`IGNORE`, or None.
         geometry: the working grid, in the same RAS+ millimetre space as ``native``.
         native: the grid results must come back on.
+        fine: the same scan on the fine grid (:mod:`oasis_monai.transforms.fine`), its image in float16; None without one.
     """
 
     case: str
@@ -191,6 +192,16 @@ class Preprocessed:
     label: torch.Tensor | None
     geometry: Geometry
     native: Geometry
+    fine: Preprocessed | None = None
+
+    def without_label(self) -> Preprocessed:
+        """The same scan as a target: no label travels with it, on no grid."""
+        return replace(self, label=None, fine=None if self.fine is None else self.fine.without_label())
+
+    def grid_of(self, shape: Sequence[int]) -> Geometry:
+        """The grid of a result of so many voxels along x, y, z: the working or the fine one."""
+        on_fine = self.fine is not None and tuple(shape) == tuple(self.fine.geometry.shape)
+        return self.fine.geometry if self.fine is not None and on_fine else self.geometry
 
 
 @dataclass(frozen=True)

@@ -38,6 +38,9 @@ BESIDE = 4  # in that of networks with atlas channels; raise it when other atlas
 MAX_DISTANCE = 5.0  # voxels; signed distances outside a structure are cut to this, also in slices without the structure
 STRIDE = 16  # stride of the lowest decoder level with instance norm
 LEAST = 2 * STRIDE  # least voxels a side of a slice
+WINDOW = 192
+"""Most voxels a side of what a slice network sees of the fine grid at once, in training and in use: a multiple of :data:`STRIDE`.
+Twelve such windows take 1 GB of memory in a step, however large slices are."""
 ENCODER = (16, 24, 40, 112, 320)  # channels of EfficientNet-Lite0 at strides 2, 4, 8, 16, 32
 FUSIONS = ("learned", "fixed")
 VOLUME_NETWORKS = ("U-Net3D", "DynU-Net3D")

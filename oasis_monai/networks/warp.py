@@ -69,8 +69,13 @@ def resize_ddf(ddf: torch.Tensor, size: Sequence[int]) -> torch.Tensor:
     """
     if tuple(ddf.shape[2:]) == tuple(size):
         return ddf
+    return enlarge(scale_ddf(ddf, size), size)
+
+
+def scale_ddf(ddf: torch.Tensor, size: Sequence[int]) -> torch.Tensor:
+    """A field (B, D, *s) on its own grid, its displacements in voxels of a grid of ``size`` covering the same extent."""
     factors = [new / old for new, old in zip(size, ddf.shape[2:], strict=True)]
-    return enlarge(ddf.float() * torch.tensor(factors, device=ddf.device).view(1, -1, *[1] * (ddf.ndim - 2)), size)
+    return ddf.float() * torch.tensor(factors, device=ddf.device).view(1, -1, *[1] * (ddf.ndim - 2))
 
 
 def compose(first: torch.Tensor, second: torch.Tensor) -> torch.Tensor:

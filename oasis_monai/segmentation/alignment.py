@@ -72,12 +72,18 @@ class Aligner(Batched):
             ddf = warping.resize_ddf(fields[part].to(self.device).float(), structures.shape[2:])
             image = library.images[rows[part]].to(self.device, torch.float32) if images else structures[:, :0]
             moved_image, moved = warping.warp_pair(image, structures, ddf)
-            moved, counts = split_ignored(moved, library.classes)
-            whole = torch.cat([1 - moved.sum(1, keepdim=True), moved], 1)
-            return moved_image if images else None, whole if counts is None else whole * counts
+            return moved_image if images else None, with_background(moved, library.classes)
 
         for part, (moved, moved_label) in self.in_batches(len(rows), warp):
             yield part, moved, moved_label
+
+
+def with_background(moved: torch.Tensor, classes: int) -> torch.Tensor:
+    """What a warp made of :func:`oasis_monai.transforms.labels.with_ignored` -> (b, C, *S) one-hot labels, 0 in every class where
+    the atlas is ignored."""
+    moved, counts = split_ignored(moved, classes)
+    whole = torch.cat([1 - moved.sum(1, keepdim=True), moved], 1)
+    return whole if counts is None else whole * counts
 
 
 @dataclass

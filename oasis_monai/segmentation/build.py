@@ -45,6 +45,7 @@ class SegmenterOptions:
         joint: how a joint model makes and uses its estimate.
         network: channels of the volume network.
         views: whether doubtful scans are also seen in other views.
+        window: see :class:`.Estimator`.
         pools: learned fusions of a joint model, by the number of atlases; they count where ``joint.fusion`` is ``learned``.
     """
 
@@ -55,6 +56,7 @@ class SegmenterOptions:
     network: NetworkSettings = field(default_factory=NetworkSettings)
     same_case: bool = False
     views: ViewSettings = field(default_factory=lambda: ViewSettings("none"))
+    window: int | None = None
     pools: Pools = field(default_factory=dict)
 
 
@@ -72,6 +74,7 @@ def build_estimator(networks: TrainedNetworks, options: SegmenterOptions, device
         volume_network=volume_network,
         stride=joint.volume_stride,
         tta_views=joint.tta_views,
+        window=options.window,
     )
 
 

@@ -13,6 +13,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from typing import NamedTuple
 
 import torch
 from torch import nn
@@ -20,6 +21,7 @@ from torch.nn import functional as F
 
 from oasis_monai.atlases.library import AtlasLibrary
 from oasis_monai.atlases.slices import append_atlas_channels, context_slices, expected_shapes, nearest_slice_atlases
+from oasis_monai.data.types import Preprocessed
 from oasis_monai.networks.layers import without_batch_norms
 from oasis_monai.networks.segmentation import NetworkSettings, Predictor
 from oasis_monai.networks.slice_unet import VIEWS, SliceUNet, SliceUNetEnsemble, with_neighbours
@@ -27,7 +29,23 @@ from oasis_monai.utils.device import use_bfloat16
 from oasis_monai.utils.interpolation import enlarge, pool
 from oasis_monai.utils.memory import Batched
 
+OVERLAP = 0.25  # of the windows in which large slices are seen
 FAINT = 0.05  # a slice without a foreground probability above this is background; test-time views are skipped
+
+
+MOST_PIXELS = 2**21  # of the slices that the network is given at once; those of the usual working grids are fewer
+
+
+class Estimate(NamedTuple):
+    """What the networks of a joint model make of a scan.
+
+    Args:
+        networks: (V, C, \\*S) probabilities of each network on the working grid, the slice network first.
+        fine: (V, C, \\*F) the same on the fine grid; None without one.
+    """
+
+    networks: torch.Tensor
+    fine: torch.Tensor | None = None
 
 
 def rotate_and_scale(images: torch.Tensor, angle: float, scale: float, back: bool = False) -> torch.Tensor:
@@ -54,6 +72,7 @@ class Estimator(Batched):
         device: where it runs.
         batch: slices per forward pass.
         bfloat16: run the networks in bfloat16, see :func:`oasis_monai.utils.device.use_bfloat16`.
+        window: most voxels a side of what the slice network sees at once; larger slices in windows that overlap. None: all.
         volume_network: (B, c, \\*s) -> (B, C, \\*s) probabilities on a grid coarser by ``stride``; None without one.
     """
 
@@ -69,7 +88,9 @@ class Estimator(Batched):
         stride: Sequence[int] = (2, 2, 1),
         tta_views: int = 0,
         bfloat16: bool | None = None,
+        window: int | None = None,
     ) -> None:
+        self.window = window
         self.model, self.tta_flip, self.tta_views = model.to(device).eval(), tta_flip, tta_views
         members = model.members if isinstance(model, SliceUNetEnsemble) else [model]
         self._fused = [
@@ -86,7 +107,7 @@ class Estimator(Batched):
     def quick(self, tta_flip: bool = False) -> Estimator:
         """The same estimator without copies, with or without the mirrored ones."""
         arguments = (self.model, tta_flip, self.device, self.batch, self.volume_network, self.stride)
-        return Estimator(*arguments, bfloat16=self.bfloat16)
+        return Estimator(*arguments, bfloat16=self.bfloat16, window=self.window)
 
     @torch.inference_mode()
     def __call__(self, slices: torch.Tensor) -> torch.Tensor:
@@ -115,6 +136,13 @@ class Estimator(Batched):
         return probability
 
     def _seen(self, slices: torch.Tensor) -> torch.Tensor:
+        if self.window is not None and max(slices.shape[2:]) > self.window:
+            from monai.inferers.utils import sliding_window_inference
+
+            size = [min(side, self.window) for side in slices.shape[2:]]
+            made = sliding_window_inference(slices, size, self.batch, self._seen, OVERLAP, mode="gaussian")
+            assert isinstance(made, torch.Tensor)
+            return made
         slices = slices.contiguous(memory_format=torch.channels_last)
         with torch.autocast(self.device.type, torch.bfloat16, enabled=self.bfloat16):
             logits = [network(slices) for network in self._fused]
@@ -125,6 +153,18 @@ class Estimator(Batched):
         foreground = rotate_and_scale(self._one(rotate_and_scale(slices, angle, scale))[:, 1:], angle, scale, back=True)
         return torch.cat([(1 - foreground.sum(1, keepdim=True)).clamp_min(0), foreground], 1)
 
+    @torch.inference_mode()
+    def on_both_grids(self, image: torch.Tensor, fine: torch.Tensor) -> Estimate:
+        """What the networks make of a scan (c, \\*S) on the working grid; the slice network sees (c, \\*F) of the fine one."""
+        factor = [f // n for f, n in zip(fine.shape[1:], image.shape[1:], strict=True)]
+        by_slices = self._by_slices(fine)
+        pooled = pool(by_slices[None], factor)
+        if self.volume_network is None:
+            return Estimate(pooled, by_slices[None])
+        by_volume = self._by_volume(image)
+        with_detail = add_detail(by_volume, pooled[0], by_slices)
+        return Estimate(torch.stack([pooled[0], by_volume]), torch.stack([by_slices, with_detail]))
+
     def volume(self, image: torch.Tensor) -> torch.Tensor:
         """(c, x, y, z) -> (C, x, y, z) float32 probabilities: the mean over the networks."""
         return self.network_probabilities(image).mean(0)
@@ -132,16 +172,58 @@ class Estimator(Batched):
     @torch.inference_mode()
     def network_probabilities(self, image: torch.Tensor) -> torch.Tensor:
         """(c, x, y, z) -> (V, C, x, y, z) float32 probabilities of each network, the slice network first."""
-        by_slices = self(with_neighbours(image)).permute(1, 2, 3, 0).contiguous()
+        by_slices = self._by_slices(image)
         if self.volume_network is None:
             return by_slices[None]
+        return torch.stack([by_slices, self._by_volume(image)])
+
+    def _by_slices(self, image: torch.Tensor) -> torch.Tensor:
+        """(c, x, y, z) -> (C, x, y, z) of the slice network; large slices a few at a time."""
+        at_once = max(1, MOST_PIXELS // (image.shape[1] * image.shape[2]))
+        parts = with_neighbours(image).split(at_once)
+        return torch.cat([self(part) for part in parts]).permute(1, 2, 3, 0).contiguous()
+
+    def _by_volume(self, image: torch.Tensor) -> torch.Tensor:
+        """(c, x, y, z) -> (C, x, y, z) of the volume network, which sees a coarser grid."""
+        assert self.volume_network is not None
         pooled = pool(image[None].float(), self.stride)
         with torch.autocast(self.device.type, torch.bfloat16, enabled=self.bfloat16):
             coarse = self.volume_network(pooled)
             if self.tta_flip:
                 coarse = (coarse + self.volume_network(pooled.flip(2)).flip(2)) / 2
-        fine = enlarge(coarse, image.shape[1:])[0]
-        return torch.stack([by_slices, fine])
+        return enlarge(coarse, image.shape[1:])[0]
+
+
+def add_detail(by_volume: torch.Tensor, pooled: torch.Tensor, by_slices: torch.Tensor) -> torch.Tensor:
+    """What the volume network says on the fine grid: its own over the blocks of the working grid, and within them the detail of
+    the slice network, which it does not see itself.
+
+    Args:
+        by_volume: (C, \\*S) of the volume network.
+        pooled: (C, \\*S) the slice network's mean over the blocks.
+        by_slices: (C, \\*F) of the slice network.
+
+    Returns:
+        (C, \\*F) probabilities.
+    """
+    if by_slices.shape == pooled.shape:
+        return by_volume
+    moved = (by_slices + enlarge((by_volume - pooled)[None], by_slices.shape[1:])[0]).clamp_min_(0)
+    return moved / moved.sum(0, keepdim=True)
+
+
+def see(estimator: Estimator, target: Preprocessed) -> Estimate:
+    """What the networks make of a scan, on both grids where it has a fine one."""
+    if target.fine is None:
+        return Estimate(estimator.network_probabilities(target.image))
+    return estimator.on_both_grids(target.image, target.fine.image)
+
+
+def see_atlas(estimator: Estimator, library: AtlasLibrary, row: int) -> Estimate:
+    """:func:`see` of an atlas."""
+    if not library.fine:
+        return Estimate(estimator.network_probabilities(library.images[row]))
+    return estimator.on_both_grids(library.images[row], library.fine[row].image)
 
 
 def make_volume_network(
@@ -165,7 +247,7 @@ def estimate_atlases(
     rows = torch.arange(len(library)) if rows is None else rows
     estimator = estimator.without_views()  # views would add little: the STM is trained on perturbed estimates
     if library.spatial_dims == 3:
-        return torch.stack([estimator.volume(library.images[row])[1:].half() for row in rows.tolist()])
+        return torch.stack([see_atlas(estimator, library, row).networks.mean(0)[1:].half() for row in rows.tolist()])
     near = nearest_slice_atlases(library, atlases, same_case, rows)
     estimates = []
     for part, of in zip(rows.split(64), near.split(64), strict=True):

@@ -6,7 +6,7 @@ Cross-validation, corrupted copies, ``segment``, the bundle and the Python libra
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import NamedTuple
 
@@ -15,6 +15,7 @@ import torch
 from oasis_monai.atlases.features import Embedder, target_features
 from oasis_monai.data.types import Geometry, Preprocessed, Segmentation, Selection, Volume
 from oasis_monai.segmentation.alignment import FieldCache
+from oasis_monai.segmentation.estimate import Estimate
 from oasis_monai.segmentation.methods import (
     ESTIMATE,
     INTERPOLATION,
@@ -26,7 +27,8 @@ from oasis_monai.segmentation.methods import (
     uses_estimate,
 )
 from oasis_monai.segmentation.recentre import NO_OFFSET, Offset, recentre
-from oasis_monai.segmentation.segmenter import Key, Result, Segmenter
+from oasis_monai.segmentation.result import Key, Result
+from oasis_monai.segmentation.segmenter import Segmenter
 from oasis_monai.segmentation.uncertainty import restore_uncertainty
 from oasis_monai.segmentation.views import Tried, ViewSearch, chosen
 from oasis_monai.transforms.preprocessing import Preprocessing, restore_all
@@ -78,8 +80,8 @@ class CaseResult:
     Args:
         target: the preprocessed scan; if the grid was moved, or in another view, as methods with an estimate saw it.
         offset: by how many voxels the grid was moved.
-        results: by method and n, on the working grids.
-        grids: the working grid of each result.
+        results: by method and n, on the working grids, or on the fine ones where there are any.
+        grids: the grid of each result.
         selection: the atlases selected, as rows of the segmenter's library.
         atlases: the same by name, for every image of the target (1, or its slices), nearest first.
         fields: (T, n, D, *s) of the atlases, or None.
@@ -167,29 +169,30 @@ class _Asked:
         """The results of some methods in one view of the scan."""
         segmenter, scan, ns = self.segmenter, self.scan, self.ns
         target = scan.seen(view)
-        seen, offset, probabilities, preprocess_at = target, NO_OFFSET, None, scan.preprocess_at
+        seen, offset, known, preprocess_at = target, NO_OFFSET, None, scan.preprocess_at
         if segmenter.atlas_positions is not None and preprocess_at is not None and uses_estimate(methods):
-            image = torch.arange(1)
-            seen, found, offset = recentre(
-                segmenter.atlas_positions,
-                target,
-                lambda one: segmenter.estimate(one, image)[0],
-                lambda move: preprocess_at(move, view),
-            )
-            probabilities = found[None]
+            image, looked = torch.arange(1), list[tuple[torch.Tensor, Estimate]]()
+
+            def look(one: Preprocessed) -> torch.Tensor:
+                estimate = segmenter.estimate(one, image)
+                looked.append((estimate.networks[0], estimate))
+                return looked[-1][0]
+
+            seen, found, offset = recentre(segmenter.atlas_positions, target, look, lambda move: preprocess_at(move, view))
+            (known,) = (estimate for probabilities, estimate in looked if probabilities is found)
         moved = any(offset)
         following = [m for m in methods if not moved or uses_estimate([m])]
         cache = self.fields.seen(view, offset) if self.fields is not None else None
         features, exclude = self._features(seen), self.exclude_patient
         results, selection, aligned = segmenter(
-            seen, features, following, ns, cache, exclude, self.only, probabilities, self.keep_opinions
+            seen, features, following, ns, cache, exclude, self.only, known, self.keep_opinions
         )
-        grids = dict.fromkeys(results, seen.geometry)
+        grids = _grids(results, seen)
         staying = [m for m in methods if m not in following]
         if staying:  # with other atlases than those reported
             still = segmenter(target, self._features(target), staying, ns, None, exclude, self.only).results
             results |= {key: result._replace(weights=None) for key, result in still.items()}
-            grids |= dict.fromkeys(still, target.geometry)
+            grids |= _grids(still, target)
         ordered = {key: results[key] for key in result_keys(methods, ns)}
         unchanged = None if seen is scan.target else scan.target
         return CaseResult(seen, offset, ordered, grids, selection, self._used(selection), aligned, unchanged, view=view)
@@ -225,6 +228,11 @@ class _Asked:
             ]
             for rows, distances in zip(selection.indices.tolist(), selection.distances.tolist(), strict=True)
         ]
+
+
+def _grids(results: Mapping[Key, Result], seen: Preprocessed) -> dict[Key, Geometry]:
+    """The grid of each result: the working or the fine one."""
+    return {key: seen.grid_of(result.probability.shape[1:]) for key, result in results.items()}
 
 
 @torch.inference_mode()  # inference tensors cannot be changed outside it

@@ -7,6 +7,7 @@ estimate guides the alignment and weighs the atlases.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from functools import cached_property
 from types import MappingProxyType
 from typing import NamedTuple
@@ -17,14 +18,15 @@ import torch
 from oasis_monai.atlases.library import AtlasLibrary
 from oasis_monai.atlases.selection import Pair, nearest
 from oasis_monai.atlases.slices import adjacent_slice_atlases, append_atlas_channels, interpolate_shape
-from oasis_monai.data.types import IGNORE, Geometry, Preprocessed, Selection
+from oasis_monai.data.types import Geometry, Preprocessed, Selection
 from oasis_monai.networks.registration import append_structures
 from oasis_monai.networks.slice_unet import JointSettings, with_neighbours
 from oasis_monai.segmentation import fusion
 from oasis_monai.segmentation.agreement import agreement, consensus
 from oasis_monai.segmentation.alignment import Aligner, FieldCache
-from oasis_monai.segmentation.estimate import Estimator
+from oasis_monai.segmentation.estimate import Estimate, Estimator, see
 from oasis_monai.segmentation.evidence import Alignment, Evidence
+from oasis_monai.segmentation.fine_fusion import FineFusion
 from oasis_monai.segmentation.loa import LoaTable
 from oasis_monai.segmentation.methods import (
     ALIGNMENT,
@@ -40,38 +42,13 @@ from oasis_monai.segmentation.methods import (
 )
 from oasis_monai.segmentation.opinion_pool import Pools
 from oasis_monai.segmentation.recentre import AtlasPositions
+from oasis_monai.segmentation.result import Key, Result, hard_label
 from oasis_monai.segmentation.uncertainty import uncertainty
 from oasis_monai.segmentation.views import AtlasVolumes, ViewSearch, ViewSettings
-from oasis_monai.transforms.labels import decide, labelled
+from oasis_monai.transforms.fine import refined
 
 SAMPLE = 5
 """Atlases on which it is measured what agreement is usual."""
-Key = tuple[str, int]
-"""A method and the number of atlases it fuses, 0 for a method that fuses none."""
-
-
-class Result(NamedTuple):
-    """One fused target on the working grid.
-
-    Args:
-        probability: (C, x, y, z) float32.
-        weights: (T, n) per target image (T = 1, or the slices); None for STAPLE and where no atlas is fused.
-        agreement: (2, C-1, 2) overlap counts of what the result is made of, see :func:`.agreement.agreement`; None where nothing
-            is compared.
-        uncertainty: (x, y, z) float32, 0 to 1, see :func:`.uncertainty.uncertainty`; None where the probability is all there is.
-        opinions: (V + 1, C, x, y, z) what V networks say, then the atlases' vote; None unless they are to be kept.
-    """
-
-    probability: torch.Tensor
-    weights: torch.Tensor | None
-    agreement: torch.Tensor | None = None
-    uncertainty: torch.Tensor | None = None
-    opinions: torch.Tensor | None = None
-
-    @property
-    def uncertain(self) -> torch.Tensor:
-        """(x, y, z) the uncertainty: of its opinions, or of the probability where there are no others."""
-        return uncertainty(self.probability[None]) if self.uncertainty is None else self.uncertainty
 
 
 class Segmented(NamedTuple):
@@ -142,7 +119,7 @@ class Segmenter:
         fields: FieldCache | None = None,
         exclude_patient: str | None = None,
         only: torch.Tensor | None = None,
-        network_probabilities: torch.Tensor | None = None,
+        known: Estimate | None = None,
         keep_opinions: bool = False,
     ) -> Segmented:
         """Segment a target whose label nobody has given.
@@ -154,21 +131,22 @@ class Segmenter:
             fields: where fields of this target are kept.
             exclude_patient: no atlas of this person is taken.
             only: (m,) the images (slices) to segment, for folds over slices; the others come back as background.
-            network_probabilities: what :meth:`estimate` gives for this target, where it is known.
-            keep_opinions: keep what ``OASIS-joint`` is fused of, see :class:`Result`.
+            known: what :meth:`estimate` gives for this target, where it is known.
+            keep_opinions: keep what ``OASIS-joint`` is fused of, see :class:`.Result`.
 
         Raises:
             ValueError: the target has a label, or the methods need a network this segmenter has not.
         """
-        if target.label is not None:
+        if target.label is not None or (target.fine is not None and target.fine.label is not None):
             raise ValueError(f"{target.case}: a target must come without its label")
         images = self.images(target)
         which = torch.arange(len(images)) if only is None else only
         images = images[which]
 
         # The joint model's first estimate
-        if network_probabilities is None and self.estimator is not None and uses_estimate(methods):
-            network_probabilities = self.estimate(target, which, exclude_patient)
+        if known is None and self.estimator is not None and uses_estimate(methods):
+            known = self.estimate(target, which, exclude_patient)
+        network_probabilities = None if known is None else known.networks
 
         # Atlas selection (2.1): where no method fuses atlases, they are reported beside the result
         most = max(ns) if needs_atlases(methods) else min(max(ns), len(self.library))
@@ -195,7 +173,11 @@ class Segmenter:
                 self.temperature,
                 with_images="FWAL" in methods,
             )
-            by_image.append(self.fuse(evidence, methods, ns, found, None if shapes is None else shapes[i], keep_opinions))
+            fused = self.fuse(evidence, methods, ns, found, None if shapes is None else shapes[i], keep_opinions)
+            if target.fine is not None and self.library.fine:
+                networks = None if known is None else known.fine
+                fused = FineFusion(evidence, networks, self._vote_with_networks, keep_opinions)(fused)
+            by_image.append(fused)
         results = {
             key: self._stack([fused[key] for fused in by_image], which, features.shape[0]) for key in result_keys(methods, ns)
         }
@@ -205,8 +187,9 @@ class Segmenter:
         """The target as what an atlas is: (1, c, x, y, z), or its slices (z, c, x, y)."""
         return target.image[None] if self.spatial_dims == 3 else target.image.movedim(-1, 0)
 
-    def estimate(self, target: Preprocessed, which: torch.Tensor, exclude_patient: str | None = None) -> torch.Tensor:
-        """What each network of a joint model makes of the target's images ``which``: (T, V, C, *S), V networks.
+    def estimate(self, target: Preprocessed, which: torch.Tensor, exclude_patient: str | None = None) -> Estimate:
+        """What each network of a joint model makes of the target's images ``which``: (T, V, C, *S), V networks; of a scan with a
+        fine grid also their estimate there.
 
         Their mean over V is the estimate. No atlas of ``exclude_patient`` is shown beside a slice.
 
@@ -216,13 +199,14 @@ class Segmenter:
         if self.estimator is None:
             raise ValueError("this needs the segmentation network of a joint model")
         if self.spatial_dims == 3:
-            return self.estimator.network_probabilities(target.image)[None]
+            seen = see(self.estimator, target)
+            return seen._replace(networks=seen.networks[None])
         slices = with_neighbours(target.image)[which]
         if self.joint.atlases:
             rows = adjacent_slice_atlases(slices, self.library, self._excluded(len(slices), exclude_patient))
             shape = self._shapes_between(target.case, which, rows) if self.same_case else None
             slices = append_atlas_channels(slices, self.library, rows, shape)
-        return self.estimator(slices)[:, None]
+        return Estimate(self.estimator(slices)[:, None])
 
     def select(self, features: torch.Tensor, n: int, exclude_patient: str | None = None) -> Selection:
         """The n nearest atlases of every image of a target, by its (T, F) features; never of ``exclude_patient``."""
@@ -303,7 +287,7 @@ class Segmenter:
                     share = fusion.fuse(labels[: len(own)], own)
                     sums[key] = sums[key] + share if key in sums else share
             if "STAPLE" in methods or network_probabilities is None:
-                votes += [_hard(label).cpu() for label in labels]
+                votes += [hard_label(label).cpu() for label in labels]
         results: dict[Key, Result] = {}
         for key in weighted:
             fused = fusion.share_votes(sums[key].cpu(), evidence.estimate if key[0] == "OASIS-joint" else None)
@@ -315,7 +299,7 @@ class Segmenter:
             else:
                 counts = consensus(torch.stack(votes[: key[1]]), fused)
             if key[0] == "OASIS-joint":
-                fused = self._vote_with_networks(fused, evidence, network_probabilities, key[1])
+                fused = self._vote_with_networks(fused, network_probabilities, key[1])
                 kept = opinions if keep_opinions else None
             results[key] = Result(fused, weights[key], counts, uncertainty(opinions), kept)
         if "STAPLE" in methods:
@@ -323,14 +307,12 @@ class Segmenter:
                 results["STAPLE", n] = Result(fusion.staple(torch.stack(votes[:n]), self.library.classes), None)
         return results
 
-    def _vote_with_networks(
-        self, fused: torch.Tensor, evidence: Evidence, network_probabilities: torch.Tensor | None, n: int
-    ) -> torch.Tensor:
+    def _vote_with_networks(self, fused: torch.Tensor, network_probabilities: torch.Tensor | None, n: int) -> torch.Tensor:
         """The last step of R4: the networks vote beside the n aligned atlases, with learned weights where there are some."""
-        if evidence.estimate is None or network_probabilities is None:
+        if network_probabilities is None:
             raise ValueError("the method 'OASIS-joint' needs a joint model")
         pool, part = self.pools.get(n), self.joint.estimate_weight
-        vote = (1 - part) * fused + part * evidence.estimate if pool is None else pool(network_probabilities, fused)
+        vote = pool(network_probabilities, fused) if pool else (1 - part) * fused + part * network_probabilities.mean(0)
         # of a slice at the end of a structure all atlases may be empty with good reason; of a volume none is
         return fusion.remove_unsupported_components(vote, fused) if self.spatial_dims == 3 else vote
 
@@ -347,7 +329,8 @@ class Segmenter:
         if self.views.views == "none" or self.estimator is None or self.estimator.volume_network is None:
             return None
         volumes = AtlasVolumes.of(self.library.labels, self.library.classes)
-        return ViewSearch(self.views, volumes, self.estimator.quick().network_probabilities, lambda: self.usual_agreement)
+        quick = self.estimator.quick()
+        return ViewSearch(self.views, volumes, lambda seen: see(quick, seen).networks, lambda: self.usual_agreement)
 
     @cached_property
     def usual_agreement(self) -> float:
@@ -361,6 +344,9 @@ class Segmenter:
             n = min(USUAL_ATLASES, len(library) - library.patients.count(library.patients[row]))
             if n > 0 and search is not None:
                 target = Preprocessed(library.cases[row], library.images[row].float(), None, grid, grid)
+                if (factor := library.fine_factor) is not None:
+                    fine = Preprocessed(target.case, library.fine[row].image, None, refined(grid, factor), grid)
+                    target = replace(target, fine=fine)
                 own = self(target, library.features[row][None], (method,), (n,), exclude_patient=library.patients[row])
                 found.append(search.agreement(own.results, unchanged=True))
         return float(np.median(found)) if found else 1.0
@@ -408,12 +394,6 @@ class Segmenter:
         probability[..., which] = torch.stack([p.probability for p in parts], -1)
         opinions = [p.opinions for p in parts if p.opinions is not None]
         return Result(probability, weights, counted, whole(maps), whole(opinions) if opinions else None)
-
-
-def _hard(label: torch.Tensor) -> torch.Tensor:
-    """(C, *S) warped one-hot label -> (*S) class indices, ignored where it says nothing."""
-    known = labelled(label[None])[0, 0]
-    return decide(label) if bool(known.all()) else torch.where(known, decide(label), IGNORE)
 
 
 def _weights(evidence: Evidence, method: str, n: int) -> torch.Tensor:

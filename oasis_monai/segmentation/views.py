@@ -121,11 +121,13 @@ class AtlasVolumes:
     Args:
         lowest, highest: (C-1,) voxels of each structure in the atlases that have it.
         always: (C-1,) bool, whether nearly every atlas has it.
+        grid: voxels of that grid; 0 where results are on no other.
     """
 
     lowest: np.ndarray
     highest: np.ndarray
     always: np.ndarray
+    grid: int = 0
 
     @classmethod
     def of(cls, labels: torch.Tensor, classes: int) -> AtlasVolumes:
@@ -133,7 +135,7 @@ class AtlasVolumes:
         counts = np.array([torch.bincount(label.flatten().int(), minlength=classes)[1:classes].numpy() for label in labels])
         there = counts > 0
         lowest = np.where(there, counts, np.inf).min(0)
-        return cls(lowest, counts.max(0).astype(float), there.mean(0) >= ALWAYS)
+        return cls(lowest, counts.max(0).astype(float), there.mean(0) >= ALWAYS, labels[0].numel())
 
     def agreement(self, dice: np.ndarray, voxels: np.ndarray, implausible: float = 0.0) -> float:
         """The mean agreement over the structures, 0 to 1.
@@ -170,7 +172,8 @@ def result_agreement(counts: torch.Tensor, probability: torch.Tensor, atlases: A
     means = dice[:, compared].mean(1) if compared.any() else np.zeros(len(dice))
     found = decide(probability)
     voxels = np.array([int((found == index).sum()) for index in range(1, len(probability))])
-    return atlases.agreement(means, voxels, implausible)
+    scale = atlases.grid / found.numel() if atlases.grid else 1.0  # of a result on the fine grid
+    return atlases.agreement(means, voxels * scale, implausible)
 
 
 @dataclass(frozen=True)
@@ -195,13 +198,13 @@ class ViewSearch:
     Args:
         settings: for which scans.
         atlases: how large their structures are.
-        networks: (c, x, y, z) -> (2, C, x, y, z) what the two networks make of a scan at a quick look.
+        networks: scan -> (2, C, x, y, z) what the two networks make of it at a quick look, on the working grid.
         usual: the agreement that is usual on the model's own atlases; asked for where a scan falls below the limit.
     """
 
     settings: ViewSettings
     atlases: AtlasVolumes
-    networks: Callable[[torch.Tensor], torch.Tensor]
+    networks: Callable[[Preprocessed], torch.Tensor]
     usual: Callable[[], float] = lambda: 1.0
 
     def __call__(
@@ -219,9 +222,9 @@ class ViewSearch:
         unchanged = seen(UNCHANGED).image
 
         def look(view: View) -> float:
-            image = seen(view).image
-            same = view.kinds == ("intensity",) and torch.equal(image, unchanged)  # no slice was lost, for example
-            return SAME if same else networks_agreement(self.networks(image), self.atlases)
+            there = seen(view)
+            same = view.kinds == ("intensity",) and torch.equal(there.image, unchanged)  # no slice was lost, for example
+            return SAME if same else networks_agreement(self.networks(there), self.atlases)
 
         finalists = coarse_to_fine(look, single_views(self.settings.slice_axis))
         return Tried(UNCHANGED, untouched), *(Tried(view, segment(view)) for view in finalists)

@@ -50,6 +50,7 @@ class _SegmentationTrainer(Trainer):
     def __init__(self, context: FitContext, name: str, model: nn.Module, network: NetworkSettings) -> None:
         self.library, self.spacings_mm, self.model = context.library, context.spacings_mm, model
         self.settings, self.seed, self.chances = context.training, context.seed, context.chances
+        self.shares = context.shares
         self.size = tuple(self.library.images.shape[2:])
         self.patch = network.window(self.size, name)
         self.weights = (1.0, *network.deep_supervision)
@@ -65,7 +66,7 @@ class _SegmentationTrainer(Trainer):
         random, settings = generator(self.seed, number), self.settings
         rows = draw_rows(len(self.library), settings.batch, random, self.chances)
         image = self.library.images[rows].to(self.device, torch.float32)
-        label = with_ignored(self.library.labels[rows].to(self.device), self.library.classes)
+        label = self._label(rows).to(self.device)
         if self.augmentation is not None:
             flip = self.augmentation.flips(len(rows), random)
             image, label = self.augmentation(image, label, flip, self.spacings_mm[rows], random, self.library.channels)
@@ -80,6 +81,12 @@ class _SegmentationTrainer(Trainer):
         total = torch.stack([w * part for w, part in zip(self.weights, parts, strict=False)]).sum()
         self.descend(total)
         return torch.stack([total.detach(), parts[0].detach()])
+
+    def _label(self, rows: torch.Tensor) -> torch.Tensor:
+        """(B, m, \\*S) float32 label channels, see :func:`oasis_monai.transforms.labels.with_ignored`."""
+        if self.shares is not None:
+            return self.shares[rows].float()
+        return with_ignored(self.library.labels[rows].to(self.device), self.library.classes)
 
     def _cut(self, image: torch.Tensor, label: torch.Tensor, random: torch.Generator) -> tuple[torch.Tensor, torch.Tensor]:
         """A patch of each image at random; every second one holds some of a structure, where there is any."""
@@ -105,7 +112,7 @@ def coarsen_library(library: AtlasLibrary, stride: Sequence[int]) -> AtlasLibrar
     """A library of volumes on the volume network's grid: images averaged over blocks of ``stride`` voxels, labels by majority (a
     block that is mostly ignored is ignored)."""
     labels = torch.stack([_by_majority(label, library.classes, stride) for label in library.labels])
-    return replace(library, images=pool(library.images.float(), stride), labels=labels, estimates=None)
+    return replace(library, images=pool(library.images.float(), stride), labels=labels, estimates=None, fine=())
 
 
 def _by_majority(label: torch.Tensor, classes: int, stride: Sequence[int]) -> torch.Tensor:
@@ -118,8 +125,24 @@ def _by_majority(label: torch.Tensor, classes: int, stride: Sequence[int]) -> to
     return torch.where(chosen == classes, IGNORE, chosen).to(torch.uint8)
 
 
+def shares_of_blocks(library: AtlasLibrary, stride: Sequence[int]) -> torch.Tensor | None:
+    """(N, m, x, y, z) float16 shares of the structures (and of what nobody labelled, if there is any) in blocks of ``stride``
+    working voxels, counted on the fine grid; None without one.
+
+    The label of a coarse voxel says which structure is most of it. Its shares say how much of each, which is what the slice
+    network's detail has to add up to.
+    """
+    if library.fine_factor is None:
+        return None
+    blocks = [s * f for s, f in zip(stride, library.fine_factor, strict=True)]
+    parts = [pool(with_ignored(one.label[None], library.classes), blocks)[0].half() for one in library.fine]
+    most = max(map(len, parts))  # an atlas that is labelled everywhere has no channel for what is not
+    return torch.stack([torch.cat([one, one.new_zeros(most - len(one), *one.shape[1:])]) for one in parts])
+
+
 def train_volume_network(context: FitContext, joint: JointSettings, network: NetworkSettings | None = None) -> nn.Module:
-    """Train a joint model's network on whole volumes, on its part of the budget, as :func:`train_segmentation`.
+    """Train a joint model's network on whole volumes, on its part of the budget, as :func:`train_segmentation`; where there is a
+    fine grid, on :func:`shares_of_blocks`.
 
     Args:
         context: a library of volumes, with the budget of the whole joint model.
@@ -131,5 +154,6 @@ def train_volume_network(context: FitContext, joint: JointSettings, network: Net
         library=coarsen_library(context.library, joint.volume_stride),
         spacing_mm=context.spacings_mm * torch.tensor(joint.volume_stride),
         training=context.training.part(joint.budgets(3)[1]),
+        shares=shares_of_blocks(context.library, joint.volume_stride),
     )
     return train_segmentation(coarse, joint.volume_network, replace(network or NetworkSettings(), patch=None))

@@ -16,9 +16,9 @@ from oasis_monai.atlases.slices import (
 )
 from oasis_monai.data.types import IGNORE
 from oasis_monai.networks.losses import SegmentationLoss
-from oasis_monai.networks.slice_unet import JointSettings, SliceUNet, SliceUNetEnsemble, check_size, make_slice_network
+from oasis_monai.networks.slice_unet import WINDOW, JointSettings, SliceUNet, SliceUNetEnsemble, check_size, make_slice_network
 from oasis_monai.training.trainer import FitContext, Trainer, fit, generator, load_weights
-from oasis_monai.transforms.labels import split_ignored, with_ignored
+from oasis_monai.transforms.labels import split_ignored, structures, with_ignored
 from oasis_monai.utils.device import use_bfloat16
 from oasis_monai.utils.tensor_files import load_if_whole, save_tensors
 
@@ -43,7 +43,7 @@ def train_slice_network(context: FitContext, joint: JointSettings) -> SliceUNet 
         OasisError: the loss is no longer finite; the last good checkpoint stays.
     """
     library, members, path = context.library, joint.members, context.path(FILE)
-    check_size(tuple(library.images.shape[2:]))
+    check_size(tuple(library.images.shape[2:] if library.spatial_dims == 2 else library.detail[0].image.shape[1:]))
     part = context.training.part(joint.budgets(library.spatial_dims)[0] / members)
     context = replace(context, training=replace(part, lr=joint.lr, schedule="warm_cosine"))
     if members == 1:
@@ -103,7 +103,7 @@ class SliceTrainer(Trainer):
         self.optimiser = torch.optim.AdamW(groups, lr=settings.lr, weight_decay=1e-4, fused=True)
         self.bfloat16 = settings.amp or use_bfloat16(self.device, None)
         self.augmentation = context.augmented()
-        self.spacings_mm = context.spacings_mm[:, :2]
+        self.spacings_mm = context.spacings_mm[:, :2] / torch.tensor((library.fine_factor or (1, 1))[:2])
         # over the batch, not per slice: a slice without the structure has no Dice of its own
         self.loss = SegmentationLoss(batch=True)
         rows = torch.arange(len(library))
@@ -114,11 +114,10 @@ class SliceTrainer(Trainer):
         # volumes: (row, z) of every slice that shows something; padding beyond the scan teaches nothing, nor does a slice that
         # nobody labelled
         self.places: torch.Tensor | None = None
+        self.volumes = library.detail if library.spatial_dims == 3 else ()
         near = slices_near_structure(library)
         if library.spatial_dims == 3:
-            images = library.images
-            known = (library.labels != IGNORE).flatten(1, 3).any(1)
-            self.places = ((images.amax((1, 2, 3)) > images.amin((1, 2, 3))) & known).nonzero()
+            self.places = torch.stack([_shows_something(*volume) for volume in self.volumes]).nonzero()
             near = near[self.places[:, 0], self.places[:, 1]]
         self.chances = torch.where(near, 1.0, joint.empty_slice_weight)
         if context.chances is not None:
@@ -134,11 +133,13 @@ class SliceTrainer(Trainer):
             image = append_atlas_channels(context_slices(library, rows), library, self.near[rows], shape)
             return image, with_ignored(library.labels[rows], library.classes), rows
         chosen = self.places[torch.multinomial(self.chances, self.count, replacement=True, generator=random)].tolist()
-        last = library.images.shape[-1] - 1
+        last = self.volumes[0].image.shape[-1] - 1
         around = [[max(z - 1, 0), z, min(z + 1, last)] for _, z in chosen]
-        shown = (library.images[row][..., zs] for (row, _), zs in zip(chosen, around, strict=True))
+        shown = (self.volumes[row].image[..., zs] for (row, _), zs in zip(chosen, around, strict=True))
         image = torch.stack([three.movedim(-1, 1).flatten(0, 1) for three in shown])
-        label = torch.stack([library.labels[row, :, :, :, z] for row, z in chosen])
+        label = torch.stack([self.volumes[row].label[..., z] for row, z in chosen])
+        if library.fine:
+            image, label = cut_windows(image, label, random)
         return image.float(), with_ignored(label, library.classes), torch.tensor([row for row, _ in chosen])
 
     def step(self, number: int) -> torch.Tensor:
@@ -163,3 +164,29 @@ class SliceTrainer(Trainer):
         loss = self.loss(output.float(), target, counts)
         self.descend(loss)
         return loss.detach()[None]
+
+
+def cut_windows(image: torch.Tensor, label: torch.Tensor, random: torch.Generator) -> tuple[torch.Tensor, torch.Tensor]:
+    """Of each of (B, c, x, y) slices and their (B, 1, x, y) labels a window of at most :data:`.WINDOW` voxels a side, at random;
+    every second one holds some of a structure, where there is any."""
+    sides = torch.tensor(image.shape[2:])
+    size = sides.clamp_max(WINDOW)
+    if bool((size == sides).all()):
+        return image, label
+    images, labels = [], []
+    for number in range(len(image)):
+        corner = (torch.rand(2, generator=random) * (sides - size + 1)).long()
+        inside = structures(label[number, 0]).nonzero()
+        if number % 2 == 0 and len(inside):
+            shift = (torch.rand(2, generator=random) * size).long()
+            corner = (inside[int(torch.randint(len(inside), (1,), generator=random))] - shift).clamp_min(0).minimum(sides - size)
+        x, y = (slice(a, a + n) for a, n in zip(corner.tolist(), size.tolist(), strict=True))
+        images.append(image[number, :, x, y])
+        labels.append(label[number, :, x, y])
+    return torch.stack(images), torch.stack(labels)
+
+
+def _shows_something(image: torch.Tensor, label: torch.Tensor) -> torch.Tensor:
+    """(z,) bool: the slices of an atlas (c, x, y, z) that show different intensities and that somebody labelled."""
+    different = image.amax((0, 1, 2)) > image.amin((0, 1, 2))
+    return different & (label != IGNORE).flatten(0, 2).any(0)

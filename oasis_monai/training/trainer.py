@@ -104,6 +104,8 @@ class FitContext:
         distance: between features, see :func:`.selection.nearest`.
         start: weights to begin with, in the place of random ones; None: begin anew.
         chances: (N,) how often each atlas is drawn, relative to the others; None: all as often.
+        shares: (N, m, *S) what a segmentation network learns in the place of the library's labels: the share of each of the
+            channels of :func:`oasis_monai.transforms.labels.with_ignored` in every voxel; None: the labels.
     """
 
     library: AtlasLibrary
@@ -119,6 +121,7 @@ class FitContext:
     distance: str = "l2"
     start: Mapping[str, torch.Tensor] | None = None
     chances: torch.Tensor | None = None
+    shares: torch.Tensor | None = None
 
     def begin(self, network: nn.Module, part: str = "") -> None:
         """Give a new network the weights to begin with.

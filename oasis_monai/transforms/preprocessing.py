@@ -11,11 +11,12 @@ follow each other along the last one: axial ones unless ``slice_axis`` says othe
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import math
 import os
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +27,7 @@ from oasis_monai.data import io as volumes
 from oasis_monai.data.formats import dispatch as headers
 from oasis_monai.data.types import Case, Geometry, Preprocessed, Segmentation, Volume
 from oasis_monai.transforms import spatial as grids
+from oasis_monai.transforms.fine import coarsened, refined
 from oasis_monai.transforms.intensity import (
     LOCAL_MM,
     Window,
@@ -41,7 +43,7 @@ from oasis_monai.transforms.views import UNCHANGED, View
 from oasis_monai.utils.config import absent_as, require, without_absent
 from oasis_monai.utils.errors import ConfigError, Fault
 from oasis_monai.utils.files import digest, file_digest
-from oasis_monai.utils.tensor_files import load_if_whole, save_tensors
+from oasis_monai.utils.tensor_files import load_if_whole, map_tensors, save_tensors, write_tensors
 
 PREPROCESS_VERSION = 1
 """Raise it with every change that alters a preprocessed voxel, so that cached tensors of other versions are not used."""
@@ -75,6 +77,8 @@ class Preprocessing:
             treats as ``zscore``. None: no window.
         slice_axis: how the slices lie that the slice networks see: ``axial`` (x, y, z run to the right, anterior, superior),
             ``coronal`` (right, superior, anterior) or ``sagittal`` (anterior, superior, right).
+        fine_factor: voxels of the fine grid for each working voxel along x, y, z, 1 or more: the slice network works and labels
+            are fused there, see docs/explanation/resolution.md. None: everything is on the working grid. Volumes only.
 
     Raises:
         ConfigError: naming ``preprocessing.<key>``.
@@ -88,6 +92,7 @@ class Preprocessing:
     local_mm: float = LOCAL_MM
     window: Any = field(default=None, metadata=absent_as(None))
     slice_axis: str = field(default="axial", metadata=absent_as("axial"))
+    fine_factor: tuple[int, ...] | None = field(default=None, metadata=absent_as(None))
 
     def __post_init__(self) -> None:
         kind, dims = (self.name, self.spatial_dims), self.spatial_dims
@@ -117,6 +122,23 @@ class Preprocessing:
         if self.name == "physical":
             spacing = self._checked("spacing_mm", self.spacing_mm or _SPACINGS_MM[kind], (int, float), "number of mm")
             object.__setattr__(self, "spacing_mm", tuple(float(mm) for mm in spacing))
+        self._check_fine()
+
+    def _check_fine(self) -> None:
+        if self.fine_factor is None:
+            return
+        if self.spatial_dims != 3:
+            raise ConfigError("preprocessing.fine_factor", "null where spatial_dims is 2", list(self.fine_factor), "leave it out")
+        factor = self._checked("fine_factor", self.fine_factor, (int,), "whole number")
+        object.__setattr__(self, "fine_factor", tuple(int(n) for n in factor))
+        if math.prod(self.fine_size) > MOST_VOXELS:
+            found = f"{math.prod(self.fine_size):,}"
+            raise ConfigError("preprocessing.fine_factor", f"at most {MOST_VOXELS:,} voxels", found, "take smaller factors")
+
+    @property
+    def fine_size(self) -> tuple[int, ...]:
+        """Voxels of the fine grid along x, y (, z); those of the working grid where there is none."""
+        return tuple(n * f for n, f in zip(self.size, self.fine_factor or (1,) * len(self.size), strict=True))
 
     def _check_window(self) -> None:
         if self.window is not None:
@@ -168,8 +190,11 @@ class Preprocessing:
         free = (None,) * (3 - self.spatial_dims)
         if self.spacing_mm is None:
             found = grids.resized(native, (*self.size, *free), self.slice_axis)
-        else:
+        elif self.fine_factor is None:
             found = grids.centred(native, (*self.spacing_mm, *free), (*self.size, *free), self.slice_axis)
+        else:  # the fine grid keeps the scan's voxels where it can, and the working grid has the same edges
+            spacing = [mm / f for mm, f in zip(self.spacing_mm, self.fine_factor, strict=True)]
+            found = coarsened(grids.centred(native, spacing, self.fine_size, self.slice_axis), self.fine_factor)
         found = view.placed(found)
         if not any(moved):
             return found
@@ -190,14 +215,23 @@ class Preprocessing:
             ValueError: the image has NaN or infinite voxels.
         """
         working = self.working_geometry(volume.geometry, moved, view)
+        usual = self.working_geometry(volume.geometry).spacing_mm if view else working.spacing_mm
+        made = self._on(working, volume, view, usual)
+        if self.fine_factor is None:
+            return made
+        usual_fine = [mm / f for mm, f in zip(usual, self.fine_factor, strict=True)]
+        fine = self._on(refined(working, self.fine_factor), volume, view, usual_fine)
+        return replace(made, fine=replace(fine, image=fine.image.half()))
+
+    def _on(self, grid: Geometry, volume: Volume, view: View, spacing_mm: Sequence[float]) -> Preprocessed:
+        """A scan on one grid; ``spacing_mm``: that of its voxels, or where a view scales them what it is without it."""
         windows = self._windows(len(volume.image))
         image = view.of_native(clip_windows(volume.image, windows), volume.geometry.spacing_mm)
-        image = grids.resample(image, volume.geometry, working)
-        inside = grids.inside(volume.geometry, working, image.device)
-        spacing_mm = self.working_geometry(volume.geometry).spacing_mm if view else working.spacing_mm
+        image = grids.resample(image, volume.geometry, grid)
+        inside = grids.inside(volume.geometry, grid, image.device)
         image = self._normalised(view.of_working(image, inside), windows, inside, spacing_mm)
-        label = None if volume.label is None else grids.resample_label(volume.label, volume.geometry, working)
-        return Preprocessed(volume.case, image, label, working, volume.geometry)
+        label = None if volume.label is None else grids.resample_label(volume.label, volume.geometry, grid)
+        return Preprocessed(volume.case, image, label, grid, volume.geometry)
 
     def _windows(self, channels: int) -> list[Window | None]:
         try:
@@ -322,10 +356,29 @@ class PreprocessCache:
             save_tensors(image_file, *_packed(made))
             if label_file is not None and made.label is not None:
                 save_tensors(label_file, {"label": made.label}, {"lost": lost})
-            return made
+            return made if made.fine is None else replace(made, fine=self._kept_fine(case, image_file, label_file, made.fine))
         if label is not None:
             self.lost[case.id] = float(label[1]["lost"])
-        return _unpacked(case.id, image[0], None if label is None else label[0]["label"])
+        found = _unpacked(case.id, image[0], None if label is None else label[0]["label"])
+        if self.preprocessing.fine_factor is None:
+            return found
+        return replace(found, fine=self._kept_fine(case, image_file, label_file))
+
+    def _kept_fine(self, case: Case, image_file: Path, label_file: Path | None, made: Preprocessed | None = None) -> Preprocessed:
+        """The scan on the fine grid, its voxels left on disk; ``made``: what is to be kept, where it is not there yet."""
+        files = [f"{file}_fine" for file in (image_file, label_file) if file is not None]
+        held = None
+        if made is None:
+            with contextlib.suppress(OSError, ValueError):
+                held = [map_tensors(file)[0] for file in files]
+        if held is None:
+            fine = made or self._made(case)[0].fine
+            assert fine is not None
+            write_tensors(files[0], _packed(fine)[0])
+            if label_file is not None and fine.label is not None:
+                write_tensors(files[1], {"label": fine.label})
+            held = [map_tensors(file, check=False)[0] for file in files]
+        return _unpacked(case.id, held[0], held[1]["label"] if len(held) > 1 else None)
 
     def faults(self) -> list[Fault]:
         """:func:`view_faults` of the cases so far."""

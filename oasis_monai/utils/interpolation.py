@@ -66,6 +66,14 @@ def enlarge(values: torch.Tensor, size: Sequence[int], corners: bool = False) ->
     return values
 
 
+def enlarge_slab(values: torch.Tensor, size: Sequence[int], slab: slice) -> torch.Tensor:
+    """The part ``[:, :, slab]`` of :func:`enlarge` (half-pixel convention), without the rest: float32."""
+    values = values.float()
+    with torch.autocast(values.device.type, enabled=False):
+        values = along_axis(_weights(values.shape[2], size[0], False)[slab].to(values.device), values, 2)
+        return enlarge(values, (values.shape[2], *size[1:]))
+
+
 def along_axis(matrix: torch.Tensor, values: torch.Tensor, axis: int) -> torch.Tensor:
     """(m, n) matrix times every line of n values along ``axis``, which becomes m long. Values that lie in order stay there."""
     if axis == values.ndim - 1:

@@ -158,7 +158,8 @@ def _with_classes_of(labels: Mapping[str, int], data: DataSettings, library: Atl
     places = torch.arange(IGNORE + 1, dtype=torch.uint8)
     for number, name in enumerate(data.labels, 1):
         places[number] = [*labels].index(name) + 1
-    return replace(library, labels=places[library.labels.long()])
+    fine = tuple(one._replace(label=places[one.label.long()]) for one in library.fine)
+    return replace(library, labels=places[library.labels.long()], fine=fine)
 
 
 def _names(model: Model, cases: list[str], root: Path) -> dict[str, str]:

@@ -16,7 +16,7 @@ from oasis_monai.data.types import Case, Geometry, Segmentation
 from oasis_monai.evaluation.scores import method_name
 from oasis_monai.segmentation.methods import uses_estimate
 from oasis_monai.segmentation.pipeline import CaseResult
-from oasis_monai.segmentation.segmenter import Key
+from oasis_monai.segmentation.result import Key
 from oasis_monai.segmentation.views import rows_of
 from oasis_monai.settings import Settings
 from oasis_monai.utils.files import write_text

@@ -17,7 +17,8 @@ from oasis_monai.segmentation.agreement import overlap_counts
 from oasis_monai.segmentation.alignment import FieldCache
 from oasis_monai.segmentation.methods import METHODS
 from oasis_monai.segmentation.pipeline import CaseResult, Scan, segment_case
-from oasis_monai.segmentation.segmenter import Key, Segmenter
+from oasis_monai.segmentation.result import Key
+from oasis_monai.segmentation.segmenter import Segmenter
 from oasis_monai.settings import Settings
 from oasis_monai.transforms.corruptions import CORRUPTIONS, CORRUPTIONS_VERSION, draw_corruptions, shows_anything
 from oasis_monai.utils.device import resolve_device

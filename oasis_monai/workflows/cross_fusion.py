@@ -85,7 +85,7 @@ class CrossFusion:
             only,
             keep_opinions=True,
         )
-        label = dataset.library.label_of(case)
+        label = dataset.library.finest_label_of(case)
         for (_, n), result in found.results.items():
             opinions = result.opinions
             assert opinions is not None

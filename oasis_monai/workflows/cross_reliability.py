@@ -15,7 +15,7 @@ from oasis_monai.evaluation.reliability import Reliability, cross_fitted, measur
 from oasis_monai.evaluation.reliability_tables import reliability_rows, write_reliability
 from oasis_monai.evaluation.scores import method_name
 from oasis_monai.segmentation.pipeline import CaseResult
-from oasis_monai.segmentation.segmenter import Key
+from oasis_monai.segmentation.result import Key
 from oasis_monai.transforms.spatial import restore, shifted_grid
 
 

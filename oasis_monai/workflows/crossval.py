@@ -36,7 +36,7 @@ from oasis_monai.evaluation.scores import read_scores, summarise, write_scores, 
 from oasis_monai.evaluation.suspects import Finding, findings, write_suspects
 from oasis_monai.segmentation.pipeline import CaseResult, Scan, merge_slices, segment_case
 from oasis_monai.segmentation.recentre import NO_OFFSET
-from oasis_monai.segmentation.segmenter import Key, Result
+from oasis_monai.segmentation.result import Key, Result
 from oasis_monai.segmentation.views import rows_of
 from oasis_monai.settings import Settings
 from oasis_monai.utils.device import resolve_device

@@ -15,7 +15,7 @@ from oasis_monai.atlases.library import AtlasLibrary
 from oasis_monai.data.folds import Fold, Split
 from oasis_monai.networks.registration import SpatialTransformModel
 from oasis_monai.networks.segmentation import Predictor
-from oasis_monai.networks.slice_unet import SliceUNet, SliceUNetEnsemble
+from oasis_monai.networks.slice_unet import WINDOW, SliceUNet, SliceUNetEnsemble
 from oasis_monai.segmentation.alignment import FieldCache
 from oasis_monai.segmentation.build import SegmenterOptions, TrainedNetworks, build_estimator, build_segmenter
 from oasis_monai.segmentation.estimate import estimate_atlases
@@ -69,6 +69,7 @@ def segmenter_options(settings: Settings, same_case: bool = False) -> SegmenterO
         network=settings.network,
         same_case=same_case,
         views=ViewSettings(settings.views, settings.views_below, settings.preprocessing.slice_axis),
+        window=None if settings.preprocessing.fine_factor is None else WINDOW,
     )
 
 

@@ -30,7 +30,7 @@ from oasis_monai.evaluation.suspects import (
     write_suspects,
 )
 from oasis_monai.segmentation.pipeline import check_choice, number_of_atlases
-from oasis_monai.segmentation.segmenter import Key
+from oasis_monai.segmentation.result import Key
 from oasis_monai.settings import Settings
 from oasis_monai.transforms.preprocessing import PreprocessCache
 from oasis_monai.utils.errors import DataError, Fault, with_case_in_errors

@@ -25,6 +25,7 @@ from oasis_monai.utils.files import write_json
 from oasis_monai.utils.planned import fill, open_keys, without_nulls
 from oasis_monai.workflows.fingerprint import Fingerprint, take_fingerprint
 from oasis_monai.workflows.plan_choice import Choice
+from oasis_monai.workflows.plan_fine import Kept, kept_by
 from oasis_monai.workflows.plan_grid import own_spacing
 from oasis_monai.workflows.plan_rules import choose
 from oasis_monai.workflows.prepare import Log, complete_data, file_stamps, part_to_deal
@@ -112,6 +113,7 @@ class Planned:
         config: the plain configuration they were built from.
         fingerprint: of the labelled scans; None where they were not measured.
         said: what was recognised of the data set, in lines.
+        kept: measures what a working grid keeps of its true labels.
     """
 
     plan: Plan | None
@@ -119,6 +121,7 @@ class Planned:
     config: Mapping[str, Any]
     fingerprint: Fingerprint | None = None
     said: tuple[str, ...] = ()
+    kept: Kept | None = None
 
     def told(self, log: Log) -> Planned:
         """Say what was recognised, and the plan."""
@@ -148,7 +151,8 @@ def plan_settings(config: Mapping[str, Any], keep: bool = True) -> Planned:
     if not open_keys(config):
         return Planned(None, build(config), config, said=said)
     measured = fingerprint_of(found.data, found.cases, cache and cache / "measured")
-    return replace(plan_for(measured, config, found.data.name), said=said)
+    kept = kept_by(found.cases, found.data, cache and cache / "measured", lambda case: [file_stamps([case]), list(case.take)])
+    return replace(plan_for(measured, config, found.data.name, kept), said=said)
 
 
 def _with_atlases(config: dict[str, Any], cases: Sequence[Case]) -> tuple[dict[str, Any], tuple[str, ...]]:
@@ -166,13 +170,13 @@ def _with_atlases(config: dict[str, Any], cases: Sequence[Case]) -> tuple[dict[s
     return {**config, "n": n}, (told,) if n < USUAL_ATLASES else ()
 
 
-def plan_for(fingerprint: Fingerprint, config: Mapping[str, Any], name: str = "") -> Planned:
+def plan_for(fingerprint: Fingerprint, config: Mapping[str, Any], name: str = "", kept: Kept | None = None) -> Planned:
     """:func:`plan_settings` for a data set that has been measured; without any labelled scan nothing is planned."""
     if not fingerprint.labelled:
         return Planned(None, build(config), config, fingerprint)
-    plan = Plan(config.get("spatial_dims", 3), describe(fingerprint, name), tuple(choose(fingerprint, config)))
+    plan = Plan(config.get("spatial_dims", 3), describe(fingerprint, name), tuple(choose(fingerprint, config, kept)))
     filled = plan.fill(config)
-    return Planned(plan, build(filled), filled, fingerprint)
+    return Planned(plan, build(filled), filled, fingerprint, kept=kept)
 
 
 def fingerprint_of(data: DataSettings, cases: Sequence[Case], cache: Path | None) -> Fingerprint:

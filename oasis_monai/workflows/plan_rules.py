@@ -16,8 +16,10 @@ import numpy as np
 from oasis_monai.transforms.intensity import LOCAL_MM
 from oasis_monai.transforms.spatial import SLICE_AXES
 from oasis_monai.utils.errors import ConfigError
+from oasis_monai.utils.planned import UNPLANNED
 from oasis_monai.workflows.fingerprint import Fingerprint
 from oasis_monai.workflows.plan_choice import GRID, Asked, Choice
+from oasis_monai.workflows.plan_fine import Kept, with_fine_grid
 from oasis_monai.workflows.plan_grid import SAME, family, is_fine, own_spacing, working_grid
 from oasis_monai.workflows.plan_sides import sided
 from oasis_monai.workflows.plan_time import affordable
@@ -29,12 +31,13 @@ FEW_MM = 4 * LOCAL_MM  # a field of view below this shows the neighbourhood of l
 CUT_AWAY = 0.3  # fraction of voxels of one lowest value from which on the surroundings are taken for cut away
 
 
-def choose(fingerprint: Fingerprint, config: Mapping[str, Any]) -> list[Choice]:
+def choose(fingerprint: Fingerprint, config: Mapping[str, Any], kept: Kept | None = None) -> list[Choice]:
     """All decisions for a data set.
 
     Args:
         fingerprint: with one labelled scan or more.
         config: the plain configuration, null where the plan is to choose.
+        kept: measures what a working grid keeps of true labels; None: no fine grid is laid.
 
     Raises:
         ConfigError: what the user has given cannot work, whatever is chosen beside it.
@@ -53,7 +56,7 @@ def choose(fingerprint: Fingerprint, config: Mapping[str, Any]) -> list[Choice]:
     if is_paper:
         networks = family(asked, is_fine(own_spacing(fingerprint)[: asked.dims]))
     else:
-        grid, networks = working_grid(fingerprint, asked)
+        grid, networks = with_fine_grid(fingerprint, asked, *working_grid(fingerprint, asked), lying, kept)
         made += [grid, intensity(fingerprint, asked, grid)]
         networks, steps = affordable(networks, asked, grid)
     made += network_choices(networks, asked, steps)
@@ -99,6 +102,9 @@ def network_choices(networks: Mapping[str, Mapping[str, Any]], asked: Asked, ste
     else:
         keys = ("volume_network", "volume_stride")
         reason = "the volume network sees pixels of half the resolution, as slices are thick"
+    if joint["slice_budget"] != UNPLANNED[asked.dims]["joint"]["slice_budget"]:
+        keys += ("slice_budget", "volume_budget")
+        reason += "; most of the time is for the slice network, which sees the fine grid"
     shown = asked.choice(f"{reason}; {steps}" if steps else reason, **{f"joint__{key}": joint[key] for key in keys})
     return [stride, shown]
 

@@ -29,7 +29,7 @@ from oasis_monai.evaluation.scores import method_name
 from oasis_monai.segmentation.agreement import overlap_counts
 from oasis_monai.segmentation.anatomy import AnatomyStatistics, StructureShape, measure_anatomy
 from oasis_monai.segmentation.postprocessing import ALL, NONE, Choice, every_operation, postprocess
-from oasis_monai.segmentation.segmenter import Key
+from oasis_monai.segmentation.result import Key
 from oasis_monai.settings import Settings
 from oasis_monai.utils.files import write_json
 from oasis_monai.workflows.fold_models import calibration_path

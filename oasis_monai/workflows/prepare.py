@@ -218,7 +218,7 @@ def prepare(settings: Settings, cases: list[Case], cache: Path | None, log: Log)
     for fault in store.faults():
         log(f"warning: {fault}")
     library = build_library(items, settings.spatial_dims, embed, data.classes, {c.id: c.patient for c in cases})
-    targets = {item.case: replace(item, label=None) for item in items}
+    targets = {item.case: item.without_label() for item in items}
     scans = {c.id: store.image_content(c) for c in cases}
     labels = {c.id: [] if c.label is None else [store.content(c.label), *c.names] for c in cases}
     content = {c.id: digest([scans[c.id], *labels[c.id]]) for c in cases}

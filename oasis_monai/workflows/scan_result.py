@@ -24,7 +24,7 @@ from oasis_monai.segmentation.anatomy import AnatomyStatistics, measure_anatomy
 from oasis_monai.segmentation.flags import Flag
 from oasis_monai.segmentation.pipeline import CaseResult
 from oasis_monai.segmentation.postprocessing import Change, Choice, postprocess
-from oasis_monai.segmentation.segmenter import Key
+from oasis_monai.segmentation.result import Key
 from oasis_monai.segmentation.views import AS_IT_IS
 from oasis_monai.transforms.labels import decide
 from oasis_monai.transforms.spatial import inside, resample_label
@@ -268,7 +268,7 @@ def describe_result(
         ),
         flags.unlike_atlases(found.selection.distances[:, 0], typical_distance),
         flags.empty(segmentation.label, names),
-        flags.cut(decide(result.probability), inside(target.native, target.geometry), names),
+        flags.cut(decide(result.probability), inside(target.native, found.grids[key]), names),
         flags.folding(folded, field_voxels),
         *_implausible(segmentation, target, anatomy, names),
         flags.view(found.tried),

@@ -31,10 +31,12 @@ def _arm(study: Study, name: str, config: Mapping[str, Any], planned: Planned) -
     if planned.fingerprint is None or own.get("spatial_dims", 3) == below.get("spatial_dims", 3):
         return arm
     try:
-        filled = plan_for(planned.fingerprint, own).config
+        filled = plan_for(planned.fingerprint, own, kept=planned.kept).config
     except ConfigError as error:
         raise ConfigError(f"study.arms.{name}: {error.key}", error.expected, error.found, error.remedy) from None
     settings: dict[str, Any] = {key: dict(v) if isinstance(v, Mapping) else v for key, v in arm.settings.items()}
     for group, key in open_keys(own):
         settings.setdefault(group, {})[key] = filled[group][key]
+    if isinstance(preprocessing := settings.setdefault("preprocessing", {}), dict):  # not among what is always planned
+        preprocessing.setdefault("fine_factor", filled.get("preprocessing", {}).get("fine_factor"))
     return replace(arm, settings=settings)

@@ -19,7 +19,7 @@ from oasis_monai.evaluation.scores import method_rank
 from oasis_monai.evaluation.suspects import SUSPECT, Finding, Suspect, expected_dice, ranked, suspect, suspect_rows
 from oasis_monai.segmentation.agreement import overlaps
 from oasis_monai.segmentation.pipeline import CaseResult
-from oasis_monai.segmentation.segmenter import Key
+from oasis_monai.segmentation.result import Key
 from oasis_monai.settings import Settings
 from oasis_monai.workflows.case_pictures import PackedLabels
 

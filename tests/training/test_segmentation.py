@@ -6,13 +6,16 @@ import pytest
 import torch
 from torch import nn
 
+from oasis_monai.atlases.library import FineAtlas
+from oasis_monai.data.types import IGNORE
 from oasis_monai.networks.segmentation import NetworkSettings, Predictor
 from oasis_monai.training import segmentation as module
-from oasis_monai.training.segmentation import train_segmentation
+from oasis_monai.training.segmentation import shares_of_blocks, train_segmentation
 from oasis_monai.training.trainer import FitContext, TrainingSettings
 from oasis_monai.utils.errors import OasisError
 from oasis_monai.utils.tensor_files import load_tensors
 from tests.training.test_registration import Killed, discs, same
+from tests.training.test_slices import discs as rods
 
 TINY = NetworkSettings(convnet=(4, 8), unet=(4, 8))
 SHORT = TrainingSettings(iterations=6, minutes=None, lr=5e-3, batch=2, checkpoint_minutes=1e-12)
@@ -138,3 +141,30 @@ def test_a_loss_that_is_not_finite_names_the_network_and_keeps_the_good_checkpoi
     with pytest.raises(OasisError, match=r"training diverged at step 3 .*Lower training\.lr"):
         train(tmp_path, "U-Net2D")
     assert load_tensors(tmp_path / "network.safetensors")[1]["step"] == 3
+
+
+def test_a_volume_network_learns_what_share_of_a_block_each_structure_has():
+    """Counted block by block on the fine grid; what nobody labelled has a share of its own."""
+    library = rods(3)
+    shape = library.labels.shape[2:]
+    random = torch.Generator().manual_seed(1)
+    fine = [torch.randint(0, 2, (1, *(2 * n for n in shape)), generator=random, dtype=torch.uint8) for _ in range(len(library))]
+    fine[1][:, :3] = IGNORE
+    library = replace(library, fine=tuple(FineAtlas(label.half(), label) for label in fine))
+    shares = shares_of_blocks(library, (2, 1, 1))
+    assert shares.shape == (len(library), 2, shape[0] // 2, *shape[1:])
+    for row, channel, x, y, z in [(0, 0, 1, 2, 3), (1, 0, 0, 0, 0), (1, 1, 0, 0, 0), (1, 1, 1, 5, 1), (2, 1, 0, 3, 3)]:
+        block = fine[row][0, 4 * x : 4 * x + 4, 2 * y : 2 * y + 2, 2 * z : 2 * z + 2]
+        wanted = (block == (1, IGNORE)[channel]).float().mean()
+        assert float(shares[row, channel, x, y, z]) == pytest.approx(float(wanted), abs=1e-3)
+    assert shares_of_blocks(replace(library, fine=()), (2, 1, 1)) is None
+
+
+def test_shares_are_learned_in_the_place_of_labels(monkeypatch):
+    library = rods(3)
+    seen = []
+    monkeypatch.setattr(module.SegmentationLoss, "__call__", lambda self, out, target, counts: seen.append(target) or out.sum())
+    shares = torch.full((len(library), 1, *library.images.shape[2:]), 0.25)
+    context = FitContext(library, (1.0,) * 3, TrainingSettings(iterations=1, minutes=None, augment=False), shares=shares)
+    train_segmentation(context, "U-Net3D", NetworkSettings(unet=(4, 8)))
+    assert seen[0].unique().tolist() == [0.25, 0.75]

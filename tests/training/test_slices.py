@@ -9,12 +9,13 @@ from oasis_monai.atlases.library import AtlasLibrary
 from oasis_monai.atlases.slices import slices_near_structure
 from oasis_monai.networks.registration import RegistrationSettings
 from oasis_monai.networks.slice_unet import (
+    WINDOW,
     JointSettings,
     SliceUNetEnsemble,
     make_slice_network,
 )
 from oasis_monai.segmentation.estimate import Estimator
-from oasis_monai.training.slices import SliceTrainer, train_slice_network
+from oasis_monai.training.slices import SliceTrainer, cut_windows, train_slice_network
 from oasis_monai.training.trainer import FitContext, TrainingSettings
 from oasis_monai.utils.errors import OasisError
 from oasis_monai.utils.tensor_files import save_tensors
@@ -190,3 +191,20 @@ def test_the_slice_network_is_told_by_its_slices(tmp_path, monkeypatch):
     monkeypatch.setattr(estimation.SliceTrainer, "step", step)
     with pytest.raises(OasisError, match=r"^slice network: out of memory at step 0 .*Lower joint\.slices_per_step"):
         train_slice_network(FitContext(discs(2), (1.0, 1.0), SHORT, 0, tmp_path, name="slice network", progress=False), SMALL)
+
+
+def test_large_slices_of_a_fine_grid_are_seen_in_windows():
+    """At random, and every second one holds some of a structure."""
+    label = torch.zeros(200, 1, WINDOW + 60, 40, dtype=torch.uint8)
+    label[:, 0, WINDOW + 55, 3] = 1  # one voxel near the end
+    place = torch.stack(torch.meshgrid(torch.arange(WINDOW + 60), torch.arange(40), indexing="ij")).expand(200, -1, -1, -1)
+    random = torch.Generator().manual_seed(0)
+    image, cut = cut_windows(place.float(), label, random)
+    assert image.shape == (200, 2, WINDOW, 40)
+    assert cut.shape == (200, 1, WINDOW, 40)
+    starts = image[:, 0, 0, 0]
+    assert torch.equal(image[:, 0], starts.view(-1, 1, 1) + torch.arange(WINDOW).view(-1, 1).expand(-1, 40))
+    assert (cut[::2].flatten(1) == 1).any(1).all()
+    assert {0.0, 60.0} <= set(starts[1::2].tolist())
+    small = place[..., :WINDOW, :], label[..., :WINDOW, :]
+    assert all(one is other for one, other in zip(cut_windows(*small, random), small, strict=True))

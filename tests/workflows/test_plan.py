@@ -5,17 +5,22 @@ import itertools
 import json
 from types import SimpleNamespace
 
+import nibabel
 import numpy as np
 import pytest
 
+from oasis_monai.data.settings import DataSettings
+from oasis_monai.data.types import Case
 from oasis_monai.segmentation.pipeline import number_of_atlases
 from oasis_monai.settings import build, build_settings, composed
+from oasis_monai.transforms.preprocessing import Preprocessing
 from oasis_monai.transforms.spatial import SLICE_AXES
 from oasis_monai.utils.errors import ConfigError
 from oasis_monai.utils.planned import UNPLANNED, open_keys, without_nulls
 from oasis_monai.workflows.fingerprint import Fingerprint, ScanMeasures, Structure
 from oasis_monai.workflows.plan import Plan, plan_for, plan_settings, read_plan
 from oasis_monai.workflows.plan_choice import Asked
+from oasis_monai.workflows.plan_fine import FINE_VOXELS, kept_by
 from oasis_monai.workflows.plan_grid import ANISOTROPIC, THIN_VOXELS, VOXELS, working_grid
 from oasis_monai.workflows.plan_rules import choose
 from oasis_monai.workflows.plan_sides import sided
@@ -90,6 +95,68 @@ def test_what_was_tuned_by_hand_comes_out_of_the_rules(name):
     assert plan.values["augmentation"]["flip"] == 0.5
     assert all(choice.reason for choice in plan.choices)
     assert len(plan.lines()) <= 10
+
+
+@pytest.mark.fast
+def test_a_grid_on_which_true_labels_are_lost_gets_a_fine_one():
+    asked = []
+
+    def kept(dice):
+        return lambda preprocessing: asked.append(preprocessing) or {"grey": 0.99, "csf": dice}
+
+    brains = found(*BRAINS, names=("csf", "grey"))
+    made = plan_for(brains, config(), kept=kept(0.896))
+    assert (asked[0].size, asked[0].spacing_mm, asked[0].slice_axis) == ((80, 80, 96), (2.0, 2.0, 2.0), "coronal")
+    values = made.plan.values["preprocessing"]
+    assert values["fine_factor"] == [2, 2, 2]
+    assert np.divide(values["spacing_mm"], values["fine_factor"]).tolist() == [1.0, 1.0, 1.5]
+    assert made.settings.preprocessing.fine_size == (160, 160, 128)
+    assert (made.settings.joint.slice_budget, made.settings.joint.volume_budget) == (0.65, 0.2)
+    (line,) = (line for line in made.plan.lines() if "fine_factor" in line)
+    assert "the true label csf keeps a Dice of 89.6%, so slices are seen and labels fused in voxels of 1 x 1 x 1.5 mm" in line
+    plain = plan_for(brains, config()).plan
+    assert plan_for(brains, config(), kept=kept(0.986)).plan == plan_for(brains, config(), kept=lambda _: {}).plan == plain
+
+
+@pytest.mark.fast
+def test_no_fine_grid_is_laid_where_it_is_not_asked_for():
+    """Nothing is even measured where structures are thick, and where the user has said what the grid is."""
+
+    def never(_):
+        raise AssertionError("measured")
+
+    assert "fine_factor" not in plan_for(found(*PROSTATES), config(), kept=never).plan.values["preprocessing"]
+    for given in ({"size": [64, 64, 64]}, {"spacing_mm": [2.0, 2.0, 2.0]}, {"fine_factor": [2, 1, 1]}):
+        asked = config({f"preprocessing.{key}": value for key, value in given.items()})
+        planned = plan_for(found(*BRAINS), asked, kept=never)
+        assert planned.settings.preprocessing.fine_factor == (tuple(given["fine_factor"]) if "fine_factor" in given else None)
+    plan_for(found(*PROSTATES), config(spatial_dims=2), kept=never)
+
+
+@pytest.mark.fast
+def test_a_fine_grid_has_no_more_voxels_than_memory_takes():
+    wall = {1: structure(thickness_mm=1.0, width_mm=(200, 200, 200))}
+    large = scan((0.3, 0.3, 0.3), (800, 800, 800), (110, 110, 110), structures=wall)
+    planned = plan_for(found(large), config(), kept=lambda _: {"wall": 0.5}).settings.preprocessing
+    assert 0.4 * FINE_VOXELS < np.prod(planned.fine_size) < 1.5 * FINE_VOXELS  # sides are rounded to what networks can halve
+
+
+@pytest.mark.fast
+def test_what_a_grid_keeps_is_measured_on_labels_and_kept(tmp_path, monkeypatch):
+    """A board of one voxel in four is lost in voxels of twice the size, not in its own."""
+    label = np.zeros((16, 16, 8), np.uint8)
+    label[4:12:4, 4:12] = 1
+    for name, array in (("image", label.astype(np.float32)), ("label", label)):
+        nibabel.save(nibabel.Nifti1Image(array, np.eye(4)), tmp_path / f"{name}.nii.gz")
+    case = Case("one", tmp_path / "image.nii.gz", tmp_path / "label.nii.gz")
+    data = DataSettings(root=str(tmp_path), labels={"board": 1, "absent": 2})
+    kept = kept_by([case, case.without_label()], data, tmp_path / "cache", str)
+    own = Preprocessing("physical", 3, (16, 16, 8), (1.0, 1.0, 1.0), "zscore")
+    coarse = Preprocessing("physical", 3, (8, 16, 8), (2.0, 1.0, 1.0), "zscore")
+    assert kept(own) == {"board": 1.0}
+    assert kept(coarse)["board"] < 0.9
+    monkeypatch.setattr("oasis_monai.workflows.plan_fine.read_volume", None)  # what is kept is not read again
+    assert kept_by([case], data, tmp_path / "cache", str)(coarse) == kept(coarse)
 
 
 @pytest.mark.fast

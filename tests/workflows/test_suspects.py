@@ -9,7 +9,7 @@ from oasis_monai.data.types import Selection
 from oasis_monai.evaluation.report import write_report
 from oasis_monai.evaluation.suspects import COLUMNS, Finding
 from oasis_monai.segmentation.pipeline import CaseResult
-from oasis_monai.segmentation.segmenter import Result
+from oasis_monai.segmentation.result import Result
 from oasis_monai.workflows import suspects
 from oasis_monai.workflows.crossval import crossval
 from tests.conftest import CASES, merged

@@ -126,6 +126,10 @@ def write_bundle(
         raise ConfigError("output", "a folder that does not exist yet", str(output), remedy)
     loaded = load_model(model, "cpu", batch)
     settings, segmenter = loaded.settings, loaded.segmenter
+    if settings.preprocessing.fine_factor is not None:
+        found = list(settings.preprocessing.fine_factor)
+        remedy = "train with preprocessing.size and preprocessing.spacing_mm given: a bundle has the working grid alone"
+        raise ConfigError("preprocessing.fine_factor", "null for a bundle", found, remedy)
     n = number_of_atlases(segmenter, n)
     method = check_choice(segmenter, method, n)
     arguments = network_arguments(settings, segmenter, method, n, batch)
