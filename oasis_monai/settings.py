@@ -194,6 +194,8 @@ class Settings:
         )
         if self.uses_joint_model and self.spatial_dims == 3 and self.joint.atlases:
             raise ConfigError("joint.atlases", "0 where spatial_dims is 3", self.joint.atlases)
+        if self.spatial_dims == 2 and self.joint.cross_fit_budget:
+            raise ConfigError("joint.cross_fit_budget", "0 where spatial_dims is 2", self.joint.cross_fit_budget)
         for name in self.networks:
             if NETWORKS[name] != self.spatial_dims:
                 fitting = [*METHODS, *(n for n, dims in NETWORKS.items() if dims == self.spatial_dims)]
@@ -299,8 +301,7 @@ class Settings:
         kind = "segmentation" if network in NETWORKS else network
         found = identity_of(self, kind)
         joint = kind in JOINT_NETWORKS or (kind == "registration" and self.registration.joint)
-        if not self.training.augment:
-            found["augmentation"] = None
+        found["augmentation"] = self.augmentation.identity(kind) if self.training.augment else None
         if "features" in found and not (joint or self.training.nearest_partners):
             found["features"] = None
         if "joint" in found:

@@ -104,6 +104,7 @@ class FitContext:
         distance: between features, see :func:`.selection.nearest`.
         start: weights to begin with, in the place of random ones; None: begin anew.
         chances: (N,) how often each atlas is drawn, relative to the others; None: all as often.
+        estimate_dice: mean Dice that a joint STM's estimates are brought down to; 1: they stay as they are.
     """
 
     library: AtlasLibrary
@@ -119,6 +120,7 @@ class FitContext:
     distance: str = "l2"
     start: Mapping[str, torch.Tensor] | None = None
     chances: torch.Tensor | None = None
+    estimate_dice: float = 1.0
 
     def begin(self, network: nn.Module, part: str = "") -> None:
         """Give a new network the weights to begin with.

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +32,7 @@ from oasis_monai.utils.device import resolve_device
 from oasis_monai.utils.files import digest, file_digest, locked
 from oasis_monai.utils.processes import run_parallel
 from oasis_monai.utils.tensor_files import load_if_whole, save_tensors
+from oasis_monai.workflows.cross_fit import cross_fitted
 from oasis_monai.workflows.prepare import Dataset, Log
 
 SEEDS_APART = 10**7  # between the folds of two seeds; members of an ensemble are 1000 apart
@@ -196,6 +197,9 @@ class FoldModels:
             if not self.trained(fold):  # results of a model that was lost or damaged are no longer valid
                 (context.folder / "loa.safetensors").unlink(missing_ok=True)
                 shutil.rmtree(context.folder / "fields", ignore_errors=True)
+                if settings.registration.joint and settings.joint.cross_fit_budget:
+                    whole = replace(context, training=settings.training)
+                    context = replace(context, library=cross_fitted(whole, settings.joint))
             return train_registration(context, settings.registration, settings.loss)
 
     def segmenter(self, fold: Fold) -> Segmenter:
@@ -307,6 +311,7 @@ class FoldModels:
             else f"fold {fold.index + 1} of {folds}{f' ({fold.name})' if fold.name else ''}, {network}",
             same_case=self._same_case,
             distance=settings.features.distance,
+            estimate_dice=settings.joint.estimate_dice,
         )
 
 

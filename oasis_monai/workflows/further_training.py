@@ -131,4 +131,5 @@ class _Further:
             distance=settings.features.distance,
             start={key: value.detach().clone() for key, value in network.state_dict().items()},
             chances=self.chances,
+            estimate_dice=settings.joint.estimate_dice,
         )
