@@ -67,8 +67,8 @@ class JointSettings:
         cross_fit_budget: fraction of the training budget for slice networks that have seen one half of the patients each. They
             estimate the other half, and the registration network is trained with these estimates
             (:mod:`oasis_monai.workflows.cross_fit`; 3D). 0: it is trained with those of the networks above, which have seen all.
-        estimate_dice: mean Dice, above 0, that the estimates are brought down to by smooth bends while the registration network is
-            trained (:mod:`oasis_monai.training.estimate_errors`); 1: they stay as they are.
+        estimate_dice: mean Dice, above 0, that the estimates are brought down to by smooth bends while the registration network
+            is trained (:mod:`oasis_monai.training.estimate_errors`); 1: they stay as they are.
         volume_network: ``U-Net3D`` or ``DynU-Net3D`` (:mod:`oasis_monai.networks.segmentation`). Within minutes the first finds a
             prostate in its surroundings more reliably; the second follows a hippocampus more closely (docs/results/accuracy.md).
         volume_stride: voxels of the working grid per voxel of the volume network along x, y, z; whole numbers of 1 or more.

@@ -1,7 +1,7 @@
 """Make the estimates that a joint STM is trained with as wrong as those of unseen scans.
 
 The estimates of the training scans are by networks that were trained on these very scans: on the prostate they reach a Dice of
-0.955, those of unseen scans 0.87. An STM that sees only the first learns to move labels onto the estimate, and adds nothing to it.
+0.955, those of unseen scans 0.87. An STM that sees only the first learns to move labels onto the estimate, and little else.
 Two things are done to estimates while it is trained, both drawn anew in every step: their logits are changed by a smooth field
 (:func:`perturb_estimate`), which hardly moves a sure border, and they are bent (:func:`bend_estimate`) until their Dice is that
 of unseen scans (:func:`reach_for_dice`). The other way to such estimates are networks that have not seen the scan
@@ -38,9 +38,7 @@ def perturb_estimate(estimate: torch.Tensor, random: torch.Generator, strength: 
     return torch.sigmoid(torch.logit(estimate.float(), eps=1e-3) + field.to(estimate.device))
 
 
-def bend_estimate(
-    estimate: torch.Tensor, reach_mm: float, spacing_mm: torch.Tensor, random: torch.Generator
-) -> torch.Tensor:
+def bend_estimate(estimate: torch.Tensor, reach_mm: float, spacing_mm: torch.Tensor, random: torch.Generator) -> torch.Tensor:
     """Bend estimates (B, C-1, \\*S) by smooth random fields, each estimate by one of its own; all of its structures alike.
 
     Args:

@@ -233,8 +233,10 @@ def blur(image: torch.Tensor, voxels: Sequence[float]) -> torch.Tensor:
 
 
 def coarsen(image: torch.Tensor, factors: Sequence[float]) -> torch.Tensor:
-    """Images (B, c, *S) as if each voxel had been ``factors`` (one per axis) as large, on their own grid again. A scanner's larger
-    voxel holds the mean of its volume; between the larger voxels the values are linear."""
+    """Images (B, c, *S) as if each voxel had been ``factors`` (one per axis) as large, on their own grid again.
+
+    A scanner's larger voxel holds the mean of its volume; between the larger voxels values are interpolated linearly.
+    """
     size = image.shape[2:]
     fewer = [max(1, round(n / factor)) for n, factor in zip(size, factors, strict=True)]
     return enlarge(F.interpolate(image, size=fewer, mode="area"), size)

@@ -380,7 +380,9 @@ def test_a_blur_has_its_width_in_millimetres_and_leaves_what_is_constant(size):
     mass = spread / spread.sum()
     centre = (where * mass).flatten(1).sum(1)
     moments = ((where - centre.view(-1, *[1] * len(size))).square() * mass).flatten(1).sum(1)
-    torch.testing.assert_close(moments.sqrt(), torch.full((len(size),), width_mm), rtol=0.08, atol=0)  # MONAI's widths are those of points
+    torch.testing.assert_close(
+        moments.sqrt(), torch.full((len(size),), width_mm), rtol=0.08, atol=0
+    )  # MONAI's widths are those of points
     assert float(spread.sum()) == pytest.approx(1.0, abs=1e-3)
     flat = torch.full((1, 2, *size), 3.0)
     torch.testing.assert_close(blur(flat, [2.0] * len(size)), flat, atol=2e-3, rtol=0)  # no dark frame
@@ -413,7 +415,15 @@ def test_coarser_voxels_hold_the_mean_of_what_they_cover():
 
 @pytest.mark.parametrize(
     ("key", "value"),
-    [("zoom", 0.9), ("zoom_axes", 0.0), ("zoom_chance", 1.2), ("flip", -0.1), ("coarsen", 0.5), ("blur_mm", -1.0), ("intensity_chance", 2.0)],
+    [
+        ("zoom", 0.9),
+        ("zoom_axes", 0.0),
+        ("zoom_chance", 1.2),
+        ("flip", -0.1),
+        ("coarsen", 0.5),
+        ("blur_mm", -1.0),
+        ("intensity_chance", 2.0),
+    ],
 )
 def test_a_strength_that_cannot_be_is_one_line_naming_it(key, value):
     from oasis_monai.utils.errors import ConfigError
