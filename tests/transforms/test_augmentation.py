@@ -389,6 +389,17 @@ def test_a_blur_has_its_width_in_millimetres_and_leaves_what_is_constant(size):
     assert blur(flat, [0.1] * len(size)) is flat
 
 
+def test_the_width_that_is_drawn_is_in_millimetres_of_the_image_s_own_voxels():
+    """Voxels of 50 mm are not blurred by 2 mm, voxels of 0.5 mm are; the first axis of one image, the second of the other."""
+    image = seeded(0, 1, 1, 20, 20).repeat(2, 1, 1, 1)
+    flat, spacings = torch.zeros_like(image), torch.tensor([[50.0, 0.5], [0.5, 50.0]], dtype=torch.float64)
+    random = torch.Generator().manual_seed(1)
+    got, _ = only(blur_mm=2.0)(image, flat, torch.zeros(2, dtype=torch.bool), spacings, random)
+    rough = [(got.diff(dim=axis).square().mean((1, 2, 3)) / image.diff(dim=axis).square().mean((1, 2, 3))) for axis in (2, 3)]
+    assert float(rough[1][0]) < 0.5 * float(rough[0][0])  # what varies along the blurred axis is gone sooner
+    assert float(rough[0][1]) < 0.5 * float(rough[1][1])
+
+
 def test_a_blur_along_one_axis_leaves_the_others():
     from oasis_monai.transforms.augmentation import blur
 
