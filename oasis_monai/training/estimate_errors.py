@@ -48,7 +48,7 @@ def bend_estimate(estimate: torch.Tensor, reach_mm: float, spacing_mm: torch.Ten
     """
     batch, dims = len(estimate), estimate.ndim - 2
     reach = reach_mm * (0.5 + torch.rand(batch, generator=random))
-    bend = smooth_displacements(reach, estimate.shape[2:], spacing_mm, POINTS, random).to(estimate.device)
+    bend = smooth_displacements(reach, estimate.shape[2:], spacing_mm, POINTS, random, estimate.device)
     still = torch.eye(dims, dims + 1, device=estimate.device).expand(batch, dims, dims + 1)
     return apply_motion(estimate.float(), still, bend)
 

@@ -114,7 +114,7 @@ class Augmentation:
         bend = None
         if self.elastic_mm:
             reach_mm = torch.full((image.shape[0],), self.elastic_mm)
-            bend = smooth_displacements(reach_mm, image.shape[2:], voxels_mm, 4, random).to(image.device)
+            bend = smooth_displacements(reach_mm, image.shape[2:], voxels_mm, 4, random, image.device)
         both = apply_motion(torch.cat([image, label], 1).float(), transforms, bend)
         images, labels = both[:, : image.shape[1]], both[:, image.shape[1] :]
         looks = [self._resolution(self._intensity(one, random), voxels_mm, random) for one in images.chunk(channels, 1)]
@@ -201,9 +201,14 @@ class Augmentation:
 
 
 def smooth_displacements(
-    reach_mm: torch.Tensor, size: Sequence[int], voxels_mm: torch.Tensor, points: int, random: torch.Generator
+    reach_mm: torch.Tensor,
+    size: Sequence[int],
+    voxels_mm: torch.Tensor,
+    points: int,
+    random: torch.Generator,
+    device: torch.device | str = "cpu",
 ) -> torch.Tensor:
-    """(B, D, *S) displacements in voxels on the CPU: those of control points, drawn uniformly, with linear values between them.
+    """(B, D, *S) displacements in voxels: those of control points, drawn uniformly, with linear values between them.
 
     Args:
         reach_mm: (B,) the largest displacement along each axis.
@@ -214,7 +219,7 @@ def smooth_displacements(
     batch, dims = voxels_mm.shape
     column = (batch, 1, *[1] * dims)
     drawn = reach_mm.view(column) * (2 * torch.rand(batch, dims, *[points] * dims, generator=random) - 1)
-    return enlarge(drawn / voxels_mm.float().view(batch, dims, *[1] * dims), size, corners=True)
+    return enlarge((drawn / voxels_mm.float().view(batch, dims, *[1] * dims)).to(device), size, corners=True)
 
 
 def blur(image: torch.Tensor, voxels: Sequence[float]) -> torch.Tensor:
