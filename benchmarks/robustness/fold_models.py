@@ -24,6 +24,7 @@ from oasis_monai.utils.files import write_text
 from oasis_monai.workflows.fold_models import FoldModels
 from oasis_monai.workflows.plan import plan_settings
 from oasis_monai.workflows.prepare import Dataset, find_and_check, prepare, split_of
+from oasis_monai.workflows.self_trained_folds import models_for
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -77,7 +78,7 @@ def open_fold(settings: Settings, index: int) -> OpenFold:
     torch.set_num_threads(1)
     torch.set_flush_denormal(True)
     dataset, split = dealt(settings)
-    models = FoldModels(settings, dataset, split, Path(settings.cache), print)
+    models = models_for(settings, dataset, split, Path(settings.cache), print)
     embed = embedder(settings.features.name, settings.features.weights)
     return OpenFold(dataset, split, split.folds[index], models, embed)
 
