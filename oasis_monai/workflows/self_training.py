@@ -7,7 +7,7 @@ training of all networks, in the pairs of the registration network too, where th
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -111,7 +111,7 @@ def self_train(
     further = replace(settings, training=how.budget(settings.training))
     for number in range(1, how.rounds + 1):
         own = None if folder is None else folder / f"round{number}"
-        labeller = _Labeller(segmenter, settings, embed, None if own is None else own / "labels")
+        labeller = _Labeller(segmenter, settings, embed, own)
         made = {name: labeller.label(name, case) for name, case in scans.items()}
         told = tuple(one for one, _ in made.values())
         found.append(told)
@@ -135,12 +135,34 @@ def _trained_on(segmenter: Segmenter, settings: Settings, new: AtlasLibrary, fol
     return build_segmenter(library, networks_of(made), segmenter_options(settings), device)
 
 
+def read_pseudo_labels(folder: Path, number: int, scans: Sequence[str]) -> dict[str, tuple[PseudoLabel, torch.Tensor]]:
+    """What a round left in the folder of a self-training, for those who know the truth.
+
+    Args:
+        number: of the round, from 1 on.
+        scans: their ids.
+
+    Returns:
+        Scan -> what the round says of it, and its (1, x, y, z) label on the working grid, also where it was not trained with.
+    """
+    found = {}
+    for name in scans:
+        if (stored := load_if_whole(_label_file(folder / f"round{number}", name))) is not None:
+            found[name] = PseudoLabel(**stored[1]), stored[0]["label"]
+    return found
+
+
+def _label_file(folder: Path, name: str) -> Path:
+    """The file of a scan's pseudo label in the folder of a round; its id may hold any signs."""
+    return folder / "labels" / f"{hashlib.sha256(name.encode()).hexdigest()[:20]}.safetensors"
+
+
 @dataclass(frozen=True)
 class _Labeller:
     """Segments scans, and makes pseudo labels of what is sure.
 
     Args:
-        folder: where they are kept, so that an interrupted command does not segment a scan again; None keeps nothing.
+        folder: of the round, where they are kept, so that an interrupted command segments no scan again; None keeps nothing.
     """
 
     segmenter: Segmenter
@@ -155,7 +177,7 @@ class _Labeller:
         moved grid: so the networks learn from it what they did not recognise before.
         """
         bare = replace(case.without_label(), id=name)
-        path = None if self.folder is None else self.folder / f"{hashlib.sha256(name.encode()).hexdigest()[:20]}.safetensors"
+        path = None if self.folder is None else _label_file(self.folder, name)
         stored = None if path is None else load_if_whole(path)
         if stored is not None:
             told = PseudoLabel(**stored[1])
@@ -163,8 +185,8 @@ class _Labeller:
         with with_case_in_errors(name):
             told, target = self._made(bare)
         if path is not None:
-            label = torch.empty(0) if target is None or target.label is None else target.label
-            save_tensors(path, {"label": label}, asdict(told))
+            assert target.label is not None
+            save_tensors(path, {"label": target.label}, asdict(told))
         return told, None if told.refused else target
 
     def _target(self, bare: Case) -> Preprocessed:
@@ -172,7 +194,7 @@ class _Labeller:
         folder = Path(settings.cache) / "preprocessed"
         return PreprocessCache(folder, settings.preprocessing, settings.data.label_values).get(bare)
 
-    def _made(self, bare: Case) -> tuple[PseudoLabel, Preprocessed | None]:
+    def _made(self, bare: Case) -> tuple[PseudoLabel, Preprocessed]:
         settings, how = self.settings, self.settings.self_training
         volume = read_volume(bare, settings.data.label_values)
         n = number_of_atlases(self.segmenter, None)

@@ -2,16 +2,13 @@
 
 import json
 import shutil
-from pathlib import Path
 
 import pytest
-import torch
 
 from oasis_monai.settings import build
 from oasis_monai.workflows.model import load_model
 from oasis_monai.workflows.train import train_model
 from tests.conftest import JOINT, TINY, merged
-from tests.helpers.runs import quiet
 
 LABELLED = [f"Case{i:02d}" for i in range(3)]
 EVERYTHING = {"self_training": {"least_agreement": 0.0, "iterations": 2}, "training": {"iterations": 2}}
