@@ -63,7 +63,7 @@ from oasis_monai.workflows.plan import Plan, keep_plan
 from oasis_monai.workflows.postprocessing import CrossPostprocessing
 from oasis_monai.workflows.prepare import Dataset, Log, find_and_check, prepare, split_of, with_found_data
 from oasis_monai.workflows.run_record import Clock, claim_results, refuse_other_results, run_record
-from oasis_monai.workflows.self_trained_folds import models_for
+from oasis_monai.workflows.self_trained_folds import models_for, unlabelled_record
 from oasis_monai.workflows.suspects import TABLE, compare, draw_suspects, key_to_trust, rank_findings, table_of
 from oasis_monai.workflows.unlabelled_scans import with_unlabelled
 
@@ -117,7 +117,8 @@ def crossval(
     run = CrossValidation(settings, dataset, split, models, run_dir, clock, log)
     run.train()
     run.evaluate()
-    write_json(run_dir / "run.json", record() | ({"notes": run.notes} if run.notes else {}))
+    told = unlabelled_record(models, run.folds) | ({"notes": run.notes} if run.notes else {})
+    write_json(run_dir / "run.json", record() | told)
     return run_dir / "scores.csv"
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -44,6 +45,18 @@ def models_for(settings: Settings, dataset: Dataset, split: Split, cache: Path, 
     """The models of folds that the settings ask for."""
     kind = FoldModels if settings.unlabelled is None else SelfTrainedFolds
     return kind(settings, dataset, split, cache, log)
+
+
+def unlabelled_record(models: FoldModels, folds: Sequence[Fold]) -> dict[str, Any]:
+    """What the record of a run says of scans without labels: the budget of the training with them, and fold by fold which were
+    there and which were kept. Nothing where there were none."""
+    if not isinstance(models, SelfTrainedFolds) or SELF_TRAINED not in models.needed():
+        return {}
+    how, rounds = models.settings.self_training, {fold.index: models.told(fold) for fold in folds}
+    one_round = how.budget(models.settings.training)
+    budget = {key: None if (own := getattr(one_round, key)) is None else how.rounds * own for key in ("iterations", "minutes")}
+    told = {str(index): found["rounds"] for index, found in rounds.items() if found is not None}
+    return {"unlabelled": {"training": budget, "folds": told}}
 
 
 @dataclass(frozen=True)
@@ -138,7 +151,8 @@ class SelfTrainedFolds(FoldModels):
         features = self.settings.features
         embed = embedder(features.name, features.weights, device)
         shutil.rmtree(folder / "fields", ignore_errors=True)  # of a model that was lost
-        made = self_train(before, self.settings, self.scans(fold), embed, folder, device, self.log)
+        which = f"fold {fold.index + 1} of {len(self.split.folds)}, " if len(self.split.folds) > 1 else ""
+        made = self_train(before, self.settings, self.scans(fold), embed, folder, device, lambda line: self.log(which + line))
         told = {"rounds": made.to_json(), "checksums": write_parts(folder, made.segmenter)}
         write_json(folder / RECORD, told)
         return told

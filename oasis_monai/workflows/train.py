@@ -17,13 +17,13 @@ from oasis_monai.settings import Settings
 from oasis_monai.utils.errors import ConfigError, OasisError
 from oasis_monai.utils.files import digest, locked, write_json
 from oasis_monai.workflows.cross_fusion import fusion_path
-from oasis_monai.workflows.fold_models import FoldModels, calibration_path
+from oasis_monai.workflows.fold_models import calibration_path
 from oasis_monai.workflows.model_folder import FORMAT, Log, ModelRecord, describe, write_parts
 from oasis_monai.workflows.plan import Plan, keep_plan
 from oasis_monai.workflows.postprocessing import postprocessing_path
 from oasis_monai.workflows.prepare import Dataset, channel_names, check_pairs, find_and_check, prepare, with_found_data
 from oasis_monai.workflows.run_record import Clock, refuse_other_results, run_record
-from oasis_monai.workflows.self_trained_folds import SelfTrainedFolds, models_for
+from oasis_monai.workflows.self_trained_folds import models_for, unlabelled_record
 from oasis_monai.workflows.unlabelled_scans import with_unlabelled
 
 
@@ -62,7 +62,7 @@ def train_model(settings: Settings, folder: Path, log: Log = print, overwrite: b
         checksums = write_parts(folder, segmenter)
         keep_plan(plan, folder)
         record = _record(settings, dataset, segmenter, checksums, clock, log)
-        write_json(folder / "model.json", record | _unlabelled(models, everything))
+        write_json(folder / "model.json", record | unlabelled_record(models, [everything]))
     return folder
 
 
@@ -111,17 +111,6 @@ def _record(
             for case, target in dataset.targets.items()
         },
     }
-
-
-def _unlabelled(models: FoldModels, fold: Fold) -> dict[str, Any]:
-    """What ``model.json`` says of scans without labels; nothing where there were none."""
-    if not isinstance(models, SelfTrainedFolds):
-        return {}
-    told, budget = models.told(fold), models.settings.self_training.budget(models.settings.training)
-    assert told is not None
-    rounds = models.settings.self_training.rounds
-    extra = {key: None if (one := getattr(budget, key)) is None else rounds * one for key in ("iterations", "minutes")}
-    return {"unlabelled": {"scans": sorted(models.dataset.pool), "training": extra, "rounds": told["rounds"]}}
 
 
 def _check_unedited(folder: Path) -> None:
