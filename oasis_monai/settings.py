@@ -180,6 +180,8 @@ class Settings:
             ("unlabelled", self.unlabelled != REST or self.train_cases is not None, REST_NEEDS, "add train_cases=N"),
             ("unlabelled", self.unlabelled != "", "a folder of scans, or null", "give a path"),
         )
+        if self.self_training.views not in SEARCHES:
+            raise ConfigError("self_training.views", f"one of {list(SEARCHES)}", self.self_training.views)
         self._check_methods()
         self._check_networks()
 

@@ -65,7 +65,9 @@ def _longer(settings: Settings) -> Settings:
     training, how = settings.training, settings.self_training
     one_round = how.budget(training)
     pairs = {key: (getattr(training, key), getattr(one_round, key)) for key in ("minutes", "iterations")}
-    total = {key: None if own is None or more is None else own + how.rounds * more for key, (own, more) in pairs.items()}
+    total: dict[str, Any] = {
+        key: None if own is None or more is None else own + how.rounds * more for key, (own, more) in pairs.items()
+    }
     return replace(settings, unlabelled=None, training=replace(training, **total))
 
 

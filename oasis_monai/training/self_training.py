@@ -17,9 +17,6 @@ from oasis_monai.data.types import IGNORE
 from oasis_monai.training.trainer import TrainingSettings
 from oasis_monai.utils.config import require
 
-PART = 0.5
-"""Of the budget of the training with labels, where nobody says how long the training with pseudo labels takes."""
-
 
 @dataclass(frozen=True)
 class SelfTraining:
@@ -28,8 +25,11 @@ class SelfTraining:
     The training before it, with labelled scans alone, has the budget of ``training``.
 
     Args:
-        minutes, iterations: the budget of all rounds together, as those of ``training``; both None: half of it.
-        rounds: how often the scans are segmented and trained with, 1 or more; the rounds share the budget.
+        minutes, iterations: the budget of all rounds together, as those of ``training``; both None: as much.
+        rounds: how often the scans are segmented and trained with, 1 or more; the rounds share the budget. A scan that the first
+            networks do not recognise is often one for those of the next round.
+        views: whether the scans are also seen in other views, ``none``, ``doubtful`` or ``all``
+            (:mod:`oasis_monai.segmentation.views`). A search takes ten times as long.
         least_agreement: how much networks and atlases must agree on a scan, 0 to 1; others are left out of the round.
         most_uncertain: voxels that are more uncertain count in no loss, 0 to 1 (:mod:`oasis_monai.segmentation.uncertainty`); 1:
             all count.
@@ -37,18 +37,19 @@ class SelfTraining:
         rate: learning rates relative to those of ``training`` and ``joint``, above 0.
 
     Raises:
-        ConfigError: naming ``self_training.<key>``.
+        ConfigError: naming ``self_training.<key>``; of ``views`` by :class:`oasis_monai.settings.Settings`.
 
     Examples:
         >>> SelfTraining(rounds=2).budget(TrainingSettings(minutes=20.0)).minutes
-        5.0
-        >>> SelfTraining(minutes=12.0).budget(TrainingSettings(minutes=20.0)).minutes
+        10.0
+        >>> SelfTraining(minutes=12.0, rounds=1).budget(TrainingSettings(minutes=20.0)).minutes
         12.0
     """
 
     minutes: float | None = None
     iterations: int | None = None
-    rounds: int = 1
+    rounds: int = 2
+    views: str = "none"
     least_agreement: float = 0.8
     most_uncertain: float = 1.0
     share: float = 0.5
@@ -69,9 +70,9 @@ class SelfTraining:
 
     def budget(self, training: TrainingSettings) -> TrainingSettings:
         """The settings of the training with labels, with the budget of one round."""
-        if self.minutes is None and self.iterations is None:
-            return training.part(PART / self.rounds)
-        return replace(training, minutes=self.minutes, iterations=self.iterations).part(1 / self.rounds)
+        if self.minutes is not None or self.iterations is not None:
+            training = replace(training, minutes=self.minutes, iterations=self.iterations)
+        return training.part(1 / self.rounds)
 
 
 def ignore_uncertain(label: torch.Tensor, uncertainty: torch.Tensor, most: float) -> torch.Tensor:

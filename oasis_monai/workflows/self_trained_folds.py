@@ -98,7 +98,7 @@ class SelfTrainedFolds(FoldModels):
             "selection": settings.features.distance,
             "inference": None if joint is None else [joint.estimate_weight, joint.tta_flip, joint.tta_views, joint.recentre],
             "version": [FURTHER_VERSION, SELF_TRAINING_VERSION],
-            **views_identity(replace(settings, methods=self.base.settings.methods)),
+            **views_identity(replace(settings, methods=self.base.settings.methods, views=settings.self_training.views)),
         }
         return self.cache / "models" / digest(identity)
 

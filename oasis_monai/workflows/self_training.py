@@ -111,7 +111,9 @@ def self_train(
     further = replace(settings, training=how.budget(settings.training))
     for number in range(1, how.rounds + 1):
         own = None if folder is None else folder / f"round{number}"
-        labeller = _Labeller(segmenter, settings, embed, own)
+        options = segmenter_options(replace(settings, views=how.views))
+        looks = build_segmenter(segmenter.library, networks_of(segmenter), options, device)
+        labeller = _Labeller(looks, settings, embed, own)
         made = {name: labeller.label(name, case) for name, case in scans.items()}
         told = tuple(one for one, _ in made.values())
         found.append(told)

@@ -196,7 +196,7 @@ def test_planted_labels_are_ranked_among_cases_with_failing_scans():
 
 def test_unlabelled_scans_are_measured_on_cases_that_no_training_has_seen(phantom, tmp_path):
     small = merged(TINY, JOINT, {"cache": str(tmp_path / "cache"), "k": 3, "joint": {"tta_views": 0}})
-    small = merged(small, {"training": {"iterations": 2}, "self_training": {"least_agreement": 0.0}})
+    small = merged(small, {"training": {"iterations": 2}, "self_training": {"least_agreement": 0.0, "rounds": 1}})
     for own in ("data", "methods", "n"):
         del small[own]
     words = [f"data.root={phantom}", *overrides(small), "--output", str(tmp_path), "--sizes", "2", "--folds", "1", "--longer"]

@@ -12,16 +12,16 @@ from oasis_monai.utils.errors import ConfigError
 @pytest.mark.parametrize(
     ("how", "training", "minutes", "iterations"),
     [
-        ({}, {"minutes": 20.0}, 10.0, None),
-        ({"rounds": 2}, {"minutes": 20.0}, 5.0, None),
+        ({"rounds": 1}, {"minutes": 20.0}, 20.0, None),
+        ({"rounds": 4}, {"minutes": 20.0}, 5.0, None),
         ({"minutes": 6.0, "rounds": 3}, {"minutes": 20.0}, 2.0, None),
         ({}, {"minutes": None, "iterations": 9}, None, 4),
-        ({"iterations": 6}, {"minutes": 20.0}, None, 6),
-        ({"minutes": 3.0}, {"minutes": None, "iterations": 9}, 3.0, None),
+        ({"iterations": 6, "rounds": 1}, {"minutes": 20.0}, None, 6),
+        ({"minutes": 3.0, "rounds": 2}, {"minutes": None, "iterations": 9}, 1.5, None),
         ({}, {"minutes": None, "iterations": 1}, None, 1),
     ],
 )
-def test_the_rounds_share_what_is_given_or_half_of_the_first_budget(how, training, minutes, iterations):
+def test_the_rounds_share_what_is_given_or_as_much_as_the_first_budget(how, training, minutes, iterations):
     found = SelfTraining(**how).budget(TrainingSettings(lr=0.5, batch=3, **training))
     assert (found.minutes, found.iterations) == (minutes, iterations)
     assert (found.lr, found.batch) == (0.5, 3)

@@ -28,7 +28,10 @@ from tests.helpers.scans import write_scan
 
 LABELLED = [f"Case{i:02d}" for i in range(3)]
 OTHERS = [f"unlabelled-{case}" for case in LABELLED]
-QUICK = {"self_training": {"least_agreement": 0.0, "iterations": 2}, "training": {"iterations": 2, "checkpoint_minutes": 0}}
+QUICK = {
+    "self_training": {"least_agreement": 0.0, "iterations": 2, "rounds": 1},
+    "training": {"iterations": 2, "checkpoint_minutes": 0},
+}
 PARTS = ("stm.safetensors", "estimator.safetensors", "volume.safetensors")
 KINDS = {"joint": [JOINT], "joint slices": [JOINT, TINY_2D, JOINT_2D], "plain": []}
 
@@ -288,6 +291,7 @@ def test_settings_that_cannot_work_are_named_and_those_without_are_what_they_wer
     for wrong, message in (
         ({"unlabelled": "rest"}, "unlabelled: expected a folder, or rest where train_cases leaves some patients out"),
         ({"unlabelled": ""}, "unlabelled: expected a folder of scans"),
+        ({"self_training": {"views": "some"}}, "self_training.views: expected one of"),
     ):
         with pytest.raises(ConfigError, match=message):
             settings(wrong)
