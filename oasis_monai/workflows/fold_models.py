@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -30,7 +30,6 @@ from oasis_monai.training.slices import train_slice_network
 from oasis_monai.training.trainer import TRAINING_VERSION, FitContext
 from oasis_monai.utils.device import resolve_device
 from oasis_monai.utils.files import digest, file_digest, locked
-from oasis_monai.utils.processes import run_parallel
 from oasis_monai.utils.tensor_files import load_if_whole, save_tensors
 from oasis_monai.workflows.cross_fit import cross_fitted
 from oasis_monai.workflows.prepare import Dataset, Log
@@ -95,6 +94,13 @@ def fusion_identity(settings: Settings) -> dict[str, Any]:
     return {"fusion": POOL_VERSION} if settings.uses_joint_model and settings.joint.fusion == "learned" else {}
 
 
+def self_training_identity(settings: Settings, dataset: Dataset) -> dict[str, Any]:
+    """What a name holds of scans without labels: nothing where there are none."""
+    if settings.unlabelled is None:
+        return {}
+    return {"self_training": asdict(settings.self_training), "scans without labels": sorted(dataset.pool_scans.values())}
+
+
 def calibration_path(settings: Settings, dataset: Dataset) -> Path:
     """Where a cross-validation leaves what predicts the Dice of scans, for the model that ``train`` fits with the same settings
     on the same cases. Methods, n, folds and corruptions are not in the name: see
@@ -109,6 +115,7 @@ def calibration_path(settings: Settings, dataset: Dataset) -> Path:
     }
     identity |= {k: getattr(settings.joint, k) for k in ("estimate_weight", "tta_flip", "tta_views", "recentre")}
     identity |= ignore_identity(settings) | views_identity(settings) | fusion_identity(settings)
+    identity |= self_training_identity(settings, dataset)
     return Path(settings.cache) / "calibrations" / f"{digest(identity)}.json"
 
 
@@ -349,44 +356,3 @@ class OpenModels:
             if model.segmenter is not None and model.segmenter.loa is not None:
                 model.segmenter.loa.save()
         self._open.clear()
-
-
-def train_in_parallel(jobs: Sequence[tuple[Settings, int, str]], workers: int, log: Log) -> None:
-    """Train networks in parallel: (settings, fold, network) each. The trained networks go to the cache."""
-    from tqdm import tqdm
-
-    named = [(f"{_named(settings, fold)}, {network}", (_quiet(settings), fold, network)) for settings, fold, network in jobs]
-    look = "{desc}: {n_fmt} of {total_fmt} networks |{bar}| {elapsed} gone, {remaining} left"
-    progress = any(settings.progress for settings, _, _ in jobs)
-    with tqdm(total=len(named), desc="train", disable=not progress, leave=False, bar_format=look) as bar:
-
-        def ended(name: str, minutes: float) -> None:
-            bar.clear()
-            log(f"trained {name}: {minutes:.1f} min")
-            bar.update()
-
-        run_parallel(_train, named, workers, ended)
-
-
-def _named(settings: Settings, fold: int) -> str:
-    """A fold for people; how many there are only folds drawn at random know without the data."""
-    return f"fold {fold + 1}" + (f" of {settings.k}" if settings.folds in ("patient", "slice") else "")
-
-
-def _quiet(settings: Settings) -> dict[str, Any]:
-    return settings.to_json() | {"progress": False, "workers": 1}
-
-
-def _train(values: dict[str, Any], fold: int, network: str) -> None:
-    from oasis_monai.settings import build
-    from oasis_monai.workflows.prepare import find_and_check, prepare, split_of
-
-    settings = build(values)
-    cache = Path(settings.cache)
-    dataset = prepare(settings, find_and_check(settings, cache, _silent), cache, _silent)
-    split = split_of(settings, dataset)
-    FoldModels(settings, dataset, split, cache, _silent).train(split.folds[fold], network)
-
-
-def _silent(_: str) -> None:
-    """Discard a message: only the parent process logs."""

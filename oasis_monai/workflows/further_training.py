@@ -43,6 +43,7 @@ def train_further(
     device: str = "cpu",
     share: float = SHARE,
     rate: float = RATE,
+    chances: torch.Tensor | None = None,
 ) -> Segmenter:
     """Train every network of a segmenter on from its weights; the segmenter itself stays as it is.
 
@@ -54,6 +55,7 @@ def train_further(
         device: where it runs.
         share: part of the draws that go to the new atlases, 0 to 1; at least their part of all.
         rate: learning rates relative to those of the settings, above 0.
+        chances: (own + new,) how often each atlas is drawn, in the place of ``share``.
 
     Returns:
         A segmenter with these networks. Its library has the new atlases last, and the estimates of all are the new networks'.
@@ -65,9 +67,8 @@ def train_further(
     library, start = replace(segmenter.library, estimates=None).merge(new), networks_of(segmenter)
     slower = replace(settings.training, lr=rate * settings.training.lr, schedule="warm_cosine")
     joint = replace(settings.joint, lr=rate * settings.joint.lr)
-    further = _Further(
-        replace(settings, training=slower, joint=joint), drawing_chances(len(segmenter.library), len(new), share), folder
-    )
+    chances = drawing_chances(len(segmenter.library), len(new), share) if chances is None else chances
+    further = _Further(replace(settings, training=slower, joint=joint), chances, folder)
     slices, volume = None, None
     if start.slices is not None:
         slices = train_slice_network(further.context(SLICES, start.slices, library, device), joint)

@@ -5,7 +5,7 @@ import pandas as pd
 import pytest
 import torch
 
-from benchmarks.robustness import adapt, failures, off_centre, suspects, views
+from benchmarks.robustness import adapt, failures, off_centre, suspects, unlabelled, views
 from oasis_monai.data.types import Geometry, Volume
 from oasis_monai.evaluation.suspects import Finding
 from oasis_monai.transforms.corruptions import draw_corruptions
@@ -243,3 +243,43 @@ def test_planted_labels_are_ranked_among_cases_with_failing_scans():
     assert (planted["rank_by_dice"] > 3).all()
     assert (planted["innocent_suspects"] == 0).all()
     assert "| **all** | 24 | 100.0 % | 100.0 % | 0.0 % | 2 | 100.0 % |" in suspects.table(planted, 21)
+
+
+def test_unlabelled_scans_are_measured_on_cases_that_no_training_has_seen(phantom, tmp_path):
+    small = merged(TINY, JOINT, {"cache": str(tmp_path / "cache"), "k": 3, "joint": {"tta_views": 0}})
+    small = merged(small, {"training": {"iterations": 2}, "self_training": {"least_agreement": 0.0, "rounds": 1}})
+    for own in ("data", "methods", "n"):
+        del small[own]
+    words = [f"data.root={phantom}", *overrides(small), "--output", str(tmp_path), "--sizes", "2", "--folds", "1", "--longer"]
+    unlabelled.main(words)
+    rows, scans = pd.read_csv(tmp_path / "unlabelled.csv"), pd.read_csv(tmp_path / "unlabelled_scans.csv")
+    assert set(rows["model"]) == {unlabelled.BEFORE, unlabelled.LONGER, unlabelled.AFTER}
+    assert rows.groupby("case")["model"].nunique().eq(3).all()
+    assert rows["dsc"].between(0, 1).all()
+    assert set(rows["labelled"]) == set(scans["labelled"]) == {2}
+    assert not set(rows["case"]) & set(scans["case"])
+    assert len(set(rows["case"]) | set(scans["case"])) == 7 - 2  # but for the labelled ones
+    lines = (tmp_path / "unlabelled.md").read_text().splitlines()
+    assert [line.split(" | ")[1] for line in lines[2:]] == [unlabelled.BEFORE, unlabelled.LONGER, unlabelled.AFTER]
+    before = rows[rows["model"] == unlabelled.BEFORE]
+    assert f"{100 * before['dsc'].mean():.1f} [" in lines[2]
+
+
+def test_gains_of_unlabelled_scans_are_paired_and_only_kept_labels_are_told_as_trained_with():
+    about = {"labelled": 4, "fold": 0, "kind": "test case", "label": "a"}
+    rows = [
+        {**about, "model": model, "case": case, "patient": case, "dsc": dsc}
+        for model, scores in ((unlabelled.BEFORE, (0.6, 0.8, 0.7)), (unlabelled.AFTER, (0.7, 0.9, 0.8)))
+        for case, dsc in zip("xyz", scores, strict=True)
+    ]
+    scans = {**about, "kind": unlabelled.SCANS, "model": unlabelled.AFTER, "round": 1}
+    rows += [
+        {**scans, "case": case, "dsc": dsc, "refused": refused}
+        for case, dsc, refused in (("p", 0.9, ""), ("q", 0.8, ""), ("r", 0.3, "agreement below 0.8"))
+    ]
+    lines = unlabelled.table(pd.DataFrame(rows)).splitlines()
+    assert lines[2] == "| 4 | labelled alone | 3 | 70.0 [45.2, 94.8] | 60.0 |  |  |  |  |  |"
+    assert (
+        lines[3] == "| 4 | with unlabelled | 3 | 80.0 [55.2, 104.8] | 70.0 | +10.0 [+10.0, +10.0] | 3 | 2 | 85.0, 80.0 | 30.0 |"
+    )
+    assert len(lines) == 4
