@@ -113,7 +113,7 @@ def self_train(
         own = None if folder is None else folder / f"round{number}"
         options = segmenter_options(replace(settings, views=how.views))
         looks = build_segmenter(segmenter.library, networks_of(segmenter), options, device)
-        labeller = _Labeller(looks, settings, embed, own)
+        labeller = Labeller(looks, settings, embed, own)
         made = {name: labeller.label(name, case) for name, case in scans.items()}
         told = tuple(one for one, _ in made.values())
         found.append(told)
@@ -160,7 +160,7 @@ def _label_file(folder: Path, name: str) -> Path:
 
 
 @dataclass(frozen=True)
-class _Labeller:
+class Labeller:
     """Segments scans, and makes pseudo labels of what is sure.
 
     Args:
@@ -185,7 +185,7 @@ class _Labeller:
             told = PseudoLabel(**stored[1])
             return told, None if told.refused else replace(self._target(bare), label=stored[0]["label"])
         with with_case_in_errors(name):
-            told, target = self._made(bare)
+            told, target = self.make_label(bare)
         if path is not None:
             assert target.label is not None
             save_tensors(path, {"label": target.label}, asdict(told))
@@ -196,7 +196,8 @@ class _Labeller:
         folder = Path(settings.cache) / "preprocessed"
         return PreprocessCache(folder, settings.preprocessing, settings.data.label_values).get(bare)
 
-    def _made(self, bare: Case) -> tuple[PseudoLabel, Preprocessed]:
+    def make_label(self, bare: Case) -> tuple[PseudoLabel, Preprocessed]:
+        """Segment a scan, and say whether its result is trained with; the scan on the working grid has it as its label."""
         settings, how = self.settings, self.settings.self_training
         volume = read_volume(bare, settings.data.label_values)
         n = number_of_atlases(self.segmenter, None)

@@ -187,7 +187,7 @@ class Killed(BaseException):
 def test_it_goes_on_after_a_kill_and_ends_as_one_that_was_not(asked, tmp_path, monkeypatch):
     two = {"self_training": {"rounds": 2, "iterations": 4}}
     whole = networks(train_model(asked(JOINT, two, cache=str(tmp_path / "other")), tmp_path / "whole", quiet))
-    labelled, made, steps, descend = [], self_training._Labeller._made, [], Trainer.descend
+    labelled, made, steps, descend = [], self_training.Labeller.make_label, [], Trainer.descend
 
     def labels(self, bare):
         labelled.append(bare.id)
@@ -201,7 +201,7 @@ def test_it_goes_on_after_a_kill_and_ends_as_one_that_was_not(asked, tmp_path, m
             raise Killed
         descend(self, loss)
 
-    monkeypatch.setattr(self_training._Labeller, "_made", labels)
+    monkeypatch.setattr(self_training.Labeller, "make_label", labels)
     monkeypatch.setattr(Trainer, "descend", steps_down)
     for _ in range(3):
         with pytest.raises(Killed):
