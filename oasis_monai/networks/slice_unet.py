@@ -83,7 +83,7 @@ class JointSettings:
         recentre: move the working grid to where the estimate finds the structures, if that is farther from the centre than in
             every atlas (:mod:`oasis_monai.segmentation.recentre`; 3D, with a volume network).
         fusion: how ``OASIS-joint`` fuses networks and atlases: ``learned``, with the weights that a cross-validation has fitted
-            (:mod:`oasis_monai.segmentation.opinion_pool`), ``fixed`` where there are none; or ``fixed``: by ``estimate_weight``.
+            (:mod:`oasis_monai.segmentation.learned_fusion`), where there are some; or ``fixed``, by ``estimate_weight``.
         estimate_weight: weight of the estimate in the fixed vote of ``OASIS-joint``, 0 to 1; the atlases share the rest.
 
     Raises:

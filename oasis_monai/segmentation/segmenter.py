@@ -25,6 +25,7 @@ from oasis_monai.segmentation.agreement import agreement, consensus
 from oasis_monai.segmentation.alignment import Aligner, FieldCache
 from oasis_monai.segmentation.estimate import Estimator
 from oasis_monai.segmentation.evidence import Alignment, Evidence
+from oasis_monai.segmentation.learned_fusion import LearnedFusions
 from oasis_monai.segmentation.loa import LoaTable
 from oasis_monai.segmentation.methods import (
     ALIGNMENT,
@@ -38,7 +39,6 @@ from oasis_monai.segmentation.methods import (
     result_keys,
     uses_estimate,
 )
-from oasis_monai.segmentation.opinion_pool import Pools
 from oasis_monai.segmentation.recentre import AtlasPositions
 from oasis_monai.segmentation.uncertainty import uncertainty
 from oasis_monai.segmentation.views import AtlasVolumes, ViewSearch, ViewSettings
@@ -97,7 +97,7 @@ class Segmenter:
         temperature: of R3, see :func:`.fusion.conditioned_weights`.
         same_case: whether the library holds labelled slices of the targets themselves (slice folds).
         views: whether doubtful scans are also seen in other views (:mod:`.views`).
-        pools: learned fusions of a joint model, by the number of atlases (:mod:`.opinion_pool`).
+        fusions: learned fusions of a joint model, by the number of atlases (:mod:`.learned_fusion`).
 
     Examples:
         >>> import oasis_monai
@@ -121,9 +121,9 @@ class Segmenter:
         temperature: float = 0.1,
         same_case: bool = False,
         views: ViewSettings | None = None,
-        pools: Pools = MappingProxyType({}),
+        fusions: LearnedFusions = MappingProxyType({}),
     ) -> None:
-        self.pools = pools
+        self.fusions = fusions
         self.views = views or ViewSettings("none")
         self.library, self.aligner, self.estimator = library, aligner, estimator
         # not "loa or ...": a table without pairs yet is one as well
@@ -329,8 +329,8 @@ class Segmenter:
         """The last step of R4: the networks vote beside the n aligned atlases, with learned weights where there are some."""
         if evidence.estimate is None or network_probabilities is None:
             raise ValueError("the method 'OASIS-joint' needs a joint model")
-        pool, part = self.pools.get(n), self.joint.estimate_weight
-        vote = (1 - part) * fused + part * evidence.estimate if pool is None else pool(network_probabilities, fused)
+        learned, part = self.fusions.get(n), self.joint.estimate_weight
+        vote = (1 - part) * fused + part * evidence.estimate if learned is None else learned(network_probabilities, fused)
         # of a slice at the end of a structure all atlases may be empty with good reason; of a volume none is
         return fusion.remove_unsupported_components(vote, fused) if self.spatial_dims == 3 else vote
 

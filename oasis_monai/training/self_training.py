@@ -88,8 +88,3 @@ def ignore_uncertain(label: torch.Tensor, uncertainty: torch.Tensor, most: float
         tensor([  0,   1, 255])
     """
     return torch.where(uncertainty > most, IGNORE, label)
-
-
-def share_draws(true: int, pseudo: int, share: float) -> torch.Tensor:
-    """(true + pseudo,) how often each atlas is drawn: ``share`` of all draws are pseudo-labelled ones, however many there are."""
-    return torch.cat([torch.full((true,), (1 - share) / true), torch.full((pseudo,), share / pseudo)])

@@ -57,7 +57,7 @@ from oasis_monai.workflows.case_pictures import (
 from oasis_monai.workflows.corrupted_copies import Rows, corrupted_rows
 from oasis_monai.workflows.cross_fusion import CrossFusion
 from oasis_monai.workflows.cross_reliability import CrossReliability
-from oasis_monai.workflows.fold_models import FoldModel, FoldModels, OpenModels, calibration_path
+from oasis_monai.workflows.fold_models import FoldModel, FoldModels, OpenModels, calibration_path, is_for_new_scans
 from oasis_monai.workflows.parallel_training import train_in_parallel
 from oasis_monai.workflows.plan import Plan, keep_plan
 from oasis_monai.workflows.postprocessing import CrossPostprocessing
@@ -179,6 +179,7 @@ class CrossValidation:
         with contextlib.closing(OpenModels(self.models)) as trained:
             with self.clock("learn fusion"):
                 self.fusion.learn(trained, self.models, self._embed)
+                trained.fusions = self.fusion.fusions
                 self.fusion.write(self.run_dir, self.log)
             self.score(trained)
             with self.clock("post-process"):
@@ -366,8 +367,8 @@ class CrossValidation:
         calibrations = with_temperatures(calibrations, self.reliability.temperatures())
         if self.split.honest and settings.fold is None and settings.train_cases is None:
             write_calibrations(self.run_dir / "calibration.json", calibrations)
-            if self.split.protocol != "centre":
-                keep_calibrations(calibration_path(settings, self.dataset), calibrations)
+        if is_for_new_scans(settings, self.split):
+            keep_calibrations(calibration_path(settings, self.dataset), calibrations)
 
     def find_suspects(self) -> None:
         """Write ``suspects.csv`` and pictures of the first ones. Under slice folds other slices of a wrong label are among the

@@ -19,8 +19,8 @@ from oasis_monai.networks.slice_unet import SliceUNet, SliceUNetEnsemble
 from oasis_monai.segmentation.alignment import FieldCache
 from oasis_monai.segmentation.build import SegmenterOptions, TrainedNetworks, build_estimator, build_segmenter
 from oasis_monai.segmentation.estimate import estimate_atlases
+from oasis_monai.segmentation.learned_fusion import LEARNED_FUSION_VERSION, LearnedFusions
 from oasis_monai.segmentation.methods import needs_alignment
-from oasis_monai.segmentation.opinion_pool import POOL_VERSION, Pools
 from oasis_monai.segmentation.segmenter import Segmenter
 from oasis_monai.segmentation.views import VIEWS_VERSION, ViewSettings
 from oasis_monai.settings import Settings
@@ -91,7 +91,7 @@ def views_identity(settings: Settings) -> dict[str, Any]:
 
 def fusion_identity(settings: Settings) -> dict[str, Any]:
     """What a name holds of learned fusion: nothing where nothing is learned."""
-    return {"fusion": POOL_VERSION} if settings.uses_joint_model and settings.joint.fusion == "learned" else {}
+    return {"fusion": LEARNED_FUSION_VERSION} if settings.uses_joint_model and settings.joint.fusion == "learned" else {}
 
 
 def self_training_identity(settings: Settings, dataset: Dataset) -> dict[str, Any]:
@@ -117,6 +117,13 @@ def calibration_path(settings: Settings, dataset: Dataset) -> Path:
     identity |= ignore_identity(settings) | views_identity(settings) | fusion_identity(settings)
     identity |= self_training_identity(settings, dataset)
     return Path(settings.cache) / "calibrations" / f"{digest(identity)}.json"
+
+
+def is_for_new_scans(settings: Settings, split: Split) -> bool:
+    """Whether what a cross-validation has found out counts for new scans, so that a model of the same settings gets it: of all
+    folds and all training patients. Not of slice folds, and not of centres left out: a new scan mostly comes from a centre of the
+    model's."""
+    return split.honest and split.protocol != "centre" and settings.fold is None and settings.train_cases is None
 
 
 def training_seed(seed: int, fold: int) -> int:
@@ -332,12 +339,12 @@ class OpenModels:
         models: trains or loads them.
 
     Attributes:
-        pools: the learned fusions of a fold; none at first.
+        fusions: the learned fusions of a fold; none at first.
     """
 
     def __init__(self, models: FoldModels) -> None:
         self._models = models
-        self.pools: Callable[[Fold], Pools] = lambda _: {}
+        self.fusions: Callable[[Fold], LearnedFusions] = lambda _: {}
         self._open: dict[int, FoldModel] = {}
 
     def __getitem__(self, fold: Fold) -> FoldModel:
@@ -347,7 +354,7 @@ class OpenModels:
             self._open[fold.index] = self._models.model(fold)
         model = self._open[fold.index]
         if model.segmenter is not None:
-            model.segmenter.pools = self.pools(fold)
+            model.segmenter.fusions = self.fusions(fold)
         return model
 
     def close(self) -> None:

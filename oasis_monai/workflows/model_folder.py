@@ -26,8 +26,8 @@ from oasis_monai.networks.segmentation import Predictor, make_network
 from oasis_monai.networks.slice_unet import make_slice_network
 from oasis_monai.segmentation.anatomy import AnatomyStatistics, StructureShape, measure_anatomy
 from oasis_monai.segmentation.build import TrainedNetworks
+from oasis_monai.segmentation.learned_fusion import LearnedFusion, fusions_of
 from oasis_monai.segmentation.loa import LoaTable
-from oasis_monai.segmentation.opinion_pool import OpinionPool, pools_of
 from oasis_monai.segmentation.segmenter import Segmenter
 from oasis_monai.settings import Settings, build
 from oasis_monai.training.registration import make_registration_network
@@ -45,6 +45,7 @@ NEXT_LIBRARY = "library.next.safetensors"
 """The edited library, until it replaces :data:`LIBRARY_PART`. The file with the checksum in ``model.json`` counts."""
 ALL_PAIRS = 2500  # up to this many LOA pairs are all computed with the model; larger libraries compute pairs on use
 Log = Callable[[str], None]
+K = TypeVar("K")
 T = TypeVar("T")
 NetworkT = TypeVar("NetworkT", bound=torch.nn.Module)
 
@@ -141,11 +142,7 @@ class ModelRecord:
         Raises:
             OasisError: ``model.json`` holds something else.
         """
-        held = self.values["calibration"]
-        try:
-            return {} if held is None else calibrations_of(held)
-        except ValueError as error:
-            raise OasisError(f"model: {error} in {self.folder}/model.json; copy the model again") from error
+        return self._held("calibration", calibrations_of)
 
     def anatomy(self) -> AnatomyStatistics | None:
         """What the labels of the atlases show; None of an earlier model, which did not keep it.
@@ -170,21 +167,21 @@ class ModelRecord:
         Raises:
             OasisError: ``model.json`` holds something else.
         """
-        held = self.values.get("postprocessing")
-        try:
-            return {} if held is None else decisions_of(held)
-        except ValueError as error:
-            raise OasisError(f"model: {error} in {self.folder}/model.json; copy the model again") from error
+        return self._held("postprocessing", decisions_of)
 
-    def pools(self) -> dict[int, OpinionPool]:
+    def fusions(self) -> dict[int, LearnedFusion]:
         """The learned fusions of a joint model, by the number of atlases; empty where no cross-validation has fitted any.
 
         Raises:
             OasisError: ``model.json`` holds something else.
         """
-        held = self.values.get("fusion")
+        return self._held("fusion", fusions_of)
+
+    def _held(self, key: str, parse: Callable[[Any], dict[K, T]]) -> dict[K, T]:
+        """What the cross-validation before the training has left, parsed; empty where there was none."""
+        held = self.values.get(key)
         try:
-            return {} if held is None else pools_of(held)
+            return {} if held is None else parse(held)
         except ValueError as error:
             raise OasisError(f"model: {error} in {self.folder}/model.json; copy the model again") from error
 

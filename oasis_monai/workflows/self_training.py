@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +26,7 @@ from oasis_monai.segmentation.pipeline import CaseResult, Scan, check_choice, nu
 from oasis_monai.segmentation.segmenter import Key, Segmenter
 from oasis_monai.segmentation.views import AS_IT_IS, AtlasVolumes, result_agreement
 from oasis_monai.settings import Settings
-from oasis_monai.training.self_training import SelfTraining, ignore_uncertain, share_draws
+from oasis_monai.training.self_training import SelfTraining, ignore_uncertain
 from oasis_monai.transforms.labels import ignored, structures
 from oasis_monai.transforms.preprocessing import PreprocessCache
 from oasis_monai.utils.errors import with_case_in_errors
@@ -131,8 +132,7 @@ def self_train(
 def _trained_on(segmenter: Segmenter, settings: Settings, new: AtlasLibrary, folder: Path | None, device: str) -> Segmenter:
     """The segmenter with networks that were trained on with pseudo-labelled scans, and with the atlases that it has."""
     how, own = settings.self_training, segmenter.library
-    chances = share_draws(len(own), len(new), how.share)
-    made = train_further(segmenter, settings, new, folder, device, rate=how.rate, chances=chances)
+    made = train_further(segmenter, settings, new, folder, device, how.share, how.rate)
     library = made.library.subset(range(len(own)))  # with the new networks' estimates
     return build_segmenter(library, networks_of(made), segmenter_options(settings), device)
 
@@ -191,6 +191,11 @@ class Labeller:
             save_tensors(path, {"label": target.label}, asdict(told))
         return told, None if told.refused else target
 
+    @cached_property
+    def _sizes(self) -> AtlasVolumes:
+        """How large the labelled cases have their structures."""
+        return AtlasVolumes.of(self.segmenter.library.labels, self.segmenter.library.classes)
+
     def _target(self, bare: Case) -> Preprocessed:
         settings = self.settings
         folder = Path(settings.cache) / "preprocessed"
@@ -221,12 +226,11 @@ class Labeller:
 
     def _agreement(self, found: CaseResult, key: Key) -> float:
         """How much the parts of a result agree: the mean of networks and atlases, then of the structures."""
-        result, library = found.results[key], self.segmenter.library
+        result = found.results[key]
         if result.agreement is None:
             return 0.0
         if self.segmenter.spatial_dims == 3:
-            sizes = AtlasVolumes.of(library.labels, library.classes)
-            return result_agreement(result.agreement, result.probability, sizes)
+            return result_agreement(result.agreement, result.probability, self._sizes)
         values = overlaps(result.agreement)
         return float(np.nanmean(values)) if not np.isnan(values).all() else 0.0
 

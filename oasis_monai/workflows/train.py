@@ -11,7 +11,7 @@ from oasis_monai.data.folds import Fold, Split
 from oasis_monai.data.types import Case
 from oasis_monai.evaluation.postprocessing import plain_decisions, read_decisions
 from oasis_monai.evaluation.quality_tables import few_patients, plain_calibrations, read_calibrations
-from oasis_monai.segmentation.opinion_pool import plain_pools, read_pools
+from oasis_monai.segmentation.learned_fusion import plain_fusions, read_fusions
 from oasis_monai.segmentation.segmenter import Segmenter
 from oasis_monai.settings import Settings
 from oasis_monai.utils.errors import ConfigError, OasisError
@@ -85,7 +85,7 @@ def _record(
     record = run_record("train", settings, None, len(cases), clock.seconds, dataset.identity())
     known = read_calibrations(calibration_path(settings, dataset))
     decided = read_decisions(postprocessing_path(settings, dataset))
-    pools = read_pools(fusion_path(settings, dataset))
+    fusions = read_fusions(fusion_path(settings, dataset))
     if known is None:
         log(
             "note: no calibration was found, so this model will report the agreement of its parts instead of a predicted Dice. "
@@ -99,7 +99,7 @@ def _record(
         "checksums": {**checksums, "settings": digest(record["settings"])},
         "calibration": None if known is None else plain_calibrations(known),
         "postprocessing": None if decided is None else plain_decisions(decided),
-        "fusion": None if pools is None else plain_pools(pools),
+        "fusion": None if fusions is None else plain_fusions(fusions),
         "embedding": embedder(settings.features.name, settings.features.weights).key,
         "channels": channel_names(settings, dataset.library.channels),
         "cases": cases,

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from oasis_monai.data.types import IGNORE
-from oasis_monai.training.self_training import SelfTraining, ignore_uncertain, share_draws
+from oasis_monai.training.self_training import SelfTraining, ignore_uncertain
 from oasis_monai.training.trainer import TrainingSettings
 from oasis_monai.utils.errors import ConfigError
 
@@ -25,15 +25,6 @@ def test_the_rounds_share_what_is_given_or_as_much_as_the_first_budget(how, trai
     found = SelfTraining(**how).budget(TrainingSettings(lr=0.5, batch=3, **training))
     assert (found.minutes, found.iterations) == (minutes, iterations)
     assert (found.lr, found.batch) == (0.5, 3)
-
-
-def test_so_many_draws_are_pseudo_labels_however_many_there_are():
-    for true, pseudo, share in ((4, 23, 0.5), (30, 2, 0.25)):
-        chances = share_draws(true, pseudo, share)
-        assert len(chances) == true + pseudo
-        assert float(chances[true:].sum()) == pytest.approx(share)
-        assert float(chances.sum()) == pytest.approx(1)
-        assert chances[:true].unique().numel() == chances[true:].unique().numel() == 1
 
 
 def test_uncertain_voxels_count_in_nothing():
