@@ -18,7 +18,7 @@ TASKS = (
     *("crossval", "study", "train", "adapt", "plan", "segment", "evaluate"),
     *("library", "bundle", "download", "check", "report", "phantom"),
 )
-PATHS = {"model", "input", "output", "add", "label", "cache", "data.root", "features.weights"}
+PATHS = {"model", "input", "output", "add", "label", "cache", "data.root", "features.weights", "unlabelled"}
 PATHS |= {"hydra.run.dir", "hydra.sweep.dir", "hydra.sweep.subdir"}
 GROUPS = {
     "data",
@@ -30,6 +30,7 @@ GROUPS = {
     "augmentation",
     "network",
     "joint",
+    "self_training",
     "experiment",
 }
 NAMES = {"data.name", "data.citation", "data.licence", "data.source", "msd", "download.url", "download.md5", "hydra.job.name"}
@@ -49,7 +50,7 @@ oasis-monai: segment medical images from a few labelled scans (atlases), aligned
 tasks
   crossval   cross-validate on a labelled data set (default): scores, summary, pictures, a report page
   study      compare several cross-validations on the same folds  experiment=paper
-  train      train on all cases and write a model folder          data.root=DIR model=DIR
+  train      train on all cases and write a model folder          data.root=DIR model=DIR [unlabelled=DIR]
   adapt      train a model on with a few scans of a new centre    model=DIR data.root=DIR output=NEWDIR
   plan       choose grid, intensities and networks for a data set  data.root=DIR [output=DIR]
   segment    segment a scan or a folder of scans                  model=DIR input=PATH output=DIR [format=nii.gz|nii|mha|mhd]

@@ -32,6 +32,7 @@ from oasis_monai.segmentation.methods import (
 )
 from oasis_monai.segmentation.postprocessing import ALL, AUTO, MODES
 from oasis_monai.segmentation.views import DOUBTFUL, SEARCHES
+from oasis_monai.training.self_training import SelfTraining
 from oasis_monai.training.trainer import TrainingSettings
 from oasis_monai.transforms.augmentation import Augmentation
 from oasis_monai.transforms.corruptions import CORRUPTIONS
@@ -51,6 +52,9 @@ NULLABLE = ("n", "methods", "views", "views_below")
 """Keys whose null in a configuration means the default; where a model is used, what it was trained with."""
 NOT_IN_NAME = {"inference_only": True}
 """Metadata of a field that training reads in another form, which the name of a trained network holds: its cases and labels."""
+REST = "rest"
+"""In the place of a folder of unlabelled scans: the training patients of a fold that ``train_cases`` leaves out."""
+REST_NEEDS = f"a folder, or {REST} where train_cases leaves some patients out"
 
 
 @dataclass(frozen=True)
@@ -58,7 +62,8 @@ class Settings:
     """All settings of one experiment, checked. :func:`build_settings` makes them from the options of the command line.
 
     Args:
-        data, preprocessing, features, registration, loss, training, augmentation, network, joint: the groups, see their classes.
+        data, preprocessing, features, registration, loss, training, augmentation, network, joint, self_training: the groups, see
+            their classes.
         spatial_dims: 3: an atlas is a volume; 2: an axial slice (the paper).
         n: numbers of atlases to fuse, each 1 or more and scored by itself.
         methods: names of :data:`oasis_monai.segmentation.methods.METHODS` (fusion rules) and
@@ -68,6 +73,9 @@ class Settings:
         k: number of folds, 2 or more; by centre and from the file there are as many as these have. fold: None for all of them, or
             the one to run, 0 to ``k - 1``, or the centre's name.
         train_cases: train with this many of each fold's patients (a learning curve), 2 or more; None for all.
+        unlabelled: scans without labels that the models are trained on with (``self_training``): whatever
+            :func:`oasis_monai.data.scans.find_scans` takes, or ``rest``, of a cross-validation with ``train_cases`` the training
+            patients of each fold that these leave out, without their labels. None: no such scans. Not under slice folds.
         seed: of the folds, initial weights and random draws; 0 to 2147483647.
         device: ``cpu``, ``cuda`` (``cuda:1``), or ``auto``: a GPU where there is one.
         threads: CPU threads, 1 or more; None for all cores.
@@ -112,6 +120,7 @@ class Settings:
     augmentation: Augmentation = field(default_factory=Augmentation)
     network: NetworkSettings = field(default_factory=NetworkSettings, metadata=not_used_by("slices"))
     joint: JointSettings = field(default_factory=JointSettings, metadata=not_used_by("segmentation"))
+    self_training: SelfTraining = field(default_factory=SelfTraining, metadata=NOT_IN_NAME)
     spatial_dims: int = 3
     n: tuple[int, ...] = field(default=(USUAL_ATLASES,), metadata=INFERENCE_ONLY)
     methods: tuple[str, ...] = field(default=None, metadata=INFERENCE_ONLY)  # type: ignore[arg-type]  # filled in
@@ -119,6 +128,7 @@ class Settings:
     k: int = field(default=5, metadata=NOT_IN_NAME)
     fold: int | str | None = field(default=None, metadata=NOT_IN_NAME)
     train_cases: int | None = field(default=None, metadata=NOT_IN_NAME)
+    unlabelled: str | None = field(default=None, metadata=NOT_IN_NAME)
     seed: int = 0
     device: str = field(default="auto", metadata=INFERENCE_ONLY)
     threads: int | None = field(default=None, metadata=INFERENCE_ONLY)
@@ -166,7 +176,12 @@ class Settings:
             ("workers", self.workers > 0, "1 or more processes"),
             ("train_cases", self.train_cases is None or self.train_cases > 1, "2 or more patients, or null for all"),
             ("train_cases", self.train_cases is None or self.folds != "slice", "null where folds=slice", "set folds=patient"),
+            ("unlabelled", self.unlabelled is None or self.folds != "slice", "null where folds=slice", "set folds=patient"),
+            ("unlabelled", self.unlabelled != REST or self.train_cases is not None, REST_NEEDS, "add train_cases=N"),
+            ("unlabelled", self.unlabelled != "", "a folder of scans, or null", "give a path"),
         )
+        if self.self_training.views not in SEARCHES:
+            raise ConfigError("self_training.views", f"one of {list(SEARCHES)}", self.self_training.views)
         self._check_methods()
         self._check_networks()
 
@@ -194,6 +209,8 @@ class Settings:
         )
         if self.uses_joint_model and self.spatial_dims == 3 and self.joint.atlases:
             raise ConfigError("joint.atlases", "0 where spatial_dims is 3", self.joint.atlases)
+        if self.spatial_dims == 2 and self.joint.cross_fit_budget:
+            raise ConfigError("joint.cross_fit_budget", "0 where spatial_dims is 2", self.joint.cross_fit_budget)
         for name in self.networks:
             if NETWORKS[name] != self.spatial_dims:
                 fitting = [*METHODS, *(n for n, dims in NETWORKS.items() if dims == self.spatial_dims)]
@@ -299,8 +316,7 @@ class Settings:
         kind = "segmentation" if network in NETWORKS else network
         found = identity_of(self, kind)
         joint = kind in JOINT_NETWORKS or (kind == "registration" and self.registration.joint)
-        if not self.training.augment:
-            found["augmentation"] = None
+        found["augmentation"] = self.augmentation.identity(kind) if self.training.augment else None
         if "features" in found and not (joint or self.training.nearest_partners):
             found["features"] = None
         if "joint" in found:
@@ -316,6 +332,8 @@ class Settings:
         """All settings as plain JSON values, which :func:`build` takes back."""
         values: dict[str, Any] = plain(self)
         values["preprocessing"].pop("spatial_dims")  # stands at the top
+        if self.unlabelled is None:  # the record of a run without such scans is what it was before there were any
+            del values["unlabelled"], values["self_training"]
         return values
 
 
@@ -329,6 +347,7 @@ GROUPS: dict[str, Any] = {
     "augmentation": Augmentation,
     "network": NetworkSettings,
     "joint": JointSettings,
+    "self_training": SelfTraining,
 }
 """The class of every group of settings."""
 

@@ -15,6 +15,8 @@ JOB_KEYS = (
     *("task", "model", "input", "output", "overwrite", "study", "format"),
     *("add", "label", "case", "patient", "remove", "msd", "accept_license", "download", "training_cases"),
 )
+WITH_UNLABELLED = ("train", "crossval", "study", "plan", "check")
+"""Tasks that may be given scans without labels; the last two do not look at them."""
 SWITCHES = ("overwrite", "accept_license", "training_cases")
 OWN_FOLDER = {"crossval": "hydra.run.dir", "study": "hydra.run.dir", "train": "model"}  # one run at a time
 OWN_FOLDER |= {"segment": "output", "evaluate": "output", "adapt": "output"}
@@ -49,6 +51,9 @@ def run_task(
     }
     if job["task"] not in tasks:
         raise ConfigError("task", f"one of {list(tasks)}", job["task"])
+    if config.get("unlabelled") is not None and job["task"] not in WITH_UNLABELLED:
+        remedy = f"leave it out: it counts for {', '.join(WITH_UNLABELLED)}"
+        raise ConfigError("unlabelled", f"null for the task {job['task']}", config["unlabelled"], remedy)
     with _alone(job, run_dir):
         tasks[job["task"]](config, job, run_dir, sweep_dir)
 

@@ -15,7 +15,7 @@ from oasis_monai.tasks import JOB_KEYS
 from oasis_monai.utils.config import INFERENCE_ONLY, RENAMED, check_renamed
 from oasis_monai.utils.errors import ConfigError
 from oasis_monai.utils.presets import preset_names
-from tests.conftest import JOINT, TINY, merged
+from tests.conftest import JOINT, JOINT_2D, TINY, merged
 
 
 def made(*more):
@@ -94,6 +94,9 @@ REFUSED = [
     ({"cache": None}, "^cache: expected a text, found None"),
     ({"progress": "loud"}, "^progress: expected true or false, found 'loud'"),
     ({"colour": 1}, "^colour: expected one of .*an unknown key"),
+    ({"augmentation": {"zoom": 0.5}}, "^augmentation.zoom: expected a factor of 1 .off. or more, found 0.5"),
+    ({"joint": {"estimate_dice": 0.0}}, "^joint.estimate_dice: expected above 0, at most 1"),
+    ({"joint": {"cross_fit_budget": 0.2}}, "^joint.cross_fit_budget: expected .*below 1, found 0.2"),
     ({"training": {"epochs": 1}}, "^training.epochs: expected one of .*'iterations'"),
     ({"training": {"batch": 1.5}}, "^training.batch: expected a whole number, found 1.5"),
     ({"training": {"lr": "fast"}}, "^training.lr: expected a number, found 'fast'"),
@@ -193,7 +196,7 @@ def test_every_setting_has_a_key_in_the_documentation_of_its_class():
         told = set(re.findall(r"\w+", " ".join(re.findall(r"((?:\w+, )*\w+):", kind.__doc__))))
         named = {field.name for field in dataclasses.fields(kind)}
         assert named <= told, (kind, sorted(named - told))
-    assert {field.name for field in dataclasses.fields(Settings)} == set(made().to_json())
+    assert {field.name for field in dataclasses.fields(Settings)} == set(made({"unlabelled": "scans"}).to_json())
 
 
 def test_the_volume_network_s_grid_and_identity_are_those_of_its_own_kind():
@@ -402,6 +405,12 @@ SHARED = [  # what changes, and whose weights it changes
     ({"network": {"dynunet": [4, 9], "convnet": [4, 9], "overlap": 0.25}}, ()),
     ({"network": {"patch": [16, 16, 8]}}, ("U-Net3D",)),
     ({"seed": 4}, KINDS),
+    ({"joint": {"cross_fit_budget": 0.05}}, ("registration",)),
+    ({"joint": {"estimate_dice": 0.87}}, ("registration",)),
+    ({"augmentation": {"zoom_chance": 0.2}}, KINDS),
+    ({"augmentation": {"zoom": 1.3, "zoom_axes": 1.1, "intensity_chance": 0.2}}, ()),  # of changes that never happen
+    ({"augmentation": {"blur_mm": 1.0}}, KINDS),
+    ({"augmentation": {"coarsen": 2.0}}, KINDS),
     ({"k": 3, "folds": "slice", "workers": 2, "data": {"name": "x", "labels": {"a": 4}}}, ()),
 ]
 
@@ -410,6 +419,24 @@ SHARED = [  # what changes, and whose weights it changes
 def test_what_retrains_which_network(change, whose):
     before, after = made(JOINT), made(JOINT, change)
     assert tuple(kind for kind in KINDS if after.identity(kind) != before.identity(kind)) == whose
+
+
+@pytest.mark.parametrize(
+    ("on", "key"),
+    [("zoom_chance", "zoom"), ("zoom_chance", "zoom_axes"), ("noise", "intensity_chance"), ("coarsen", "intensity_chance")],
+)
+def test_what_a_change_of_images_is_like_counts_where_it_happens(on, key):
+    happens = {"augmentation": {on: 1.5 if on == "coarsen" else 0.5}}
+    other = {"augmentation": {key: 0.25 if key == "intensity_chance" else 1.4}}
+    assert made(happens, other).identity() != made(happens).identity()
+
+
+def test_networks_trained_before_an_option_came_are_found_again():
+    """What a name holds of augmentation and of the estimates, in settings that do not use the later options."""
+    first = {"rotation_deg", "scale", "shear", "shift", "flip", "elastic_mm", "gamma", "contrast", "bias", "noise"}
+    before = made(JOINT).identity()
+    assert set(before["augmentation"]) == first
+    assert not {"cross_fit_budget", "estimate_dice"} & set(before["joint"])
 
 
 def test_a_model_s_name_knows_what_its_slice_network_is_made_of(monkeypatch):
@@ -433,6 +460,12 @@ def test_a_model_s_name_knows_what_its_slice_network_is_made_of(monkeypatch):
 def test_configurations_that_cannot_be(settings, given, message):
     with pytest.raises(ConfigError, match=message):
         settings(given)
+
+
+def test_slices_have_no_cross_fitted_estimates(settings):
+    two = merged(JOINT, JOINT_2D, {"joint": {"atlases": 0, "cross_fit_budget": 0.05}, "methods": ["OASIS-joint"]})
+    with pytest.raises(ConfigError, match=r"^joint\.cross_fit_budget: expected 0 where spatial_dims is 2"):
+        settings(two, dims=2)
 
 
 def sizes_named(error):

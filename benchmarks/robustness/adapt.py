@@ -23,23 +23,27 @@ import numpy as np
 import pandas as pd
 import torch
 
-from benchmarks.robustness.fold_models import fold_parser, open_fold, over_folds, settings_of, write_results
-from oasis_monai.atlases.features import embedder
+from benchmarks.robustness.fold_models import (
+    OpenFold,
+    fold_parser,
+    open_fold,
+    over_folds,
+    score_cases,
+    settings_of,
+    write_results,
+)
 from oasis_monai.data.folds import Fold, Split, by_patient
-from oasis_monai.data.io import read_volume
 from oasis_monai.evaluation.statistics import interval
-from oasis_monai.segmentation.agreement import overlaps
 from oasis_monai.segmentation.build import build_segmenter
 from oasis_monai.segmentation.segmenter import Segmenter
 from oasis_monai.settings import Settings
 from oasis_monai.utils.files import digest, locked
-from oasis_monai.workflows.corrupted_copies import segment_labelled
 from oasis_monai.workflows.fold_models import segmenter_options
 from oasis_monai.workflows.further_training import FURTHER_VERSION, RATE, SHARE, networks_of, train_further
-from oasis_monai.workflows.prepare import Dataset
 
 BEFORE, ADDED, ADAPTED = "before", "library add", "adapt"
 NEW, OWN = "new centre", "training case"
+Row = dict[str, Any]
 
 
 def drawn_cases(fold: Fold, split: Split, scans: int, draw: int) -> list[str]:
@@ -54,7 +58,7 @@ def adapt_fold(settings: Settings, index: int, scans: int, draws: int, minutes: 
     one, cache = open_fold(settings, index), Path(settings.cache)
     dataset, split, fold, models, before = one.dataset, one.split, one.fold, one.models, one.segmenter
     old = sorted(fold.train)[:: max(1, len(fold.train) // own)][:own] if own else []
-    rows = scored(BEFORE, before, [*fold.test, *old], settings, dataset, fold, -1)
+    rows = scored(BEFORE, before, [*fold.test, *old], settings, one, -1)
     for draw in range(draws):
         chosen = drawn_cases(fold, split, scans, draw)
         others = [case for case in fold.test if case not in chosen]
@@ -66,30 +70,17 @@ def adapt_fold(settings: Settings, index: int, scans: int, draws: int, minutes: 
         with locked(cache / "adapted" / key):
             adapted = train_further(before, own_settings, new, cache / "adapted" / key)
         rows += [{**row, "draw": draw} for row in rows if row["draw"] == -1 and row["case"] in (*others, *old)]
-        rows += scored(ADDED, added, others, settings, dataset, fold, draw)
-        rows += scored(ADAPTED, adapted, [*others, *old], settings, dataset, fold, draw)
+        rows += scored(ADDED, added, others, settings, one, draw)
+        rows += scored(ADAPTED, adapted, [*others, *old], settings, one, draw)
         print(f"{fold.name or index}: draw {draw + 1} of {draws}, adapted with {', '.join(chosen)}", flush=True)
     return [row for row in rows if row["draw"] >= 0]
 
 
-def scored(
-    model: str, segmenter: Segmenter, cases: Sequence[str], settings: Settings, dataset: Dataset, fold: Fold, draw: int
-) -> list[dict[str, Any]]:
+def scored(model: str, segmenter: Segmenter, cases: Sequence[str], settings: Settings, one: OpenFold, draw: int) -> list[Row]:
     """Segment cases, each without atlases of its own patient; -> rows."""
-    embed = embedder(settings.features.name, settings.features.weights)
-    rows = []
-    for case in cases:
-        volume = read_volume(dataset.cases[case], settings.data.label_values, settings.data.ignore)
-        found, _, dice = segment_labelled(segmenter, volume, settings, embed, settings.methods)
-        ((key, values),) = dice.items()
-        agreement = found.results[key].agreement
-        assert agreement is not None
-        about = {"centre": fold.name or str(fold.index), "draw": draw, "model": model, "case": case}
-        about |= {"patient": dataset.patients[case], "kind": NEW if case in fold.test else OWN}
-        agreed = overlaps(agreement).mean(1).tolist()
-        told = zip(settings.data.labels, values, agreed, strict=True)
-        rows += [{**about, "label": label, "dsc": dsc, "agreement": agrees} for label, dsc, agrees in told]
-    return rows
+    about = {"centre": one.fold.name or str(one.fold.index), "draw": draw, "model": model}
+    kinds = {case: NEW if case in one.fold.test else OWN for case in cases}
+    return [{**about, "kind": kinds[row["case"]], **row} for row in score_cases(one, segmenter, settings, cases)]
 
 
 def table(rows: pd.DataFrame) -> str:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from functools import cached_property
@@ -18,12 +18,16 @@ import torch
 from benchmarks.command_line import command_parser
 from oasis_monai.atlases.features import Embedder, embedder
 from oasis_monai.data.folds import Fold, Split
+from oasis_monai.data.io import read_volume
+from oasis_monai.segmentation.agreement import overlaps
 from oasis_monai.segmentation.segmenter import Segmenter
 from oasis_monai.settings import Settings
 from oasis_monai.utils.files import write_text
+from oasis_monai.workflows.corrupted_copies import segment_labelled
 from oasis_monai.workflows.fold_models import FoldModels
 from oasis_monai.workflows.plan import plan_settings
 from oasis_monai.workflows.prepare import Dataset, find_and_check, prepare, split_of
+from oasis_monai.workflows.self_trained_folds import models_for
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -77,7 +81,7 @@ def open_fold(settings: Settings, index: int) -> OpenFold:
     torch.set_num_threads(1)
     torch.set_flush_denormal(True)
     dataset, split = dealt(settings)
-    models = FoldModels(settings, dataset, split, Path(settings.cache), print)
+    models = models_for(settings, dataset, split, Path(settings.cache), print)
     embed = embedder(settings.features.name, settings.features.weights)
     return OpenFold(dataset, split, split.folds[index], models, embed)
 
@@ -89,9 +93,32 @@ def dealt(settings: Settings) -> tuple[Dataset, Split]:
     return dataset, split_of(settings, dataset)
 
 
-def over_folds(settings: Settings, segment_fold: Callable[[Settings, int], list[dict[str, Any]]]) -> pd.DataFrame:
-    """Run ``segment_fold(settings, fold)`` for every fold asked for, one process per core, and collect the rows."""
-    folds = [fold.index for fold in dealt(settings)[1].choose(settings.fold)]  # of centres there may be any number
+def score_cases(one: OpenFold, segmenter: Segmenter, settings: Settings, cases: Sequence[str]) -> list[dict[str, Any]]:
+    """Segment cases by the one method and n of the settings, each without atlases of its own patient; -> a row per structure:
+    case, patient, label, Dice and agreement."""
+    dataset, rows = one.dataset, list[dict[str, Any]]()
+    for case in cases:
+        volume = read_volume(dataset.cases[case], settings.data.label_values, settings.data.ignore)
+        found, _, dice = segment_labelled(segmenter, volume, settings, one.embed, settings.methods)
+        ((key, values),) = dice.items()
+        agreement = found.results[key].agreement
+        assert agreement is not None
+        told = zip(settings.data.labels, values, overlaps(agreement).mean(1).tolist(), strict=True)
+        about = {"case": case, "patient": dataset.patients[case]}
+        rows += [{**about, "label": label, "dsc": dsc, "agreement": agrees} for label, dsc, agrees in told]
+    return rows
+
+
+def over_folds(
+    settings: Settings, segment_fold: Callable[[Settings, int], list[dict[str, Any]]], folds: Sequence[int] = ()
+) -> pd.DataFrame:
+    """Run ``segment_fold(settings, fold)`` for every fold asked for, one process per core, and collect the rows.
+
+    Args:
+        folds: which; none: those of the settings.
+    """
+    # of centres there may be any number
+    folds = folds or [fold.index for fold in dealt(settings)[1].choose(settings.fold)]
     with ProcessPoolExecutor(len(os.sched_getaffinity(0)), get_context("spawn")) as pool:
         parts = list(pool.map(segment_fold, [settings] * len(folds), folds))
     return pd.DataFrame([row for part in parts for row in part])

@@ -13,7 +13,7 @@ from torch.nn import functional as F
 
 from oasis_monai.networks import depthwise
 from oasis_monai.networks.layers import avoid_amx_bug
-from oasis_monai.utils.config import INFERENCE_ONLY, identity_of, make_tuples, not_used_by, require
+from oasis_monai.utils.config import INFERENCE_ONLY, absent_as, identity_of, make_tuples, not_used_by, require
 from oasis_monai.utils.errors import ConfigError
 
 
@@ -67,6 +67,11 @@ class JointSettings:
         volume_budget: fraction of the training budget for the volume network; 0 for none. It sees less detail and more of the
             third axis than the slice network, and the two fail at different places. In 2D its fraction goes to the slice network.
             What is left of the budget trains the registration network.
+        cross_fit_budget: fraction of the training budget for slice networks that have seen one half of the patients each. They
+            estimate the other half, and the registration network is trained with these estimates
+            (:mod:`oasis_monai.workflows.cross_fit`; 3D). 0: it is trained with those of the networks above, which have seen all.
+        estimate_dice: mean Dice, above 0, that the estimates are brought down to by smooth bends while the registration network
+            is trained (:mod:`oasis_monai.training.estimate_errors`); 1: they stay as they are.
         volume_network: ``U-Net3D`` or ``DynU-Net3D`` (:mod:`oasis_monai.networks.segmentation`). Within minutes the first finds a
             prostate in its surroundings more reliably; the second follows a hippocampus more closely (docs/results/accuracy.md).
         volume_stride: voxels of the working grid per voxel of the volume network along x, y, z; whole numbers of 1 or more.
@@ -81,7 +86,7 @@ class JointSettings:
         recentre: move the working grid to where the estimate finds the structures, if that is farther from the centre than in
             every atlas (:mod:`oasis_monai.segmentation.recentre`; 3D, with a volume network).
         fusion: how ``OASIS-joint`` fuses networks and atlases: ``learned``, with the weights that a cross-validation has fitted
-            (:mod:`oasis_monai.segmentation.opinion_pool`), ``fixed`` where there are none; or ``fixed``: by ``estimate_weight``.
+            (:mod:`oasis_monai.segmentation.learned_fusion`), where there are some; or ``fixed``, by ``estimate_weight``.
         estimate_weight: weight of the estimate in the fixed vote of ``OASIS-joint``, 0 to 1; the atlases share the rest.
 
     Raises:
@@ -105,10 +110,13 @@ class JointSettings:
     recentre: bool = field(default=True, metadata=INFERENCE_ONLY)
     fusion: str = field(default="learned", metadata=INFERENCE_ONLY)
     estimate_weight: float = field(default=0.75, metadata=INFERENCE_ONLY)
+    cross_fit_budget: float = field(default=0.0, metadata=absent_as(0.0) | not_used_by("slices", "volume"))
+    estimate_dice: float = field(default=1.0, metadata=absent_as(1.0) | not_used_by("slices", "volume"))
 
     def __post_init__(self) -> None:
         make_tuples(self, "decoder", "volume_stride")
         levels, stride = len(ENCODER) - 1, self.volume_stride
+        left = "0 or more, and with joint.slice_budget and joint.volume_budget below 1"
         require(
             self,
             "joint",
@@ -117,6 +125,8 @@ class JointSettings:
             ("members", self.members > 0, "1 or more networks"),
             ("slice_budget", 0 < self.slice_budget < 1, "above 0 and below 1"),
             ("volume_budget", 0 <= self.volume_budget < 1 - self.slice_budget, "0 or more, and with joint.slice_budget below 1"),
+            ("cross_fit_budget", 0 <= self.cross_fit_budget < 1 - self.slice_budget - self.volume_budget, left),
+            ("estimate_dice", 0 < self.estimate_dice <= 1, "above 0, at most 1 (as they are)"),
             ("volume_network", self.volume_network in VOLUME_NETWORKS, f"one of {list(VOLUME_NETWORKS)}"),
             ("volume_stride", len(stride) == 3 and min(stride) > 0, "3 whole numbers of 1 or more"),
             ("slices_per_step", self.slices_per_step > 0, "1 or more slices"),
@@ -132,7 +142,7 @@ class JointSettings:
         """The parts of the budget: slice network, volume network, STM."""
         volume = self.volume_budget if spatial_dims == 3 else 0.0
         slices = self.slice_budget + self.volume_budget - volume
-        return slices, volume, 1 - slices - volume
+        return slices, volume, 1 - slices - volume - self.cross_fit_budget
 
     def identity(self, network: str = "slices") -> dict[str, Any]:
         """What decides the weights of one of the networks, as plain JSON values.

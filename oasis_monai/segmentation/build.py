@@ -14,8 +14,8 @@ from oasis_monai.networks.segmentation import NetworkSettings
 from oasis_monai.networks.slice_unet import JointSettings, SliceUNet, SliceUNetEnsemble
 from oasis_monai.segmentation.alignment import Aligner
 from oasis_monai.segmentation.estimate import Estimator, make_volume_network
+from oasis_monai.segmentation.learned_fusion import LearnedFusions
 from oasis_monai.segmentation.loa import LoaTable
-from oasis_monai.segmentation.opinion_pool import Pools
 from oasis_monai.segmentation.segmenter import Segmenter
 from oasis_monai.segmentation.views import ViewSettings
 
@@ -46,7 +46,7 @@ class SegmenterOptions:
         network: channels of the volume network.
         views: whether doubtful scans are also seen in other views.
         window: see :class:`.Estimator`.
-        pools: learned fusions of a joint model, by the number of atlases; they count where ``joint.fusion`` is ``learned``.
+        fusions: learned fusions of a joint model, by the number of atlases; they count where ``joint.fusion`` is ``learned``.
     """
 
     distance: str = "l2"
@@ -57,7 +57,7 @@ class SegmenterOptions:
     same_case: bool = False
     views: ViewSettings = field(default_factory=lambda: ViewSettings("none"))
     window: int | None = None
-    pools: Pools = field(default_factory=dict)
+    fusions: LearnedFusions = field(default_factory=dict)
 
 
 def build_estimator(networks: TrainedNetworks, options: SegmenterOptions, device: str | torch.device = "cpu") -> Estimator | None:
@@ -102,5 +102,5 @@ def build_segmenter(
         temperature=options.temperature,
         same_case=options.same_case,
         views=options.views,
-        pools=options.pools if options.joint.fusion == "learned" else {},
+        fusions=options.fusions if options.joint.fusion == "learned" else {},
     )

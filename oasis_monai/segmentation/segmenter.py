@@ -27,6 +27,7 @@ from oasis_monai.segmentation.alignment import Aligner, FieldCache
 from oasis_monai.segmentation.estimate import Estimate, Estimator, see
 from oasis_monai.segmentation.evidence import Alignment, Evidence
 from oasis_monai.segmentation.fine_fusion import FineFusion
+from oasis_monai.segmentation.learned_fusion import LearnedFusions
 from oasis_monai.segmentation.loa import LoaTable
 from oasis_monai.segmentation.methods import (
     ALIGNMENT,
@@ -40,7 +41,6 @@ from oasis_monai.segmentation.methods import (
     result_keys,
     uses_estimate,
 )
-from oasis_monai.segmentation.opinion_pool import Pools
 from oasis_monai.segmentation.recentre import AtlasPositions
 from oasis_monai.segmentation.result import Key, Result, hard_label
 from oasis_monai.segmentation.uncertainty import uncertainty
@@ -74,7 +74,7 @@ class Segmenter:
         temperature: of R3, see :func:`.fusion.conditioned_weights`.
         same_case: whether the library holds labelled slices of the targets themselves (slice folds).
         views: whether doubtful scans are also seen in other views (:mod:`.views`).
-        pools: learned fusions of a joint model, by the number of atlases (:mod:`.opinion_pool`).
+        fusions: learned fusions of a joint model, by the number of atlases (:mod:`.learned_fusion`).
 
     Examples:
         >>> import oasis_monai
@@ -98,9 +98,9 @@ class Segmenter:
         temperature: float = 0.1,
         same_case: bool = False,
         views: ViewSettings | None = None,
-        pools: Pools = MappingProxyType({}),
+        fusions: LearnedFusions = MappingProxyType({}),
     ) -> None:
-        self.pools = pools
+        self.fusions = fusions
         self.views = views or ViewSettings("none")
         self.library, self.aligner, self.estimator = library, aligner, estimator
         # not "loa or ...": a table without pairs yet is one as well
@@ -311,8 +311,9 @@ class Segmenter:
         """The last step of R4: the networks vote beside the n aligned atlases, with learned weights where there are some."""
         if network_probabilities is None:
             raise ValueError("the method 'OASIS-joint' needs a joint model")
-        pool, part = self.pools.get(n), self.joint.estimate_weight
-        vote = pool(network_probabilities, fused) if pool else (1 - part) * fused + part * network_probabilities.mean(0)
+        learned, part = self.fusions.get(n), self.joint.estimate_weight
+        mean = network_probabilities.mean(0)
+        vote = (1 - part) * fused + part * mean if learned is None else learned(network_probabilities, fused)
         # of a slice at the end of a structure all atlases may be empty with good reason; of a volume none is
         return fusion.remove_unsupported_components(vote, fused) if self.spatial_dims == 3 else vote
 

@@ -9,10 +9,10 @@ from oasis_monai.atlases.selection import nearest
 from oasis_monai.networks import warp as warping
 from oasis_monai.networks.losses import RegistrationLoss
 from oasis_monai.networks.registration import RegistrationSettings, SpatialTransformModel, append_structures
+from oasis_monai.training.estimate_errors import bend_estimate, perturb_estimate, reach_for_dice
 from oasis_monai.training.trainer import FitContext, Trainer, draw_rows, fit, generator
 from oasis_monai.transforms.labels import split_ignored, with_ignored
 from oasis_monai.utils.errors import ConfigError
-from oasis_monai.utils.interpolation import enlarge
 
 TRIES = 50  # draws of a partner before the partners are listed; with cases of like size two or three do
 
@@ -102,19 +102,6 @@ def make_registration_network(library: AtlasLibrary, stm: RegistrationSettings) 
     return SpatialTransformModel(library.images.shape[2:], stm, library.classes - 1 if stm.joint else 0, library.channels)
 
 
-def perturb_estimate(estimate: torch.Tensor, random: torch.Generator, strength: float = 2.0) -> torch.Tensor:
-    """Perturb the logits of estimates (B, C-1, \\*S) with a smooth random field of up to ``strength``.
-
-    Training then sees estimates as uncertain as those of unseen scans. Unperturbed estimates of training scans are better than
-    any the STM will meet later, and it would learn to trust them too much.
-    """
-    shape = (*estimate.shape[:2], *[4] * (estimate.ndim - 2))
-    size = strength * torch.rand(len(estimate), *[1] * (estimate.ndim - 1), generator=random)
-    coarse = size * (2 * torch.rand(shape, generator=random) - 1)
-    field = enlarge(coarse, estimate.shape[2:], corners=True)
-    return torch.sigmoid(torch.logit(estimate.float(), eps=1e-3) + field.to(estimate.device))
-
-
 class RegistrationTrainer(Trainer):
     """One step of training; holds the library on the device."""
 
@@ -130,6 +117,9 @@ class RegistrationTrainer(Trainer):
         self.augmentation = context.augmented()
         self.pairs = Pairs(self.library, self.settings.nearest_partners, context.distance, context.same_case, context.chances)
         self.device = next(model.parameters()).device
+        self.reach_mm = 0.0  # how far estimates are bent
+        if self.joint and context.estimate_dice < 1:
+            self.reach_mm = reach_for_dice(self.library, self.spacings_mm, context.estimate_dice, self.seed)
 
     def _batch(self, rows: torch.Tensor, estimated: bool = False) -> tuple[torch.Tensor, torch.Tensor]:
         """(B, c, *S) images with (B, m, *S) label channels: their estimates where ``estimated``, then those of
@@ -156,6 +146,8 @@ class RegistrationTrainer(Trainer):
         if joint:
             estimate, target_label = target_label[:, : classes - 1], target_label[:, classes - 1 :]
             parts, _ = split_ignored(atlas_label, classes)
+            if self.reach_mm:
+                estimate = bend_estimate(estimate, self.reach_mm, self.spacings_mm[targets], random)
             seen, onto = append_structures(atlas, parts), append_structures(target, perturb_estimate(estimate, random))
         self.model.train()
         with torch.autocast(self.device.type, torch.bfloat16, enabled=settings.amp):

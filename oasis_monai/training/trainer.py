@@ -106,6 +106,7 @@ class FitContext:
         chances: (N,) how often each atlas is drawn, relative to the others; None: all as often.
         shares: (N, m, *S) what a segmentation network learns in the place of the library's labels: the share of each of the
             channels of :func:`oasis_monai.transforms.labels.with_ignored` in every voxel; None: the labels.
+        estimate_dice: mean Dice that a joint STM's estimates are brought down to; 1: they stay as they are.
     """
 
     library: AtlasLibrary
@@ -122,6 +123,7 @@ class FitContext:
     start: Mapping[str, torch.Tensor] | None = None
     chances: torch.Tensor | None = None
     shares: torch.Tensor | None = None
+    estimate_dice: float = 1.0
 
     def begin(self, network: nn.Module, part: str = "") -> None:
         """Give a new network the weights to begin with.

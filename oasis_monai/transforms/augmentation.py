@@ -1,25 +1,33 @@
-"""Augment training images at random, batched in torch: affine motion, elastic bending, intensity changes, flips.
+"""Augment training images at random, batched in torch: affine motion, zoom, elastic bending, intensity and resolution, flips.
 
 Each image of a pair gets its own motion, bending and intensity change. A left-right flip is drawn once per pair, so that a pair
 never asks for a mirror image (and a structure of one side keeps meeting structures of that side).
+
+Zoom is rare and large, unlike the size change of every image: a gland of seven times the usual volume exists, but most are of
+usual size. The same holds for ``intensity_chance``. (nnU-Net draws scale, blur, noise and resolution in this way: Isensee et al.,
+Nature Methods 2021, doi 10.1038/s41592-020-01008-z.)
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 from torch.nn import functional as F
 
+from oasis_monai.utils.config import absent_as, identity_of, require
 from oasis_monai.utils.interpolation import enlarge, sample_volume
+
+LEAST_BLUR = 0.3  # standard deviations of a blur below this many voxels change nothing that can be seen
 
 
 @dataclass(frozen=True)
 class Augmentation:
     """Strengths of the random changes; half-widths of uniform ranges around "no change". The fields are the keys of
-    ``conf/augmentation``; 0 switches a change off.
+    ``conf/augmentation``; 0 switches a change off (1 one that is a factor).
 
     Args:
         rotation_deg: rotation about each axis in degrees (2D: in plane); in 3D the axes through the slices get a third of it.
@@ -29,9 +37,20 @@ class Augmentation:
         flip: probability, 0 to 1, of a left-right flip of the whole pair (array axis x of the working grid).
         elastic_mm: displacement in mm along each axis of control points (four a side, evenly over the field of view, linear
             between them): how patients differ in shape beyond an affine motion.
+        zoom_chance: probability, 0 to 1, that an image is zoomed, beside its ``scale``.
+        zoom: the largest factor by which it is then made larger or smaller, drawn log-uniformly and the same along all axes; 1 or
+            more.
+        zoom_axes: the largest further factor of every axis on its own (other proportions), likewise.
         gamma: exponent range of a monotonic contrast curve.
         contrast, bias, noise: intensity changes in units of the image's standard deviation: relative contrast, a smooth
             multiplicative bias field, Gaussian noise.
+        blur_mm: largest standard deviation of a Gaussian blur in mm, 0 or more.
+        coarsen: largest factor by which the voxels of an image are made larger along each axis, before it is brought back to the
+            grid (a lower resolution, thicker slices); 1 or more.
+        intensity_chance: probability, 0 to 1, of each change of intensity, blur and resolution, drawn for every image.
+
+    Raises:
+        ConfigError: naming ``augmentation.<key>``.
     """
 
     rotation_deg: float = 12.0
@@ -44,6 +63,31 @@ class Augmentation:
     contrast: float = 0.0
     bias: float = 0.0
     noise: float = 0.0
+    zoom_chance: float = field(default=0.0, metadata=absent_as(0.0))
+    zoom: float = field(default=1.6, metadata=absent_as(1.6))
+    zoom_axes: float = field(default=1.25, metadata=absent_as(1.25))
+    blur_mm: float = field(default=0.0, metadata=absent_as(0.0))
+    coarsen: float = field(default=1.0, metadata=absent_as(1.0))
+    intensity_chance: float = field(default=1.0, metadata=absent_as(1.0))
+
+    def __post_init__(self) -> None:
+        chances = ("flip", "zoom_chance", "intensity_chance")
+        factors = ("zoom", "zoom_axes", "coarsen")
+        require(
+            self,
+            "augmentation",
+            *((key, 0 <= getattr(self, key) <= 1, "a probability, 0 to 1") for key in chances),
+            *((key, getattr(self, key) >= 1, "a factor of 1 (off) or more") for key in factors),
+            ("blur_mm", self.blur_mm >= 0, "0 (off) or more"),
+        )
+
+    def identity(self, network: str = "registration") -> dict[str, Any]:
+        """What decides a trained network's weights, as plain JSON values: not the options of a change that never happens."""
+        found = identity_of(self, network)
+        idle = [] if self.zoom_chance else ["zoom", "zoom_axes"]
+        looks = (self.gamma, self.contrast, self.bias, self.noise, self.blur_mm, self.coarsen - 1)
+        idle += [] if any(looks) else ["intensity_chance"]
+        return {key: value for key, value in found.items() if key not in idle}
 
     def flips(self, count: int, random: torch.Generator) -> torch.Tensor:
         """(count,) bool: which pairs are mirrored."""
@@ -67,12 +111,14 @@ class Augmentation:
         """
         voxels_mm = torch.as_tensor(spacing_mm, dtype=torch.float64).expand(image.shape[0], image.ndim - 2)
         transforms = self._transforms(image, flip, voxels_mm, random)
-        bend = self._bend(image, voxels_mm, random) if self.elastic_mm else None
+        bend = None
+        if self.elastic_mm:
+            reach_mm = torch.full((image.shape[0],), self.elastic_mm)
+            bend = smooth_displacements(reach_mm, image.shape[2:], voxels_mm, 4, random, image.device)
         both = apply_motion(torch.cat([image, label], 1).float(), transforms, bend)
         images, labels = both[:, : image.shape[1]], both[:, image.shape[1] :]
-        if channels == 1:
-            return self._intensity(images, random), labels
-        return torch.cat([self._intensity(one, random) for one in images.chunk(channels, 1)], 1), labels
+        looks = [self._resolution(self._intensity(one, random), voxels_mm, random) for one in images.chunk(channels, 1)]
+        return torch.cat(looks, 1) if channels > 1 else looks[0], labels
 
     def _transforms(
         self, image: torch.Tensor, flip: torch.Tensor, voxels_mm: torch.Tensor, random: torch.Generator
@@ -99,14 +145,11 @@ class Augmentation:
         extent = (torch.tensor(image.shape[2:]) * voxels_mm).float()
         matrix = matrix * extent[:, None, :] / extent[:, :, None]
         shift = 2 * self.shift * uniform(dims, 1)
+        if self.zoom_chance:
+            log_size = math.log(self.zoom) * uniform(1) + math.log(self.zoom_axes) * uniform(dims)
+            zoomed = torch.rand(batch, 1, generator=random) < self.zoom_chance
+            matrix = matrix * torch.where(zoomed, log_size, 0.0).exp()[:, None, :]
         return torch.cat([matrix.flip(1, 2), shift.flip(1)], 2).to(image.device)
-
-    def _bend(self, image: torch.Tensor, voxels_mm: torch.Tensor, random: torch.Generator) -> torch.Tensor:
-        """(B, D, *S) displacements in voxels."""
-        batch, dims = image.shape[0], image.ndim - 2
-        points = self.elastic_mm * (2 * torch.rand(batch, dims, *[4] * dims, generator=random) - 1)
-        voxel = voxels_mm.float().view(batch, dims, *[1] * dims)
-        return enlarge((points / voxel).to(image.device), image.shape[2:], corners=True)
 
     def _intensity(self, image: torch.Tensor, random: torch.Generator) -> torch.Tensor:
         batch, dims = image.shape[0], image.ndim - 2
@@ -115,21 +158,93 @@ class Augmentation:
         def uniform(*shape: int) -> torch.Tensor:
             return (2 * torch.rand(*shape, generator=random) - 1).to(image.device)
 
+        def drawn(strength: float) -> float | torch.Tensor:
+            """The strength; in images that this change is not drawn for, 0."""
+            if self.intensity_chance == 1:
+                return strength
+            return strength * self._chosen(batch, random).view(column).to(image)
+
         if self.bias:
             coarse = uniform(batch, 1, *[4] * dims)
-            field = enlarge(coarse, image.shape[2:], corners=True)
+            smooth = enlarge(coarse, image.shape[2:], corners=True)
             low = image.amin(dim=tuple(range(1, dims + 2)), keepdim=True)
-            image = (image - low) * (self.bias * field).exp() + low
+            image = (image - low) * (drawn(self.bias) * smooth).exp() + low
         if self.gamma:
             # a monotonic curve through 0 that bends bright and dark apart: sign(x) |x|^g
-            exponent = (self.gamma * uniform(*column)).exp()
+            exponent = (drawn(self.gamma) * uniform(*column)).exp()
             image = image.sign() * (image.abs() + 1e-6).pow(exponent)
         if self.contrast:
-            image = image * (1 + self.contrast * uniform(*column)) + self.contrast * uniform(*column)
+            strength = drawn(self.contrast)
+            image = image * (1 + strength * uniform(*column)) + strength * uniform(*column)
         if self.noise:
-            strength = (self.noise * torch.rand(*column, generator=random)).to(image.device)
+            strength = drawn(self.noise) * torch.rand(*column, generator=random).to(image.device)
             image = image + strength * torch.randn(image.shape, generator=random).to(image.device)
         return image
+
+    def _chosen(self, batch: int, random: torch.Generator) -> torch.Tensor:
+        """(B,) bool: the images that a change of intensity or resolution is drawn for."""
+        return torch.rand(batch, generator=random) < self.intensity_chance
+
+    def _resolution(self, image: torch.Tensor, voxels_mm: torch.Tensor, random: torch.Generator) -> torch.Tensor:
+        """Blur images (B, c, *S) and make their voxels coarser, each image by amounts of its own."""
+        batch, dims = image.shape[0], image.ndim - 2
+        made = list(image.split(1))
+        if self.blur_mm:
+            width_mm = self.blur_mm * torch.rand(batch, generator=random)
+            for row in self._chosen(batch, random).nonzero()[:, 0].tolist():
+                made[row] = blur(made[row], (width_mm[row] / voxels_mm[row]).tolist())
+        if self.coarsen > 1:
+            factors = 1 + (self.coarsen - 1) * torch.rand(batch, dims, generator=random)
+            for row in self._chosen(batch, random).nonzero()[:, 0].tolist():
+                made[row] = coarsen(made[row], factors[row].tolist())
+        return torch.cat(made) if self.blur_mm or self.coarsen > 1 else image
+
+
+def smooth_displacements(
+    reach_mm: torch.Tensor,
+    size: Sequence[int],
+    voxels_mm: torch.Tensor,
+    points: int,
+    random: torch.Generator,
+    device: torch.device | str = "cpu",
+) -> torch.Tensor:
+    """(B, D, *S) displacements in voxels: those of control points, drawn uniformly, with linear values between them.
+
+    Args:
+        reach_mm: (B,) the largest displacement along each axis.
+        size: S, of the D axes.
+        voxels_mm: (B, D) voxel sizes.
+        points: control points a side, evenly over the field of view.
+    """
+    batch, dims = voxels_mm.shape
+    column = (batch, 1, *[1] * dims)
+    drawn = reach_mm.view(column) * (2 * torch.rand(batch, dims, *[points] * dims, generator=random) - 1)
+    return enlarge((drawn / voxels_mm.float().view(batch, dims, *[1] * dims)).to(device), size, corners=True)
+
+
+def blur(image: torch.Tensor, voxels: Sequence[float]) -> torch.Tensor:
+    """A Gaussian blur of images (B, c, *S) with a standard deviation in voxels for each axis. At the border, what lies outside is
+    the voxel at the border: a field of view has no dark frame."""
+    from monai.networks.layers import GaussianFilter
+
+    widths = [width if width >= LEAST_BLUR else 0.0 for width in voxels]
+    if not any(widths):
+        return image
+    reach = [math.ceil(4 * width) for width in widths]
+    framed = F.pad(image, [side for one in reversed(reach) for side in (one, one)], mode="replicate")
+    smooth = GaussianFilter(len(widths), [max(width, 1e-3) for width in widths]).to(image.device)(framed)
+    inner = tuple(slice(one, one + size) for one, size in zip(reach, image.shape[2:], strict=True))
+    return smooth[(slice(None), slice(None), *inner)]
+
+
+def coarsen(image: torch.Tensor, factors: Sequence[float]) -> torch.Tensor:
+    """Images (B, c, *S) as if each voxel had been ``factors`` (one per axis) as large, on their own grid again.
+
+    A scanner's larger voxel holds the mean of its volume; between the larger voxels values are interpolated linearly.
+    """
+    size = image.shape[2:]
+    fewer = [max(1, round(n / factor)) for n, factor in zip(size, factors, strict=True)]
+    return enlarge(F.interpolate(image, size=fewer, mode="area"), size)
 
 
 def apply_motion(images: torch.Tensor, transforms: torch.Tensor, bend: torch.Tensor | None = None) -> torch.Tensor:

@@ -28,10 +28,9 @@ from oasis_monai.workflows.evaluate import with_structures_of
 from oasis_monai.workflows.further_training import FURTHER_VERSION, RATE, SHARE, train_further
 from oasis_monai.workflows.library import SAME
 from oasis_monai.workflows.model import Model, load_model
-from oasis_monai.workflows.model_folder import describe
+from oasis_monai.workflows.model_folder import describe, write_parts
 from oasis_monai.workflows.prepare import Dataset, complete_data, find_and_check, prepare
 from oasis_monai.workflows.run_record import Clock, run_record
-from oasis_monai.workflows.train import write_parts
 
 Log = Callable[[str], None]
 PLAN = "plan.json"

@@ -17,12 +17,19 @@ import torch
 
 from oasis_monai.atlases.features import Embedder
 from oasis_monai.data.folds import Fold, Split
-from oasis_monai.segmentation.opinion_pool import OpinionPool, Sample, draw_sample, fit_opinion_pool, keep_pools, plain_pools
+from oasis_monai.segmentation.learned_fusion import (
+    LearnedFusion,
+    Sample,
+    draw_sample,
+    fit_learned_fusion,
+    keep_fusions,
+    plain_fusions,
+)
 from oasis_monai.segmentation.pipeline import Scan, segment_case
 from oasis_monai.settings import Settings
 from oasis_monai.utils.errors import with_case_in_errors
 from oasis_monai.utils.files import write_json
-from oasis_monai.workflows.fold_models import FoldModels, OpenModels, calibration_path
+from oasis_monai.workflows.fold_models import FoldModels, OpenModels, calibration_path, is_for_new_scans
 from oasis_monai.workflows.prepare import Dataset, Log
 
 FILE = "fusion.json"
@@ -49,7 +56,7 @@ class CrossFusion:
     split: Split
     folds: Sequence[Fold]
     _samples: dict[int, list[tuple[int, str, Sample]]] = field(default_factory=lambda: defaultdict(list), repr=False)
-    _pools: dict[int, dict[int, OpinionPool]] = field(default_factory=dict, repr=False)
+    _fusions: dict[int, dict[int, LearnedFusion]] = field(default_factory=dict, repr=False)
 
     @property
     def learns(self) -> bool:
@@ -58,7 +65,7 @@ class CrossFusion:
         return settings.joint.fusion == "learned" and METHOD in settings.methods and len(self.folds) > 1
 
     def learn(self, trained: OpenModels, models: FoldModels, embed: Embedder) -> None:
-        """Segment every case by the folds that test it, and keep what its doubtful voxels teach; then the folds fuse by it."""
+        """Segment every case by the folds that test it, and keep what its doubtful voxels teach."""
         from tqdm import tqdm
 
         if not self.learns:
@@ -67,7 +74,6 @@ class CrossFusion:
         for fold, case in tqdm(tests, desc="learn fusion", disable=not self.settings.progress, leave=False):
             with with_case_in_errors(case):
                 self._add(fold, case, trained, models, embed)
-        trained.pools = self.pools
 
     def _add(self, fold: Fold, case: str, trained: OpenModels, models: FoldModels, embed: Embedder) -> None:
         segmenter, dataset, slices = trained[fold].segmenter, self.dataset, self.settings.spatial_dims == 2
@@ -93,32 +99,31 @@ class CrossFusion:
             if sample is not None:
                 self._samples[n].append((fold.index, patient, sample))
 
-    def pools(self, without: Fold | None) -> dict[int, OpinionPool]:
+    def fusions(self, without: Fold | None = None) -> dict[int, LearnedFusion]:
         """The weights by the number of atlases: of all folds, or for one fold of all others."""
         index = -1 if without is None else without.index
-        if index not in self._pools:
+        if index not in self._fusions:
             made = {
-                n: fit_opinion_pool([(p, one) for fold, p, one in held if fold != index]) for n, held in self._samples.items()
+                n: fit_learned_fusion([(p, one) for fold, p, one in held if fold != index]) for n, held in self._samples.items()
             }
-            self._pools[index] = {n: pool for n, pool in made.items() if pool is not None}
-        return self._pools[index]
+            self._fusions[index] = {n: learned for n, learned in made.items() if learned is not None}
+        return self._fusions[index]
 
     def write(self, run_dir: Path, log: Log) -> None:
         """Write :data:`FILE` into a run's folder, and for a model of the same settings what all folds teach; nothing where
-        nothing was learned. As with calibrations, weights of slice folds and of centres left out are not for new scans."""
+        nothing was learned."""
         (run_dir / FILE).unlink(missing_ok=True)
-        whole = self.pools(None)
+        whole = self.fusions()
         if not whole:
             return
-        by_fold = {str(fold.index): plain_pools(self.pools(fold)) for fold in self.folds}
-        write_json(run_dir / FILE, {"method": METHOD, "weights": plain_pools(whole), "in_folds": by_fold})
-        settings = self.settings
-        if self.split.honest and settings.fold is None and settings.train_cases is None and self.split.protocol != "centre":
-            keep_pools(fusion_path(settings, self.dataset), whole)
-        for n, pool in sorted(whole.items()):
-            weights = ", ".join(f"{name} {weight:.2f}" for name, weight in self._named(pool))
-            log(f"fusion of {METHOD}-{n}: weights {weights} ({pool.patients} patients)")
+        by_fold = {str(fold.index): plain_fusions(self.fusions(fold)) for fold in self.folds}
+        write_json(run_dir / FILE, {"method": METHOD, "weights": plain_fusions(whole), "in_folds": by_fold})
+        if is_for_new_scans(self.settings, self.split):
+            keep_fusions(fusion_path(self.settings, self.dataset), whole)
+        for n, learned in sorted(whole.items()):
+            weights = ", ".join(f"{name} {weight:.2f}" for name, weight in self._named(learned))
+            log(f"fusion of {METHOD}-{n}: weights {weights} ({learned.patients} patients)")
 
-    def _named(self, pool: OpinionPool) -> list[tuple[str, float]]:
+    def _named(self, learned: LearnedFusion) -> list[tuple[str, float]]:
         names = ("slice network", "volume network")
-        return [*zip(names, pool.networks, strict=False), ("atlases", pool.atlases)]
+        return [*zip(names, learned.networks, strict=False), ("atlases", learned.atlases)]

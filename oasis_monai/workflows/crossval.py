@@ -57,12 +57,15 @@ from oasis_monai.workflows.case_pictures import (
 from oasis_monai.workflows.corrupted_copies import Rows, corrupted_rows
 from oasis_monai.workflows.cross_fusion import CrossFusion
 from oasis_monai.workflows.cross_reliability import CrossReliability
-from oasis_monai.workflows.fold_models import FoldModel, FoldModels, OpenModels, calibration_path, train_in_parallel
+from oasis_monai.workflows.fold_models import FoldModel, FoldModels, OpenModels, calibration_path, is_for_new_scans
+from oasis_monai.workflows.parallel_training import train_in_parallel
 from oasis_monai.workflows.plan import Plan, keep_plan
 from oasis_monai.workflows.postprocessing import CrossPostprocessing
 from oasis_monai.workflows.prepare import Dataset, Log, find_and_check, prepare, split_of, with_found_data
 from oasis_monai.workflows.run_record import Clock, claim_results, refuse_other_results, run_record
+from oasis_monai.workflows.self_trained_folds import models_for, unlabelled_record
 from oasis_monai.workflows.suspects import TABLE, compare, draw_suspects, key_to_trust, rank_findings, table_of
+from oasis_monai.workflows.unlabelled_scans import with_unlabelled
 
 
 def crossval(
@@ -100,7 +103,7 @@ def crossval(
         refuse_other_results(run_dir, settings.to_json(), key)  # before the data is read
     with clock("check and read"):
         cases = find_and_check(settings, cache, log)
-        dataset = prepare(settings, cases, cache, log)
+        dataset = with_unlabelled(settings, prepare(settings, cases, cache, log), cache, log)
     split = split_of(settings, dataset)
 
     def record() -> dict[str, Any]:
@@ -110,11 +113,12 @@ def crossval(
     claim_results(run_dir, record(), key, overwrite)
     keep_plan(plan, run_dir)
     write_json(run_dir / "split.json", split.to_json())
-    models = FoldModels(settings, dataset, split, cache, log)
+    models = models_for(settings, dataset, split, cache, log)
     run = CrossValidation(settings, dataset, split, models, run_dir, clock, log)
     run.train()
     run.evaluate()
-    write_json(run_dir / "run.json", record() | ({"notes": run.notes} if run.notes else {}))
+    told = unlabelled_record(models, run.folds) | ({"notes": run.notes} if run.notes else {})
+    write_json(run_dir / "run.json", record() | told)
     return run_dir / "scores.csv"
 
 
@@ -175,6 +179,7 @@ class CrossValidation:
         with contextlib.closing(OpenModels(self.models)) as trained:
             with self.clock("learn fusion"):
                 self.fusion.learn(trained, self.models, self._embed)
+                trained.fusions = self.fusion.fusions
                 self.fusion.write(self.run_dir, self.log)
             self.score(trained)
             with self.clock("post-process"):
@@ -362,8 +367,8 @@ class CrossValidation:
         calibrations = with_temperatures(calibrations, self.reliability.temperatures())
         if self.split.honest and settings.fold is None and settings.train_cases is None:
             write_calibrations(self.run_dir / "calibration.json", calibrations)
-            if self.split.protocol != "centre":
-                keep_calibrations(calibration_path(settings, self.dataset), calibrations)
+        if is_for_new_scans(settings, self.split):
+            keep_calibrations(calibration_path(settings, self.dataset), calibrations)
 
     def find_suspects(self) -> None:
         """Write ``suspects.csv`` and pictures of the first ones. Under slice folds other slices of a wrong label are among the

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, field
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -19,8 +19,8 @@ from oasis_monai.networks.slice_unet import WINDOW, SliceUNet, SliceUNetEnsemble
 from oasis_monai.segmentation.alignment import FieldCache
 from oasis_monai.segmentation.build import SegmenterOptions, TrainedNetworks, build_estimator, build_segmenter
 from oasis_monai.segmentation.estimate import estimate_atlases
+from oasis_monai.segmentation.learned_fusion import LEARNED_FUSION_VERSION, LearnedFusions
 from oasis_monai.segmentation.methods import needs_alignment
-from oasis_monai.segmentation.opinion_pool import POOL_VERSION, Pools
 from oasis_monai.segmentation.segmenter import Segmenter
 from oasis_monai.segmentation.views import VIEWS_VERSION, ViewSettings
 from oasis_monai.settings import Settings
@@ -30,8 +30,8 @@ from oasis_monai.training.slices import train_slice_network
 from oasis_monai.training.trainer import TRAINING_VERSION, FitContext
 from oasis_monai.utils.device import resolve_device
 from oasis_monai.utils.files import digest, file_digest, locked
-from oasis_monai.utils.processes import run_parallel
 from oasis_monai.utils.tensor_files import load_if_whole, save_tensors
+from oasis_monai.workflows.cross_fit import cross_fitted
 from oasis_monai.workflows.prepare import Dataset, Log
 
 SEEDS_APART = 10**7  # between the folds of two seeds; members of an ensemble are 1000 apart
@@ -92,7 +92,14 @@ def views_identity(settings: Settings) -> dict[str, Any]:
 
 def fusion_identity(settings: Settings) -> dict[str, Any]:
     """What a name holds of learned fusion: nothing where nothing is learned."""
-    return {"fusion": POOL_VERSION} if settings.uses_joint_model and settings.joint.fusion == "learned" else {}
+    return {"fusion": LEARNED_FUSION_VERSION} if settings.uses_joint_model and settings.joint.fusion == "learned" else {}
+
+
+def self_training_identity(settings: Settings, dataset: Dataset) -> dict[str, Any]:
+    """What a name holds of scans without labels: nothing where there are none."""
+    if settings.unlabelled is None:
+        return {}
+    return {"self_training": asdict(settings.self_training), "scans without labels": sorted(dataset.pool_scans.values())}
 
 
 def calibration_path(settings: Settings, dataset: Dataset) -> Path:
@@ -109,7 +116,15 @@ def calibration_path(settings: Settings, dataset: Dataset) -> Path:
     }
     identity |= {k: getattr(settings.joint, k) for k in ("estimate_weight", "tta_flip", "tta_views", "recentre")}
     identity |= ignore_identity(settings) | views_identity(settings) | fusion_identity(settings)
+    identity |= self_training_identity(settings, dataset)
     return Path(settings.cache) / "calibrations" / f"{digest(identity)}.json"
+
+
+def is_for_new_scans(settings: Settings, split: Split) -> bool:
+    """Whether what a cross-validation has found out counts for new scans, so that a model of the same settings gets it: of all
+    folds and all training patients. Not of slice folds, and not of centres left out: a new scan mostly comes from a centre of the
+    model's."""
+    return split.honest and split.protocol != "centre" and settings.fold is None and settings.train_cases is None
 
 
 def training_seed(seed: int, fold: int) -> int:
@@ -197,6 +212,9 @@ class FoldModels:
             if not self.trained(fold):  # results of a model that was lost or damaged are no longer valid
                 (context.folder / "loa.safetensors").unlink(missing_ok=True)
                 shutil.rmtree(context.folder / "fields", ignore_errors=True)
+                if settings.registration.joint and settings.joint.cross_fit_budget:
+                    whole = replace(context, training=settings.training)
+                    context = replace(context, library=cross_fitted(whole, settings.joint))
             return train_registration(context, settings.registration, settings.loss)
 
     def segmenter(self, fold: Fold) -> Segmenter:
@@ -308,6 +326,7 @@ class FoldModels:
             else f"fold {fold.index + 1} of {folds}{f' ({fold.name})' if fold.name else ''}, {network}",
             same_case=self._same_case,
             distance=settings.features.distance,
+            estimate_dice=settings.joint.estimate_dice,
         )
 
 
@@ -321,12 +340,12 @@ class OpenModels:
         models: trains or loads them.
 
     Attributes:
-        pools: the learned fusions of a fold; none at first.
+        fusions: the learned fusions of a fold; none at first.
     """
 
     def __init__(self, models: FoldModels) -> None:
         self._models = models
-        self.pools: Callable[[Fold], Pools] = lambda _: {}
+        self.fusions: Callable[[Fold], LearnedFusions] = lambda _: {}
         self._open: dict[int, FoldModel] = {}
 
     def __getitem__(self, fold: Fold) -> FoldModel:
@@ -336,7 +355,7 @@ class OpenModels:
             self._open[fold.index] = self._models.model(fold)
         model = self._open[fold.index]
         if model.segmenter is not None:
-            model.segmenter.pools = self.pools(fold)
+            model.segmenter.fusions = self.fusions(fold)
         return model
 
     def close(self) -> None:
@@ -345,44 +364,3 @@ class OpenModels:
             if model.segmenter is not None and model.segmenter.loa is not None:
                 model.segmenter.loa.save()
         self._open.clear()
-
-
-def train_in_parallel(jobs: Sequence[tuple[Settings, int, str]], workers: int, log: Log) -> None:
-    """Train networks in parallel: (settings, fold, network) each. The trained networks go to the cache."""
-    from tqdm import tqdm
-
-    named = [(f"{_named(settings, fold)}, {network}", (_quiet(settings), fold, network)) for settings, fold, network in jobs]
-    look = "{desc}: {n_fmt} of {total_fmt} networks |{bar}| {elapsed} gone, {remaining} left"
-    progress = any(settings.progress for settings, _, _ in jobs)
-    with tqdm(total=len(named), desc="train", disable=not progress, leave=False, bar_format=look) as bar:
-
-        def ended(name: str, minutes: float) -> None:
-            bar.clear()
-            log(f"trained {name}: {minutes:.1f} min")
-            bar.update()
-
-        run_parallel(_train, named, workers, ended)
-
-
-def _named(settings: Settings, fold: int) -> str:
-    """A fold for people; how many there are only folds drawn at random know without the data."""
-    return f"fold {fold + 1}" + (f" of {settings.k}" if settings.folds in ("patient", "slice") else "")
-
-
-def _quiet(settings: Settings) -> dict[str, Any]:
-    return settings.to_json() | {"progress": False, "workers": 1}
-
-
-def _train(values: dict[str, Any], fold: int, network: str) -> None:
-    from oasis_monai.settings import build
-    from oasis_monai.workflows.prepare import find_and_check, prepare, split_of
-
-    settings = build(values)
-    cache = Path(settings.cache)
-    dataset = prepare(settings, find_and_check(settings, cache, _silent), cache, _silent)
-    split = split_of(settings, dataset)
-    FoldModels(settings, dataset, split, cache, _silent).train(split.folds[fold], network)
-
-
-def _silent(_: str) -> None:
-    """Discard a message: only the parent process logs."""

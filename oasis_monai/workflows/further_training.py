@@ -41,7 +41,7 @@ def train_further(
     new: AtlasLibrary,
     folder: Path | None = None,
     device: str = "cpu",
-    share: float = SHARE,
+    share: float | None = None,
     rate: float = RATE,
 ) -> Segmenter:
     """Train every network of a segmenter on from its weights; the segmenter itself stays as it is.
@@ -52,7 +52,7 @@ def train_further(
         new: atlases on the grid and with the channels and classes of the segmenter's library, of other cases.
         folder: where resumable checkpoints go, a folder for each network; None keeps nothing.
         device: where it runs.
-        share: part of the draws that go to the new atlases, 0 to 1; at least their part of all.
+        share: part of the draws that go to the new atlases, 0 to 1; None: :func:`usual_share`.
         rate: learning rates relative to those of the settings, above 0.
 
     Returns:
@@ -65,9 +65,9 @@ def train_further(
     library, start = replace(segmenter.library, estimates=None).merge(new), networks_of(segmenter)
     slower = replace(settings.training, lr=rate * settings.training.lr, schedule="warm_cosine")
     joint = replace(settings.joint, lr=rate * settings.joint.lr)
-    further = _Further(
-        replace(settings, training=slower, joint=joint), drawing_chances(len(segmenter.library), len(new), share), folder
-    )
+    own = len(segmenter.library)
+    share = usual_share(own, len(new)) if share is None else share
+    further = _Further(replace(settings, training=slower, joint=joint), share_draws(own, len(new), share), folder)
     slices, volume = None, None
     if start.slices is not None:
         slices = train_slice_network(further.context(SLICES, start.slices, library, device), joint)
@@ -93,9 +93,13 @@ def networks_of(segmenter: Segmenter) -> TrainedNetworks:
     return TrainedNetworks(registration, estimator.model, volume.model if isinstance(volume, Predictor) else None)  # type: ignore[arg-type]
 
 
-def drawing_chances(own: int, new: int, share: float) -> torch.Tensor:
-    """(own + new,) how often each atlas is drawn: of all draws, ``share`` or more are new ones."""
-    share = max(share, new / (own + new))
+def usual_share(own: int, new: int) -> float:
+    """The part of the draws that go to new atlases: :data:`SHARE`, or their part of all where that is more."""
+    return max(SHARE, new / (own + new))
+
+
+def share_draws(own: int, new: int, share: float) -> torch.Tensor:
+    """(own + new,) how often each atlas is drawn: of all draws, ``share`` are new ones, however many there are."""
     return torch.cat([torch.full((own,), (1 - share) / own), torch.full((new,), share / new)])
 
 
@@ -131,4 +135,5 @@ class _Further:
             distance=settings.features.distance,
             start={key: value.detach().clone() for key, value in network.state_dict().items()},
             chances=self.chances,
+            estimate_dice=settings.joint.estimate_dice,
         )

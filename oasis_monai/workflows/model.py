@@ -251,7 +251,7 @@ def _load(folder: Path, device: str, batch: int, asked: Mapping[str, Any]) -> Mo
     )  # before the library is read: it may be large
     library = record.library()
     networks = record.networks(settings, library)
-    options = replace(segmenter_options(settings), batch=batch, pools=record.pools())
+    options = replace(segmenter_options(settings), batch=batch, fusions=record.fusions())
     segmenter = build_segmenter(library, networks, options, where, folder / LOA_FILE, record.checksums[LIBRARY_PART])
     return Model(record, settings, segmenter, where)
 

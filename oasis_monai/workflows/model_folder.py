@@ -22,19 +22,19 @@ from oasis_monai.evaluation.postprocessing import Decisions, decisions_of
 from oasis_monai.evaluation.quality import Calibration
 from oasis_monai.evaluation.quality_tables import calibrations_of
 from oasis_monai.networks.registration import SpatialTransformModel
-from oasis_monai.networks.segmentation import make_network
+from oasis_monai.networks.segmentation import Predictor, make_network
 from oasis_monai.networks.slice_unet import make_slice_network
 from oasis_monai.segmentation.anatomy import AnatomyStatistics, StructureShape, measure_anatomy
 from oasis_monai.segmentation.build import TrainedNetworks
+from oasis_monai.segmentation.learned_fusion import LearnedFusion, fusions_of
 from oasis_monai.segmentation.loa import LoaTable
-from oasis_monai.segmentation.opinion_pool import OpinionPool, pools_of
 from oasis_monai.segmentation.segmenter import Segmenter
 from oasis_monai.settings import Settings, build
 from oasis_monai.training.registration import make_registration_network
 from oasis_monai.training.trainer import load_weights
 from oasis_monai.utils.errors import DataError, Fault, OasisError
 from oasis_monai.utils.files import digest, file_digest
-from oasis_monai.utils.tensor_files import load_tensors
+from oasis_monai.utils.tensor_files import load_tensors, save_tensors
 from oasis_monai.workflows.prepare import ONE_CHANNEL
 
 FORMAT = 2
@@ -45,6 +45,7 @@ NEXT_LIBRARY = "library.next.safetensors"
 """The edited library, until it replaces :data:`LIBRARY_PART`. The file with the checksum in ``model.json`` counts."""
 ALL_PAIRS = 2500  # up to this many LOA pairs are all computed with the model; larger libraries compute pairs on use
 Log = Callable[[str], None]
+K = TypeVar("K")
 T = TypeVar("T")
 NetworkT = TypeVar("NetworkT", bound=torch.nn.Module)
 
@@ -141,11 +142,7 @@ class ModelRecord:
         Raises:
             OasisError: ``model.json`` holds something else.
         """
-        held = self.values["calibration"]
-        try:
-            return {} if held is None else calibrations_of(held)
-        except ValueError as error:
-            raise OasisError(f"model: {error} in {self.folder}/model.json; copy the model again") from error
+        return self._held("calibration", calibrations_of)
 
     def anatomy(self) -> AnatomyStatistics | None:
         """What the labels of the atlases show; None of an earlier model, which did not keep it.
@@ -170,21 +167,21 @@ class ModelRecord:
         Raises:
             OasisError: ``model.json`` holds something else.
         """
-        held = self.values.get("postprocessing")
-        try:
-            return {} if held is None else decisions_of(held)
-        except ValueError as error:
-            raise OasisError(f"model: {error} in {self.folder}/model.json; copy the model again") from error
+        return self._held("postprocessing", decisions_of)
 
-    def pools(self) -> dict[int, OpinionPool]:
+    def fusions(self) -> dict[int, LearnedFusion]:
         """The learned fusions of a joint model, by the number of atlases; empty where no cross-validation has fitted any.
 
         Raises:
             OasisError: ``model.json`` holds something else.
         """
-        held = self.values.get("fusion")
+        return self._held("fusion", fusions_of)
+
+    def _held(self, key: str, parse: Callable[[Any], dict[K, T]]) -> dict[K, T]:
+        """What the cross-validation before the training has left, parsed; empty where there was none."""
+        held = self.values.get(key)
         try:
-            return {} if held is None else pools_of(held)
+            return {} if held is None else parse(held)
         except ValueError as error:
             raise OasisError(f"model: {error} in {self.folder}/model.json; copy the model again") from error
 
@@ -216,22 +213,7 @@ class ModelRecord:
         Raises:
             OasisError: as :meth:`part`, or they are of another version.
         """
-        joint = settings.joint
-        registration: SpatialTransformModel = self._loaded(make_registration_network(library, settings.registration), STM_PART)
-        if not settings.registration.joint:
-            return TrainedNetworks(registration)
-        made = make_slice_network(library.classes, joint, pretrained=False, channels=library.channels)
-        slices = self._loaded(made, SLICES_PART)
-        volume = None
-        if settings.has_volume_network:
-            made_of = (joint.volume_network, library.classes, settings.network, library.channels)
-            volume = self._loaded(make_network(*made_of), VOLUME_PART)
-        return TrainedNetworks(registration, slices, volume)
-
-    def _loaded(self, network: NetworkT, name: str) -> NetworkT:
-        path = self.part(name)
-        load_weights(network, load_tensors(path)[0], path)
-        return network
+        return read_networks(settings, library, self.part)
 
 
 def retry_once(read: Callable[[], T]) -> T:
@@ -240,6 +222,54 @@ def retry_once(read: Callable[[], T]) -> T:
         return read()
     except OasisError:
         return read()
+
+
+def read_networks(settings: Settings, library: AtlasLibrary, part: Callable[[str], Path]) -> TrainedNetworks:
+    """The networks that :func:`write_parts` wrote.
+
+    Args:
+        settings: those of their training.
+        library: the atlases beside them.
+        part: gives the file of each.
+
+    Raises:
+        OasisError: they are of another version.
+    """
+
+    def loaded(network: NetworkT, name: str) -> NetworkT:
+        path = part(name)
+        load_weights(network, load_tensors(path)[0], path)
+        return network
+
+    joint = settings.joint
+    registration: SpatialTransformModel = loaded(make_registration_network(library, settings.registration), STM_PART)
+    if not settings.registration.joint:
+        return TrainedNetworks(registration)
+    made = make_slice_network(library.classes, joint, pretrained=False, channels=library.channels)
+    slices = loaded(made, SLICES_PART)
+    volume = None
+    if settings.has_volume_network:
+        made_of = (joint.volume_network, library.classes, settings.network, library.channels)
+        volume = loaded(make_network(*made_of), VOLUME_PART)
+    return TrainedNetworks(registration, slices, volume)
+
+
+def write_parts(folder: Path, segmenter: Segmenter) -> dict[str, str]:
+    """Write networks, library and LOA pairs; -> part -> checksum. The folder is no model until ``model.json`` is written."""
+    for name in ("model.json", LOA_FILE, NEXT_LIBRARY):
+        (folder / name).unlink(missing_ok=True)
+    assert segmenter.aligner is not None
+    parts: dict[str, torch.nn.Module] = {STM_PART: segmenter.aligner.model}
+    if segmenter.estimator is not None:
+        parts[SLICES_PART] = segmenter.estimator.model
+        if isinstance(segmenter.estimator.volume_network, Predictor):
+            parts[VOLUME_PART] = segmenter.estimator.volume_network.model
+    for name, network in parts.items():
+        save_tensors(folder / name, {f"model.{k}": v.contiguous() for k, v in network.state_dict().items()})
+    segmenter.library.save(folder / LIBRARY_PART)
+    checksums = {name: file_digest(folder / name) for name in (*parts, LIBRARY_PART)}
+    keep_pairs(segmenter, segmenter.library, folder, checksums[LIBRARY_PART])
+    return checksums
 
 
 def describe(library: AtlasLibrary, case: str, labels: Mapping[str, int], geometry: Geometry) -> dict[str, Any]:

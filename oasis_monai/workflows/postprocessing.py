@@ -32,7 +32,7 @@ from oasis_monai.segmentation.postprocessing import ALL, NONE, Choice, every_ope
 from oasis_monai.segmentation.result import Key
 from oasis_monai.settings import Settings
 from oasis_monai.utils.files import write_json
-from oasis_monai.workflows.fold_models import calibration_path
+from oasis_monai.workflows.fold_models import calibration_path, is_for_new_scans
 from oasis_monai.workflows.prepare import Dataset
 
 FILE = "postprocessing.json"
@@ -123,8 +123,8 @@ class CrossPostprocessing:
         return postprocess(result, self.anatomy(fold), choice, list(self.settings.data.labels))[0] if choice else result
 
     def write(self, run_dir: Path, keys: Sequence[Key]) -> list[str]:
-        """Write :data:`FILE` into a run's folder, and for a model of the same settings what all results decide (not of centres
-        left out: a new scan mostly comes from a centre of the model's); nothing where no fold could be decided.
+        """Write :data:`FILE` into a run's folder, and for a model of the same settings what all results decide;
+        nothing where no fold could be decided.
 
         Returns:
             What helps, in words.
@@ -141,7 +141,7 @@ class CrossPostprocessing:
         write_json(
             run_dir / FILE, {"asked": settings.postprocessing, "decisions": plain_decisions(whole), "done_in_folds": by_fold}
         )
-        if settings.fold is None and settings.train_cases is None and self.split.protocol != "centre":
+        if is_for_new_scans(settings, self.split):
             keep_decisions(postprocessing_path(settings, self.dataset), whole)
         return [
             f"post-processing of {method}: {_told(name, operation, by_name[name][operation])}"

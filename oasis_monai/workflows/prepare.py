@@ -5,8 +5,8 @@ Each step is cached.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -42,6 +42,8 @@ class Dataset:
         content: case id -> digest of its files.
         scans: case id -> digest of its image's files alone.
         embedding: what the features are of, see :class:`oasis_monai.atlases.features.Embedder`.
+        pool: scans without labels to train on with, by id, see :mod:`.unlabelled_scans`.
+        pool_scans: id -> digest of the scan's files, of the pool.
     """
 
     cases: dict[str, Case]
@@ -50,6 +52,8 @@ class Dataset:
     content: dict[str, str]
     scans: dict[str, str]
     embedding: str
+    pool: Mapping[str, Case] = field(default_factory=dict)
+    pool_scans: Mapping[str, str] = field(default_factory=dict)
 
     @property
     def patients(self) -> dict[str, str]:
@@ -57,11 +61,13 @@ class Dataset:
         return {case.id: case.patient for case in self.cases.values()}
 
     def identity(self, cases: Iterable[str] | None = None) -> dict[str, Any]:
-        """What training on cases (None: all) depends on: their content, and which are of one person where several are. The names
-        of patients do not count, so a data set with one case each is what it was before it named them."""
+        """What training on cases (None: all, and the pool) depends on: their content, and which are of one person where several
+        are. The names of patients do not count, so a data set with one case each is what it was before it named them."""
         chosen = list(self.cases if cases is None else cases)
         groups = several_cases(chosen, self.patients)
-        return {case: self.content[case] for case in chosen} | ({"cases of one patient": groups} if groups else {})
+        found: dict[str, Any] = {case: self.content[case] for case in chosen}
+        found |= {"cases of one patient": groups} if groups else {}
+        return found | ({"scans without labels": dict(self.pool_scans)} if cases is None and self.pool_scans else {})
 
     @cached_property
     def no_atlases(self) -> frozenset[str]:

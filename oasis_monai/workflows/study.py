@@ -17,16 +17,18 @@ from oasis_monai.data.folds import PROTOCOLS
 from oasis_monai.evaluation import scores as tables
 from oasis_monai.networks.segmentation import NETWORKS
 from oasis_monai.segmentation.methods import needs_atlases, result_keys
-from oasis_monai.settings import Settings, build
+from oasis_monai.settings import REST, Settings, build
 from oasis_monai.training.trainer import TRAINING_VERSION
 from oasis_monai.utils.config import make_group
 from oasis_monai.utils.errors import ConfigError
 from oasis_monai.utils.files import digest, write_json, write_text
 from oasis_monai.utils.processes import run_parallel
-from oasis_monai.workflows.fold_models import FoldModels, _quiet, _silent, train_in_parallel
+from oasis_monai.workflows.parallel_training import quiet, silent, train_in_parallel
 from oasis_monai.workflows.plan import Plan, keep_plan
 from oasis_monai.workflows.prepare import Dataset, Log, find_and_check, prepare, split_of
 from oasis_monai.workflows.run_record import Clock, claim_results, refuse_other_results, run_record
+from oasis_monai.workflows.self_trained_folds import models_for
+from oasis_monai.workflows.unlabelled_scans import with_unlabelled
 
 SCORING_VERSION = 2  # part of every finished arm's stamp; raise it when the same models would score differently
 
@@ -171,12 +173,14 @@ def _points(study: Study, curve: Learning, arm: str, values: Mapping[str, Any], 
     if arm not in study.arms:
         raise ConfigError("study.learning.arms", f"names of the arms {list(study.arms)}", arm)
     over = _merged(arm_config(study, config, arm), dict(values) | {"folds": "patient", "browser": False})
-    whole = _built(where, over)
+    nobody_left_out = {"unlabelled": None} if over.get("unlabelled") == REST else {}
+    whole = _built(where, _merged(over, nobody_left_out))
     jobs = []
     for size in (*sorted(set(curve.train_cases)), None):
         n = whole.n if size is None else tuple(sorted({min(n, size) for n in whole.n}))
         for fold in curve.folds or (None,):
-            more = {"train_cases": size, "n": list(n), "fold": fold, "overlays": 0}
+            more: dict[str, Any] = {"train_cases": size, "n": list(n), "fold": fold, "overlays": 0}
+            more |= nobody_left_out if size is None else {}
             label = f"learning-{arm}-{'all' if size is None else f'{size:03d}'}" + ("" if fold is None else f"-{fold}")
             jobs.append(Job(label, _built(where, _merged(over, more)), study.arms[arm].suffix, size or 0))
     return jobs
@@ -250,7 +254,7 @@ def run_study(
                 continue
             waiting.append(job)
             split = split_of(job.settings, one)
-            models = FoldModels(job.settings, one, split, Path(job.settings.cache), log)
+            models = models_for(job.settings, one, split, Path(job.settings.cache), log)
             for fold in split.folds:
                 if fold in split.choose(job.settings.fold):
                     for network in models.missing(fold):
@@ -299,10 +303,11 @@ def plain(study: Study) -> dict[str, Any]:
 def _prepared(settings: Settings, known: dict[str, Dataset], log: Log) -> Dataset:
     """The data set as the settings need it, made once for all arms that need the same."""
     values = settings.to_json()
-    key = digest([values[k] for k in ("data", "preprocessing", "features", "spatial_dims", "cache")])
+    key = digest([values.get(k) for k in ("data", "preprocessing", "features", "spatial_dims", "cache", "unlabelled")])
     if key not in known:
         cache = Path(settings.cache)
-        known[key] = prepare(settings, find_and_check(settings, cache, log), cache, log)
+        dataset = prepare(settings, find_and_check(settings, cache, log), cache, log)
+        known[key] = with_unlabelled(settings, dataset, cache, log)
     return known[key]
 
 
@@ -363,11 +368,11 @@ def check_study(given: Any) -> Study:
 
 def run_arms(jobs: Sequence[tuple[str, Settings, Path]], workers: int, ended: Callable[[str, float], None]) -> None:
     """Whole cross-validations side by side: (name, settings, run folder) each; ``ended(name, minutes)`` as each is done."""
-    run_parallel(_crossval, [(name, (_quiet(settings), folder)) for name, settings, folder in jobs], workers, ended)
+    run_parallel(_crossval, [(name, (quiet(settings), folder)) for name, settings, folder in jobs], workers, ended)
 
 
 def _crossval(plain: dict[str, Any], folder: Path) -> None:
     from oasis_monai.settings import build
     from oasis_monai.workflows.crossval import crossval
 
-    crossval(build(plain), folder, _silent, overwrite=True)  # the study's own stamp tells what is finished
+    crossval(build(plain), folder, silent, overwrite=True)  # the study's own stamp tells what is finished

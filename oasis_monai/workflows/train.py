@@ -6,39 +6,25 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from oasis_monai.atlases.features import embedder
 from oasis_monai.data.folds import Fold, Split
 from oasis_monai.data.types import Case
 from oasis_monai.evaluation.postprocessing import plain_decisions, read_decisions
 from oasis_monai.evaluation.quality_tables import few_patients, plain_calibrations, read_calibrations
-from oasis_monai.networks.segmentation import Predictor
-from oasis_monai.segmentation.opinion_pool import plain_pools, read_pools
+from oasis_monai.segmentation.learned_fusion import plain_fusions, read_fusions
 from oasis_monai.segmentation.segmenter import Segmenter
 from oasis_monai.settings import Settings
 from oasis_monai.utils.errors import ConfigError, OasisError
-from oasis_monai.utils.files import digest, file_digest, locked, write_json
-from oasis_monai.utils.tensor_files import save_tensors
+from oasis_monai.utils.files import digest, locked, write_json
 from oasis_monai.workflows.cross_fusion import fusion_path
-from oasis_monai.workflows.fold_models import FoldModels, calibration_path
-from oasis_monai.workflows.model_folder import (
-    FORMAT,
-    LIBRARY_PART,
-    LOA_FILE,
-    NEXT_LIBRARY,
-    SLICES_PART,
-    STM_PART,
-    VOLUME_PART,
-    Log,
-    ModelRecord,
-    describe,
-    keep_pairs,
-)
+from oasis_monai.workflows.fold_models import calibration_path
+from oasis_monai.workflows.model_folder import FORMAT, Log, ModelRecord, describe, write_parts
 from oasis_monai.workflows.plan import Plan, keep_plan
 from oasis_monai.workflows.postprocessing import postprocessing_path
 from oasis_monai.workflows.prepare import Dataset, channel_names, check_pairs, find_and_check, prepare, with_found_data
 from oasis_monai.workflows.run_record import Clock, refuse_other_results, run_record
+from oasis_monai.workflows.self_trained_folds import models_for, unlabelled_record
+from oasis_monai.workflows.unlabelled_scans import with_unlabelled
 
 
 def train_model(settings: Settings, folder: Path, log: Log = print, overwrite: bool = False, plan: Plan | None = None) -> Path:
@@ -62,7 +48,7 @@ def train_model(settings: Settings, folder: Path, log: Log = print, overwrite: b
         refuse_other_results(folder, settings.to_json(), "model", result="model.json")
     with clock("check and read"):
         cases = _to_train_with(find_and_check(settings, cache, log), log)
-        dataset = prepare(settings, cases, cache, log)
+        dataset = with_unlabelled(settings, prepare(settings, cases, cache, log), cache, log, tests=False)
     if not overwrite:
         refuse_other_results(folder, settings.to_json(), "model", digest(dataset.identity()), "model.json")
     images = {case: tuple(range(len(dataset.rows(case)))) for case in dataset.targets}
@@ -70,11 +56,13 @@ def train_model(settings: Settings, folder: Path, log: Log = print, overwrite: b
     split = Split("patient", settings.seed, (everything,), dataset.patients)
     check_pairs(settings, split, dataset.no_atlases)
     with clock("train"):
-        segmenter = FoldModels(settings, dataset, split, cache, log).segmenter(everything)
+        models = models_for(settings, dataset, split, cache, log)
+        segmenter = models.segmenter(everything)
     with locked(folder), clock("write"):
         checksums = write_parts(folder, segmenter)
         keep_plan(plan, folder)
-        write_json(folder / "model.json", _record(settings, dataset, segmenter, checksums, clock, log))
+        record = _record(settings, dataset, segmenter, checksums, clock, log)
+        write_json(folder / "model.json", record | unlabelled_record(models, [everything]))
     return folder
 
 
@@ -89,33 +77,15 @@ def _to_train_with(cases: list[Case], log: Log) -> list[Case]:
     return kept
 
 
-def write_parts(folder: Path, segmenter: Segmenter) -> dict[str, str]:
-    """Write networks, library and LOA pairs; -> part -> checksum. The folder is no model until ``model.json`` is written."""
-    for name in ("model.json", LOA_FILE, NEXT_LIBRARY):
-        (folder / name).unlink(missing_ok=True)
-    assert segmenter.aligner is not None
-    parts: dict[str, torch.nn.Module] = {STM_PART: segmenter.aligner.model}
-    if segmenter.estimator is not None:
-        parts[SLICES_PART] = segmenter.estimator.model
-        if isinstance(segmenter.estimator.volume_network, Predictor):
-            parts[VOLUME_PART] = segmenter.estimator.volume_network.model
-    for name, network in parts.items():
-        save_tensors(folder / name, {f"model.{k}": v.contiguous() for k, v in network.state_dict().items()})
-    segmenter.library.save(folder / LIBRARY_PART)
-    checksums = {name: file_digest(folder / name) for name in (*parts, LIBRARY_PART)}
-    keep_pairs(segmenter, segmenter.library, folder, checksums[LIBRARY_PART])
-    return checksums
-
-
 def _record(
     settings: Settings, dataset: Dataset, segmenter: Segmenter, checksums: dict[str, str], clock: Clock, log: Log
 ) -> dict[str, Any]:
     """The content of ``model.json``."""
-    cases = list(dataset.cases)
+    cases, pool = list(dataset.cases), {case: scan.patient for case, scan in dataset.pool.items()}
     record = run_record("train", settings, None, len(cases), clock.seconds, dataset.identity())
     known = read_calibrations(calibration_path(settings, dataset))
     decided = read_decisions(postprocessing_path(settings, dataset))
-    pools = read_pools(fusion_path(settings, dataset))
+    fusions = read_fusions(fusion_path(settings, dataset))
     if known is None:
         log(
             "note: no calibration was found, so this model will report the agreement of its parts instead of a predicted Dice. "
@@ -129,13 +99,13 @@ def _record(
         "checksums": {**checksums, "settings": digest(record["settings"])},
         "calibration": None if known is None else plain_calibrations(known),
         "postprocessing": None if decided is None else plain_decisions(decided),
-        "fusion": None if pools is None else plain_pools(pools),
+        "fusion": None if fusions is None else plain_fusions(fusions),
         "embedding": embedder(settings.features.name, settings.features.weights).key,
         "channels": channel_names(settings, dataset.library.channels),
         "cases": cases,
         "trained_on": cases,
-        "scans": dataset.scans,
-        "patients": {case: patient for case, patient in dataset.patients.items() if patient != case},
+        "scans": {**dataset.pool_scans, **dataset.scans},  # of all that the networks have seen
+        "patients": {case: patient for case, patient in {**pool, **dataset.patients}.items() if patient != case},
         "atlases": {
             case: describe(segmenter.library, case, settings.data.labels, target.geometry)
             for case, target in dataset.targets.items()

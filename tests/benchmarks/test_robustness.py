@@ -5,7 +5,7 @@ import pandas as pd
 import pytest
 import torch
 
-from benchmarks.robustness import adapt, failures, off_centre, suspects, views
+from benchmarks.robustness import adapt, failures, off_centre, suspects, unlabelled, views
 from oasis_monai.data.types import Geometry, Volume
 from oasis_monai.evaluation.suspects import Finding
 from oasis_monai.transforms.corruptions import draw_corruptions
@@ -41,19 +41,65 @@ def test_an_enlarged_scan_has_the_same_voxels_of_another_size():
     assert made.label is volume.label
 
 
-def test_the_table_of_views_compares_the_same_scans_with_and_without_a_search():
-    about = {"fold": 0, "label": "a", "agreement": 0.5, "view": ""}
+def viewed(case, change, search, dsc, agreement=0.95, tried=0, flags="", fold=0):
+    """A row of the benchmark of views."""
+    about = {"fold": fold, "label": "a", "view": "", "seconds": 1.0 + tried, "tried": tried, "flags": flags}
+    told = {"agreement": agreement, "networks": agreement, "atlases": agreement}
+    return about | told | {"case": case, "change": change, "views": search, "dsc": dsc}
+
+
+def test_a_changed_scan_is_kept_flagged_or_a_silent_failure():
+    """Each is compared with the same case, untouched and segmented in the same way."""
+    rows = [viewed(case, "untouched", search, dsc) for case, dsc in (("x", 0.9), ("y", 0.8)) for search in views.SEARCHES]
+    rows += [viewed("x", "halved", "none", 0.85), viewed("x", "halved", "doubtful", 0.885, tried=4, flags="view")]
+    rows += [viewed("y", "halved", "none", 0.785), viewed("y", "halved", "doubtful", 0.7, agreement=0.5)]
+    told = views.judged(pd.DataFrame(rows)).set_index(["case", "change", "views"])
+    halved = told.xs("halved", level="change")
+    assert halved["kept"].to_dict() == {
+        ("x", "none"): False,
+        ("x", "doubtful"): True,
+        ("y", "none"): True,
+        ("y", "doubtful"): False,
+    }
+    assert halved["flagged"].to_dict() == {
+        ("x", "none"): False,  # a silent failure
+        ("x", "doubtful"): True,
+        ("y", "none"): False,
+        ("y", "doubtful"): True,  # the parts disagree
+    }
+    assert told.xs("untouched", level="change")["kept"].all()
+    lines = views.table(told.reset_index()).splitlines()
+    assert lines[0].startswith(
+        "| scans | DSC, views=none | lowest, views=none | kept, views=none | kept or flagged, views=none |"
+    )
+    cells = lines[3].strip("| ").split(" | ")
+    assert cells[:7] == ["halved", "81.8", "78.5", "1 of 2", "1 of 2", "0 of 2", "1.0"]
+    assert cells[7:] == ["79.2", "70.0", "1 of 2", "2 of 2", "2 of 2", "3.0", "1 of 2", "5.0"]
+    assert lines[4].startswith("| **all** |")
+    assert len(lines) == 5
+
+
+def test_views_are_not_calibrated_on_their_own_fold_or_on_changes_that_no_run_would_make():
+    random = np.random.default_rng(0)
     rows = pd.DataFrame(
         [
-            {**about, "case": case, "change": change, "views": search, "dsc": dsc, "seconds": seconds, "tried": tried}
-            for case, change, without, with_search, tried in (("x", "halved", 0.2, 0.8, 4), ("y", "halved", 0.6, 0.6, 0))
-            for search, dsc, seconds in (("none", without, 1.0), ("doubtful", with_search, 2.0 if tried == 0 else 8.0))
+            viewed(f"c{i}", change, "none", dsc, dsc, fold=i % 3)
+            for i in range(30)
+            for change in views.CHANGES
+            for dsc in [random.uniform(0.3, 0.9)]
         ]
     )
-    lines = views.table(rows).splitlines()
-    assert lines[2] == "| halved | 40.0 | 20.0 | 70.0 | 60.0 | 1 of 2 | 1.0 | 5.0 | 8.0 |"
-    assert lines[3].startswith("| **all** | 40.0")
-    assert len(lines) == 4
+    told = views.judged(rows)
+    assert np.allclose(told["predicted_dsc"], told["dsc"], atol=1e-6)  # the overlaps are the truth here
+    mine = (rows["fold"] == 1) & (rows["change"] == "inverted")
+    other = rows.copy()
+    other.loc[(rows["fold"] == 1) | rows["change"].isin(["inverted", "halved", "enlarged 2 times", "moved by 40 mm"]), "dsc"] = (
+        0.1
+    )
+    again = views.judged(other)
+    assert np.allclose(again["predicted_dsc"][mine], told["predicted_dsc"][mine])
+    other.loc[rows["change"] == "upside down", "dsc"] = 0.1
+    assert not np.allclose(views.judged(other)["predicted_dsc"][mine], told["predicted_dsc"][mine])
 
 
 def test_nothing_is_calibrated_on_its_own_fold_its_own_corruption_or_what_a_run_would_not_have_made():
@@ -93,6 +139,11 @@ def test_one_fold_is_segmented_as_it_is_corrupted_and_padded(phantom, tmp_path):
     words = ["--n", "2", "--output", str(tmp_path), f"data.root={phantom}", *overrides(small)]
     failures.main(words)
     corrupted = pd.read_csv(tmp_path / "failures.csv")
+    views.main(["--change", "halved", "--change", "inverted", "--views", "none", *words])
+    viewed_rows = pd.read_csv(tmp_path / "views.csv")
+    assert set(viewed_rows["change"]) == {"untouched", "halved", "inverted"}
+    assert set(viewed_rows["views"]) == {"none"}
+    assert (viewed_rows[viewed_rows["change"] == "untouched"]["kept"]).all()
     off_centre.main(words)
     padded = pd.read_csv(tmp_path / "offcentre.csv")
     cases = set(corrupted["case"])
@@ -192,3 +243,43 @@ def test_planted_labels_are_ranked_among_cases_with_failing_scans():
     assert (planted["rank_by_dice"] > 3).all()
     assert (planted["innocent_suspects"] == 0).all()
     assert "| **all** | 24 | 100.0 % | 100.0 % | 0.0 % | 2 | 100.0 % |" in suspects.table(planted, 21)
+
+
+def test_unlabelled_scans_are_measured_on_cases_that_no_training_has_seen(phantom, tmp_path):
+    small = merged(TINY, JOINT, {"cache": str(tmp_path / "cache"), "k": 3, "joint": {"tta_views": 0}})
+    small = merged(small, {"training": {"iterations": 2}, "self_training": {"least_agreement": 0.0, "rounds": 1}})
+    for own in ("data", "methods", "n"):
+        del small[own]
+    words = [f"data.root={phantom}", *overrides(small), "--output", str(tmp_path), "--sizes", "2", "--folds", "1", "--longer"]
+    unlabelled.main(words)
+    rows, scans = pd.read_csv(tmp_path / "unlabelled.csv"), pd.read_csv(tmp_path / "unlabelled_scans.csv")
+    assert set(rows["model"]) == {unlabelled.BEFORE, unlabelled.LONGER, unlabelled.AFTER}
+    assert rows.groupby("case")["model"].nunique().eq(3).all()
+    assert rows["dsc"].between(0, 1).all()
+    assert set(rows["labelled"]) == set(scans["labelled"]) == {2}
+    assert not set(rows["case"]) & set(scans["case"])
+    assert len(set(rows["case"]) | set(scans["case"])) == 7 - 2  # but for the labelled ones
+    lines = (tmp_path / "unlabelled.md").read_text().splitlines()
+    assert [line.split(" | ")[1] for line in lines[2:]] == [unlabelled.BEFORE, unlabelled.LONGER, unlabelled.AFTER]
+    before = rows[rows["model"] == unlabelled.BEFORE]
+    assert f"{100 * before['dsc'].mean():.1f} [" in lines[2]
+
+
+def test_gains_of_unlabelled_scans_are_paired_and_only_kept_labels_are_told_as_trained_with():
+    about = {"labelled": 4, "fold": 0, "kind": "test case", "label": "a"}
+    rows = [
+        {**about, "model": model, "case": case, "patient": case, "dsc": dsc}
+        for model, scores in ((unlabelled.BEFORE, (0.6, 0.8, 0.7)), (unlabelled.AFTER, (0.7, 0.9, 0.8)))
+        for case, dsc in zip("xyz", scores, strict=True)
+    ]
+    scans = {**about, "kind": unlabelled.SCANS, "model": unlabelled.AFTER, "round": 1}
+    rows += [
+        {**scans, "case": case, "dsc": dsc, "refused": refused}
+        for case, dsc, refused in (("p", 0.9, ""), ("q", 0.8, ""), ("r", 0.3, "agreement below 0.8"))
+    ]
+    lines = unlabelled.table(pd.DataFrame(rows)).splitlines()
+    assert lines[2] == "| 4 | labelled alone | 3 | 70.0 [45.2, 94.8] | 60.0 |  |  |  |  |  |"
+    assert (
+        lines[3] == "| 4 | with unlabelled | 3 | 80.0 [55.2, 104.8] | 70.0 | +10.0 [+10.0, +10.0] | 3 | 2 | 85.0, 80.0 | 30.0 |"
+    )
+    assert len(lines) == 4

@@ -16,7 +16,7 @@ from oasis_monai.segmentation.alignment import Aligner
 from oasis_monai.segmentation.estimate import Estimator, add_detail, see
 from oasis_monai.segmentation.fine_fusion import slabs, warp_slab
 from oasis_monai.segmentation.fusion import remove_unsupported_components
-from oasis_monai.segmentation.opinion_pool import OpinionPool
+from oasis_monai.segmentation.learned_fusion import LearnedFusion
 from oasis_monai.segmentation.segmenter import Segmenter
 from oasis_monai.segmentation.views import AtlasVolumes, result_agreement
 from oasis_monai.transforms.fine import refined
@@ -163,12 +163,12 @@ def test_learned_weights_pool_what_is_said_on_the_fine_grid():
     image = torch.rand(1, 32, 32, 4, generator=torch.Generator().manual_seed(3))
     grid = Geometry((32, 32, 4), np.eye(4))
     library, target = with_fine(library, Preprocessed("t", image, None, grid, grid), (2, 2, 1))
-    pool = OpinionPool((0.5, 0.2), 2.0, 9)
-    model = Segmenter(library, Aligner(Shifted(), batch=2), estimator=estimator, pools={2: pool})
+    learned = LearnedFusion((0.5, 0.2), 2.0, 9)
+    model = Segmenter(library, Aligner(Shifted(), batch=2), estimator=estimator, fusions={2: learned})
     result = model(target, torch.randn(1, 5), ("OASIS-joint",), (2,), keep_opinions=True).results["OASIS-joint", 2]
     assert result.opinions.shape == (3, 2, 64, 64, 4)
     assert torch.equal(result.opinions[:2], see(estimator, target).fine)
-    wanted = pool(result.opinions[:2], result.opinions[2])
+    wanted = learned(result.opinions[:2], result.opinions[2])
     torch.testing.assert_close(result.probability, remove_unsupported_components(wanted, result.opinions[2]))
 
 

@@ -273,3 +273,180 @@ def test_a_slice_and_its_neighbours_are_of_one_channel():
         assert torch.equal(three[:, 0], three[:, 1])
         assert torch.equal(three[:, 0], three[:, 2])
     assert not torch.allclose(first, second)
+
+
+# --- zoom
+
+
+def sampling_matrices(count, size=(20, 24, 12), spacing=SPACING, seed=0, **strengths):
+    """(count, D, D) what a displacement in mm in the result becomes in the image it is read from."""
+    dims = len(size)
+    images, random = torch.zeros(count, 1, *size), torch.Generator().manual_seed(seed)
+    voxels = torch.tensor(spacing[:dims], dtype=torch.float64).expand(count, dims)
+    found = only(**strengths)._transforms(images, torch.zeros(count, dtype=torch.bool), voxels, random)
+    extent = torch.tensor(size) * voxels[0]
+    return found[:, :, :dims].flip(1, 2).double() * extent[None, :, None] / extent[None, None, :]
+
+
+@grid
+def test_zoom_makes_some_images_larger_or_smaller_and_the_same_along_all_axes(size):
+    matrices = sampling_matrices(4000, size, zoom_chance=0.3, zoom=1.6, zoom_axes=1.0)
+    factors = matrices.diagonal(dim1=1, dim2=2)
+    torch.testing.assert_close(torch.diag_embed(factors), matrices, atol=1e-5, rtol=0)  # nothing turns
+    torch.testing.assert_close(factors, factors[:, :1].expand_as(factors), atol=1e-5, rtol=0)
+    logs = factors[:, 0].log() / math.log(1.6)
+    zoomed = logs.abs() > 1e-5
+    assert 0.27 < zoomed.double().mean() < 0.33
+    drawn = logs[zoomed]
+    assert drawn.abs().max() <= 1 + 1e-5
+    assert 0.22 < (drawn < -0.5).double().mean() < 0.28  # log-uniform: a quarter below 1 / sqrt(1.6), a quarter above sqrt(1.6)
+    assert 0.22 < (drawn > 0.5).double().mean() < 0.28
+
+
+@grid
+def test_proportions_change_along_every_axis_on_its_own(size):
+    logs = sampling_matrices(3000, size, zoom_chance=1.0, zoom=1.0, zoom_axes=1.4).diagonal(dim1=1, dim2=2).log() / math.log(1.4)
+    assert logs.abs().max() <= 1 + 1e-5
+    assert (logs.abs().amax(0) > 0.98).all()
+    assert (torch.corrcoef(logs.T) - torch.eye(len(size))).abs().max() < 0.08
+
+
+def test_a_zoomed_image_shows_what_it_showed_larger_or_smaller():
+    """A ball's volume in a hundred zooms: that of the factor each was given, on voxels of any proportions."""
+    size, spacing = (40, 32, 20), (1.0, 1.25, 2.0)
+    ball = (positions_mm(size, spacing).square().sum(0) < 9.0**2).float()[None, None].repeat(12, 1, 1, 1, 1)
+    sizes = 1 / sampling_matrices(12, size, spacing, zoom_chance=1.0, zoom=1.6, zoom_axes=1.0)[:, 0, 0]
+    random = torch.Generator().manual_seed(0)
+    zoom = only(zoom_chance=1.0, zoom=1.6, zoom_axes=1.0)
+    _, moved = zoom(ball, ball, torch.zeros(12, dtype=torch.bool), spacing, random)
+    torch.testing.assert_close(moved.sum((1, 2, 3, 4)).double() / ball[0].sum(), sizes**3, rtol=0.06, atol=0)
+    assert sizes.min() < 0.8
+    assert sizes.max() > 1.25
+
+
+@grid
+def test_images_that_are_not_zoomed_move_as_without_zoom(size):
+    image = seeded(0, 30, 1, *size)
+    plain, zoomed = (apply(Augmentation(zoom_chance=chance), image, image)[0] for chance in (0.0, 0.3))
+    same = torch.tensor([torch.equal(one, other) for one, other in zip(plain, zoomed, strict=True)])
+    assert 12 < int(same.sum()) < 29
+
+
+# --- chance, blur and resolution
+
+
+@grid
+@pytest.mark.parametrize(
+    "strengths", [{"gamma": 0.3}, {"contrast": 0.3}, {"bias": 0.3}, {"noise": 0.2}, {"blur_mm": 4.0}, {"coarsen": 3.0}], ids=str
+)
+def test_each_change_of_intensity_has_its_chance(size, strengths):
+    image = seeded(0, 120, 1, *size)
+    same, _ = apply(only(), image, image)
+    changed, label = apply(only(**strengths, intensity_chance=0.3), image, image)
+    share = float(((changed - same).abs().flatten(1).amax(1) > 1e-3).float().mean())
+    assert 0.12 < share < 0.45
+    torch.testing.assert_close(label, same)
+    none, _ = apply(only(**strengths, intensity_chance=0.0), image, image)
+    torch.testing.assert_close(none, same, atol=1e-5, rtol=0)
+
+
+def test_changes_are_drawn_one_by_one():
+    """A contrast changes values in a straight line, noise does not; a quarter of the images each has neither, one or both."""
+    image = seeded(0, 400, 1, 8, 8)
+    changed = apply(only(contrast=0.5, noise=0.5, intensity_chance=0.5), image, image)[0] - apply(only(), image, image)[0]
+    change, value = changed.flatten(1).double(), image.flatten(1).double()
+    value = value - value.mean(1, keepdim=True)
+    slope = (change * value).sum(1, keepdim=True) / value.square().sum(1, keepdim=True)
+    rough = (change - change.mean(1, keepdim=True) - slope * value).std(1) > 1e-3
+    straight = ~rough & (change.abs().amax(1) > 1e-3)
+    assert 0.4 < rough.double().mean() < 0.6
+    assert 0.18 < straight.double().mean() < 0.32
+    sloping = rough & (slope[:, 0].abs() > 0.3)  # more than noise of that strength makes of 64 voxels
+    assert 0.02 < sloping.double().mean() < 0.3
+
+
+@grid
+def test_a_blur_has_its_width_in_millimetres_and_leaves_what_is_constant(size):
+    """The second moment of a blurred point, along every axis, is the square of the width."""
+    from oasis_monai.transforms.augmentation import blur
+
+    spacing = SPACING[: len(size)]
+    larger = tuple(2 * n for n in size)
+    point = torch.zeros(1, 1, *larger)
+    point[(0, 0, *[n // 2 for n in larger])] = 1
+    width_mm = 2.4
+    spread = blur(point, [width_mm / mm for mm in spacing])[0, 0]
+    where = positions_mm(larger, spacing)
+    mass = spread / spread.sum()
+    centre = (where * mass).flatten(1).sum(1)
+    moments = ((where - centre.view(-1, *[1] * len(size))).square() * mass).flatten(1).sum(1)
+    torch.testing.assert_close(
+        moments.sqrt(), torch.full((len(size),), width_mm), rtol=0.08, atol=0
+    )  # MONAI's widths are those of points
+    assert float(spread.sum()) == pytest.approx(1.0, abs=1e-3)
+    flat = torch.full((1, 2, *size), 3.0)
+    torch.testing.assert_close(blur(flat, [2.0] * len(size)), flat, atol=2e-3, rtol=0)  # no dark frame
+    assert blur(flat, [0.1] * len(size)) is flat
+
+
+def test_the_width_that_is_drawn_is_in_millimetres_of_the_image_s_own_voxels():
+    """Voxels of 50 mm are not blurred by 2 mm, voxels of 0.5 mm are; the first axis of one image, the second of the other."""
+    image = seeded(0, 1, 1, 20, 20).repeat(2, 1, 1, 1)
+    flat, spacings = torch.zeros_like(image), torch.tensor([[50.0, 0.5], [0.5, 50.0]], dtype=torch.float64)
+    random = torch.Generator().manual_seed(1)
+    got, _ = only(blur_mm=2.0)(image, flat, torch.zeros(2, dtype=torch.bool), spacings, random)
+    rough = [(got.diff(dim=axis).square().mean((1, 2, 3)) / image.diff(dim=axis).square().mean((1, 2, 3))) for axis in (2, 3)]
+    assert float(rough[1][0]) < 0.5 * float(rough[0][0])  # what varies along the blurred axis is gone sooner
+    assert float(rough[0][1]) < 0.5 * float(rough[1][1])
+
+
+def test_a_blur_along_one_axis_leaves_the_others():
+    from oasis_monai.transforms.augmentation import blur
+
+    image = seeded(0, 1, 1, 20, 1).expand(1, 1, 20, 16)
+    torch.testing.assert_close(blur(image, [0.0, 2.0]), image, atol=1e-3, rtol=0)
+    assert (blur(image, [2.0, 0.0]) - image).abs().mean() > 0.1
+
+
+def test_coarser_voxels_hold_the_mean_of_what_they_cover():
+    from oasis_monai.transforms.augmentation import coarsen
+
+    image = seeded(0, 1, 2, 12, 8, 6)
+    got = coarsen(image, [3.0, 1.0, 2.0])
+    assert got.shape == image.shape
+    means = image.view(1, 2, 4, 3, 8, 3, 2).mean((3, 6))
+    torch.testing.assert_close(got[:, :, 1::3, :, 0], means[..., 0])  # the outermost half voxel continues the last mean
+    torch.testing.assert_close(got.mean(), image.mean(), atol=0.02, rtol=0)
+    torch.testing.assert_close(coarsen(image, [1.0, 1.0, 1.0]), image)
+    ramp = torch.arange(12.0).view(1, 1, 12, 1).expand(1, 1, 12, 4)
+    torch.testing.assert_close(coarsen(ramp, [2.0, 1.0])[..., 1:-1, :], ramp[..., 1:-1, :])  # what is straight stays
+    one = coarsen(image, [50.0] * 3)
+    torch.testing.assert_close(one, image.mean((2, 3, 4), keepdim=True).expand_as(one))  # a single voxel of each channel
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        ("zoom", 0.9),
+        ("zoom_axes", 0.0),
+        ("zoom_chance", 1.2),
+        ("flip", -0.1),
+        ("coarsen", 0.5),
+        ("blur_mm", -1.0),
+        ("intensity_chance", 2.0),
+    ],
+)
+def test_a_strength_that_cannot_be_is_one_line_naming_it(key, value):
+    from oasis_monai.utils.errors import ConfigError
+
+    with pytest.raises(ConfigError, match=rf"^augmentation\.{key}: expected .*found {value}"):
+        Augmentation(**{key: value})
+
+
+@grid
+def test_the_generator_decides_the_new_changes_too(size):
+    image = seeded(0, 6, 1, *size)
+    wide = Augmentation(zoom_chance=0.5, blur_mm=2.0, coarsen=2.0, gamma=0.2, noise=0.2, intensity_chance=0.5)
+    first, again, other = (apply(wide, image, image, seed=seed)[0] for seed in (5, 5, 6))
+    assert torch.equal(first, again)
+    assert (first - other).abs().mean() > 0.02

@@ -23,7 +23,7 @@ from oasis_monai.workflows import adapt as adapting
 from oasis_monai.workflows.adapt import adapt_model
 from oasis_monai.workflows.evaluate import evaluate_model
 from oasis_monai.workflows.fold_models import FoldModels
-from oasis_monai.workflows.further_training import drawing_chances, train_further
+from oasis_monai.workflows.further_training import share_draws, train_further, usual_share
 from oasis_monai.workflows.library import add_atlas, remove_atlas
 from oasis_monai.workflows.model import load_model
 from oasis_monai.workflows.train import train_model
@@ -268,12 +268,18 @@ def test_it_goes_on_after_a_kill_and_ends_as_one_that_was_not(base, options, tmp
     assert parts(tmp_path / "new") == parts(whole)
 
 
+def test_so_many_draws_are_new_however_many_there_are():
+    for own, new, share in ((4, 23, 0.5), (30, 2, 0.25)):
+        chances = share_draws(own, new, share)
+        assert len(chances) == own + new
+        assert float(chances[own:].sum()) == pytest.approx(share)
+        assert float(chances.sum()) == pytest.approx(1)
+        assert chances[:own].unique().numel() == chances[own:].unique().numel() == 1
+
+
 def test_half_of_what_is_drawn_is_new_or_more_where_there_is_more():
-    chances = drawing_chances(30, 3, 0.5)
-    assert chances[30:].sum() == pytest.approx(0.5)
-    assert chances[:30].sum() == pytest.approx(0.5)
-    assert chances[30:].unique().numel() == chances[:30].unique().numel() == 1
-    torch.testing.assert_close(drawing_chances(2, 8, 0.5), torch.full((10,), 0.1))
+    assert usual_share(30, 3) == 0.5
+    assert usual_share(2, 8) == 0.8
 
 
 def dice(segmenter, library):

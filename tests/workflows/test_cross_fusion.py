@@ -3,10 +3,13 @@
 import json
 from dataclasses import replace
 
+import numpy as np
 import pytest
 import torch
 
-from oasis_monai.segmentation.opinion_pool import fit_opinion_pool, pools_of, read_pools
+from oasis_monai.data.types import Geometry, Preprocessed
+from oasis_monai.segmentation.learned_fusion import fit_learned_fusion, fusions_of, plain_fusions, read_fusions
+from oasis_monai.segmentation.pipeline import Scan, segment_case
 from oasis_monai.segmentation.segmenter import Segmenter
 from oasis_monai.utils.errors import OasisError
 from oasis_monai.workflows import cross_fusion
@@ -22,25 +25,25 @@ JOINT_RUN = {"methods": ["estimate", "OASIS-joint"], "n": [1, 3], "k": 3}
 
 @pytest.fixture
 def fits(monkeypatch):
-    """The (patients, pool) of every fit of a run."""
+    """The (patients, learned) of every fit of a run."""
     made = []
 
     def noted(samples):
-        pool = fit_opinion_pool(samples)
-        made.append(({patient for patient, _ in samples}, pool))
-        return pool
+        learned = fit_learned_fusion(samples)
+        made.append(({patient for patient, _ in samples}, learned))
+        return learned
 
-    monkeypatch.setattr(cross_fusion, "fit_opinion_pool", noted)
+    monkeypatch.setattr(cross_fusion, "fit_learned_fusion", noted)
     return made
 
 
 @pytest.fixture
 def used(monkeypatch):
-    """case -> the pools by which it was fused last."""
+    """case -> the fusions by which it was fused last."""
     seen, fuse = {}, Segmenter.__call__
 
     def noted(self, target, *args, **kwargs):
-        seen[target.case] = dict(self.pools)
+        seen[target.case] = dict(self.fusions)
         return fuse(self, target, *args, **kwargs)
 
     monkeypatch.setattr(Segmenter, "__call__", noted)
@@ -56,13 +59,13 @@ def test_a_fold_fuses_by_what_the_others_teach(settings, tmp_path, fits, used):
     testing = {number: set(fold["test"]) for number, fold in enumerate(split["folds"])}
     everyone = set().union(*testing.values())
     for number, cases in testing.items():
-        own = pools_of(told["in_folds"][str(number)])
+        own = fusions_of(told["in_folds"][str(number)])
         assert set(own) == {1, 3}
         for case in cases:
-            assert {n: pool.to_json() for n, pool in used[case].items()} == {n: pool.to_json() for n, pool in own.items()}
-        others = [pool.to_json() for patients, pool in fits if patients == everyone - cases]
+            assert plain_fusions(used[case]) == plain_fusions(own)
+        others = [learned.to_json() for patients, learned in fits if patients == everyone - cases]
         assert [own[n].to_json() for n in (1, 3)] == others
-    assert [pool.to_json() for patients, pool in fits if patients == everyone] == [*told["weights"].values()]
+    assert [learned.to_json() for patients, learned in fits if patients == everyone] == [*told["weights"].values()]
     assert sum("fusion of OASIS-joint-3: weights slice network" in line for line in lines) == 1
 
 
@@ -88,7 +91,7 @@ def test_slices_learn_from_the_slices_of_other_folds(settings, tmp_path, fits):
     crossval(asked, tmp_path / "a", quiet)
     told = json.loads((tmp_path / "a" / "fusion.json").read_text())
     assert set(told["in_folds"]) == {"0", "1", "2"}
-    assert all(len(pool["2"]["networks"]) == 1 for pool in told["in_folds"].values())
+    assert all(len(learned["2"]["networks"]) == 1 for learned in told["in_folds"].values())
     assert not list((tmp_path / "cache").glob("fusion/*"))  # a new scan has no labelled slices
 
 
@@ -102,16 +105,20 @@ def test_a_model_fuses_as_the_cross_validation_of_the_same_settings_found(settin
     record = json.loads((tmp_path / "model" / "model.json").read_text())
     assert record["fusion"] == told["weights"]
     model = load_model(tmp_path / "model")
-    assert model.segmenter.pools == read_pools(kept)
-    # the result is the pool of its opinions, and the bundle's network says the same
+    assert model.segmenter.fusions == read_fusions(kept)
+    # the network of a bundle makes of a scan what the model makes of it, by the same weights
     target = model.segmenter.library.images[0].float()
+    grid = Geometry(tuple(target.shape[1:]), np.eye(4))
+    scan = Scan(Preprocessed("", target, None, grid, grid))
+    by_model = segment_case(model.segmenter, scan, model.embed, ("OASIS-joint",), (3,)).results["OASIS-joint", 3].probability
     network = OasisNetwork(**network_arguments(model.settings, model.segmenter, "OASIS-joint", 3, 8)).eval()
     network.fill(model.segmenter, model.embed)
     by_bundle = network(target[None])[0]
-    model.segmenter.pools = {}
+    torch.testing.assert_close(by_bundle, by_model, atol=1e-4, rtol=0)
+    model.segmenter.fusions = {}
     without = OasisNetwork(**network_arguments(model.settings, model.segmenter, "OASIS-joint", 3, 8)).eval()
     without.fill(model.segmenter, model.embed)
-    assert without.pools == {}
+    assert without.fusions == {}
     assert not torch.allclose(by_bundle, without(target[None])[0], atol=1e-3)
     # damaged weights are told
     record["fusion"] = {"3": "half"}
@@ -124,10 +131,10 @@ def test_a_model_of_before_and_one_with_fixed_fusion_have_no_pools(settings, tmp
     asked = settings(JOINT, JOINT_RUN)
     crossval(asked, tmp_path / "a", quiet)
     train_model(replace(asked, joint=replace(asked.joint, fusion="fixed")), tmp_path / "fixed", quiet)
-    assert not load_model(tmp_path / "fixed").segmenter.pools
+    assert not load_model(tmp_path / "fixed").segmenter.fusions
     train_model(asked, tmp_path / "model", quiet)
     file = tmp_path / "model" / "model.json"
     record = json.loads(file.read_text())
     del record["fusion"]
     file.write_text(json.dumps(record))
-    assert not load_model(tmp_path / "model").segmenter.pools
+    assert not load_model(tmp_path / "model").segmenter.fusions

@@ -18,10 +18,12 @@ from oasis_monai.training.trainer import FitContext, TrainingSettings, generator
 from oasis_monai.utils.errors import ConfigError, DataError
 from oasis_monai.workflows.adapt import adapt_model
 from oasis_monai.workflows.bundle import write_bundle
+from oasis_monai.workflows.cross_fit import cross_fitted
 from oasis_monai.workflows.crossval import crossval
 from oasis_monai.workflows.library import add_atlas, remove_atlas
 from oasis_monai.workflows.model import load_model
 from oasis_monai.workflows.prepare import find_and_check, prepare
+from oasis_monai.workflows.self_training import Labeller
 from oasis_monai.workflows.train import train_model
 from tests.conftest import JOINT, TINY, merged
 from tests.helpers.runs import quiet, scores_of
@@ -128,6 +130,29 @@ def test_a_model_is_adapted_with_the_fine_grid(trained, phantom, tmp_path):
     options = build(merged(TINY, {"training": {"iterations": 2}}, data))
     adapt_model(trained[1], tmp_path / "adapted", options, quiet)
     assert len(load_model(tmp_path / "adapted").segmenter.library.fine) == len(OLD) + 1
+
+
+def test_pseudo_labels_are_on_both_grids_and_stay_what_they_were(trained, phantom, tmp_path, monkeypatch):
+    settings, folder = trained
+    model = load_model(folder)
+    kept = replace(settings.self_training, least_agreement=0.0)
+    labeller = Labeller(model.segmenter, replace(settings, self_training=kept), model.embed, tmp_path)
+    _, first = labeller.label(NEW, scan_of(phantom, NEW))
+    monkeypatch.setattr(Labeller, "make_label", None)  # it is there already
+    _, again = labeller.label(NEW, scan_of(phantom, NEW))
+    assert first.fine.label.shape == (1, 32, 32, 8)
+    assert torch.equal(again.label, first.label)
+    assert torch.equal(again.fine.label, first.fine.label)
+    assert torch.equal(again.fine.image, first.fine.image)
+
+
+def test_atlases_are_estimated_by_networks_of_others_on_the_fine_grid(trained):
+    settings, _ = trained
+    library = prepare(settings, find_and_check(settings, None, quiet), None, quiet).library
+    context = FitContext(library, (5.0, 5.0, 8.0), TrainingSettings(iterations=4, minutes=None))
+    made = cross_fitted(context, replace(SMALL, slice_budget=0.4, volume_budget=0.0, cross_fit_budget=0.5))
+    assert made.estimates.shape == (4, 1, 16, 16, 8)
+    assert made.estimates.float().std() > 0
 
 
 def test_a_library_is_kept_with_its_fine_grid_and_joined_to_no_other(trained, tmp_path):

@@ -18,8 +18,8 @@ from oasis_monai.networks.registration import RegistrationSettings, SpatialTrans
 from oasis_monai.networks.segmentation import NetworkSettings, Predictor, make_network
 from oasis_monai.networks.slice_unet import JointSettings, make_slice_network
 from oasis_monai.segmentation.build import SegmenterOptions, TrainedNetworks, build_segmenter
+from oasis_monai.segmentation.learned_fusion import LearnedFusion
 from oasis_monai.segmentation.methods import LOA, METHODS, check_methods, result_keys
-from oasis_monai.segmentation.opinion_pool import OpinionPool
 from oasis_monai.segmentation.pipeline import Scan, segment_case
 from oasis_monai.segmentation.segmenter import Segmenter
 from oasis_monai.settings import Settings
@@ -49,7 +49,7 @@ class OasisNetwork(nn.Module):
         pairs: how many overlaps of atlas pairs are stored; others are computed when they are needed.
         batch: atlases aligned at once.
         in_channels: of an image.
-        pool: the learned fusion of n atlases, :class:`oasis_monai.segmentation.opinion_pool.OpinionPool` as a dict.
+        learned_fusion: the learned fusion of n atlases, :class:`oasis_monai.segmentation.learned_fusion.LearnedFusion` as a dict.
 
     Shapes: ``forward((B, in_channels, x, y, z)) -> (B, C, x, y, z)`` float32, sum 1 over C; a model of slices takes any z. The
     metadata of a ``MetaTensor`` stays with the result.
@@ -92,7 +92,7 @@ class OasisNetwork(nn.Module):
         pairs: int = 0,
         batch: int = 8,
         in_channels: int = 1,
-        pool: Mapping[str, Any] | None = None,
+        learned_fusion: Mapping[str, Any] | None = None,
     ) -> None:
         super().__init__()
         for key, value, known in (("embedding", embedding, NAMES), ("distance", distance, DISTANCES)):
@@ -106,9 +106,9 @@ class OasisNetwork(nn.Module):
         stm = make_group(RegistrationSettings, registration, "registration")
         self.joint = None if joint is None else make_group(JointSettings, joint, "joint")
         try:
-            self.pools = {} if pool is None else {n: OpinionPool.from_json(pool)}
+            self.fusions = {} if learned_fusion is None else {n: LearnedFusion.from_json(learned_fusion)}
         except (KeyError, TypeError, ValueError) as error:
-            raise ConfigError("pool", "weights of the networks and of the atlases", pool) from error
+            raise ConfigError("learned_fusion", "weights of the networks and of the atlases", learned_fusion) from error
         if stm.joint and self.joint is None:
             raise ConfigError("joint", "the settings of a joint model", None)
         self.stm = SpatialTransformModel(self.size, stm, classes - 1 if stm.joint else 0, in_channels)
@@ -186,7 +186,7 @@ class OasisNetwork(nn.Module):
             batch=self.batch,
             joint=self.joint or JointSettings(),
             network=self.volume_settings or NetworkSettings(),
-            pools=self.pools,
+            fusions=self.fusions,
         )
         networks = TrainedNetworks(self.stm, self.slice_network, self.volume_network)
         segmenter = build_segmenter(library, networks, options, device)
@@ -215,7 +215,7 @@ def network_arguments(settings: Settings, segmenter: Segmenter, method: str, n: 
         "pairs": len(segmenter.loa) if LOA in METHODS[method].needs and segmenter.loa is not None else 0,
         "batch": batch,
         "in_channels": segmenter.library.channels,
-        "pool": segmenter.pools[n].to_json() if method == "OASIS-joint" and n in segmenter.pools else None,
+        "learned_fusion": segmenter.fusions[n].to_json() if method == "OASIS-joint" and n in segmenter.fusions else None,
     }
 
 

@@ -8,17 +8,17 @@ import pytest
 import torch
 
 from oasis_monai.data.types import IGNORE
-from oasis_monai.segmentation import opinion_pool
-from oasis_monai.segmentation.opinion_pool import (
+from oasis_monai.segmentation import learned_fusion
+from oasis_monai.segmentation.learned_fusion import (
     FEWEST_PATIENTS,
-    OpinionPool,
+    LearnedFusion,
     Sample,
     draw_sample,
-    fit_opinion_pool,
-    keep_pools,
-    plain_pools,
-    pools_of,
-    read_pools,
+    fit_learned_fusion,
+    fusions_of,
+    keep_fusions,
+    plain_fusions,
+    read_fusions,
 )
 
 
@@ -44,7 +44,7 @@ def drawn(weights, patients=6, voxels=3000, classes=3):
 def test_the_pool_voxel_by_voxel():
     probabilities, votes = random_opinions()
     probabilities[0, :, 0, 0, 0] = torch.tensor([1.0, 0.0, 0.0])  # a network that is certain has no infinite say
-    got = OpinionPool((0.4, 0.2), 0.7, 9)(probabilities, votes)
+    got = LearnedFusion((0.4, 0.2), 0.7, 9)(probabilities, votes)
     for x in range(5):
         for y in range(4):
             for z in range(3):
@@ -60,14 +60,14 @@ def test_the_pool_voxel_by_voxel():
 def test_a_pool_of_other_networks_is_refused():
     probabilities, votes = random_opinions()
     with pytest.raises(ValueError, match="1 networks, found 2"):
-        OpinionPool((0.4,), 0.7, 9)(probabilities, votes)
+        LearnedFusion((0.4,), 0.7, 9)(probabilities, votes)
 
 
 @pytest.mark.parametrize("weights", [(0.5, 0.2, 1.5), (0.8, 0.0, 0.0), (0.3, 2.0)])
 def test_the_fit_finds_the_weights_that_drew_the_labels(weights):
-    pool = fit_opinion_pool(drawn(weights))
-    assert (*pool.networks, pool.atlases) == pytest.approx(weights, abs=0.12)
-    assert pool.patients == 6
+    learned = fit_learned_fusion(drawn(weights))
+    assert (*learned.networks, learned.atlases) == pytest.approx(weights, abs=0.12)
+    assert learned.patients == 6
 
 
 def test_an_opinion_that_is_wrong_counts_nothing_and_is_not_turned_round():
@@ -75,22 +75,22 @@ def test_an_opinion_that_is_wrong_counts_nothing_and_is_not_turned_round():
     wrong = []
     for patient, sample in samples:
         scores = sample.scores.clone()
-        scores[1] = scores[1].flip(0)  # the second network names another class
+        scores[1] *= -1  # what the second network finds likely is unlikely
         wrong.append((patient, replace(sample, scores=scores)))
-    assert fit_opinion_pool(wrong).networks[1] < 0.1
+    assert fit_learned_fusion(wrong).networks[1] == 0
 
 
 def test_the_fit_is_the_best_one():
     """Against the same loss written with torch, at weights beside it."""
     samples = drawn((0.5, 0.2, 1.5), patients=5, voxels=300)
-    pool = fit_opinion_pool(samples)
-    best = torch.tensor([*pool.networks, pool.atlases])
+    learned = fit_learned_fusion(samples)
+    best = torch.tensor([*learned.networks, learned.atlases])
 
     def loss(weights):
         each = [
             torch.nn.functional.cross_entropy(torch.einsum("k,kcm->mc", weights, one.scores), one.label) for _, one in samples
         ]
-        return float(torch.stack(each).mean()) + opinion_pool.RIDGE * float((weights**2).sum())
+        return float(torch.stack(each).mean()) + learned_fusion.RIDGE * float((weights**2).sum())
 
     for number in range(3):
         for step in (-0.02, 0.02):
@@ -101,18 +101,18 @@ def test_the_fit_is_the_best_one():
 
 def test_every_patient_counts_the_same():
     mild, strong = drawn((0.3, 0.3, 0.3), patients=4), drawn((1.5, 1.5, 1.5), patients=8)[4:]
-    once = fit_opinion_pool([*mild, *strong])
+    once = fit_learned_fusion([*mild, *strong])
     of_one = [(strong[0][0], one) for _, one in [strong[0]] * 10]  # ten scans of one patient
-    again = fit_opinion_pool([*mild, *of_one, *strong[1:]])
+    again = fit_learned_fusion([*mild, *of_one, *strong[1:]])
     assert (*again.networks, again.atlases) == pytest.approx((*once.networks, once.atlases), abs=1e-3)
     assert again.patients == once.patients == 8
 
 
 def test_few_patients_fit_nothing():
     samples = drawn((0.5, 0.2, 1.5), patients=FEWEST_PATIENTS - 1, voxels=50)
-    assert fit_opinion_pool(samples) is None
-    assert fit_opinion_pool([(samples[0][0], one) for _, one in samples * 3]) is None  # many scans of one patient
-    assert fit_opinion_pool([]) is None
+    assert fit_learned_fusion(samples) is None
+    assert fit_learned_fusion([(samples[0][0], one) for _, one in samples * 3]) is None  # many scans of one patient
+    assert fit_learned_fusion([]) is None
 
 
 def test_the_sample_has_doubtful_voxels_only():
@@ -134,22 +134,22 @@ def test_a_large_sample_is_cut_always_the_same_way():
     opinions = torch.cat([probabilities, votes[None]])
     label = votes.argmax(0).to(torch.uint8)
     one, again = draw_sample(opinions, label), draw_sample(opinions, label)
-    assert len(one.label) == opinion_pool.VOXELS
+    assert len(one.label) == learned_fusion.VOXELS
     assert torch.equal(one.scores, again.scores)
     many, votes = random_opinions(1, 60, (20, 20, 20))
     sample = draw_sample(torch.cat([many, votes[None]]), votes.argmax(0).to(torch.uint8))
-    assert len(sample.label) == opinion_pool.VALUES // 60
+    assert len(sample.label) == learned_fusion.VALUES // 60
 
 
 def test_pools_come_back_from_their_file(tmp_path):
     path = tmp_path / "fusion" / "a.json"
-    assert read_pools(path) is None
-    few, many = OpinionPool((0.5, 0.25), 1.0, 5), OpinionPool((0.75, 0.25), 0.5, 20)
-    keep_pools(path, {3: few, 6: many})
-    keep_pools(path, {3: many, 6: few})  # that of more patients stays
-    assert read_pools(path) == {3: many, 6: many}
+    assert read_fusions(path) is None
+    few, many = LearnedFusion((0.5, 0.25), 1.0, 5), LearnedFusion((0.75, 0.25), 0.5, 20)
+    keep_fusions(path, {3: few, 6: many})
+    keep_fusions(path, {3: many, 6: few})  # that of more patients stays
+    assert read_fusions(path) == {3: many, 6: many}
     path.write_text("{")
-    assert read_pools(path) is None
+    assert read_fusions(path) is None
 
 
 @pytest.mark.parametrize(
@@ -157,6 +157,6 @@ def test_pools_come_back_from_their_file(tmp_path):
 )
 def test_what_is_no_pool_is_refused(held):
     with pytest.raises(ValueError, match="fusion: expected number of atlases -> weights"):
-        pools_of(held)
-    good = plain_pools({6: OpinionPool((0.5, 0.25), 1.0, 5)})
-    assert pools_of(json.loads(json.dumps(good)))[6].networks == (0.5, 0.25)
+        fusions_of(held)
+    good = plain_fusions({6: LearnedFusion((0.5, 0.25), 1.0, 5)})
+    assert fusions_of(json.loads(json.dumps(good)))[6].networks == (0.5, 0.25)

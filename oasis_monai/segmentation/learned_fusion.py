@@ -11,6 +11,7 @@ cross-validation test.
 from __future__ import annotations
 
 import json
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -30,7 +31,7 @@ VOXELS, VALUES = 4000, 60_000  # of a case's sample; fewer voxels where there ar
 FEWEST_PATIENTS = 4
 """Fewer patients fit no weights."""
 RIDGE = 1e-4  # keeps the weights finite where the opinions are never wrong
-POOL_VERSION = 1
+LEARNED_FUSION_VERSION = 1
 
 
 @dataclass(frozen=True)
@@ -48,7 +49,7 @@ class Sample:
 
 
 @dataclass(frozen=True)
-class OpinionPool:
+class LearnedFusion:
     """A learned fusion of networks and atlases.
 
     Args:
@@ -58,10 +59,10 @@ class OpinionPool:
 
     Examples:
         >>> import torch
-        >>> from oasis_monai.segmentation.opinion_pool import OpinionPool
+        >>> from oasis_monai.segmentation.learned_fusion import LearnedFusion
         >>> networks = torch.tensor([[[0.6], [0.4]], [[0.3], [0.7]]])  # two networks, two classes, one voxel
         >>> votes = torch.tensor([[0.0], [1.0]])
-        >>> OpinionPool((0.5, 0.5), 1.0, 20)(networks, votes)
+        >>> LearnedFusion((0.5, 0.5), 1.0, 20)(networks, votes)
         tensor([[0.2310],
                 [0.7690]])
     """
@@ -92,7 +93,7 @@ class OpinionPool:
         }
 
     @classmethod
-    def from_json(cls, values: Mapping[str, Any]) -> OpinionPool:
+    def from_json(cls, values: Mapping[str, Any]) -> LearnedFusion:
         """What :meth:`to_json` gave.
 
         Raises:
@@ -105,7 +106,7 @@ class OpinionPool:
         return made
 
 
-Pools = Mapping[int, OpinionPool]
+LearnedFusions = Mapping[int, LearnedFusion]
 """By the number of atlases that are fused."""
 
 
@@ -137,7 +138,7 @@ def draw_sample(opinions: torch.Tensor, label: torch.Tensor) -> Sample | None:
     return Sample(scores, label.flatten()[places].long())
 
 
-def fit_opinion_pool(samples: Sequence[tuple[str, Sample]]) -> OpinionPool | None:
+def fit_learned_fusion(samples: Sequence[tuple[str, Sample]]) -> LearnedFusion | None:
     """Fit the weights: a conditional logistic regression with weights of 0 or more, in which every patient counts the same.
 
     Args:
@@ -147,63 +148,59 @@ def fit_opinion_pool(samples: Sequence[tuple[str, Sample]]) -> OpinionPool | Non
         None where there are fewer than :data:`FEWEST_PATIENTS`.
     """
     from scipy.optimize import minimize
+    from scipy.special import log_softmax
 
-    cases = dict[str, int]()
-    for patient, _ in samples:
-        cases[patient] = cases.get(patient, 0) + 1
+    cases = Counter(patient for patient, _ in samples)
     if len(cases) < FEWEST_PATIENTS:
         return None
     # (opinions, C, M) of all, each voxel with its part of the mean
     scores = np.concatenate([one.scores.numpy() for _, one in samples], 2)
     label = np.concatenate([one.label.numpy() for _, one in samples])
     parts = np.concatenate([np.full(len(one.label), 1 / (len(one.label) * cases[p] * len(cases))) for p, one in samples])
-    right = scores[:, label, np.arange(len(label))]
+    here = np.arange(len(label))
+    right = (scores[:, label, here] * parts).sum(1)
 
     def loss(weights: np.ndarray) -> tuple[float, np.ndarray]:
-        total = np.einsum("kcm,k->cm", scores, weights.astype(np.float32)).astype(np.float64)
-        total -= total.max(0)
-        probability = np.exp(total)
-        sums = probability.sum(0)
-        probability /= sums
-        value = (parts * (np.log(sums) - total[label, np.arange(len(label))])).sum() + RIDGE * (weights**2).sum()
-        expected = np.einsum("kcm,cm->km", scores, (probability * parts).astype(np.float32))
-        return float(value), (expected - right * parts).sum(1) + 2 * RIDGE * weights
+        log_probability = log_softmax(np.einsum("kcm,k->cm", scores, weights), 0)
+        expected = np.einsum("kcm,cm->k", scores, np.exp(log_probability) * parts)
+        value = -(parts * log_probability[label, here]).sum() + RIDGE * (weights**2).sum()
+        return float(value), expected - right + 2 * RIDGE * weights
 
     networks = len(scores) - 1
     start = np.full(networks + 1, 1 / networks)
     found = minimize(loss, start, jac=True, method="L-BFGS-B", bounds=[(0, None)] * len(start))
-    return OpinionPool(tuple(float(weight) for weight in found.x[:-1]), float(found.x[-1]), len(cases))
+    return LearnedFusion(tuple(float(weight) for weight in found.x[:-1]), float(found.x[-1]), len(cases))
 
 
-def plain_pools(pools: Pools) -> dict[str, Any]:
-    """Pools as plain JSON values, which :func:`pools_of` takes back."""
-    return {str(n): pool.to_json() for n, pool in pools.items()}
+def plain_fusions(fusions: LearnedFusions) -> dict[str, Any]:
+    """Learned fusions as plain JSON values, which :func:`fusions_of` takes back."""
+    return {str(n): one.to_json() for n, one in fusions.items()}
 
 
-def pools_of(record: Any) -> dict[int, OpinionPool]:
-    """Pools from their plain JSON value.
+def fusions_of(record: Any) -> dict[int, LearnedFusion]:
+    """Learned fusions from their plain JSON value.
 
     Raises:
         ValueError: it is none.
     """
     try:
-        return {int(n): OpinionPool.from_json(one) for n, one in record.items()}
+        return {int(n): LearnedFusion.from_json(one) for n, one in record.items()}
     except (AttributeError, KeyError, TypeError, ValueError) as error:
         raise ValueError(f"fusion: expected number of atlases -> weights, found {record!r}") from error
 
 
-def read_pools(path: Path) -> dict[int, OpinionPool] | None:
-    """Read what :func:`keep_pools` wrote; None where it is absent or damaged (it can always be computed again)."""
+def read_fusions(path: Path) -> dict[int, LearnedFusion] | None:
+    """Read what :func:`keep_fusions` wrote; None where it is absent or damaged (it can always be computed again)."""
     try:
-        return pools_of(json.loads(path.read_text(encoding="utf-8")))
+        return fusions_of(json.loads(path.read_text(encoding="utf-8")))
     except (OSError, ValueError):
         return None
 
 
-def keep_pools(path: Path, pools: Pools) -> None:
-    """Add pools to those of earlier runs with other n; for the same n that of more patients stays, or the new one if they are
+def keep_fusions(path: Path, fusions: LearnedFusions) -> None:
+    """Add fusions to those of earlier runs with other n; for the same n that of more patients stays, or the new one if they are
     equal."""
     with locked(path.parent):
-        kept = read_pools(path) or {}
-        kept |= {n: new for n, new in pools.items() if n not in kept or new.patients >= kept[n].patients}
-        write_json(path, plain_pools(kept))
+        kept = read_fusions(path) or {}
+        kept |= {n: new for n, new in fusions.items() if n not in kept or new.patients >= kept[n].patients}
+        write_json(path, plain_fusions(kept))

@@ -1,0 +1,54 @@
+"""Train the networks of folds side by side, each in a process of its own. What they make goes to the cache."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from oasis_monai.settings import Settings
+from oasis_monai.utils.processes import run_parallel
+from oasis_monai.workflows.prepare import Log, find_and_check, prepare, split_of
+from oasis_monai.workflows.self_trained_folds import models_for
+from oasis_monai.workflows.unlabelled_scans import with_unlabelled
+
+
+def train_in_parallel(jobs: Sequence[tuple[Settings, int, str]], workers: int, log: Log) -> None:
+    """Train networks in parallel: (settings, fold, network) each. The trained networks go to the cache."""
+    from tqdm import tqdm
+
+    named = [(f"{_named(settings, fold)}, {network}", (quiet(settings), fold, network)) for settings, fold, network in jobs]
+    look = "{desc}: {n_fmt} of {total_fmt} networks |{bar}| {elapsed} gone, {remaining} left"
+    progress = any(settings.progress for settings, _, _ in jobs)
+    with tqdm(total=len(named), desc="train", disable=not progress, leave=False, bar_format=look) as bar:
+
+        def ended(name: str, minutes: float) -> None:
+            bar.clear()
+            log(f"trained {name}: {minutes:.1f} min")
+            bar.update()
+
+        run_parallel(_train, named, workers, ended)
+
+
+def _named(settings: Settings, fold: int) -> str:
+    """A fold for people; how many there are only folds drawn at random know without the data."""
+    return f"fold {fold + 1}" + (f" of {settings.k}" if settings.folds in ("patient", "slice") else "")
+
+
+def quiet(settings: Settings) -> dict[str, Any]:
+    """Plain settings of a process beside others: without a progress bar, and without processes of its own."""
+    return settings.to_json() | {"progress": False, "workers": 1}
+
+
+def _train(values: dict[str, Any], fold: int, network: str) -> None:
+    from oasis_monai.settings import build
+
+    settings = build(values)
+    cache = Path(settings.cache)
+    dataset = with_unlabelled(settings, prepare(settings, find_and_check(settings, cache, silent), cache, silent), cache, silent)
+    split = split_of(settings, dataset)
+    models_for(settings, dataset, split, cache, silent).train(split.folds[fold], network)
+
+
+def silent(_: str) -> None:
+    """Discard a message: only the parent process logs."""
