@@ -1,4 +1,7 @@
-"""With one channel, nothing that is computed may change: numbers of tiny runs, as they were before scans had several channels."""
+"""With one channel, nothing that is computed may change: numbers of tiny runs, as they were before scans had several channels.
+
+The last three are of later: the volume network is averaged over copies since, and fields follow its estimate.
+"""
 
 import dataclasses
 
@@ -31,9 +34,9 @@ BEFORE = {
     "volume network": [-0.353086392, 18.302824],
     "stm": [-4.83545294, 15.2937214],
     "FwoW": [763.716588, 699.042906, 0.464573056, 0.535426974],
-    "FWAL": [788.391069, 665.234684, 0.462698221, 0.537301779],
-    "OASIS": [788.548959, 665.307533, 0.482564956, 0.517435014],
-    "OASIS-joint": [4080.11007, 1082.0705, 0.499615878, 0.500384152],
+    "FWAL": [789.386128, 665.752471, 0.462694168, 0.537305832],
+    "OASIS": [789.549389, 665.821761, 0.482564956, 0.517435014],
+    "OASIS-joint": [4078.22851, 1080.6278, 0.500389218, 0.499610782],
 }
 
 
