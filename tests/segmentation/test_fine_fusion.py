@@ -157,6 +157,25 @@ def test_parts_are_compared_on_the_fine_grid():
     assert torch.equal(counts[1], agreement(seen.fine.mean(0)[None], results["majority", 2].probability)[1])
 
 
+@pytest.mark.parametrize("fusions", [{}, {2: LearnedFusion((0.5, 0.2), 2.0, 9)}])
+def test_slabs_change_no_bit_of_a_joint_model(fusions, monkeypatch):
+    """Its vote, agreement and uncertainty are what they are of the whole."""
+    library = discs(3)
+    estimator = Estimator(net(pretrained=False), volume_network=lambda image: torch.cat([1 - image, image], 1).sigmoid())
+    image = torch.rand(1, 32, 32, 4, generator=torch.Generator().manual_seed(3))
+    grid, features = Geometry((32, 32, 4), np.eye(4)), torch.zeros(1, 5)
+    library, target = with_fine(library, Preprocessed("t", image, None, grid, grid), (2, 2, 1))
+    model = Segmenter(library, Aligner(Shifted(), batch=2), estimator=estimator, fusions=fusions)
+    whole = model(target, features, ("estimate", "OASIS-joint", "majority"), (2,)).results
+    monkeypatch.setattr(fine_fusion, "SLAB_VALUES", 2**12)
+    assert len(list(slabs((64, 64, 4), 6))) > 10
+    parts = model(target, features, ("estimate", "OASIS-joint", "majority"), (2,)).results
+    for key, wanted in whole.items():
+        assert torch.equal(parts[key].probability, wanted.probability)
+        assert torch.equal(parts[key].agreement, wanted.agreement)
+        assert torch.equal(parts[key].uncertainty, wanted.uncertainty)
+
+
 def test_learned_weights_pool_what_is_said_on_the_fine_grid():
     library = discs(3)
     estimator = Estimator(net(pretrained=False), volume_network=lambda image: torch.cat([1 - image, image], 1).sigmoid())
@@ -188,6 +207,12 @@ def test_the_volume_network_says_where_and_the_slice_network_what_detail():
     shift = torch.tensor([-0.2, 0.2]).view(2, 1, 1, 1)
     torch.testing.assert_close(add_detail(pooled + shift, pooled, by_slices), by_slices + shift)
     assert torch.equal(add_detail(by_slices.flip(0), by_slices, by_slices), by_slices.flip(0))  # on one grid it sees all itself
+    changed = torch.rand(2, 4, 4, 4, generator=random)
+    larger = torch.nn.functional.interpolate((changed - pooled)[None], size=(8, 8, 4), mode="trilinear")[0]
+    wanted = (by_slices + larger).clamp_min(0)
+    place = torch.empty(2, 8, 8, 4)
+    assert add_detail(changed, pooled, by_slices, place) is place
+    torch.testing.assert_close(place, wanted / wanted.sum(0))
     far = add_detail(torch.cat([torch.ones_like(pooled[:1]), torch.zeros_like(pooled[:1])]), pooled, by_slices)
     assert float(far.min()) >= 0
     torch.testing.assert_close(far.sum(0), torch.ones(8, 8, 4))
@@ -199,7 +224,7 @@ def test_large_slices_are_seen_a_few_at_a_time(monkeypatch):
     whole = estimator.volume(image)
     sizes = []
     forward = Estimator.__call__
-    monkeypatch.setattr(Estimator, "__call__", lambda self, slices: sizes.append(len(slices)) or forward(self, slices))
+    monkeypatch.setattr(Estimator, "__call__", lambda self, slices, views: sizes.append(len(slices)) or forward(self, slices))
     monkeypatch.setattr("oasis_monai.segmentation.estimate.MOST_PIXELS", 2 * 32 * 32)
     torch.testing.assert_close(estimator.volume(image), whole, atol=1e-5, rtol=1e-4)
     assert sizes == [2, 2, 1]
