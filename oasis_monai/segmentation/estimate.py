@@ -34,8 +34,8 @@ FAINT = 0.05  # a slice without a foreground probability above this is backgroun
 ESTIMATE_VERSION = 2
 """Raise it with every change after which the same networks estimate otherwise, so that what is known of others is not used."""
 MOST_SEEN = 5 * 2**22
-"""Voxels of a scan that the slice network sees, copies for test-time augmentation counted: four views of a scan of four million
-voxels, one of one of seven, none of one of twenty."""
+"""Voxels of a scan that the slice network sees, copies for test-time augmentation counted: four views of a scan of up to four
+million voxels, two of one of seven, none of a larger one."""
 MOST_PIXELS = 2**21  # of the slices that the network is given at once; those of the usual working grids are fewer
 
 
@@ -218,8 +218,9 @@ class Estimator(Batched):
 
 
 def views_within(voxels: int) -> int:
-    """How many views of a scan the slice network sees beside the scan as it is, see :data:`MOST_SEEN`."""
-    return max(0, MOST_SEEN // voxels - 1)
+    """How many views of a scan the slice network sees beside the scan as it is, see :data:`MOST_SEEN`. An even number: they come
+    in pairs, turned to either side."""
+    return max(0, MOST_SEEN // voxels - 1) // 2 * 2
 
 
 def add_detail(
