@@ -214,7 +214,7 @@ class _Asked:
                 kept[:] = [made]
             return so_far[-1].agreement
 
-        tried = search(self.scan.seen, segment, before)
+        tried = search(self.scan.seen, segment, before, search.voxels(untouched.results))
         if not tried or not chosen(tried).view:
             return replace(untouched, tried=tried)
         (found,) = kept
