@@ -13,7 +13,7 @@ from oasis_monai.utils.errors import ConfigError, DataError
 
 JOB_KEYS = (
     *("task", "model", "input", "output", "overwrite", "study", "format"),
-    *("add", "label", "case", "patient", "remove", "msd", "accept_license", "download", "training_cases"),
+    *("add", "label", "case", "patient", "remove", "msd", "accept_license", "download", "training_cases", "phantom"),
 )
 WITH_UNLABELLED = ("train", "crossval", "study", "plan", "check")
 """Tasks that may be given scans without labels; the last two do not look at them."""
@@ -413,8 +413,12 @@ def _report(config: dict[str, Any], job: Mapping[str, Any], run_dir: Path, sweep
 def _phantom(config: dict[str, Any], job: Mapping[str, Any], run_dir: Path, sweep_dir: Path | None) -> None:
     from oasis_monai.data.phantom import write_phantom
 
-    settings = _settings(config)
+    settings, asked = _settings(config), dict(job["phantom"] or {})
+    if unknown := sorted(set(asked) - {"kind", "size", "cases"}):
+        raise ConfigError(f"phantom.{unknown[0]}", "kind, size or cases", "an unknown option", "correct or remove it")
+    kind = asked.get("kind") or ("ct" if settings.data.name == "phantom_ct" else "prostate")
     if not settings.data.root:
         raise ConfigError("data.root", "the folder to write the phantom to", settings.data.root, "add data.root=DIR")
-    ids = write_phantom(Path(settings.data.root), seed=settings.seed)
+    more = {key: asked[key] for key in ("size", "cases") if asked.get(key) is not None}
+    ids = write_phantom(Path(settings.data.root), seed=settings.seed, kind=kind, **more)
     print(f"phantom: {len(ids)} cases in {settings.data.root}")

@@ -3,7 +3,8 @@
     python -m benchmarks.scaling.memory_growth [--threads 2] [--output docs/results/speed]
 
 Runs an untrained STM on random images, because the content does not change the time. Each point is measured in a process of its
-own. Writes ``growth.csv`` and ``growth.png``. For the size of the library see :mod:`benchmarks.scaling.library_size`.
+own. Writes ``growth.csv`` and ``growth.png``. For the size of the library see :mod:`benchmarks.scaling.library_size`, for scans
+as they are stored and many labels :mod:`benchmarks.scaling.image_size`.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ import math
 import os
 import subprocess
 import sys
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -72,13 +74,18 @@ def exponent(values: list[tuple[float, float]]) -> float:
     return math.log(max(y1, 1e-9) / max(y0, 1e-9)) / math.log(x1 / x0)
 
 
-def parser() -> argparse.ArgumentParser:
-    """The options of this command."""
-    parser = command_parser("benchmarks.scaling.memory_growth", __doc__)
+def growth_parser(module: str, description: str | None, output: str) -> argparse.ArgumentParser:
+    """The options of a command that measures growth."""
+    parser = command_parser(module, description)
     parser.add_argument("--threads", type=int, default=2, help="threads of the computation")
-    parser.add_argument("--output", type=Path, default=Path("docs/results/speed"), help="folder for the results")
+    parser.add_argument("--output", type=Path, default=Path(output), help="folder for the results")
     parser.add_argument("--point", help=argparse.SUPPRESS)
     return parser
+
+
+def parser() -> argparse.ArgumentParser:
+    """The options of this command."""
+    return growth_parser("benchmarks.scaling.memory_growth", __doc__, "docs/results/speed")
 
 
 def main(arguments: list[str] | None = None) -> None:
@@ -86,20 +93,32 @@ def main(arguments: list[str] | None = None) -> None:
     if options.point:
         print(json.dumps(point(**json.loads(options.point))))
         return
+    rows = measured("benchmarks.scaling.memory_growth", {"n": NS, "side": SIDES, "scans": SCANS}, START, options.threads)
+    write(rows, options.output, "growth", AXES)
+
+
+def measured(module: str, values: Mapping[str, Sequence[int]], start: Mapping[str, int], threads: int) -> list[dict[str, Any]]:
+    """The ``--point`` of a module at every value of each axis, the others at their ``start``; each in a process of its own."""
     rows: list[dict[str, Any]] = []
-    environment = os.environ | {"OMP_NUM_THREADS": str(options.threads)}
-    for axis, values in (("n", NS), ("side", SIDES), ("scans", SCANS)):
-        for value in values:
-            asked = json.dumps(START | {axis: value})
-            words = [sys.executable, "-m", "benchmarks.scaling.memory_growth", "--point", asked]
-            done = subprocess.run(words, env=environment, capture_output=True, text=True, check=True)
+    environment = os.environ | {"OMP_NUM_THREADS": str(threads)}
+    for axis, along in values.items():
+        for value in along:
+            words = [sys.executable, "-m", module, "--point", json.dumps({**start, axis: value})]
+            done = subprocess.run(words, env=environment, capture_output=True, text=True, check=False)
+            if done.returncode:
+                sys.exit(f"error: {axis} = {value}: {done.stderr}")
             rows.append({"axis": axis, "value": value, **json.loads(done.stdout)})
             print(f"{axis} = {value}: {rows[-1]['seconds']:.3f} s, {rows[-1]['working_mb']:.0f} MB", flush=True)
-    write(rows, options.output)
+    return rows
 
 
-def write(rows: list[dict[str, Any]], folder: Path) -> None:
-    """Write ``growth.csv`` and ``growth.png``."""
+def write(rows: list[dict[str, Any]], folder: Path, name: str, axes: Mapping[str, str], logarithmic: Sequence[str] = ()) -> None:
+    """Write ``NAME.csv`` and ``NAME.png``: seconds and memory over every axis.
+
+    Args:
+        axes: each one in words.
+        logarithmic: those that are drawn with logarithmic scales.
+    """
     from matplotlib.figure import Figure
 
     from oasis_monai.evaluation.figures import write_figure
@@ -109,19 +128,25 @@ def write(rows: list[dict[str, Any]], folder: Path) -> None:
     writer = csv.DictWriter(text, list(rows[0]), lineterminator="\n")
     writer.writeheader()
     writer.writerows({k: round(v, 5) if isinstance(v, float) else v for k, v in row.items()} for row in rows)
-    write_text(folder / "growth.csv", text.getvalue())
+    write_text(folder / f"{name}.csv", text.getvalue())
     figure = Figure(figsize=(10.5, 5.2), layout="constrained")
-    panels = figure.subplots(2, len(AXES))
-    for column, (axis, words) in enumerate(AXES.items()):
+    drawn = {axis: words for axis, words in axes.items() if any(row["axis"] == axis for row in rows)}
+    panels = figure.subplots(2, len(drawn), squeeze=False)
+    for column, (axis, words) in enumerate(drawn.items()):
         own = [row for row in rows if row["axis"] == axis]
         for line, (key, unit) in enumerate((("seconds", "seconds"), ("working_mb", "MB above idle"))):
             points = [(float(row["value"]), float(row[key])) for row in own]
             panels[line, column].plot(*zip(*points, strict=True), marker="o")
-            panels[line, column].set_title(f"at the end like x^{exponent(points):.1f}", fontsize=9)
-            panels[line, column].set_ylim(bottom=0)
+            if len(points) > 1:
+                panels[line, column].set_title(f"at the end like x^{exponent(points):.1f}", fontsize=9)
+            if axis in logarithmic:
+                panels[line, column].set_xscale("log")
+                panels[line, column].set_yscale("log")
+            else:
+                panels[line, column].set_ylim(bottom=0)
             panels[line, column].set_xlabel(words)
             panels[line, column].set_ylabel(unit)
-    write_figure(folder / "growth.png", figure)
+    write_figure(folder / f"{name}.png", figure)
 
 
 if __name__ == "__main__":

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -114,6 +115,11 @@ class AtlasLibrary:
         if not self.fine:
             return None
         return tuple(f // n for f, n in zip(self.fine[0].label.shape[1:], self.images.shape[2:], strict=True))
+
+    @property
+    def detail_voxels(self) -> int:
+        """Voxels of the finest grid of an atlas."""
+        return math.prod(self.fine[0].label.shape[1:] if self.fine else self.images.shape[2:])
 
     @property
     def detail(self) -> tuple[FineAtlas, ...]:

@@ -119,7 +119,9 @@ def _label(
         return _drawn(case, case.label, label_values, ignore, geometry, told)
     try:
         values, header = read_whole(case.label, case.names)
-        values[np.isin(values, case.background)] = label_values[0]
+        if case.background:
+            values = values.astype(np.int64)
+            values[np.isin(values, case.background)] = label_values[0]
         label = class_indices(case.label, values, label_values, ignore)
     except DataError as error:
         told += named(case, error.faults, LABEL)
@@ -226,7 +228,10 @@ def write_label(path: str | Path, label: torch.Tensor | np.ndarray, geometry: Ge
         raise ValueError(f"label: expected indices 0..{len(label_values) - 1}, found {indices.min()}..{indices.max()}")
     low, high = min(label_values), max(label_values)
     dtype = next(t for t in (np.uint8, np.int16, np.int32) if np.iinfo(t).min <= low and high <= np.iinfo(t).max)
-    write_array(Path(path), np.asarray(label_values, dtype)[indices.astype(np.int64)], geometry)
+    values, stored = np.asarray(label_values, dtype), np.empty(indices.shape, dtype)
+    for one, part in zip(stored, indices, strict=True):  # numpy takes indices of 8 bytes: eight times the label at once
+        one[...] = values[part.astype(np.int64)]
+    write_array(Path(path), stored, geometry)
 
 
 def write_probability(path: str | Path, probability: torch.Tensor | np.ndarray, geometry: Geometry) -> None:

@@ -52,7 +52,8 @@ def find_label_values(path: str | Path) -> tuple[int, ...]:
 
 
 def read_whole(path: Path, names: Sequence[tuple[str, int]] = ()) -> tuple[np.ndarray, Header]:
-    """(x, y, z) int64 label values as stored, and the header. float64 on the way: float32 would round large values.
+    """(x, y, z) label values as stored, and the header: in the file's own type where that is of whole numbers of at most 32 bits,
+    else int64. Not to be written to.
 
     Args:
         path: the label's file.
@@ -63,29 +64,45 @@ def read_whole(path: Path, names: Sequence[tuple[str, int]] = ()) -> tuple[np.nd
         DataError: a fault of the header, several channels (but for layers of segments that share no voxel, and grey written as
             red, green and blue), values that are not whole.
     """
-    array, header = load(path, np.float64)
-    rounded = np.rint(array)
-    with np.errstate(invalid="ignore"):
-        bad = ~(np.abs(array - rounded) <= WHOLE)  # NaN and infinity too
-    bad |= np.abs(rounded) > 2**53
-    if bad.any():
-        some = ", ".join(f"{v:g}" for v in np.unique(array[bad])[:5])
-        found = f"{int(bad.sum())} others, such as {some}"
-        fail(path, "label", "whole numbers", found, "export the label without interpolation")
-    values = rounded.astype(np.int64)
+    array, header = load(path, None)  # float64 where it is not whole: float32 would round large values
+    values = array if array.dtype.kind in "iu" else _rounded(path, array)
     if header.segments and (names or len(values) > 1):
-        return merge_layers(path.name, values, header.segments, dict(names) or None), header
+        return merge_layers(path.name, values.astype(np.int64), header.segments, dict(names) or None), header
     if not (values == values[:1]).all():
         remedy = "save one number for each voxel: the value of its structure"
         fail(path, "label", "one channel", f"{len(values)} that differ", remedy)
     return values[0], header
 
 
+def _rounded(path: Path, array: np.ndarray) -> np.ndarray:
+    """int64, slab by slab: of a large scan every further array counts."""
+    values = np.empty(array.shape, np.int64)
+    bad, some = 0, np.empty(0)
+    for place in np.ndindex(array.shape[:2]):
+        part = array[place]
+        rounded = np.rint(part)
+        with np.errstate(invalid="ignore"):
+            wrong = ~(np.abs(part - rounded) <= WHOLE)  # NaN and infinity too
+        wrong |= np.abs(rounded) > 2**53
+        if wrong.any():
+            bad += int(wrong.sum())
+            some = np.unique(np.concatenate([some, part[wrong]]))[:5]
+            continue
+        values[place] = rounded
+    if bad:
+        found = f"{bad} others, such as " + ", ".join(f"{v:g}" for v in some)
+        fail(path, "label", "whole numbers", found, "export the label without interpolation")
+    return values
+
+
 def distinct(values: np.ndarray) -> np.ndarray:
-    """Distinct values, ascending; counting is a tenth of the time that sorting takes."""
+    """Distinct values of whole numbers, ascending; counting is a tenth of the time that sorting takes."""
     low, high = int(values.min()), int(values.max())
     if high - low < 2**16:
-        return np.asarray(np.flatnonzero(np.bincount((values - low).ravel())) + low)
+        counts = np.zeros(high - low + 1, np.int64)
+        for part in values:  # numpy counts in int64
+            counts += np.bincount(part.ravel().astype(np.int64) - low, minlength=len(counts))
+        return np.asarray(np.flatnonzero(counts) + low)
     return np.asarray(np.unique(values))
 
 
@@ -124,7 +141,10 @@ def class_indices(path: Path, values: np.ndarray, label_values: Sequence[int], i
         expected = "only " + ", ".join(map(str, known))
         fail(path, "label values", expected, text, "correct the label, or name them in data.labels")
     order = np.argsort(known)
-    return np.asarray(classes[order][np.searchsorted(np.asarray(known)[order], values)])
+    ascending, made = np.asarray(known)[order], np.empty(values.shape, np.uint8)
+    for one, part in zip(made, values, strict=True):
+        one[...] = classes[order][np.searchsorted(ascending, part)]
+    return made
 
 
 def check_label_values(label_values: Sequence[int], ignore: int | None = None) -> None:

@@ -54,8 +54,7 @@ def overlay(
     Raises:
         DataError: an array is not three-dimensional, shapes differ, or a spacing is not a positive number.
     """
-    image = np.asarray(image, dtype=np.float64)
-    result = np.asarray(result)
+    image, result = np.asarray(image), np.asarray(result)
     _check(image, truth, result, spacing_mm, title)
     truth = None if truth is None else np.asarray(truth)
     unknown = np.zeros(image.shape, bool) if truth is None else truth == IGNORE
@@ -66,8 +65,9 @@ def overlay(
     occupied = np.flatnonzero(main.any(axis=(0, 1)))
     numbers = _slice_numbers(occupied, image.shape[2], slices) if isinstance(slices, int) else list(slices)
     # around the structure, so that the bright rim near a coil does not darken it; of the whole slices where it is flat there
-    low, high = grey_window(image[(*crop_box(shown, spacing_mm), numbers)], image[..., numbers], headroom=0.15)
-    classes = sorted({int(c) for a in (truth, result) if a is not None for c in np.unique(a)} - {0})
+    near, whole = (*crop_box(shown, spacing_mm), numbers), (..., numbers)
+    low, high = grey_window(image[near].astype(np.float64), image[whole].astype(np.float64), headroom=0.15)
+    classes = sorted({int(c) for a in (truth, result) if a is not None for part in a for c in np.unique(part)} - {0})
     empty = [name for name, a in (("reference", truth), ("result", result)) if a is not None and not a.any()]
     heading = f"{title}: {' and '.join(empty)} {'are' if len(empty) > 1 else 'is'} empty" if empty else title
 
@@ -78,7 +78,8 @@ def overlay(
     for ax, z in zip(figure.subplots(1, len(numbers), squeeze=False)[0], numbers, strict=True):
         plane = (*window, z)
         extent = (0, width_mm, height_mm, 0)
-        ax.imshow(display(image[plane]), cmap="gray", vmin=low, vmax=high, extent=extent, interpolation="bilinear")
+        shown_slice = display(image[plane].astype(np.float64))
+        ax.imshow(shown_slice, cmap="gray", vmin=low, vmax=high, extent=extent, interpolation="bilinear")
         if unknown.any():
             grey = {"colors": [UNKNOWN_COLOUR], "linewidths": 1.1, "linestyles": ["dotted"]}
             contour(ax, display(unknown[plane]), spacing_mm, grey)

@@ -33,6 +33,9 @@ OVERLAP = 0.25  # of the windows in which large slices are seen
 FAINT = 0.05  # a slice without a foreground probability above this is background; test-time views are skipped
 ESTIMATE_VERSION = 2
 """Raise it with every change after which the same networks estimate otherwise, so that what is known of others is not used."""
+MOST_SEEN = 5 * 2**22
+"""Voxels of a scan that the slice network sees, copies for test-time augmentation counted: four views of a scan of up to four
+million voxels, two of one of seven, none of a larger one."""
 MOST_PIXELS = 2**21  # of the slices that the network is given at once; those of the usual working grids are fewer
 
 
@@ -118,12 +121,14 @@ class Estimator(Batched):
         return Estimator(*arguments, bfloat16=self.bfloat16, window=self.window)
 
     @torch.inference_mode()
-    def __call__(self, slices: torch.Tensor) -> torch.Tensor:
-        """(B, 3c + extra, x, y) slices with their neighbours (and atlases) -> (B, C, x, y) float32 probabilities on the CPU."""
+    def __call__(self, slices: torch.Tensor, most_views: int | None = None) -> torch.Tensor:
+        """(B, 3c + extra, x, y) slices with their neighbours (and atlases) -> (B, C, x, y) float32 probabilities on the CPU, with
+        ``tta_views`` views, but no more than ``most_views``."""
+        views = self.tta_views if most_views is None else min(self.tta_views, most_views)
 
         def estimate(rows: slice) -> torch.Tensor:
             part = slices[rows].to(self.device, torch.float32)
-            return self._averaged(self._seen, part, self.tta_views).cpu()
+            return self._averaged(self._seen, part, views).cpu()
 
         return torch.cat([made for _, made in self.in_batches(len(slices), estimate)])
 
@@ -173,8 +178,11 @@ class Estimator(Batched):
         if self.volume_network is None:
             return Estimate(pooled, by_slices[None])
         by_volume = self._by_volume(image)
-        with_detail = add_detail(by_volume, pooled[0], by_slices)
-        return Estimate(torch.stack([pooled[0], by_volume]), torch.stack([by_slices, with_detail]))
+        both = torch.empty(2, *by_slices.shape)
+        both[0] = by_slices
+        del by_slices  # of a large scan every map counts
+        add_detail(by_volume, pooled[0], both[0], both[1])
+        return Estimate(torch.stack([pooled[0], by_volume]), both)
 
     def volume(self, image: torch.Tensor) -> torch.Tensor:
         """(c, x, y, z) -> (C, x, y, z) float32 probabilities: the mean over the networks."""
@@ -191,8 +199,9 @@ class Estimator(Batched):
     def _by_slices(self, image: torch.Tensor) -> torch.Tensor:
         """(c, x, y, z) -> (C, x, y, z) of the slice network; large slices a few at a time."""
         at_once = max(1, MOST_PIXELS // (image.shape[1] * image.shape[2]))
+        views = views_within(image[0].numel())
         parts = with_neighbours(image).split(at_once)
-        return torch.cat([self(part) for part in parts]).permute(1, 2, 3, 0).contiguous()
+        return torch.cat([self(part, views) for part in parts]).permute(1, 2, 3, 0).contiguous()
 
     def _by_volume(self, image: torch.Tensor) -> torch.Tensor:
         """(c, x, y, z) -> (C, x, y, z) of the volume network, which sees a coarser grid."""
@@ -208,7 +217,15 @@ class Estimator(Batched):
         return enlarge(self._averaged(look, pool(image[None].float(), self.stride), views), image.shape[1:])[0]
 
 
-def add_detail(by_volume: torch.Tensor, pooled: torch.Tensor, by_slices: torch.Tensor) -> torch.Tensor:
+def views_within(voxels: int) -> int:
+    """How many views of a scan the slice network sees beside the scan as it is, see :data:`MOST_SEEN`. An even number: they come
+    in pairs, turned to either side."""
+    return max(0, MOST_SEEN // voxels - 1) // 2 * 2
+
+
+def add_detail(
+    by_volume: torch.Tensor, pooled: torch.Tensor, by_slices: torch.Tensor, out: torch.Tensor | None = None
+) -> torch.Tensor:
     """What the volume network says on the fine grid: its own over the blocks of the working grid, and within them the detail of
     the slice network, which it does not see itself.
 
@@ -216,14 +233,19 @@ def add_detail(by_volume: torch.Tensor, pooled: torch.Tensor, by_slices: torch.T
         by_volume: (C, \\*S) of the volume network.
         pooled: (C, \\*S) the slice network's mean over the blocks.
         by_slices: (C, \\*F) of the slice network.
+        out: takes the result, where it is given.
 
     Returns:
         (C, \\*F) probabilities.
     """
+    made = torch.empty_like(by_slices) if out is None else out
     if by_slices.shape == pooled.shape:
-        return by_volume
-    moved = (by_slices + enlarge((by_volume - pooled)[None], by_slices.shape[1:])[0]).clamp_min_(0)
-    return moved / moved.sum(0, keepdim=True)
+        return made.copy_(by_volume)
+    moved, size = by_volume - pooled, by_slices.shape[1:]
+    for number, own in enumerate(made):  # class by class: no further map of all classes is held
+        torch.add(by_slices[number], enlarge(moved[None, number : number + 1], size)[0, 0], out=own)
+    made.clamp_min_(0)
+    return made.div_(made.sum(0, keepdim=True))
 
 
 def see(estimator: Estimator, target: Preprocessed) -> Estimate:

@@ -11,7 +11,6 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from functools import cached_property
 
 import torch
 
@@ -54,7 +53,7 @@ def warp_slab(label: torch.Tensor, field: torch.Tensor, slab: slice, classes: in
 
 def slabs(size: Sequence[int], maps: int) -> Iterator[slice]:
     """Parts of a grid along x in which so many maps have at most :data:`SLAB_VALUES` values, but one voxel at least."""
-    thick = max(1, SLAB_VALUES // (maps * size[1] * size[2]))
+    thick = max(1, SLAB_VALUES // (maps * math.prod(size[1:])))
     return (slice(first, min(first + thick, size[0])) for first in range(0, size[0], thick))
 
 
@@ -77,7 +76,7 @@ class FineFusion:
     def __call__(self, results: Mapping[Key, Result]) -> dict[Key, Result]:
         """The same results on the fine grid, but those of STAPLE."""
         weighted = {key: r.weights for key, r in results.items() if METHODS[key[0]].weigh is not None and r.weights is not None}
-        classes, alone = self.evidence.library.classes, self.estimate is None
+        classes, alone = self.evidence.library.classes, self.networks is None
         votes = {key: torch.empty(classes, *self.size) for key in weighted}
         compared = {key: torch.zeros(2, classes - 1, 2, dtype=torch.float64) for key in weighted if METHODS[key[0]].predicts_dice}
         for slab in slabs(self.size, classes * (len(weighted) + 4)) if weighted else ():
@@ -88,14 +87,15 @@ class FineFusion:
         for key, result in results.items():
             if key in votes:
                 made[key] = self._judged(key, result, votes.pop(key), compared.get(key))
-            elif key[0] == "estimate" and self.networks is not None and self.estimate is not None:
-                made[key] = result._replace(probability=self.estimate, uncertainty=uncertainty(self.networks))
+            elif key[0] == "estimate" and self.networks is not None:
+                parts = slabs(self.size, self.networks.shape[0] * self.networks.shape[1])
+                doubt = torch.cat([uncertainty(self.networks[:, :, slab]) for slab in parts])
+                made[key] = result._replace(probability=self.networks.mean(0), uncertainty=doubt)
         return made
 
-    @cached_property
-    def estimate(self) -> torch.Tensor | None:
-        """(C, \\*F) the mean of the networks."""
-        return None if self.networks is None else self.networks.mean(0)
+    def estimate(self, slab: slice) -> torch.Tensor | None:
+        """(C, \\*slab) the mean of the networks, which is not held as a whole."""
+        return None if self.networks is None else self.networks[:, :, slab].mean(0)
 
     @property
     def size(self) -> torch.Size:
@@ -117,10 +117,10 @@ class FineFusion:
                 field = evidence.alignment.fields[number].to(evidence.alignment.aligner.device)
                 warped = warp_slab(label, field, slab, library.classes)
                 _add(sums, weighted, moving, number, warped)
-                if self.estimate is None:
+                if self.networks is None:
                     hard.append(hard_label(warped).cpu())
         for key in weighted:
-            otherwise = self.estimate[:, slab] if key[0] == "OASIS-joint" and self.estimate is not None else None
+            otherwise = self.estimate(slab) if key[0] == "OASIS-joint" else None
             votes[key][:, slab] = fusion.share_votes(sums[key].cpu(), otherwise)
         return torch.stack(hard) if hard else torch.empty(0)
 
@@ -130,11 +130,13 @@ class FineFusion:
             return result._replace(probability=fused)
         maps = len(fused) * (2 + (0 if self.networks is None else len(self.networks)))
         uncertain = torch.cat([uncertainty(self._opinions(fused, slab)) for slab in slabs(self.size, maps)])
-        if self.estimate is None:
+        if self.networks is None:
             return result._replace(probability=fused, agreement=among_atlases, uncertainty=uncertain)
         assert result.agreement is not None
         counts = result.agreement.clone()  # of networks with each other on the working grid, which both know
-        counts[1] = overlap_counts(decide(fused), decide(self.estimate), len(fused))
+        counts[1] = 0
+        for slab in slabs(self.size, maps):
+            counts[1] += overlap_counts(decide(fused[:, slab]), decide(self.networks[:, :, slab].mean(0)), len(fused))
         opinions = None
         if key[0] == "OASIS-joint":
             opinions = self._opinions(fused, slice(None)) if self.keep_opinions else None

@@ -174,12 +174,16 @@ class _Asked:
             image, looked = torch.arange(1), list[tuple[torch.Tensor, Estimate]]()
 
             def look(one: Preprocessed) -> torch.Tensor:
+                if one.fine is not None:
+                    looked.clear()  # of a large scan two estimates on the fine grid would not fit
                 estimate = segmenter.estimate(one, image)
                 looked.append((estimate.networks[0], estimate))
                 return looked[-1][0]
 
             seen, found, offset = recentre(segmenter.atlas_positions, target, look, lambda move: preprocess_at(move, view))
-            (known,) = (estimate for probabilities, estimate in looked if probabilities is found)
+            held = [estimate for probabilities, estimate in looked if probabilities is found]
+            looked.clear()
+            known = held.pop() if held else segmenter.estimate(seen, image)  # the same once more where another was seen since
         moved = any(offset)
         following = [m for m in methods if not moved or uses_estimate([m])]
         cache = self.fields.seen(view, offset) if self.fields is not None else None
@@ -200,18 +204,20 @@ class _Asked:
     def in_best_view(self, untouched: CaseResult, search: ViewSearch) -> CaseResult:
         """The results in the view in which the parts agree most; of methods without an estimate, those of the scan as it is."""
         methods = [m for m in self.methods if uses_estimate([m])]
-        seen: dict[View, CaseResult] = {}
+        before = search.agreement(untouched.results, unchanged=True)
+        so_far, kept = [Tried(UNCHANGED, before)], list[CaseResult]()
 
         def segment(view: View) -> float:
-            seen[view] = self.in_view(view, methods)
-            return search.agreement(seen[view].results)
+            made = self.in_view(view, methods)
+            so_far.append(Tried(view, search.agreement(made.results)))
+            if chosen(so_far) is so_far[-1]:  # no other result is held: of a large scan they would fill the memory
+                kept[:] = [made]
+            return so_far[-1].agreement
 
-        own = untouched.results
-        tried = search(self.scan.seen, segment, search.agreement(own, unchanged=True), search.voxels(own))
-        best = chosen(tried).view if tried else UNCHANGED
-        if not best:
+        tried = search(self.scan.seen, segment, before, search.voxels(untouched.results))
+        if not tried or not chosen(tried).view:
             return replace(untouched, tried=tried)
-        found = seen[best]
+        (found,) = kept
         results = {k: found.results.get(k) or own._replace(weights=None) for k, own in untouched.results.items()}
         grids = {key: found.grids.get(key) or grid for key, grid in untouched.grids.items()}
         return replace(found, results=results, grids=grids, tried=tried)

@@ -26,7 +26,7 @@ from oasis_monai.segmentation.agreement import agreement, consensus
 from oasis_monai.segmentation.alignment import Aligner, FieldCache
 from oasis_monai.segmentation.estimate import Estimate, Estimator, see
 from oasis_monai.segmentation.evidence import Alignment, Evidence
-from oasis_monai.segmentation.fine_fusion import FineFusion
+from oasis_monai.segmentation.fine_fusion import FineFusion, slabs
 from oasis_monai.segmentation.learned_fusion import LearnedFusions
 from oasis_monai.segmentation.loa import LoaTable
 from oasis_monai.segmentation.methods import (
@@ -44,7 +44,7 @@ from oasis_monai.segmentation.methods import (
 from oasis_monai.segmentation.recentre import AtlasPositions
 from oasis_monai.segmentation.result import Key, Result, hard_label
 from oasis_monai.segmentation.uncertainty import uncertainty
-from oasis_monai.segmentation.views import AtlasVolumes, ViewSearch, ViewSettings
+from oasis_monai.segmentation.views import MOST_SEARCHED, AtlasVolumes, ViewSearch, ViewSettings
 from oasis_monai.transforms.fine import refined
 
 SAMPLE = 5
@@ -312,8 +312,10 @@ class Segmenter:
         if network_probabilities is None:
             raise ValueError("the method 'OASIS-joint' needs a joint model")
         learned, part = self.fusions.get(n), self.joint.estimate_weight
-        mean = network_probabilities.mean(0)
-        vote = (1 - part) * fused + part * mean if learned is None else learned(network_probabilities, fused)
+        vote = torch.empty(fused.shape, device=fused.device)
+        for slab in slabs(fused.shape[1:], len(fused) * (len(network_probabilities) + 3)):
+            own, networks = fused[:, slab], network_probabilities[:, :, slab]
+            vote[:, slab] = (1 - part) * own + part * networks.mean(0) if learned is None else learned(networks, own)
         # of a slice at the end of a structure all atlases may be empty with good reason; of a volume none is
         return fusion.remove_unsupported_components(vote, fused) if self.spatial_dims == 3 else vote
 
@@ -328,6 +330,8 @@ class Segmenter:
         """What looks for the view of a scan; None where the scan is taken as it is. A joint model of volumes with two networks,
         which can disagree, can do that."""
         if self.views.views == "none" or self.estimator is None or self.estimator.volume_network is None:
+            return None
+        if self.views.views == "doubtful" and len(self.library) and self.library.detail_voxels > MOST_SEARCHED:
             return None
         volumes = AtlasVolumes.of(self.library.labels, self.library.classes)
         quick = self.estimator.quick()

@@ -41,6 +41,8 @@ BELOW_USUAL = 0.1
 """A scan is not doubtful unless its agreement is so much below what is usual on the model's own atlases. Where networks were
 trained for a minute, or fields are too coarse for a thin structure, the parts agree on no scan, and a search for every scan would
 find nothing. On PROMISE12 (20 minutes, folds 0 and 1) the atlases have 0.95 to 0.96, unseen scans 0.92: the limit stays 0.85."""
+MOST_SEARCHED = 2**23
+"""Voxels of the finest grid up to which doubtful scans are looked at in other views: the search sees a scan some forty times."""
 VIEWS_VERSION = 3
 """Raise it with every change after which another view may be taken, so that what is known of others' results is not used."""
 MARGIN = 0.04  # by how much more the parts must agree in another view: a header is mostly right, and less is chance

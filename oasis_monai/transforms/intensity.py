@@ -160,7 +160,11 @@ def clip_windows(image: torch.Tensor, windows: Sequence[Window | None]) -> torch
     """(C, \\*S) clipped to the window of each channel; a channel without a window, and NaN, stay as they are."""
     if not any(windows):
         return image
-    return torch.stack([one if w is None else one.clamp(*w) for one, w in zip(image, windows, strict=True)])
+    clipped = image.clone()
+    for one, window in zip(clipped, windows, strict=True):
+        if window is not None:
+            one.clamp_(*window)
+    return clipped
 
 
 def scale_windows(

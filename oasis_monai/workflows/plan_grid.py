@@ -146,7 +146,8 @@ def plain_settings(asked: Asked, networks: Mapping[str, Mapping[str, Any]]) -> S
     error: ConfigError | None = None
     for side in (256, 288, 480):  # most networks can halve these
         try:
-            config["preprocessing"] = {**config["preprocessing"], "size": [side] * asked.dims, "spacing_mm": [1.0] * asked.dims}
+            own = {"size": [side] * asked.dims, "spacing_mm": [1.0] * asked.dims, "fine_factor": None}
+            config["preprocessing"] = {**config["preprocessing"], **own}
             return build(config)
         except ConfigError as found:
             error = error or found

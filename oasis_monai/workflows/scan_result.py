@@ -142,7 +142,8 @@ class ScanResult:
     def label(self) -> torch.Tensor:
         """(x, y, z) with the data set's label values, 0 for the background: uint8, int32 where a value is above 255."""
         dtype = torch.uint8 if max(self.label_values) <= 255 else torch.int32
-        return torch.tensor(self.label_values, dtype=dtype)[self.classes.long()]
+        values = torch.tensor(self.label_values, dtype=dtype)
+        return torch.stack([values[part.long()] for part in self.classes])  # slab by slab: torch takes indices of 8 bytes
 
     @property
     def predicted_dice(self) -> dict[str, float | None]:

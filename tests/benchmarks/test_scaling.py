@@ -7,13 +7,41 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks.scaling import memory_growth
+from benchmarks.scaling import image_size, memory_growth
 
 ROOT = Path(__file__).resolve().parents[2]
 
 
 def test_the_exponent_of_a_power_law():
     assert memory_growth.exponent([(1, 9.0), (2, 3 * 2**1.5), (8, 3 * 8**1.5)]) == pytest.approx(1.5)
+
+
+def test_growth_is_written_as_a_table_and_drawn_axis_by_axis(tmp_path):
+    rows = [
+        {"axis": axis, "value": value, "seconds": 0.1 * value, "working_mb": 2.0 * value} for axis in "ab" for value in (1, 4)
+    ]
+    rows.append({"axis": "c", "value": 3, "seconds": 1.0, "working_mb": 1.0})  # of a single point nothing grows
+    memory_growth.write(rows, tmp_path, "some", {"a": "apples", "b": "books", "c": "cups", "d": "drawers"}, ("b",))
+    head, *lines = (tmp_path / "some.csv").read_text().splitlines()
+    assert head == "axis,value,seconds,working_mb"
+    assert lines[1] == "a,4,0.4,8.0"
+    assert len(lines) == 5
+    assert (tmp_path / "some.png").read_bytes().startswith(b"\x89PNG")
+
+
+@pytest.mark.parametrize("labels", [1, 5, 20, 100])
+def test_as_many_structures_as_are_asked_for_lie_in_every_atlas(labels):
+    for row in range(3):
+        label = image_size._columns(64, labels, row)
+        assert label.unique().tolist() == list(range(labels + 1))
+        assert label.shape == (1, 64, 64, 64)
+
+
+def test_a_scan_of_any_size_is_segmented_and_measured(monkeypatch):
+    monkeypatch.setattr(image_size, "FINE", (64, 64))
+    found = image_size.point(24**3, 3, 2)
+    assert found["seconds"] > 0
+    assert found["peak_mb"] >= found["working_mb"]
 
 
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="reads /proc")

@@ -8,7 +8,9 @@ import os
 import re
 import subprocess
 import sys
+import tracemalloc
 import zlib
+from collections.abc import Callable
 from pathlib import Path
 
 import nibabel
@@ -243,6 +245,47 @@ def test_a_scaled_mask_is_whole(tmp_path: Path) -> None:
     """0.99999998 is what a mask scaled by a float32 slope holds."""
     path = scan(tmp_path / "l.nii", np.where(np.arange(120).reshape(SHAPE) > 60, 1 - 2e-8, 0.0))
     assert find_label_values(path) == (0, 1)
+
+
+def test_a_label_of_whole_numbers_that_its_header_scales_is_read_as_scaled(tmp_path: Path) -> None:
+    image = nibabel.Nifti1Image(np.arange(120, dtype=np.int16).reshape(SHAPE) % 3, np.eye(4))
+    image.header.set_slope_inter(2, 0)
+    nibabel.save(image, tmp_path / "l.nii")
+    stored = nibabel.load(tmp_path / "l.nii")
+    wanted = tuple(int(v) for v in np.unique(stored.get_fdata()))
+    assert stored.dataobj.slope != 1
+    assert find_label_values(tmp_path / "l.nii") == wanted
+
+
+@pytest.mark.parametrize("kind", [".mha", ".nii", ".nrrd"])
+def test_the_background_of_a_case_changes_what_is_stored_as_bytes(tmp_path: Path, kind: str) -> None:
+    values = (np.arange(120) % 4).astype(np.uint8).reshape(SHAPE)
+    writers.write_array(tmp_path / f"l{kind}", values, Geometry(SHAPE, np.eye(4)))
+    volume = read_volume(Case("x", tmp_path / f"l{kind}", tmp_path / f"l{kind}", background=(2,)), (0, 1, 3))
+    assert volume.label is not None
+    assert np.array_equal(volume.label[0].numpy(), np.array([0, 1, 0, 2])[values])
+
+
+@pytest.mark.parametrize("kind", [".mha", ".nii"])
+def test_labels_take_little_more_memory_than_their_voxels(tmp_path: Path, kind: str) -> None:
+    """A few bytes a voxel; 8 of them are an array of float64 or of numpy's indices."""
+    shape = (64, 128, 128)
+    label = np.zeros(shape, np.uint8)
+    label[10:30, 10:90] = 1
+    grid = Geometry(shape, np.eye(4))
+
+    def peak(work: Callable[[], object]) -> float:
+        tracemalloc.start()
+        try:
+            work()
+            return tracemalloc.get_traced_memory()[1] / label.size
+        finally:
+            tracemalloc.stop()
+
+    assert peak(lambda: write_label(tmp_path / f"l{kind}", label, grid, (0, 7))) < 5
+    assert peak(lambda: find_label_values(tmp_path / f"l{kind}")) < 5
+    case = Case("x", tmp_path / f"l{kind}", tmp_path / f"l{kind}")
+    assert peak(lambda: read_volume(case, (0, 7))) < 12  # of which the image has 4, as float32, and 1 as it is stored
 
 
 def test_large_label_values_stay_exact(tmp_path: Path) -> None:

@@ -8,7 +8,9 @@ import torch
 from oasis_monai.networks.slice_unet import (
     VIEWS,
     SliceUNet,
+    with_neighbours,
 )
+from oasis_monai.segmentation import estimate
 from oasis_monai.segmentation.estimate import Estimator, rotate_and_scale
 from oasis_monai.utils.interpolation import enlarge
 from tests.networks.test_layers import norms, used
@@ -108,6 +110,20 @@ def test_views_are_a_mean_over_turned_copies_where_there_is_something_to_see():
 
     assert float(Estimator(Blank(), tta_flip=False, tta_views=4)(slices)[:, 1].max()) < 1e-3
     assert Blank.calls == 1
+
+
+def test_large_scans_are_seen_in_fewer_views(monkeypatch):
+    """As many as their voxels allow; those of the usual grids in all four."""
+    assert [estimate.views_within(n) for n in (96 * 96 * 32, 160 * 160 * 128, 6_900_000, 2**24)][2:] == [2, 0]
+    assert min(estimate.views_within(n) for n in (96 * 96 * 32, 160 * 160 * 128)) >= 4
+    image = torch.rand(1, 32, 32, 3, generator=torch.Generator().manual_seed(5))
+    four, two = (Estimator(net(pretrained=False), tta_views=views) for views in (4, 2))
+    two.model, two._fused = four.model, four._fused
+    monkeypatch.setattr(estimate, "MOST_SEEN", 3 * image.numel())
+    assert torch.equal(four.volume(image), two.volume(image))
+    monkeypatch.setattr(estimate, "MOST_SEEN", image.numel())
+    assert torch.equal(four.volume(image), four.without_views().volume(image))
+    assert not torch.equal(two(with_neighbours(image)), two.without_views()(with_neighbours(image)))  # slices by themselves
 
 
 def test_an_estimator_runs_without_batch_norms_and_keeps_the_model_that_was_given():

@@ -157,6 +157,22 @@ def test_parts_are_compared_on_the_fine_grid():
     assert torch.equal(counts[1], agreement(seen.fine.mean(0)[None], results["majority", 2].probability)[1])
 
 
+@pytest.mark.parametrize("fusions", [{}, {2: LearnedFusion((0.5, 0.2), 2.0, 9)}])
+def test_slabs_change_no_voxel_of_what_networks_and_atlases_say_together(fusions, monkeypatch):
+    random = torch.Generator().manual_seed(3)
+    networks = torch.softmax(3 * torch.randn(2, 3, 33, 30, 7, generator=random), 1)
+    fused = torch.softmax(5 * torch.randn(3, 33, 30, 7, generator=random), 0)
+    model = Segmenter(discs(3), joint=JointSettings(estimate_weight=0.3), fusions=fusions)
+    learned = fusions.get(2)
+    wanted = 0.7 * fused + 0.3 * networks.mean(0) if learned is None else learned(networks, fused)
+    for values in (fine_fusion.SLAB_VALUES, 4000, 1):
+        monkeypatch.setattr(fine_fusion, "SLAB_VALUES", values)
+        found = model._vote_with_networks(fused, networks, 2)
+        # to the bit where it is a sum; torch rounds a softmax by where in memory a voxel lies
+        torch.testing.assert_close(found, remove_unsupported_components(wanted, fused), atol=1e-6 if learned else 0, rtol=0)
+        assert torch.equal(decide(found), decide(wanted))
+
+
 def test_learned_weights_pool_what_is_said_on_the_fine_grid():
     library = discs(3)
     estimator = Estimator(net(pretrained=False), volume_network=lambda image: torch.cat([1 - image, image], 1).sigmoid())
@@ -188,6 +204,12 @@ def test_the_volume_network_says_where_and_the_slice_network_what_detail():
     shift = torch.tensor([-0.2, 0.2]).view(2, 1, 1, 1)
     torch.testing.assert_close(add_detail(pooled + shift, pooled, by_slices), by_slices + shift)
     assert torch.equal(add_detail(by_slices.flip(0), by_slices, by_slices), by_slices.flip(0))  # on one grid it sees all itself
+    changed = torch.rand(2, 4, 4, 4, generator=random)
+    larger = torch.nn.functional.interpolate((changed - pooled)[None], size=(8, 8, 4), mode="trilinear")[0]
+    wanted = (by_slices + larger).clamp_min(0)
+    place = torch.empty(2, 8, 8, 4)
+    assert add_detail(changed, pooled, by_slices, place) is place
+    torch.testing.assert_close(place, wanted / wanted.sum(0))
     far = add_detail(torch.cat([torch.ones_like(pooled[:1]), torch.zeros_like(pooled[:1])]), pooled, by_slices)
     assert float(far.min()) >= 0
     torch.testing.assert_close(far.sum(0), torch.ones(8, 8, 4))
@@ -199,7 +221,7 @@ def test_large_slices_are_seen_a_few_at_a_time(monkeypatch):
     whole = estimator.volume(image)
     sizes = []
     forward = Estimator.__call__
-    monkeypatch.setattr(Estimator, "__call__", lambda self, slices: sizes.append(len(slices)) or forward(self, slices))
+    monkeypatch.setattr(Estimator, "__call__", lambda self, slices, views: sizes.append(len(slices)) or forward(self, slices))
     monkeypatch.setattr("oasis_monai.segmentation.estimate.MOST_PIXELS", 2 * 32 * 32)
     torch.testing.assert_close(estimator.volume(image), whole, atol=1e-5, rtol=1e-4)
     assert sizes == [2, 2, 1]

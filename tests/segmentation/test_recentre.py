@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import types
 
 import numpy as np
 import pandas as pd
@@ -9,9 +10,12 @@ import pytest
 import torch
 
 from oasis_monai.data.io import read_image
-from oasis_monai.data.types import Geometry, Preprocessed, Volume
-from oasis_monai.segmentation.estimate import Estimator
+from oasis_monai.data.types import Geometry, Preprocessed, Selection, Volume
+from oasis_monai.segmentation import pipeline
+from oasis_monai.segmentation.estimate import Estimate, Estimator
 from oasis_monai.segmentation.recentre import NO_OFFSET, AtlasPositions, recentre
+from oasis_monai.segmentation.result import Result
+from oasis_monai.segmentation.segmenter import Segmented
 from oasis_monai.transforms.preprocessing import Preprocessing, restore
 from oasis_monai.workflows.crossval import crossval
 from oasis_monai.workflows.segment import segment_scans
@@ -167,6 +171,44 @@ def test_a_moved_grid_shows_the_same_scan_and_results_come_back_from_it(flip):
     back = restore(torch.stack([moved.label[0] == 0, moved.label[0] == 1]).float(), moved.geometry, moved.native)
     both = (back.label > 0) & (label[0] > 0)
     assert 2 * both.sum() / (back.label.sum() + label.sum()) == 1  # the same voxels
+
+
+@pytest.mark.parametrize("take", [0, 1])
+@pytest.mark.parametrize("fine", [False, True])
+def test_what_is_fused_is_the_estimate_of_the_grid_that_is_taken(fine, take, monkeypatch):
+    """On a fine grid one estimate is held at a time: an earlier one is made once more."""
+    grid = Geometry((4, 4, 4), np.eye(4))
+    plain = [Preprocessed("c", torch.full((1, 4, 4, 4), value), None, grid, grid) for value in (0.2, 0.6)]
+    seen = [dataclasses.replace(one, fine=one) if fine else one for one in plain]
+    looked, fused = [], []
+
+    def estimated(one, which):
+        looked.append(one)
+        maps = one.image.expand(2, 4, 4, 4)[None, None].clone()
+        return Estimate(maps, maps[0] if fine else None)
+
+    def segment(one, features, methods, ns, fields, exclude, only, known, keep):
+        fused.append((one, known))
+        result = {("estimate", 0): Result(torch.ones(2, 4, 4, 4), None)}
+        return Segmented(result, Selection(torch.zeros(1, 1).long(), torch.zeros(1, 1)), None)
+
+    def moving(positions, target, look, preprocess_at):
+        found = [(one, look(one), move) for one, move in zip(seen, (NO_OFFSET, (1, 0, 0)), strict=True)]
+        return found[take]
+
+    class Stub:
+        atlas_positions, view_search, spatial_dims = PLACES, None, 3
+        library = types.SimpleNamespace(cases=("a",), slices=torch.tensor([-1]))
+        estimate = staticmethod(estimated)
+        __call__ = staticmethod(segment)
+
+    monkeypatch.setattr(pipeline, "recentre", moving)
+    scan = pipeline.Scan(seen[0], lambda move, view: seen[1], torch.zeros(1, 3))
+    found = pipeline.segment_case(Stub(), scan, lambda images, size: torch.zeros(len(images), 3), ("estimate",), (1,))
+    ((target, known),) = fused
+    assert target is found.target is seen[take]
+    assert torch.equal(known.networks, plain[take].image.expand(2, 4, 4, 4)[None, None])
+    assert len(looked) == (3 if fine and take == 0 else 2)
 
 
 def bright(self, image):

@@ -251,6 +251,13 @@ def test_a_model_that_cannot_disagree_looks_for_no_view():
     assert segmenter("none")[0].view_search is None
 
 
+def test_large_scans_are_searched_only_where_every_scan_is(monkeypatch):
+    own, all_scans = segmenter()[0], segmenter("all")[0]
+    monkeypatch.setattr("oasis_monai.segmentation.segmenter.MOST_SEARCHED", own.library.detail_voxels - 1)
+    assert segmenter()[0].view_search is None
+    assert all_scans.view_search is not None
+
+
 def maps(*masks):
     """(2, C, ...) of two networks, each a list of structures."""
     one = [torch.stack([~torch.stack(list(own)).any(0), *own]).float() for own in masks]

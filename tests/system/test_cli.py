@@ -248,9 +248,12 @@ def test_phantom_task_writes_where_the_demo_reads(monkeypatch, tmp_path, capsys)
     from oasis_monai.tasks import run_task
 
     asked = []
-    monkeypatch.setattr(phantom, "write_phantom", lambda root, seed: asked.append((root, seed)) or ["Case00"])
+    monkeypatch.setattr(phantom, "write_phantom", lambda root, **more: asked.append((root, more)) or ["Case00"])
     run_task(composed("task=phantom", "data=phantom", "seed=3"), tmp_path, None)
-    assert asked == [(Path(composed("experiment=demo")["data"]["root"]), 3)]
+    usual = {"seed": 3, "kind": "prostate", "size": "demo", "cases": 20}
+    assert asked == [(Path(composed("experiment=demo")["data"]["root"]), usual)]
+    run_task(composed("task=phantom", "data=phantom_ct", "phantom.size=tiny", "phantom.cases=2"), tmp_path, None)
+    assert asked[1] == (Path(composed("data=phantom_ct")["data"]["root"]), {"seed": 0, "kind": "ct", "size": "tiny", "cases": 2})
     assert "1 cases in" in capsys.readouterr().out
 
 

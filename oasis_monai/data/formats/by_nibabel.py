@@ -12,8 +12,9 @@ from oasis_monai.data.types import Geometry
 
 
 def read_by_nibabel(header: Header, dtype: type) -> tuple[np.ndarray, np.ndarray | None]:
-    """(C, x, y, z) array, scaled as the header says, and nibabel's RAS+ affine, None of an image with two dimensions. (MONAI's
-    reader replaces an affine whose voxel size is not that of ``pixdim`` in silence.)"""
+    """(C, x, y, z) array, scaled as the header says, and nibabel's RAS+ affine, None of an image with two dimensions. Where
+    ``dtype`` is one of whole numbers, but the header scales them, the array is float64. (MONAI's reader replaces an affine whose
+    voxel size is not that of ``pixdim`` in silence.)"""
     import nibabel
 
     # for Analyze, nibabel.load would also open SPM's .mat beside it
@@ -22,7 +23,10 @@ def read_by_nibabel(header: Header, dtype: type) -> tuple[np.ndarray, np.ndarray
     image = (nib.AnalyzeImage.load if analyze else nib.load)(
         header.files[0], mmap=False
     )  # the file may be replaced while the voxels are in use
-    values: Any = np.ascontiguousarray(np.asanyarray(image.dataobj), dtype)
+    found: Any = np.asanyarray(image.dataobj)
+    scaled = np.issubdtype(dtype, np.integer) and found.dtype.kind == "f"
+    values: Any = np.ascontiguousarray(found, np.float64 if scaled else dtype)
+    del found  # of a large scan the two are most of the memory
     flat = values.ndim == 2
     values = values.reshape(*values.shape, 1, 1) if flat else values.reshape(*values.shape[:3], -1)
     return np.ascontiguousarray(np.moveaxis(values, -1, 0)), None if flat else np.asarray(image.affine, float)

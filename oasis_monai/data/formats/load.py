@@ -7,15 +7,22 @@ from typing import NoReturn
 
 import numpy as np
 
-from oasis_monai.data.formats.dispatch import Source, format_of, paths_of, read_header
+from oasis_monai.data.formats.dispatch import Format, Source, format_of, paths_of, read_header
 from oasis_monai.data.formats.header import Header, geometry_difference
 from oasis_monai.data.formats.voxel_file import DAMAGED
 from oasis_monai.data.types import Geometry
 from oasis_monai.utils.errors import DataError, Fault
 
+WHOLE = ("uint8", "int8", "uint16", "int16", "uint32", "int32")
+"""Stored types of which every value is kept by the type itself."""
 
-def load(source: Source, dtype: type) -> tuple[np.ndarray, Header]:
+
+def load(source: Source, dtype: type | None) -> tuple[np.ndarray, Header]:
     """(C, x, y, z) array of ``dtype`` and the header.
+
+    Args:
+        source: the file, or files of a DICOM series.
+        dtype: None: as stored where the file holds whole numbers of at most 32 bits that nothing scales, else float64.
 
     Raises:
         DataError: a fault of the header, voxels that cannot be read, or two readers that disagree about the grid.
@@ -24,7 +31,7 @@ def load(source: Source, dtype: type) -> tuple[np.ndarray, Header]:
     form = format_of(path)
     try:
         with np.errstate(over="ignore"):  # beyond float32 becomes infinite, which an image is refused for
-            array, affine = form.read(header, dtype)
+            array, affine = form.read(header, _stored_type(header, form) if dtype is None else dtype)
     except Exception as error:  # whatever a library dislikes is the file's fault: its header passed our check
         if not form.reader:
             if not isinstance(error, DAMAGED):
@@ -44,6 +51,11 @@ def load(source: Source, dtype: type) -> tuple[np.ndarray, Header]:
         remedy = "export the scan again: two readers disagree"
         fail(path, "geometry", f"what the header says from {form.reader}", difference, remedy)
     return array, header
+
+
+def _stored_type(header: Header, form: Format) -> type:
+    own = header.stored is not None or form.reader == "nibabel"
+    return np.dtype(header.dtype).type if own and header.dtype in WHOLE else np.float64
 
 
 def fail(path: Path, field: str, expected: str, found: str, remedy: str) -> NoReturn:

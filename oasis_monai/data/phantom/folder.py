@@ -20,7 +20,14 @@ VERSION = 1  # raise it when the same parameters give other voxels, so that fold
 _ENDINGS = ("_segmentation.raw", ".raw", "_segmentation.mhd", ".mhd")
 
 
-def write_phantom(folder: str | Path, cases: int = 20, seed: int = 0, size: str = "demo", labels: int = 1) -> list[str]:
+def write_phantom(
+    folder: str | Path,
+    cases: int = 20,
+    seed: int = 0,
+    size: str = "demo",
+    labels: int | None = None,
+    kind: str = "prostate",
+) -> list[str]:
     """Write ``cases`` synthetic scans as MHD pairs and return their ids.
 
     ``CaseNN.mhd/.raw`` (MET_SHORT) and ``CaseNN_segmentation.mhd/.raw`` (MET_UCHAR), and ``phantom.json`` with the
@@ -30,7 +37,7 @@ def write_phantom(folder: str | Path, cases: int = 20, seed: int = 0, size: str 
     Args:
         folder: where to; made if absent.
         cases: 1 to 100 (the layout has two digits).
-        seed, size, labels: see :func:`make_phantom`.
+        seed, size, labels, kind: see :func:`make_phantom`.
 
     Raises:
         ConfigError: an argument out of range.
@@ -39,9 +46,10 @@ def write_phantom(folder: str | Path, cases: int = 20, seed: int = 0, size: str 
     folder = Path(folder)
     if not 1 <= cases <= 100:
         raise ConfigError("phantom.cases", "1 to 100", cases)
-    check_arguments(0, seed, size, labels)
+    labels = check_arguments(0, seed, size, labels, kind)
     ids = [f"Case{i:02d}" for i in range(cases)]
     parameters = {"version": VERSION, "seed": seed, "size": size, "labels": labels}
+    parameters |= {} if kind == "prostate" else {"kind": kind}
     before = _read_manifest(folder)
     own = set(before["cases"]) | set(before["started"])
     _refuse_foreign(folder, own)
@@ -55,7 +63,7 @@ def write_phantom(folder: str | Path, cases: int = 20, seed: int = 0, size: str 
         _remove(folder, stale)
     for index, case in enumerate(ids):
         if case not in done:
-            scan = make_phantom(index, seed, size=size, labels=labels)
+            scan = make_phantom(index, seed, size=size, labels=labels, kind=kind)
             write_pair(folder, case, scan)
             done[case] = str(_digest(folder, case))
             _write_manifest(folder, parameters, done, set(ids))
@@ -68,9 +76,12 @@ def write_pair(folder: str | Path, case: str, scan: Phantom) -> None:
     finds ``case.mhd`` finds a complete case."""
     folder = Path(folder)
     _remove(folder, case)
-    for ending, array in (("_segmentation.raw", scan.label.astype(np.uint8)), (".raw", scan.image.astype("<i2"))):
+    for ending, array in (
+        ("_segmentation.raw", scan.label.astype(np.uint8, copy=False)),
+        (".raw", scan.image.astype("<i2", copy=False)),
+    ):
         with atomic_path(folder / f"{case}{ending}") as temporary:
-            temporary.write_bytes(array.tobytes(order="F"))  # the file's fastest axis is x
+            temporary.write_bytes(array.ravel(order="F").data)  # the file's fastest axis is x
     grid = Geometry(scan.image.shape, scan.affine)
     for stem, kind in ((f"{case}_segmentation", "MET_UCHAR"), (case, "MET_SHORT")):
         write_text(folder / f"{stem}.mhd", header_text(grid, kind, f"{stem}.raw"))

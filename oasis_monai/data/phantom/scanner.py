@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Protocol
 
 import numpy as np
 
 from oasis_monai.data.phantom.anatomy import Picture
-from oasis_monai.data.phantom.patient import Coil, Patient
+from oasis_monai.data.phantom.patient import Coil
 from oasis_monai.data.phantom.shapes import Frame
 
 LPS_TO_RAS = np.diag([-1.0, -1.0, 1.0])
@@ -52,9 +53,33 @@ CENTRES = (
 SIZES = {"tiny": (0.30, 0.45), "small": (0.5, 0.65), "demo": (1.0, 1.0), "native": (2.0, 1.2)}
 
 
-def make_grid(centre: Centre, size: str, rng: np.random.Generator) -> tuple[tuple[int, int, int], np.ndarray]:
-    """Shape and affine (4, 4; voxel -> RAS+ mm) of one scan of ``centre``."""
-    in_plane, through = SIZES[size]
+class Site(Protocol):
+    """What a grid depends on, of MR and CT: see :class:`Centre`."""
+
+    @property
+    def matrix(self) -> int: ...
+    @property
+    def slices(self) -> int: ...
+    @property
+    def spacing_mm(self) -> tuple[float, float, float]: ...
+    @property
+    def stored(self) -> tuple[int, int, int]: ...
+    @property
+    def oblique_deg(self) -> float: ...
+
+
+class Placed(Protocol):
+    """How a patient lies, of MR and CT: see :class:`.Patient`."""
+
+    @property
+    def shift_mm(self) -> tuple[float, float, float]: ...
+    @property
+    def angles_deg(self) -> tuple[float, float, float]: ...
+
+
+def make_grid(centre: Site, scale: tuple[float, float], rng: np.random.Generator) -> tuple[tuple[int, int, int], np.ndarray]:
+    """Shape and affine (4, 4; voxel -> RAS+ mm) of one scan of ``centre``; ``scale``: of :data:`SIZES`."""
+    in_plane, through = scale
     full = np.array([centre.matrix, centre.matrix, centre.slices])
     shape = np.maximum(np.round(full * [in_plane, in_plane, through]), 8).astype(int)
     spacing = np.array(centre.spacing_mm) * full / shape
@@ -68,11 +93,12 @@ def make_grid(centre: Centre, size: str, rng: np.random.Generator) -> tuple[tupl
     return (int(shape[0]), int(shape[1]), int(shape[2])), affine
 
 
-def place_patient(patient: Patient, shape: tuple[int, int, int], affine: np.ndarray) -> Frame:
-    """The grid's voxels in the patient's own frame (see :class:`Frame`)."""
+def place_patient(patient: Placed, shape: tuple[int, int, int], affine: np.ndarray, slab: slice = slice(None)) -> Frame:
+    """The grid's voxels in the patient's own frame (see :class:`Frame`); of a ``slab`` of its slices these alone."""
     linear = affine[:3, :3]
     spacing = np.linalg.norm(linear, axis=0)
     steps = [(np.arange(n) - (n - 1) / 2) for n in shape]
+    steps[2] = steps[2][slab]
     turn = _rotation(patient.angles_deg)
     matrix, offset = turn @ linear, turn @ np.array(patient.shift_mm)
     i, j, k = np.meshgrid(*(s.astype(np.float32) for s in steps), indexing="ij", sparse=True)

@@ -30,14 +30,38 @@ class Frame:
     voxel_ml: float
 
     def field(self, rng: np.random.Generator, pitch_mm: float) -> np.ndarray:
-        """Random smooth field (x, y, z) float32 of about unit standard deviation and correlation length ``pitch_mm``: a
-        cubic B-spline with independent normal coefficients. The draws depend on ``pitch_mm`` only, so one patient keeps
-        its shape on every grid."""
-        knots = tuple(int(2 * half / pitch_mm) + 4 for half in _HALF_MM)
-        out = rng.standard_normal(knots, dtype=np.float32)
+        """:meth:`Lattice.at` of this grid, of a lattice over the field of view of a prostate."""
+        return Lattice.drawn(rng, pitch_mm).at(self.axes)
+
+
+@dataclass(frozen=True)
+class Lattice:
+    """Random smooth field of about unit standard deviation and correlation length ``pitch_mm``: a cubic B-spline with
+    independent normal coefficients. The draws depend on ``pitch_mm`` and ``half_mm`` only, so one patient keeps its shape on
+    every grid, and a slab is what it is in the whole.
+
+    Args:
+        knots: coefficients along x, y, z.
+        pitch_mm: between two knots.
+        half_mm: half of the extent that the knots span; beyond it the outermost values continue.
+    """
+
+    knots: np.ndarray
+    pitch_mm: float
+    half_mm: Triple
+
+    @classmethod
+    def drawn(cls, rng: np.random.Generator, pitch_mm: float, half_mm: Triple = _HALF_MM) -> Lattice:
+        """A field of which every coefficient is drawn."""
+        size = tuple(int(2 * half / pitch_mm) + 4 for half in half_mm)
+        return cls(rng.standard_normal(size, dtype=np.float32), pitch_mm, half_mm)
+
+    def at(self, axes: Points) -> np.ndarray:
+        """(x, y, z) float32 at a grid's 1-D coordinates in millimetres from the image centre."""
+        out = self.knots
         # four gathers per axis instead of a matrix product: the same bits whatever BLAS and its number of threads
         for axis in (2, 1, 0):
-            first, weights = _spline_weights((self.axes[axis] + _HALF_MM[axis]) / pitch_mm, knots[axis])
+            first, weights = _spline_weights((axes[axis] + self.half_mm[axis]) / self.pitch_mm, self.knots.shape[axis])
             shape = [1, 1, 1]
             shape[axis] = -1
             total = np.take(out, first, axis) * weights[0].reshape(shape)
