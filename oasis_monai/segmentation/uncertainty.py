@@ -15,7 +15,10 @@ import math
 import torch
 
 from oasis_monai.data.types import Geometry
+from oasis_monai.segmentation.sparse_labels import MANY
 from oasis_monai.transforms.spatial import inside, resample
+
+AT_ONCE = 2**24  # values of the opinions that are worked on at once, where there are many classes
 
 
 def uncertainty(opinions: torch.Tensor) -> torch.Tensor:
@@ -32,6 +35,13 @@ def uncertainty(opinions: torch.Tensor) -> torch.Tensor:
         >>> uncertainty(torch.stack([sure, opposite])), uncertainty(torch.stack([sure, sure]))
         (tensor(1.), tensor(0.))
     """
+    if opinions.shape[1] > MANY and opinions.numel() > AT_ONCE and opinions.ndim > 2:
+        parts = -(-opinions.numel() // AT_ONCE)
+        return torch.cat([_entropy(part) for part in opinions.chunk(parts, 2)])
+    return _entropy(opinions)
+
+
+def _entropy(opinions: torch.Tensor) -> torch.Tensor:
     mean = opinions.float().mean(0).clamp_min(0)
     mean = mean / mean.sum(0, keepdim=True).clamp_min(torch.finfo(torch.float32).tiny)
     return (torch.special.entr(mean).sum(0) / math.log(len(mean))).clamp(0, 1)
