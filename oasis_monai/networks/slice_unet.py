@@ -44,7 +44,8 @@ Twelve such windows take 1 GB of memory in a step, however large slices are."""
 ENCODER = (16, 24, 40, 112, 320)  # channels of EfficientNet-Lite0 at strides 2, 4, 8, 16, 32
 FUSIONS = ("learned", "fixed")
 VOLUME_NETWORKS = ("U-Net3D", "DynU-Net3D")
-VIEWS = ((0.1, 1.1), (-0.1, 0.9), (0.1, 0.9), (-0.1, 1.1))  # angle in radians, size of the field of view
+VIEWS = ((0.1, 1.1), (-0.1, 0.9), (0.1, 0.9), (-0.1, 1.1))
+"""Angle in radians and size of the field of view of the copies. Every copy has one that is turned the other way."""
 
 
 @dataclass(frozen=True)
@@ -80,7 +81,8 @@ class JointSettings:
             more (0: a fixed encoder).
         empty_slice_weight: how often a training slice more than two slices away from every structure is drawn, relative to the
             others; above 0, at most 1. Such slices have little to teach.
-        tta_views: average the estimate with that of this many rotated and scaled copies of every slice, 0 to 4.
+        tta_views: average what each network says with what it says of this many rotated and scaled copies, 0 to 4.
+            A volume network that sees every voxel (``volume_stride`` of 1, 1, 1) sees none.
         tta_flip: average the estimate with that of the mirrored scan (left and right exchanged). Set it to false for structures
             that lie on one side of the body.
         recentre: move the working grid to where the estimate finds the structures, if that is farther from the centre than in

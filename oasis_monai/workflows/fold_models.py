@@ -18,7 +18,7 @@ from oasis_monai.networks.segmentation import Predictor
 from oasis_monai.networks.slice_unet import WINDOW, SliceUNet, SliceUNetEnsemble
 from oasis_monai.segmentation.alignment import FieldCache
 from oasis_monai.segmentation.build import SegmenterOptions, TrainedNetworks, build_estimator, build_segmenter
-from oasis_monai.segmentation.estimate import estimate_atlases
+from oasis_monai.segmentation.estimate import ESTIMATE_VERSION, estimate_atlases
 from oasis_monai.segmentation.learned_fusion import LEARNED_FUSION_VERSION, LearnedFusions
 from oasis_monai.segmentation.methods import needs_alignment
 from oasis_monai.segmentation.segmenter import Segmenter
@@ -113,6 +113,7 @@ def calibration_path(settings: Settings, dataset: Dataset) -> Path:
         "version": TRAINING_VERSION,
         "selection": {**asdict(settings.features), "weights": dataset.embedding},
         "temperature": settings.temperature,
+        "estimate": ESTIMATE_VERSION,
     }
     identity |= {k: getattr(settings.joint, k) for k in ("estimate_weight", "tta_flip", "tta_views", "recentre")}
     identity |= ignore_identity(settings) | views_identity(settings) | fusion_identity(settings)
@@ -275,7 +276,7 @@ class FoldModels:
         features, joint = self.settings.features, self.settings.joint
         parts: list[Any] = [features.name, self.dataset.embedding, features.distance, fold.index, self.dataset.scans[case]]
         if self.settings.uses_joint_model:  # its fields depend on the estimate
-            parts += [self._estimate_digest(fold), joint.tta_flip, joint.tta_views]
+            parts += [self._estimate_digest(fold), joint.tta_flip, joint.tta_views, ESTIMATE_VERSION]
         return FieldCache(self.folder(fold) / "fields", digest(parts))
 
     @property

@@ -17,6 +17,7 @@ from oasis_monai.data.folds import Fold, Split
 from oasis_monai.data.types import Case
 from oasis_monai.segmentation.alignment import FieldCache
 from oasis_monai.segmentation.build import build_segmenter
+from oasis_monai.segmentation.estimate import ESTIMATE_VERSION
 from oasis_monai.segmentation.segmenter import Segmenter
 from oasis_monai.settings import REST, Settings
 from oasis_monai.utils.device import resolve_device
@@ -97,7 +98,7 @@ class SelfTrainedFolds(FoldModels):
             "training": [settings.training.minutes, settings.training.iterations],
             "selection": settings.features.distance,
             "inference": None if joint is None else [joint.estimate_weight, joint.tta_flip, joint.tta_views, joint.recentre],
-            "version": [FURTHER_VERSION, SELF_TRAINING_VERSION],
+            "version": [FURTHER_VERSION, SELF_TRAINING_VERSION, ESTIMATE_VERSION],
             **views_identity(replace(settings, methods=self.base.settings.methods, views=settings.self_training.views)),
         }
         return self.cache / "models" / digest(identity)

@@ -30,7 +30,7 @@ from oasis_monai.workflows.run_record import Clock, claim_results, refuse_other_
 from oasis_monai.workflows.self_trained_folds import models_for
 from oasis_monai.workflows.unlabelled_scans import with_unlabelled
 
-SCORING_VERSION = 2  # part of every finished arm's stamp; raise it when the same models would score differently
+SCORING_VERSION = 3  # part of every finished arm's stamp; raise it when the same models would score differently
 
 
 @dataclass(frozen=True)

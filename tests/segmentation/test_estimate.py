@@ -10,8 +10,55 @@ from oasis_monai.networks.slice_unet import (
     SliceUNet,
 )
 from oasis_monai.segmentation.estimate import Estimator, rotate_and_scale
+from oasis_monai.utils.interpolation import enlarge
 from tests.networks.test_layers import norms, used
 from tests.networks.test_slice_unet import net
+
+
+class Lopsided(torch.nn.Module):
+    """A volume network of two classes that looks to one side."""
+
+    def __init__(self):
+        super().__init__()
+        torch.manual_seed(6)
+        self.see = torch.nn.Conv3d(1, 2, 5, padding=2)
+
+    def forward(self, volume):
+        return torch.softmax(3 * self.see(volume), 1)
+
+
+@pytest.mark.parametrize("views", [0, 2, 4])
+def test_mirrored_scans_get_mirrored_estimates_also_of_turned_copies(views):
+    model, volume = net(pretrained=False), Lopsided()
+    image = torch.rand(1, 32, 32, 5, generator=torch.Generator().manual_seed(2))
+    own = {"volume_network": volume, "stride": (2, 2, 1), "tta_views": views}
+    both, alone = Estimator(model, tta_flip=True, **own), Estimator(model, tta_flip=False, **own)
+    # a pair of copies, (0.1, 1.1) and (-0.1, 0.9), is symmetric only with the other two
+    agree = torch.allclose(both.network_probabilities(image.flip(1)), both.network_probabilities(image).flip(2), atol=1e-4)
+    assert agree == (views != 2)
+    assert not torch.allclose(alone.network_probabilities(image.flip(1)), alone.network_probabilities(image).flip(2), atol=1e-3)
+
+
+def test_a_volume_network_is_averaged_over_turned_copies_of_its_own_coarser_grid():
+    """Slice by slice; of the mirrored scan where they are turned to one side. One that sees every voxel is not."""
+    volume, model = Lopsided(), net(pretrained=False)
+    image = torch.rand(1, 48, 48, 5, generator=torch.Generator().manual_seed(2))
+    with torch.no_grad():
+        seen = torch.nn.functional.avg_pool3d(image[None], (2, 2, 1))
+        copies = [(volume(seen) + volume(seen.flip(2)).flip(2)) / 2]
+        for angle, scale in VIEWS:
+            turned = torch.stack([rotate_and_scale(seen[..., z], angle, scale) for z in range(5)], -1)
+            found = volume(turned.flip(2)).flip(2) if angle > 0 else volume(turned)
+            found = torch.stack([rotate_and_scale(found[:, 1:, ..., z], angle, scale, back=True) for z in range(5)], -1)
+            copies.append(torch.cat([1 - found, found], 1))
+        wanted = enlarge(torch.cat(copies).mean(0, keepdim=True), (48, 48, 5))[0]
+    several = Estimator(model, volume_network=volume, stride=(2, 2, 1), tta_views=4, bfloat16=False)
+    torch.testing.assert_close(several.network_probabilities(image)[1], wanted, atol=1e-5, rtol=1e-4)
+    whole = [
+        Estimator(model, volume_network=volume, stride=(1, 1, 1), tta_views=views).network_probabilities(image)[1]
+        for views in (0, 4)
+    ]
+    assert torch.equal(*whole)
 
 
 def test_mirrored_scans_get_mirrored_estimates():
