@@ -169,11 +169,10 @@ def warp_sparse(label: torch.Tensor, places: Sequence[torch.Tensor], classes: in
     corners = list(itertools.product((0, 1), repeat=len(places)))
     names = torch.stack([flat[sum(steps[axis][side] for axis, side in enumerate(corner))] for corner in corners])
     mixed = torch.nonzero((names != names[0]).any(0))[:, 0]
+    sides = [(1 - part[mixed], part[mixed]) for part in parts]
+    whole = torch.ones(len(mixed), device=label.device)
     shares = torch.stack(
-        [
-            math.prod(parts[axis][mixed] if side else 1 - parts[axis][mixed] for axis, side in enumerate(corner))
-            for corner in corners
-        ]
+        [math.prod((own[side] for own, side in zip(sides, corner, strict=True)), start=whole) for corner in corners]
     )
     hard, names = names[0].clone(), names[:, mixed]
     names, shares = _merged(names, shares)

@@ -123,7 +123,7 @@ class PhysicalFieldOfView(Transform):
     def __call__(self, img: torch.Tensor) -> MetaTensor:
         if self.fine_factor is None:
             return self._moved(img, grids.centred(grid_of(img), self.spacing_mm, self.size, self.slice_axis))
-        spacing_mm, size = ([n for n in each if n is not None] for each in (self.spacing_mm, self.size))
+        spacing_mm, size = [mm for mm in self.spacing_mm if mm is not None], [n for n in self.size if n is not None]
         return self._moved(img, centred_beneath(grid_of(img), spacing_mm, size, self.fine_factor, self.slice_axis))
 
     def _moved(self, img: torch.Tensor, target: Geometry) -> MetaTensor:
