@@ -206,7 +206,8 @@ class _Asked:
             seen[view] = self.in_view(view, methods)
             return search.agreement(seen[view].results)
 
-        tried = search(self.scan.seen, segment, search.agreement(untouched.results, unchanged=True))
+        own = untouched.results
+        tried = search(self.scan.seen, segment, search.agreement(own, unchanged=True), search.voxels(own))
         best = chosen(tried).view if tried else UNCHANGED
         if not best:
             return replace(untouched, tried=tried)

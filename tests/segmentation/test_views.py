@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import math
+from types import SimpleNamespace
 
 import numpy as np
 import pandas as pd
@@ -14,7 +15,7 @@ from oasis_monai.atlases.library import AtlasLibrary
 from oasis_monai.data.io import read_volume
 from oasis_monai.data.types import Case, Geometry, Volume
 from oasis_monai.networks.slice_unet import JointSettings
-from oasis_monai.segmentation import flags
+from oasis_monai.segmentation import flags, views
 from oasis_monai.segmentation.pipeline import Scan, segment_case
 from oasis_monai.segmentation.segmenter import Segmenter
 from oasis_monai.segmentation.views import (
@@ -175,6 +176,53 @@ def test_a_scan_that_is_not_doubtful_is_looked_at_once():
     assert found.tried[0].agreement > 0.99
 
 
+@pytest.mark.parametrize(
+    ("voxels", "quick", "wanted"),
+    [
+        (400, 0.95, True),  # larger than most, and the networks agree more on a smaller one
+        (400, 0.93, False),  # by no more than 0.04
+        (130, 0.95, False),  # of common size: nobody looks
+        (60, 0.95, False),  # smaller than most: looked at larger
+    ],
+)
+def test_a_scan_on_whose_wrong_size_the_parts_agree_is_seen_in_the_right_one(monkeypatch, voxels, quick, wanted):
+    smaller, looked = "seen at 0.65 of its size", []
+    said = {"": 0.9, smaller: quick}
+    monkeypatch.setattr(views, "networks_agreement", lambda found, _: found)
+
+    def seen(view):
+        looked.append(view.name)
+        return SimpleNamespace(name=view.name, image=torch.zeros(1) if view.name else torch.ones(1))
+
+    atlases = volumes(4, 4, 4, 4, 4, 5, 5, 5, 5, 7)
+    search = ViewSearch(ViewSettings("doubtful"), atlases, lambda scan: said.get(scan.name, 0.5))
+    tried = search(seen, lambda view: 0.93 if view.name == smaller else 0.5, 0.91, np.array([voxels]))
+    assert bool(tried) == wanted
+    if wanted:
+        assert chosen(tried).view.name == smaller
+    sizes = {400: [smaller, "seen at 0.8 of its size"], 130: [], 60: ["seen at 1.2 of its size", "seen at 1.6 of its size"]}
+    assert looked[: len(sizes[voxels])] == sizes[voxels]
+    assert (smaller in looked) == (voxels == 400)
+
+
+def test_networks_that_agree_on_nothing_ask_for_no_other_size(monkeypatch):
+    """After a minute of training another size may agree more by chance."""
+    monkeypatch.setattr(views, "networks_agreement", lambda found, _: found)
+    search = ViewSearch(ViewSettings("doubtful"), volumes(4, 5), lambda view: 0.84 if view.name else 0.5)
+    assert search(lambda view: view, lambda view: 1.0, 0.86, np.array([400])) == ()
+
+
+def test_what_is_larger_or_smaller_than_most_may_have_another_size():
+    atlases = volumes(4, 4, 4, 4, 4, 5, 5, 5, 5, 7)  # 64, 125 and 343 voxels
+    assert atlases.common[:, 0].tolist() == pytest.approx([64, 125 + 0.1 * 218])
+    sizes = {voxels: [view.name for view in atlases.other_sizes(np.array([voxels]))] for voxels in (0, 63, 64, 146, 147)}
+    assert sizes[0] == sizes[64] == sizes[146] == []
+    assert sizes[147] == ["seen at 0.65 of its size", "seen at 0.8 of its size"]
+    assert sizes[63] == ["seen at 1.2 of its size", "seen at 1.6 of its size"]
+    fine = torch.stack([~box(5), box(5)]).float().repeat_interleave(2, 1).repeat_interleave(2, 2)  # a fine grid
+    assert atlases.voxels(fine).tolist() == [125]
+
+
 def test_where_the_parts_do_not_even_agree_on_the_atlases_no_scan_is_doubtful():
     """A network that knows none of the model's own atlases: their agreement is as low as that of the scan."""
     lying = LYING["turned by 90 degrees about the long axis"]
@@ -232,7 +280,7 @@ def test_what_both_find_nothing_of_or_a_scrap_is_no_agreement():
     assert networks_agreement(maps([nothing], [nothing]), volumes(4, absent=3)) == 0  # nothing is found at all
     several = torch.tensor([[[8.0, 8], [0, 0]], [[6, 8], [0, 0]]])  # two structures, of which only some atlases have the second
     result = torch.stack([~box(4), box(4), torch.zeros(12, 12, 12).bool()]).float()
-    often = AtlasVolumes(np.array([60.0, 9]), np.array([70.0, 9]), np.array([True, False]))
+    often = AtlasVolumes(np.array([60.0, 9]), np.array([70.0, 9]), np.array([True, False]), np.array([[60.0, 9], [70, 9]]))
     assert result_agreement(several, result, often) == pytest.approx((1 + 0.75) / 2)
     always = dataclasses.replace(often, always=np.array([True, True]))
     assert result_agreement(several, result, always) == pytest.approx((1 + 0.75) / 4)
@@ -250,6 +298,10 @@ def test_the_scan_as_it_is_wins_unless_another_view_agrees_more_by_a_margin():
     both = Tried(View("b", kinds=("scale", "intensity")), 0.905)
     assert chosen([first, both, Tried(View("s", kinds=("scale",)), 0.9)]).view.name == "s"
     assert chosen([first, both, Tried(View("s", kinds=("scale",)), 0.89)]) is both
+    size = Tried(View("s", kinds=("scale",)), 0.715)
+    assert chosen([first, size, Tried(other, 0.73)]) is size  # another size needs less
+    assert chosen([first, size, Tried(other, 0.75)]).view == other
+    assert chosen([first, Tried(size.view, 0.705)]) is first
     assert flags.view([first, Tried(other, 0.71)]) is None
     assert flags.view([]) is None
 
