@@ -47,6 +47,8 @@ JOINT = {  # laid over TINY: the joint model, on slices large enough for its enc
     "joint": {"slices_per_step": 2, "decoder": [8, 8, 8, 8], "volume_stride": [2, 2, 1]},
     "network": {"unet": [4, 8], "dynunet": [4, 8]},
 }
+FINE = {"preprocessing": {"size": [16, 16, 8], "spacing_mm": [5.0, 5.0, 8.0], "fine_factor": [2, 2, 1], "intensity": "zscore"}}
+"""Laid over JOINT: slices large enough for its encoder on the fine grid alone."""
 JOINT_2D = {"preprocessing": {"size": [32, 32], "spacing_mm": [2.5, 2.5]}, "joint": {"atlases": 2}}
 
 

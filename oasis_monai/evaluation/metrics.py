@@ -3,8 +3,10 @@
 The definitions, pinned here because tools that share these names differ by over 100 mm on the same masks:
 
 * **Surface**: the voxels of a mask with at least one of their 6 face neighbours outside it; what lies outside the image is
-  outside the mask. Distances run between voxel centres, in mm. This is MONAI's definition; surface-distance puts its points on
-  voxel corners and weighs them by area, so its figures differ by a fraction of a voxel's diagonal.
+  outside the mask. An image of one slice has no neighbours above and below: its surface is the contour in the slice, as
+  MONAI's of an image of two dimensions. Distances run between voxel centres, in mm. This is MONAI's definition;
+  surface-distance puts its points on voxel corners and weighs them by area, so its figures differ by a fraction of a voxel's
+  diagonal.
 * **HD**: max of the two directed maxima. **95HD**: max of the two directed 95th percentiles, linearly interpolated, as in
   MONAI; pooling both directions first would hide errors of the smaller surface. **ABD**: the mean over the surface points of both
   masks pooled, (sum_P d(p, R) + sum_R d(r, P)) / (N_P + N_R): the average symmetric surface distance of MICCAI 2007 and
@@ -178,7 +180,8 @@ def score_case(
         p, r = result[box] == index, reference[box] == index
         # Regions are sets of slices, so voxel counts per slice are all that overlap and volume need.
         in_p, in_r, in_both = (_per_slice(mask, box[2].start, reference.shape[2]) for mask in (p, r, p & r))
-        surfaces = surface_distances(p, r, spacing_mm, first_slice=box[2].start) if in_p.any() and in_r.any() else None
+        both = in_p.any() and in_r.any()
+        surfaces = surface_distances(p, r, spacing_mm, box[2].start, thick_axes(reference.shape)) if both else None
         bounds = region_slices(in_r if in_r.any() else in_p)
         for region in regions:
             part = bounds[region]
@@ -223,8 +226,17 @@ def region_slices(voxels_per_slice: np.ndarray) -> dict[Region, slice]:
     return {"whole": slice(0, slices), "apex": slice(0, low), "mid": slice(low, high), "base": slice(high, slices)}
 
 
+def thick_axes(shape: Sequence[int]) -> tuple[int, ...]:
+    """The axes along which an image has more than one voxel: along others it has no surface. All of a single voxel."""
+    return tuple(axis for axis, n in enumerate(shape) if n > 1) or tuple(range(len(shape)))
+
+
 def surface_distances(
-    result: np.ndarray, reference: np.ndarray, spacing_mm: Sequence[float], first_slice: int = 0
+    result: np.ndarray,
+    reference: np.ndarray,
+    spacing_mm: Sequence[float],
+    first_slice: int = 0,
+    axes: Sequence[int] = (0, 1, 2),
 ) -> SurfaceDistances:
     """Distances from each surface voxel of one mask to the nearest surface voxel of the other, both ways.
 
@@ -233,8 +245,9 @@ def surface_distances(
         reference: (x, y, z) bool, not empty.
         spacing_mm: voxel size along the three axes in mm.
         first_slice: index of the arrays' first slice in the whole grid, when they are a box cut out of it.
+        axes: along which a voxel has neighbours, :func:`thick_axes` of the whole grid.
     """
-    p, r = _surface(result), _surface(reference)
+    p, r = _surface(result, axes), _surface(reference, axes)
     at_p, at_r = np.argwhere(p), np.argwhere(r)
     if (len(at_p) + len(at_r)) * _VOXELS_PER_POINT < p.size:
         from scipy.spatial import KDTree
@@ -251,11 +264,11 @@ def surface_distances(
     return SurfaceDistances(p_mm, r_mm, at_p[:, 2] + first_slice, at_r[:, 2] + first_slice)
 
 
-def _surface(mask: np.ndarray) -> np.ndarray:
-    """The mask less its erosion by the 6-neighbourhood, with background beyond the array."""
+def _surface(mask: np.ndarray, axes: Sequence[int]) -> np.ndarray:
+    """The mask less its erosion by the neighbours along ``axes``, with background beyond the array."""
     padded = np.pad(mask, 1)
     inner = padded.copy()
-    for axis in range(3):
+    for axis in axes:
         for step in (-1, 1):
             inner &= np.roll(padded, step, axis)  # rolls round into the padding only
     return (padded & ~inner)[1:-1, 1:-1, 1:-1]

@@ -12,6 +12,7 @@ from torch import nn
 from oasis_monai.atlases.library import AtlasLibrary
 from oasis_monai.networks import warp as warping
 from oasis_monai.networks.registration import append_structures
+from oasis_monai.segmentation.sparse_labels import MANY, SparseLabels, warp_sparse
 from oasis_monai.transforms.labels import foreground, split_ignored, with_ignored
 from oasis_monai.transforms.views import View
 from oasis_monai.utils.device import use_bfloat16
@@ -19,7 +20,7 @@ from oasis_monai.utils.files import digest
 from oasis_monai.utils.memory import Batched
 from oasis_monai.utils.tensor_files import load_if_whole, save_tensors
 
-Warped = tuple[slice, torch.Tensor | None, torch.Tensor]
+Warped = tuple[slice, torch.Tensor | None, torch.Tensor | SparseLabels]
 
 
 class Aligner(Batched):
@@ -64,10 +65,24 @@ class Aligner(Batched):
 
         Yields:
             (which of ``rows``, (b, c, *S) warped images or None where they are not asked for, (b, C, *S) warped one-hot labels, 0
-            in every class where the atlas is ignored: :func:`oasis_monai.transforms.labels.labelled`).
+            in every class where the atlas is ignored: :func:`oasis_monai.transforms.labels.labelled`). Of more than
+            :data:`.MANY` classes the labels are sparse.
         """
 
-        def warp(part: slice) -> tuple[torch.Tensor | None, torch.Tensor]:
+        def warp_many(part: slice) -> tuple[torch.Tensor | None, SparseLabels]:
+            labels, size = library.labels[rows[part]].to(self.device), library.labels.shape[2:]
+            ddf = warping.resize_ddf(fields[part].to(self.device).float(), size)
+            axes = [torch.arange(n, device=ddf.device).view(-1, *[1] * (len(size) - 1 - i)) for i, n in enumerate(size)]
+            moved = tuple(
+                warp_sparse(label, [way + axis for way, axis in zip(field, axes, strict=True)], library.classes)
+                for label, field in zip(labels, ddf, strict=True)
+            )
+            image = warping.warp(library.images[rows[part]].to(self.device, torch.float32), ddf) if images else None
+            return image, SparseLabels(moved)
+
+        def warp(part: slice) -> tuple[torch.Tensor | None, torch.Tensor | SparseLabels]:
+            if library.classes > MANY:
+                return warp_many(part)
             structures = with_ignored(library.labels[rows[part]].to(self.device), library.classes)
             ddf = warping.resize_ddf(fields[part].to(self.device).float(), structures.shape[2:])
             image = library.images[rows[part]].to(self.device, torch.float32) if images else structures[:, :0]

@@ -15,6 +15,7 @@ from oasis_monai.networks.losses import ncc
 from oasis_monai.segmentation import fusion
 from oasis_monai.segmentation.alignment import Aligner, Warped
 from oasis_monai.segmentation.loa import LoaTable
+from oasis_monai.segmentation.sparse_labels import SparseLabel
 from oasis_monai.transforms.labels import one_hot
 
 
@@ -121,7 +122,8 @@ class Evidence:
             for right, _, b in aligner.warped(self.library, self.rows[: left.stop], fields[: left.stop]):
                 for offset, one in enumerate(a):
                     j = left.start + offset
-                    row = fusion.overlap(b, one[None].expand_as(b)).cpu()
+                    whole = one.dense() if isinstance(one, SparseLabel) else one
+                    row = fusion.overlap(b, whole.expand(len(b), *whole.shape)).cpu()
                     matrix[j, right], matrix[right, j] = row, row
         return matrix.masked_fill(self.library.siblings(self.rows), math.nan)
 

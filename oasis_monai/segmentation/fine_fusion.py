@@ -3,7 +3,7 @@
 Selection, alignment and the atlases' weights come from the working grid, where they are cheap and nothing of them is lost: fields
 are smooth, and a weight is one number. What has detail is done again on the fine grid (:mod:`oasis_monai.transforms.fine`).
 The atlases' labels are warped there, the joint model's estimate votes there, and the two are compared there. No atlas's warped
-label is held for more than one slab. STAPLE stays on the working grid.
+label is held for more than one slab, but what STAPLE needs: the class of every voxel, a byte for each atlas.
 """
 
 from __future__ import annotations
@@ -21,6 +21,7 @@ from oasis_monai.segmentation.alignment import with_background
 from oasis_monai.segmentation.evidence import Evidence
 from oasis_monai.segmentation.methods import ALIGNMENT, METHODS
 from oasis_monai.segmentation.result import Key, Result, hard_label
+from oasis_monai.segmentation.sparse_labels import MANY, SparseLabel, warp_sparse
 from oasis_monai.segmentation.uncertainty import uncertainty
 from oasis_monai.transforms.labels import decide, one_hot, with_ignored
 from oasis_monai.utils.interpolation import enlarge_slab, sample_volume
@@ -29,7 +30,7 @@ SLAB_VALUES = 2**24
 """Values of all the maps of a slab: 64 MiB of float32."""
 
 
-def warp_slab(label: torch.Tensor, field: torch.Tensor, slab: slice, classes: int) -> torch.Tensor:
+def warp_slab(label: torch.Tensor, field: torch.Tensor, slab: slice, classes: int) -> torch.Tensor | SparseLabel:
     """Warp the label of an atlas on the fine grid by its coarse field, for a slab of the target.
 
     Args:
@@ -38,7 +39,8 @@ def warp_slab(label: torch.Tensor, field: torch.Tensor, slab: slice, classes: in
         slab: of the target's voxels along x.
 
     Returns:
-        (C, \\*slab) one-hot, on the field's device; 0 in every class where the atlas is ignored.
+        (C, \\*slab) one-hot, on the field's device; 0 in every class where the atlas is ignored. Of more than :data:`.MANY`
+        classes a sparse one.
     """
     size = label.shape[1:]
     x, y, z = enlarge_slab(scale_ddf(field[None].float(), size), size, slab)[0]
@@ -47,7 +49,10 @@ def warp_slab(label: torch.Tensor, field: torch.Tensor, slab: slice, classes: in
     # what the slab shows of the atlas, and no more; beyond its border the outermost voxels continue
     first = min(max(math.floor(float(x.min())), 0), size[0] - 1)
     last = min(max(math.ceil(float(x.max())), 0), size[0] - 1)
-    seen = with_ignored(label[None, :, first : last + 1].to(field.device), classes)
+    part = label[:, first : last + 1].to(field.device)
+    if classes > MANY:
+        return warp_sparse(part, [x - first, y, z], classes)
+    seen = with_ignored(part[None], classes)
     return with_background(sample_volume(seen, [(x - first)[None], y[None], z[None]]), classes)[0]
 
 
@@ -74,23 +79,26 @@ class FineFusion:
     keep_opinions: bool = False
 
     def __call__(self, results: Mapping[Key, Result]) -> dict[Key, Result]:
-        """The same results on the fine grid, but those of STAPLE."""
+        """The same results on the fine grid."""
         weighted = {key: r.weights for key, r in results.items() if METHODS[key[0]].weigh is not None and r.weights is not None}
         classes, alone = self.evidence.library.classes, self.networks is None
+        raters = max((n for method, n in results if method == "STAPLE"), default=0)
+        said = torch.empty(raters, *self.size, dtype=torch.uint8)
         votes = {key: torch.empty(classes, *self.size) for key in weighted}
         compared = {key: torch.zeros(2, classes - 1, 2, dtype=torch.float64) for key in weighted if METHODS[key[0]].predicts_dice}
-        for slab in slabs(self.size, classes * (len(weighted) + 4)) if weighted else ():
-            hard = self._vote(slab, weighted, votes)
+        for slab in slabs(self.size, classes * (len(weighted) + 4)) if weighted or raters else ():
+            hard = self._vote(slab, weighted, votes, raters)
+            said[:, slab] = hard[:raters]
             for key in compared if alone else ():
                 compared[key] += consensus(hard[: key[1]], votes[key][:, slab])
         made = dict(results)
         for key, result in results.items():
             if key in votes:
                 made[key] = self._judged(key, result, votes.pop(key), compared.get(key))
+            elif key[0] == "STAPLE":
+                made[key] = result._replace(probability=fusion.staple(said[: key[1]], classes))
             elif key[0] == "estimate" and self.networks is not None:
-                parts = slabs(self.size, self.networks.shape[0] * self.networks.shape[1])
-                doubt = torch.cat([uncertainty(self.networks[:, :, slab]) for slab in parts])
-                made[key] = result._replace(probability=self.networks.mean(0), uncertainty=doubt)
+                made[key] = result._replace(probability=self.networks.mean(0), uncertainty=uncertainty(self.networks))
         return made
 
     def estimate(self, slab: slice) -> torch.Tensor | None:
@@ -102,8 +110,11 @@ class FineFusion:
         """Voxels of the fine grid."""
         return self.evidence.library.fine[0].label.shape[1:]
 
-    def _vote(self, slab: slice, weighted: Mapping[Key, torch.Tensor], votes: Mapping[Key, torch.Tensor]) -> torch.Tensor:
-        """Write a slab of every vote; -> (n, \\*slab) what each warped atlas says, where that is wanted later."""
+    def _vote(
+        self, slab: slice, weighted: Mapping[Key, torch.Tensor], votes: Mapping[Key, torch.Tensor], raters: int
+    ) -> torch.Tensor:
+        """Write a slab of every vote; -> (n, \\*slab) what the warped atlases say: the first ``raters``, or all where they are
+        compared with the vote."""
         evidence, library = self.evidence, self.evidence.library
         sums: dict[Key, torch.Tensor] = {}
         hard = []
@@ -113,16 +124,16 @@ class FineFusion:
             moving = [key for key in weighted if key[1] > number and key not in still]
             if still:
                 _add(sums, weighted, still, number, one_hot(label[None, :, slab], library.classes)[0])
-            if moving:
+            if moving or number < raters:
                 field = evidence.alignment.fields[number].to(evidence.alignment.aligner.device)
                 warped = warp_slab(label, field, slab, library.classes)
                 _add(sums, weighted, moving, number, warped)
-                if self.networks is None:
+                if self.networks is None or number < raters:
                     hard.append(hard_label(warped).cpu())
         for key in weighted:
             otherwise = self.estimate(slab) if key[0] == "OASIS-joint" else None
             votes[key][:, slab] = fusion.share_votes(sums[key].cpu(), otherwise)
-        return torch.stack(hard) if hard else torch.empty(0)
+        return torch.stack(hard) if hard else torch.empty(0, slab.stop - slab.start, *self.size[1:], dtype=torch.uint8)
 
     def _judged(self, key: Key, result: Result, fused: torch.Tensor, among_atlases: torch.Tensor | None) -> Result:
         """A vote with what it is compared with; of OASIS-joint also the vote of the estimate beside it."""
@@ -150,9 +161,18 @@ class FineFusion:
 
 
 def _add(
-    sums: dict[Key, torch.Tensor], weighted: Mapping[Key, torch.Tensor], keys: Sequence[Key], number: int, label: torch.Tensor
+    sums: dict[Key, torch.Tensor],
+    weighted: Mapping[Key, torch.Tensor],
+    keys: Sequence[Key],
+    number: int,
+    label: torch.Tensor | SparseLabel,
 ) -> None:
     """Add the vote of one atlas to those of the methods."""
     for key in keys:
+        if isinstance(label, SparseLabel):
+            if key not in sums:
+                sums[key] = torch.zeros(label.classes, *label.hard.shape, device=label.hard.device)
+            label.add_to(sums[key], float(weighted[key][number]))
+            continue
         share = label * weighted[key][number].to(label)
         sums[key] = share if key not in sums else sums[key].add_(share)

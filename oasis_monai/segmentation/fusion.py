@@ -6,12 +6,11 @@ Every rule gives each atlas one weight; the fused probability is the weighted su
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 import numpy as np
 import torch
 
 from oasis_monai.networks.losses import ncc, soft_dice
+from oasis_monai.segmentation.sparse_labels import SparseLabels
 from oasis_monai.transforms.components import connected
 from oasis_monai.transforms.labels import decide, ignored, labelled
 
@@ -19,17 +18,20 @@ MISSING = 1e-3  # of all votes: sums of weights miss 1 by far less, and the vote
 EMPTY = 1e-3  # voxels: what warping leaves of a label that lies outside; beside nothing it is nothing as well
 
 
-def overlap(warped: torch.Tensor, reference: torch.Tensor) -> torch.Tensor:
+def overlap(warped: torch.Tensor | SparseLabels, reference: torch.Tensor) -> torch.Tensor:
     """o_jk of one pair, for a batch of pairs: soft Dice (eq. 3, sign +), mean over the foreground classes.
 
     A class that neither label has does not count; two labels without any foreground agree (1).
 
     Args:
-        warped, reference: (B, C, *S) one-hot labels, background in channel 0; what one leaves unlabelled counts in neither.
+        warped, reference: (B, C, *S) one-hot labels, background in channel 0; what one leaves unlabelled counts in neither. Of
+            many structures both may come without channels, the reference as (B, *S) class indices.
 
     Returns:
         (B,) in [0, 1].
     """
+    if isinstance(warped, SparseLabels):
+        return warped.overlap(reference)
     known = labelled(warped) & labelled(reference)
     if not bool(known.all()):
         warped, reference = warped * known, reference * known
@@ -39,7 +41,7 @@ def overlap(warped: torch.Tensor, reference: torch.Tensor) -> torch.Tensor:
     return torch.where(count > 0, (per_class * there).sum(1) / count.clamp_min(1), torch.ones_like(count))
 
 
-def agreement_with_estimate(warped: torch.Tensor, estimate: torch.Tensor) -> torch.Tensor:
+def agreement_with_estimate(warped: torch.Tensor | SparseLabels, estimate: torch.Tensor) -> torch.Tensor:
     """o_k of reading R4: how far the warped label of each atlas agrees with the estimate, mean over the foreground classes.
 
     The soft Dice of a class; for an atlas without the class, how sure the estimate is that it is not there: a softmax is never
@@ -52,6 +54,8 @@ def agreement_with_estimate(warped: torch.Tensor, estimate: torch.Tensor) -> tor
     Returns:
         (B,) in [0, 1].
     """
+    if isinstance(warped, SparseLabels):
+        return warped.agreement_with_estimate(estimate)
     labels, expected = warped[:, 1:], estimate[1:][None].expand_as(warped[:, 1:])
     known = labelled(warped)
     if not bool(known.all()):
@@ -128,11 +132,13 @@ def equal_weights(n: int) -> torch.Tensor:
     return torch.full((n,), 1 / n)
 
 
-def fuse(labels: torch.Tensor, weights: torch.Tensor) -> torch.Tensor:
+def fuse(labels: torch.Tensor | SparseLabels, weights: torch.Tensor) -> torch.Tensor:
     """P = sum_k w_k (y_k o phi_k): (n, C, *S) warped one-hot labels and (n,) weights -> (C, *S) probability.
 
     An atlas has no vote where nobody labelled it, and P sums to less than 1 there: see :func:`share_votes`.
     """
+    if isinstance(labels, SparseLabels):
+        return labels.fuse(weights)
     return torch.einsum("n...,n->...", labels.float(), weights.to(labels.device, torch.float32))
 
 
@@ -198,8 +204,10 @@ def staple(votes: torch.Tensor, classes: int, iterations: int = 50) -> torch.Ten
     if bool(unknown.any()):
         counts = torch.stack([(votes == c).sum(0) for c in range(classes)])
         votes = torch.where(unknown, counts.argmax(0).to(votes.dtype), votes)
-    claims = [_binary_staple(votes == c, iterations) for c in range(1, classes)]
-    foreground = torch.stack(claims)
+    foreground = torch.zeros(classes - 1, *votes.shape[1:], device=votes.device)
+    for claim, box, c in zip(foreground, _boxes(votes, classes), range(1, classes), strict=True):
+        if box is not None:
+            claim[box] = _binary_staple(votes[(slice(None), *box)] == c, iterations)
     foreground = foreground / foreground.sum(0, keepdim=True).clamp_min(1)
     return torch.cat([(1 - foreground.sum(0, keepdim=True)).clamp_min(0), foreground])
 
@@ -210,29 +218,35 @@ def _binary_staple(raters: torch.Tensor, iterations: int) -> torch.Tensor:
         return raters[0].float()
     import itk
 
-    # voxels outside every vote carry no information, and over a field of view of mostly background the estimate drifts to
-    # "all background": so only the box around the votes is used
-    box = _box(raters.any(0))
     dims = raters.ndim - 1
     kind = itk.Image[itk.F, dims]  # the only pixel types ITK's wheels wrap this filter for are float and double
     staple_filter = itk.STAPLEImageFilter[kind, kind].New()
     staple_filter.SetForegroundValue(1)
     staple_filter.SetMaximumIterations(iterations)
-    images = [itk.image_from_array(rater[box].float().contiguous().cpu().numpy()) for rater in raters]
+    images = [itk.image_from_array(rater.float().contiguous().cpu().numpy()) for rater in raters]
     for number, image in enumerate(images):
         staple_filter.SetInput(number, image)
     staple_filter.Update()
-    result = torch.zeros(raters.shape[1:], dtype=torch.float32)
-    result[box] = torch.from_numpy(itk.array_from_image(staple_filter.GetOutput())).float()
+    result = torch.from_numpy(itk.array_from_image(staple_filter.GetOutput())).float()
     return torch.nan_to_num(result).to(raters.device)
 
 
-def _box(mask: torch.Tensor, margin: int = 2) -> tuple[slice, ...]:
-    """Slices of the bounding box of a mask that is not empty, ``margin`` voxels wider."""
-    spans: Sequence[torch.Tensor] = [
-        torch.nonzero(mask.sum([a for a in range(mask.ndim) if a != axis])) for axis in range(mask.ndim)
-    ]
-    return tuple(
-        slice(max(0, int(span.min()) - margin), min(size, int(span.max()) + 1 + margin))
-        for span, size in zip(spans, mask.shape, strict=True)
-    )
+def _boxes(votes: torch.Tensor, classes: int, margin: int = 2) -> list[tuple[slice, ...] | None]:
+    """The box round what all raters take for a structure, ``margin`` voxels wider, for each; None where nobody sees it.
+
+    Voxels outside every vote carry no information, and over a field of view of mostly background the estimate drifts to "all
+    background": so only the box is used.
+    """
+    from scipy import ndimage
+
+    boxes: list[tuple[slice, ...] | None] = []
+    found = [ndimage.find_objects(vote.cpu().numpy().astype(np.int32), classes - 1) for vote in votes]
+    for each in zip(*found, strict=True):
+        some = [box for box in each if box is not None]
+        spans = [
+            (min(part.start for part in parts) - margin, max(part.stop for part in parts) + margin)
+            for parts in zip(*some, strict=True)
+        ]
+        grown = tuple(slice(max(0, a), min(b, size)) for (a, b), size in zip(spans, votes.shape[1:], strict=False))
+        boxes.append(grown if some else None)
+    return boxes

@@ -12,6 +12,7 @@ from oasis_monai.atlases.library import AtlasLibrary
 from oasis_monai.networks.registration import append_structures
 from oasis_monai.segmentation.alignment import Aligner
 from oasis_monai.segmentation.fusion import overlap
+from oasis_monai.segmentation.sparse_labels import SparseLabels
 from oasis_monai.transforms.labels import one_hot
 from oasis_monai.utils.tensor_files import load_if_whole, save_tensors
 
@@ -74,10 +75,11 @@ class LoaTable:
         library = self.library
         onto_seen = append_structures(library.images[onto], self._estimates(onto) if self.aligner.joint else None)
         fields = self.aligner.fields(self.aligner.seen(library, atlas), onto_seen)
-        parts = [
-            overlap(moved, one_hot(library.labels[onto[part]].to(moved.device), library.classes)).cpu()
-            for part, _, moved in self.aligner.warped(library, atlas, fields)
-        ]
+        parts = []
+        for part, _, moved in self.aligner.warped(library, atlas, fields):
+            label = library.labels[onto[part]].to(self.aligner.device)
+            reference = label[:, 0] if isinstance(moved, SparseLabels) else one_hot(label, library.classes)
+            parts.append(overlap(moved, reference).cpu())
         return torch.cat(parts)
 
     def _estimates(self, rows: torch.Tensor) -> torch.Tensor:

@@ -7,6 +7,7 @@ from typing import NamedTuple
 import torch
 
 from oasis_monai.data.types import IGNORE
+from oasis_monai.segmentation.sparse_labels import SparseLabel
 from oasis_monai.segmentation.uncertainty import uncertainty
 from oasis_monai.transforms.labels import decide, labelled
 
@@ -38,7 +39,9 @@ class Result(NamedTuple):
         return uncertainty(self.probability[None]) if self.uncertainty is None else self.uncertainty
 
 
-def hard_label(label: torch.Tensor) -> torch.Tensor:
+def hard_label(label: torch.Tensor | SparseLabel) -> torch.Tensor:
     """(C, *S) warped one-hot label -> (*S) class indices, ignored where it says nothing."""
+    if isinstance(label, SparseLabel):
+        return label.hard
     known = labelled(label[None])[0, 0]
     return decide(label) if bool(known.all()) else torch.where(known, decide(label), IGNORE)

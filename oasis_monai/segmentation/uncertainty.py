@@ -17,6 +17,8 @@ import torch
 from oasis_monai.data.types import Geometry
 from oasis_monai.transforms.spatial import inside, resample
 
+AT_ONCE = 2**24  # values of the opinions that are worked on at once
+
 
 def uncertainty(opinions: torch.Tensor) -> torch.Tensor:
     """Entropy of the mean opinion, in units of the largest possible one.
@@ -32,6 +34,13 @@ def uncertainty(opinions: torch.Tensor) -> torch.Tensor:
         >>> uncertainty(torch.stack([sure, opposite])), uncertainty(torch.stack([sure, sure]))
         (tensor(1.), tensor(0.))
     """
+    if opinions.numel() > AT_ONCE and opinions.ndim > 2:
+        parts = -(-opinions.numel() // AT_ONCE)
+        return torch.cat([_entropy(part) for part in opinions.chunk(parts, 2)])
+    return _entropy(opinions)
+
+
+def _entropy(opinions: torch.Tensor) -> torch.Tensor:
     mean = opinions.float().mean(0).clamp_min(0)
     mean = mean / mean.sum(0, keepdim=True).clamp_min(torch.finfo(torch.float32).tiny)
     return (torch.special.entr(mean).sum(0) / math.log(len(mean))).clamp(0, 1)

@@ -22,6 +22,7 @@ from monai.utils.enums import TransformBackends
 
 from oasis_monai.data.types import IGNORE, Geometry
 from oasis_monai.transforms import spatial as grids
+from oasis_monai.transforms.fine import centred_beneath
 from oasis_monai.transforms.metadata import NO_CHANNEL, grid_of, on_grid, own_copy, to_tensor
 from oasis_monai.utils.errors import DataError
 
@@ -80,6 +81,8 @@ class PhysicalFieldOfView(Transform):
         anti_alias: smooth images before down-sampling.
         slice_axis: ``axial`` (x, y, z run to the right, anterior, superior), ``coronal`` (right, superior, anterior) or
             ``sagittal`` (anterior, superior, right).
+        fine_factor: cut every voxel into so many along x, y, z, and this fine grid lies round the image centre; it is that of
+            ``spacing_mm / fine_factor`` and ``size * fine_factor``. All three values of spacing and size must be given.
 
     Call: ``MetaTensor`` (C, x, y, z) -> ``MetaTensor`` (C, \\*size) on its new affine, ``meta`` kept.
 
@@ -105,6 +108,7 @@ class PhysicalFieldOfView(Transform):
         padding: float = 0.0,
         anti_alias: bool = True,
         slice_axis: str = "axial",
+        fine_factor: Sequence[int] | None = None,
     ) -> None:
         if slice_axis not in grids.SLICE_AXES:
             raise ValueError(f"slice_axis: expected one of {list(grids.SLICE_AXES)}, found {slice_axis!r}")
@@ -112,9 +116,15 @@ class PhysicalFieldOfView(Transform):
         self.spacing_mm = _three("spacing_mm", spacing_mm)
         self.size = [None if n is None else int(n) for n in _three("size", size)]
         self.label, self.padding, self.anti_alias = label, padding, anti_alias
+        self.fine_factor = None if fine_factor is None else [int(f) for f in fine_factor]
+        if self.fine_factor is not None and (len(self.fine_factor) != 3 or None in (*self.spacing_mm, *self.size)):
+            raise ValueError(f"fine_factor: expected 3 values, and 3 of spacing_mm and size, found {list(self.fine_factor)}")
 
     def __call__(self, img: torch.Tensor) -> MetaTensor:
-        return self._moved(img, grids.centred(grid_of(img), self.spacing_mm, self.size, self.slice_axis))
+        if self.fine_factor is None:
+            return self._moved(img, grids.centred(grid_of(img), self.spacing_mm, self.size, self.slice_axis))
+        spacing_mm, size = [mm for mm in self.spacing_mm if mm is not None], [n for n in self.size if n is not None]
+        return self._moved(img, centred_beneath(grid_of(img), spacing_mm, size, self.fine_factor, self.slice_axis))
 
     def _moved(self, img: torch.Tensor, target: Geometry) -> MetaTensor:
         source = grid_of(img)

@@ -119,8 +119,10 @@ class PhysicalFieldOfViewd(_EachKey):
         anti_alias: bool = True,
         allow_missing_keys: bool = False,
         slice_axis: str = "axial",
+        fine_factor: Sequence[int] | None = None,
     ) -> None:
-        each = [PhysicalFieldOfView(spacing_mm, size, one, padding, anti_alias, slice_axis) for one in _per_key(keys, label)]
+        common = (padding, anti_alias, slice_axis, fine_factor)
+        each = [PhysicalFieldOfView(spacing_mm, size, one, *common) for one in _per_key(keys, label)]
         super().__init__(keys, each, allow_missing_keys)
 
 

@@ -12,6 +12,17 @@ from collections.abc import Sequence
 import numpy as np
 
 from oasis_monai.data.types import Geometry
+from oasis_monai.transforms.spatial import centred
+
+
+def centred_beneath(
+    native: Geometry, spacing_mm: Sequence[float], size: Sequence[int], factor: Sequence[int], slice_axis: str = "axial"
+) -> Geometry:
+    """The grid of ``size`` voxels of ``spacing_mm`` whose fine grid is :func:`.centred`, so that one keeps the scan's voxels
+    where it can, and both have the same edges."""
+    fine_mm = [mm / f for mm, f in zip(spacing_mm, factor, strict=True)]
+    fine_size = [n * f for n, f in zip(size, factor, strict=True)]
+    return coarsened(centred(native, fine_mm, fine_size, slice_axis), factor)
 
 
 def refined(working: Geometry, factor: Sequence[int]) -> Geometry:

@@ -89,7 +89,33 @@ def decide_streamed(foreground: Iterable[tuple[int, torch.Tensor]], background_o
     winner = torch.zeros_like(best, dtype=torch.uint8)
     for index, probability in foreground:
         total += probability
-        better = probability > best + TIE
-        best = torch.where(better, probability, best)
-        winner = torch.where(better, torch.tensor(index, dtype=torch.uint8, device=winner.device), winner)
+        _challenge(best, winner, index, probability)
     return winner * ~(best < 1 - total - TIE)  # indexing by masks takes half as long again
+
+
+def decide_within(foreground: Iterable[tuple[int, torch.Tensor, tuple[slice, ...]]], total: torch.Tensor) -> torch.Tensor:
+    """:func:`decide_streamed` of maps that are known in a box each: elsewhere they are too small to win (:func:`least_to_win`).
+
+    Args:
+        foreground: (class index, map of the box, box) in ascending order.
+        total: (\\*S) float: the sum of all foreground maps, beyond their boxes too.
+
+    Returns:
+        (\\*S) uint8.
+    """
+    best, winner = torch.zeros_like(total), torch.zeros_like(total, dtype=torch.uint8)
+    for index, probability, box in foreground:
+        _challenge(best[box], winner[box], index, probability)
+    return winner * ~(best < 1 - total - TIE)
+
+
+def least_to_win(classes: int) -> float:
+    """A probability below which no class wins among so many: the winner is as probable as all others, and they have sum 1."""
+    return 1 / classes - 100 * TIE
+
+
+def _challenge(best: torch.Tensor, winner: torch.Tensor, index: int, probability: torch.Tensor) -> None:
+    """Write a class where it is more probable than the best so far."""
+    better = probability > best + TIE
+    best.copy_(torch.where(better, probability, best))
+    winner.masked_fill_(better, index)

@@ -27,7 +27,7 @@ from oasis_monai.data import io as volumes
 from oasis_monai.data.formats import dispatch as headers
 from oasis_monai.data.types import Case, Geometry, Preprocessed, Segmentation, Volume
 from oasis_monai.transforms import spatial as grids
-from oasis_monai.transforms.fine import coarsened, refined
+from oasis_monai.transforms.fine import centred_beneath, refined
 from oasis_monai.transforms.intensity import (
     LOCAL_MM,
     Window,
@@ -192,9 +192,8 @@ class Preprocessing:
             found = grids.resized(native, (*self.size, *free), self.slice_axis)
         elif self.fine_factor is None:
             found = grids.centred(native, (*self.spacing_mm, *free), (*self.size, *free), self.slice_axis)
-        else:  # the fine grid keeps the scan's voxels where it can, and the working grid has the same edges
-            spacing = [mm / f for mm, f in zip(self.spacing_mm, self.fine_factor, strict=True)]
-            found = coarsened(grids.centred(native, spacing, self.fine_size, self.slice_axis), self.fine_factor)
+        else:
+            found = centred_beneath(native, self.spacing_mm, self.size, self.fine_factor, self.slice_axis)
         found = view.placed(found)
         if not any(moved):
             return found

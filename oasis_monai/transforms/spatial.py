@@ -18,7 +18,7 @@ import numpy as np
 import torch
 
 from oasis_monai.data.types import Geometry
-from oasis_monai.transforms.labels import decide_streamed
+from oasis_monai.transforms.labels import decide_streamed, decide_within, least_to_win
 from oasis_monai.utils.interpolation import along_axis
 
 SLICE_AXES = {"axial": (0, 1, 2), "coronal": (0, 2, 1), "sagittal": (1, 2, 0)}
@@ -28,6 +28,7 @@ TRUNCATED = 4.0  # standard deviations at which the anti-alias Gaussian ends
 UNSMOOTHED = 0.05  # a Gaussian narrower than this, in voxels, is the identity
 EDGE = 1e-6  # voxels; a position this close to a voxel's centre or edge counts as on it
 ASIDE = 1e-3  # voxels; axes that deviate by no more than this over the whole grid count as parallel
+MANY = 8  # structures from which each one is restored in its own box
 SLAB_VALUES = 2**24  # values of one native slab that `restore` may hold: 64 MiB of float32
 
 
@@ -197,7 +198,10 @@ def restore_all(
     corner, some = _bounding_box(some)  # nothing lies beyond it; the box of a vote of atlases is a tenth of the working grid
     x, y, z = (slice(c, c + n) for c, n in zip(corner, some.shape, strict=True))
     foreground, working = foreground[:, x, y, z], shifted_grid(working, corner, some.shape)
-    thick = max(1, SLAB_VALUES // max(1, (len(foreground) + 3) * native.shape[0] * native.shape[1]))
+    few = kept is not None or classes < MANY
+    boxes = [] if few else [_boxes(maps, least_to_win(classes + 1)) for maps in foreground.split(classes)]
+    at_once = len(foreground) if few else 1
+    thick = max(1, SLAB_VALUES // max(1, (at_once + 3) * native.shape[0] * native.shape[1]))
     for first in range(0, native.shape[2], thick):
         last = min(first + thick, native.shape[2])
         slab = shifted_grid(native, (0, 0, first), (native.shape[0], native.shape[1], last - first))
@@ -205,14 +209,51 @@ def restore_all(
         if box is None:
             continue
         corner, seen = box  # for many scans the working field of view is a quarter of the slab
-        every = resample(foreground, working, shifted_grid(slab, corner, seen.shape), anti_alias=False) * seen
+        part = shifted_grid(slab, corner, seen.shape)
         x, y, z = (slice(c + add, c + add + n) for c, add, n in zip(corner, (0, 0, first), seen.shape, strict=True))
+        if boxes:
+            for number, maps in enumerate(foreground.split(classes)):
+                labels[number][x, y, z] = _decided_in_boxes(maps, boxes[number], working, part) * seen
+            continue
+        every = resample(foreground, working, part, anti_alias=False) * seen
         for number, maps in enumerate(every.split(classes)):
             labels[number][x, y, z] = decide_streamed(enumerate(maps, 1), torch.zeros_like(maps[0]))
             if kept is not None:
                 kept[number][1:, x, y, z] = maps
                 kept[number][0, x, y, z] = (1 - maps.sum(0)).clamp(min=0)
     return results
+
+
+def _boxes(maps: torch.Tensor, least: float) -> list[tuple[slice, ...] | None]:
+    """For each of (C, \\*S) maps the box of what has ``least`` or more, a voxel wider: beyond it no interpolated value has it."""
+    found: list[tuple[slice, ...] | None] = []
+    for values in maps:
+        there = values >= least
+        if not bool(there.any()):
+            found.append(None)
+            continue
+        corner, box = _bounding_box(there)
+        found.append(tuple(slice(c, c + n) for c, n in zip(corner, box.shape, strict=True)))
+    return found
+
+
+def _decided_in_boxes(
+    maps: torch.Tensor, boxes: Sequence[tuple[slice, ...] | None], working: Geometry, target: Geometry
+) -> torch.Tensor:
+    """:func:`.decide` of foreground maps (C, \\*working.shape) resampled to ``target``, each one only in its box."""
+
+    def seen() -> Iterator[tuple[int, torch.Tensor, tuple[slice, ...]]]:
+        for index, (values, box) in enumerate(zip(maps, boxes, strict=True), 1):
+            if box is None:
+                continue
+            source = shifted_grid(working, [side.start for side in box], values[box].shape)
+            place = _box_inside(source, target, maps.device)
+            if place is not None:
+                corner, within = place
+                part = resample(values[box][None], source, shifted_grid(target, corner, within.shape), anti_alias=False)[0]
+                yield index, part, tuple(slice(c, c + n) for c, n in zip(corner, within.shape, strict=True))
+
+    return decide_within(seen(), resample(maps.sum(0)[None], working, target, anti_alias=False)[0])
 
 
 def as_plain_tensor(values: torch.Tensor) -> torch.Tensor:

@@ -20,6 +20,7 @@ from oasis_monai.segmentation.result import Key
 from oasis_monai.segmentation.views import rows_of
 from oasis_monai.settings import Settings
 from oasis_monai.utils.files import write_text
+from oasis_monai.utils.words import SHOWN
 
 PackedLabels = dict[tuple[str, str, int], bytes]
 """(case, method, n) -> the label of a result, compressed."""
@@ -169,11 +170,19 @@ def draw_overlays(
             label, _ = to_canonical(unpacked, volume.geometry.affine)
             values = [scores[case, method, n, name] for name in settings.data.labels]
             name = method_name(method, n)
-            title = f"{case}  {name}  DSC " + ", ".join(f"{100 * v:.1f} %" for v in values)
+            title = f"{case}  {name}  {_told(values)}"
             path = run_dir / "overlays" / f"{case}__{name}.png"
             overlay(path, image, truth, label, spacing_mm, title, labels=names)
             pictures.add(path)
     return pictures
+
+
+def _told(values: list[float]) -> str:
+    """The Dice of every structure; of many their mean and the lowest, which a title has room for."""
+    known = [value for value in values if not np.isnan(value)]
+    if len(values) <= SHOWN or not known:
+        return "DSC " + ", ".join(f"{100 * value:.1f} %" for value in values)
+    return f"DSC of {len(known)} structures {100 * np.mean(known):.1f} %, lowest {100 * min(known):.1f} %"
 
 
 def remove_stale_pictures(settings: Settings, run_dir: Path, rows: list[dict[str, Any]], pictures: set[Path]) -> None:

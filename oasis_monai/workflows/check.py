@@ -16,11 +16,13 @@ from oasis_monai.data.io import read_volume
 from oasis_monai.data.types import Case, Geometry, Volume
 from oasis_monai.transforms.preprocessing import Preprocessing, outside_view, view_faults
 from oasis_monai.utils.errors import DataError, Fault
+from oasis_monai.utils.words import listed
 from oasis_monai.workflows.twins import Portrait, portrait, twin_faults
 
 SPACING_MM = (0.1, 20.0)  # plausible voxel sizes of a clinical scan
 IN_PLANE_RATIO = 1.5  # largest ratio of the two finer spacings; a scanner's pixels are square
 FEW_VOXELS = 10
+FEW_ABSENT = 2  # more structures that a case lacks are told in one line
 OUTLIER = 5.0  # robust z of log volume: one volume in 1.7 million if log-normal
 FEWEST_CASES = 8  # with fewer cases a median absolute deviation says little
 
@@ -130,8 +132,14 @@ def _label_faults(volume: Volume, label_values: Sequence[int], volumes_mm3: dict
         remedy = "check that the structure is absent: the case is scored and teaches the networks, but is no atlas"
         return [Fault(volume.case, "label", "some foreground", found, remedy, "warning")]
     faults = []
+    absent = [str(label_values[index]) for index, box in enumerate(boxes, start=1) if box is None]
+    if len(absent) > FEW_ABSENT:
+        found = f"none of {listed(absent)}"
+        faults.append(Fault(volume.case, "label", "some voxels of each", found, "check that they are absent", "warning"))
     for index, box in enumerate(boxes, start=1):
         name = f"label {label_values[index]}"
+        if box is None and len(absent) > FEW_ABSENT:
+            continue
         if box is None:
             faults.append(Fault(volume.case, name, "some voxels", "none", "check that the structure is absent", "warning"))
             continue

@@ -19,6 +19,7 @@ from oasis_monai.segmentation.postprocessing import AUTO, Change
 from oasis_monai.segmentation.segmenter import Segmenter
 from oasis_monai.utils.errors import ConfigError, DataError, Fault
 from oasis_monai.utils.files import file_digest, write_json
+from oasis_monai.utils.words import SHOWN, listed, shortened
 from oasis_monai.workflows.fold_models import views_identity
 from oasis_monai.workflows.model import Model, load_model, whole_number
 from oasis_monai.workflows.model_folder import ModelRecord
@@ -192,8 +193,11 @@ def _files(record: dict[str, Any]) -> list[str]:
 
 
 def _line(record: dict[str, Any]) -> str:
-    volumes = ", ".join(f"{name} {ml:.1f} ml" for name, ml in record["volume_ml"].items())
-    doubts = "".join(f"; {flag['name']}: {flag['text']}" for flag in record["flags"])
+    """What is told of a scan; of many structures a few, as all of it is in the JSON file."""
+    own = f"{record['case']}.json"
+    volumes = listed(f"{name} {ml:.1f} ml" for name, ml in record["volume_ml"].items())
+    remarks = (f"{flag['name']}: {flag['text']}" for flag in record["flags"])
+    doubts = "".join(f"; {shortened(remark, own)}" for remark in remarks)
     doubts += (
         f"; this scan is the model's atlas {record['is_atlas']}, so the result is no test of accuracy"
         if record.get("is_atlas")
@@ -202,11 +206,13 @@ def _line(record: dict[str, Any]) -> str:
     if theirs := record.get("atlases_of_patient"):
         doubts += f"; {', '.join(theirs)} among the model's atlases are of this patient, so the result is no test of accuracy"
     intervals = record.get("dsc_interval_90", {})
-    known = [
-        f"{name} {100 * v:.0f} %{_interval(intervals.get(name))}" for name, v in record["predicted_dsc"].items() if v is not None
-    ]
-    quality = f"; {'predicted DSC' if record['calibrated'] else 'agreement of the parts'} {', '.join(known)}" if known else ""
-    edits = "".join(f"; {Change(**change)}" for change in record.get("postprocessed", []))
+    expected = {name: v for name, v in record["predicted_dsc"].items() if v is not None}
+    if len(expected) > SHOWN:  # the worst ones
+        expected = dict(sorted(expected.items(), key=lambda one: one[1]))
+    known = listed(f"{name} {100 * v:.0f} %{_interval(intervals.get(name))}" for name, v in expected.items())
+    quality = f"; {'predicted DSC' if record['calibrated'] else 'agreement of the parts'} {known}" if known else ""
+    changes = "; ".join(str(Change(**change)) for change in record.get("postprocessed", []))
+    edits = f"; {shortened(changes, own)}" if changes else ""
     return f"{record['case']}: {volumes}{quality}{edits}{doubts}"
 
 

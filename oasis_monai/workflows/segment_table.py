@@ -12,6 +12,7 @@ from typing import Any
 
 from oasis_monai.evaluation.tables import aligned_text
 from oasis_monai.utils.files import write_text
+from oasis_monai.utils.words import SHOWN
 
 DONE, FLAGGED, SKIPPED, FAILED = "done", "flagged", "skipped", "failed"
 FILE = "segment.csv"
@@ -79,18 +80,36 @@ def _labels(rows: Sequence[Row]) -> list[str]:
 
 
 def table_text(rows: Sequence[Row]) -> str:
-    """Aligned columns with a head; flags and reasons last."""
+    """Aligned columns with a head; flags and reasons last. Of many structures it says how many were found, and the worst."""
     labels = _labels(rows)
     expected = [row for row in rows if row.predicted_dsc]
     noun = "DSC % predicted" if all(row.calibrated for row in expected) else "agreement %"
     noun += " (90 % interval)" if any(row.interval for row in expected) else ""
     more = [f"{name} {noun}" for name in labels] if expected else []
+    if len(labels) > SHOWN:
+        return _of_many(rows, len(labels), f"least {noun}" if expected else "")
     lines = [["case", "status", *(f"{name} ml" for name in labels), *more, "flags and faults"]]
     for row in rows:
         volumes = [f"{row.volume_ml[name]:.1f}" if name in row.volume_ml else "-" for name in labels]
         dsc = {name: f"{100 * value:.0f}{_range(row.interval.get(name))}" for name, value in row.predicted_dsc.items()}
         predictions = [dsc.get(name, "-") for name in labels] if expected else []
         lines.append([row.case, row.status, *volumes, *predictions, row.reason or ", ".join(row.flags)])
+    return aligned_text(lines, left=(0, 1, len(lines[0]) - 1))
+
+
+def _of_many(rows: Sequence[Row], structures: int, least: str) -> str:
+    """The table without a column for every structure; ``least``: the head of what is least certain, empty for none."""
+    lines = [["case", "status", "structures", "ml", *([least] if least else []), "flags and faults"]]
+    for row in rows:
+        volumes, predicted = row.volume_ml, row.predicted_dsc
+        found = (
+            [f"{sum(ml > 0 for ml in volumes.values())} of {structures}", f"{sum(volumes.values()):.1f}"]
+            if volumes
+            else ["-", "-"]
+        )
+        worst = min(predicted, key=predicted.__getitem__, default=None)
+        told = "-" if worst is None else f"{worst} {100 * predicted[worst]:.0f}{_range(row.interval.get(worst))}"
+        lines.append([row.case, row.status, *found, *([told] if least else []), row.reason or ", ".join(row.flags)])
     return aligned_text(lines, left=(0, 1, len(lines[0]) - 1))
 
 

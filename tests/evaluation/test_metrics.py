@@ -103,6 +103,18 @@ def test_whole_equals_monai(name):
         assert getattr(found, metric) == pytest.approx(value, abs=1e-4), metric
 
 
+@pytest.mark.parametrize("axis", range(3))
+def test_an_image_of_one_slice_has_a_contour_and_no_faces_above_and_below(axis):
+    """As MONAI measures an image of two dimensions; the slice may lie along any axis."""
+    flat = [ellipsoid((40, 36, 1), centre, radii) for centre, radii in (((21, 18, 0), (12, 9, 5)), ((17, 15, 0), (10, 11, 4)))]
+    spacing = np.insert(SPACING[:2], axis, SPACING[2])
+    found = score(*(np.moveaxis(mask, 2, axis) for mask in flat), spacing)["whole"]
+    wanted = monai_metrics(*(mask[..., 0] for mask in flat), SPACING[:2])
+    for metric, value in wanted.items():
+        assert getattr(found, metric) == pytest.approx(value, abs=1e-4), metric
+    assert found.abd_mm > 1.5  # were all voxels surface, most of them would be 0 mm from the other
+
+
 @pytest.mark.parametrize("seed", range(3))
 def test_every_region_equals_the_loop(seed):
     result, reference = blobs(seed)

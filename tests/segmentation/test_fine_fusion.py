@@ -15,7 +15,7 @@ from oasis_monai.segmentation.agreement import agreement
 from oasis_monai.segmentation.alignment import Aligner
 from oasis_monai.segmentation.estimate import Estimator, add_detail, see
 from oasis_monai.segmentation.fine_fusion import slabs, warp_slab
-from oasis_monai.segmentation.fusion import remove_unsupported_components
+from oasis_monai.segmentation.fusion import remove_unsupported_components, staple
 from oasis_monai.segmentation.learned_fusion import LearnedFusion
 from oasis_monai.segmentation.segmenter import Segmenter
 from oasis_monai.segmentation.views import AtlasVolumes, result_agreement
@@ -140,6 +140,23 @@ def test_votes_on_the_fine_grid_are_weighted_sums_of_its_labels():
             wanted = wanted + weight * moved
         torch.testing.assert_close(found.results[method, 4].probability, wanted, atol=1e-5, rtol=0)
     assert found.results["majority", 4].uncertainty.shape == target.fine.geometry.shape
+
+
+@pytest.mark.parametrize("values", [fine_fusion.SLAB_VALUES, 1])
+def test_staple_rates_what_atlases_say_on_the_fine_grid(values, monkeypatch):
+    """Labels with a detail that the working grid does not show; no other method needs to be asked."""
+    monkeypatch.setattr(fine_fusion, "SLAB_VALUES", values)
+    library, target, features = world(3)
+    library, target = with_fine(library, target, (2, 1, 2))
+    for one in library.fine:
+        one.label[0, 5, 4, 7] = 2
+    found = segmenter(library)(target, features, ("STAPLE",), (2, 4))
+    said = []
+    for row, field in zip(found.selection.indices[0], found.fields[0], strict=True):
+        label = library.fine[row].label
+        said.append(decide(warp_slab(label, field, slice(0, label.shape[1]), CLASSES)))
+    for n in (2, 4):
+        assert torch.equal(found.results["STAPLE", n].probability, staple(torch.stack(said[:n]), CLASSES))
 
 
 def test_parts_are_compared_on_the_fine_grid():

@@ -32,6 +32,13 @@ def test_it_is_the_entropy_of_the_mean_opinion(classes):
     assert float(uncertainty(opinions)[0, 0].max()) == 0
 
 
+def test_a_large_map_is_made_a_part_at_a_time(monkeypatch):
+    opinions = torch.rand(2, 9, 10, 4, 3).softmax(1)
+    whole = uncertainty(opinions)
+    monkeypatch.setattr("oasis_monai.segmentation.uncertainty.AT_ONCE", 2 * 9 * 3 * 4 * 3)
+    torch.testing.assert_close(uncertainty(opinions), whole, atol=1e-6, rtol=0)
+
+
 def test_it_is_one_where_every_class_is_as_likely_by_contradiction_or_by_doubt():
     certain = torch.eye(3).view(3, 3, 1)
     torch.testing.assert_close(uncertainty(certain), torch.ones(1))

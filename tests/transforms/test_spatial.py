@@ -442,3 +442,23 @@ def test_restore_looks_at_the_box_round_the_structures_and_loses_nothing(turn_de
     nothing, certain = grids.restore(torch.zeros_like(small), working, native, keep_probability=True)
     assert not nothing.any()
     assert torch.equal(certain, torch.eye(3)[0].view(3, 1, 1, 1).expand_as(certain))
+
+
+@pytest.mark.parametrize("turn_deg", [0.0, 12.0])
+@pytest.mark.parametrize("kind", ["softmax", "votes", "hard"])
+def test_many_structures_are_restored_in_their_boxes_as_all_at_once(turn_deg, kind, monkeypatch):
+    """Of a network that is sure of nothing, of atlases' votes that tie, of labels that touch the border."""
+    working = geometry((14, 13, 12), (1.5, 1.4, 2.0), rotation(0, 0, turn_deg))
+    native = geometry((20, 18, 15), (0.8, 0.7, 1.3), origin=(-28.0, 18.0, 41.0))
+    random = torch.Generator().manual_seed(5)
+    blocks = torch.randint(0, 12, (4, 7, 7, 6), generator=random)
+    blocks = blocks.repeat_interleave(2, 1).repeat_interleave(2, 2).repeat_interleave(2, 3)[:, :14, :13, :12]
+    votes = torch.stack([(blocks == c).float().mean(0) for c in range(13)])  # the last one is nowhere
+    hard = torch.nn.functional.one_hot(votes.argmax(0), 13).movedim(-1, 0).float()
+    maps = {"softmax": (4 * votes).softmax(0), "votes": votes, "hard": hard}[kind]
+    two = [maps, maps.roll(1, 1)]
+    found = [label for label, _ in grids.restore_all(two, working, native)]
+    monkeypatch.setattr(grids, "MANY", 99)
+    wanted = [label for label, _ in grids.restore_all(two, working, native)]
+    assert len(wanted[0].unique()) > 5
+    assert all(torch.equal(*pair) for pair in zip(found, wanted, strict=True))

@@ -21,7 +21,7 @@ from oasis_monai.workflows.bundle.configs import inert, postprocessing, preproce
 from oasis_monai.workflows.model import load_model
 from oasis_monai.workflows.segment import segment_scans
 from oasis_monai.workflows.train import train_model
-from tests.conftest import JOINT, JOINT_2D, TINY, TINY_2D, merged
+from tests.conftest import FINE, JOINT, JOINT_2D, TINY, TINY_2D, merged
 from tests.helpers.command import python, run
 from tests.helpers.dicom_series import write_series
 from tests.transforms.test_array import ORDERS, stored
@@ -29,6 +29,7 @@ from tests.transforms.test_array import ORDERS, stored
 KINDS = {  # model, method
     "plain": ([{}], "OASIS"),
     "joint": ([JOINT, {"features": {"name": "efficientnet-lite0"}, "joint": {"volume_network": "DynU-Net3D"}}], None),
+    "fine": ([JOINT, FINE], None),
     "slices": ([TINY_2D, JOINT, JOINT_2D], "OASIS-conditioned"),
 }
 
@@ -166,7 +167,7 @@ runpy.run_module('monai.bundle', run_name='__main__', alter_sys=True)
     assert torch.equal(torch.load(tmp_path / "found.pt")[0], results["OASIS-joint", 2].probability)
 
 
-@pytest.mark.parametrize("kind", ["plain", "slices"])
+@pytest.mark.parametrize("kind", ["plain", "slices", "fine"])
 def test_what_its_readme_says_is_so(made, scans, tmp_path, monkeypatch, kind):
     model, bundle = made(kind)
     code = (bundle / "docs" / "README.md").read_text().split("```python\n")[1].split("```")[0]
@@ -179,14 +180,14 @@ def test_what_its_readme_says_is_so(made, scans, tmp_path, monkeypatch, kind):
     np.testing.assert_allclose(told["label"].affine, grid.affine, atol=1e-4)
 
 
-@pytest.mark.parametrize("kind", ["plain", "slices"])
+@pytest.mark.parametrize("kind", ["plain", "slices", "fine"])
 def test_it_is_an_ordinary_network(made, kind):
     """A batch is its images one by one, metadata stays, what comes out can be trained on, a new state dict counts at once."""
     _, bundle = made(kind)
     config = json.loads((bundle / "configs" / "train.json").read_text())["network_def"]
     assert config.pop("_target_") == "oasis_monai.workflows.bundle.OasisNetwork"
     net = OasisNetwork(**config).eval()
-    images = torch.randn(2, 1, *net.size, *([3] if kind == "slices" else []))
+    images = torch.randn(2, 2 if kind == "fine" else 1, *net.grid, *([3] if kind == "slices" else []))
     blank = net(images)
     state = torch.load(bundle / "models" / "model.pt", weights_only=True)
     net.load_state_dict(state)
@@ -201,7 +202,7 @@ def test_it_is_an_ordinary_network(made, kind):
     assert marked.meta["who"] == "a"
     assert torch.equal(marked.as_tensor(), found)
     for wrong in (images[0], images[:, :, :-1], torch.cat([images, images], 1)):
-        with pytest.raises(ValueError, match=r"^image: expected \(B, 1, "):
+        with pytest.raises(ValueError, match=rf"^image: expected \(B, {images.shape[1]}, "):
             net(wrong)
 
 
@@ -227,6 +228,25 @@ def test_the_description_is_complete_and_true(made):
     assert "$exit()" in (bundle / "docs" / "data_license.txt").read_text()
     told = (bundle / "models" / "oasis" / "model.json").read_text()
     assert str(model.parent) not in told  # nothing of the machine that trained it
+
+
+def test_it_tells_what_goes_in_with_a_fine_grid(made):
+    """Both grids: what the network takes as one input; and the atlases' labels are there as fine as they are."""
+    model, bundle = made("fine")
+    meta = json.loads((bundle / "configs" / "metadata.json").read_text())
+    image, pred = meta["network_data_format"]["inputs"]["image"], meta["network_data_format"]["outputs"]["pred"]
+    assert image["spatial_shape"] == pred["spatial_shape"] == [32, 32, 8]
+    assert image["channel_def"] == {"0": "image", "1": "image on the working grid, every voxel repeated 2x2x1 times"}
+    assert "(B, 2, 32, 32, 8) -> (B, 2, 32, 32, 8)" in (bundle / "docs" / "README.md").read_text()
+    library = load_model(model).segmenter.library
+    values = torch.cat([library.images.flatten(), *(one.image.flatten().float() for one in library.fine)])
+    assert image["value_range"][0] <= values.min() <= values.max() <= image["value_range"][1]
+    state = torch.load(bundle / "models" / "model.pt", weights_only=True)
+    assert torch.equal(state["fine_labels"], torch.stack([one.label for one in library.fine]))
+    config = json.loads((bundle / "configs" / "train.json").read_text())["network_def"]
+    del config["_target_"]
+    with pytest.raises(ConfigError, match=r"^fine_factor: expected 3 values, one along each axis, found \[2, 2\]"):
+        OasisNetwork(**{**config, "fine_factor": [2, 2]})
 
 
 def test_no_word_of_the_data_is_code_to_monai(made):
@@ -269,6 +289,8 @@ def test_inert(text, safe):
     [
         Preprocessing("physical", 3, (16, 16, 8), (5.0, 5.0, 8.0), "zscore"),
         Preprocessing("physical", 3, (16, 16, 8), (5.0, 5.0, 8.0), "local", 20.0),
+        Preprocessing("physical", 3, (15, 16, 8), (5.0, 5.0, 8.0), "local", 20.0, fine_factor=(2, 3, 1)),
+        Preprocessing("physical", 3, (16, 15, 8), (5.0, 5.0, 8.0), "window", window=(-1, 9), fine_factor=(2, 2, 3)),
         Preprocessing("physical", 2, (16, 16), (5.0, 5.0), "zscore"),
         Preprocessing("paper", 2, (24, 16)),
         Preprocessing("paper", 2, (24, 16), None, "local", 20.0),
@@ -281,8 +303,18 @@ def test_the_transforms_are_the_models_preprocessing_to_the_bit(scans, setting):
     image, grid = read_image(scans / "c.nii")
     wanted = setting.apply(Volume("c", image, None, grid))
     found = load({"image": str(scans / "c.nii")})["image"]
-    assert torch.equal(found.as_tensor(), wanted.image)
-    np.testing.assert_array_equal(found.affine.numpy(), wanted.geometry.affine)
+    if setting.fine_factor is None:
+        assert torch.equal(found.as_tensor(), wanted.image)
+        np.testing.assert_array_equal(found.affine.numpy(), wanted.geometry.affine)
+        return
+    fine, working = found.as_tensor().split(1)  # the channel on each grid
+    for axis, factor in enumerate(setting.fine_factor, 1):
+        first, *others = working.unfold(axis, factor, factor).unbind(-1)
+        assert all(torch.equal(other, first) for other in others)
+        working = first
+    assert torch.equal(working, wanted.image)
+    torch.testing.assert_close(fine.half(), wanted.fine.image, rtol=0, atol=2e-3)
+    np.testing.assert_allclose(found.affine.numpy(), wanted.fine.geometry.affine, rtol=0, atol=1e-12)
 
 
 def test_a_bundle_is_there_whole_or_not_at_all(made, tmp_path, monkeypatch):

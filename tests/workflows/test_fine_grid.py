@@ -17,7 +17,6 @@ from oasis_monai.training.slices import SliceTrainer
 from oasis_monai.training.trainer import FitContext, TrainingSettings, generator
 from oasis_monai.utils.errors import ConfigError, DataError
 from oasis_monai.workflows.adapt import adapt_model
-from oasis_monai.workflows.bundle import write_bundle
 from oasis_monai.workflows.cross_fit import cross_fitted
 from oasis_monai.workflows.crossval import crossval
 from oasis_monai.workflows.library import add_atlas, remove_atlas
@@ -25,12 +24,11 @@ from oasis_monai.workflows.model import load_model
 from oasis_monai.workflows.prepare import find_and_check, prepare
 from oasis_monai.workflows.self_training import Labeller
 from oasis_monai.workflows.train import train_model
-from tests.conftest import JOINT, TINY, merged
+from tests.conftest import FINE, JOINT, TINY, merged
 from tests.helpers.runs import quiet, scores_of
 from tests.networks.test_slice_unet import net
 from tests.training.test_slices import SMALL
 
-FINE = {"preprocessing": {"size": [16, 16, 8], "spacing_mm": [5.0, 5.0, 8.0], "fine_factor": [2, 2, 1], "intensity": "zscore"}}
 OLD, NEW = [f"Case{i:02d}" for i in range(4)], "Case04"
 METHODS = ["FwoW", "FWAL", "majority", "OASIS", "STAPLE", "estimate", "OASIS-joint"]
 
@@ -80,7 +78,7 @@ def test_a_model_segments_on_the_fine_grid(trained, phantom):
     found = segment_case(model.segmenter, scan, model.embed, METHODS, (3,))
     library, rows = model.segmenter.library, found.selection.indices[0]
     for key, grid in found.grids.items():
-        assert tuple(grid.shape) == ((16, 16, 8) if key[0] == "STAPLE" else (32, 32, 8))
+        assert tuple(grid.shape) == (32, 32, 8), key
     weights = found.results["OASIS", 3].weights[0]
     moved = [warp_slab(library.fine[row].label, field, slice(0, 32), 2) for row, field in zip(rows, found.fields[0], strict=True)]
     wanted = sum(weight * label for weight, label in zip(weights, moved, strict=True))
@@ -167,11 +165,6 @@ def test_a_library_is_kept_with_its_fine_grid_and_joined_to_no_other(trained, tm
         library.subset([0]).merge(replace(library.subset([1]), fine=()))
     with pytest.raises(DataError, match="atlas library, fine"):
         replace(library, fine=library.fine[:1])
-
-
-def test_a_bundle_is_refused(trained, tmp_path):
-    with pytest.raises(ConfigError, match=r"^preprocessing\.fine_factor: expected null for a bundle, found \[2, 2, 1\]"):
-        write_bundle(trained[1], tmp_path / "bundle", log=quiet)
 
 
 def test_slices_may_be_too_small_on_the_working_grid_alone():

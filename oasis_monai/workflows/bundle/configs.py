@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 from oasis_monai.data.settings import DataSettings
@@ -46,10 +47,14 @@ def metadata(
     found, data = versions(("monai", "torch", "numpy", *REQUIRED)), settings.data
     names = ["background", *(inert(name) for name in data.labels)]
     channels = {str(i): name for i, name in enumerate(names)}
-    shape = [*network["size"], *(["*"] if len(network["size"]) == 2 else [])]
+    shape = input_shape(network)
     common = {"spatial_shape": shape, "dtype": "float32", "is_patch_data": False}
-    image = {"type": "image", "format": "magnitude", "modality": "n/a", "num_channels": len(names_of_channels)}
-    image["channel_def"] = {str(i): inert(name) for i, name in enumerate(names_of_channels)}
+    seen = [inert(name) for name in names_of_channels]
+    if network.get("fine_factor"):
+        repeated = "x".join(map(str, network["fine_factor"]))
+        seen += [f"{name} on the working grid, every voxel repeated {repeated} times" for name in seen]
+    image = {"type": "image", "format": "magnitude", "modality": "n/a", "num_channels": len(seen)}
+    image["channel_def"] = {str(i): name for i, name in enumerate(seen)}
     count = "one channel" if len(names_of_channels) == 1 else f"{len(names_of_channels)} channels"
     prediction = {"type": "probabilities", "format": "segmentation", "num_channels": len(names), "channel_def": channels}
     title = inert(data.name)
@@ -84,12 +89,40 @@ def metadata(
     }
 
 
+def input_shape(network: dict[str, Any]) -> list[Any]:
+    """Voxels along x, y, z of what the network of these arguments takes; ``*`` for any number of slices."""
+    size = [n * f for n, f in zip(network["size"], network.get("fine_factor") or (1, 1, 1), strict=False)]
+    return [*size, *["*"] * (3 - len(size))]
+
+
 def network_def(network: dict[str, Any]) -> dict[str, Any]:
     return {"_target_": "oasis_monai.workflows.bundle.OasisNetwork", **network}
 
 
 def preprocessing(setting: Preprocessing) -> list[dict[str, Any]]:
-    """A :class:`~oasis_monai.transforms.preprocessing.Preprocessing` as transforms, to the bit."""
+    """A :class:`~oasis_monai.transforms.preprocessing.Preprocessing` as transforms, to the bit.
+
+    With a fine grid: the channels on it, then those of the working grid, their voxels repeated to the size of the fine one.
+    """
+    load = {"_target_": "oasis_monai.transforms.LoadVolumed", "keys": "image"}
+    if setting.fine_factor is None:
+        return [load, *({**step, "keys": "image"} for step in _on_one_grid(setting))]
+    assert setting.spacing_mm is not None
+    fine_mm = tuple(mm / f for mm, f in zip(setting.spacing_mm, setting.fine_factor, strict=True))
+    fine = _on_one_grid(replace(setting, size=setting.fine_size, spacing_mm=fine_mm, fine_factor=None))
+    return [
+        load,
+        {"_target_": "CopyItemsd", "keys": "image", "names": "working"},
+        *({**step, "keys": "working"} for step in _on_one_grid(setting)),
+        *({**step, "keys": "image"} for step in fine),
+        {"_target_": "Resized", "keys": "working", "spatial_size": list(setting.fine_size), "mode": "nearest"},
+        {"_target_": "ConcatItemsd", "keys": ["image", "working"], "name": "image"},
+        {"_target_": "DeleteItemsd", "keys": "working"},
+    ]
+
+
+def _on_one_grid(setting: Preprocessing) -> list[dict[str, Any]]:
+    """The transforms that bring a loaded image to the working grid, without their key."""
     padding: dict[str, Any] = {}
     score: dict[str, Any]
     lower, upper = setting.percentiles
@@ -101,6 +134,8 @@ def preprocessing(setting: Preprocessing) -> list[dict[str, Any]]:
         grid |= {"spacing_mm": list(setting.spacing_mm), "size": list(setting.size)}
     if setting.slice_axis != "axial":
         grid["slice_axis"] = setting.slice_axis
+    if setting.fine_factor is not None:
+        grid["fine_factor"] = list(setting.fine_factor)
     window = plain(setting.window)
     if setting.intensity == "window":
         score = {"_target_": "oasis_monai.transforms.ScaleWindowd", "window": window}
@@ -110,8 +145,7 @@ def preprocessing(setting: Preprocessing) -> list[dict[str, Any]]:
         score = {"_target_": "oasis_monai.transforms.RobustZScored"}
     score |= {"lower": lower, "upper": upper, **padding}
     clip = [] if window is None else [{"_target_": "oasis_monai.transforms.ClipWindowd", "window": window}]
-    load = {"_target_": "oasis_monai.transforms.LoadVolumed"}
-    return [{**step, "keys": "image"} for step in (load, *clip, grid, score)]
+    return [*clip, grid, score]
 
 
 def postprocessing(data: DataSettings) -> list[dict[str, Any]]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -10,13 +11,13 @@ import torch
 from torch import nn
 
 from oasis_monai.atlases.features import Embedder, Photograph, embedder
-from oasis_monai.atlases.library import AtlasLibrary
+from oasis_monai.atlases.library import AtlasLibrary, FineAtlas
 from oasis_monai.atlases.selection import DISTANCES
 from oasis_monai.data.types import Geometry, Preprocessed
 from oasis_monai.networks.encoders import NAMES, untrained_network
 from oasis_monai.networks.registration import RegistrationSettings, SpatialTransformModel
 from oasis_monai.networks.segmentation import NetworkSettings, Predictor, make_network
-from oasis_monai.networks.slice_unet import JointSettings, make_slice_network
+from oasis_monai.networks.slice_unet import WINDOW, JointSettings, make_slice_network
 from oasis_monai.segmentation.build import SegmenterOptions, TrainedNetworks, build_segmenter
 from oasis_monai.segmentation.learned_fusion import LearnedFusion
 from oasis_monai.segmentation.methods import LOA, METHODS, check_methods, result_keys
@@ -27,6 +28,8 @@ from oasis_monai.transforms.spatial import as_plain_tensor
 from oasis_monai.utils.config import make_group
 from oasis_monai.utils.errors import ConfigError
 
+UNSEEN = torch.empty(0, dtype=torch.float16)
+"""In the place of an atlas's image on the fine grid: of atlases that are aligned already only the label is needed there."""
 IMAGENET = ("efficientnet-lite0", "densenet121")
 
 
@@ -50,9 +53,11 @@ class OasisNetwork(nn.Module):
         batch: atlases aligned at once.
         in_channels: of an image.
         learned_fusion: the learned fusion of n atlases, :class:`oasis_monai.segmentation.learned_fusion.LearnedFusion` as a dict.
+        fine_factor: voxels of the fine grid for each working voxel along x, y, z (docs/explanation/resolution.md), if any.
 
-    Shapes: ``forward((B, in_channels, x, y, z)) -> (B, C, x, y, z)`` float32, sum 1 over C; a model of slices takes any z. The
-    metadata of a ``MetaTensor`` stays with the result.
+    Shapes: ``forward((B, in_channels, x, y, z)) -> (B, C, x, y, z)`` float32, sum 1 over C; a model of slices takes any z. With a
+    fine grid x, y, z are its voxels, and (B, 2 in_channels, x, y, z) goes in: the image there, then the image on the working grid
+    with every voxel repeated ``fine_factor`` times. The metadata of a ``MetaTensor`` stays with the result.
 
     Raises:
         ConfigError: an argument that cannot work.
@@ -74,6 +79,7 @@ class OasisNetwork(nn.Module):
     estimates: torch.Tensor | None
     pairs: torch.Tensor
     values: torch.Tensor
+    fine_labels: torch.Tensor | None
 
     def __init__(
         self,
@@ -93,6 +99,7 @@ class OasisNetwork(nn.Module):
         batch: int = 8,
         in_channels: int = 1,
         learned_fusion: Mapping[str, Any] | None = None,
+        fine_factor: Sequence[int] | None = None,
     ) -> None:
         super().__init__()
         for key, value, known in (("embedding", embedding, NAMES), ("distance", distance, DISTANCES)):
@@ -102,6 +109,9 @@ class OasisNetwork(nn.Module):
         if not 1 <= n <= atlases:
             raise ConfigError("n", f"1 to {atlases}, the network's atlases", n)
         self.size, self.classes, self.n, self.in_channels = tuple(size), classes, n, in_channels
+        self.fine_factor = None if fine_factor is None else tuple(fine_factor)
+        if self.fine_factor is not None and len(self.fine_factor) != len(self.size):
+            raise ConfigError("fine_factor", f"{len(self.size)} values, one along each axis", list(self.fine_factor))
         self.embedding_name, self.distance, self.temperature, self.batch = embedding, distance, temperature, batch
         stm = make_group(RegistrationSettings, registration, "registration")
         self.joint = None if joint is None else make_group(JointSettings, joint, "joint")
@@ -132,6 +142,13 @@ class OasisNetwork(nn.Module):
         )  # an atlas in the place of a target is seen with what the networks make of it
         half = torch.zeros(atlases, classes - 1, *self.size, dtype=torch.float16)
         self.register_buffer("estimates", half if seen else None)
+        fine = None if self.fine_factor is None else torch.zeros(atlases, 1, *self.grid, dtype=torch.uint8)
+        self.register_buffer("fine_labels", fine)
+
+    @property
+    def grid(self) -> tuple[int, ...]:
+        """Voxels along x, y (, z) of what the network takes: the fine grid, or the working grid where there is none."""
+        return tuple(n * f for n, f in zip(self.size, self.fine_factor or (1,) * len(self.size), strict=True))
 
     def fill(self, segmenter: Segmenter, embed: Embedder) -> None:
         """Take over the weights and atlases of a model."""
@@ -148,21 +165,36 @@ class OasisNetwork(nn.Module):
         for name, value in held.items():
             if getattr(self, name) is not None:
                 getattr(self, name).copy_(value)
+        if self.fine_labels is not None:
+            for own, atlas in zip(self.fine_labels, segmenter.library.fine, strict=True):
+                own.copy_(atlas.label)
 
     def forward(self, image: torch.Tensor) -> torch.Tensor:
-        shape = tuple(image.shape)
-        if len(shape) != 5 or shape[1] != self.in_channels or shape[2 : 2 + len(self.size)] != self.size:
-            wanted = ", ".join(map(str, (*self.size, "any z")[:3]))
-            raise ValueError(
-                f"image: expected (B, {self.in_channels}, {wanted}), preprocessed as the model's atlases, found {shape}"
-            )
+        shape, channels = tuple(image.shape), self.in_channels * (1 if self.fine_factor is None else 2)
+        if len(shape) != 5 or shape[1] != channels or shape[2 : 2 + len(self.size)] != self.grid:
+            wanted = ", ".join(map(str, (*self.grid, "any z")[:3]))
+            raise ValueError(f"image: expected (B, {channels}, {wanted}), preprocessed as the model's atlases, found {shape}")
         segmenter, embed = self._segmenter(image.device), self._embedder(image.device)
-        key, nowhere = result_keys((self.method,), (self.n,))[0], Geometry((shape[2], shape[3], shape[4]), np.eye(4))
+        key = result_keys((self.method,), (self.n,))[0]
         probabilities = []
         for one in as_plain_tensor(image).float().cpu():
-            scan = Scan(Preprocessed("", one, None, nowhere, nowhere))  # preprocessed: the grid stays where it is
+            scan = Scan(self._target(one))  # preprocessed: the grid stays where it is
             probabilities.append(segment_case(segmenter, scan, embed, (self.method,), (self.n,)).results[key].probability)
         return _like(torch.stack(probabilities).to(image.device), image)
+
+    def _target(self, image: torch.Tensor) -> Preprocessed:
+        """What one image of the input says of a scan; where it lies in space is not known here, nor needed."""
+
+        def nowhere(image: torch.Tensor) -> Preprocessed:
+            x, y, z = image.shape[1:]
+            grid = Geometry((x, y, z), np.eye(4))
+            return Preprocessed("", image, None, grid, grid)
+
+        if self.fine_factor is None:
+            return nowhere(image)
+        x, y, z = self.fine_factor
+        working = image[self.in_channels :, ::x, ::y, ::z].contiguous()
+        return replace(nowhere(working), fine=nowhere(image[: self.in_channels].half()))  # as the preprocessing keeps it
 
     def _embedder(self, device: torch.device) -> Embedder:
         if self.embedding is None:
@@ -179,6 +211,7 @@ class OasisNetwork(nn.Module):
             torch.full((len(self.images),), -1),
             self.classes,
             estimates=None if self.estimates is None else self.estimates.cpu(),
+            fine=() if self.fine_labels is None else tuple(FineAtlas(UNSEEN, label) for label in self.fine_labels.cpu()),
         )
         options = SegmenterOptions(
             distance=self.distance,
@@ -187,6 +220,7 @@ class OasisNetwork(nn.Module):
             joint=self.joint or JointSettings(),
             network=self.volume_settings or NetworkSettings(),
             fusions=self.fusions,
+            window=None if self.fine_factor is None else WINDOW,
         )
         networks = TrainedNetworks(self.stm, self.slice_network, self.volume_network)
         segmenter = build_segmenter(library, networks, options, device)
@@ -215,6 +249,7 @@ def network_arguments(settings: Settings, segmenter: Segmenter, method: str, n: 
         "pairs": len(segmenter.loa) if LOA in METHODS[method].needs and segmenter.loa is not None else 0,
         "batch": batch,
         "in_channels": segmenter.library.channels,
+        **({} if settings.preprocessing.fine_factor is None else {"fine_factor": list(settings.preprocessing.fine_factor)}),
         "learned_fusion": segmenter.fusions[n].to_json() if method == "OASIS-joint" and n in segmenter.fusions else None,
     }
 

@@ -126,17 +126,13 @@ def write_bundle(
         raise ConfigError("output", "a folder that does not exist yet", str(output), remedy)
     loaded = load_model(model, "cpu", batch)
     settings, segmenter = loaded.settings, loaded.segmenter
-    if settings.preprocessing.fine_factor is not None:
-        found = list(settings.preprocessing.fine_factor)
-        remedy = "train with preprocessing.size and preprocessing.spacing_mm given: a bundle has the working grid alone"
-        raise ConfigError("preprocessing.fine_factor", "null for a bundle", found, remedy)
     n = number_of_atlases(segmenter, n)
     method = check_choice(segmenter, method, n)
     arguments = network_arguments(settings, segmenter, method, n, batch)
     network = OasisNetwork(**arguments)
     network.fill(segmenter, loaded.embed)
-    images = segmenter.library.images
-    value_range = (float(images.min()), float(images.max()))
+    images = [segmenter.library.images, *(one.image for one in segmenter.library.fine)]
+    value_range = (min(float(one.min()) for one in images), max(float(one.max()) for one in images))
     meta = configs.metadata(settings, arguments, value_range, loaded.record.channels)
     with atomic_folder(output) as folder:
         write_json(folder / "configs" / "metadata.json", meta)
@@ -149,12 +145,12 @@ def write_bundle(
         _copy_parts(model, folder / PARTS)
         write_text(folder / "LICENSE", _licence())
         write_text(folder / "docs" / "data_license.txt", _data_licence(settings))
-        shape = ", ".join([*map(str, arguments["size"]), "z"][:3])
-        more = {"folder": output.name, "parts": PARTS, "shape": shape, "classes": arguments["classes"]}
+        shape = ["z" if n == "*" else str(n) for n in configs.input_shape(arguments)]
+        more = {"folder": output.name, "parts": PARTS, "shape": ", ".join(shape), "classes": arguments["classes"]}
         more |= {
-            "in_channels": arguments["in_channels"],
+            "in_channels": meta["network_data_format"]["inputs"]["image"]["num_channels"],
             "atlases": arguments["atlases"],
-            "size": " x ".join(map(str, arguments["size"])),
+            "size": " x ".join(n for n in shape if n != "z"),
         }
         more["references"] = "\n".join(f"- {text}" for text in meta["references"])
         write_text(folder / "docs" / "README.md", README.format(**{**meta, **more}))
