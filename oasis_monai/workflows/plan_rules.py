@@ -103,8 +103,10 @@ def network_choices(networks: Mapping[str, Mapping[str, Any]], asked: Asked, ste
         keys = ("volume_network", "volume_stride")
         reason = "the volume network sees pixels of half the resolution, as slices are thick"
     if joint["slice_budget"] != UNPLANNED[asked.dims]["joint"]["slice_budget"]:
-        keys += ("slice_budget", "volume_budget")
-        reason += "; most of the time is for the slice network, which sees the fine grid"
+        keys += ("slice_budget", "volume_budget", "estimate_weight")
+        reason += (
+            "; most of the time is for the slice network, which sees the fine grid, and atlases only tell how sure a result is"
+        )
     shown = asked.choice(f"{reason}; {steps}" if steps else reason, **{f"joint__{key}": joint[key] for key in keys})
     return [stride, shown]
 

@@ -111,10 +111,14 @@ def test_a_grid_on_which_true_labels_are_lost_gets_a_fine_one():
     assert values["fine_factor"] == [2, 2, 2]
     assert np.divide(values["spacing_mm"], values["fine_factor"]).tolist() == [1.0, 1.0, 1.5]
     assert made.settings.preprocessing.fine_size == (160, 160, 128)
-    assert (made.settings.joint.slice_budget, made.settings.joint.volume_budget) == (0.65, 0.2)
+    joint = made.settings.joint
+    assert (joint.slice_budget, joint.volume_budget, joint.estimate_weight) == (0.65, 0.2, 1.0)
     (line,) = (line for line in made.plan.lines() if "fine_factor" in line)
     assert "the true label csf keeps a Dice of 89.6%, so slices are seen and labels fused in voxels of 1 x 1 x 1.5 mm" in line
     plain = plan_for(brains, config()).plan
+    assert plan_for(brains, config()).settings.joint.estimate_weight == 0.75
+    given = config({"joint.estimate_weight": 0.5})
+    assert plan_for(brains, given, kept=kept(0.896)).settings.joint.estimate_weight == 0.5
     assert plan_for(brains, config(), kept=kept(0.986)).plan == plan_for(brains, config(), kept=lambda _: {}).plan == plain
 
 
