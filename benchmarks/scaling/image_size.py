@@ -81,7 +81,7 @@ def untrained(side: int, labels: int, n: int) -> tuple[Segmenter, Preprocessing]
     joint, network = JointSettings(pretrained=False, recentre=False), NetworkSettings()
     random = torch.Generator().manual_seed(2)
     atlases = tuple(
-        FineAtlas(torch.rand(1, *(fine,) * 3, generator=random).half(), _columns(fine, labels, row)) for row in range(n)
+        FineAtlas(torch.rand(1, *(fine,) * 3, generator=random).half(), column_labels(fine, labels, row)) for row in range(n)
     )
     library = AtlasLibrary(
         torch.stack([one.image[:, ::2, ::2, ::2].float() for one in atlases]),
@@ -100,7 +100,7 @@ def untrained(side: int, labels: int, n: int) -> tuple[Segmenter, Preprocessing]
     return build_segmenter(library, networks, SegmenterOptions(joint=joint, network=network)), preprocessing
 
 
-def _columns(side: int, labels: int, row: int) -> torch.Tensor:
+def column_labels(side: int, labels: int, row: int) -> torch.Tensor:
     """(1, side, side, side) a column for each structure, side by side, a voxel farther along x in each atlas."""
     import torch
 

@@ -176,7 +176,7 @@ class Segmenter:
             fused = self.fuse(evidence, methods, ns, found, None if shapes is None else shapes[i], keep_opinions)
             if target.fine is not None and self.library.fine:
                 networks = None if known is None else known.fine
-                fused = FineFusion(evidence, networks, self._vote_with_networks, keep_opinions)(fused)
+                fused = FineFusion(evidence, networks, self.vote_with_networks, keep_opinions)(fused)
             by_image.append(fused)
         results = {
             key: self._stack([fused[key] for fused in by_image], which, features.shape[0]) for key in result_keys(methods, ns)
@@ -299,7 +299,7 @@ class Segmenter:
             else:
                 counts = consensus(torch.stack(votes[: key[1]]), fused)
             if key[0] == "OASIS-joint":
-                fused = self._vote_with_networks(fused, network_probabilities, key[1])
+                fused = self.vote_with_networks(fused, network_probabilities, key[1])
                 kept = opinions if keep_opinions else None
             results[key] = Result(fused, weights[key], counts, uncertainty(opinions), kept)
         if "STAPLE" in methods:
@@ -307,7 +307,7 @@ class Segmenter:
                 results["STAPLE", n] = Result(fusion.staple(torch.stack(votes[:n]), self.library.classes), None)
         return results
 
-    def _vote_with_networks(self, fused: torch.Tensor, network_probabilities: torch.Tensor | None, n: int) -> torch.Tensor:
+    def vote_with_networks(self, fused: torch.Tensor, network_probabilities: torch.Tensor | None, n: int) -> torch.Tensor:
         """The last step of R4: the networks vote beside the n aligned atlases, with learned weights where there are some."""
         if network_probabilities is None:
             raise ValueError("the method 'OASIS-joint' needs a joint model")

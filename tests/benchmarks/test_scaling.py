@@ -32,7 +32,7 @@ def test_growth_is_written_as_a_table_and_drawn_axis_by_axis(tmp_path):
 @pytest.mark.parametrize("labels", [1, 5, 20, 100])
 def test_as_many_structures_as_are_asked_for_lie_in_every_atlas(labels):
     for row in range(3):
-        label = image_size._columns(64, labels, row)
+        label = image_size.column_labels(64, labels, row)
         assert label.unique().tolist() == list(range(labels + 1))
         assert label.shape == (1, 64, 64, 64)
 

@@ -137,3 +137,16 @@ def test_an_estimator_runs_without_batch_norms_and_keeps_the_model_that_was_give
     assert estimator.model is model
     assert norms(estimator.model)
     assert not any(norms(network) for network in estimator._fused)
+
+
+def test_slices_larger_than_a_window_are_seen_in_windows_that_overlap():
+    model, sizes = net(pretrained=False), []
+    model.forward = lambda image, **_: sizes.append(tuple(image.shape[2:])) or torch.cat([image[:, :1], -image[:, :1]], 1)
+    image = torch.rand(1, 80, 40, 2, generator=torch.Generator().manual_seed(3))
+    estimators = [Estimator(model, window=window) for window in (None, 48)]
+    for one in estimators:
+        one._fused = [model]
+    whole, parts = (one.volume(image) for one in estimators)
+    torch.testing.assert_close(parts, whole, atol=1e-5, rtol=1e-4)  # of a network that sees one voxel
+    assert set(sizes) == {(80, 40), (48, 40)}
+    assert estimators[1].quick().window == 48

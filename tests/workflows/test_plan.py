@@ -381,7 +381,7 @@ REAL = {
     "hippocampus": ({"data": "hippocampus"}, TABLE["hippocampi"]),
     "ibsr18": (
         {"data": {"name": "IBSR18", "layout": "msd", "labels": {"csf": 1, "grey": 2, "white": 3}}, "data.include": FEW},
-        TABLE["brains"],
+        (*TABLE["brains"][:2], [64, 80, 64], [2.4, 2.4, 3], *TABLE["brains"][4:]),
     ),
 }
 
@@ -394,6 +394,7 @@ def test_the_plan_of_real_data_is_what_it_was_tuned_to(name):
     settings = plan_settings(composed({**options, "data.root": str(folder)}, {}), keep=False).settings
     assert settings.preprocessing.size == tuple(size)
     assert settings.preprocessing.spacing_mm == tuple(spacing)
+    assert settings.preprocessing.fine_factor == ((3, 3, 2) if name == "ibsr18" else None)
     assert settings.preprocessing.intensity == intensity
     assert list(settings.registration.field_stride) == stride
     assert settings.joint.volume_network == joint["volume_network"]

@@ -12,7 +12,7 @@ from oasis_monai.data.io import read_volume
 from oasis_monai.data.phantom.anatomy import draw_picture
 from oasis_monai.data.phantom.make import make_phantom
 from oasis_monai.data.phantom.patient import draw_patient
-from oasis_monai.data.phantom.scanner import CENTRES, make_grid, place_patient, scan
+from oasis_monai.data.phantom.scanner import CENTRES, SIZES, make_grid, place_patient, scan
 from oasis_monai.data.types import Case, Geometry, Volume
 from oasis_monai.workflows import check as module
 from oasis_monai.workflows.check import check_cases
@@ -39,7 +39,7 @@ def again(name, number):
     later = [np.random.default_rng(s) for s in np.random.SeedSequence([99, number]).spawn(2)]
     patient = draw_patient(streams[0], site.coil)
     moved = replace(patient, shift_mm=tuple(s + d for s, d in zip(patient.shift_mm, (4, -3, 3), strict=True)))
-    shape, affine = make_grid(site, "tiny", streams[1])
+    shape, affine = make_grid(site, SIZES["tiny"], streams[1])
     frame = place_patient(moved, shape, affine)
     picture = draw_picture(moved, frame, streams[2])
     return volume(name, 1.2 * scan(site, picture, frame, *later), picture.gland, affine)
