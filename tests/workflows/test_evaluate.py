@@ -54,7 +54,8 @@ def test_train_tells_its_plan_and_keeps_it_with_the_concrete_values(trained):
     for group, values in plan.values.items():
         for key, value in values.items():
             assert settings[group][key] == value, (group, key)
-    assert [key for key, value in settings["preprocessing"].items() if value is None] in ([], ["window"])  # none but in CT
+    absent = {key for key, value in settings["preprocessing"].items() if value is None}
+    assert absent <= {"window", "fine_factor"}  # none but in CT, none where structures are thick
 
 
 def test_a_model_is_scored_on_other_cases(trained, others, tmp_path):
