@@ -12,8 +12,8 @@ from torch import nn
 from oasis_monai.atlases.library import AtlasLibrary
 from oasis_monai.networks import warp as warping
 from oasis_monai.networks.registration import append_structures
-from oasis_monai.segmentation.sparse_labels import MANY, SparseLabels, warp_sparse
-from oasis_monai.transforms.labels import foreground, split_ignored, with_ignored
+from oasis_monai.segmentation.sparse_labels import SparseLabels, warp_sparse
+from oasis_monai.transforms.labels import MANY, foreground, split_ignored, with_ignored
 from oasis_monai.transforms.views import View
 from oasis_monai.utils.device import use_bfloat16
 from oasis_monai.utils.files import digest

@@ -21,9 +21,9 @@ from oasis_monai.segmentation.alignment import with_background
 from oasis_monai.segmentation.evidence import Evidence
 from oasis_monai.segmentation.methods import ALIGNMENT, METHODS
 from oasis_monai.segmentation.result import Key, Result, hard_label
-from oasis_monai.segmentation.sparse_labels import MANY, SparseLabel, warp_sparse
+from oasis_monai.segmentation.sparse_labels import SparseLabel, warp_sparse
 from oasis_monai.segmentation.uncertainty import uncertainty
-from oasis_monai.transforms.labels import decide, one_hot, with_ignored
+from oasis_monai.transforms.labels import MANY, decide, one_hot, with_ignored
 from oasis_monai.utils.interpolation import enlarge_slab, sample_volume
 
 SLAB_VALUES = 2**24

@@ -19,8 +19,6 @@ from oasis_monai.data.types import IGNORE
 from oasis_monai.networks.losses import EPSILON
 from oasis_monai.transforms.labels import TIE, labelled
 
-MANY = 8
-"""Classes, background included, above which labels are held by voxel."""
 LEAST = 1e-3  # voxels; what is left of a structure below it is nothing
 
 

@@ -69,6 +69,10 @@ def decide(probability: torch.Tensor) -> torch.Tensor:
     return decide_streamed(enumerate(probability[1:], 1), torch.zeros_like(probability[0]))
 
 
+MANY = 8
+"""Classes, background included, above which work is done by voxel and by structure in place of channels for all of them."""
+
+
 def decide_streamed(foreground: Iterable[tuple[int, torch.Tensor]], background_only: torch.Tensor) -> torch.Tensor:
     """The tie rule, for maps that come one at a time.
 

@@ -18,7 +18,7 @@ import numpy as np
 import torch
 
 from oasis_monai.data.types import Geometry
-from oasis_monai.transforms.labels import decide_streamed, decide_within, least_to_win
+from oasis_monai.transforms.labels import MANY, decide_streamed, decide_within, least_to_win
 from oasis_monai.utils.interpolation import along_axis
 
 SLICE_AXES = {"axial": (0, 1, 2), "coronal": (0, 2, 1), "sagittal": (1, 2, 0)}
@@ -28,7 +28,6 @@ TRUNCATED = 4.0  # standard deviations at which the anti-alias Gaussian ends
 UNSMOOTHED = 0.05  # a Gaussian narrower than this, in voxels, is the identity
 EDGE = 1e-6  # voxels; a position this close to a voxel's centre or edge counts as on it
 ASIDE = 1e-3  # voxels; axes that deviate by no more than this over the whole grid count as parallel
-MANY = 8  # structures from which each one is restored in its own box
 SLAB_VALUES = 2**24  # values of one native slab that `restore` may hold: 64 MiB of float32
 
 
@@ -198,7 +197,7 @@ def restore_all(
     corner, some = _bounding_box(some)  # nothing lies beyond it; the box of a vote of atlases is a tenth of the working grid
     x, y, z = (slice(c, c + n) for c, n in zip(corner, some.shape, strict=True))
     foreground, working = foreground[:, x, y, z], shifted_grid(working, corner, some.shape)
-    few = kept is not None or classes < MANY
+    few = kept is not None or classes + 1 <= MANY
     boxes = [] if few else [_boxes(maps, least_to_win(classes + 1)) for maps in foreground.split(classes)]
     at_once = len(foreground) if few else 1
     thick = max(1, SLAB_VALUES // max(1, (at_once + 3) * native.shape[0] * native.shape[1]))

@@ -159,12 +159,18 @@ def test_staple_rates_what_atlases_say_on_the_fine_grid(values, monkeypatch):
         assert torch.equal(found.results["STAPLE", n].probability, staple(torch.stack(said[:n]), CLASSES))
 
 
-def test_parts_are_compared_on_the_fine_grid():
+def seen_by_two_networks():
+    """A library and a target with a fine grid, and the networks of a joint model."""
     library = discs(3)
     estimator = Estimator(net(pretrained=False), volume_network=lambda image: torch.cat([1 - image, image], 1).sigmoid())
     image = torch.rand(1, 32, 32, 4, generator=torch.Generator().manual_seed(3))
     grid = Geometry((32, 32, 4), np.eye(4))
     library, target = with_fine(library, Preprocessed("t", image, None, grid, grid), (2, 2, 1))
+    return library, target, estimator
+
+
+def test_parts_are_compared_on_the_fine_grid():
+    library, target, estimator = seen_by_two_networks()
     model = Segmenter(library, Aligner(Shifted(), batch=2), estimator=estimator, joint=JointSettings(estimate_weight=1.0))
     results = model(target, torch.randn(1, 5), ("estimate", "majority"), (2,)).results
     seen = see(estimator, target)
@@ -191,11 +197,7 @@ def test_slabs_change_no_voxel_of_what_networks_and_atlases_say_together(fusions
 
 
 def test_learned_weights_pool_what_is_said_on_the_fine_grid():
-    library = discs(3)
-    estimator = Estimator(net(pretrained=False), volume_network=lambda image: torch.cat([1 - image, image], 1).sigmoid())
-    image = torch.rand(1, 32, 32, 4, generator=torch.Generator().manual_seed(3))
-    grid = Geometry((32, 32, 4), np.eye(4))
-    library, target = with_fine(library, Preprocessed("t", image, None, grid, grid), (2, 2, 1))
+    library, target, estimator = seen_by_two_networks()
     learned = LearnedFusion((0.5, 0.2), 2.0, 9)
     model = Segmenter(library, Aligner(Shifted(), batch=2), estimator=estimator, fusions={2: learned})
     result = model(target, torch.randn(1, 5), ("OASIS-joint",), (2,), keep_opinions=True).results["OASIS-joint", 2]
