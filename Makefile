@@ -6,7 +6,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
-.PHONY: demo check test coverage bench lint types contract clean
+.PHONY: demo check test coverage bench lint types contract docs package clean
 
 $(READY): setup.cfg pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
@@ -14,8 +14,7 @@ $(READY): setup.cfg pyproject.toml constraints.txt
 	touch $(READY)
 
 demo: $(READY)
-	$(BIN)/oasis-monai phantom data=phantom hydra.run.dir=outputs/demo-data
-	$(BIN)/oasis-monai experiment=demo hydra.run.dir=outputs/demo
+	$(BIN)/oasis-monai demo
 
 # the tests, by two processes that take each other's work; TESTS='-m slow' or TESTS=tests/utils for some of them
 TESTS ?=
@@ -53,5 +52,19 @@ contract: $(READY)
 types: $(READY)
 	$(BIN)/mypy
 
+# the documentation as a site, build/site/index.html; a warning is an error
+docs: $(READY)
+	$(BIN)/python -m pip install -qq --disable-pip-version-check -c constraints.txt -e ".[docs]"
+	$(BIN)/python docs/site/assemble.py build/docs
+	$(BIN)/zensical build --clean --strict
+
+# what goes to users, in dist/: source and wheel, checked; and the recipe of the container
+package: $(READY)
+	$(BIN)/python -m pip install -qq --disable-pip-version-check -c constraints.txt -e ".[release]"
+	rm -rf dist
+	$(BIN)/python -m build --outdir dist .
+	$(BIN)/twine check --strict dist/*
+	$(BIN)/hadolint Dockerfile
+
 clean:
-	rm -rf $(VENV) $(BENCH) build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .coverage
+	rm -rf $(VENV) $(BENCH) build dist .cache *.egg-info .pytest_cache .mypy_cache .ruff_cache .coverage

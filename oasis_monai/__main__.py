@@ -15,7 +15,7 @@ from oasis_monai.utils.typed import QUOTED, as_typed
 VALUED = {"--cfg", "-c", "--package", "-p", "--info", "-i", "--experimental-rerun"}  # Hydra's options that take the next word
 VALUED |= {"--config-path", "-cp", "--config-name", "-cn", "--config-dir", "-cd"}
 TASKS = (
-    *("crossval", "study", "train", "adapt", "plan", "segment", "evaluate"),
+    *("demo", "crossval", "study", "train", "adapt", "plan", "segment", "evaluate"),
     *("library", "bundle", "download", "check", "report", "phantom"),
 )
 PATHS = {"model", "input", "output", "add", "label", "cache", "data.root", "features.weights", "unlabelled"}
@@ -34,6 +34,11 @@ GROUPS = {
     "experiment",
 }
 NAMES = {"data.name", "data.citation", "data.licence", "data.source", "msd", "download.url", "download.md5", "hydra.job.name"}
+USUAL = {
+    "adapt": ("training=adapt",),  # minutes of its own
+    "demo": ("experiment=demo", "hydra.run.dir=outputs/demo"),
+}
+"""What a task means where the command does not say otherwise."""
 IDS = {"case", "patient", "remove"}  # of cases, which may be called anything: never values of a sweep
 IDS |= {"data.label", "data.patient"}  # templates and regular expressions, with any signs in them
 NESTED = ("data.image", "data.centre")  # the same, or a list or map of them
@@ -48,6 +53,7 @@ oasis-monai: segment medical images from a few labelled scans (atlases), aligned
   oasis-monai [TASK] [KEY=VALUE ...]     python -m oasis_monai is the same
 
 tasks
+  demo       see it work: cross-validate on synthetic scans; minutes on two cores, ends with the path of a report
   crossval   cross-validate on a labelled data set (default): scores, summary, pictures, a report page
   study      compare several cross-validations on the same folds  experiment=paper
   train      train on all cases and write a model folder          data.root=DIR model=DIR [unlabelled=DIR]
@@ -113,10 +119,13 @@ def _arguments(argv: list[str]) -> list[str]:
     quoted = [re.sub(r"^\+(?=data\.\w+=)", "++", _quoted(word, sweep)) for word in overrides]
     if not any(word.startswith(f"~{LABELS}") for word in overrides):
         quoted = [made for word in quoted for made in _labels(word, sweep)]
-    adapts = words == ["adapt"] or (not words and "task=adapt" in overrides)
-    if adapts and not any(word.lstrip("+").startswith("training=") for word in overrides):
-        quoted = ["training=adapt", *quoted]  # minutes of its own
-    return [*options, *quoted, *(f"task={task}" for task in words)]
+    task = words[0] if words else next((word[5:] for word in overrides if word.startswith("task=")), "")
+    usual = [word for word in USUAL.get(task, ()) if not _is_given(word.partition("=")[0], overrides)]
+    return [*options, *usual, *quoted, *(f"task={task}" for task in words)]
+
+
+def _is_given(key: str, overrides: Iterable[str]) -> bool:
+    return any(word.lstrip("+").startswith(f"{key}=") for word in overrides)
 
 
 def _labels(override: str, sweep: bool) -> list[str]:

@@ -18,7 +18,12 @@ JOB_KEYS = (
 WITH_UNLABELLED = ("train", "crossval", "study", "plan", "check")
 """Tasks that may be given scans without labels; the last two do not look at them."""
 SWITCHES = ("overwrite", "accept_license", "training_cases")
-OWN_FOLDER = {"crossval": "hydra.run.dir", "study": "hydra.run.dir", "train": "model"}  # one run at a time
+OWN_FOLDER = {
+    "demo": "hydra.run.dir",
+    "crossval": "hydra.run.dir",
+    "study": "hydra.run.dir",
+    "train": "model",
+}  # one run at a time
 OWN_FOLDER |= {"segment": "output", "evaluate": "output", "adapt": "output"}
 
 
@@ -35,6 +40,7 @@ def run_task(
     """
     job = {key: config.pop(key, None) for key in JOB_KEYS} | {"swept": dict(swept)}
     tasks: dict[str, Callable[..., None]] = {
+        "demo": _demo,
         "crossval": _crossval,
         "study": _study,
         "train": _train,
@@ -95,6 +101,11 @@ def _ready(settings: Any) -> Any:
         torch.set_num_threads(settings.threads)
     torch.set_flush_denormal(True)  # denormal numbers slow a CPU tenfold and mean zero here
     return settings
+
+
+def _demo(config: dict[str, Any], job: Mapping[str, Any], run_dir: Path, sweep_dir: Path | None) -> None:
+    _phantom(config, job, run_dir, sweep_dir)
+    _crossval(config, job, run_dir, sweep_dir)
 
 
 def _crossval(config: dict[str, Any], job: Mapping[str, Any], run_dir: Path, sweep_dir: Path | None) -> None:
