@@ -19,9 +19,9 @@ LEAST_VOXELS = 2**15
 def choose_patch(size: Sequence[int], spacing_mm: Sequence[float], by: int, voxels: int) -> tuple[int, ...]:
     """The patch of a grid, with sides as equal in mm as can be.
 
-    It begins as the whole grid. While it has too many voxels, its longest side (in mm) that can be made shorter is. (nnU-Net
-    also begins with the whole and shortens the side that is longest in proportion; Isensee et al., Nature Methods 2021, doi
-    10.1038/s41592-020-01008-z.)
+    It begins as the whole grid. While it has too many voxels, its longest side (in mm) is made shorter. What room the last such
+    step leaves goes to the shortest side that fits. (nnU-Net also begins with the whole and shortens the side that is longest in
+    proportion; Isensee et al., Nature Methods 2021, doi 10.1038/s41592-020-01008-z.)
 
     Args:
         size: voxels of the grid along x, y (, z).
@@ -41,10 +41,17 @@ def choose_patch(size: Sequence[int], spacing_mm: Sequence[float], by: int, voxe
     if min(size) < by:
         remedy = "take a larger grid, fewer levels in network.unet, network.dynunet and network.convnet, or give network.patch"
         raise ConfigError("preprocessing.size", f"a fine grid of {by} voxels or more along each axis", list(size), remedy)
-    sides = [n // by * by for n in size]
+    whole = [n // by * by for n in size]
+    sides = list(whole)
     while math.prod(sides) > voxels and max(sides) > by:
         longest = max((axis for axis, n in enumerate(sides) if n > by), key=lambda axis: sides[axis] * spacing_mm[axis])
         sides[longest] -= by
+
+    def grown(axis: int) -> list[int]:
+        return [n + by * (axis == other) for other, n in enumerate(sides)]
+
+    while room := [a for a, n in enumerate(sides) if n < whole[a] and math.prod(grown(a)) <= voxels]:
+        sides = grown(min(room, key=lambda axis: sides[axis] * spacing_mm[axis]))
     return tuple(sides)
 
 
