@@ -57,6 +57,8 @@ class _SegmentationTrainer(Trainer):
         self.size = tuple(self.library.fine[0].label.shape[1:] if self.library.fine else self.library.images.shape[2:])
         self.patch = network.window(self.size, name)
         self.fine = PatchDrawer(self.library, self.patch, context.seed) if self.library.fine else None
+        if self.fine is not None:
+            self.memory_setting = "network.patch"  # of fewer images a step the patches would be larger
         self.weights = (1.0, *network.deep_supervision)
         self.optimiser = torch.optim.Adam(model.parameters(), lr=self.settings.lr, fused=True)
         self.augmentation = context.augmented()

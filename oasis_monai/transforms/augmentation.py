@@ -114,7 +114,8 @@ class Augmentation:
         """
         voxels_mm = torch.as_tensor(spacing_mm, dtype=torch.float64).expand(image.shape[0], image.ndim - 2)
         margin = (0,) * (image.ndim - 2) if margin is None else margin
-        shown = image[(..., *(slice(m, n - m) for m, n in zip(margin, image.shape[2:], strict=True)))]
+        inside = [slice(m, n - m) for m, n in zip(margin, image.shape[2:], strict=True)]
+        shown = image[(slice(None), slice(None), *inside)]
         transforms = self._transforms(shown, flip, voxels_mm, random)
         bend = None
         if self.elastic_mm:

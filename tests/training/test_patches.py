@@ -134,6 +134,7 @@ def trainer_of(settings=SHORT, network=TINY, **more):
 
 def test_a_step_shows_patches_in_the_fine_voxels():
     trainer = trainer_of(replace(SHORT, augment=False))
+    assert trainer.memory_setting == "network.patch"
     assert trainer.spacings_mm.tolist() == [[1.0, 1.0, 2.0]] * 3
     image, label = trainer._draw(0)
     assert image.shape == (2, 4, *PATCH)
