@@ -18,6 +18,7 @@ from oasis_monai.atlases.features import FeatureSettings
 from oasis_monai.data.folds import PROTOCOLS
 from oasis_monai.data.settings import DataSettings
 from oasis_monai.networks.losses import RegistrationLoss
+from oasis_monai.networks.patches import on_fine_grid
 from oasis_monai.networks.registration import RegistrationSettings
 from oasis_monai.networks.segmentation import NETWORKS, NetworkSettings
 from oasis_monai.networks.slice_unet import JointSettings, check_size
@@ -235,7 +236,7 @@ class Settings:
             if self.has_volume_network:
                 self._check_volume_network(preprocessing.size)
         for name in self.networks:
-            self.network.window(preprocessing.size, name)
+            self.compared_network(preprocessing).window(preprocessing.fine_size, name)
 
     def _nearest_sizes(self) -> list[tuple[int, ...]]:
         """The sizes that all networks can work on which are nearest: none of whose sides is longer, and none shorter."""
@@ -268,13 +269,29 @@ class Settings:
     @property
     def divisor(self) -> tuple[int, ...]:
         """What the working grid must be a multiple of along x, y (, z) for every network of the methods."""
-        found = [(self.network.divisor(name),) * self.spatial_dims for name in self.networks]
+        whole = self.networks if self.preprocessing.fine_factor is None else ()  # patches fit any grid
+        found = [(1,) * self.spatial_dims, *((self.network.divisor(name),) * self.spatial_dims for name in whole)]
         if self.atlas_methods:
             found.append(self.registration.divisor(self.spatial_dims))
         if self.uses_joint_model and self.has_volume_network:
             by = self.network.divisor(self.joint.volume_network)
             found.append(tuple(s * by for s in self.joint.volume_stride))
         return tuple(math.lcm(*along) for along in zip(*found, strict=True))
+
+    def compared_network(self, preprocessing: Preprocessing | None = None) -> NetworkSettings:
+        """The settings of the segmentation networks of ``methods``, with their patch where there is a fine grid.
+
+        Args:
+            preprocessing: in the place of the settings' own.
+
+        Raises:
+            ConfigError: a fine grid that they cannot see.
+        """
+        grid = preprocessing or self.preprocessing
+        if grid.fine_factor is None or grid.spacing_mm is None:
+            return self.network
+        spacing_mm = [mm / f for mm, f in zip(grid.spacing_mm, grid.fine_factor, strict=True)]
+        return on_fine_grid(self.network, grid.fine_size, spacing_mm, self.training.batch)
 
     def takes(self, preprocessing: Preprocessing) -> bool:
         """Whether every network of the methods can work on this grid."""
@@ -322,7 +339,9 @@ class Settings:
         if "joint" in found:
             found["joint"] = self.joint.identity(kind) if joint else None
         if kind == "segmentation":
-            found["network"] = self.network.identity(network)
+            found["network"] = self.compared_network().identity(network)
+            if self.preprocessing.fine_factor is not None:
+                found["network"]["grid"] = "fine"
         elif "network" in found:  # a joint model's volume network always sees whole volumes
             whole = joint and (kind == "volume" or self.has_volume_network)
             found["network"] = replace(self.network, patch=None).identity(self.joint.volume_network) if whole else None

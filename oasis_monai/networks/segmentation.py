@@ -44,7 +44,7 @@ class NetworkSettings:
             1 or more. Every level halves the grid.
         deep_supervision: weights of the ConvNet's auxiliary losses, 0 or more, from its second finest decoder level downwards.
         patch: voxels along x, y (, z) that a network sees at once, in training and in sliding-window inference; None for the
-            whole working grid.
+            whole working grid, or on a fine grid what :func:`oasis_monai.networks.patches.on_fine_grid` chooses.
         overlap: overlap of neighbouring windows as a fraction of the patch, 0 or more and below 1.
 
     Raises:
@@ -77,7 +77,7 @@ class NetworkSettings:
         )
 
     def window(self, size: Sequence[int], name: str) -> tuple[int, ...]:
-        """The patch on a working grid of ``size``, checked against what the network ``name`` can take.
+        """The patch on a grid of ``size``, checked against what the network ``name`` can take.
 
         Raises:
             ConfigError: the patch is larger than the grid, has the wrong number of axes, or cannot be halved often enough.
@@ -85,7 +85,7 @@ class NetworkSettings:
         patch = self.patch or tuple(size)
         key = "preprocessing.size" if self.patch is None else "network.patch"
         if len(patch) != len(size) or any(p > s for p, s in zip(patch, size, strict=True)):
-            raise ConfigError(key, f"{len(size)} numbers, none above the working grid {tuple(size)}", list(patch))
+            raise ConfigError(key, f"{len(size)} numbers, none above the grid {tuple(size)}", list(patch))
         by = self.divisor(name)
         if any(p % by for p in patch) or all(p == by for p in patch):
             expected = f"multiples of {by}, not all of them {by}, for {name}"

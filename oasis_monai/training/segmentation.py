@@ -13,6 +13,7 @@ from oasis_monai.data.types import IGNORE
 from oasis_monai.networks.losses import SegmentationLoss
 from oasis_monai.networks.segmentation import NetworkSettings, make_network
 from oasis_monai.networks.slice_unet import JointSettings
+from oasis_monai.training.patches import PatchDrawer
 from oasis_monai.training.trainer import FitContext, Trainer, draw_rows, fit, generator
 from oasis_monai.transforms.labels import ignored, one_hot, split_ignored, with_ignored
 from oasis_monai.utils.device import use_bfloat16
@@ -22,7 +23,8 @@ from oasis_monai.utils.interpolation import pool
 def train_segmentation(context: FitContext, network: str, settings: NetworkSettings | None = None) -> nn.Module:
     """Train a segmentation network on a library, or load it when the folder already holds the finished one.
 
-    A step sees ``training.batch`` images; the loss is MONAI's Dice + cross-entropy, over the voxels that somebody labelled.
+    A step sees ``training.batch`` images; the loss is MONAI's Dice + cross-entropy, over the voxels that somebody labelled. Where
+    the library has a fine grid the images are patches of that (:class:`.PatchDrawer`).
 
     Args:
         context: ``network.safetensors`` (resumable checkpoint) and ``history.csv`` go to its folder.
@@ -48,11 +50,15 @@ class _SegmentationTrainer(Trainer):
     terms = ("loss", "main")
 
     def __init__(self, context: FitContext, name: str, model: nn.Module, network: NetworkSettings) -> None:
-        self.library, self.spacings_mm, self.model = context.library, context.spacings_mm, model
+        self.library, self.model = context.library, model
+        self.spacings_mm = context.spacings_mm / torch.tensor(self.library.fine_factor or (1,))
         self.settings, self.seed, self.chances = context.training, context.seed, context.chances
         self.shares = context.shares
-        self.size = tuple(self.library.images.shape[2:])
+        self.size = tuple(self.library.fine[0].label.shape[1:] if self.library.fine else self.library.images.shape[2:])
         self.patch = network.window(self.size, name)
+        self.fine = PatchDrawer(self.library, self.patch, context.seed) if self.library.fine else None
+        if self.fine is not None:
+            self.memory_setting = "network.patch"  # of fewer images a step the patches would be larger
         self.weights = (1.0, *network.deep_supervision)
         self.optimiser = torch.optim.Adam(model.parameters(), lr=self.settings.lr, fused=True)
         self.augmentation = context.augmented()
@@ -63,14 +69,7 @@ class _SegmentationTrainer(Trainer):
 
     def step(self, number: int) -> torch.Tensor:
         """(2,) the loss, and its part of the finest output."""
-        random, settings = generator(self.seed, number), self.settings
-        rows = draw_rows(len(self.library), settings.batch, random, self.chances)
-        image = self.library.images[rows].to(self.device, torch.float32)
-        label = self._label(rows).to(self.device)
-        if self.augmentation is not None:
-            flip = self.augmentation.flips(len(rows), random)
-            image, label = self.augmentation(image, label, flip, self.spacings_mm[rows], random, self.library.channels)
-        image, label = self._cut(image, label, random)
+        image, label = self._draw(number)
         label, counts = split_ignored(label, self.library.classes)
         target = torch.cat([(1 - label.sum(1, keepdim=True)).clamp(0, 1), label], 1)
         self.model.train()
@@ -81,6 +80,22 @@ class _SegmentationTrainer(Trainer):
         total = torch.stack([w * part for w, part in zip(self.weights, parts, strict=False)]).sum()
         self.descend(total)
         return torch.stack([total.detach(), parts[0].detach()])
+
+    def _draw(self, number: int) -> tuple[torch.Tensor, torch.Tensor]:
+        """(B, c, \\*P) what a step shows, changed at random, and its (B, m, \\*P) label channels."""
+        random = generator(self.seed, number)
+        rows = draw_rows(len(self.library), self.settings.batch, random, self.chances)
+        margin = None
+        if self.fine is None:
+            image, label = self.library.images[rows], self._label(rows)
+        else:
+            margin = (0, 0, 0) if self.augmentation is None else self.fine.margin()
+            image, label = self.fine.draw(rows, number, random, margin)
+        image, label = image.to(self.device, torch.float32), label.to(self.device)
+        if self.augmentation is not None:
+            flip, channels = self.augmentation.flips(len(rows), random), self.library.channels
+            image, label = self.augmentation(image, label, flip, self.spacings_mm[rows], random, channels, margin)
+        return (image, label) if self.fine is not None else self._cut(image, label, random)
 
     def _label(self, rows: torch.Tensor) -> torch.Tensor:
         """(B, m, \\*S) float32 label channels, see :func:`oasis_monai.transforms.labels.with_ignored`."""

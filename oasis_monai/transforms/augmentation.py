@@ -101,6 +101,7 @@ class Augmentation:
         spacing_mm: Sequence[float] | torch.Tensor,
         random: torch.Generator,
         channels: int = 1,
+        margin: Sequence[int] | None = None,
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """Change image (B, c, *S) and structures (B, C-1, *S) alike in space; the image alone in intensity.
 
@@ -108,14 +109,19 @@ class Augmentation:
         neighbours), so many of ``image`` in a row belong to one channel.
         ``spacing_mm`` is the voxel size along the D axes, of all images or (B, D) of each.
         ``random`` lives on the CPU whatever the device of the batch, so that a seed means the same everywhere.
+        ``margin``: so many voxels on each side along the D axes are only there to be moved into view. What comes back is without
+        them, and all strengths are of what comes back.
         """
         voxels_mm = torch.as_tensor(spacing_mm, dtype=torch.float64).expand(image.shape[0], image.ndim - 2)
-        transforms = self._transforms(image, flip, voxels_mm, random)
+        margin = (0,) * (image.ndim - 2) if margin is None else margin
+        inside = [slice(m, n - m) for m, n in zip(margin, image.shape[2:], strict=True)]
+        shown = image[(slice(None), slice(None), *inside)]
+        transforms = self._transforms(shown, flip, voxels_mm, random)
         bend = None
         if self.elastic_mm:
             reach_mm = torch.full((image.shape[0],), self.elastic_mm)
-            bend = smooth_displacements(reach_mm, image.shape[2:], voxels_mm, 4, random, image.device)
-        both = apply_motion(torch.cat([image, label], 1).float(), transforms, bend)
+            bend = smooth_displacements(reach_mm, shown.shape[2:], voxels_mm, 4, random, image.device)
+        both = apply_motion(torch.cat([image, label], 1).float(), transforms, bend, margin)
         images, labels = both[:, : image.shape[1]], both[:, image.shape[1] :]
         looks = [self._resolution(self._intensity(one, random), voxels_mm, random) for one in images.chunk(channels, 1)]
         return torch.cat(looks, 1) if channels > 1 else looks[0], labels
@@ -247,18 +253,24 @@ def coarsen(image: torch.Tensor, factors: Sequence[float]) -> torch.Tensor:
     return enlarge(F.interpolate(image, size=fewer, mode="area"), size)
 
 
-def apply_motion(images: torch.Tensor, transforms: torch.Tensor, bend: torch.Tensor | None = None) -> torch.Tensor:
+def apply_motion(
+    images: torch.Tensor, transforms: torch.Tensor, bend: torch.Tensor | None = None, margin: Sequence[int] | None = None
+) -> torch.Tensor:
     """Resample images (B, C, *S) by affine ``transforms`` (B, D, D+1) in torch's normalised coordinates; 0 outside.
 
     Args:
         bend: (B, D, *S) displacements in voxels, added to the position each voxel is read from.
+        margin: voxels on each side of the images that are read but not part of S, nor of the coordinates; None: 0.
     """
-    size = images.shape[2:]
+    margin = (0,) * (images.ndim - 2) if margin is None else margin
+    size = tuple(n - 2 * m for n, m in zip(images.shape[2:], margin, strict=True))
     if len(size) == 2 or images.device.type != "cpu":
-        grid = F.affine_grid(transforms, list(images.shape), align_corners=False)
+        grid = F.affine_grid(transforms, [*images.shape[:2], *size], align_corners=False)
         if bend is not None:
             halves = torch.tensor(size, device=images.device).view(-1, *[1] * len(size)) / 2
             grid = grid + (bend / halves).movedim(1, -1).flip(-1)
+        if any(margin):  # both have the same centre
+            grid = grid * torch.tensor([s / n for s, n in zip(size, images.shape[2:], strict=True)]).flip(0).to(grid)
         return F.grid_sample(images, grid, padding_mode="zeros", align_corners=False)
     axes = [((2 * torch.arange(s) + 1) / s - 1).view(-1, *[1] * (2 - i)) for i, s in enumerate(size)]
     where = []
@@ -267,4 +279,6 @@ def apply_motion(images: torch.Tensor, transforms: torch.Tensor, bend: torch.Ten
         where.append(((x * axes[0] + y * axes[1] + z * axes[2] + shift + 1) * s - 1) / 2)
     if bend is not None:
         where = [place + along for place, along in zip(where, bend.unbind(1), strict=True)]
+    if any(margin):
+        where = [place + m for place, m in zip(where, margin, strict=True)]
     return sample_volume(images, where, "zeros")

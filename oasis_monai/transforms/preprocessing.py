@@ -77,8 +77,9 @@ class Preprocessing:
             treats as ``zscore``. None: no window.
         slice_axis: how the slices lie that the slice networks see: ``axial`` (x, y, z run to the right, anterior, superior),
             ``coronal`` (right, superior, anterior) or ``sagittal`` (anterior, superior, right).
-        fine_factor: voxels of the fine grid for each working voxel along x, y, z, 1 or more: the slice network works and labels
-            are fused there, see docs/explanation/resolution.md. None: everything is on the working grid. Volumes only.
+        fine_factor: voxels of the fine grid for each working voxel along x, y, z, 1 or more: the slice network and the
+            comparison networks work and labels are fused there, see docs/explanation/resolution.md. None: everything is on the
+            working grid. Volumes only.
 
     Raises:
         ConfigError: naming ``preprocessing.<key>``.

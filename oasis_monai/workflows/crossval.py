@@ -255,11 +255,12 @@ class CrossValidation:
                 exclude,
                 only,
             )
+        seen = target.fine or target  # as the networks were trained
         for name, predictor in model.predictors.items():
-            images = target.image[None] if settings.spatial_dims == 3 else target.image.movedim(-1, 0)
+            images = seen.image[None] if settings.spatial_dims == 3 else seen.image.movedim(-1, 0)
             probability = predictor(images if only is None else images[only])
             case_result.results[name, 0] = Result(_volume_of(probability, only, len(features)), None)
-            case_result.grids[name, 0] = target.geometry
+            case_result.grids[name, 0] = seen.geometry
         return case_result
 
     def _score_case(self, case: str, case_result: CaseResult) -> None:

@@ -209,7 +209,7 @@ class FoldModels:
             if network == VOLUME:
                 return train_volume_network(context, settings.joint, settings.network)
             if network != REGISTRATION:
-                return train_segmentation(context, network, settings.network)
+                return train_segmentation(context, network, settings.compared_network())
             if not self.trained(fold):  # results of a model that was lost or damaged are no longer valid
                 (context.folder / "loa.safetensors").unlink(missing_ok=True)
                 shutil.rmtree(context.folder / "fields", ignore_errors=True)
@@ -262,8 +262,9 @@ class FoldModels:
         """All that the settings' methods need, trained if need be."""
         settings = self.settings
         device = resolve_device(settings.device)
+        windows = settings.align_batch if settings.preprocessing.fine_factor is None else 1  # those of a fine grid are large
         predictors = {
-            name: Predictor(self.train(fold, name), name, settings.network, device, settings.align_batch)
+            name: Predictor(self.train(fold, name), name, settings.compared_network(), device, windows)
             for name in settings.networks
         }
         return FoldModel(self.segmenter(fold) if settings.atlas_methods else None, predictors)

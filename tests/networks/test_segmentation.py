@@ -84,7 +84,7 @@ def test_bad_settings(change, match):
         (None, (18, 16), r"preprocessing\.size: expected multiples of 4, not all of them 4, for ConvNet2D, found \[18, 16\]"),
         ((8, 10), (16, 16), r"network\.patch: expected multiples of 4"),
         ((4, 4), (16, 16), r"not all of them 4"),
-        ((8, 32), (16, 16), r"none above the working grid \(16, 16\)"),
+        ((8, 32), (16, 16), r"none above the grid \(16, 16\)"),
         ((8, 8, 8), (16, 16), r"network\.patch: expected 2 numbers"),
     ],
 )

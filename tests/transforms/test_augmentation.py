@@ -450,3 +450,40 @@ def test_the_generator_decides_the_new_changes_too(size):
     first, again, other = (apply(wide, image, image, seed=seed)[0] for seed in (5, 5, 6))
     assert torch.equal(first, again)
     assert (first - other).abs().mean() > 0.02
+
+
+@pytest.mark.parametrize(("size", "margin"), [((10, 8), (3, 2)), ((10, 8, 6), (3, 0, 2))])
+def test_what_lies_in_the_margin_is_moved_into_view(size, margin):
+    """Every voxel of a larger image is its own place, counted from the first voxel in view: what comes back is where torch's
+    affine grid of the view itself reads."""
+    from torch.nn import functional as F
+
+    from oasis_monai.transforms.augmentation import apply_motion
+
+    whole = [n + 2 * m for n, m in zip(size, margin, strict=True)]
+    axes = [torch.arange(n, dtype=torch.float32) - m for n, m in zip(whole, margin, strict=True)]
+    places = torch.stack(torch.meshgrid(*axes, indexing="ij"))[None].repeat(2, *[1] * (len(size) + 1))
+    shown = torch.zeros(2, 1, *size)
+    transforms = Augmentation(rotation_deg=10, scale=0.1, shear=0.05, shift=0.02)._transforms(
+        shown, torch.tensor([True, False]), torch.ones(2, len(size)), torch.Generator().manual_seed(2)
+    )
+    grid = F.affine_grid(transforms, list(shown.shape), align_corners=False).flip(-1).movedim(-1, 1)
+    sides = torch.tensor(size).view(-1, *[1] * len(size))
+    want = ((grid + 1) * sides - 1) / 2
+    found = apply_motion(places, transforms, margin=margin)
+    assert found.shape == want.shape
+    last = torch.tensor([n + m - 1 for n, m in zip(size, margin, strict=True)]).view(-1, *[1] * len(size))
+    first = -torch.tensor(margin).view(-1, *[1] * len(size))
+    read = ((want >= first) & (want <= last)).all(1, keepdim=True).expand_as(want)
+    assert float(read.float().mean()) > 0.6
+    assert float(((want < 0) | (want > sides - 1)).any(1)[read[:, 0]].float().mean()) > 0.02  # some of it from the margin
+    torch.testing.assert_close(found[read], want[read], atol=1e-3, rtol=0)
+
+
+def test_a_margin_without_changes_is_cut_off():
+    image, label = torch.rand(2, 1, 10, 8, 6), torch.rand(2, 2, 10, 8, 6)
+    still = Augmentation(rotation_deg=0, scale=0, shear=0, shift=0, flip=0)
+    random = torch.Generator().manual_seed(0)
+    moved, structures = still(image, label, torch.tensor([False, False]), (1.0, 1.0, 2.0), random, margin=(2, 1, 0))
+    torch.testing.assert_close(moved, image[:, :, 2:-2, 1:-1], atol=1e-5, rtol=0)
+    torch.testing.assert_close(structures, label[:, :, 2:-2, 1:-1], atol=1e-5, rtol=0)

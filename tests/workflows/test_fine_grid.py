@@ -9,9 +9,10 @@ import torch
 from oasis_monai.atlases.library import AtlasLibrary
 from oasis_monai.data.io import read_volume
 from oasis_monai.data.types import Case
+from oasis_monai.networks.segmentation import Predictor
 from oasis_monai.segmentation.estimate import see_atlas
 from oasis_monai.segmentation.fine_fusion import warp_slab
-from oasis_monai.segmentation.pipeline import Scan, segment_case
+from oasis_monai.segmentation.pipeline import CaseResult, Scan, segment_case
 from oasis_monai.settings import build
 from oasis_monai.training.slices import SliceTrainer
 from oasis_monai.training.trainer import FitContext, TrainingSettings, generator
@@ -172,3 +173,44 @@ def test_slices_may_be_too_small_on_the_working_grid_alone():
     with pytest.raises(ConfigError, match="slices of at least 32 voxels"):
         build(merged(TINY, JOINT, FINE, {"data": {"root": "nowhere"}, "preprocessing": {"fine_factor": None}}))
     assert build(merged(TINY, JOINT, FINE, {"data": {"root": "nowhere"}})).preprocessing.fine_size == (32, 32, 8)
+
+
+def test_comparison_networks_work_on_the_fine_grid(settings, tmp_path, monkeypatch):
+    """Their results come back to the scan's grid from there, and so do their windows."""
+    seen, results = [], []
+    call, restored = Predictor.__call__, CaseResult.restore
+    monkeypatch.setattr(Predictor, "__call__", lambda self, images: seen.append((self.batch, images.shape)) or call(self, images))
+    monkeypatch.setattr(CaseResult, "restore", lambda self, *more: results.append(self) or restored(self, *more))
+    some = {"methods": ["U-Net3D", "DynU-Net3D"], "k": 2, "fold": 0, "browser": False, "network": {"convnet": [4, 8]}}
+    asked = settings(JOINT, FINE, some, {"data": {"include": OLD}, "network": {"patch": [16, 32, 8]}})
+    crossval(asked, tmp_path / "run", quiet)
+    assert set(scores_of(tmp_path / "run").method) == {"U-Net3D", "DynU-Net3D"}
+    assert set(seen) == {(1, (1, 1, 32, 32, 8))}
+    for one in results:
+        for key, result in one.results.items():
+            assert result.probability.shape == (2, 32, 32, 8)
+            assert one.grids[key].spacing_mm == (2.5, 2.5, 8.0)
+
+
+@pytest.mark.fast
+def test_the_name_of_a_comparison_network_tells_its_grid():
+    base = merged(TINY, JOINT, FINE, {"data": {"root": "nowhere"}, "methods": ["U-Net3D"], "network": {"convnet": [4, 8]}})
+    fine = build(base)
+    assert fine.identity("U-Net3D")["network"] == {"name": "U-Net3D", "unet": [4, 8], "patch": [32, 32, 8], "grid": "fine"}
+    given = build(merged(base, {"network": {"patch": [16, 16, 8]}}))
+    assert given.identity("U-Net3D")["network"] == {"name": "U-Net3D", "unet": [4, 8], "patch": [16, 16, 8], "grid": "fine"}
+    working = build(merged(base, {"preprocessing": {"fine_factor": None}}))
+    assert working.identity("U-Net3D")["network"] == {"name": "U-Net3D", "unet": [4, 8], "patch": None}
+    assert working.compared_network() is working.network
+    # those of a joint model see what they saw
+    assert fine.identity("volume")["network"] == working.identity("volume")["network"]
+
+
+@pytest.mark.fast
+def test_a_patch_beyond_the_fine_grid_is_refused_and_one_beyond_the_working_grid_is_not():
+    base = merged(TINY, JOINT, FINE, {"data": {"root": "nowhere"}, "methods": ["U-Net3D"]})
+    assert build(merged(base, {"network": {"patch": [32, 32, 8]}})).compared_network().patch == (32, 32, 8)
+    with pytest.raises(ConfigError, match=r"network\.patch: expected 3 numbers, none above the grid \(32, 32, 8\)"):
+        build(merged(base, {"network": {"patch": [34, 32, 8]}}))
+    with pytest.raises(ConfigError, match=r"preprocessing\.size: expected a fine grid of 16 voxels or more"):
+        build(merged(base, {"network": {"unet": [4, 4, 4, 4, 8]}}))

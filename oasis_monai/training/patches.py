@@ -1,0 +1,90 @@
+"""Draw patches of atlases on the fine grid, whose voxels stay on disk: only those of a patch are read."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+
+from oasis_monai.atlases.library import AtlasLibrary, FineAtlas
+from oasis_monai.training.trainer import generator
+from oasis_monai.transforms.labels import structures, with_ignored
+
+KNOWN_PLACES = 10_000
+"""Voxels of structures of every atlas that a patch may be laid round, as many as nnU-Net keeps of a class. A whole label is read
+once to find them."""
+MARGIN = 0.25
+"""Of a patch's side: what is read on each side of it, so that a patch that is turned, scaled and moved shows the scan in its
+corners. Where it reaches farther there is nothing, as beyond the grid."""
+
+
+class PatchDrawer:
+    """Draws patches of the atlases of a library.
+
+    Args:
+        library: with a fine grid.
+        patch: voxels along x, y, z, none above those of the grid.
+        seed: of the places that are known of every atlas.
+    """
+
+    def __init__(self, library: AtlasLibrary, patch: Sequence[int], seed: int) -> None:
+        self.atlases, self.classes, self.seed = library.fine, library.classes, seed
+        self.patch = torch.tensor(patch)
+        self.size = torch.tensor(self.atlases[0].label.shape[1:])
+        self._places: dict[int, torch.Tensor] = {}
+
+    def margin(self) -> tuple[int, ...]:
+        """Voxels that augmentation needs on each side of a patch; none along an axis that the patch shows whole: it reads beyond
+        the grid there, as networks that see all do."""
+        needed = torch.where(self.patch < self.size, (MARGIN * self.patch).ceil().long(), 0)
+        return tuple(needed.tolist())
+
+    def draw(
+        self, rows: torch.Tensor, step: int, random: torch.Generator, margin: Sequence[int]
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """A patch of each of the atlases ``rows``, at random; every second one holds some of a structure, where there is any.
+
+        Args:
+            step: its number; where a step has one patch, every second step is of a structure.
+            margin: voxels on each side that are read as well; 0 and background beyond the grid.
+
+        Returns:
+            (B, c, *P) float32 images and the (B, m, *P) label channels of :func:`oasis_monai.transforms.labels.with_ignored`,
+            ``P`` the patch with its margins.
+        """
+        images, labels = [], []
+        for number, row in enumerate(rows.tolist(), step * len(rows)):
+            corner = (torch.rand(3, generator=random) * (self.size - self.patch + 1)).long()
+            known = self.places(row) if number % 2 == 0 else self.size.new_zeros(0)
+            if len(known):
+                shift = (torch.rand(3, generator=random) * self.patch).long()
+                place = known[int(torch.randint(len(known), (1,), generator=random))]
+                corner = (place - shift).clamp_min(0).minimum(self.size - self.patch)
+            image, label = _read(self.atlases[row], corner.tolist(), self.patch.tolist(), margin)
+            images.append(image)
+            labels.append(label)
+        return torch.stack(images), with_ignored(torch.stack(labels), self.classes)
+
+    def places(self, row: int) -> torch.Tensor:
+        """(k, 3) int64: voxels of any structure of an atlas, :data:`KNOWN_PLACES` at most, the same in every process."""
+        if row not in self._places:
+            found = structures(self.atlases[row].label[0]).flatten().nonzero()[:, 0]
+            if len(found) > KNOWN_PLACES:
+                found = found[torch.randint(len(found), (KNOWN_PLACES,), generator=generator(self.seed, row))]
+            self._places[row] = torch.stack(torch.unravel_index(found, tuple(self.size.tolist())), 1)
+        return self._places[row]
+
+
+def _read(
+    atlas: FineAtlas, corner: Sequence[int], patch: Sequence[int], margin: Sequence[int]
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """(c, *P) float32 image and (1, *P) label of the patch at ``corner``, with its margins."""
+    first = [a - m for a, m in zip(corner, margin, strict=True)]
+    sides = [n + 2 * m for n, m in zip(patch, margin, strict=True)]
+    there = [slice(max(a, 0), min(a + n, whole)) for a, n, whole in zip(first, sides, atlas.label.shape[1:], strict=True)]
+    here = [slice(part.start - a, part.stop - a) for part, a in zip(there, first, strict=True)]
+    image = torch.zeros(len(atlas.image), *sides)
+    label = torch.zeros(1, *sides, dtype=torch.uint8)
+    image[(slice(None), *here)] = atlas.image[(slice(None), *there)].float()
+    label[(slice(None), *here)] = atlas.label[(slice(None), *there)]
+    return image, label
