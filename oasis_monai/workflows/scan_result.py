@@ -16,8 +16,8 @@ from oasis_monai.atlases.library import AtlasLibrary
 from oasis_monai.data.formats.dicom_source import DicomSource
 from oasis_monai.data.formats.structure import Algorithm, Look, Structure, structures_in
 from oasis_monai.data.io import write_label, write_probability
+from oasis_monai.data.segment_table import read_segments
 from oasis_monai.data.structure_files import structure_ending
-from oasis_monai.data.structure_table import read_structures
 from oasis_monai.data.types import Geometry, Preprocessed, Segmentation
 from oasis_monai.evaluation.quality import Calibration
 from oasis_monai.evaluation.quality_tables import calibration_for, temperature_for
@@ -163,7 +163,7 @@ class ScanResult:
         """Whether the predictions were fitted on a cross-validation of the same settings."""
         return all(one.calibrated for one in self.predictions.values())
 
-    def structures(self, looks: Mapping[str, Look] | None = None) -> list[Structure]:
+    def named_structures(self, looks: Mapping[str, Look] | None = None) -> list[Structure]:
         """Its structures, as the writers of formats that name them take them; ``looks``: colours and codes by name."""
         return structures_in(self.classes.numpy(), list(self.volume_ml), self.label_values[1:], looks)
 
@@ -173,7 +173,7 @@ class ScanResult:
         probability: str | Path | None = None,
         uncertainty: str | Path | None = None,
         scan: str | Path | DicomSource | None = None,
-        structures: str | Path | Mapping[str, Any] | None = None,
+        segments: str | Path | Mapping[str, Any] | None = None,
     ) -> Path:
         """Write the label, in the format of the file's ending: ``.nii.gz``, ``.nii``, ``.nrrd``, ``.mha``, ``.mhd``,
         ``.seg.nrrd`` (for 3D Slicer), ``.seg.dcm`` (DICOM SEG) or ``.rtstruct.dcm`` (RTSTRUCT).
@@ -183,7 +183,7 @@ class ScanResult:
             probability: where the probability goes, if it was asked for.
             uncertainty: where the uncertainty goes, if it was asked for.
             scan: of DICOM SEG and RTSTRUCT, the series that was segmented, to which they refer: a file of it or its folder.
-            structures: colours and codes, see :func:`oasis_monai.data.structure_table.read_structures`.
+            segments: colours and codes of its structures, see :func:`oasis_monai.data.segment_table.read_segments`.
 
         Raises:
             DataError: no such format, or ``scan`` is no DICOM series or lies elsewhere.
@@ -192,7 +192,7 @@ class ScanResult:
         """
         if structure_ending(path):
             made_by = Algorithm(f"oasis-monai {self.method[0]}", __version__, self.model)
-            write_named(path, self.structures(read_structures(structures)), self.geometry, self.case, made_by, scan)
+            write_named(path, self.named_structures(read_segments(segments)), self.geometry, self.case, made_by, scan)
         else:
             write_label(path, self.classes, self.geometry, self.label_values)
         if probability is not None and self.probability is not None:

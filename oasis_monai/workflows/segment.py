@@ -11,8 +11,8 @@ from typing import Any, TypedDict, Unpack
 from oasis_monai.data.formats.dispatch import data_files, map_ending, remove_array
 from oasis_monai.data.formats.structure import Look, check_looks
 from oasis_monai.data.io import named, read_volume, to_canonical
+from oasis_monai.data.segment_table import read_segments
 from oasis_monai.data.settings import DataSettings
-from oasis_monai.data.structure_table import read_structures
 from oasis_monai.data.types import Case, Volume
 from oasis_monai.evaluation.postprocessing import check_mode
 from oasis_monai.evaluation.structure_statistics import measure_structures
@@ -47,8 +47,8 @@ class SegmentOptions(TypedDict, total=False):
         overwrite: do finished scans again.
         file_format: of the labels, one of :data:`.result_files.FORMATS` [format]; None: each scan's own
             (:func:`.result_ending`). ``dicom-seg`` and ``rtstruct`` need DICOM series.
-        structures: colours and codes of the structures for ``seg.nrrd``, ``dicom-seg`` and ``rtstruct``: a map or the path of a
-            file, see :func:`oasis_monai.data.structure_table.read_structures`.
+        segments: colours and codes of the structures for ``seg.nrrd``, ``dicom-seg`` and ``rtstruct``: a map or the path of a
+            file, see :func:`oasis_monai.data.segment_table.read_segments`.
         postprocessing: ``auto``, ``none`` or ``all``, see :func:`oasis_monai.evaluation.postprocessing.choice_for`.
         views: for which scans other views are looked for, ``none``, ``doubtful`` or ``all``; None: as the model was trained.
         views_below: the agreement below which a scan is doubtful; None: as the model was trained.
@@ -63,7 +63,7 @@ class SegmentOptions(TypedDict, total=False):
     save_uncertainty: bool
     overwrite: bool
     file_format: str | None
-    structures: str | Path | Mapping[str, Any] | None
+    segments: str | Path | Mapping[str, Any] | None
     views: str | None
     views_below: float | None
     data: DataSettings | None
@@ -103,7 +103,7 @@ def segment_scans(
     model, scans, output = Path(model), Path(scans), Path(output)
     method, file_format = options.get("method"), options.get("file_format")
     channels = ModelRecord.read(model).channels
-    looks = read_structures(options.get("structures"))
+    looks = read_segments(options.get("segments"))
     cases = _find_scans(scans, output, method, file_format, log, options.get("data"), channels)
     asked_views = options.get("views"), options.get("views_below")
     loaded = load_model(model, options.get("device", "auto"), options.get("batch", 8), *asked_views)
@@ -281,7 +281,7 @@ class _Run:
         record["label"] = f"{case.id}_segmentation{kind}"
         record["files"] = [record["label"], *(file.name for file in map_files.values())]
         record |= result.to_json()
-        structures = result.structures(self.looks)
+        structures = result.named_structures(self.looks)
         record["statistics"] = {
             name: measured.to_json()
             for name, measured in measure_structures(structures, volume.image.numpy(), volume.geometry).items()
@@ -290,7 +290,7 @@ class _Run:
         known = case.patient != case.id  # an id alone is only a file's name
         record["atlases_of_patient"] = self.model.segmenter.library.cases_of(case.patient) if known else []
         json_file.unlink(missing_ok=True)  # it describes a label that is being replaced
-        result.save(self.output / record["label"], scan=source, structures=self.looks, **map_files)
+        result.save(self.output / record["label"], scan=source, segments=self.looks, **map_files)
         self._draw(volume, result)
         if before is not None:
             record["files"] += self._left_of(before, record["files"], {**before["asked"], "format": kind} == asked)
@@ -308,7 +308,7 @@ class _Run:
             "recentre": self.model.segmenter.recentres,
             **({"take": list(case.take)} if case.take else {}),
             **({} if self.postprocessing == AUTO else {"postprocessing": self.postprocessing}),
-            **({"structures": digest({name: asdict(look) for name, look in self.looks.items()})} if self.looks else {}),
+            **({"segments": digest({name: asdict(look) for name, look in self.looks.items()})} if self.looks else {}),
             **views_identity(self.model.settings),
         }
 

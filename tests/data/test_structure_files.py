@@ -14,8 +14,8 @@ from oasis_monai.data.formats.dicom_source import names_in_dicom, read_dicom_sou
 from oasis_monai.data.formats.structure import Algorithm, Code, Look, layers_of, structures_in, structures_of
 from oasis_monai.data.io import read_image
 from oasis_monai.data.labels import read_label_names
+from oasis_monai.data.segment_table import read_segments
 from oasis_monai.data.structure_files import write_structures
-from oasis_monai.data.structure_table import read_structures
 from oasis_monai.data.types import Geometry
 from oasis_monai.utils.errors import ConfigError, DataError
 from tests.data.formats.test_dicom import GRIDS
@@ -251,25 +251,25 @@ def test_without_highdicom_a_line_names_the_extra(tmp_path, scan, monkeypatch):
 def test_what_a_user_tells_of_structures_is_read_and_checked(tmp_path):
     text = 'gland:\n  color: "#0ac81e"\n  code: [41216001, SCT, Prostate]\nzone of it: {color: [1, 2, 3]}\n'
     (tmp_path / "s.yaml").write_text(text)
-    looks = read_structures(tmp_path / "s.yaml")
+    looks = read_segments(tmp_path / "s.yaml")
     assert looks == {"gland": LOOKS["gland"], "zone of it": Look((1, 2, 3))}
-    assert read_structures(looks) == looks
+    assert read_segments(looks) == looks
     (tmp_path / "s.json").write_text('{"gland": {"category": ["1", "99X", "Other"]}}')
-    assert read_structures(str(tmp_path / "s.json")) == {"gland": Look(category=Code("1", "99X", "Other"))}
-    assert read_structures(None) == {}
+    assert read_segments(str(tmp_path / "s.json")) == {"gland": Look(category=Code("1", "99X", "Other"))}
+    assert read_segments(None) == {}
     faults = {
-        "structures: expected a YAML or JSON file, found": str(tmp_path / "absent.yaml"),
-        "structures: expected a map": [1],
-        r"structures.gland: expected a map with any of color": {"gland": "red"},
-        r"structures.gland.colour: expected one of color, code, category": {"gland": {"colour": [1, 2, 3]}},
-        r"structures.gland.color: expected \[red, green, blue\]": {"gland": {"color": [1, 2, 256]}},
-        r"structures.gland.code: expected \[VALUE, SCHEME, MEANING\]": {"gland": {"code": ["41216001", "SCT"]}},
-        r"structures.gland.category: expected .* of up to 16, 16 and 64": {"gland": {"category": ["1", "SCT", "x" * 65]}},
+        "segments: expected a YAML or JSON file, found": str(tmp_path / "absent.yaml"),
+        "segments: expected a map": [1],
+        r"segments.gland: expected a map with any of color": {"gland": "red"},
+        r"segments.gland.colour: expected one of color, code, category": {"gland": {"colour": [1, 2, 3]}},
+        r"segments.gland.color: expected \[red, green, blue\]": {"gland": {"color": [1, 2, 256]}},
+        r"segments.gland.code: expected \[VALUE, SCHEME, MEANING\]": {"gland": {"code": ["41216001", "SCT"]}},
+        r"segments.gland.category: expected .* of up to 16, 16 and 64": {"gland": {"category": ["1", "SCT", "x" * 65]}},
     }
     for message, given in faults.items():
         with pytest.raises(ConfigError, match=f"^{message}"):
-            read_structures(given)
-    with pytest.raises(ConfigError, match=r"^structures.gladn: expected one of gland, zone of it, nothing, found"):
+            read_segments(given)
+    with pytest.raises(ConfigError, match=r"^segments.gladn: expected one of gland, zone of it, nothing, found"):
         structures_of(masks(False), {"gladn": Look()})
 
 

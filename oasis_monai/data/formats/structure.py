@@ -116,7 +116,7 @@ def check_looks(looks: Mapping[str, Look], names: Sequence[str]) -> None:
         ConfigError: naming it.
     """
     if unknown := sorted(set(looks) - set(names)):
-        raise ConfigError(f"structures.{unknown[0]}", f"one of {', '.join(names)}", "another name", "correct the name")
+        raise ConfigError(f"segments.{unknown[0]}", f"one of {', '.join(names)}", "another name", "correct the name")
 
 
 def structures_in(

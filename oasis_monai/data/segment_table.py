@@ -15,7 +15,7 @@ HEX = re.compile(r"#[0-9a-fA-F]{6}")
 CODE = "[VALUE, SCHEME, MEANING], such as [41216001, SCT, Prostate]"
 
 
-def read_structures(given: str | Path | Mapping[str, Any] | None) -> dict[str, Look]:
+def read_segments(given: str | Path | Mapping[str, Any] | None) -> dict[str, Look]:
     """Colours and codes by structure.
 
     Args:
@@ -27,14 +27,14 @@ def read_structures(given: str | Path | Mapping[str, Any] | None) -> dict[str, L
         ConfigError: an absent or unreadable file, an unknown key, a value that is no colour or code.
 
     Examples:
-        >>> looks = read_structures({"prostate": {"color": "#e69f00", "code": [41216001, "SCT", "Prostate"]}})
+        >>> looks = read_segments({"prostate": {"color": "#e69f00", "code": [41216001, "SCT", "Prostate"]}})
         >>> looks["prostate"].color, looks["prostate"].code.value
         ((230, 159, 0), '41216001')
     """
     content = _content(Path(given)) if isinstance(given, str | Path) else {} if given is None else given
     if not isinstance(content, Mapping):
-        raise ConfigError("structures", "a map of each structure to its color, code and category", type(content).__name__)
-    return {str(name): _look(f"structures.{name}", entry) for name, entry in content.items()}
+        raise ConfigError("segments", "a map of each structure to its color, code and category", type(content).__name__)
+    return {str(name): _look(f"segments.{name}", entry) for name, entry in content.items()}
 
 
 def _content(path: Path) -> Any:
@@ -43,10 +43,10 @@ def _content(path: Path) -> Any:
     try:
         return yaml.safe_load(path.read_text(encoding="utf-8-sig"))  # JSON is YAML
     except FileNotFoundError:
-        raise ConfigError("structures", "a YAML or JSON file", f"no file {path}", "correct the path") from None
+        raise ConfigError("segments", "a YAML or JSON file", f"no file {path}", "correct the path") from None
     except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
         found = " ".join(str(error).split())[:160]
-        raise ConfigError("structures", "a YAML or JSON file in UTF-8", f"{path.name}: {found}", "correct the file") from error
+        raise ConfigError("segments", "a YAML or JSON file in UTF-8", f"{path.name}: {found}", "correct the file") from error
 
 
 def _look(key: str, entry: Any) -> Look:
