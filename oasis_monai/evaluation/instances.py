@@ -46,10 +46,9 @@ def count_pieces(result: np.ndarray, reference: np.ndarray) -> PieceCounts:
         PieceCounts(reference=2, found=1, missed=1, false=0)
     """
     (in_result, results), (in_reference, references) = connected(result), connected(reference)
-    both = np.bincount(
-        (in_reference.astype(np.int64) * (results + 1) + in_result).ravel(), minlength=(references + 1) * (results + 1)
-    ).reshape(references + 1, results + 1)
-    shared = both[1:, 1:]
-    union = both.sum(axis=1)[1:, None] + both.sum(axis=0)[None, 1:] - shared
+    both = result & reference
+    pairs, shared = np.unique(in_reference[both].astype(np.int64) * (results + 1) + in_result[both], return_counts=True)
+    sizes, own = (np.bincount(numbers[mask]) for numbers, mask in ((in_reference, reference), (in_result, result)))
+    union = sizes[pairs // (results + 1)] + own[pairs % (results + 1)] - shared
     found = int((shared > MATCH_IOU * union).sum())
     return PieceCounts(references, found, references - found, results - found)

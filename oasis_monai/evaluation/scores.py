@@ -75,8 +75,8 @@ def write_scores(path: str | Path, rows: Iterable[Mapping[str, Any]]) -> None:
     Args:
         path: the file to write.
         rows: mappings with every key of :data:`SCORE_COLUMNS`, of which :data:`WHOSE` and :data:`LATER` may be left out; ``dsc``
-            and ``nsd`` in 0..1, ``*_percent`` in percent, ``*_mm`` in millimetres, ``*_ml`` in millilitres; ``fold`` is -1 where a
-            case spans folds (slice folds).
+            and ``nsd`` in 0..1, ``*_percent`` in percent, ``*_mm`` in millimetres, ``*_ml`` in millilitres; ``fold`` is -1 where
+            a case spans folds (slice folds).
 
     Raises:
         DataError: a column is missing or unknown, a status, region or protocol is none of ours, two rows have one key, a

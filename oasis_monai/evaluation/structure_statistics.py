@@ -115,4 +115,5 @@ def surface_area(mask: np.ndarray, spacing_mm: Sequence[float]) -> float:
         x, y, z = corner >> 2 & 1, corner >> 1 & 1, corner & 1
         part = padded[x : x + code.shape[0], y : y + code.shape[1], z : z + code.shape[2]]
         code |= part << (7 - corner)
-    return float(np.bincount(code.ravel(), minlength=256) @ areas)
+    counts = sum(np.bincount(part.ravel(), minlength=256) for part in code)  # slab by slab: numpy counts integers of 8 bytes
+    return float(counts @ areas)
