@@ -222,7 +222,7 @@ def test_anonymous_results_do_not_say_where_the_scan_lies(model, phantom, tmp_pa
     lines = []
     assert segment_scans(model, tmp_path / "DOE^JANE", tmp_path / "o", log=lines.append, **how) == []
     written = [path.read_bytes() for path in (tmp_path / "o").iterdir() if path.suffix in (".json", ".csv")]
-    assert len(written) == 2
+    assert len(written) == 3
     assert not any(b"DOE" in text for text in (*written, *map(str.encode, lines)))
     (fault,) = segment_scans(model, tmp_path / "ROE^JOHN", tmp_path / "o", log=quiet, **how)
     assert "output: expected no result of another scan of this name, found that of another scan" in str(fault)
@@ -633,7 +633,7 @@ def test_a_dicom_series_gets_its_result_as_dicom_that_refers_to_it_and_others_ar
     result = load_model(model).segment(tmp_path / "in" / "series", n=2, method="FwoW")
     result.save(tmp_path / "again.rtstruct.dcm", scan=tmp_path / "in" / "series")
     np.testing.assert_array_equal(read_dicom_label(tmp_path / "again.rtstruct.dcm", grid)[0], wanted[0].numpy())
-    with pytest.raises(DataError, match=r"^other: scan: expected the series that was segmented, found origin off by"):
+    with pytest.raises(DataError, match=r"^other: scan: expected the series that was segmented, found direction off by"):
         replace(result, case="other", geometry=geometry).save(tmp_path / "no.seg.dcm", scan=tmp_path / "in" / "series")
 
 
