@@ -84,7 +84,7 @@ def results(page: Page) -> dict[str, Any]:
         body |= {"title": f"{label} · {region} · {protocol} folds", "low": low}
         bodies.append(body | {"rows": [_result_row(page, scores, row, low) for _, row in table.iterrows()]})
     tabs = [(axis, values) for axis, values in axes.items() if len(values) > 1]
-    columns = (*_COLUMNS, *(["pieces found/missed/false"] if tables.of_several_pieces(summary) else []))
+    columns = (*_COLUMNS, *(["found/missed/false"] if tables.of_several_pieces(summary) else []))
     return {"tabs": tabs, "columns": columns, "bodies": bodies}
 
 
