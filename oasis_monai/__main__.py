@@ -59,7 +59,7 @@ tasks
   train      train on all cases and write a model folder          data.root=DIR model=DIR [unlabelled=DIR]
   adapt      train a model on with a few scans of a new centre    model=DIR data.root=DIR output=NEWDIR
   plan       choose grid, intensities and networks for a data set  data.root=DIR [output=DIR]
-  segment    segment a scan or a folder of scans                  model=DIR input=PATH output=DIR [format=nii.gz|nii|mha|mhd]
+  segment    segment a scan or a folder of scans                  model=DIR input=PATH output=DIR [format=nii.gz|dicom-seg|...]
   evaluate   score a model on labelled cases, another centre's    model=DIR data.root=DIR [output=DIR]
   library    list a model's atlases, or edit them                 model=DIR [add=IMAGE label=LABEL [case=ID] | remove=CASE]
   bundle     write a model as a MONAI bundle                      model=DIR output=DIR

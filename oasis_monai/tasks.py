@@ -12,7 +12,7 @@ from typing import Any
 from oasis_monai.utils.errors import ConfigError, DataError
 
 JOB_KEYS = (
-    *("task", "model", "input", "output", "overwrite", "study", "format"),
+    *("task", "model", "input", "output", "overwrite", "study", "format", "segments"),
     *("add", "label", "case", "patient", "remove", "msd", "accept_license", "download", "training_cases", "phantom"),
 )
 WITH_UNLABELLED = ("train", "crossval", "study", "plan", "check")
@@ -257,6 +257,7 @@ def _segment(config: dict[str, Any], job: Mapping[str, Any], run_dir: Path, swee
         save_uncertainty=settings.save_uncertainty,
         overwrite=bool(job["overwrite"]),
         file_format=job["format"],
+        segments=job["segments"],
         postprocessing=settings.postprocessing,
         views=config.get("views"),
         views_below=config.get("views_below"),

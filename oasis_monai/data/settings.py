@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
@@ -15,6 +16,8 @@ LAYOUTS = (
 """Names of the ways in which a data set may lie on disk, see :mod:`oasis_monai.data.layouts`."""
 CONSECUTIVE_PAIRS = "consecutive_pairs"
 """A rule for ``data.patient``: the case numbers 2k-1 and 2k are one person's."""
+TOLERANCE_MM = 2.0
+"""Tolerance of the normalised surface Dice where none is given, as of the FLARE and MedSAM challenges."""
 MOST_VALUE = 65535
 MOST_LABELS = 254  # class indices are bytes, and one of them is that of unlabelled voxels
 
@@ -41,6 +44,7 @@ class DataSettings:
         centre: where a case was scanned: as ``patient``, or a map of each centre to a regular expression of its ids.
         anonymous: name no case by what DICOM files say of the person.
         regions: parts of a structure to score: ``whole``, and any of ``apex``, ``mid``, ``base`` (thirds along the axial axis).
+        tolerance_mm: structure -> tolerance of its normalised surface Dice in mm; :data:`TOLERANCE_MM` of others.
         include: ids of the cases to use; empty for all.
         citation, licence: printed in the report.
         source: what ``oasis-monai download`` fetches for it, see :func:`oasis_monai.data.download.find_source`.
@@ -66,12 +70,14 @@ class DataSettings:
     citation: str = ""
     licence: str = ""
     source: str = ""
+    tolerance_mm: Mapping[str, float] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         make_tuples(self, "regions", "channels", "include", "background")
         for key in ("include", "channels"):
             object.__setattr__(self, key, tuple(str(value) for value in getattr(self, key)))
         object.__setattr__(self, "labels", dict(self.labels))
+        object.__setattr__(self, "tolerance_mm", dict(self.tolerance_mm))
         regions, values = set(self.regions), list(self.labels.values())
         # the whole structure is what is compared, drawn and predicted
         known = not regions or ("whole" in regions and len(regions) == len(self.regions) and regions <= set(REGIONS))
@@ -92,6 +98,7 @@ class DataSettings:
             ),
             ("background", all(_is_value(v) for v in self.background), f"values of 1 to {MOST_VALUE}"),
             ("ignore", self.ignore is None or 0 < self.ignore <= MOST_VALUE, f"a value of 1 to {MOST_VALUE}, or null"),
+            ("tolerance_mm", all(_is_length(mm) for mm in self.tolerance_mm.values()), "a map of structures to mm of 0 or more"),
             ("channels", len(set(self.channels)) == len(self.channels), "each channel once"),
         )
         # a JSON file, where a model keeps the labels, has an order of its own
@@ -114,6 +121,10 @@ class DataSettings:
     @property
     def classes(self) -> int:
         return len(self.labels) + 1
+
+
+def _is_length(value: object) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and 0 <= value < math.inf
 
 
 def _is_value(value: object) -> bool:

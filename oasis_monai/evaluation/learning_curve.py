@@ -86,7 +86,7 @@ def read_learning(path: Path) -> pd.DataFrame:
         frame = pd.read_csv(path, dtype=texts, keep_default_na=False, na_values=[""])
     except (OSError, ValueError) as error:
         raise DataError(Fault("", str(path), "the learning curve's scores", str(error), remedy)) from error
-    missing = [c for c in ("train_cases", *tables.SCORE_COLUMNS) if c not in (*frame, *tables.WHOSE)]
+    missing = [c for c in ("train_cases", *tables.SCORE_COLUMNS) if c not in (*frame, *tables.WHOSE, *tables.LATER)]
     if missing:
         raise DataError(Fault("", str(path), "the columns of a learning curve", f"no {', '.join(missing)}", remedy))
     frame = _whose(frame)

@@ -351,7 +351,9 @@ class CrossValidation:
         label, spacing_mm = to_canonical(result.label.numpy(), result.geometry.affine)
         truth, _ = to_canonical(reference, result.geometry.affine)
         regions: Any = data.regions
-        scores = score_case(label, truth, spacing_mm, list(data.labels), regions, case=result.case)
+        scores = score_case(
+            label, truth, spacing_mm, list(data.labels), regions, case=result.case, tolerance_mm=data.tolerance_mm
+        )
         case = self.dataset.cases[result.case]
         about = {"protocol": self.split.protocol, "fold": fold, "case": case.id, "patient": case.patient, "centre": case.centre}
         about |= {"method": key[0], "n": key[1]}

@@ -266,9 +266,10 @@ class _Evaluation:
         """The rows of ``scores.csv`` and ``quality.csv`` of one case."""
         label, spacing_mm = to_canonical(segmentation.label.numpy(), segmentation.geometry.affine)
         truth, _ = to_canonical(reference, segmentation.geometry.affine)
-        regions: Any = self.settings.data.regions
+        data = self.settings.data
+        regions: Any = data.regions
         about = {"protocol": PROTOCOL, "fold": FOLD, "case": case.id, "method": result.method[0], "n": result.method[1]}
-        scores = score_case(label, truth, spacing_mm, self.names, regions, case=case.id)
+        scores = score_case(label, truth, spacing_mm, self.names, regions, case=case.id, tolerance_mm=data.tolerance_mm)
         self.rows += [{**about, "patient": case.patient, "centre": case.centre, **asdict(score)} for score in scores]
         dsc = {score.label: score.dsc for score in scores if score.region == "whole"}
         for name, one in result.predictions.items():

@@ -205,7 +205,9 @@ class Model:
         (key,) = found.results
         known, choice = self.calibrations, choice_for(postprocessing, self.anatomy, self.decisions.get(method_name(*key), {}))
         about = (self.segmenter.library, self.labels, known, self.typical_distance, save_probability)
-        return describe_result(found, key, *about, self.anatomy, choice, save_uncertainty)
+        return replace(
+            describe_result(found, key, *about, self.anatomy, choice, save_uncertainty), model=self.record.version[:16]
+        )
 
 
 def load_model(

@@ -11,8 +11,13 @@ from typing import Any
 
 import torch
 
+from oasis_monai import __version__
 from oasis_monai.atlases.library import AtlasLibrary
+from oasis_monai.data.formats.dicom_source import DicomSource
+from oasis_monai.data.formats.structure import Algorithm, Look, Structure, structures_in
 from oasis_monai.data.io import write_label, write_probability
+from oasis_monai.data.segment_table import read_segments
+from oasis_monai.data.structure_files import structure_ending
 from oasis_monai.data.types import Geometry, Preprocessed, Segmentation
 from oasis_monai.evaluation.quality import Calibration
 from oasis_monai.evaluation.quality_tables import calibration_for, temperature_for
@@ -29,6 +34,7 @@ from oasis_monai.segmentation.views import AS_IT_IS
 from oasis_monai.transforms.labels import decide
 from oasis_monai.transforms.spatial import inside, resample_label
 from oasis_monai.utils.files import write_json
+from oasis_monai.workflows.result_files import write_named
 
 SLICES = 16  # of a probability map that are worked on at a time
 SAME = 0.01  # standard deviations between two readings of one scan, as from another file format: an affine is float32 in NIfTI
@@ -96,6 +102,7 @@ class ScanResult:
         postprocessed: what was removed and filled, each a :class:`oasis_monai.segmentation.postprocessing.Change`.
         view: the view of the scan that was segmented; None for the scan as it is.
         tried: the agreement of every view that was segmented; empty where no other was looked for.
+        model: digest of the model; empty where nobody says.
 
     Examples:
         >>> import oasis_monai
@@ -131,6 +138,7 @@ class ScanResult:
     postprocessed: tuple[Change, ...] = ()
     uncertainty: torch.Tensor | None = None
     temperature: float | None = None
+    model: str = ""
 
     def __repr__(self) -> str:
         method, n = self.method
@@ -155,19 +163,38 @@ class ScanResult:
         """Whether the predictions were fitted on a cross-validation of the same settings."""
         return all(one.calibrated for one in self.predictions.values())
 
-    def save(self, path: str | Path, probability: str | Path | None = None, uncertainty: str | Path | None = None) -> Path:
-        """Write the label, in the format of the file's ending (``.nii.gz``, ``.nii``, ``.mha``, ``.mhd``).
+    def named_structures(self, looks: Mapping[str, Look] | None = None) -> list[Structure]:
+        """Its structures, as the writers of formats that name them take them; ``looks``: colours and codes by name."""
+        return structures_in(self.classes.numpy(), list(self.volume_ml), self.label_values[1:], looks)
+
+    def save(
+        self,
+        path: str | Path,
+        probability: str | Path | None = None,
+        uncertainty: str | Path | None = None,
+        scan: str | Path | DicomSource | None = None,
+        segments: str | Path | Mapping[str, Any] | None = None,
+    ) -> Path:
+        """Write the label, in the format of the file's ending: ``.nii.gz``, ``.nii``, ``.nrrd``, ``.mha``, ``.mhd``,
+        ``.seg.nrrd`` (for 3D Slicer), ``.seg.dcm`` (DICOM SEG) or ``.rtstruct.dcm`` (RTSTRUCT).
 
         Args:
             path: where the label goes.
             probability: where the probability goes, if it was asked for.
             uncertainty: where the uncertainty goes, if it was asked for.
+            scan: of DICOM SEG and RTSTRUCT, the series that was segmented, to which they refer: a file of it or its folder.
+            segments: colours and codes of its structures, see :func:`oasis_monai.data.segment_table.read_segments`.
 
         Raises:
-            DataError: no such format.
+            DataError: no such format, or ``scan`` is no DICOM series or lies elsewhere.
+            ConfigError: a format that needs ``scan`` without it, or highdicom, which is not installed.
             OSError: the file cannot be written.
         """
-        write_label(path, self.classes, self.geometry, self.label_values)
+        if structure_ending(path):
+            made_by = Algorithm(f"oasis-monai {self.method[0]}", __version__, self.model)
+            write_named(path, self.named_structures(read_segments(segments)), self.geometry, self.case, made_by, scan)
+        else:
+            write_label(path, self.classes, self.geometry, self.label_values)
         if probability is not None and self.probability is not None:
             write_probability(probability, self.probability, self.geometry)
         if uncertainty is not None and self.uncertainty is not None:

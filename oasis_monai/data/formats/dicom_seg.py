@@ -94,10 +94,12 @@ def _fraction(data: Dataset) -> float:
 
 def _frames(data: Dataset, count: int) -> Any:
     """(rows, columns) arrays, one at a time."""
-    from pydicom.pixels.utils import iter_pixels
+    from pydicom.pixels.utils import iter_pixels, pixel_array
 
     if int(data.get("NumberOfFrames") or 1) != count:
         raise ValueError(f"{data.get('NumberOfFrames')} frames with {count} functional groups")
+    if int(data.BitsAllocated) == 1 and int(data.Rows) * int(data.Columns) % 8:
+        return iter(pixel_array(data).reshape(count, data.Rows, data.Columns))  # pydicom iterates over whole bytes alone
     return iter_pixels(data)
 
 
