@@ -244,6 +244,7 @@ def _segment(config: dict[str, Any], job: Mapping[str, Any], run_dir: Path, swee
         batch=settings.align_batch,
         save_probability=settings.save_probability,
         save_uncertainty=settings.save_uncertainty,
+        save_structures=settings.save_structures,
         overwrite=bool(job["overwrite"]),
         file_format=job["format"],
         postprocessing=settings.postprocessing,
