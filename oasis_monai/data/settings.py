@@ -149,9 +149,14 @@ class DataSettings:
         return {name: tuple(sorted(index_of[v] for v in own if v in index_of)) for name, own in self.structures.items()}
 
     @property
+    def shared(self) -> dict[str, tuple[int, ...]]:
+        """:attr:`scored` where structures share voxels; empty where each class is one."""
+        return self.scored if self.structures else {}
+
+    @property
     def members(self) -> tuple[tuple[int, ...], ...]:
         """The classes of every structure where structures share voxels; empty where each class is one."""
-        return tuple(self.scored.values()) if self.structures else ()
+        return tuple(self.shared.values())
 
     def _covers(self) -> bool:
         """Whether every label is part of a structure, and every structure has a label."""

@@ -165,7 +165,7 @@ def draw_overlays(
     ranked = sorted(dsc, key=lambda case: (float(np.mean(dsc[case])), case))
     ranks = np.linspace(0, len(ranked) - 1, min(settings.overlays, len(ranked))).round().astype(int)
     data = settings.data
-    names, structures = dict(enumerate(data.labels, 1)), data.scored if data.structures else None
+    names, structures = dict(enumerate(data.labels, 1)), data.shared
     scores = {(r["case"], r["method"], r["n"], r["label"]): r["dsc"] for r in rows if r["region"] == "whole"}
     pictures = set()
     for case in dict.fromkeys(ranked[rank] for rank in ranks):

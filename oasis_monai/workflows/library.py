@@ -160,7 +160,7 @@ def _preprocessed(case: Case, settings: Settings, log: Log) -> Preprocessed:
 
     data = settings.data
     faults = [
-        fault for fault in check_cases([case], data.label_values, ignore=data.ignore) if fault.case
+        fault for fault in check_cases([case], data.label_values, ignore=data.ignore, structures=data.shared) if fault.case
     ]  # nothing of a data set
     store = PreprocessCache(None, settings.preprocessing, data.label_values, data.ignore)
     item = None

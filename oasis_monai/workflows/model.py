@@ -210,8 +210,7 @@ class Model:
         (key,) = found.results
         known, choice = self.calibrations, choice_for(postprocessing, self.anatomy, self.decisions.get(method_name(*key), {}))
         about = (self.segmenter.library, self.labels, known, self.typical_distance, save_probability)
-        data = self.settings.data
-        shared = (data.scored if data.structures else {}, data.overlap)
+        shared = (self.settings.data.shared, self.settings.data.overlap)
         return describe_result(found, key, *about, self.anatomy, choice, save_uncertainty, *shared)
 
 

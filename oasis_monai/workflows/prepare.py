@@ -122,7 +122,7 @@ def find_and_check(settings: Settings, cache: Path | None, log: Log, part: str =
         if fault.severity != "error":
             log(f"warning: {fault}")
     if checked is None or not checked.exists() or any(fault.severity == "error" for fault in unpaired):
-        found = check_cases(cases, data.label_values, ignore=data.ignore)
+        found = check_cases(cases, data.label_values, ignore=data.ignore, structures=data.shared)
         faults = unpaired + found
         errors = [f for f in faults if f.severity == "error"]
         for fault in found:

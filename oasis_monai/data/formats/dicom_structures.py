@@ -89,6 +89,6 @@ class Painted:
             (one, other), count = self.overlaps.most_common(1)[0]
             more = f", and {len(self.overlaps) - 1} other pairs" if len(self.overlaps) > 1 else ""
             found = f"{shown(one, 40)} and {shown(other, 40)} in {count} voxels{more}"
-            remedy = "add data.overlap=true if they may, or choose others in data.labels, by their names"
+            remedy = "choose structures that do not overlap in data.labels, by their names, or add data.overlap=true if they may"
             raise DataError(Fault(shown(self.path.name, 120), "label", "structures that do not overlap", found, remedy))
         return self.values, tuple(self.notes)
