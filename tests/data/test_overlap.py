@@ -105,8 +105,8 @@ def test_a_missing_mask_is_told_with_what_to_do(tmp_path):
     (tmp_path / "p1" / "lesion_seg.nii.gz").unlink()
     found = find_data(DataSettings(root=str(tmp_path), overlap=True))
     assert [str(fault) for fault in found.faults] == [
-        "p1: label: expected a mask for each of gland, lesion, found gland_seg.nii.gz; add that of lesion (all 0 where the scan has"
-        " none), or keep one"
+        "p1: label: expected a mask for each of gland, lesion, found gland_seg.nii.gz; add that of lesion (all 0 where the"
+        " scan has none), or keep one"
     ]
     alone = find_data(DataSettings(root=str(tmp_path)))
     assert "add data.overlap=true if these are masks" in str(alone.faults[0])
