@@ -240,3 +240,12 @@ def test_console_table(tmp_path):
     assert "Misses count" in note
     slices = tables.summary_text(tables.summarise(read(tmp_path, [row(protocol="slice", fold=-1)])))
     assert slices.startswith("prostate, slice folds (the paper's protocol: slices of one patient on both sides)\n")
+
+
+def test_labels_with_numbers_are_in_the_order_of_the_numbers_in_tables(tmp_path):
+    scores = read(tmp_path, [row(label=name) for name in ("label_103", "aorta", "label_13", "label_2")])
+    assert scores["label"].tolist() == ["aorta", "label_103", "label_13", "label_2"]  # a file stays as it was
+    summary = tables.summarise(scores)
+    assert summary["label"].tolist() == ["aorta", "label_2", "label_13", "label_103"]
+    text = tables.summary_text(summary)
+    assert text.index("label_2,") < text.index("label_13,") < text.index("label_103,")
