@@ -40,8 +40,8 @@ USUAL = {
 }
 """What a task means where the command does not say otherwise."""
 IDS = {"case", "patient", "remove"}  # of cases, which may be called anything: never values of a sweep
-IDS |= {"data.label", "data.patient"}  # templates and regular expressions, with any signs in them
-NESTED = ("data.image", "data.centre")  # the same, or a list or map of them
+IDS |= {"data.patient"}  # regular expressions, with any signs in them
+NESTED = ("data.image", "data.label", "data.centre")  # the same or templates, or a list or map of them
 PLAIN = re.compile(r"[A-Za-z0-9_./:+%@*?|-]*")  # what Hydra's grammar takes as it is
 NO_TEXT = re.compile(r"(?i:[+-]?(inf|nan|(\d[\d_]*\.?[\d_]*|\.\d[\d_]*)(e[+-]?\d+)?)|true|false)")  # and makes other values of
 FUNCTION = re.compile(r"(choice|range|interval|glob|sort|shuffle|tag|str)\(.*\)")

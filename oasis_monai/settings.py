@@ -94,6 +94,8 @@ class Settings:
         overlays: number of cases drawn with contours (evenly spaced from worst to best), 0 or more.
         browser: keep what the case browser of the report shows.
         save_segmentations, save_probability, save_uncertainty: write each result on the scan's own grid.
+        save_structures: beside each label also a mask of every structure; always where the training labels had masks
+            (``data.overlap``).
         cache: folder of preprocessed cases and trained networks, which later runs use again.
         progress: show progress bars.
 
@@ -145,6 +147,7 @@ class Settings:
     save_segmentations: bool = field(default=False, metadata=INFERENCE_ONLY)
     save_probability: bool = field(default=False, metadata=INFERENCE_ONLY)
     save_uncertainty: bool = field(default=False, metadata=INFERENCE_ONLY)
+    save_structures: bool = field(default=False, metadata=INFERENCE_ONLY)
     cache: str = field(default="outputs/cache", metadata=INFERENCE_ONLY)
     progress: bool = field(default=True, metadata=INFERENCE_ONLY)
 
@@ -172,6 +175,11 @@ class Settings:
             ("overlays", self.overlays >= 0, "0 or more cases to draw"),
             ("postprocessing", self.postprocessing in MODES, f"one of {', '.join(MODES)}"),
             ("postprocessing", self.postprocessing != ALL or self.folds != "slice", "auto or none where folds=slice"),
+            (
+                "postprocessing",
+                self.postprocessing != ALL or not self.data.structures,
+                "auto or none where structures share voxels",
+            ),
             ("temperature", self.temperature > 0, "a positive number"),
             ("threads", self.threads is None or self.threads > 0, "1 or more, or null for all cores"),
             ("workers", self.workers > 0, "1 or more processes"),
@@ -353,6 +361,10 @@ class Settings:
         values["preprocessing"].pop("spatial_dims")  # stands at the top
         if self.unlabelled is None:  # the record of a run without such scans is what it was before there were any
             del values["unlabelled"], values["self_training"]
+        if not self.save_structures:
+            del values["save_structures"]
+        if not self.data.structures:  # nor is a data set whose structures share no voxel another one
+            del values["data"]["structures"], values["data"]["overlap"]
         return values
 
 

@@ -255,6 +255,7 @@ def _segment(config: dict[str, Any], job: Mapping[str, Any], run_dir: Path, swee
         batch=settings.align_batch,
         save_probability=settings.save_probability,
         save_uncertainty=settings.save_uncertainty,
+        save_structures=settings.save_structures,
         overwrite=bool(job["overwrite"]),
         file_format=job["format"],
         segments=job["segments"],
@@ -373,7 +374,8 @@ def _check(config: dict[str, Any], job: Mapping[str, Any], run_dir: Path, sweep_
     model = _model_that_looks(job, planned)
     found = find_data(data, part="all", channels=() if model is None else model.record.channels)
     cases, faults = found.cases, list(found.faults)
-    faults += check_cases(cases, found.data.label_values, preprocessing, ignore=found.data.ignore)
+    own = found.data
+    faults += check_cases(cases, own.label_values, preprocessing, ignore=own.ignore, structures=own.shared)
     if model is not None:
         from oasis_monai.workflows.label_check import check_labels
 

@@ -16,6 +16,7 @@ from oasis_monai.evaluation.statistics import interval, wilcoxon
 from oasis_monai.evaluation.tables import Cell, Grid, best_bold, interval_text
 from oasis_monai.utils.errors import DataError, Fault
 from oasis_monai.utils.files import write_text
+from oasis_monai.utils.words import natural
 
 ROW = ["train_cases", "case", "label", "region", "method"]
 """The columns that identify a row of the learning curve: a method has one n at each size."""
@@ -30,7 +31,7 @@ def learning_table(frame: pd.DataFrame, main: str = "OASIS 3D") -> Table:
     whole = frame[(frame["region"] == "whole") & frame["dsc"].notna()]
     tidy: list[dict[str, Any]] = []
     grids = []
-    for label in sorted(set(whole["label"])):
+    for label in sorted(set(whole["label"]), key=natural):
         of_label = whole[whole["label"] == label]
         sizes = sorted(set(of_label["train_cases"]))
         methods = sorted(set(of_label["method"]), key=method_rank)

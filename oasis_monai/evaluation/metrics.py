@@ -158,8 +158,9 @@ def score_case(
     *,
     case: str = "",
     tolerance_mm: Mapping[str, float] | None = None,
+    structures: Sequence[Sequence[int]] = (),
 ) -> list[Score]:
-    """Score one segmentation against its reference, each class in each region.
+    """Score one segmentation against its reference, each class (or structure of several classes) in each region.
 
     Args:
         result: (x, y, z) integer class indices 0..C-1 (uint8 as a rule) in closest-RAS axis order: axis 2 runs from inferior
@@ -170,6 +171,8 @@ def score_case(
         regions: which of ``whole``, ``apex``, ``mid``, ``base``, in the order of the rows. A subset gives the same numbers.
         case: the case's id, for error messages only.
         tolerance_mm: of the NSD, by name; of others :data:`.TOLERANCE_MM`.
+        structures: where structures share voxels, the classes that each of ``class_names`` consists of; both arrays may then hold
+            any class of these, and others count as background. Empty: ``class_names[i]`` is class i + 1.
 
     Returns:
         ``len(class_names) * len(regions)`` rows, classes outside, regions inside.
@@ -191,17 +194,20 @@ def score_case(
     """
     _check_names(class_names, regions)
     result, reference, spacing = np.asarray(result), np.asarray(reference), np.asarray(spacing_mm, dtype=float)
-    _check_case(result, reference, spacing, len(class_names), case)
+    members = [tuple(own) for own in structures] or [(index,) for index in range(1, len(class_names) + 1)]
+    classes = max(index for own in members for index in own) if structures else len(class_names)
+    _check_case(result, reference, spacing, IGNORE - 1 if structures else classes, case)
     unknown = reference == IGNORE
     if unknown.any():
         result, reference = np.where(unknown, 0, result), np.where(unknown, 0, reference)
 
     diagonal = image_diagonal_mm(reference.shape, spacing_mm)
     ml_per_voxel = float(np.prod(spacing)) / 1000.0
-    boxes = _class_boxes(result, reference, len(class_names))
+    boxes = _class_boxes(result, reference, classes)
     rows = []
-    for index, (label, box) in enumerate(zip(class_names, boxes, strict=True), start=1):
-        p, r = result[box] == index, reference[box] == index
+    for label, own in zip(class_names, members, strict=True):
+        box = _around([boxes[index - 1] for index in own])
+        p, r = (_within(labels[box], own) for labels in (result, reference))
         # Regions are sets of slices, so voxel counts per slice are all that overlap and volume need.
         in_p, in_r, in_both = (_per_slice(mask, box[2].start, reference.shape[2]) for mask in (p, r, p & r))
         both = in_p.any() and in_r.any()
@@ -319,6 +325,18 @@ def _class_boxes(result: np.ndarray, reference: np.ndarray, classes: int) -> lis
         ]
         boxes.append((sides[0], sides[1], sides[2]))
     return boxes
+
+
+def _around(boxes: Sequence[tuple[slice, slice, slice]]) -> tuple[slice, slice, slice]:
+    """The box round boxes of classes; an empty one is where there is nothing."""
+    there = [box for box in boxes if box[0].stop > box[0].start] or list(boxes[:1])
+    sides = [slice(min(box[axis].start for box in there), max(box[axis].stop for box in there)) for axis in range(3)]
+    return sides[0], sides[1], sides[2]
+
+
+def _within(labels: np.ndarray, classes: Sequence[int]) -> np.ndarray:
+    """The voxels of any of these classes."""
+    return np.asarray(labels == classes[0] if len(classes) == 1 else np.isin(labels, classes))
 
 
 def _per_slice(mask: np.ndarray, first: int, slices: int) -> np.ndarray:

@@ -24,6 +24,7 @@ from oasis_monai.evaluation.statistics import interval
 from oasis_monai.evaluation.tables import aligned_text
 from oasis_monai.utils.errors import DataError, Fault
 from oasis_monai.utils.files import write_text
+from oasis_monai.utils.words import natural
 
 KEY_COLUMNS = ("protocol", "method", "n", "label", "region", "case")
 METRICS = ("dsc", "rvd_percent", "arvd_percent", "hd_mm", "hd95_mm", "abd_mm", "nsd")
@@ -166,7 +167,7 @@ def summarise(scores: pd.DataFrame) -> pd.DataFrame:
         Columns :data:`SUMMARY_COLUMNS`; units as in the scores (``dsc`` 0..1). Order: protocol, method, n, label, region.
     """
     rows = []
-    for key, group in _sorted(scores).groupby(list(GROUP_COLUMNS), sort=False):
+    for key, group in _sorted(scores, for_people=True).groupby(list(GROUP_COLUMNS), sort=False):
         counted = group[group["status"] != "absent"]
         row: dict[str, Any] = dict(zip(GROUP_COLUMNS, key, strict=True))
         row["cases"], row["patients"] = len(counted), counted["patient"].nunique()
@@ -218,7 +219,7 @@ def paired_difference(scores: pd.DataFrame, a: tuple[str, int], b: tuple[str, in
         if len(paired):
             numbers = interval(paired["difference"].to_numpy(float), patients=paired["patient"].tolist())
             rows.append((*key, len(paired), len(group) - len(paired), *numbers))
-    rows.sort(key=lambda row: (*row[:2], REGIONS.index(row[2])))
+    rows.sort(key=lambda row: (row[0], natural(row[1]), REGIONS.index(row[2])))
     return pd.DataFrame(rows, columns=[*on[:3], "cases", "unpaired", "mean", "sd", "ci_low", "ci_high"])
 
 
@@ -227,7 +228,7 @@ def summary_text(summary: pd.DataFrame) -> str:
     of its thirds the mean DSC), with count, spread and misses (``1/0/2/0``: one whole structure, two middle thirds)."""
     blocks = []
     for protocol in PROTOCOLS:
-        for label in sorted(set(summary.loc[summary["protocol"] == protocol, "label"])):
+        for label in sorted(set(summary.loc[summary["protocol"] == protocol, "label"]), key=natural):
             table = summary[(summary["protocol"] == protocol) & (summary["label"] == label)]
             blocks.append(f"{label}, {PROTOCOL_TITLES[protocol]}\n" + _console(table))
     if not blocks:
@@ -291,9 +292,12 @@ def plain_method(name: str) -> str:
     return re.sub(r"-\d+(?=,|$)", "", name)
 
 
-def _sorted(frame: pd.DataFrame) -> pd.DataFrame:
+def _sorted(frame: pd.DataFrame, for_people: bool = False) -> pd.DataFrame:
+    """Rows in a fixed order; ``for_people``: labels with numbers in their names as one counts."""
+
     def rank(column: pd.Series) -> pd.Series:
         ranks: dict[Any, Callable[[str], Any]] = {"method": method_rank, "region": REGIONS.index}
+        ranks |= {"label": natural} if for_people else {}
         return column.map(ranks[column.name]) if column.name in ranks else column
 
     return frame.sort_values(list(KEY_COLUMNS), key=rank, ignore_index=True)

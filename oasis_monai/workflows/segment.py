@@ -10,7 +10,8 @@ from typing import Any, TypedDict, Unpack
 
 from oasis_monai.data.formats.dispatch import data_files, map_ending, remove_array
 from oasis_monai.data.formats.structure import Look, check_looks
-from oasis_monai.data.io import named, read_volume, to_canonical
+from oasis_monai.data.image_grid import named
+from oasis_monai.data.io import read_volume, to_canonical
 from oasis_monai.data.segment_table import read_segments
 from oasis_monai.data.settings import DataSettings
 from oasis_monai.data.types import Case, Volume
@@ -27,7 +28,7 @@ from oasis_monai.workflows.fold_models import views_identity
 from oasis_monai.workflows.model import Model, load_model, whole_number
 from oasis_monai.workflows.model_folder import ModelRecord
 from oasis_monai.workflows.result_files import ENDINGS, check_format, label_ending, source_for, write_statistics
-from oasis_monai.workflows.scan_result import ScanResult
+from oasis_monai.workflows.scan_result import ScanResult, mask_files
 from oasis_monai.workflows.segment_table import FAILED, Row, merge_earlier_rows, read_record, row_of, table_text, write_table
 
 MAPS = ("probability", "uncertainty")  # that can be written beside a label
@@ -44,6 +45,7 @@ class SegmentOptions(TypedDict, total=False):
         device: where to run (``auto``).
         batch: atlases aligned at once (8) [align_batch].
         save_probability, save_uncertainty: write the probability, the uncertainty beside the label.
+        save_structures: write a mask of every structure beside the label; always where the training labels had masks.
         overwrite: do finished scans again.
         file_format: of the labels, one of :data:`.result_files.FORMATS` [format]; None: each scan's own
             (:func:`.result_ending`). ``dicom-seg`` and ``rtstruct`` need DICOM series.
@@ -61,6 +63,7 @@ class SegmentOptions(TypedDict, total=False):
     batch: int
     save_probability: bool
     save_uncertainty: bool
+    save_structures: bool
     overwrite: bool
     file_format: str | None
     segments: str | Path | Mapping[str, Any] | None
@@ -110,14 +113,15 @@ def segment_scans(
     asked_n = options.get("n")
     n = number_of_atlases(loaded.segmenter, None if asked_n is None else whole_number("n", asked_n))
     chosen = check_choice(loaded.segmenter, method, n)
-    check_looks(looks, list(loaded.labels))
+    check_looks(looks, loaded.structures)
     postprocessing = options.get("postprocessing", AUTO)
     check_mode(postprocessing, loaded.anatomy)
     _ = loaded.embed, loaded.calibrations, loaded.decisions  # raise errors of the model here, not as a fault of the first scan
     data = options.get("data")
     anonymous = data is not None and data.anonymous
     maps = tuple(part for part in MAPS if options.get(f"save_{part}", False))
-    run = _Run(loaded, output, chosen, n, maps, file_format, log, anonymous, postprocessing, looks)
+    masks = options.get("save_structures", False) or loaded.settings.data.overlap
+    run = _Run(loaded, output, chosen, n, maps, file_format, log, anonymous, postprocessing, looks, masks)
     faults: list[Fault] = []
     rows: list[Row] = []
     try:
@@ -200,6 +204,12 @@ def _same_scan(case: Case, record: dict[str, Any], content: str) -> None:
 def _files(record: dict[str, Any]) -> list[str]:
     """Labels and maps that a scan's JSON file lists."""
     own = [f"{record['case']}_{part}{kind}" for part in ("segmentation", *MAPS) for kind in ENDINGS]
+    masks = record.get("masks")
+    own += (
+        [str(name) for name in masks.values() if str(name).startswith(f"{record['case']}_mask_")]
+        if isinstance(masks, dict)
+        else []
+    )
     return [name for name in own if name in record["files"] and Path(name).name == name]  # the JSON file may come from anyone
 
 
@@ -256,6 +266,7 @@ class _Run:
     anonymous: bool = False
     postprocessing: str = AUTO
     looks: Mapping[str, Look] = field(default_factory=dict)
+    masks: bool = False
 
     def result(self, case: Case, overwrite: bool) -> tuple[dict[str, Any], bool]:
         """The content of a scan's JSON file, and whether the scan was segmented now (not before)."""
@@ -263,10 +274,12 @@ class _Run:
         asked = self._asked(case, kind)
         json_file = self.output / f"{case.id}.json"
         map_files = {part: self.output / f"{case.id}_{part}{map_ending(kind)}" for part in self.maps}
+        mask_names = mask_files(case.id, self.model.structures, kind) if self.masks else {}
         before = read_record(json_file)
         if before is not None and not overwrite:
-            has_maps = all(file.name in _files(before) and file.is_file() for file in map_files.values())
-            if before["asked"] == asked and has_maps:
+            names = [*(file.name for file in map_files.values()), *mask_names.values()]
+            has_all = all(name in _files(before) and (self.output / name).is_file() for name in names)
+            if before["asked"] == asked and has_all:
                 return before, False
             _same_scan(case, before, asked["image"])
         source = source_for(kind, case)
@@ -279,7 +292,8 @@ class _Run:
         record: dict[str, Any] = {"asked": asked, "case": case.id}
         record["scan"] = None if self.anonymous else str(case.image.resolve())  # folders are called by people
         record["label"] = f"{case.id}_segmentation{kind}"
-        record["files"] = [record["label"], *(file.name for file in map_files.values())]
+        record["files"] = [record["label"], *(file.name for file in map_files.values()), *mask_names.values()]
+        record |= {"masks": mask_names} if mask_names else {}
         record |= result.to_json()
         structures = result.named_structures(self.looks)
         record["statistics"] = {
@@ -291,6 +305,8 @@ class _Run:
         record["atlases_of_patient"] = self.model.segmenter.library.cases_of(case.patient) if known else []
         json_file.unlink(missing_ok=True)  # it describes a label that is being replaced
         result.save(self.output / record["label"], scan=source, segments=self.looks, **map_files)
+        if mask_names:
+            result.save_masks(self.output, kind)
         self._draw(volume, result)
         if before is not None:
             record["files"] += self._left_of(before, record["files"], {**before["asked"], "format": kind} == asked)
@@ -329,4 +345,5 @@ class _Run:
         shown_channel = f", {self.model.record.channels[0]}" if len(volume.image) > 1 else ""
         title = f"{volume.case}{shown_channel}  {self.method}-{self.n}" + (f"  [{doubts}]" if doubts else "")
         names = dict(enumerate(self.model.labels, 1))
-        overlay(self.output / f"{volume.case}.png", shown, None, label, spacing_mm, title, labels=names)
+        path = self.output / f"{volume.case}.png"
+        overlay(path, shown, None, label, spacing_mm, title, labels=names, structures=result.structures or None)

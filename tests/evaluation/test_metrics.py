@@ -479,3 +479,17 @@ def test_an_empty_mask_has_no_surface_dice_or_that_of_a_miss_and_pieces_are_of_t
     pieces = ("reference_pieces", "found_pieces", "missed_pieces", "false_pieces")
     assert [getattr(rows["whole"], name) for name in pieces] == [2, 1, 1, 0]
     assert [getattr(rows["apex"], name) for name in pieces] == [None] * 4
+
+
+def test_structures_of_several_classes_are_scored_as_masks_of_their_own():
+    """A class that neither structure has, as of voxels shared in a new way, counts in neither."""
+    random = np.random.default_rng(0)
+    result, reference = (random.integers(0, 6, (12, 11, 7)).astype(np.uint8) for _ in range(2))
+    reference[0, 0] = 255
+    members = {"gland": (1, 3), "lesion": (2, 3, 4)}
+    rows = score_case(result, reference, (1.0, 1.5, 2.0), list(members), structures=tuple(members.values()))
+    for name, own in members.items():
+        one, other = (np.isin(a, own).astype(np.uint8) for a in (result, reference))
+        other[0, 0] = 255
+        alone = score_case(one, other, (1.0, 1.5, 2.0), [name])
+        assert [row for row in rows if row.label == name] == alone

@@ -282,3 +282,12 @@ def test_a_file_of_before_has_no_surface_dice_and_no_pieces(tmp_path):
     assert "80.0" in text
     assert "NSD" not in text
     assert "pieces" not in text
+
+
+def test_labels_with_numbers_are_in_the_order_of_the_numbers_in_tables(tmp_path):
+    scores = read(tmp_path, [row(label=name) for name in ("label_103", "aorta", "label_13", "label_2")])
+    assert scores["label"].tolist() == ["aorta", "label_103", "label_13", "label_2"]  # a file stays as it was
+    summary = tables.summarise(scores)
+    assert summary["label"].tolist() == ["aorta", "label_2", "label_13", "label_103"]
+    text = tables.summary_text(summary)
+    assert text.index("label_2,") < text.index("label_13,") < text.index("label_103,")

@@ -57,6 +57,7 @@ def _entry(page: Page, view: CaseView) -> dict[str, Any]:
         "case": view.case,
         "protocol": view.protocol,
         "labels": list(view.labels),
+        **({"members": [list(own) for own in view.members]} if view.members else {}),
         "size": [depth, height, width],
         "spacing_mm": list(view.spacing_mm),
         "image": image,

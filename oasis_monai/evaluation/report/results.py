@@ -14,6 +14,7 @@ from oasis_monai.evaluation import scores as tables
 from oasis_monai.evaluation.report.run import Page
 from oasis_monai.evaluation.report.text import NONE, interval, number
 from oasis_monai.evaluation.tables import Grid
+from oasis_monai.utils.words import natural
 
 _COLUMNS = (
     *("scored", "missed", "other", "mean [95 % CI]", "sd", "median", "lowest", ""),
@@ -70,7 +71,7 @@ def results(page: Page) -> dict[str, Any]:
     summary = page.summary
     axes = {
         "protocol": [p for p in PROTOCOLS if p in set(summary["protocol"])],
-        "label": sorted(set(summary["label"])),
+        "label": sorted(set(summary["label"]), key=natural),
         "region": [r for r in tables.REGIONS if r in set(summary["region"])],
     }
     bodies = []
