@@ -42,7 +42,7 @@ from oasis_monai.utils.errors import ConfigError
 from oasis_monai.utils.planned import without_nulls
 from oasis_monai.utils.presets import compose
 
-JOINT_NETWORKS = ("slices", "volume")
+JOINT_NETWORKS = ("slices", "volume", "boxes")
 """Kinds of network that a joint model has beside its registration network."""
 DEFAULT_METHODS = ("FwoW", "FWAL", "OASIS")
 """What the paper compares."""
@@ -209,6 +209,9 @@ class Settings:
         )
         if self.uses_joint_model and self.spatial_dims == 3 and self.joint.atlases:
             raise ConfigError("joint.atlases", "0 where spatial_dims is 3", self.joint.atlases)
+        if self.uses_joint_model and (self.joint.box_budget > 0) != (self.preprocessing.box_factor is not None):
+            expected = "above 0 where preprocessing.box_factor is set, else 0"
+            raise ConfigError("joint.box_budget", expected, self.joint.box_budget, "set both or neither")
         if self.spatial_dims == 2 and self.joint.cross_fit_budget:
             raise ConfigError("joint.cross_fit_budget", "0 where spatial_dims is 2", self.joint.cross_fit_budget)
         for name in self.networks:
@@ -304,13 +307,18 @@ class Settings:
         """Whether a joint model has a network on the volume beside that on slices."""
         return self.joint.budgets(self.spatial_dims)[1] > 0
 
+    @property
+    def has_box_network(self) -> bool:
+        """Whether a joint model looks again in boxes."""
+        return self.registration.joint and self.preprocessing.box_factor is not None
+
     def identity(self, network: str = "registration") -> dict[str, Any]:
         """What a trained network depends on beside its training data, as plain JSON values.
 
         Every field counts but those marked otherwise (:mod:`oasis_monai.utils.config`): a new one makes new names.
 
         Args:
-            network: ``registration``, ``slices`` or ``volume`` (a joint model's), or one of
+            network: ``registration``, ``slices``, ``volume`` or ``boxes`` (a joint model's), or one of
                 :data:`oasis_monai.networks.segmentation.NETWORKS`.
         """
         kind = "segmentation" if network in NETWORKS else network

@@ -41,6 +41,9 @@ LEAST = 2 * STRIDE  # least voxels a side of a slice
 WINDOW = 192
 """Most voxels a side of what a slice network sees of the fine grid at once, in training and in use: a multiple of :data:`STRIDE`.
 Twelve such windows take 1 GB of memory in a step, however large slices are."""
+BOX_WINDOW = 96
+"""The same of the network that looks again in boxes. Its voxels are small, so a window shows a structure and what lies round it;
+four times as many are seen in the same time."""
 ENCODER = (16, 24, 40, 112, 320)  # channels of EfficientNet-Lite0 at strides 2, 4, 8, 16, 32
 FUSIONS = ("learned", "fixed")
 VOLUME_NETWORKS = ("U-Net3D", "DynU-Net3D")
@@ -71,6 +74,8 @@ class JointSettings:
         cross_fit_budget: fraction of the training budget for slice networks that have seen one half of the patients each. They
             estimate the other half, and the registration network is trained with these estimates
             (:mod:`oasis_monai.workflows.cross_fit`; 3D). 0: it is trained with those of the networks above, which have seen all.
+        box_budget: fraction of the training budget for the network that looks again in boxes (``preprocessing.box_factor``,
+            :mod:`oasis_monai.segmentation.boxes`); 0 without them.
         estimate_dice: mean Dice, above 0, that the estimates are brought down to by smooth bends while the registration network
             is trained (:mod:`oasis_monai.training.estimate_errors`); 1: they stay as they are.
         volume_network: ``U-Net3D`` or ``DynU-Net3D`` (:mod:`oasis_monai.networks.segmentation`). Within minutes the first finds a
@@ -114,6 +119,7 @@ class JointSettings:
     estimate_weight: float = field(default=0.75, metadata=INFERENCE_ONLY)
     cross_fit_budget: float = field(default=0.0, metadata=absent_as(0.0) | not_used_by("slices", "volume"))
     estimate_dice: float = field(default=1.0, metadata=absent_as(1.0) | not_used_by("slices", "volume"))
+    box_budget: float = field(default=0.0, metadata=absent_as(0.0) | not_used_by("slices", "volume"))
 
     def __post_init__(self) -> None:
         make_tuples(self, "decoder", "volume_stride")
@@ -128,6 +134,7 @@ class JointSettings:
             ("slice_budget", 0 < self.slice_budget < 1, "above 0 and below 1"),
             ("volume_budget", 0 <= self.volume_budget < 1 - self.slice_budget, "0 or more, and with joint.slice_budget below 1"),
             ("cross_fit_budget", 0 <= self.cross_fit_budget < 1 - self.slice_budget - self.volume_budget, left),
+            ("box_budget", 0 <= self.box_budget < 1 - self.slice_budget - self.volume_budget - self.cross_fit_budget, left),
             ("estimate_dice", 0 < self.estimate_dice <= 1, "above 0, at most 1 (as they are)"),
             ("volume_network", self.volume_network in VOLUME_NETWORKS, f"one of {list(VOLUME_NETWORKS)}"),
             ("volume_stride", len(stride) == 3 and min(stride) > 0, "3 whole numbers of 1 or more"),
@@ -144,7 +151,7 @@ class JointSettings:
         """The parts of the budget: slice network, volume network, STM."""
         volume = self.volume_budget if spatial_dims == 3 else 0.0
         slices = self.slice_budget + self.volume_budget - volume
-        return slices, volume, 1 - slices - volume - self.cross_fit_budget
+        return slices, volume, 1 - slices - volume - self.cross_fit_budget - self.box_budget
 
     def identity(self, network: str = "slices") -> dict[str, Any]:
         """What decides the weights of one of the networks, as plain JSON values.
