@@ -242,14 +242,15 @@ class Settings:
 
     def _nearest_sizes(self) -> list[tuple[int, ...]]:
         """The sizes that all networks can work on which are nearest: none of whose sides is longer, and none shorter."""
-        size = self.preprocessing.size
+        size, parts = self.preprocessing.size, (self.preprocessing.fine_factor or (1,), self.preprocessing.box_factor or (1,))
+        most = MOST_VOXELS // max(map(math.prod, parts))  # larger ones cannot be made with these factors
         steps = [
             [k * d for k in range(max(1, n // d - SEARCHED), n // d + SEARCHED)] for n, d in zip(size, self.divisor, strict=True)
         ]
         able = [
             one
             for one in itertools.product(*steps)
-            if math.prod(one) <= MOST_VOXELS and self.takes(replace(self.preprocessing, size=one))
+            if math.prod(one) <= most and self.takes(replace(self.preprocessing, size=one))
         ]
         able.sort(key=lambda one: sum(abs(math.log(a / n)) for a, n in zip(one, size, strict=True)))
         below = [one for one in able if all(a <= n for a, n in zip(one, size, strict=True))]

@@ -1,9 +1,9 @@
 """Boxes: a coarse pass finds the structures, and a network looks again round them at the scan's own resolution.
 
 Where structures are small in a large field of view (kidneys, a vessel's wall, a lesion in CT of the whole abdomen), a fine grid
-over all of it is mostly spent on what nobody asks for. Here the estimate on the working grid says where something may be; boxes are
-laid round these places, as many as there are, and the box network labels them slice by slice. Its labels take the place of the
-coarse ones within the boxes. (Cascades: Roth et al. 2018, arXiv 1803.04953; nnU-Net, Isensee et al. 2021.)
+over all of it is mostly spent on what nobody asks for. Here the estimate on the working grid says where something may be; boxes
+are laid round these places, as many as there are, and the box network labels them slice by slice. Its labels take the place of
+the coarse ones within the boxes. (Cascades: Roth et al. 2018, arXiv 1803.04953; nnU-Net, Isensee et al. 2021.)
 
 In use a box is laid where the estimate says so, and never where a reference does.
 """

@@ -1,6 +1,6 @@
 """Boxes of a grid that is finer than the working one: laid where structures are small in a large field of view.
 
-A box is a part of the working grid, given by whole working voxels. Within it every working voxel is cut into ``box_factor`` parts.
+A box is a part of the working grid, given by whole working voxels. In it every working voxel is cut into ``box_factor`` parts.
 So all boxes of a scan are parts of one common grid, and voxels of overlapping boxes coincide.
 """
 
@@ -39,7 +39,8 @@ def box_grid(working: Geometry, box: Box, factor: Sequence[int]) -> Geometry:
 
     Examples:
         >>> import numpy as np
-        >>> grid = box_grid(Geometry((4, 4, 4), np.diag([2.0, 2.0, 2.0, 1.0])), (slice(1, 3), slice(0, 4), slice(2, 4)), (2, 2, 1))
+        >>> working = Geometry((4, 4, 4), np.diag([2.0, 2.0, 2.0, 1.0]))
+        >>> grid = box_grid(working, (slice(1, 3), slice(0, 4), slice(2, 4)), (2, 2, 1))
         >>> grid.shape, grid.spacing_mm, grid.affine[:3, 3].tolist()
         ((4, 8, 2), (1.0, 1.0, 2.0), [1.5, -0.5, 4.0])
     """

@@ -76,8 +76,8 @@ def with_fine_grid(
 
 
 def own_factor(own: np.ndarray, grid: Choice, most: float) -> tuple[tuple[int, ...], tuple[float, ...]]:
-    """How many voxels of the scans' own are in a working one, and the size of that in mm; of larger ones, where there would be more
-    than ``most`` on the whole grid."""
+    """How many voxels of the scans' own are in a working one, and the size of that in mm; of larger ones, where there would be
+    more than ``most`` on the whole grid."""
     planned = np.array(grid.values[GRID[1]])
     reach = np.multiply(planned, grid.values[GRID[0]])
     fine = [_round(mm) for mm in own]

@@ -59,7 +59,7 @@ def choose(fingerprint: Fingerprint, config: Mapping[str, Any], kept: Kept | Non
     else:
         coarse, networks = working_grid(fingerprint, asked)
         fine, networks = with_fine_grid(fingerprint, asked, coarse, networks, lying, kept)
-        grid, networks = with_boxes(fingerprint, asked, coarse, fine, networks, lying, kept)
+        grid, networks = with_boxes(fingerprint, asked, coarse, fine, networks)
         made += [grid, intensity(fingerprint, asked, grid)]
         networks, steps = affordable(networks, asked, grid)
     made += network_choices(networks, asked, steps)
