@@ -13,6 +13,7 @@ from oasis_monai.segmentation.anatomy import AnatomyStatistics, StructureShape
 from oasis_monai.segmentation.views import Tried, chosen
 
 UNLIKE_ATLASES, EMPTY, CUT, FOLDING, UNSURE, VIEW = "unlike_atlases", "empty", "cut", "folding", "unsure", "view"
+NO_BOX = "no_box"
 PIECES, HOLES, VOLUME, NEIGHBOURS = "pieces", "holes", "volume", "neighbours"
 MARGIN = 1.25
 """A scan is flagged when the distance to its nearest atlas exceeds :func:`typical_distance` times this factor.
@@ -78,6 +79,13 @@ def empty(label: torch.Tensor, names: Sequence[str]) -> Flag | None:
     """Whether a structure was not found: ``label`` holds class indices, ``names[i]`` is class i + 1."""
     absent = [name for i, name in enumerate(names, 1) if not bool((label == i).any())]
     return Flag(EMPTY, f"no voxel of {', '.join(absent)}") if absent else None
+
+
+def no_box(boxes: Sequence[object] | None) -> Flag | None:
+    """Whether a model that looks again in boxes found no place for one; ``boxes``: of :class:`.CaseResult`."""
+    if boxes is None or boxes:
+        return None
+    return Flag(NO_BOX, "the coarse pass found nothing likely, so nothing was looked at again at the scan's own resolution")
 
 
 def cut(label: torch.Tensor, seen: torch.Tensor, names: Sequence[str]) -> Flag | None:

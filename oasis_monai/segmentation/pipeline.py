@@ -98,7 +98,8 @@ class CaseResult:
         tried: the views of the scan that were segmented, the scan as it is first; empty where none was looked for.
         view: the one that was taken.
         coarse: (V, C, x, y, z) what the networks say on the working grid, where boxes may be laid from it.
-        boxes: what the box network says; it counts for methods with an estimate.
+        boxes: what the box network says, which counts for methods with an estimate; empty where nothing was likely, None where
+            the model does not look again.
     """
 
     target: Preprocessed
@@ -112,7 +113,7 @@ class CaseResult:
     tried: tuple[Tried, ...] = ()
     view: View = UNCHANGED
     coarse: torch.Tensor | None = None
-    boxes: tuple[BoxResult, ...] = ()
+    boxes: tuple[BoxResult, ...] | None = None
 
     def restore(self, keep_probability: bool = False) -> dict[Key, Segmentation]:
         """Every result as a label (and probability) on the scan's own grid."""
@@ -122,8 +123,8 @@ class CaseResult:
             maps = [self.results[key].probability for key in keys]
             restored = restore_all(maps, grid, self.target.native, keep_probability, self.target.case)
             made |= zip(keys, restored, strict=True)
-        for key in made if self.boxes else ():
-            if uses_estimate([key[0]]):
+        for key in made:
+            if self.boxes and uses_estimate([key[0]]):
                 made[key] = restore_boxes(made[key], self.boxes)
         return {key: made[key] for key in self.results}
 

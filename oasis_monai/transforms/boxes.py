@@ -71,8 +71,8 @@ def images_in_boxes(
 ) -> list[torch.Tensor]:
     """A scan in boxes of its working grid, normalised as on it: (c, \\*B) float16 each.
 
-    Where windows alone normalise (CT), only the boxes are resampled. Other intensities depend on the whole field of view, which
-    is then made once at the boxes' resolution.
+    Where windows alone normalise (CT), only the boxes are resampled. Other intensities, and those of views, depend on the whole
+    field of view, which is then made once at the boxes' resolution.
 
     Args:
         moved, view: see :meth:`.Preprocessing.working_geometry`.
@@ -85,7 +85,7 @@ def images_in_boxes(
     spacing_mm = [mm / f for mm, f in zip(usual, factor, strict=True)]
     bare = replace(volume, label=None)
     by_windows = preprocessing.intensity == "window" and None not in windows_of(preprocessing.window, len(volume.image))
-    if by_windows or not boxes:
+    if (by_windows and not view.intensities) or not boxes:
         return [preprocessing.on_grid(box_grid(working, box, factor), bare, view, spacing_mm).image.half() for box in boxes]
     whole = preprocessing.on_grid(refined(working, factor), bare, view, spacing_mm).image.half()
     parts = [tuple(slice(s.start * f, s.stop * f) for s, f in zip(box, factor, strict=True)) for box in boxes]
