@@ -98,8 +98,8 @@ class CaseResult:
         tried: the views of the scan that were segmented, the scan as it is first; empty where none was looked for.
         view: the one that was taken.
         coarse: (V, C, x, y, z) what the networks say on the working grid, where boxes may be laid from it.
-        boxes: what the box network says, which counts for methods with an estimate; empty where nothing was likely, None where
-            the model does not look again.
+        boxes: what the box network says, which counts for ``estimate`` and ``OASIS-joint``; empty where nothing was likely, None
+            where the model does not look again.
     """
 
     target: Preprocessed
@@ -124,7 +124,7 @@ class CaseResult:
             restored = restore_all(maps, grid, self.target.native, keep_probability, self.target.case)
             made |= zip(keys, restored, strict=True)
         for key in made:
-            if self.boxes and uses_estimate([key[0]]):
+            if self.boxes and methods_that_need(ESTIMATE, [key[0]]):
                 made[key] = restore_boxes(made[key], self.boxes)
         return {key: made[key] for key in self.results}
 
@@ -201,7 +201,7 @@ class _Asked:
             held = [estimate for probabilities, estimate in looked if probabilities is found]
             looked.clear()
             known = held.pop() if held else segmenter.estimate(seen, image)  # the same once more where another was seen since
-        if known is None and self.looks_again and uses_estimate(methods):
+        if known is None and self.looks_again:
             known = segmenter.estimate(seen, torch.arange(1), self.exclude_patient)
         moved = any(offset)
         following = [m for m in methods if not moved or uses_estimate([m])]
@@ -224,8 +224,9 @@ class _Asked:
 
     @property
     def looks_again(self) -> bool:
-        """Whether the model looks again in boxes, and can do so of this scan."""
-        return self.segmenter.boxes is not None and self.scan.in_boxes is not None
+        """Whether the model looks again in boxes, can do so of this scan, and a method is asked for that takes part."""
+        wanted = methods_that_need(ESTIMATE, self.methods)
+        return bool(wanted) and self.segmenter.boxes is not None and self.scan.in_boxes is not None
 
     def with_boxes(self, result: CaseResult) -> CaseResult:
         """The result, looked at again in boxes round what was found."""
