@@ -33,6 +33,12 @@ def make_slice_network(
     return networks[0] if len(networks) == 1 else SliceUNetEnsemble(networks)
 
 
+def make_box_network(classes: int, settings: JointSettings, channels: int = 1) -> SliceUNet:
+    """The network that looks again in boxes, of random weights: it begins as a trained slice network
+    (:mod:`oasis_monai.training.boxes`)."""
+    return SliceUNet(classes, 0, settings.decoder, False, channels=channels, places=3)
+
+
 DESIGN = 2  # in the cache name of every joint model; raise it when the same settings would train other networks
 BESIDE = 4  # in that of networks with atlas channels; raise it when other atlases would be shown, or in another form
 MAX_DISTANCE = 5.0  # voxels; signed distances outside a structure are cut to this, also in slices without the structure
@@ -194,6 +200,8 @@ class SliceUNet(nn.Module):
         decoder: see :class:`JointSettings`.
         pretrained: load the ImageNet weights of the installed package.
         channels: of a scan. The first convolution of an encoder for several starts as that of one does on their mean.
+        places: further channels behind the slices, without atlases: where every voxel lies (CoordConv, Liu et al. 2018, arXiv
+            1807.03247). They enter the encoder as atlases do.
 
     Shapes: ``forward((B, 3 * channels + extra, x, y)) -> (B, classes, x, y)`` logits, ``extra`` those of atlases and shape.
     ``bfloat16`` runs the decoder in bfloat16 and, while training on a CPU, also the encoder's convolutions of one voxel.
@@ -210,6 +218,7 @@ class SliceUNet(nn.Module):
         pretrained: bool = True,
         shape: bool = False,
         channels: int = 1,
+        places: int = 0,
     ) -> None:
         super().__init__()
         from oasis_monai.networks.encoders import imagenet_network, untrained_network
@@ -220,8 +229,8 @@ class SliceUNet(nn.Module):
         self.classes, self.atlases, self.shape, self.channels = classes, atlases, shape, channels
         if channels > 1:
             _widen(self.encoder._conv_stem, channels)
-        beside = atlases * (channels + classes - 1) + shape * (classes - 1)
-        self.extra = nn.Conv2d(beside, 32, 3, 2, 1) if atlases else None
+        beside = atlases * (channels + classes - 1) + shape * (classes - 1) + places
+        self.extra = nn.Conv2d(beside, 32, 3, 2, 1) if beside else None
         self.trust = nn.Parameter(torch.ones(())) if atlases else None
         if self.extra is not None:
             nn.init.zeros_(self.extra.weight)

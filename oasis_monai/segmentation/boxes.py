@@ -19,15 +19,18 @@ import numpy as np
 import torch
 
 from oasis_monai.data.types import Geometry, Segmentation
-from oasis_monai.networks.slice_unet import BOX_WINDOW
-from oasis_monai.segmentation.estimate import Estimator
-from oasis_monai.transforms.boxes import Box, box_grid, covering_box
+from oasis_monai.networks.slice_unet import BOX_WINDOW, with_neighbours
+from oasis_monai.segmentation.estimate import MOST_PIXELS, Estimator
+from oasis_monai.transforms.boxes import Box, box_grid, covering_box, places_in_box
 from oasis_monai.transforms.spatial import inside, restore, shifted_grid
 
 LIKELY = 0.25
 """A voxel whose structures together have this probability, for any of the networks, gets a box. A box that shows nothing costs
 seconds; a structure without a box stays as coarse as it is."""
 SURE = 0.5  # of the most probable voxel of a place, in all of the networks' mean or in one: a fainter place gets no box
+STRICTER = (LIKELY, SURE, 0.75, 0.9)
+"""Probabilities for a box, of which the first counts whose boxes fit into the memory: an estimate that is vague all over the scan
+would get one box as large as that."""
 MARGIN_MM = 12.0
 """Round such voxels: what the coarse pass cuts off is mostly thinner."""
 MOST_VOXELS = 2**24
@@ -40,7 +43,7 @@ class BoxResult(NamedTuple):
 
     Args:
         grid: of the box.
-        probability: (C, \\*B) float32.
+        probability: (C, \*B) float32.
     """
 
     grid: Geometry
@@ -72,11 +75,26 @@ def lay_boxes(
         window: the network's: in plane a box is as large, so that it shows what the network has learned from; smaller only where
             the working grid is.
     """
+    least = [min(math.ceil(window / f), n) for f, n in zip(factor[:2], working.shape, strict=False)] + [1]
+    boxes = list[Box]()
+    for probability in STRICTER:
+        boxes = _joined(_places(likely.cpu().numpy(), probability, working, least))
+        if sum(map(_voxels, boxes)) * math.prod(factor) <= most_voxels:
+            return Laid(tuple(boxes), 0)
+    kept, room = list[Box](), float(most_voxels)
+    for box in boxes:
+        voxels = _voxels(box) * math.prod(factor)
+        if voxels <= room:
+            kept.append(box)
+            room -= voxels
+    return Laid(tuple(kept), len(boxes) - len(kept))
+
+
+def _places(values: np.ndarray, probability: float, working: Geometry, least: Sequence[int]) -> list[Box]:
+    """A box round every connected place of such a probability, the likeliest first."""
     from scipy.ndimage import find_objects, label
 
-    values = likely.cpu().numpy()
-    places, _ = label(values >= LIKELY, np.ones((3, 3, 3)))
-    least = [min(math.ceil(window / f), n) for f, n in zip(factor[:2], working.shape, strict=False)] + [1]
+    places, _ = label(values >= probability, np.ones((3, 3, 3)))
     found: list[tuple[float, Box]] = []
     for number, around in enumerate(find_objects(places), 1):
         own = values[around] * (places[around] == number)
@@ -85,15 +103,7 @@ def lay_boxes(
         corner, shape = [s.start for s in around], [s.stop - s.start for s in around]
         box = covering_box(working, corner, shape, working, MARGIN_MM)
         found.append((float(own.sum()), _at_least(box, least, working.shape)))
-    found.sort(key=lambda one: -one[0])
-    boxes = _joined([box for _, box in found])
-    kept, room = list[Box](), float(most_voxels)
-    for box in boxes:
-        voxels = _voxels(box) * math.prod(factor)
-        if voxels <= room:
-            kept.append(box)
-            room -= voxels
-    return Laid(tuple(kept), len(boxes) - len(kept))
+    return [box for _, box in sorted(found, key=lambda one: -one[0])]
 
 
 def _at_least(box: Box, least: Sequence[int], shape: Sequence[int]) -> Box:
@@ -158,9 +168,17 @@ class BoxSegmenter:
         boxes = lay_boxes((1 - networks[:, 0]).amax(0), working, self.factor).boxes
         if not boxes:
             return ()
-        said = [self.estimator.volume(image.float()) for image in images(boxes)]
         grids = [box_grid(working, box, self.factor) for box in boxes]
+        seen = zip(images(boxes), grids, strict=True)
+        said = [self.label_box(image.float(), places_in_box(working, grid)) for image, grid in seen]
         return tuple(BoxResult(*one) for one in zip(grids, blend(said, boxes, self.factor), strict=True))
+
+    def label_box(self, image: torch.Tensor, places: torch.Tensor) -> torch.Tensor:
+        """(C, \*B) what the network makes of a box (c, \*B) whose voxels lie at (3, \*B) places; slices a few at a time."""
+        slices, where = with_neighbours(image), places.movedim(-1, 0)
+        at_once = max(1, MOST_PIXELS // (image.shape[1] * image.shape[2]))
+        parts = zip(slices.split(at_once), where.split(at_once), strict=True)
+        return torch.cat([self.estimator(torch.cat(part, 1)) for part in parts]).permute(1, 2, 3, 0).contiguous()
 
 
 def blend(said: Sequence[torch.Tensor], boxes: Sequence[Box], factor: Sequence[int]) -> list[torch.Tensor]:
@@ -168,12 +186,12 @@ def blend(said: Sequence[torch.Tensor], boxes: Sequence[Box], factor: Sequence[i
     it sees less of what lies round a voxel.
 
     Args:
-        said: (C, \\*B) of each box.
+        said: (C, \*B) of each box.
         boxes: in working voxels.
         factor: voxels of a box for each of these.
 
     Returns:
-        (C, \\*B) of each box: the same values for the same voxel in all of them.
+        (C, \*B) of each box: the same values for the same voxel in all of them.
     """
     depths = [_depth(one.shape[1:]) for one in said]
     made = []
@@ -197,7 +215,7 @@ def blend(said: Sequence[torch.Tensor], boxes: Sequence[Box], factor: Sequence[i
 
 
 def _depth(shape: Sequence[int]) -> torch.Tensor:
-    """(\\*B) float32: voxels to the nearest face, 1 beside it."""
+    """(\*B) float32: voxels to the nearest face, 1 beside it."""
     x, y, z = (torch.minimum(torch.arange(1, n + 1), torch.arange(n, 0, -1)).float() for n in shape)
     return torch.minimum(torch.minimum(x[:, None, None], y[:, None]), z)
 

@@ -11,12 +11,13 @@ import itertools
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import torch
 
 from oasis_monai.data.io import read_volume
-from oasis_monai.data.types import Case, Geometry, Preprocessed, Volume
+from oasis_monai.data.types import Case, Geometry, Volume
 from oasis_monai.transforms.fine import refined
 from oasis_monai.transforms.intensity import windows_of
 from oasis_monai.transforms.labels import structures
@@ -28,8 +29,27 @@ from oasis_monai.utils.tensor_files import map_tensors, write_tensors
 
 Box = tuple[slice, slice, slice]
 """Working voxels along x, y, z."""
-BOXES_VERSION = 1
+
+
+class ScanPart(NamedTuple):
+    """What a training scan shows round its structures, at the resolution of boxes.
+
+    Args:
+        image: (c, \*B) float16.
+        label: (1, \*B) uint8 class indices.
+        grid: where they lie.
+        working: the working grid of the scan.
+    """
+
+    image: torch.Tensor
+    label: torch.Tensor
+    grid: Geometry
+    working: Geometry
+
+
+BOXES_VERSION = 2
 """Raise it with every change that alters a voxel of :func:`labelled_part`, or where it lies."""
+PLACE_MM = 100.0
 AROUND_MM = 40.0
 """So much of a training scan is kept round its structures. A box in use shows less."""
 
@@ -45,6 +65,21 @@ def box_grid(working: Geometry, box: Box, factor: Sequence[int]) -> Geometry:
         ((4, 8, 2), (1.0, 1.0, 2.0), [1.5, -0.5, 4.0])
     """
     return refined(shifted_grid(working, [s.start for s in box], [s.stop - s.start for s in box]), factor)
+
+
+def places_in_box(working: Geometry, grid: Geometry) -> torch.Tensor:
+    """(3, \*B) float32: where the voxels of a box lie, in units of :data:`PLACE_MM` along x, y, z from the working grid's centre.
+
+    A window shows too little to tell a left kidney from a right one.
+    """
+    return torch.stack(torch.meshgrid(*place_axes(working, grid), indexing="ij"))
+
+
+def place_axes(working: Geometry, grid: Geometry) -> list[torch.Tensor]:
+    """:func:`places_in_box` along each of the axes, which both grids share."""
+    middle = np.linalg.solve(grid.affine, working.affine @ [*((np.array(working.shape) - 1) / 2), 1.0])[:3]
+    sides = zip(grid.shape, middle, grid.spacing_mm, strict=True)
+    return [torch.from_numpy(((np.arange(n) - centre) * mm / PLACE_MM).astype(np.float32)) for n, centre, mm in sides]
 
 
 def covering_box(source: Geometry, corner: Sequence[int], shape: Sequence[int], target: Geometry, margin_mm: float = 0.0) -> Box:
@@ -103,9 +138,9 @@ def labelled_box(volume: Volume, working: Geometry, margin_mm: float) -> Box | N
     return None if any(s.start == s.stop for s in box) else box
 
 
-def labelled_part(store: PreprocessCache, case: Case) -> Preprocessed | None:
-    """What a training scan shows round its structures, at the resolution of boxes: image float16 and label, mapped from the
-    cache where there is one, and its grid; None where there is no structure.
+def labelled_part(store: PreprocessCache, case: Case) -> ScanPart | None:
+    """The part of a training scan that box networks learn from, mapped from the cache where there is one; None where there is no
+    structure.
 
     Raises:
         DataError: the files cannot be used.
@@ -116,17 +151,17 @@ def labelled_part(store: PreprocessCache, case: Case) -> Preprocessed | None:
         known = {**key, "box_factor": store.preprocessing.box_factor, "boxes": BOXES_VERSION, "around_mm": AROUND_MM}
         path = store.folder / f"{digest(known, 40)}.box"
         with contextlib.suppress(OSError, ValueError):
-            return _held(case.id, path)
+            return _held(path)
     made = _made(store, case)
     if path is None or made is None:
         return made
-    assert made.label is not None
-    grids = {"affine": torch.as_tensor(made.geometry.affine), "native_affine": torch.as_tensor(made.native.affine)}
-    write_tensors(path, {"image": made.image, "label": made.label, "native_shape": torch.tensor(made.native.shape), **grids})
-    return _held(case.id, path)
+    grids = {f"{name}_affine": torch.as_tensor(grid.affine) for name, grid in (("box", made.grid), ("working", made.working))}
+    shape = torch.tensor(made.working.shape)
+    write_tensors(path, {"image": made.image, "label": made.label, "working_shape": shape, **grids})
+    return _held(path)
 
 
-def _made(store: PreprocessCache, case: Case) -> Preprocessed | None:
+def _made(store: PreprocessCache, case: Case) -> ScanPart | None:
     volume, preprocessing = read_volume(case, store.label_values, store.ignore), store.preprocessing
     assert preprocessing.box_factor is not None
     working = preprocessing.working_geometry(volume.geometry)
@@ -135,12 +170,11 @@ def _made(store: PreprocessCache, case: Case) -> Preprocessed | None:
         return None
     (image,) = images_in_boxes(preprocessing, volume, [box])
     grid = box_grid(working, box, preprocessing.box_factor)
-    return Preprocessed(case.id, image, resample_label(volume.label, volume.geometry, grid), grid, volume.geometry)
+    return ScanPart(image, resample_label(volume.label, volume.geometry, grid), grid, working)
 
 
-def _held(case: str, path: Path) -> Preprocessed:
+def _held(path: Path) -> ScanPart:
     tensors, _ = map_tensors(path)
-    (x, y, z), native = tensors["image"].shape[1:], tuple(int(n) for n in tensors["native_shape"].tolist())
-    grid = Geometry((x, y, z), tensors["affine"].numpy())
-    at = Geometry((native[0], native[1], native[2]), tensors["native_affine"].numpy())
-    return Preprocessed(case, tensors["image"], tensors["label"], grid, at)
+    (x, y, z), (i, j, k) = tensors["image"].shape[1:], (int(n) for n in tensors["working_shape"].tolist())
+    grid, working = Geometry((x, y, z), tensors["box_affine"].numpy()), Geometry((i, j, k), tensors["working_affine"].numpy())
+    return ScanPart(tensors["image"], tensors["label"], grid, working)

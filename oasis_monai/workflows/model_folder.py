@@ -24,7 +24,7 @@ from oasis_monai.evaluation.quality import Calibration
 from oasis_monai.evaluation.quality_tables import calibrations_of
 from oasis_monai.networks.registration import SpatialTransformModel
 from oasis_monai.networks.segmentation import Predictor, make_network
-from oasis_monai.networks.slice_unet import SliceUNet, make_slice_network
+from oasis_monai.networks.slice_unet import SliceUNet, make_box_network, make_slice_network
 from oasis_monai.segmentation.anatomy import AnatomyStatistics, StructureShape, measure_anatomy
 from oasis_monai.segmentation.build import TrainedNetworks
 from oasis_monai.segmentation.learned_fusion import LearnedFusion, fusions_of
@@ -254,7 +254,7 @@ def read_networks(settings: Settings, library: AtlasLibrary, part: Callable[[str
         volume = loaded(make_network(*made_of), VOLUME_PART)
     boxes: SliceUNet | None = None
     if settings.has_box_network:
-        boxes = loaded(SliceUNet(library.classes, 0, joint.decoder, False, channels=library.channels), BOXES_PART)
+        boxes = loaded(make_box_network(library.classes, joint, library.channels), BOXES_PART)
     return TrainedNetworks(registration, slices, volume, boxes)
 
 

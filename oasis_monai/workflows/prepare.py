@@ -20,7 +20,7 @@ from oasis_monai.data.settings import DataSettings
 from oasis_monai.data.types import Case, Preprocessed
 from oasis_monai.segmentation.methods import needs_alignment, needs_atlases
 from oasis_monai.settings import Settings
-from oasis_monai.transforms.boxes import labelled_part
+from oasis_monai.transforms.boxes import ScanPart, labelled_part
 from oasis_monai.transforms.labels import ignored, structures
 from oasis_monai.transforms.preprocessing import PreprocessCache
 from oasis_monai.utils.device import resolve_device
@@ -56,7 +56,7 @@ class Dataset:
     embedding: str
     pool: Mapping[str, Case] = field(default_factory=dict)
     pool_scans: Mapping[str, str] = field(default_factory=dict)
-    parts: Mapping[str, Preprocessed] = field(default_factory=dict)
+    parts: Mapping[str, ScanPart] = field(default_factory=dict)
 
     @property
     def patients(self) -> dict[str, str]:

@@ -90,6 +90,15 @@ def test_memory_is_bounded_and_the_most_likely_place_comes_first():
     assert small.boxes == both.boxes[1:], "a smaller place may still fit"
 
 
+def test_a_vague_estimate_gets_boxes_where_it_is_surest():
+    """It is likely everywhere: one box of the whole grid would be too large, and none would help nobody."""
+    vague = likely((slice(0, 40), slice(0, 30), slice(0, 20), 0.4), (slice(6, 9), slice(10, 16), slice(6, 12), 0.8))
+    laid = lay_boxes(vague, WORKING, FACTOR, most_voxels=200_000, window=4)
+    sure = lay_boxes(likely((slice(6, 9), slice(10, 16), slice(6, 12), 0.8)), WORKING, FACTOR, window=4)
+    assert laid == sure
+    assert laid.boxes
+
+
 def test_overlapping_boxes_agree():
     """Formula: every box weighs by its distance to its own faces; written voxel by voxel."""
     boxes = [
@@ -127,9 +136,10 @@ def test_overlapping_boxes_agree():
 class Threshold:
     """An estimator that finds what is bright."""
 
-    def volume(self, image):
-        inside = (image[0] > 0.5).float()
-        return torch.stack([1 - inside, inside])
+    def __call__(self, slices):
+        assert slices.shape[1] == 6, "three slices, three places"
+        inside = (slices[:, 1] > 0.5).float()
+        return torch.stack([1 - inside, inside], 1)
 
 
 def test_a_scan_is_labelled_anew_in_its_boxes_and_nowhere_else():

@@ -8,7 +8,16 @@ import torch
 
 from oasis_monai.data.io import read_volume
 from oasis_monai.data.types import Case, Geometry, Volume
-from oasis_monai.transforms.boxes import AROUND_MM, box_grid, covering_box, images_in_boxes, labelled_box, labelled_part
+from oasis_monai.transforms.boxes import (
+    AROUND_MM,
+    PLACE_MM,
+    box_grid,
+    covering_box,
+    images_in_boxes,
+    labelled_box,
+    labelled_part,
+    places_in_box,
+)
 from oasis_monai.transforms.fine import refined
 from oasis_monai.transforms.preprocessing import PreprocessCache, Preprocessing
 from oasis_monai.transforms.spatial import resample_label
@@ -55,6 +64,19 @@ def test_a_covering_box_shows_every_voxel_and_no_row_too_many():
     assert any(side.start == side.stop for side in aside)
 
 
+def test_places_are_counted_from_the_middle_of_the_working_grid():
+    working = SETTING.working_geometry(NATIVE, (3, -2, 1))
+    middle = working.affine @ [5.5, 5.5, 3.5, 1]
+    axes = working.affine[:3, :3] / working.spacing_mm
+    for box in BOXES:
+        grid = box_grid(working, box, (3, 2, 2))
+        places = places_in_box(working, grid)
+        assert tuple(places.shape[1:]) == grid.shape
+        for voxel in ((0, 0, 0), (3, 2, 1)):
+            mm = axes.T @ (grid.affine @ [*voxel, 1] - middle)[:3]
+            np.testing.assert_allclose(PLACE_MM * places[(slice(None), *voxel)], mm, atol=1e-4)
+
+
 @pytest.mark.parametrize("intensity", ["window", "zscore", "local"])
 @pytest.mark.parametrize("view", [View(), View("larger", scaled(1.5)), View("inverted", intensities=("inverted",))])
 def test_boxes_show_what_the_whole_grid_shows(intensity, view):
@@ -83,8 +105,8 @@ def test_what_is_kept_of_a_training_scan_lies_round_its_structures(tmp_path, pha
     scan = read_volume(case, (0, 1))
     working = setting.working_geometry(scan.geometry)
     box = labelled_box(scan, working, AROUND_MM)
-    assert part.geometry.shape == box_grid(working, box, (2, 2, 1)).shape == tuple(part.image.shape[1:])
-    assert torch.equal(part.label, resample_label(scan.label, scan.geometry, part.geometry))
+    assert part.grid.shape == box_grid(working, box, (2, 2, 1)).shape == tuple(part.image.shape[1:])
+    assert torch.equal(part.label, resample_label(scan.label, scan.geometry, part.grid))
     (image,) = images_in_boxes(setting, scan, [box])
     assert torch.equal(part.image, image)
     there = resample_label(scan.label, scan.geometry, refined(working, (2, 2, 1)))
@@ -92,8 +114,9 @@ def test_what_is_kept_of_a_training_scan_lies_round_its_structures(tmp_path, pha
     again = labelled_part(store, case)  # mapped from the cache
     assert torch.equal(again.image, part.image)
     assert torch.equal(again.label, part.label)
-    np.testing.assert_allclose(again.geometry.affine, part.geometry.affine)
-    assert again.native.shape == scan.geometry.shape
+    for grid, wanted in ((again.grid, part.grid), (again.working, working)):
+        np.testing.assert_allclose(grid.affine, wanted.affine)
+        assert grid.shape == wanted.shape
     assert torch.equal(labelled_part(PreprocessCache(None, setting, (0, 1)), case).label, part.label)
     empty = replace(scan, label=torch.zeros_like(scan.label))
     assert labelled_box(empty, working, AROUND_MM) is None

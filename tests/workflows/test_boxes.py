@@ -11,7 +11,7 @@ from oasis_monai.data.types import Case
 from oasis_monai.segmentation.boxes import BoxSegmenter, lay_boxes, restore_boxes
 from oasis_monai.segmentation.pipeline import Scan, segment_case
 from oasis_monai.settings import build
-from oasis_monai.transforms.boxes import images_in_boxes
+from oasis_monai.transforms.boxes import box_grid, images_in_boxes, places_in_box
 from oasis_monai.utils.errors import ConfigError
 from oasis_monai.workflows.bundle.write import write_bundle
 from oasis_monai.workflows.crossval import crossval
@@ -45,9 +45,9 @@ def scan(trained, phantom):
 class Sure:
     """A box network that calls everything of some brightness a structure."""
 
-    def volume(self, image):
-        inside = (image[0] > 0).float()
-        return torch.stack([1 - inside, inside])
+    def __call__(self, slices):
+        inside = (slices[:, 1] > 0).float()
+        return torch.stack([1 - inside, inside], 1)
 
 
 def found(model, scan, boxes, monkeypatch, methods=METHODS, preprocessing=None):
@@ -87,7 +87,9 @@ def test_boxes_lie_where_the_coarse_pass_says_and_see_the_scan(trained, scan, mo
     laid = lay_boxes((1 - networks[:, 0]).amax(0), target.geometry, (2, 2, 1))
     assert len(laid.boxes) == len(result.boxes) > 0
     images = images_in_boxes(settings.preprocessing, scan, laid.boxes)
-    said = [segmenter.boxes.estimator.volume(image.float()) for image in images]
+    grids = [box_grid(target.geometry, box, (2, 2, 1)) for box in laid.boxes]
+    seen = zip(images, grids, strict=True)
+    said = [segmenter.boxes.label_box(image.float(), places_in_box(target.geometry, grid)) for image, grid in seen]
     if len(said) == 1:
         torch.testing.assert_close(result.boxes[0].probability, said[0])
     assert [tuple(one.probability.shape[1:]) for one in result.boxes] == [tuple(image.shape[1:]) for image in images]
