@@ -79,7 +79,7 @@ def test_boxes_that_nearly_cover_each_other_become_one():
 
 
 def test_memory_is_bounded_and_the_most_likely_place_comes_first():
-    spots = likely((slice(4, 7), slice(4, 7), slice(8, 11), 0.6), (slice(30, 36), slice(20, 26), slice(8, 11), 0.9))
+    spots = likely((slice(4, 7), slice(4, 7), slice(8, 11), 0.92), (slice(30, 36), slice(20, 26), slice(8, 11), 0.99))
     both = lay_boxes(spots, WORKING, FACTOR, window=4)
     assert both.boxes[0][0].start > 20
     voxels = [np.prod([(s.stop - s.start) * f for s, f in zip(box, FACTOR, strict=True)]) for box in both.boxes]

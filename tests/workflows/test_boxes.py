@@ -97,7 +97,7 @@ def test_boxes_lie_where_the_coarse_pass_says_and_see_the_scan(trained, scan, mo
 
 def test_nothing_likely_is_said(trained, scan, monkeypatch):
     model = load_model(trained[1])
-    monkeypatch.setattr("oasis_monai.segmentation.boxes.LIKELY", 1.1)
+    monkeypatch.setattr("oasis_monai.segmentation.boxes.STRICTER", (1.1,))
     result = model.segment_volume(scan, "estimate", 2)
     assert "no_box" in [flag.name for flag in result.flags]
     monkeypatch.setattr(model.segmenter, "boxes", None)
