@@ -343,6 +343,8 @@ class Settings:
         values["preprocessing"].pop("spatial_dims")  # stands at the top
         if self.unlabelled is None:  # the record of a run without such scans is what it was before there were any
             del values["unlabelled"], values["self_training"]
+        if self.preprocessing.box_factor is None:  # nor were there boxes
+            del values["preprocessing"]["box_factor"], values["joint"]["box_budget"]
         return values
 
 

@@ -107,7 +107,10 @@ def network_choices(networks: Mapping[str, Mapping[str, Any]], asked: Asked, ste
         reason = "the volume network sees pixels of half the resolution, as slices are thick"
     if joint.get("box_budget"):
         keys += ("slice_budget", "volume_budget", "box_budget", "estimate_weight")
-        reason += "; a third of the time is for the network that looks again in boxes, and atlases only tell how sure a result is"
+        reason += (
+            f"; {joint['box_budget']:.0%} of the time are for the network that looks again in boxes, and atlases only tell how "
+        )
+        reason += "sure a result is"
     elif joint["slice_budget"] != UNPLANNED[asked.dims]["joint"]["slice_budget"]:
         keys += ("slice_budget", "volume_budget", "estimate_weight")
         reason += (

@@ -151,3 +151,7 @@ def test_the_budget_goes_with_the_boxes(config):
     assert made.identity("registration") != plain.identity("registration")
     assert made.identity("boxes") != replace(made, joint=replace(made.joint, box_budget=0.05)).identity("boxes")
     assert "box_factor" not in plain.identity("boxes")["preprocessing"]
+    told = plain.to_json()
+    assert not {"box_factor", "box_budget"} & {*told["preprocessing"], *told["joint"]}, "records stay what they were"
+    assert build(told) == plain
+    assert build(made.to_json()) == made
