@@ -117,3 +117,16 @@ def test_the_volume_network_is_part_of_what_decides_the_weights():
     assert JointSettings(volume_network="U-Net3D").identity() == plain.identity()
     with pytest.raises(ConfigError, match=r"joint\.volume_network: expected one of \['U-Net3D', 'DynU-Net3D'\], found 'U-Net2D'"):
         JointSettings(volume_network="U-Net2D")
+
+
+def test_places_say_nothing_at_first_and_may_decide_later():
+    plain, placed = net(pretrained=False), net(pretrained=False, places=3)
+    known = {key: value for key, value in plain.state_dict().items() if not key.startswith("extra")}
+    placed.load_state_dict(placed.state_dict() | known)
+    slices, places = torch.randn(1, 3, 32, 32), torch.randn(1, 3, 32, 32)
+    with torch.inference_mode():
+        before = placed(torch.cat([slices, places], 1))
+        torch.testing.assert_close(before, plain(slices))
+        placed.extra.weight.fill_(0.5)
+        assert not torch.allclose(placed(torch.cat([slices, places], 1)), before)
+        assert placed.trust is None, "places are no atlases: nothing is added to the logits"
