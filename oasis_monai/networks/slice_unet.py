@@ -200,8 +200,9 @@ class SliceUNet(nn.Module):
         decoder: see :class:`JointSettings`.
         pretrained: load the ImageNet weights of the installed package.
         channels: of a scan. The first convolution of an encoder for several starts as that of one does on their mean.
-        places: further channels behind the slices, without atlases: where every voxel lies (CoordConv, Liu et al. 2018, arXiv
-            1807.03247). They enter the encoder as atlases do.
+        places: further channels behind the slices, without atlases: where every voxel lies. A linear function of them, 0 at
+            first, is added to the logits. It could not come in earlier: the decoder's instance norms take away what is the same
+            all over a window.
 
     Shapes: ``forward((B, 3 * channels + extra, x, y)) -> (B, classes, x, y)`` logits, ``extra`` those of atlases and shape.
     ``bfloat16`` runs the decoder in bfloat16 and, while training on a CPU, also the encoder's convolutions of one voxel.
@@ -229,12 +230,16 @@ class SliceUNet(nn.Module):
         self.classes, self.atlases, self.shape, self.channels = classes, atlases, shape, channels
         if channels > 1:
             _widen(self.encoder._conv_stem, channels)
-        beside = atlases * (channels + classes - 1) + shape * (classes - 1) + places
-        self.extra = nn.Conv2d(beside, 32, 3, 2, 1) if beside else None
+        beside = atlases * (channels + classes - 1) + shape * (classes - 1)
+        self.extra = nn.Conv2d(beside, 32, 3, 2, 1) if atlases else None
+        self.place = nn.Conv2d(places, classes, 1) if places else None
         self.trust = nn.Parameter(torch.ones(())) if atlases else None
         if self.extra is not None:
             nn.init.zeros_(self.extra.weight)
             nn.init.zeros_(self.extra.bias)  # type: ignore[arg-type]
+        if self.place is not None:
+            nn.init.zeros_(self.place.weight)
+            nn.init.zeros_(self.place.bias)  # type: ignore[arg-type]
         below = (ENCODER[-1], *decoder[:3])
         skips = ENCODER[-2::-1]
         self.up = nn.ModuleList(_twice(b + skip, out) for b, skip, out in zip(below, skips, decoder, strict=True))
@@ -269,6 +274,8 @@ class SliceUNet(nn.Module):
             logits: torch.Tensor = self.last(h)
         if self.trust is not None:
             logits = logits.float() + self.prior_logits(image[:, own:], self.trust)
+        if self.place is not None:
+            logits = logits.float() + self.place(image[:, own:].float())
         return logits[..., :height, :width]
 
     def prior_logits(self, beside: torch.Tensor, trust: torch.Tensor) -> torch.Tensor:

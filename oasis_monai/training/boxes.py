@@ -42,8 +42,7 @@ def train_box_network(context: FitContext, parts: Mapping[str, ScanPart], joint:
     own = replace(context, library=library, chances=chances, training=settings, spacing_mm=spacings_mm)
     members = getattr(start, "members", [start])
     model = make_box_network(library.classes, joint, library.channels)
-    known = {key: value for key, value in members[0].state_dict().items() if key not in ("extra.weight", "extra.bias")}
-    model.load_state_dict(model.state_dict() | known)
+    model.load_state_dict(model.state_dict() | members[0].state_dict())
     model = model.to(context.device)
     trainer = BoxTrainer(own, model, joint, [parts[case] for case in library.cases])
     fit(trainer, context.path(FILE), context.progress, context.name)

@@ -49,7 +49,8 @@ class ScanPart(NamedTuple):
 
 BOXES_VERSION = 2
 """Raise it with every change that alters a voxel of :func:`labelled_part`, or where it lies."""
-PLACE_MM = 100.0
+PLACE_MM = 25.0
+"""The unit of places: a kidney lies two or three of them from the middle."""
 AROUND_MM = 40.0
 """So much of a training scan is kept round its structures. A box in use shows less."""
 

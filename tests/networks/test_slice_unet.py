@@ -121,12 +121,11 @@ def test_the_volume_network_is_part_of_what_decides_the_weights():
 
 def test_places_say_nothing_at_first_and_may_decide_later():
     plain, placed = net(pretrained=False), net(pretrained=False, places=3)
-    known = {key: value for key, value in plain.state_dict().items() if not key.startswith("extra")}
-    placed.load_state_dict(placed.state_dict() | known)
-    slices, places = torch.randn(1, 3, 32, 32), torch.randn(1, 3, 32, 32)
+    placed.load_state_dict(placed.state_dict() | plain.state_dict())
+    slices, places = torch.randn(1, 3, 33, 32), torch.randn(1, 3, 33, 32)
     with torch.inference_mode():
         before = placed(torch.cat([slices, places], 1))
         torch.testing.assert_close(before, plain(slices))
-        placed.extra.weight.fill_(0.5)
-        assert not torch.allclose(placed(torch.cat([slices, places], 1)), before)
-        assert placed.trust is None, "places are no atlases: nothing is added to the logits"
+        placed.place.weight[1, 0], placed.place.bias[0] = 2.0, 3.0
+        wanted = before + torch.cat([torch.full((1, 1, 33, 32), 3.0), 2 * places[:, :1]], 1)
+        torch.testing.assert_close(placed(torch.cat([slices, places], 1)), wanted)
