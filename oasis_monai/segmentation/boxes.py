@@ -43,7 +43,7 @@ class BoxResult(NamedTuple):
 
     Args:
         grid: of the box.
-        probability: (C, \*B) float32.
+        probability: (C, \\*B) float32.
     """
 
     grid: Geometry
@@ -174,7 +174,7 @@ class BoxSegmenter:
         return tuple(BoxResult(*one) for one in zip(grids, blend(said, boxes, self.factor), strict=True))
 
     def label_box(self, image: torch.Tensor, places: torch.Tensor) -> torch.Tensor:
-        """(C, \*B) what the network makes of a box (c, \*B) whose voxels lie at (3, \*B) places; slices a few at a time."""
+        """(C, \\*B) what the network makes of a box (c, \\*B) whose voxels lie at (3, \\*B) places; slices a few at a time."""
         slices, where = with_neighbours(image), places.movedim(-1, 0)
         at_once = max(1, MOST_PIXELS // (image.shape[1] * image.shape[2]))
         parts = zip(slices.split(at_once), where.split(at_once), strict=True)
@@ -186,12 +186,12 @@ def blend(said: Sequence[torch.Tensor], boxes: Sequence[Box], factor: Sequence[i
     it sees less of what lies round a voxel.
 
     Args:
-        said: (C, \*B) of each box.
+        said: (C, \\*B) of each box.
         boxes: in working voxels.
         factor: voxels of a box for each of these.
 
     Returns:
-        (C, \*B) of each box: the same values for the same voxel in all of them.
+        (C, \\*B) of each box: the same values for the same voxel in all of them.
     """
     depths = [_depth(one.shape[1:]) for one in said]
     made = []
@@ -215,7 +215,7 @@ def blend(said: Sequence[torch.Tensor], boxes: Sequence[Box], factor: Sequence[i
 
 
 def _depth(shape: Sequence[int]) -> torch.Tensor:
-    """(\*B) float32: voxels to the nearest face, 1 beside it."""
+    """(\\*B) float32: voxels to the nearest face, 1 beside it."""
     x, y, z = (torch.minimum(torch.arange(1, n + 1), torch.arange(n, 0, -1)).float() for n in shape)
     return torch.minimum(torch.minimum(x[:, None, None], y[:, None]), z)
 

@@ -35,8 +35,8 @@ class ScanPart(NamedTuple):
     """What a training scan shows round its structures, at the resolution of boxes.
 
     Args:
-        image: (c, \*B) float16.
-        label: (1, \*B) uint8 class indices.
+        image: (c, \\*B) float16.
+        label: (1, \\*B) uint8 class indices.
         grid: where they lie.
         working: the working grid of the scan.
     """
@@ -69,7 +69,7 @@ def box_grid(working: Geometry, box: Box, factor: Sequence[int]) -> Geometry:
 
 
 def places_in_box(working: Geometry, grid: Geometry) -> torch.Tensor:
-    """(3, \*B) float32: where the voxels of a box lie, in units of :data:`PLACE_MM` along x, y, z from the working grid's centre.
+    """Where the voxels of a box lie along x, y, z: (3, \\*B) float32, in :data:`PLACE_MM` from the working grid's centre.
 
     A window shows too little to tell a left kidney from a right one.
     """
