@@ -43,7 +43,7 @@ from oasis_monai.utils.errors import ConfigError
 from oasis_monai.utils.planned import without_nulls
 from oasis_monai.utils.presets import compose
 
-JOINT_NETWORKS = ("slices", "volume")
+JOINT_NETWORKS = ("slices", "volume", "boxes")
 """Kinds of network that a joint model has beside its registration network."""
 DEFAULT_METHODS = ("FwoW", "FWAL", "OASIS")
 """What the paper compares."""
@@ -218,6 +218,9 @@ class Settings:
         )
         if self.uses_joint_model and self.spatial_dims == 3 and self.joint.atlases:
             raise ConfigError("joint.atlases", "0 where spatial_dims is 3", self.joint.atlases)
+        if self.uses_joint_model and (self.joint.box_budget > 0) != (self.preprocessing.box_factor is not None):
+            expected = "above 0 where preprocessing.box_factor is set, else 0"
+            raise ConfigError("joint.box_budget", expected, self.joint.box_budget, "set both or neither")
         if self.spatial_dims == 2 and self.joint.cross_fit_budget:
             raise ConfigError("joint.cross_fit_budget", "0 where spatial_dims is 2", self.joint.cross_fit_budget)
         for name in self.networks:
@@ -248,14 +251,15 @@ class Settings:
 
     def _nearest_sizes(self) -> list[tuple[int, ...]]:
         """The sizes that all networks can work on which are nearest: none of whose sides is longer, and none shorter."""
-        size = self.preprocessing.size
+        size, parts = self.preprocessing.size, (self.preprocessing.fine_factor or (1,), self.preprocessing.box_factor or (1,))
+        most = MOST_VOXELS // max(map(math.prod, parts))  # larger ones cannot be made with these factors
         steps = [
             [k * d for k in range(max(1, n // d - SEARCHED), n // d + SEARCHED)] for n, d in zip(size, self.divisor, strict=True)
         ]
         able = [
             one
             for one in itertools.product(*steps)
-            if math.prod(one) <= MOST_VOXELS and self.takes(replace(self.preprocessing, size=one))
+            if math.prod(one) <= most and self.takes(replace(self.preprocessing, size=one))
         ]
         able.sort(key=lambda one: sum(abs(math.log(a / n)) for a, n in zip(one, size, strict=True)))
         below = [one for one in able if all(a <= n for a, n in zip(one, size, strict=True))]
@@ -329,13 +333,18 @@ class Settings:
         """Whether a joint model has a network on the volume beside that on slices."""
         return self.joint.budgets(self.spatial_dims)[1] > 0
 
+    @property
+    def has_box_network(self) -> bool:
+        """Whether a joint model looks again in boxes."""
+        return self.registration.joint and self.preprocessing.box_factor is not None
+
     def identity(self, network: str = "registration") -> dict[str, Any]:
         """What a trained network depends on beside its training data, as plain JSON values.
 
         Every field counts but those marked otherwise (:mod:`oasis_monai.utils.config`): a new one makes new names.
 
         Args:
-            network: ``registration``, ``slices`` or ``volume`` (a joint model's), or one of
+            network: ``registration``, ``slices``, ``volume`` or ``boxes`` (a joint model's), or one of
                 :data:`oasis_monai.networks.segmentation.NETWORKS`.
         """
         kind = "segmentation" if network in NETWORKS else network
@@ -365,6 +374,8 @@ class Settings:
             del values["save_structures"]
         if not self.data.structures:  # nor is a data set whose structures share no voxel another one
             del values["data"]["structures"], values["data"]["overlap"]
+        if self.preprocessing.box_factor is None:  # nor were there boxes
+            del values["preprocessing"]["box_factor"], values["joint"]["box_budget"]
         return values
 
 

@@ -43,6 +43,14 @@ def make_slice_network(
     return networks[0] if len(networks) == 1 else SliceUNetEnsemble(networks)
 
 
+def make_box_network(
+    classes: int, settings: JointSettings, channels: int = 1, structures: Sequence[Sequence[int]] = ()
+) -> SliceUNet:
+    """The network that looks again in boxes, of random weights: it begins as a trained slice network
+    (:mod:`oasis_monai.training.boxes`). Arguments as of :func:`make_slice_network`."""
+    return SliceUNet(classes, 0, settings.decoder, False, channels=channels, structures=structures, places=3)
+
+
 DESIGN = 2  # in the cache name of every joint model; raise it when the same settings would train other networks
 BESIDE = 4  # in that of networks with atlas channels; raise it when other atlases would be shown, or in another form
 MAX_DISTANCE = 5.0  # voxels; signed distances outside a structure are cut to this, also in slices without the structure
@@ -51,6 +59,9 @@ LEAST = 2 * STRIDE  # least voxels a side of a slice
 WINDOW = 192
 """Most voxels a side of what a slice network sees of the fine grid at once, in training and in use: a multiple of :data:`STRIDE`.
 Twelve such windows take 1 GB of memory in a step, however large slices are."""
+BOX_WINDOW = 96
+"""The same of the network that looks again in boxes. Its voxels are small, so a window shows a structure and what lies round it;
+four times as many are seen in the same time."""
 ENCODER = (16, 24, 40, 112, 320)  # channels of EfficientNet-Lite0 at strides 2, 4, 8, 16, 32
 FUSIONS = ("learned", "fixed")
 VOLUME_NETWORKS = ("U-Net3D", "DynU-Net3D")
@@ -81,6 +92,8 @@ class JointSettings:
         cross_fit_budget: fraction of the training budget for slice networks that have seen one half of the patients each. They
             estimate the other half, and the registration network is trained with these estimates
             (:mod:`oasis_monai.workflows.cross_fit`; 3D). 0: it is trained with those of the networks above, which have seen all.
+        box_budget: fraction of the training budget for the network that looks again in boxes (``preprocessing.box_factor``,
+            :mod:`oasis_monai.segmentation.boxes`); 0 without them.
         estimate_dice: mean Dice, above 0, that the estimates are brought down to by smooth bends while the registration network
             is trained (:mod:`oasis_monai.training.estimate_errors`); 1: they stay as they are.
         volume_network: ``U-Net3D`` or ``DynU-Net3D`` (:mod:`oasis_monai.networks.segmentation`). Within minutes the first finds a
@@ -124,6 +137,7 @@ class JointSettings:
     estimate_weight: float = field(default=0.75, metadata=INFERENCE_ONLY)
     cross_fit_budget: float = field(default=0.0, metadata=absent_as(0.0) | not_used_by("slices", "volume"))
     estimate_dice: float = field(default=1.0, metadata=absent_as(1.0) | not_used_by("slices", "volume"))
+    box_budget: float = field(default=0.0, metadata=absent_as(0.0) | not_used_by("slices", "volume"))
 
     def __post_init__(self) -> None:
         make_tuples(self, "decoder", "volume_stride")
@@ -138,6 +152,7 @@ class JointSettings:
             ("slice_budget", 0 < self.slice_budget < 1, "above 0 and below 1"),
             ("volume_budget", 0 <= self.volume_budget < 1 - self.slice_budget, "0 or more, and with joint.slice_budget below 1"),
             ("cross_fit_budget", 0 <= self.cross_fit_budget < 1 - self.slice_budget - self.volume_budget, left),
+            ("box_budget", 0 <= self.box_budget < 1 - self.slice_budget - self.volume_budget - self.cross_fit_budget, left),
             ("estimate_dice", 0 < self.estimate_dice <= 1, "above 0, at most 1 (as they are)"),
             ("volume_network", self.volume_network in VOLUME_NETWORKS, f"one of {list(VOLUME_NETWORKS)}"),
             ("volume_stride", len(stride) == 3 and min(stride) > 0, "3 whole numbers of 1 or more"),
@@ -154,7 +169,7 @@ class JointSettings:
         """The parts of the budget: slice network, volume network, STM."""
         volume = self.volume_budget if spatial_dims == 3 else 0.0
         slices = self.slice_budget + self.volume_budget - volume
-        return slices, volume, 1 - slices - volume - self.cross_fit_budget
+        return slices, volume, 1 - slices - volume - self.cross_fit_budget - self.box_budget
 
     def identity(self, network: str = "slices") -> dict[str, Any]:
         """What decides the weights of one of the networks, as plain JSON values.
@@ -199,6 +214,9 @@ class SliceUNet(nn.Module):
         channels: of a scan. The first convolution of an encoder for several starts as that of one does on their mean.
         structures: where structures share voxels, the classes of each: the network has an output for each structure, which it
             gives in training, and makes logits of classes of them (:mod:`.structures`).
+        places: further channels behind the slices, without atlases: where every voxel lies. A linear function of them, 0 at
+            first, is added to the logits. It could not come in earlier: the decoder's instance norms take away what is the same
+            all over a window.
 
     Shapes: ``forward((B, 3 * channels + extra, x, y)) -> (B, classes, x, y)`` logits, ``extra`` those of atlases and shape.
     ``bfloat16`` runs the decoder in bfloat16 and, while training on a CPU, also the encoder's convolutions of one voxel.
@@ -218,6 +236,7 @@ class SliceUNet(nn.Module):
         shape: bool = False,
         channels: int = 1,
         structures: Sequence[Sequence[int]] = (),
+        places: int = 0,
     ) -> None:
         super().__init__()
         from oasis_monai.networks.encoders import imagenet_network, untrained_network
@@ -230,15 +249,19 @@ class SliceUNet(nn.Module):
             _widen(self.encoder._conv_stem, channels)
         beside = atlases * (channels + classes - 1) + shape * (classes - 1)
         self.extra = nn.Conv2d(beside, 32, 3, 2, 1) if atlases else None
+        outputs = len(structures) or classes
+        self.place = nn.Conv2d(places, outputs, 1) if places else None
         self.trust = nn.Parameter(torch.ones(())) if atlases else None
         if self.extra is not None:
             nn.init.zeros_(self.extra.weight)
             nn.init.zeros_(self.extra.bias)  # type: ignore[arg-type]
+        if self.place is not None:
+            nn.init.zeros_(self.place.weight)
+            nn.init.zeros_(self.place.bias)  # type: ignore[arg-type]
         below = (ENCODER[-1], *decoder[:3])
         skips = ENCODER[-2::-1]
         self.up = nn.ModuleList(_twice(b + skip, out) for b, skip, out in zip(below, skips, decoder, strict=True))
         self.register_buffer("of", membership(structures, classes) if structures else None, persistent=False)
-        outputs = len(structures) or classes
         self.last = nn.Sequential(nn.Conv2d(decoder[-1], 4 * outputs, 3, padding=1), nn.PixelShuffle(2))
         avoid_amx_bug(self)
 
@@ -270,6 +293,8 @@ class SliceUNet(nn.Module):
             logits: torch.Tensor = self.last(h)
         if self.trust is not None:
             logits = logits.float() + self.prior_logits(image[:, own:], self.trust)
+        if self.place is not None:
+            logits = logits.float() + self.place(image[:, own:].float())
         if self.of is not None and not self.training:
             logits = class_logits(logits, self.of)
         return logits[..., :height, :width]

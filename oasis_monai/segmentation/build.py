@@ -11,8 +11,9 @@ from torch import nn
 from oasis_monai.atlases.library import AtlasLibrary
 from oasis_monai.networks.registration import SpatialTransformModel
 from oasis_monai.networks.segmentation import NetworkSettings
-from oasis_monai.networks.slice_unet import JointSettings, SliceUNet, SliceUNetEnsemble
+from oasis_monai.networks.slice_unet import BOX_WINDOW, JointSettings, SliceUNet, SliceUNetEnsemble
 from oasis_monai.segmentation.alignment import Aligner
+from oasis_monai.segmentation.boxes import BoxSegmenter
 from oasis_monai.segmentation.estimate import Estimator, make_volume_network
 from oasis_monai.segmentation.learned_fusion import LearnedFusions
 from oasis_monai.segmentation.loa import LoaTable
@@ -28,11 +29,13 @@ class TrainedNetworks:
         registration: the STM.
         slices: a joint model's network on slices.
         volume: a joint model's network on volumes.
+        boxes: the network that looks again in boxes.
     """
 
     registration: SpatialTransformModel | None = None
     slices: SliceUNet | SliceUNetEnsemble | None = None
     volume: nn.Module | None = None
+    boxes: SliceUNet | None = None
 
 
 @dataclass(frozen=True)
@@ -46,6 +49,7 @@ class SegmenterOptions:
         network: channels of the volume network.
         views: whether doubtful scans are also seen in other views.
         window: see :class:`.Estimator`.
+        box_factor: see :class:`.BoxSegmenter`.
         fusions: learned fusions of a joint model, by the number of atlases; they count where ``joint.fusion`` is ``learned``.
     """
 
@@ -57,6 +61,7 @@ class SegmenterOptions:
     same_case: bool = False
     views: ViewSettings = field(default_factory=lambda: ViewSettings("none"))
     window: int | None = None
+    box_factor: tuple[int, ...] | None = None
     fusions: LearnedFusions = field(default_factory=dict)
 
 
@@ -103,4 +108,11 @@ def build_segmenter(
         same_case=options.same_case,
         views=options.views,
         fusions=options.fusions if options.joint.fusion == "learned" else {},
+        boxes=_build_boxes(networks.boxes, options, device),
     )
+
+
+def _build_boxes(network: SliceUNet | None, options: SegmenterOptions, device: str | torch.device) -> BoxSegmenter | None:
+    if network is None or options.box_factor is None:
+        return None
+    return BoxSegmenter(Estimator(network, options.joint.tta_flip, device, window=BOX_WINDOW), options.box_factor)

@@ -14,6 +14,7 @@ from oasis_monai.segmentation.views import Tried, chosen
 from oasis_monai.transforms.labels import belongs_to
 
 UNLIKE_ATLASES, EMPTY, CUT, FOLDING, UNSURE, VIEW = "unlike_atlases", "empty", "cut", "folding", "unsure", "view"
+NO_BOX = "no_box"
 PIECES, HOLES, VOLUME, NEIGHBOURS = "pieces", "holes", "volume", "neighbours"
 MARGIN = 1.25
 """A scan is flagged when the distance to its nearest atlas exceeds :func:`typical_distance` times this factor.
@@ -80,6 +81,13 @@ def empty(label: torch.Tensor, names: Sequence[str], structures: Sequence[Sequen
     ``structures[i]``."""
     absent = [name for name, own in _members(names, structures) if not bool(belongs_to(label, own).any())]
     return Flag(EMPTY, f"no voxel of {', '.join(absent)}") if absent else None
+
+
+def no_box(boxes: Sequence[object] | None) -> Flag | None:
+    """Whether a model that looks again in boxes found no place for one; ``boxes``: of :class:`.CaseResult`."""
+    if boxes is None or boxes:
+        return None
+    return Flag(NO_BOX, "the coarse pass found nothing likely, so nothing was looked at again at the scan's own resolution")
 
 
 def _members(names: Sequence[str], structures: Sequence[Sequence[int]]) -> list[tuple[str, Sequence[int]]]:

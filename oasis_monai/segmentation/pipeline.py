@@ -15,6 +15,7 @@ import torch
 from oasis_monai.atlases.features import Embedder, target_features
 from oasis_monai.data.types import Geometry, Preprocessed, Segmentation, Selection, Volume
 from oasis_monai.segmentation.alignment import FieldCache
+from oasis_monai.segmentation.boxes import BoxResult, restore_boxes
 from oasis_monai.segmentation.estimate import Estimate
 from oasis_monai.segmentation.methods import (
     ESTIMATE,
@@ -31,6 +32,7 @@ from oasis_monai.segmentation.result import Key, Result
 from oasis_monai.segmentation.segmenter import Segmenter
 from oasis_monai.segmentation.uncertainty import restore_uncertainty
 from oasis_monai.segmentation.views import Tried, ViewSearch, chosen
+from oasis_monai.transforms.boxes import Box, images_in_boxes
 from oasis_monai.transforms.preprocessing import Preprocessing, restore_all
 from oasis_monai.transforms.views import UNCHANGED, View
 from oasis_monai.utils.errors import ConfigError
@@ -44,17 +46,24 @@ class Scan:
         target: the preprocessed scan, without a label.
         preprocess_at: the same scan on a grid moved by so many voxels, in a view; None where the grid has to stay.
         features: (T, F) of the target, where they are known.
+        in_boxes: the scan in boxes of its working grid moved by so many voxels, in a view
+            (:func:`oasis_monai.transforms.boxes.images_in_boxes`); None: it is not looked at again.
     """
 
     target: Preprocessed
     preprocess_at: Callable[[Offset, View], Preprocessed] | None = None
     features: torch.Tensor | None = None
+    in_boxes: Callable[[Sequence[Box], Offset, View], Sequence[torch.Tensor]] | None = None
 
     @classmethod
     def of_volume(cls, volume: Volume, preprocessing: Preprocessing) -> Scan:
         """A scan in memory; its label, if any, is dropped."""
         bare = replace(volume, label=None)
-        return cls(preprocessing.apply(bare), lambda offset, view: preprocessing.apply(bare, offset, view))
+        return cls(
+            preprocessing.apply(bare),
+            lambda offset, view: preprocessing.apply(bare, offset, view),
+            in_boxes=lambda boxes, offset, view: images_in_boxes(preprocessing, bare, boxes, offset, view),
+        )
 
     def seen(self, view: View) -> Preprocessed:
         """The scan in a view, on the grid round its centre."""
@@ -88,6 +97,9 @@ class CaseResult:
         unchanged: the preprocessed scan as it is, round its centre; None where that is the target.
         tried: the views of the scan that were segmented, the scan as it is first; empty where none was looked for.
         view: the one that was taken.
+        coarse: (V, C, x, y, z) what the networks say on the working grid, where boxes may be laid from it.
+        boxes: what the box network says, which counts for ``estimate`` and ``OASIS-joint``; empty where nothing was likely, None
+            where the model does not look again.
     """
 
     target: Preprocessed
@@ -100,6 +112,8 @@ class CaseResult:
     unchanged: Preprocessed | None = None
     tried: tuple[Tried, ...] = ()
     view: View = UNCHANGED
+    coarse: torch.Tensor | None = None
+    boxes: tuple[BoxResult, ...] | None = None
 
     def restore(self, keep_probability: bool = False) -> dict[Key, Segmentation]:
         """Every result as a label (and probability) on the scan's own grid."""
@@ -109,6 +123,9 @@ class CaseResult:
             maps = [self.results[key].probability for key in keys]
             restored = restore_all(maps, grid, self.target.native, keep_probability, self.target.case)
             made |= zip(keys, restored, strict=True)
+        for key in made:
+            if self.boxes and methods_that_need(ESTIMATE, [key[0]]):
+                made[key] = restore_boxes(made[key], self.boxes)
         return {key: made[key] for key in self.results}
 
     def uncertainty(self, key: Key) -> torch.Tensor:
@@ -146,9 +163,9 @@ def segment_case(
     asked = _Asked(segmenter, scan, embed, tuple(methods), tuple(ns), fields, exclude_patient, only, keep_opinions)
     result = asked.in_view(UNCHANGED, methods)
     search = segmenter.view_search
-    if search is None or scan.preprocess_at is None or not uses_estimate(methods):
-        return result
-    return asked.in_best_view(result, search)
+    if search is not None and scan.preprocess_at is not None and uses_estimate(methods):
+        result = asked.in_best_view(result, search)
+    return asked.with_boxes(result)
 
 
 @dataclass(frozen=True)
@@ -184,6 +201,8 @@ class _Asked:
             held = [estimate for probabilities, estimate in looked if probabilities is found]
             looked.clear()
             known = held.pop() if held else segmenter.estimate(seen, image)  # the same once more where another was seen since
+        if known is None and self.looks_again:
+            known = segmenter.estimate(seen, torch.arange(1), self.exclude_patient)
         moved = any(offset)
         following = [m for m in methods if not moved or uses_estimate([m])]
         cache = self.fields.seen(view, offset) if self.fields is not None else None
@@ -199,7 +218,23 @@ class _Asked:
             grids |= _grids(still, target)
         ordered = {key: results[key] for key in result_keys(methods, ns)}
         unchanged = None if seen is scan.target else scan.target
-        return CaseResult(seen, offset, ordered, grids, selection, self._used(selection), aligned, unchanged, view=view)
+        coarse = known.networks[0] if known is not None and self.looks_again else None
+        used = self._used(selection)
+        return CaseResult(seen, offset, ordered, grids, selection, used, aligned, unchanged, view=view, coarse=coarse)
+
+    @property
+    def looks_again(self) -> bool:
+        """Whether the model looks again in boxes, can do so of this scan, and a method is asked for that takes part."""
+        wanted = methods_that_need(ESTIMATE, self.methods)
+        return bool(wanted) and self.segmenter.boxes is not None and self.scan.in_boxes is not None
+
+    def with_boxes(self, result: CaseResult) -> CaseResult:
+        """The result, looked at again in boxes round what was found."""
+        look, coarse, in_boxes = self.segmenter.boxes, result.coarse, self.scan.in_boxes
+        if look is None or coarse is None or in_boxes is None:
+            return result
+        made = look(coarse, result.target.geometry, lambda boxes: in_boxes(boxes, result.offset, result.view))
+        return replace(result, coarse=None, boxes=made)
 
     def in_best_view(self, untouched: CaseResult, search: ViewSearch) -> CaseResult:
         """The results in the view in which the parts agree most; of methods without an estimate, those of the scan as it is."""

@@ -24,6 +24,7 @@ from oasis_monai.networks.slice_unet import JointSettings, with_neighbours
 from oasis_monai.segmentation import fusion
 from oasis_monai.segmentation.agreement import agreement, consensus
 from oasis_monai.segmentation.alignment import Aligner, FieldCache
+from oasis_monai.segmentation.boxes import BoxSegmenter
 from oasis_monai.segmentation.estimate import Estimate, Estimator, see
 from oasis_monai.segmentation.evidence import Alignment, Evidence
 from oasis_monai.segmentation.fine_fusion import FineFusion, slabs
@@ -75,6 +76,7 @@ class Segmenter:
         same_case: whether the library holds labelled slices of the targets themselves (slice folds).
         views: whether doubtful scans are also seen in other views (:mod:`.views`).
         fusions: learned fusions of a joint model, by the number of atlases (:mod:`.learned_fusion`).
+        boxes: looks again in boxes where a joint model finds something (:mod:`.boxes`).
 
     Examples:
         >>> import oasis_monai
@@ -99,8 +101,9 @@ class Segmenter:
         same_case: bool = False,
         views: ViewSettings | None = None,
         fusions: LearnedFusions = MappingProxyType({}),
+        boxes: BoxSegmenter | None = None,
     ) -> None:
-        self.fusions = fusions
+        self.fusions, self.boxes = fusions, boxes
         self.views = views or ViewSettings("none")
         self.library, self.aligner, self.estimator = library, aligner, estimator
         # not "loa or ...": a table without pairs yet is one as well

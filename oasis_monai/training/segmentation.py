@@ -42,11 +42,11 @@ def train_segmentation(context: FitContext, network: str, settings: NetworkSetti
         library = context.library
         model = make_network(network, library.classes, settings, library.channels, library.structures).to(context.device)
     context.begin(model)
-    trainer = _SegmentationTrainer(context, network, model, settings)
+    trainer = SegmentationTrainer(context, network, model, settings)
     return fit(trainer, context.path("network.safetensors"), context.progress, context.name)
 
 
-class _SegmentationTrainer(Trainer):
+class SegmentationTrainer(Trainer):
     """One step of training; see :class:`oasis_monai.training.trainer.Trainer`."""
 
     terms = ("loss", "main")
@@ -71,7 +71,7 @@ class _SegmentationTrainer(Trainer):
 
     def step(self, number: int) -> torch.Tensor:
         """(2,) the loss, and its part of the finest output."""
-        image, label = self._draw(number)
+        image, label = self.draw(number)
         label, counts = split_ignored(label, self.library.classes)
         target = torch.cat([(1 - label.sum(1, keepdim=True)).clamp(0, 1), label], 1)
         self.model.train()
@@ -83,7 +83,7 @@ class _SegmentationTrainer(Trainer):
         self.descend(total)
         return torch.stack([total.detach(), parts[0].detach()])
 
-    def _draw(self, number: int) -> tuple[torch.Tensor, torch.Tensor]:
+    def draw(self, number: int) -> tuple[torch.Tensor, torch.Tensor]:
         """(B, c, \\*P) what a step shows, changed at random, and its (B, m, \\*P) label channels."""
         random = generator(self.seed, number)
         rows = draw_rows(len(self.library), self.settings.batch, random, self.chances)

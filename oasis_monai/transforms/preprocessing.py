@@ -40,7 +40,7 @@ from oasis_monai.transforms.intensity import (
 )
 from oasis_monai.transforms.labels import structures
 from oasis_monai.transforms.views import UNCHANGED, View
-from oasis_monai.utils.config import absent_as, require, without_absent
+from oasis_monai.utils.config import absent_as, not_used_by, require, without_absent
 from oasis_monai.utils.errors import ConfigError, Fault
 from oasis_monai.utils.files import digest, file_digest
 from oasis_monai.utils.tensor_files import load_if_whole, map_tensors, save_tensors, write_tensors
@@ -80,6 +80,7 @@ class Preprocessing:
         fine_factor: voxels of the fine grid for each working voxel along x, y, z, 1 or more: the slice network and the
             comparison networks work and labels are fused there, see docs/explanation/resolution.md. None: everything is on the
             working grid. Volumes only.
+        box_factor: the same of boxes round the structures, in which a joint model looks again (:mod:`.boxes`). None: it does not.
 
     Raises:
         ConfigError: naming ``preprocessing.<key>``.
@@ -94,6 +95,9 @@ class Preprocessing:
     window: Any = field(default=None, metadata=absent_as(None))
     slice_axis: str = field(default="axial", metadata=absent_as("axial"))
     fine_factor: tuple[int, ...] | None = field(default=None, metadata=absent_as(None))
+    box_factor: tuple[int, ...] | None = field(
+        default=None, metadata=absent_as(None) | not_used_by("slices", "volume", "segmentation")
+    )
 
     def __post_init__(self) -> None:
         kind, dims = (self.name, self.spatial_dims), self.spatial_dims
@@ -123,18 +127,21 @@ class Preprocessing:
         if self.name == "physical":
             spacing = self._checked("spacing_mm", self.spacing_mm or _SPACINGS_MM[kind], (int, float), "number of mm")
             object.__setattr__(self, "spacing_mm", tuple(float(mm) for mm in spacing))
-        self._check_fine()
+        self._check_factor("fine_factor")
+        self._check_factor("box_factor")
 
-    def _check_fine(self) -> None:
-        if self.fine_factor is None:
+    def _check_factor(self, key: str) -> None:
+        """Of a finer grid; also where it is laid in boxes alone, so that its whole can be made."""
+        given = getattr(self, key)
+        if given is None:
             return
         if self.spatial_dims != 3:
-            raise ConfigError("preprocessing.fine_factor", "null where spatial_dims is 2", list(self.fine_factor), "leave it out")
-        factor = self._checked("fine_factor", self.fine_factor, (int,), "whole number")
-        object.__setattr__(self, "fine_factor", tuple(int(n) for n in factor))
-        if math.prod(self.fine_size) > MOST_VOXELS:
-            found = f"{math.prod(self.fine_size):,}"
-            raise ConfigError("preprocessing.fine_factor", f"at most {MOST_VOXELS:,} voxels", found, "take smaller factors")
+            raise ConfigError(f"preprocessing.{key}", "null where spatial_dims is 2", list(given), "leave it out")
+        factor = tuple(int(n) for n in self._checked(key, given, (int,), "whole number"))
+        object.__setattr__(self, key, factor)
+        if (voxels := math.prod(self.size) * math.prod(factor)) > MOST_VOXELS:
+            remedy = "take smaller factors"
+            raise ConfigError(f"preprocessing.{key}", f"at most {MOST_VOXELS:,} voxels", f"{voxels:,}", remedy)
 
     @property
     def fine_size(self) -> tuple[int, ...]:
@@ -216,14 +223,14 @@ class Preprocessing:
         """
         working = self.working_geometry(volume.geometry, moved, view)
         usual = self.working_geometry(volume.geometry).spacing_mm if view else working.spacing_mm
-        made = self._on(working, volume, view, usual)
+        made = self.on_grid(working, volume, view, usual)
         if self.fine_factor is None:
             return made
         usual_fine = [mm / f for mm, f in zip(usual, self.fine_factor, strict=True)]
-        fine = self._on(refined(working, self.fine_factor), volume, view, usual_fine)
+        fine = self.on_grid(refined(working, self.fine_factor), volume, view, usual_fine)
         return replace(made, fine=replace(fine, image=fine.image.half()))
 
-    def _on(self, grid: Geometry, volume: Volume, view: View, spacing_mm: Sequence[float]) -> Preprocessed:
+    def on_grid(self, grid: Geometry, volume: Volume, view: View, spacing_mm: Sequence[float]) -> Preprocessed:
         """A scan on one grid; ``spacing_mm``: that of its voxels, or where a view scales them what it is without it."""
         windows = self._windows(len(volume.image))
         image = view.of_native(clip_windows(volume.image, windows), volume.geometry.spacing_mm)
@@ -340,17 +347,9 @@ class PreprocessCache:
         """
         if self.folder is None:
             return self._made(case)[0]
-        setting = {"version": PREPROCESS_VERSION, **without_absent(self.preprocessing), "image": self.image_content(case)}
+        setting, key = self.keys(case)
         image_file = self.folder / f"{digest(setting, 40)}.image"
-        label_file = None
-        if case.label is not None:
-            key = {**setting, "label": self.content(case.label), "label_values": self.label_values}
-            key |= {"background": case.background} if case.background else {}
-            key |= {} if self.ignore is None else {"ignore": self.ignore}
-            key |= {"names": case.names} if case.names else {}
-            key |= {"masks": [self.content(path) for _, path in case.masks]} if case.masks else {}
-            key |= {"structures": case.structures} if case.structures else {}
-            label_file = self.folder / f"{digest(key, 40)}.label"
+        label_file = None if key is None else self.folder / f"{digest(key, 40)}.label"
         image = load_if_whole(image_file)
         label = None if label_file is None else load_if_whole(label_file)
         if image is None or (label_file is not None and label is None):
@@ -365,6 +364,20 @@ class PreprocessCache:
         if self.preprocessing.fine_factor is None:
             return found
         return replace(found, fine=self._kept_fine(case, image_file, label_file))
+
+    def keys(self, case: Case) -> tuple[dict[str, Any], dict[str, Any] | None]:
+        """What the preprocessed image of a case is made of, and its label; None without one."""
+        own = without_absent(replace(self.preprocessing, box_factor=None))
+        setting = {"version": PREPROCESS_VERSION, **own, "image": self.image_content(case)}
+        if case.label is None:
+            return setting, None
+        key = {**setting, "label": self.content(case.label), "label_values": self.label_values}
+        key |= {"background": case.background} if case.background else {}
+        key |= {} if self.ignore is None else {"ignore": self.ignore}
+        key |= {"names": case.names} if case.names else {}
+        key |= {"masks": [self.content(path) for _, path in case.masks]} if case.masks else {}
+        key |= {"structures": case.structures} if case.structures else {}
+        return setting, key
 
     def _kept_fine(self, case: Case, image_file: Path, label_file: Path | None, made: Preprocessed | None = None) -> Preprocessed:
         """The scan on the fine grid, its voxels left on disk; ``made``: what is to be kept, where it is not there yet."""

@@ -8,6 +8,7 @@ started again therefore continues, and a sweep over n pays for training and alig
 from __future__ import annotations
 
 import contextlib
+import functools
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, replace
 from functools import cached_property
@@ -39,6 +40,7 @@ from oasis_monai.segmentation.recentre import NO_OFFSET
 from oasis_monai.segmentation.result import Key, Result
 from oasis_monai.segmentation.views import rows_of
 from oasis_monai.settings import Settings
+from oasis_monai.transforms.boxes import images_in_boxes
 from oasis_monai.utils.device import resolve_device
 from oasis_monai.utils.errors import with_case_in_errors
 from oasis_monai.utils.files import write_json
@@ -242,12 +244,13 @@ class CrossValidation:
         case_result = CaseResult(target, NO_OFFSET, {}, {}, Selection(torch.empty(0), torch.empty(0)))
         if model.segmenter is not None:
             bare = self.dataset.cases[case].without_label()
-            again = settings.preprocessing.elsewhere(lambda: read_volume(bare, settings.data.label_values))
+            read = functools.cache(lambda: read_volume(bare, settings.data.label_values))
+            again = settings.preprocessing.elsewhere(read)
             # but for slice folds the fold's library has no atlas of this patient; excluding them as well costs nothing
             exclude = bare.patient if self.split.honest else None
             case_result = segment_case(
                 model.segmenter,
-                Scan(target, again, features),
+                Scan(target, again, features, lambda *asked: images_in_boxes(settings.preprocessing, read(), *asked)),
                 embed,
                 settings.atlas_methods,
                 settings.n,

@@ -24,6 +24,7 @@ from oasis_monai.segmentation.methods import needs_alignment
 from oasis_monai.segmentation.segmenter import Segmenter
 from oasis_monai.segmentation.views import VIEWS_VERSION, ViewSettings
 from oasis_monai.settings import Settings
+from oasis_monai.training.boxes import train_box_network
 from oasis_monai.training.registration import train_registration
 from oasis_monai.training.segmentation import train_segmentation, train_volume_network
 from oasis_monai.training.slices import train_slice_network
@@ -38,8 +39,9 @@ SEEDS_APART = 10**7  # between the folds of two seeds; members of an ensemble ar
 REGISTRATION = "registration network"
 SLICES = "slice network"
 VOLUME = "volume network"
-_IDENTITIES = {REGISTRATION: "registration", SLICES: "slices", VOLUME: "volume"}
-_FILES = {REGISTRATION: "stm.safetensors", SLICES: "estimator.safetensors"}
+BOXES = "box network"
+_IDENTITIES = {REGISTRATION: "registration", SLICES: "slices", VOLUME: "volume", BOXES: "boxes"}
+_FILES = {REGISTRATION: "stm.safetensors", SLICES: "estimator.safetensors", BOXES: "estimator.safetensors"}
 
 
 @dataclass(frozen=True)
@@ -70,6 +72,7 @@ def segmenter_options(settings: Settings, same_case: bool = False) -> SegmenterO
         same_case=same_case,
         views=ViewSettings(settings.views, settings.views_below, settings.preprocessing.slice_axis),
         window=None if settings.preprocessing.fine_factor is None else WINDOW,
+        box_factor=settings.preprocessing.box_factor,
     )
 
 
@@ -172,6 +175,8 @@ class FoldModels:
             own = [REGISTRATION]
         elif settings.uses_joint_model:
             own = self._of_the_estimate()
+        if settings.uses_joint_model and settings.has_box_network:
+            own = [*own, BOXES]
         return [*own, *settings.networks]
 
     def folder(self, fold: Fold, network: str = REGISTRATION) -> Path:
@@ -202,6 +207,7 @@ class FoldModels:
         if network == REGISTRATION and settings.registration.joint:
             # before the lock: waiting for another lock while holding one could deadlock
             library = self.with_estimates(fold, library)
+        start = self.train(fold, SLICES, library) if network == BOXES else None  # before the lock, as above
         context = self._context(fold, network, library)
         assert context.folder is not None
         with locked(context.folder):  # jobs of one sweep may want the same fold at the same time
@@ -209,6 +215,8 @@ class FoldModels:
                 return train_slice_network(context, settings.joint)
             if network == VOLUME:
                 return train_volume_network(context, settings.joint, settings.network)
+            if start is not None:
+                return train_box_network(context, self.dataset.parts, settings.joint, start)
             if network != REGISTRATION:
                 return train_segmentation(context, network, settings.compared_network())
             if not self.trained(fold):  # results of a model that was lost or damaged are no longer valid
@@ -235,7 +243,7 @@ class FoldModels:
                 loa_of = self._estimate_digest(fold)
         return build_segmenter(
             library,
-            TrainedNetworks(registration, slices, volume),
+            TrainedNetworks(registration, slices, volume, self._box_network(fold)),
             self._options(),
             resolve_device(settings.device),
             self.folder(fold) / "loa.safetensors",
@@ -298,6 +306,13 @@ class FoldModels:
         slices = self.train(fold, SLICES, library)
         assert isinstance(slices, SliceUNet | SliceUNetEnsemble)
         return slices, self.train(fold, VOLUME, library) if self.settings.has_volume_network else None
+
+    def _box_network(self, fold: Fold) -> SliceUNet | None:
+        if not (self.settings.uses_joint_model and self.settings.has_box_network):
+            return None
+        trained = self.train(fold, BOXES)
+        assert isinstance(trained, SliceUNet)
+        return trained
 
     def _file(self, fold: Fold, network: str) -> Path:
         return self.folder(fold, network) / _FILES.get(network, "network.safetensors")

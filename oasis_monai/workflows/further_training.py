@@ -80,7 +80,9 @@ def train_further(
     assert start.registration is not None
     context = further.context(REGISTRATION, start.registration, library, device)
     registration = train_registration(context, settings.registration, settings.loss)
-    return build_segmenter(library, TrainedNetworks(registration, slices, volume), segmenter_options(settings), device)
+    # the box network stays as it is: it learns from scans at their own resolution, of which a model holds none
+    networks = TrainedNetworks(registration, slices, volume, start.boxes)
+    return build_segmenter(library, networks, segmenter_options(settings), device)
 
 
 def networks_of(segmenter: Segmenter) -> TrainedNetworks:
@@ -90,7 +92,9 @@ def networks_of(segmenter: Segmenter) -> TrainedNetworks:
     if estimator is None:
         return TrainedNetworks(registration)  # type: ignore[arg-type]
     volume = estimator.volume_network
-    return TrainedNetworks(registration, estimator.model, volume.model if isinstance(volume, Predictor) else None)  # type: ignore[arg-type]
+    kept = None if segmenter.boxes is None else segmenter.boxes.estimator.model
+    whole = volume.model if isinstance(volume, Predictor) else None
+    return TrainedNetworks(registration, estimator.model, whole, kept)  # type: ignore[arg-type]
 
 
 def usual_share(own: int, new: int) -> float:

@@ -1,7 +1,8 @@
 """The folder of a trained model: its files, their checksums, and reading them.
 
 A model folder holds ``stm.safetensors`` (registration network), ``library.safetensors`` (atlases with features),
-``loa.safetensors`` (pairs computed so far), of a joint model also ``estimator.safetensors`` and ``volume.safetensors``, and
+``loa.safetensors`` (pairs computed so far), of a joint model also ``estimator.safetensors``, ``volume.safetensors`` and
+``boxes.safetensors``, and
 ``model.json`` (settings, versions, channels, cases, checksums), written last: a folder without it is no model, and a part counts
 only with the checksum it names.
 """
@@ -23,7 +24,7 @@ from oasis_monai.evaluation.quality import Calibration
 from oasis_monai.evaluation.quality_tables import calibrations_of
 from oasis_monai.networks.registration import SpatialTransformModel
 from oasis_monai.networks.segmentation import Predictor, make_network
-from oasis_monai.networks.slice_unet import make_slice_network
+from oasis_monai.networks.slice_unet import SliceUNet, make_box_network, make_slice_network
 from oasis_monai.segmentation.anatomy import AnatomyStatistics, StructureShape, measure_anatomy
 from oasis_monai.segmentation.build import TrainedNetworks
 from oasis_monai.segmentation.learned_fusion import LearnedFusion, fusions_of
@@ -41,7 +42,7 @@ from oasis_monai.workflows.prepare import ONE_CHANNEL
 FORMAT = 2
 RECORDED = ("embedding", "cases", "trained_on", "atlases", "calibration")  # keys that every ``model.json`` has
 STM_PART, LIBRARY_PART, LOA_FILE = "stm.safetensors", "library.safetensors", "loa.safetensors"
-SLICES_PART, VOLUME_PART = "estimator.safetensors", "volume.safetensors"  # only in joint models
+SLICES_PART, VOLUME_PART, BOXES_PART = "estimator.safetensors", "volume.safetensors", "boxes.safetensors"  # only in joint models
 NEXT_LIBRARY = "library.next.safetensors"
 """The edited library, until it replaces :data:`LIBRARY_PART`. The file with the checksum in ``model.json`` counts."""
 ALL_PAIRS = 2500  # up to this many LOA pairs are all computed with the model; larger libraries compute pairs on use
@@ -252,7 +253,10 @@ def read_networks(settings: Settings, library: AtlasLibrary, part: Callable[[str
     if settings.has_volume_network:
         made_of = (joint.volume_network, library.classes, settings.network, library.channels, library.structures)
         volume = loaded(make_network(*made_of), VOLUME_PART)
-    return TrainedNetworks(registration, slices, volume)
+    boxes: SliceUNet | None = None
+    if settings.has_box_network:
+        boxes = loaded(make_box_network(library.classes, joint, library.channels, library.structures), BOXES_PART)
+    return TrainedNetworks(registration, slices, volume, boxes)
 
 
 def write_parts(folder: Path, segmenter: Segmenter) -> dict[str, str]:
@@ -265,6 +269,8 @@ def write_parts(folder: Path, segmenter: Segmenter) -> dict[str, str]:
         parts[SLICES_PART] = segmenter.estimator.model
         if isinstance(segmenter.estimator.volume_network, Predictor):
             parts[VOLUME_PART] = segmenter.estimator.volume_network.model
+    if segmenter.boxes is not None:
+        parts[BOXES_PART] = segmenter.boxes.estimator.model
     for name, network in parts.items():
         save_tensors(folder / name, {f"model.{k}": v.contiguous() for k, v in network.state_dict().items()})
     segmenter.library.save(folder / LIBRARY_PART)

@@ -63,7 +63,7 @@ def with_fine_grid(
     name, least = min(dice.items(), key=lambda one: one[1], default=("", 1.0))
     if not least < 1 - LOST:
         return grid, networks
-    factor, spacing = _factor(own_spacing(fingerprint), grid)
+    factor, spacing = own_factor(own_spacing(fingerprint), grid, FINE_VOXELS)
     if factor == (1, 1, 1):
         return grid, networks
     spaced = {**asked.config["preprocessing"], "spacing_mm": list(spacing)}
@@ -75,12 +75,13 @@ def with_fine_grid(
     return made, {**networks, "joint": {**networks["joint"], **JOINT}}
 
 
-def _factor(own: np.ndarray, grid: Choice) -> tuple[tuple[int, ...], tuple[float, ...]]:
-    """How many fine voxels are in a working one, and the size of that in mm."""
+def own_factor(own: np.ndarray, grid: Choice, most: float) -> tuple[tuple[int, ...], tuple[float, ...]]:
+    """How many voxels of the scans' own are in a working one, and the size of that in mm; of larger ones, where there would be
+    more than ``most`` on the whole grid."""
     planned = np.array(grid.values[GRID[1]])
     reach = np.multiply(planned, grid.values[GRID[0]])
     fine = [_round(mm) for mm in own]
-    while math.prod(reach / fine) > FINE_VOXELS:
+    while math.prod(reach / fine) > most:
         finest = int(np.argmin(fine))
         fine[finest] = next((mm for mm in ROUND_MM if mm > fine[finest]), 2 * fine[finest])
     factor = tuple(max(1, math.ceil(mm / part - NEARER)) for mm, part in zip(planned, fine, strict=True))

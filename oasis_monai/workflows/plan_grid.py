@@ -146,8 +146,9 @@ def plain_settings(asked: Asked, networks: Mapping[str, Mapping[str, Any]]) -> S
     error: ConfigError | None = None
     for side in (256, 288, 480):  # most networks can halve these
         try:
-            own = {"size": [side] * asked.dims, "spacing_mm": [1.0] * asked.dims, "fine_factor": None}
+            own = {"size": [side] * asked.dims, "spacing_mm": [1.0] * asked.dims, "fine_factor": None, "box_factor": None}
             config["preprocessing"] = {**config["preprocessing"], **own}
+            config["joint"] = {**config["joint"], "box_budget": 0.0}
             return build(config)
         except ConfigError as found:
             error = error or found

@@ -18,6 +18,7 @@ from oasis_monai.transforms.spatial import SLICE_AXES
 from oasis_monai.utils.errors import ConfigError
 from oasis_monai.utils.planned import UNPLANNED
 from oasis_monai.workflows.fingerprint import Fingerprint
+from oasis_monai.workflows.plan_boxes import with_boxes
 from oasis_monai.workflows.plan_choice import GRID, Asked, Choice
 from oasis_monai.workflows.plan_fine import Kept, with_fine_grid
 from oasis_monai.workflows.plan_grid import SAME, family, is_fine, own_spacing, working_grid
@@ -56,7 +57,9 @@ def choose(fingerprint: Fingerprint, config: Mapping[str, Any], kept: Kept | Non
     if is_paper:
         networks = family(asked, is_fine(own_spacing(fingerprint)[: asked.dims]))
     else:
-        grid, networks = with_fine_grid(fingerprint, asked, *working_grid(fingerprint, asked), lying, kept)
+        coarse, networks = working_grid(fingerprint, asked)
+        fine, networks = with_fine_grid(fingerprint, asked, coarse, networks, lying, kept)
+        grid, networks = with_boxes(fingerprint, asked, coarse, fine, networks)
         made += [grid, intensity(fingerprint, asked, grid)]
         networks, steps = affordable(networks, asked, grid)
     made += network_choices(networks, asked, steps)
@@ -102,7 +105,13 @@ def network_choices(networks: Mapping[str, Mapping[str, Any]], asked: Asked, ste
     else:
         keys = ("volume_network", "volume_stride")
         reason = "the volume network sees pixels of half the resolution, as slices are thick"
-    if joint["slice_budget"] != UNPLANNED[asked.dims]["joint"]["slice_budget"]:
+    if joint.get("box_budget"):
+        keys += ("slice_budget", "volume_budget", "box_budget", "estimate_weight")
+        reason += (
+            f"; {joint['box_budget']:.0%} of the time are for the network that looks again in boxes, and atlases only tell how "
+        )
+        reason += "sure a result is"
+    elif joint["slice_budget"] != UNPLANNED[asked.dims]["joint"]["slice_budget"]:
         keys += ("slice_budget", "volume_budget", "estimate_weight")
         reason += (
             "; most of the time is for the slice network, which sees the fine grid, and atlases only tell how sure a result is"

@@ -20,6 +20,7 @@ from oasis_monai.data.settings import DataSettings
 from oasis_monai.data.types import Case, Preprocessed
 from oasis_monai.segmentation.methods import needs_alignment, needs_atlases
 from oasis_monai.settings import Settings
+from oasis_monai.transforms.boxes import ScanPart, labelled_part
 from oasis_monai.transforms.labels import ignored, structures
 from oasis_monai.transforms.preprocessing import PreprocessCache
 from oasis_monai.utils.device import resolve_device
@@ -44,6 +45,7 @@ class Dataset:
         embedding: what the features are of, see :class:`oasis_monai.atlases.features.Embedder`.
         pool: scans without labels to train on with, by id, see :mod:`.unlabelled_scans`.
         pool_scans: id -> digest of the scan's files, of the pool.
+        parts: case id -> :func:`oasis_monai.transforms.boxes.labelled_part`, of those with structures; empty without boxes.
     """
 
     cases: dict[str, Case]
@@ -54,6 +56,7 @@ class Dataset:
     embedding: str
     pool: Mapping[str, Case] = field(default_factory=dict)
     pool_scans: Mapping[str, str] = field(default_factory=dict)
+    parts: Mapping[str, ScanPart] = field(default_factory=dict)
 
     @property
     def patients(self) -> dict[str, str]:
@@ -218,10 +221,12 @@ def prepare(settings: Settings, cases: list[Case], cache: Path | None, log: Log)
     embed = embedder(settings.features.name, settings.features.weights, resolve_device(settings.device))
     if cache:
         embed = replace(embed, cache=cache / "features")
-    items = []
+    items, parts = [], {}
     for case in cases:
         with with_case_in_errors(case.id):
             items.append(store.get(case))
+            if settings.has_box_network and (part := labelled_part(store, case)) is not None:
+                parts[case.id] = part
     for fault in store.faults():
         log(f"warning: {fault}")
     library = build_library(items, settings.spatial_dims, embed, data.classes, {c.id: c.patient for c in cases})
@@ -230,7 +235,7 @@ def prepare(settings: Settings, cases: list[Case], cache: Path | None, log: Log)
     scans = {c.id: store.image_content(c) for c in cases}
     labels = {c.id: [*map(store.content, c.label_files), *c.names, *c.structures] for c in cases}
     content = {c.id: digest([scans[c.id], *labels[c.id]]) for c in cases}
-    return Dataset({c.id: c for c in cases}, targets, library, content, scans, embed.key)
+    return Dataset({c.id: c for c in cases}, targets, library, content, scans, embed.key, parts=parts)
 
 
 def check_pairs(settings: Settings, split: Split, no_atlases: frozenset[str] = frozenset()) -> None:

@@ -341,6 +341,7 @@ def describe_result(
         ),
         flags.unlike_atlases(found.selection.distances[:, 0], typical_distance),
         flags.empty(segmentation.label, names, members),
+        flags.no_box(found.boxes),
         flags.cut(decide(result.probability), inside(target.native, found.grids[key]), names, members),
         flags.folding(folded, field_voxels),
         *_implausible(segmentation, target, anatomy, names, members),

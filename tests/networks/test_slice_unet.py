@@ -117,3 +117,15 @@ def test_the_volume_network_is_part_of_what_decides_the_weights():
     assert JointSettings(volume_network="U-Net3D").identity() == plain.identity()
     with pytest.raises(ConfigError, match=r"joint\.volume_network: expected one of \['U-Net3D', 'DynU-Net3D'\], found 'U-Net2D'"):
         JointSettings(volume_network="U-Net2D")
+
+
+def test_places_say_nothing_at_first_and_may_decide_later():
+    plain, placed = net(pretrained=False), net(pretrained=False, places=3)
+    placed.load_state_dict(placed.state_dict() | plain.state_dict())
+    slices, places = torch.randn(1, 3, 33, 32), torch.randn(1, 3, 33, 32)
+    with torch.inference_mode():
+        before = placed(torch.cat([slices, places], 1))
+        torch.testing.assert_close(before, plain(slices))
+        placed.place.weight[1, 0], placed.place.bias[0] = 2.0, 3.0
+        wanted = before + torch.cat([torch.full((1, 1, 33, 32), 3.0), 2 * places[:, :1]], 1)
+        torch.testing.assert_close(placed(torch.cat([slices, places], 1)), wanted)

@@ -129,14 +129,14 @@ def test_no_margin_along_an_axis_that_is_seen_whole():
 
 def trainer_of(settings=SHORT, network=TINY, **more):
     context = FitContext(library(), (2.0, 2.0, 4.0), settings, **more)
-    return module._SegmentationTrainer(context, "U-Net3D", nn.Conv3d(4, 3, 1), network)
+    return module.SegmentationTrainer(context, "U-Net3D", nn.Conv3d(4, 3, 1), network)
 
 
 def test_a_step_shows_patches_in_the_fine_voxels():
     trainer = trainer_of(replace(SHORT, augment=False))
     assert trainer.memory_setting == "network.patch"
     assert trainer.spacings_mm.tolist() == [[1.0, 1.0, 2.0]] * 3
-    image, label = trainer._draw(0)
+    image, label = trainer.draw(0)
     assert image.shape == (2, 4, *PATCH)
     assert label.shape[2:] == PATCH
     assert bool((image[:, 3] == 1).all())
@@ -155,12 +155,12 @@ def test_a_patch_that_is_moved_shows_the_scan_in_its_corners():
         FineAtlas(one.image.roll([-s for s in shift], (1, 2, 3)), one.label) for one in trainer.fine.atlases
     )
     trainer.fine._places = {row: torch.tensor([[9, 8, 5]]) for row in range(3)}
-    away = torch.stack([trainer._draw(step)[0][:, 3] for step in range(0, 30, 2)])[:, 0]
+    away = torch.stack([trainer.draw(step)[0][:, 3] for step in range(0, 30, 2)])[:, 0]
     assert away.shape[1:] == (8, 8, 4)
     assert float((away > 0.99).float().mean()) > 0.99
     without = trainer.fine.margin
     trainer.fine.margin = lambda: (0, 0, 0)
-    bare = torch.stack([trainer._draw(step)[0][:, 3] for step in range(0, 30, 2)])[:, 0]
+    bare = torch.stack([trainer.draw(step)[0][:, 3] for step in range(0, 30, 2)])[:, 0]
     trainer.fine.margin = without
     assert float((bare > 0.99).float().mean()) < 0.9
 
@@ -172,15 +172,15 @@ def test_killed_and_resumed_on_patches_is_bitwise_never_killed(tmp_path, monkeyp
         return train_segmentation(context, name, TINY)
 
     whole = train(tmp_path / "whole")
-    original = module._SegmentationTrainer.step
+    original = module.SegmentationTrainer.step
 
     def dies(self, number):
         if number == 3:
             raise Killed
         return original(self, number)
 
-    monkeypatch.setattr(module._SegmentationTrainer, "step", dies)
+    monkeypatch.setattr(module.SegmentationTrainer, "step", dies)
     with pytest.raises(Killed):
         train(tmp_path / "killed")
-    monkeypatch.setattr(module._SegmentationTrainer, "step", original)
+    monkeypatch.setattr(module.SegmentationTrainer, "step", original)
     assert same(train(tmp_path / "killed"), whole)

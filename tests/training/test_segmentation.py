@@ -8,6 +8,7 @@ from torch import nn
 
 from oasis_monai.atlases.library import FineAtlas
 from oasis_monai.data.types import IGNORE
+from oasis_monai.networks.losses import SegmentationLoss
 from oasis_monai.networks.segmentation import NetworkSettings, Predictor
 from oasis_monai.training import segmentation as module
 from oasis_monai.training.segmentation import shares_of_blocks, train_segmentation
@@ -29,7 +30,7 @@ def train(folder, name="ConvNet2D", settings=SHORT, seed=3, network=TINY, librar
 
 def steps_of(patch, die_at=None):
     seen = []
-    whole = module._SegmentationTrainer.step
+    whole = module.SegmentationTrainer.step
 
     def step(self, number):
         if number == die_at:
@@ -37,7 +38,7 @@ def steps_of(patch, die_at=None):
         seen.append(number)
         return whole(self, number)
 
-    patch.setattr(module._SegmentationTrainer, "step", step)
+    patch.setattr(module.SegmentationTrainer, "step", step)
     return seen
 
 
@@ -75,7 +76,7 @@ def test_the_auxiliary_loss_counts():
     deep = NetworkSettings(convnet=(4, 6, 8), deep_supervision=(0.5,))
     loss, main = (
         load
-        for load in module._SegmentationTrainer(
+        for load in module.SegmentationTrainer(
             FitContext(discs(), (1.0, 1.0), SHORT), "ConvNet2D", module.make_network("ConvNet2D", 2, deep), deep
         ).step(0)
     )
@@ -97,7 +98,7 @@ def test_without_augmentation_the_library_s_own_images_are_seen():
     library = discs()
     seen = []
     context = FitContext(library, (1.0, 1.0), replace(SHORT, augment=False, batch=5))
-    trainer = module._SegmentationTrainer(context, "U-Net2D", nn.Conv2d(1, 2, 1), TINY)
+    trainer = module.SegmentationTrainer(context, "U-Net2D", nn.Conv2d(1, 2, 1), TINY)
     trainer.model.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0].clone()))
     trainer.step(0)
     assert seen[0].shape == (5, 1, 16, 16)
@@ -107,7 +108,7 @@ def test_without_augmentation_the_library_s_own_images_are_seen():
 def test_every_second_patch_holds_some_of_the_structure():
     library = discs(cases=6, size=32)
     patched = NetworkSettings(convnet=(4, 8), unet=(4, 8), patch=(4, 8))
-    trainer = module._SegmentationTrainer(FitContext(library, (1.0, 1.0), SHORT), "U-Net2D", nn.Conv2d(1, 2, 1), patched)
+    trainer = module.SegmentationTrainer(FitContext(library, (1.0, 1.0), SHORT), "U-Net2D", nn.Conv2d(1, 2, 1), patched)
     image, label = library.images.float(), (library.labels == 1).float()
     for step in range(20):
         cut, structure = trainer._cut(image, label, torch.Generator().manual_seed(step))
@@ -136,8 +137,8 @@ def test_a_sliding_window_is_the_whole_image_at_once_for_a_network_that_sees_one
 
 
 def test_a_loss_that_is_not_finite_names_the_network_and_keeps_the_good_checkpoint(tmp_path, monkeypatch):
-    whole = module._SegmentationTrainer.step
-    monkeypatch.setattr(module._SegmentationTrainer, "step", lambda self, n: whole(self, n) * (float("nan") if n == 3 else 1))
+    whole = module.SegmentationTrainer.step
+    monkeypatch.setattr(module.SegmentationTrainer, "step", lambda self, n: whole(self, n) * (float("nan") if n == 3 else 1))
     with pytest.raises(OasisError, match=r"training diverged at step 3 .*Lower training\.lr"):
         train(tmp_path, "U-Net2D")
     assert load_tensors(tmp_path / "network.safetensors")[1]["step"] == 3
@@ -163,7 +164,7 @@ def test_a_volume_network_learns_what_share_of_a_block_each_structure_has():
 def test_shares_are_learned_in_the_place_of_labels(monkeypatch):
     library = rods(3)
     seen = []
-    monkeypatch.setattr(module.SegmentationLoss, "__call__", lambda self, out, target, counts: seen.append(target) or out.sum())
+    monkeypatch.setattr(SegmentationLoss, "__call__", lambda self, out, target, counts: seen.append(target) or out.sum())
     shares = torch.full((len(library), 1, *library.images.shape[2:]), 0.25)
     context = FitContext(library, (1.0,) * 3, TrainingSettings(iterations=1, minutes=None, augment=False), shares=shares)
     train_segmentation(context, "U-Net3D", NetworkSettings(unet=(4, 8)))

@@ -145,6 +145,56 @@ def test_a_fine_grid_has_no_more_voxels_than_memory_takes():
     assert 0.4 * FINE_VOXELS < np.prod(planned.fine_size) < 1.5 * FINE_VOXELS  # sides are rounded to what networks can halve
 
 
+def abdomen(width_mm, voxel_mm=0.8):
+    """Kidneys so wide, and a thin wall between them, in CT of 410 x 410 x 400 mm."""
+    parts = {
+        n: structure(centre_mm=(mm, -20, 0), width_mm=width_mm, thickness_mm=10.0, low=40.0, high=160.0)
+        for n, mm in ((1, 62), (2, -62))
+    }
+    parts[3] = structure(centre_mm=(0, -10, 0), width_mm=(30, 30, 300), thickness_mm=2.2, low=40.0, high=160.0)
+    shape = (round(410 / voxel_mm),) * 2 + (200,)
+    return scan((voxel_mm, voxel_mm, 2.0), shape, (110, 90, 160), structures=parts, lowest=-1000.0)
+
+
+@pytest.mark.fast
+def test_boxes_are_laid_where_structures_take_up_a_small_part_of_many_voxels():
+    """Counted by hand: two boxes of 84 x 84 x 144 mm and one of 54 x 54 x 324 mm, which overlap by little, in the view."""
+    names, lost = ("right_kidney", "left_kidney", "wall"), lambda _: {"wall": 0.8}
+    made = plan_for(found(abdomen((60, 60, 120)), names=names), config(), kept=lost)
+    values, joint = made.plan.values["preprocessing"], made.settings.joint
+    assert "fine_factor" not in values
+    assert np.allclose(np.divide(values["spacing_mm"], values["box_factor"]), [0.8, 0.8, 2.0])
+    assert np.prod(values["size"]) <= 1.2 * THIN_VOXELS * VOXELS[3]
+    assert (joint.slice_budget, joint.volume_budget, joint.box_budget, joint.estimate_weight) == (0.3, 0.2, 0.4, 1.0)
+    (line,) = (line for line in made.plan.lines() if "box_factor" in line)
+    view_mm = np.multiply(values["size"], values["spacing_mm"])
+    share = (2 * 84 * 84 * 144 + 54 * 54 * 324) / np.prod(view_mm)
+    assert "the true label wall keeps a Dice of 80.0%" in line
+    told = float(line.partition("round the structures show ")[2].partition("%")[0]) / 100
+    assert 0.7 * share < told < 1.4 * share
+
+    large = plan_for(found(abdomen((100, 150, 290)), names=names), config(), kept=lost)
+    assert large.settings.preprocessing.fine_factor is not None
+    assert large.settings.joint.box_budget == 0
+    (line,) = (line for line in large.plan.lines() if "fine_factor" in line)
+    assert "the whole view in windows" in line
+    coarse = plan_for(found(abdomen((60, 60, 120), 1.5), names=names), config(), kept=lost)
+    assert coarse.settings.preprocessing.box_factor is None, "few enough voxels for the whole view"
+
+
+@pytest.mark.fast
+def test_boxes_are_laid_or_left_as_the_user_says():
+    names, lost = ("right_kidney", "left_kidney", "wall"), lambda _: {"wall": 0.8}
+    kidneys = found(abdomen((60, 60, 120)), names=names)
+    for given in ({"preprocessing.fine_factor": [2, 2, 1]}, {"joint.box_budget": 0}):
+        assert plan_for(kidneys, config(given), kept=lost).settings.preprocessing.box_factor is None
+    asked = plan_for(kidneys, config({"preprocessing.box_factor": [3, 3, 1]}), kept=lambda _: {"wall": 1.0}).settings
+    assert asked.preprocessing.box_factor == (3, 3, 1)
+    assert asked.joint.box_budget == 0.4
+    alone = config({"registration.joint": False})
+    assert plan_for(kidneys, alone, kept=lost).settings.preprocessing.box_factor is None
+
+
 @pytest.mark.fast
 def test_what_a_grid_keeps_is_measured_on_labels_and_kept(tmp_path, monkeypatch):
     """A board of one voxel in four is lost in voxels of twice the size, not in its own."""

@@ -126,6 +126,9 @@ def write_bundle(
         raise ConfigError("output", "a folder that does not exist yet", str(output), remedy)
     loaded = load_model(model, "cpu", batch)
     settings, segmenter = loaded.settings, loaded.segmenter
+    if segmenter.boxes is not None:
+        remedy = "train without preprocessing.box_factor, or use oasis-monai segment"
+        raise ConfigError("model", "a model without boxes: a bundle's network sees one grid", str(model), remedy)
     n = number_of_atlases(segmenter, n)
     method = check_choice(segmenter, method, n)
     arguments = network_arguments(settings, segmenter, method, n, batch)
