@@ -418,7 +418,10 @@ def test_its_transforms_keep_every_order_of_axes(tmp_path, shape):
     settings = build(merged(TINY, {"data": {"root": str(tmp_path), "labels": {"gland": 3}}}))
     parts = {
         name: {"_target_": "Compose", "transforms": steps}
-        for name, steps in (("before", preprocessing(settings.preprocessing)), ("after", [*postprocessing(), *saving(settings.data)]))
+        for name, steps in (
+            ("before", preprocessing(settings.preprocessing)),
+            ("after", [*postprocessing(), *saving(settings.data)]),
+        )
     }
     parser = ConfigParser({**parts, "output_dir": str(tmp_path / "out")})
     before, after = parser.get_parsed_content("before"), parser.get_parsed_content("after")
