@@ -15,7 +15,6 @@ import contextlib
 import json
 import os
 import shutil
-import signal
 import socket
 import subprocess
 import tempfile
@@ -62,13 +61,13 @@ def served(python: str, folder: Path, log: Path) -> Iterator[str]:
         command += ["--conf", key, value]
     quiet = {**os.environ, "MONAI_LABEL_DATASTORE_AUTO_RELOAD": "false"}
     with log.open("wb") as told:
-        server = subprocess.Popen(command, stdout=told, stderr=told, env=quiet, start_new_session=True)
+        server = subprocess.Popen(command, stdout=told, stderr=told, env=quiet)
         try:
             address = f"http://127.0.0.1:{port}"
             _wait(server, address, log)
             yield address
         finally:
-            os.killpg(server.pid, signal.SIGTERM)
+            server.terminate()
             server.wait(60)
 
 

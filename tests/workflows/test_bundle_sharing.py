@@ -100,19 +100,23 @@ def network_of(bundle, **more):
 
 
 def parts_of_training(model, root):
-    """Byte strings of what a training scan is made of: 8 values in a row of every image, label, feature and estimate, as they
-    are in the model and as they are in the files. Rows of one value say nothing of anybody."""
-    tensors = {k: v for k, v in load_tensors(model / "library.safetensors")[0].items() if v.is_floating_point() or v.numel() > 99}
-    rows = [row for tensor in tensors.values() for row in tensor.contiguous().numpy().reshape(-1)[:4096].reshape(-1, 8)]
-    files = [np.frombuffer(p.read_bytes(), np.uint8)[:4096].reshape(-1, 8) for p in sorted((root / "data").glob("*.raw"))]
-    rows += [row for file in files for row in file]
-    return {row.tobytes() for row in rows if len(np.unique(row)) > 4}
+    """Byte strings of what a training scan is made of, as it is in the model and as it is in the files: rows of 32 bytes of every
+    image, label, feature and estimate, a few of each. Rows of one value say nothing of anybody."""
+    tensors = load_tensors(model / "library.safetensors")[0]
+    sources = [t.contiguous().numpy().tobytes() for t in tensors.values() if t.numel() > 99]
+    sources += [path.read_bytes() for path in sorted((root / "data").glob("*.raw"))]
+    parts = set()
+    for source in sources:
+        rows = [source[i : i + 32] for i in range(0, len(source) - 32, 32)]
+        told = sorted({row for row in rows if len(set(row)) > 1})
+        parts |= set(told[:: len(told) // 12 + 1])
+    return parts
 
 
 def test_without_atlases_nothing_of_a_training_scan_is_in_it(trained, alone, shared, root):
     model = trained()
     parts, words = parts_of_training(model, root), [name.encode() for name in (*CASES, "Smith", "Jane", "Roe")]
-    assert len(parts) > 1000
+    assert len(parts) > 80
 
     def held(bundle):
         bytes_of = [path.read_bytes() for path in bundle.rglob("*") if path.is_file()]
@@ -123,7 +127,7 @@ def test_without_atlases_nothing_of_a_training_scan_is_in_it(trained, alone, sha
 
     assert held(alone) == (0, [])
     found, told = held(shared)  # what is looked for can be found
-    assert found > 500
+    assert found > 30
     assert told
     state = torch.load(alone / "models" / "model.pt", weights_only=True)
     record = load_model(model)
