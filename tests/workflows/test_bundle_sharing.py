@@ -172,7 +172,7 @@ def test_a_method_of_atlases_is_refused_without_them(trained, tmp_path, method):
 def test_a_model_without_an_estimate_of_its_own_is_refused(root, trained, tmp_path):
     data = {"root": str(root / "data"), "layout": "paired_files", "labels": {"gland": 3}, "regions": []}
     plain = train_model(build(merged(TINY, {"cache": str(root / "cache"), "data": data})), tmp_path / "plain", quiet)
-    with pytest.raises(ConfigError, match=r"^share_atlases: expected true for .*, found a model without one"):
+    with pytest.raises(ConfigError, match=r"^share_atlases: expected true for .*, found 'a model without one'"):
         write_bundle(plain, tmp_path / "b", share_atlases=False, log=quiet)
     joint = {"decoder": [8, 8, 8, 8], "atlases": 2}
     with pytest.raises(ConfigError, match=r"^joint.atlases: expected 0"):
