@@ -62,7 +62,7 @@ tasks
   segment    segment a scan or a folder of scans                  model=DIR input=PATH output=DIR [format=nii.gz|dicom-seg|...]
   evaluate   score a model on labelled cases, another centre's    model=DIR data.root=DIR [output=DIR]
   library    list a model's atlases, or edit them                 model=DIR [add=IMAGE label=LABEL [case=ID] | remove=CASE]
-  bundle     write a model as a MONAI bundle                      model=DIR output=DIR
+  bundle     write a model as a MONAI bundle                      model=DIR output=DIR [share_atlases=false]
   download   download a public data set                           data=promise12|hippocampus or msd=Task09_Spleen   output=DIR
   check      list all faults of a data set, and its plan          data.root=DIR [model=DIR to look at the labels]
   report     write report.html for a finished run                 output=RUN_DIR

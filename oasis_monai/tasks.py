@@ -14,10 +14,11 @@ from oasis_monai.utils.errors import ConfigError, DataError
 JOB_KEYS = (
     *("task", "model", "input", "output", "overwrite", "study", "format", "segments"),
     *("add", "label", "case", "patient", "remove", "msd", "accept_license", "download", "training_cases", "phantom"),
+    "share_atlases",
 )
 WITH_UNLABELLED = ("train", "crossval", "study", "plan", "check")
 """Tasks that may be given scans without labels; the last two do not look at them."""
-SWITCHES = ("overwrite", "accept_license", "training_cases")
+SWITCHES = ("overwrite", "accept_license", "training_cases", "share_atlases")
 OWN_FOLDER = {
     "demo": "hydra.run.dir",
     "crossval": "hydra.run.dir",
@@ -339,7 +340,10 @@ def _bundle(config: dict[str, Any], job: Mapping[str, Any], run_dir: Path, sweep
     from oasis_monai.workflows.bundle import write_bundle
 
     n, method = _one(settings, config, own)
-    made = write_bundle(Path(job["model"]), Path(job["output"]), n, method, settings.align_batch, bool(job["overwrite"]))
+    shared = bool(job["share_atlases"])
+    made = write_bundle(
+        Path(job["model"]), Path(job["output"]), n, method, settings.align_batch, bool(job["overwrite"]), share_atlases=shared
+    )
     print(f"bundle: {made}")
 
 

@@ -17,7 +17,7 @@ from oasis_monai.transforms import LoadVolume, RestoreToGridd
 from oasis_monai.transforms.preprocessing import Preprocessing
 from oasis_monai.utils.errors import ConfigError, OasisError
 from oasis_monai.workflows.bundle import OasisNetwork, scans_in, write_bundle
-from oasis_monai.workflows.bundle.configs import inert, postprocessing, preprocessing
+from oasis_monai.workflows.bundle.configs import inert, postprocessing, preprocessing, saving
 from oasis_monai.workflows.model import load_model
 from oasis_monai.workflows.segment import segment_scans
 from oasis_monai.workflows.train import train_model
@@ -263,6 +263,7 @@ def test_no_word_of_the_data_is_code_to_monai(made):
         for word in path.read_text().replace('": "', '":"').split('"_target_":"')[1:]
     }
     own = ("Compose", "Dataset", "DataLoader", "SimpleInferer", "MapLabelValued", "CheckpointLoader")
+    own += ("PostProcessing", "MeanDice", "MetricsSaver", "StatsHandler")
     assert targets
     assert all(target.startswith((*own, "SupervisedEvaluator", "oasis_monai.")) for target in targets)
 
@@ -400,7 +401,7 @@ def test_a_series_result_has_the_name_that_segment_gives_it(tmp_path):
         write_series(tmp_path / "in" / name, volume, affine, name="IM{}", series=f"1.2.{number}")
     items = scans_in(str(tmp_path / "in"))
     settings = build(merged(TINY, {"data": {"root": str(tmp_path), "labels": {"gland": 3}}}))
-    steps = {"_target_": "Compose", "transforms": postprocessing(settings.data)}
+    steps = {"_target_": "Compose", "transforms": [*postprocessing(), *saving(settings.data)]}
     after = ConfigParser({"after": steps, "output_dir": str(tmp_path / "out")}).get_parsed_content("after")
     for item in items:
         image = LoadVolume()(item["image"])
@@ -417,7 +418,10 @@ def test_its_transforms_keep_every_order_of_axes(tmp_path, shape):
     settings = build(merged(TINY, {"data": {"root": str(tmp_path), "labels": {"gland": 3}}}))
     parts = {
         name: {"_target_": "Compose", "transforms": steps}
-        for name, steps in (("before", preprocessing(settings.preprocessing)), ("after", postprocessing(settings.data)))
+        for name, steps in (
+            ("before", preprocessing(settings.preprocessing)),
+            ("after", [*postprocessing(), *saving(settings.data)]),
+        )
     }
     parser = ConfigParser({**parts, "output_dir": str(tmp_path / "out")})
     before, after = parser.get_parsed_content("before"), parser.get_parsed_content("after")

@@ -7,7 +7,7 @@ comes from a data set or a model first passes :func:`inert`.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -24,6 +24,12 @@ PAPER += "doi 10.1016/j.neucom.2021.10.114, arXiv 1912.02417"
 MONAI = "Cardoso et al.: MONAI, an open-source framework for deep learning in healthcare. arXiv 2211.02701"
 REQUIRED = ("nibabel", "itk", "scipy", "safetensors", "efficientnet-lite-pytorch")
 """What is needed beside MONAI, PyTorch and NumPy. MONAI's own command line needs more: the extra ``bundle``."""
+WEIGHTS = {
+    "_target_": "CheckpointLoader",
+    "load_path": "$@bundle_root + '/models/model.pt'",
+    "load_dict": {"model": "@network"},
+}
+ALONE = "estimate: the segmentation networks of a joint model, averaged. It holds their weights alone: no atlas, image or label."
 USE = "Research only; not a medical device and not for diagnosis. Scans of the kind it was trained on: see data_source."
 
 
@@ -40,7 +46,7 @@ def metadata(
     """``configs/metadata.json``.
 
     Args:
-        network: the network's arguments.
+        network: the network's arguments; those of an :class:`.EstimateNetwork` name no ``atlases``.
         value_range: lowest and highest value among the atlases.
         names_of_channels: of a scan, in order.
     """
@@ -57,7 +63,15 @@ def metadata(
     image["channel_def"] = {str(i): name for i, name in enumerate(seen)}
     count = "one channel" if len(names_of_channels) == 1 else f"{len(names_of_channels)} channels"
     prediction = {"type": "probabilities", "format": "segmentation", "num_channels": len(names), "channel_def": channels}
-    title = inert(data.name)
+    title, structures = inert(data.name), ", ".join(names[1:])
+    task, description = f"Segmentation of {structures} in volumes by neural networks", ALONE
+    if "atlases" in network:
+        task = f"Segmentation of {structures} in volumes by aligned atlases"
+        description = f"{network['method']}: the {network['n']} of {network['atlases']} atlases most similar to the image are "
+        description += (
+            "aligned with it by one pass of a registration network and their labels fused. The network holds the atlases."
+        )
+    made_of = "weights and atlases are" if "atlases" in network else "the weights are"
     return {
         "schema": SCHEMA,
         "version": VERSION,
@@ -68,11 +82,10 @@ def metadata(
         "required_packages_version": {name: found[name] for name in ("oasis-monai", *REQUIRED)},
         "supported_apps": {},
         "name": f"OASIS {title}",
-        "task": f"Segmentation of {', '.join(names[1:])} in volumes by aligned atlases",
-        "description": f"{network['method']}: the {network['n']} of {network['atlases']} atlases most similar to the image are "
-        "aligned with it by one pass of a registration network and their labels fused. The network holds the atlases.",
+        "task": task,
+        "description": description,
         "authors": "the users of oasis-monai who trained it",
-        "copyright": "program: Apache-2.0, see LICENSE; weights and atlases are made of the data, see docs/data_license.txt",
+        "copyright": f"program: Apache-2.0, see LICENSE; {made_of} made of the data, see docs/data_license.txt",
         "data_source": f"{title}: {inert(data.citation) or 'not stated'}",
         "data_license": inert(data.licence) or "not stated",
         "data_type": "MetaImage or NIfTI",
@@ -89,14 +102,15 @@ def metadata(
     }
 
 
-def input_shape(network: dict[str, Any]) -> list[Any]:
+def input_shape(network: Mapping[str, Any]) -> list[Any]:
     """Voxels along x, y, z of what the network of these arguments takes; ``*`` for any number of slices."""
     size = [n * f for n, f in zip(network["size"], network.get("fine_factor") or (1, 1, 1), strict=False)]
     return [*size, *["*"] * (3 - len(size))]
 
 
 def network_def(network: dict[str, Any]) -> dict[str, Any]:
-    return {"_target_": "oasis_monai.workflows.bundle.OasisNetwork", **network}
+    kind = "OasisNetwork" if "atlases" in network else "EstimateNetwork"
+    return {"_target_": f"oasis_monai.workflows.bundle.{kind}", **network}
 
 
 def preprocessing(setting: Preprocessing) -> list[dict[str, Any]]:
@@ -148,10 +162,15 @@ def _on_one_grid(setting: Preprocessing) -> list[dict[str, Any]]:
     return [*clip, grid, score]
 
 
-def postprocessing(data: DataSettings) -> list[dict[str, Any]]:
-    """The probability back on the scan's own grid, thresholded there, in the data set's label values, saved."""
+def postprocessing() -> list[dict[str, Any]]:
+    """The probability back on the scan's own grid and thresholded there: class indices, as ``channel_def`` of the metadata has
+    them. Programs that take this step and write files themselves (MONAI Label, MONAI Deploy) name the structures by these."""
+    return [{"_target_": "oasis_monai.transforms.RestoreToGridd", "keys": "pred", "reference_keys": "image"}]
+
+
+def saving(data: DataSettings) -> list[dict[str, Any]]:
+    """Class indices in the data set's label values, saved. A step of its own, so that no server writes into the bundle."""
     return [
-        {"_target_": "oasis_monai.transforms.RestoreToGridd", "keys": "pred", "reference_keys": "image"},
         {
             "_target_": "MapLabelValued",
             "keys": "pred",
@@ -182,14 +201,9 @@ def inference(settings: Settings, network: dict[str, Any], channels: Sequence[st
         },
         "dataloader": {"_target_": "DataLoader", "dataset": "@dataset", "batch_size": 1, "shuffle": False, "num_workers": 0},
         "inferer": {"_target_": "SimpleInferer"},
-        "postprocessing": {"_target_": "Compose", "transforms": postprocessing(settings.data)},
-        "handlers": [
-            {
-                "_target_": "CheckpointLoader",
-                "load_path": "$@bundle_root + '/models/model.pt'",
-                "load_dict": {"model": "@network"},
-            }
-        ],
+        "postprocessing": {"_target_": "Compose", "transforms": postprocessing()},
+        "saving": {"_target_": "Compose", "transforms": saving(settings.data)},
+        "handlers": [WEIGHTS, {"_target_": "PostProcessing", "transform": "@saving"}],
         "evaluator": {
             "_target_": "SupervisedEvaluator",
             "device": "@device",
@@ -200,6 +214,26 @@ def inference(settings: Settings, network: dict[str, Any], channels: Sequence[st
             "val_handlers": "@handlers",
         },
         "run": ["$@evaluator.run()"],
+    }
+
+
+def evaluate(settings: Settings, channels: Sequence[str] = ()) -> dict[str, Any]:
+    """``configs/evaluate.json``, laid over ``inference.json``: the Dice of every labelled scan of ``dataset_dir``."""
+    data, own = settings.data, "oasis_monai.workflows.bundle"
+    named = {"channels": list(channels)} if len(channels) > 1 else {}
+    read: dict[str, Any] = {"_target_": f"{own}.ReadReferenced", "keys": "label", "label_values": list(data.label_values)}
+    read |= {"background": list(data.background), "ignore": data.ignore}
+    hide = {"_target_": f"{own}.HideUnlabelledd", "keys": ["pred", "label"], "reference_key": "label"}
+    dice = {"_target_": "MeanDice", "include_background": False, "num_classes": data.classes}
+    saver = {"_target_": "MetricsSaver", "save_dir": "@output_dir", "metrics": ["val_mean_dice"]}
+    saver |= {"metric_details": ["val_mean_dice"], "batch_transform": "$lambda batch: [one['image'].meta for one in batch]"}
+    return {
+        "dataset#data": {"_target_": f"{own}.labelled_scans_in", "path": "@dataset_dir", **named},
+        "preprocessing": {"_target_": "Compose", "transforms": [read, *preprocessing(settings.preprocessing)]},
+        "postprocessing": {"_target_": "Compose", "transforms": [*postprocessing(), hide]},
+        "key_metric": {"val_mean_dice": {**dice, "output_transform": "$monai.handlers.from_engine(['pred', 'label'])"}},
+        "evaluator#key_val_metric": "@key_metric",
+        "handlers": [WEIGHTS, {"_target_": "StatsHandler", "iteration_log": False}, {**saver, "summary_ops": "*"}],
     }
 
 

@@ -27,6 +27,7 @@ from oasis_monai.settings import Settings
 from oasis_monai.transforms.spatial import as_plain_tensor
 from oasis_monai.utils.config import make_group
 from oasis_monai.utils.errors import ConfigError
+from oasis_monai.workflows.bundle.sampling import check_dropout, drawn_atlases, thinned
 
 UNSEEN = torch.empty(0, dtype=torch.float16)
 """In the place of an atlas's image on the fine grid: of atlases that are aligned already only the label is needed there."""
@@ -54,6 +55,7 @@ class OasisNetwork(nn.Module):
         in_channels: of an image.
         learned_fusion: the learned fusion of n atlases, :class:`oasis_monai.segmentation.learned_fusion.LearnedFusion` as a dict.
         fine_factor: voxels of the fine grid for each working voxel along x, y, z (docs/explanation/resolution.md), if any.
+        dropout: in training mode, of atlases and of channels of the slice networks, see :mod:`.sampling`.
 
     Shapes: ``forward((B, in_channels, x, y, z)) -> (B, C, x, y, z)`` float32, sum 1 over C; a model of slices takes any z. With a
     fine grid x, y, z are its voxels, and (B, 2 in_channels, x, y, z) goes in: the image there, then the image on the working grid
@@ -101,8 +103,10 @@ class OasisNetwork(nn.Module):
         learned_fusion: Mapping[str, Any] | None = None,
         fine_factor: Sequence[int] | None = None,
         structures: Sequence[Sequence[int]] = (),
+        dropout: float = 0.0,
     ) -> None:
         super().__init__()
+        self.dropout = check_dropout(dropout)
         for key, value, known in (("embedding", embedding, NAMES), ("distance", distance, DISTANCES)):
             if value not in known:
                 raise ConfigError(key, f"one of {list(known)}", value)
@@ -172,17 +176,14 @@ class OasisNetwork(nn.Module):
                 own.copy_(atlas.label)
 
     def forward(self, image: torch.Tensor) -> torch.Tensor:
-        shape, channels = tuple(image.shape), self.in_channels * (1 if self.fine_factor is None else 2)
-        if len(shape) != 5 or shape[1] != channels or shape[2 : 2 + len(self.size)] != self.grid:
-            wanted = ", ".join(map(str, (*self.grid, "any z")[:3]))
-            raise ValueError(f"image: expected (B, {channels}, {wanted}), preprocessed as the model's atlases, found {shape}")
+        check_input(image, self.grid, self.in_channels * (1 if self.fine_factor is None else 2))
         segmenter, embed = self._segmenter(image.device), self._embedder(image.device)
         key = result_keys((self.method,), (self.n,))[0]
         probabilities = []
         for one in as_plain_tensor(image).float().cpu():
             scan = Scan(self._target(one))  # preprocessed: the grid stays where it is
             probabilities.append(segment_case(segmenter, scan, embed, (self.method,), (self.n,)).results[key].probability)
-        return _like(torch.stack(probabilities).to(image.device), image)
+        return like(torch.stack(probabilities).to(image.device), image)
 
     def _target(self, image: torch.Tensor) -> Preprocessed:
         """What one image of the input says of a scan; where it lies in space is not known here, nor needed."""
@@ -216,6 +217,11 @@ class OasisNetwork(nn.Module):
             fine=() if self.fine_labels is None else tuple(FineAtlas(UNSEEN, label) for label in self.fine_labels.cpu()),
             structures=self.structures,
         )
+        drawn, slices = self.training and self.dropout > 0, self.slice_network
+        if drawn:
+            least = max(self.n, 0 if self.joint is None else self.joint.atlases)
+            library = library.subset(drawn_atlases(len(library), least, self.dropout))
+            slices = None if slices is None else thinned(slices, self.dropout)
         options = SegmenterOptions(
             distance=self.distance,
             temperature=self.temperature,
@@ -225,9 +231,9 @@ class OasisNetwork(nn.Module):
             fusions=self.fusions,
             window=None if self.fine_factor is None else WINDOW,
         )
-        networks = TrainedNetworks(self.stm, self.slice_network, self.volume_network)
+        networks = TrainedNetworks(self.stm, slices, self.volume_network)
         segmenter = build_segmenter(library, networks, options, device)
-        if segmenter.loa is not None:
+        if segmenter.loa is not None and not drawn:  # pairs are numbered as all atlases are
             segmenter.loa.learn({"pairs": self.pairs, "values": self.values})
         return segmenter
 
@@ -258,7 +264,20 @@ def network_arguments(settings: Settings, segmenter: Segmenter, method: str, n: 
     }
 
 
-def _like(probability: torch.Tensor, image: torch.Tensor) -> torch.Tensor:
+def check_input(image: torch.Tensor, grid: Sequence[int], channels: int) -> None:
+    """Refuse an image that is not (B, channels, \\*grid), or for a grid of slices (B, channels, x, y, any z).
+
+    Raises:
+        ValueError: telling both shapes.
+    """
+    shape = tuple(image.shape)
+    if len(shape) != 5 or shape[1] != channels or shape[2 : 2 + len(grid)] != tuple(grid):
+        wanted = ", ".join(map(str, (*grid, "any z")[:3]))
+        raise ValueError(f"image: expected (B, {channels}, {wanted}), preprocessed as the model's atlases, found {shape}")
+
+
+def like(probability: torch.Tensor, image: torch.Tensor) -> torch.Tensor:
+    """``probability`` with the metadata of an image, where it has any."""
     from monai.data.meta_tensor import MetaTensor
 
     return MetaTensor(probability).copy_meta_from(image) if isinstance(image, MetaTensor) else probability

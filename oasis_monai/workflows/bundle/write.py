@@ -6,7 +6,7 @@ import importlib.metadata
 import io
 import json
 import shutil
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +18,8 @@ from oasis_monai.segmentation.pipeline import check_choice, number_of_atlases
 from oasis_monai.settings import Settings
 from oasis_monai.utils.errors import ConfigError, DataError, Fault
 from oasis_monai.utils.files import atomic_folder, digest, write_json, write_text
-from oasis_monai.workflows.bundle import configs
+from oasis_monai.workflows.bundle import configs, zoo
+from oasis_monai.workflows.bundle.estimate_network import EstimateNetwork, estimate_arguments
 from oasis_monai.workflows.bundle.network import OasisNetwork, network_arguments
 from oasis_monai.workflows.model import load_model
 
@@ -48,24 +49,38 @@ Every scan (MetaImage or NIfTI) of a folder, each result on the scan's own grid:
 
 ```sh
 python -m monai.bundle run --config_file configs/inference.json --bundle_root . --dataset_dir SCANS --output_dir RESULTS
-oasis-monai segment model={parts} input=SCANS output=RESULTS
+{segment}```
+
+The command of MONAI needs two more packages, `pip install pytorch-ignite fire`; without them its error names one.
+It stops at a scan that cannot be read; `oasis-monai segment` tells it and goes on. Files have the labels' own values; the class
+indices above are the structures in the order of these values (`channel_def` in `configs/metadata.json` names them).
+
+The Dice of labelled scans that are none of its training scans (in `RESULTS`: one line a scan, and a summary):
+
+```sh
+python -m monai.bundle run --config_file "['configs/inference.json','configs/evaluate.json']" --bundle_root . \\
+  --dataset_dir DATA --output_dir RESULTS
 ```
 
-The first needs two more packages, `pip install pytorch-ignite fire`; without them it ends with an error that names one. It stops
-at a scan that cannot be read, the second tells it and goes on. Both write the labels' own values; the class
-indices above are the structures in the order of these values (`channel_def` in `configs/metadata.json` names them).
+There is no TorchScript and no TensorRT form of it, as of other models that select and align.
 
 ## Intended use
 {intended_use}
 
 ## Data
-{data_source}. Licence: {data_license}. **The bundle holds the {atlases} training images and labels it compares with, on a grid
-of {size} voxels: pass it on only where their licence allows that.** It was trained on all of them, so no score is given;
-estimate one by cross-validation (`oasis-monai`).
+{data_source}. Licence: {data_license}. **{holds}** It was trained on all of them, so no score is given;
+estimate one by cross-validation (`oasis-monai`), and write it into `eval_metrics` of `configs/metadata.json`.
 
 ## References
 {references}
 """
+
+
+SEGMENT = f"oasis-monai segment model={PARTS} input=SCANS output=RESULTS\n"
+HOLDS = """The bundle holds the {atlases} training images and labels it compares with, on a grid
+of {size} voxels: pass it on only where their licence allows that."""
+HOLDS_NONE = """The bundle holds the weights of networks that were trained on {atlases} labelled images,
+and none of these images, labels, features or names: ask whether the licence of the data allows to pass weights on."""
 
 
 def scans_in(path: str, channels: Sequence[str] = ()) -> list[dict[str, Any]]:
@@ -109,6 +124,7 @@ def write_bundle(
     batch: int = 8,
     overwrite: bool = False,
     log: Callable[[str], None] = print,
+    share_atlases: bool = True,
 ) -> Path:
     """Write the bundle of a model folder, whole or not at all.
 
@@ -116,6 +132,7 @@ def write_bundle(
         n, method: as of :func:`oasis_monai.workflows.segment.segment_scans`.
         batch: atlases aligned at once.
         overwrite: put it in the place of a bundle that is there.
+        share_atlases: False: a joint model's segmentation networks alone, method ``estimate``, with nothing of a scan.
 
     Raises:
         OasisError: no model, a choice it cannot serve, or something else where the bundle should go.
@@ -129,36 +146,53 @@ def write_bundle(
     if segmenter.boxes is not None:
         remedy = "train without preprocessing.box_factor, or use oasis-monai segment"
         raise ConfigError("model", "a model without boxes: a bundle's network sees one grid", str(model), remedy)
-    n = number_of_atlases(segmenter, n)
-    method = check_choice(segmenter, method, n)
-    arguments = network_arguments(settings, segmenter, method, n, batch)
-    network = OasisNetwork(**arguments)
-    network.fill(segmenter, loaded.embed)
+    network: OasisNetwork | EstimateNetwork
+    if share_atlases:
+        n = number_of_atlases(segmenter, n)
+        method = check_choice(segmenter, method, n)
+        arguments = network_arguments(settings, segmenter, method, n, batch)
+        network = OasisNetwork(**arguments)
+        network.fill(segmenter, loaded.embed)
+    else:
+        arguments = estimate_arguments(settings, segmenter, method)
+        network = EstimateNetwork(**arguments)
+        network.fill(segmenter)
     images = [segmenter.library.images, *(one.image for one in segmenter.library.fine)]
     value_range = (min(float(one.min()) for one in images), max(float(one.max()) for one in images))
     meta = configs.metadata(settings, arguments, value_range, loaded.record.channels)
     with atomic_folder(output) as folder:
         write_json(folder / "configs" / "metadata.json", meta)
         write_json(folder / "configs" / "inference.json", configs.inference(settings, arguments, loaded.record.channels))
+        write_json(folder / "configs" / "evaluate.json", configs.evaluate(settings, loaded.record.channels))
         write_json(folder / "configs" / "train.json", configs.train(arguments))
         (folder / "models").mkdir()
         weights = io.BytesIO()  # torch's own writer turns a full disk into an error of another kind
         torch.save({k: v.contiguous() for k, v in network.state_dict().items()}, weights)
         (folder / "models" / "model.pt").write_bytes(weights.getbuffer())
-        _copy_parts(model, folder / PARTS)
+        if share_atlases:
+            _copy_parts(model, folder / PARTS)
         write_text(folder / "LICENSE", _licence())
         write_text(folder / "docs" / "data_license.txt", _data_licence(settings))
-        shape = ["z" if n == "*" else str(n) for n in configs.input_shape(arguments)]
-        more = {"folder": output.name, "parts": PARTS, "shape": ", ".join(shape), "classes": arguments["classes"]}
-        more |= {
-            "in_channels": meta["network_data_format"]["inputs"]["image"]["num_channels"],
-            "atlases": arguments["atlases"],
-            "size": " x ".join(n for n in shape if n != "z"),
-        }
-        more["references"] = "\n".join(f"- {text}" for text in meta["references"])
-        write_text(folder / "docs" / "README.md", README.format(**{**meta, **more}))
-    log(f"note: the bundle holds the {arguments['atlases']} labelled atlases; licence of the data: {meta['data_license']}")
+        write_text(folder / "docs" / "README.md", _readme(meta, arguments, output.name, len(segmenter.library)))
+        large = zoo.list_large_files(folder)
+    held = f"holds the {len(segmenter.library)} labelled atlases" if share_atlases else "holds no atlas"
+    log(f"note: the bundle {held}; licence of the data: {meta['data_license']}")
+    if large:
+        log(f"note: for the Model Zoo upload {', '.join(large)}, and write the addresses into {zoo.LIST}")
+    if said := zoo.name_note(output.name):
+        log(said)
     return output
+
+
+def _readme(meta: Mapping[str, Any], arguments: Mapping[str, Any], name: str, atlases: int) -> str:
+    shape = ["z" if n == "*" else str(n) for n in configs.input_shape(arguments)]
+    shared = "atlases" in arguments
+    about = {"atlases": atlases, "size": " x ".join(n for n in shape if n != "z")}
+    more = {"folder": name, "shape": ", ".join(shape), "classes": arguments["classes"], "segment": SEGMENT if shared else ""}
+    more["in_channels"] = meta["network_data_format"]["inputs"]["image"]["num_channels"]
+    more["holds"] = (HOLDS if shared else HOLDS_NONE).format(**about)
+    more["references"] = "\n".join(f"- {text}" for text in meta["references"])
+    return README.format(**{**meta, **more})
 
 
 def _copy_parts(model: Path, folder: Path) -> None:

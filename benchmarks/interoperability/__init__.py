@@ -1,0 +1,1 @@
+"""Programs of others that take what this one writes, tried for real."""
