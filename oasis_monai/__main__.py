@@ -40,8 +40,8 @@ USUAL = {
 }
 """What a task means where the command does not say otherwise."""
 IDS = {"case", "patient", "remove"}  # of cases, which may be called anything: never values of a sweep
-IDS |= {"data.label", "data.patient"}  # templates and regular expressions, with any signs in them
-NESTED = ("data.image", "data.centre")  # the same, or a list or map of them
+IDS |= {"data.patient"}  # regular expressions, with any signs in them
+NESTED = ("data.image", "data.label", "data.centre")  # the same or templates, or a list or map of them
 PLAIN = re.compile(r"[A-Za-z0-9_./:+%@*?|-]*")  # what Hydra's grammar takes as it is
 NO_TEXT = re.compile(r"(?i:[+-]?(inf|nan|(\d[\d_]*\.?[\d_]*|\.\d[\d_]*)(e[+-]?\d+)?)|true|false)")  # and makes other values of
 FUNCTION = re.compile(r"(choice|range|interval|glob|sort|shuffle|tag|str)\(.*\)")
@@ -59,7 +59,7 @@ tasks
   train      train on all cases and write a model folder          data.root=DIR model=DIR [unlabelled=DIR]
   adapt      train a model on with a few scans of a new centre    model=DIR data.root=DIR output=NEWDIR
   plan       choose grid, intensities and networks for a data set  data.root=DIR [output=DIR]
-  segment    segment a scan or a folder of scans                  model=DIR input=PATH output=DIR [format=nii.gz|nii|mha|mhd]
+  segment    segment a scan or a folder of scans                  model=DIR input=PATH output=DIR [format=nii.gz|dicom-seg|...]
   evaluate   score a model on labelled cases, another centre's    model=DIR data.root=DIR [output=DIR]
   library    list a model's atlases, or edit them                 model=DIR [add=IMAGE label=LABEL [case=ID] | remove=CASE]
   bundle     write a model as a MONAI bundle                      model=DIR output=DIR

@@ -96,6 +96,8 @@ class Settings:
         overlays: number of cases drawn with contours (evenly spaced from worst to best), 0 or more.
         browser: keep what the case browser of the report shows.
         save_segmentations, save_probability, save_uncertainty: write each result on the scan's own grid.
+        save_structures: beside each label also a mask of every structure; always where the training labels had masks
+            (``data.overlap``).
         cache: folder of preprocessed cases and trained networks, which later runs use again.
         progress: show progress bars.
         tracking: what shows trainings while they run: ``tensorboard``, ``mlflow``, ``none``, or ``auto``: TensorBoard where it is
@@ -149,6 +151,7 @@ class Settings:
     save_segmentations: bool = field(default=False, metadata=INFERENCE_ONLY)
     save_probability: bool = field(default=False, metadata=INFERENCE_ONLY)
     save_uncertainty: bool = field(default=False, metadata=INFERENCE_ONLY)
+    save_structures: bool = field(default=False, metadata=INFERENCE_ONLY)
     cache: str = field(default="outputs/cache", metadata=INFERENCE_ONLY)
     progress: bool = field(default=True, metadata=INFERENCE_ONLY)
     tracking: str = field(default=TRACK, metadata=INFERENCE_ONLY)
@@ -177,6 +180,11 @@ class Settings:
             ("overlays", self.overlays >= 0, "0 or more cases to draw"),
             ("postprocessing", self.postprocessing in MODES, f"one of {', '.join(MODES)}"),
             ("postprocessing", self.postprocessing != ALL or self.folds != "slice", "auto or none where folds=slice"),
+            (
+                "postprocessing",
+                self.postprocessing != ALL or not self.data.structures,
+                "auto or none where structures share voxels",
+            ),
             ("tracking", self.tracking in KINDS, f"one of {list(KINDS)}"),
             ("temperature", self.temperature > 0, "a positive number"),
             ("threads", self.threads is None or self.threads > 0, "1 or more, or null for all cores"),
@@ -361,6 +369,10 @@ class Settings:
             del values["unlabelled"], values["self_training"]
         if self.tracking == TRACK:  # likewise
             del values["tracking"]
+        if not self.save_structures:
+            del values["save_structures"]
+        if not self.data.structures:  # nor is a data set whose structures share no voxel another one
+            del values["data"]["structures"], values["data"]["overlap"]
         return values
 
 

@@ -12,7 +12,7 @@ from typing import Any
 from oasis_monai.utils.errors import ConfigError, DataError
 
 JOB_KEYS = (
-    *("task", "model", "input", "output", "overwrite", "study", "format"),
+    *("task", "model", "input", "output", "overwrite", "study", "format", "segments"),
     *("add", "label", "case", "patient", "remove", "msd", "accept_license", "download", "training_cases", "phantom"),
 )
 WITH_UNLABELLED = ("train", "crossval", "study", "plan", "check")
@@ -255,8 +255,10 @@ def _segment(config: dict[str, Any], job: Mapping[str, Any], run_dir: Path, swee
         batch=settings.align_batch,
         save_probability=settings.save_probability,
         save_uncertainty=settings.save_uncertainty,
+        save_structures=settings.save_structures,
         overwrite=bool(job["overwrite"]),
         file_format=job["format"],
+        segments=job["segments"],
         postprocessing=settings.postprocessing,
         views=config.get("views"),
         views_below=config.get("views_below"),
@@ -372,7 +374,8 @@ def _check(config: dict[str, Any], job: Mapping[str, Any], run_dir: Path, sweep_
     model = _model_that_looks(job, planned)
     found = find_data(data, part="all", channels=() if model is None else model.record.channels)
     cases, faults = found.cases, list(found.faults)
-    faults += check_cases(cases, found.data.label_values, preprocessing, ignore=found.data.ignore)
+    own = found.data
+    faults += check_cases(cases, own.label_values, preprocessing, ignore=own.ignore, structures=own.shared)
     if model is not None:
         from oasis_monai.workflows.label_check import check_labels
 

@@ -196,7 +196,9 @@ def test_every_setting_has_a_key_in_the_documentation_of_its_class():
         told = set(re.findall(r"\w+", " ".join(re.findall(r"((?:\w+, )*\w+):", kind.__doc__))))
         named = {field.name for field in dataclasses.fields(kind)}
         assert named <= told, (kind, sorted(named - told))
-    assert {field.name for field in dataclasses.fields(Settings)} == set(made({"unlabelled": "scans"}).to_json())
+    assert {field.name for field in dataclasses.fields(Settings)} == set(
+        made({"unlabelled": "scans", "save_structures": True}).to_json()
+    )
 
 
 def test_the_volume_network_s_grid_and_identity_are_those_of_its_own_kind():

@@ -48,6 +48,7 @@ class AtlasLibrary:
         estimates: (N, C-1, *S) float16 what a joint model's segmentation network makes of each atlas; see :meth:`with_estimates`.
         patients: (N) the persons they are of; by default (and in files of earlier versions) each case is of another.
         fine: volumes only: (N) the atlases on the fine grid; empty without one.
+        structures: the classes of every structure, where structures share voxels; empty: each class is one.
 
     Raises:
         DataError: tensors that do not have one row for every case, or labels of another shape than the images.
@@ -74,6 +75,7 @@ class AtlasLibrary:
     thumbnails: torch.Tensor | None = None
     patients: tuple[str, ...] = ()
     fine: tuple[FineAtlas, ...] = ()
+    structures: tuple[tuple[int, ...], ...] = ()
 
     def __post_init__(self) -> None:
         n = len(self.cases)
@@ -211,7 +213,8 @@ class AtlasLibrary:
 
     def save(self, path: str | Path) -> None:
         """Write the library with a checksum, whole or not at all."""
-        known = {} if self.patients == self.cases else {"patients": list(self.patients)}
+        known: dict[str, Any] = {} if self.patients == self.cases else {"patients": list(self.patients)}
+        known |= {"structures": [list(own) for own in self.structures]} if self.structures else {}
         fine = {f"fine.{row}.{k}": v for row, one in enumerate(self.fine) for k, v in one._asdict().items()}
         write_tensors(path, self._tensors() | fine, {"cases": list(self.cases), "classes": self.classes, **known})
 
@@ -233,7 +236,7 @@ class AtlasLibrary:
             rows = range(len(cases)) if "fine.0.image" in tensors else ()
             fine = tuple(FineAtlas(*(tensors[f"fine.{row}.{key}"] for key in FineAtlas._fields)) for row in rows)
             own = (parts[0], parts[1], parts[2], cases, parts[3], int(meta["classes"]), more[0], more[1], more[2], patients)
-            return cls(*own, fine)
+            return cls(*own, fine, tuple(tuple(map(int, one)) for one in meta.get("structures", ())))
         except (OSError, ValueError, KeyError) as error:
             raise DataError(Fault("", str(path), "a whole atlas library", str(error), "build the library again")) from error
 

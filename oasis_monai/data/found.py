@@ -8,6 +8,7 @@ from pathlib import Path
 
 from oasis_monai.data.cases import LAYOUTS, Survey, survey
 from oasis_monai.data.formats.dicom_labels import names_for
+from oasis_monai.data.found_structures import with_structures
 from oasis_monai.data.known import known_values, with_known
 from oasis_monai.data.label_names import find_names, names_in, names_itself
 from oasis_monai.data.layouts.channels import with_channels
@@ -25,7 +26,7 @@ class FoundData:
     """A data set as it lies there.
 
     Args:
-        data: the settings, complete: name, layout, labels, channels, ignore, regions.
+        data: the settings, complete: name, layout, labels, structures, channels, ignore, regions.
         cases: those to use.
         faults: what is wrong with how its files lie there.
         said: lines that tell the reader what was recognised.
@@ -82,9 +83,12 @@ def find_data(data: DataSettings, cache: Path | None = None, part: str = "train"
     if made.ignore is None and found.ignore not in (*made.labels.values(), *made.background):
         made = replace(made, ignore=found.ignore)
     made, cases = with_channels(made, cases, found)
-    own = names_in(cases)
-    made, told = _with_labels(made, data.labels, cases, found, known.get("labels", {}) or own, cache, faults)
-    if own:
+    own = names_in(cases) if not found.structures else {}
+    if made.overlap or made.structures or (found.regions and not data.labels):
+        made, cases, told = with_structures(made, cases, found, own, cache, faults)
+    else:
+        made, told = _with_labels(made, data.labels, cases, found, known.get("labels", {}) or own, cache, faults)
+    if own and not made.overlap:
         names = names_for(own, made.labels)
         cases = [replace(c, names=names) if c.label is not None and names_itself(c.label) else c for c in cases]
     if made.background:
@@ -146,11 +150,6 @@ def _with_labels(
             return data, []
         line = f"data: {', '.join(others)} count as background, as data.labels leaves them out"
         return replace(data, background=(*data.background, *sorted(others.values()))), [line]
-    if found.regions:
-        regions = ", ".join(f"{name}: {list(values)}" for name, values in found.regions.items())
-        remedy = "name the values themselves, data.labels={NAME: VALUE, ...}"
-        faults.append(Fault("", "dataset.json labels", "one value for each structure", f"regions {regions}", remedy))
-        return data, []
     if named:
         return replace(data, labels={name: v for name, v in named.items() if v not in data.background}), []
     ignored = (data.ignore, *data.background)

@@ -6,8 +6,7 @@ are the matter of :mod:`oasis_monai.data.labels`.
 
 from __future__ import annotations
 
-import dataclasses
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -16,14 +15,13 @@ import torch
 from oasis_monai.data.formats.dicom import is_dicom_label
 from oasis_monai.data.formats.dicom_labels import label_on_grid
 from oasis_monai.data.formats.dispatch import Source, paths_of, write_array
-from oasis_monai.data.formats.header import OTHER_VOXELS, SAME_VOXELS, Header, geometry_difference, match_grids, split_affine
+from oasis_monai.data.formats.header import Header, split_affine
 from oasis_monai.data.formats.load import fail, load
+from oasis_monai.data.image_grid import LABEL, named, on_image_grid, turn
 from oasis_monai.data.labels import check_label_values, class_indices, read_whole, uncropped
+from oasis_monai.data.overlap import read_sets, values_of_sets, with_one_value
 from oasis_monai.data.types import Case, Geometry, Volume
 from oasis_monai.utils.errors import DataError, Fault
-
-LABEL = -1
-"""The label among the files of a case, see :meth:`.Case.place`."""
 
 
 def read_image(source: Source) -> tuple[torch.Tensor, Geometry]:
@@ -95,7 +93,7 @@ def read_volume(case: Case, label_values: Sequence[int], ignore: int | None = No
             geometry = header.geometry
         elif geometry is not None:
             place = case.place(f"image {number + 1} ({paths_of(source)[0].name}) geometry", number)
-            turned, own = _on_image_grid(case.id, place, "image", image.numpy(), header.geometry, geometry)
+            turned, own = on_image_grid(case.id, place, "image", image.numpy(), header.geometry, geometry)
             told += own
             image = image if turned is None else torch.from_numpy(turned)
         images.append(image)
@@ -115,6 +113,8 @@ def _label(
     """(1, x, y, z) class indices on the image's grid, None where there are none; adds to ``told`` what there is to tell."""
     if case.label is None:
         return None
+    if case.masks or case.overlapping:
+        return _overlapping(case, case.label, label_values, ignore, geometry, told)
     if is_dicom_label(case.label):
         return _drawn(case, case.label, label_values, ignore, geometry, told)
     try:
@@ -122,6 +122,8 @@ def _label(
         if case.background:
             values = values.astype(np.int64)
             values[np.isin(values, case.background)] = label_values[0]
+        if case.structures:
+            values = with_one_value(values, dict(case.structures), label_values)
         label = class_indices(case.label, values, label_values, ignore)
     except DataError as error:
         told += named(case, error.faults, LABEL)
@@ -133,7 +135,7 @@ def _label(
     if header.segments and header.shape != geometry.shape and (whole := uncropped(label, header.geometry, geometry)) is not None:
         return whole[None]
     place = case.place("label geometry", LABEL)
-    turned, own = _on_image_grid(case.id, place, "label", label[None], header.geometry, geometry)
+    turned, own = on_image_grid(case.id, place, "label", label[None], header.geometry, geometry)
     told += own
     return turned
 
@@ -154,6 +156,23 @@ def _drawn(
     return label[None]
 
 
+def _overlapping(
+    case: Case, path: Path, label_values: Sequence[int], ignore: int | None, geometry: Geometry | None, told: list[Fault]
+) -> np.ndarray | None:
+    """As :func:`_label`, of structures that lie one by one and may share voxels."""
+    if geometry is None:
+        return None
+    try:
+        sets, notes = read_sets(case, geometry, [name for name, _ in case.structures], ignore)
+        told += notes
+        label = class_indices(path, values_of_sets(path, sets, case, ignore), label_values, ignore)
+    except DataError as error:
+        own = [fault for fault in error.faults if fault.case != case.id]
+        told += [fault for fault in error.faults if fault.case == case.id] + named(case, own, LABEL)
+        return None
+    return label[None]
+
+
 def _taken(case: Case, images: Sequence[torch.Tensor], errors: list[Fault]) -> torch.Tensor | None:
     """The channels of all images that the case takes; None with a fault where one is not there."""
     stacked = torch.cat(list(images)) if len(images) > 1 else images[0]
@@ -164,39 +183,6 @@ def _taken(case: Case, images: Sequence[torch.Tensor], errors: list[Fault]) -> t
         errors.append(Fault(case.id, "channels", "those to take", found, "correct data.channels, or add the image"))
         return None
     return stacked if list(case.take) == list(range(len(stacked))) else stacked[list(case.take)]
-
-
-def _on_image_grid(
-    case: str, what: str, kind: str, values: np.ndarray, grid: Geometry, image: Geometry
-) -> tuple[np.ndarray | None, list[Fault]]:
-    """The voxels (C, x, y, z) of a label or further channel in the order of the image's, and what there is to tell; None where
-    they lie elsewhere."""
-    match = match_grids(image, grid)
-    if match is None or match.distance.voxels >= OTHER_VOXELS:
-        found = geometry_difference(image, grid) or ""
-        if match is not None:
-            found += f": up to {match.distance.voxels:.3g} voxels"
-        whose = "the image's grid" if kind == "label" else "the first image's grid"
-        copied = "the image's geometry" if kind == "label" else "the first one's geometry"
-        remedy = f"resample the {kind} to {whose}, or copy {copied} if it is the true one"
-        return None, [Fault(case, what, whose, found, remedy)]
-    turned = np.stack([_turned(channel, match.axes, match.flips) for channel in values])
-    if match.distance.voxels <= SAME_VOXELS:
-        return turned, []
-    found = f"{match.distance}, {match.distance.voxels:.2g} voxels"
-    remedy = f"the image's grid is used; copy its geometry into the {kind}, or correct the {kind}"
-    return turned, [Fault(case, what, "the image's grid", found, remedy, "warning")]
-
-
-def named(case: Case, faults: Iterable[Fault], source: int = 0) -> list[Fault]:
-    """Turn the faults of a file into faults of a case; the file's name moves into the field.
-
-    Args:
-        case: whose file it is.
-        faults: those of the file.
-        source: which of its files, see :meth:`.Case.place`.
-    """
-    return [dataclasses.replace(f, case=case.id, field=case.place(f"{f.case} {f.field}", source)) for f in faults]
 
 
 def write_label(path: str | Path, label: torch.Tensor | np.ndarray, geometry: Geometry, label_values: Sequence[int]) -> None:
@@ -275,9 +261,4 @@ def to_canonical(array: np.ndarray, affine: np.ndarray) -> tuple[np.ndarray, tup
     permutation, flips = canonical_axes(affine)
     spacing = split_affine(affine)[1]
     x, y, z = (float(spacing[a]) for a in permutation)
-    return _turned(array, permutation, flips), (x, y, z)
-
-
-def _turned(array: np.ndarray, axes: Sequence[int], flips: Sequence[bool]) -> np.ndarray:
-    """A view with its axes in another order, then some of them reversed."""
-    return array.transpose(axes)[tuple(slice(None, None, -1 if f else None) for f in flips)]
+    return turn(array, permutation, flips), (x, y, z)

@@ -95,7 +95,7 @@ def _note_shared_files(cases: Sequence[Case], faults: list[Fault]) -> None:
         if len(set(files)) < len(files):
             twice = next(file.name for file in files if files.count(file) > 1)
             faults.append(Fault(case.id, "image", "another file for each channel", f"{twice} twice", "correct the path"))
-        for kind, file in [("image", file) for file in files[1:]] + ([("label", case.label.resolve())] if case.label else []):
+        for kind, file in [("image", file) for file in files[1:]] + [("label", path.resolve()) for path in case.label_files]:
             first = firsts.setdefault(file, case)
             if first.patient != case.patient:
                 remedy = "correct the path, or say by data.patient that they are of one patient"

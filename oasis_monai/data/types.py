@@ -95,6 +95,11 @@ class Case:
         names: (structure, value) pairs of a label that holds structures by name (DICOM SEG, RTSTRUCT); empty for the file's own.
         origin: where the user's list names each of its images, and last its label (``cases.csv line 3, column T2``), for
             messages; empty where no list does.
+        masks: (structure, file) pairs of a label with a mask file for each structure; ``label`` is then the first of them. Empty
+            for a label of one file.
+        structures: (structure, values) pairs of structures that share voxels (``data.structures``), see
+            :mod:`oasis_monai.data.overlap`; empty where each voxel is in one.
+        overlapping: whether the label's own file has them one by one (DICOM SEG, RTSTRUCT, layers of a seg.nrrd).
 
     Examples:
         >>> from pathlib import Path
@@ -119,6 +124,9 @@ class Case:
     background: tuple[int, ...] = ()
     names: tuple[tuple[str, int], ...] = ()
     origin: tuple[str, ...] = field(default=(), compare=False)
+    masks: tuple[tuple[str, Path], ...] = ()
+    structures: tuple[tuple[str, tuple[int, ...]], ...] = ()
+    overlapping: bool = False
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "patient", self.patient or self.id)
@@ -133,6 +141,11 @@ class Case:
         """:attr:`source` of every image, one or more channels each."""
         return (self.source, *self.channels)
 
+    @property
+    def label_files(self) -> tuple[Path, ...]:
+        """The files of its label: none, one, or a mask for each structure."""
+        return tuple(path for _, path in self.masks) or (() if self.label is None else (self.label,))
+
     def place(self, name: str, source: int = 0) -> str:
         """What a fault calls one of its files: after the place in the user's list that names it.
 
@@ -144,7 +157,7 @@ class Case:
 
     def without_label(self) -> Case:
         """The same case as a target: no label travels with it."""
-        return replace(self, label=None)
+        return replace(self, label=None, masks=())
 
 
 @dataclass(frozen=True)

@@ -93,5 +93,5 @@ def _field(ax: Any, view: CaseView, method: str, z: int) -> None:
     else:
         ax.text(0.5, 0.5, "no result", transform=ax.transAxes, color="white", ha="center")
     for array, colour, width in layers:
-        for c in range(1, len(view.labels) + 1):
-            contour(ax, display(array[..., z] == c), view.spacing_mm, {"colors": [colour], "linewidths": width})
+        for own in view.members or [(c,) for c in range(1, len(view.labels) + 1)]:
+            contour(ax, display(np.isin(array[..., z], own)), view.spacing_mm, {"colors": [colour], "linewidths": width})

@@ -38,6 +38,7 @@ class CaseView:
         atlases: per target image (one for a volume, one per slice) [case, slice, distance], nearest first.
         weights: method name -> per target image the atlases' weights.
         views: method name -> in which view it saw the scan, in words; without those that saw it as it is.
+        members: where structures share voxels, the classes of each of ``labels``; empty: each class is one.
         uncertain: uint8, 0 to 255: where a result is uncertain, by method name; only of methods that say so.
     """
 
@@ -55,6 +56,7 @@ class CaseView:
     weights: dict[str, list[Any]] = field(default_factory=dict)
     views: dict[str, str] = field(default_factory=dict)
     uncertain: dict[str, np.ndarray] = field(default_factory=dict)
+    members: tuple[tuple[int, ...], ...] = ()
 
 
 def write_browser(
@@ -71,6 +73,7 @@ def write_browser(
     weights: Mapping[str, Any] | None = None,
     views: Mapping[str, str] | None = None,
     uncertain: Mapping[str, np.ndarray] | None = None,
+    members: Sequence[Sequence[int]] = (),
 ) -> Path:
     """Write one case for the case browser.
 
@@ -84,6 +87,7 @@ def write_browser(
         labels: names of the classes 1, 2, ...
         atlases, weights, views: see :class:`CaseView`; ``atlases`` are the same for every method of a run.
         uncertain: (x, y, z) 0 to 1, by method name.
+        members: see :class:`CaseView`; ``labels`` are then the names of the structures.
 
     Raises:
         ValueError: shapes differ.
@@ -109,6 +113,7 @@ def write_browser(
         "atlases": list(atlases),
         "weights": dict(weights or {}),
         **({"views": dict(views)} if views else {}),
+        **({"members": [list(own) for own in members]} if members else {}),
     }
     path = browser_file(folder, case)
     save_tensors(path, {name: torch.from_numpy(np.ascontiguousarray(array)) for name, array in tensors.items()}, meta)
@@ -174,6 +179,7 @@ def _add(views: dict[str, CaseView], arrays: Mapping[str, np.ndarray], meta: Map
         (a, b, c, d),
         arrays["image"],
         arrays["reference"],
+        members=tuple(tuple(own) for own in meta.get("members", ())),
     )
     view = views.setdefault(meta["case"], fresh)
     if view.image.shape != fresh.image.shape or view.crop != fresh.crop:

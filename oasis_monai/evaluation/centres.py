@@ -9,6 +9,7 @@ import pandas as pd
 from oasis_monai.evaluation.scores import method_name, method_rank, summarise, write_summary
 from oasis_monai.evaluation.statistics import interval
 from oasis_monai.evaluation.tables import NONE, Cell, Grid, interval_text
+from oasis_monai.utils.words import natural
 
 UNKNOWN = "not known"
 
@@ -39,7 +40,7 @@ def centre_grids(scores: pd.DataFrame, protocol: str) -> list[Grid]:
     whole = scores[(scores["protocol"] == protocol) & (scores["region"] == "whole")]
     parts, grids = by_centre(whole), []
     shown = sorted({m: int(n.max()) for m, n in whole.groupby("method")["n"]}.items(), key=lambda one: method_rank(one[0]))
-    for label in sorted(set(whole["label"])) if parts else []:
+    for label in sorted(set(whole["label"]), key=natural) if parts else []:
         rows = []
         for name, part in parts.items():
             mine = part[part["label"] == label]

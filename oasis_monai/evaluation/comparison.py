@@ -19,6 +19,7 @@ from oasis_monai.evaluation.statistics import at_best_n, holm, interval, wilcoxo
 from oasis_monai.evaluation.tables import NONE, Cell, Grid, best_bold, interval_text, latex, markdown, number_text
 from oasis_monai.networks.segmentation import NETWORKS
 from oasis_monai.utils.files import write_text
+from oasis_monai.utils.words import natural
 
 PAPER_METRICS = {"arvd_percent": ("aRVD %", 1.0, False), "hd_mm": ("HD mm", 1.0, False), "dsc": ("DSC %", 100.0, True)}
 """Table 1's metrics: heading, scale, whether more is better."""
@@ -59,7 +60,7 @@ def table1(scores: pd.DataFrame, groups: Mapping[str, int], protocol: str, main:
     methods = [m for m in sorted(set(mine["method"]), key=method_rank) if _in_table1(m)]
     tidy: list[dict[str, Any]] = []
     grids = []
-    for label in sorted(set(mine["label"])):
+    for label in sorted(set(mine["label"]), key=natural):
         of_label = mine[mine["label"] == label]
         chosen = {m: at_best_n(of_label, m, groups) for m in methods}
         against = _compared({m: rows for m, (rows, _) in chosen.items()}, main)
@@ -138,7 +139,7 @@ def ablation(scores: pd.DataFrame, reference: str, n: int, protocol: str) -> Tab
     methods = [m for m in sorted(set(mine["method"]), key=method_rank) if of_volumes(m) == volumes]
     tidy: list[dict[str, Any]] = []
     grids = []
-    for label in sorted(set(mine["label"])):
+    for label in sorted(set(mine["label"]), key=natural):
         of_label = mine[mine["label"] == label]
         rows_of = {m: of_label[of_label["method"] == m] for m in methods}
         rows_of = {m: rows for m, rows in rows_of.items() if len(rows)}
@@ -194,7 +195,7 @@ def audit(scores: pd.DataFrame, groups: Mapping[str, int]) -> Table:
     ]
     tidy: list[dict[str, Any]] = []
     grids = []
-    for label in sorted(set(whole["label"])):
+    for label in sorted(set(whole["label"]), key=natural):
         lines = []
         for method in both:
             sides = {

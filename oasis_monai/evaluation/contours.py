@@ -32,6 +32,7 @@ def overlay(
     slices: int | Sequence[int] = 4,
     zoom: bool = True,
     labels: Mapping[int, str] | None = None,
+    structures: Mapping[str, Sequence[int]] | None = None,
 ) -> None:
     """Write a PNG of a few axial slices with the reference's contour in red and the result's in yellow.
 
@@ -50,6 +51,7 @@ def overlay(
         slices: how many slices, fewer where the structure has fewer; or their indices.
         zoom: crop to the structures with a margin instead of showing the whole field of view.
         labels: names of the classes; without it ``class 1``, ...
+        structures: where structures share voxels, the classes of each: their outlines are drawn in the place of those of classes.
 
     Raises:
         DataError: an array is not three-dimensional, shapes differ, or a spacing is not a positive number.
@@ -67,7 +69,9 @@ def overlay(
     # around the structure, so that the bright rim near a coil does not darken it; of the whole slices where it is flat there
     near, whole = (*crop_box(shown, spacing_mm), numbers), (..., numbers)
     low, high = grey_window(image[near].astype(np.float64), image[whole].astype(np.float64), headroom=0.15)
+    names = labels or {}
     classes = sorted({int(c) for a in (truth, result) if a is not None for part in a for c in np.unique(part)} - {0})
+    drawn = [(names.get(c, f"class {c}"), (c,)) for c in classes] if not structures else _present(structures, classes)
     empty = [name for name, a in (("reference", truth), ("result", result)) if a is not None and not a.any()]
     heading = f"{title}: {' and '.join(empty)} {'are' if len(empty) > 1 else 'is'} empty" if empty else title
 
@@ -84,13 +88,18 @@ def overlay(
             grey = {"colors": [UNKNOWN_COLOUR], "linewidths": 1.1, "linestyles": ["dotted"]}
             contour(ax, display(unknown[plane]), spacing_mm, grey)
         for array, colour, width in outlines:
-            for i, c in enumerate(classes):
+            for i, (_, own) in enumerate(drawn):
                 line = {"colors": [colour], "linewidths": width, "linestyles": [_LINE_STYLES[i % 4]]}
-                contour(ax, display(array[plane] == c), spacing_mm, line)
+                contour(ax, display(np.isin(array[plane], own)), spacing_mm, line)
         _letter(ax, f"slice {z + 1} of {image.shape[2]}")
-    _legend(figure, classes, truth is not None, labels or {}, bool(unknown.any()))
+    _legend(figure, [name for name, _ in drawn], truth is not None, bool(unknown.any()))
     with atomic_path(path) as temporary:
         figure.savefig(temporary, format="png", dpi=_DPI, facecolor=figure.get_facecolor(), metadata={"Software": None})
+
+
+def _present(structures: Mapping[str, Sequence[int]], classes: Sequence[int]) -> list[tuple[str, tuple[int, ...]]]:
+    """The structures of which a class is there."""
+    return [(name, tuple(own)) for name, own in structures.items() if set(own) & set(classes)]
 
 
 def _check(image: np.ndarray, truth: Any, result: np.ndarray, spacing_mm: tuple[float, ...], title: str) -> None:
@@ -192,16 +201,39 @@ def contour(ax: Any, mask: np.ndarray, spacing_mm: tuple[float, ...], line: dict
     ax.contour(across, down, padded, levels=[0.5], **line)
 
 
-def _legend(figure: Any, classes: list[int], reference: bool, labels: Mapping[int, str], unknown: bool) -> None:
+def _legend(figure: Any, names: Sequence[str], reference: bool, unknown: bool) -> None:
+    """Name colours and line styles below the slices; where there is no room for all structures, say how many more there are."""
     from matplotlib.lines import Line2D
 
     handles = [Line2D([], [], color=TRUTH_COLOUR, label="reference")] if reference else []
     handles.append(Line2D([], [], color=RESULT_COLOUR, label="result"))
     if unknown:
         handles.append(Line2D([], [], color=UNKNOWN_COLOUR, linestyle="dotted", label="not labelled"))
-    if len(classes) > 1:
-        for i, c in enumerate(classes):
-            handles.append(Line2D([], [], color="white", linestyle=_LINE_STYLES[i % 4], label=labels.get(c, f"class {c}")))
+    if len(names) > 1:
+        room = figure.get_size_inches()[0] - sum(_legend_inches(str(handle.get_label())) for handle in handles)
+        shown = _names_that_fit(names, room)
+        for i, name in enumerate(shown):
+            handles.append(Line2D([], [], color="white", linestyle=_LINE_STYLES[i % 4], label=name))
+        if len(shown) < len(names):
+            handles.append(Line2D([], [], linestyle="none", label=f"and {len(names) - len(shown)} more"))
     legend = figure.legend(handles=handles, loc="lower left", ncols=len(handles), frameon=False, fontsize=8, labelcolor="white")
     for text in legend.get_texts():
         text.set_parse_math(False)
+
+
+def _legend_inches(text: str) -> float:
+    """About the width of an entry of the legend: its line, and its letters of 8 points."""
+    return 0.55 + 0.066 * len(text)
+
+
+def _names_that_fit(names: Sequence[str], inches: float) -> list[str]:
+    """The first of the names, as many as a legend of that width holds beside a remark on the others."""
+    if sum(map(_legend_inches, names)) <= inches:
+        return list(names)
+    left, shown = inches - _legend_inches("and 100 more"), list[str]()
+    for name in names:
+        left -= _legend_inches(name)
+        if left < 0:
+            break
+        shown.append(name)
+    return shown

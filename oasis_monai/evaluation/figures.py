@@ -25,6 +25,7 @@ from oasis_monai.evaluation.reliability_tables import AFTER, BEFORE
 from oasis_monai.evaluation.scores import method_rank
 from oasis_monai.evaluation.statistics import interval
 from oasis_monai.utils.files import atomic_path
+from oasis_monai.utils.words import natural
 
 # Okabe and Ito's palette, legible on white and on near-black to colour-blind eyes too; a line's dash and marker differ as well
 COLOURS = ("#0072b2", "#e69f00", "#009e73", "#d55e00", "#cc79a7", "#56b4e9", "#8a8f98", "#b8a100")
@@ -64,7 +65,7 @@ def dsc_over_n(scores: pd.DataFrame, methods: Iterable[str] | None = None) -> An
     whole = scores[(scores["region"] == "whole") & scores["dsc"].notna()]
     if methods is not None:
         whole = whole[whole["method"].isin(list(methods))]
-    keys = [(p, label) for p in PROTOCOLS for label in sorted(set(whole["label"]))]
+    keys = [(p, label) for p in PROTOCOLS for label in sorted(set(whole["label"]), key=natural)]
     panels = {key: whole[(whole["protocol"] == key[0]) & (whole["label"] == key[1])] for key in keys}
     panels = {key: rows for key, rows in panels.items() if rows[rows["n"] > 0].groupby("method")["n"].nunique().max() > 1}
     if not panels:
@@ -160,7 +161,7 @@ def learning_curve(frame: pd.DataFrame) -> Any | None:
         frame: as :func:`oasis_monai.evaluation.learning_curve.read_learning` gives.
     """
     whole = frame[(frame["region"] == "whole") & frame["dsc"].notna()]
-    labels = sorted(set(whole["label"]))
+    labels = sorted(set(whole["label"]), key=natural)
     sizes = sorted(set(whole["train_cases"]))
     if len(sizes) < 2:
         return None

@@ -16,6 +16,7 @@ from oasis_monai.evaluation.statistics import interval, wilcoxon
 from oasis_monai.evaluation.tables import Cell, Grid, best_bold, interval_text
 from oasis_monai.utils.errors import DataError, Fault
 from oasis_monai.utils.files import write_text
+from oasis_monai.utils.words import natural
 
 ROW = ["train_cases", "case", "label", "region", "method"]
 """The columns that identify a row of the learning curve: a method has one n at each size."""
@@ -30,7 +31,7 @@ def learning_table(frame: pd.DataFrame, main: str = "OASIS 3D") -> Table:
     whole = frame[(frame["region"] == "whole") & frame["dsc"].notna()]
     tidy: list[dict[str, Any]] = []
     grids = []
-    for label in sorted(set(whole["label"])):
+    for label in sorted(set(whole["label"]), key=natural):
         of_label = whole[whole["label"] == label]
         sizes = sorted(set(of_label["train_cases"]))
         methods = sorted(set(of_label["method"]), key=method_rank)
@@ -86,7 +87,7 @@ def read_learning(path: Path) -> pd.DataFrame:
         frame = pd.read_csv(path, dtype=texts, keep_default_na=False, na_values=[""])
     except (OSError, ValueError) as error:
         raise DataError(Fault("", str(path), "the learning curve's scores", str(error), remedy)) from error
-    missing = [c for c in ("train_cases", *tables.SCORE_COLUMNS) if c not in (*frame, *tables.WHOSE)]
+    missing = [c for c in ("train_cases", *tables.SCORE_COLUMNS) if c not in (*frame, *tables.WHOSE, *tables.LATER)]
     if missing:
         raise DataError(Fault("", str(path), "the columns of a learning curve", f"no {', '.join(missing)}", remedy))
     frame = _whose(frame)

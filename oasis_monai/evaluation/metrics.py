@@ -19,6 +19,9 @@ The definitions, pinned here because tools that share these names differ by over
   An empty reference has no range; the result's is divided then.
 * **Distances of a region** start at its surface voxels, of either mask, and go to the *whole* surface of the other mask.
   Masks are never cut, so no flat cut face passes for a surface.
+* **NSD** (normalised surface Dice, Nikolov et al., arXiv 1809.04430): the part of both surfaces' points that lie within a
+  tolerance of the other surface. Points are voxels, as in MONAI's ``compute_surface_dice``.
+* **Pieces** of the whole structure: see :mod:`oasis_monai.evaluation.instances`.
 * **Ignored voxels** of the reference (:data:`oasis_monai.data.types.IGNORE`: nobody labelled them) are taken out of both masks
   before anything is measured.
 * **Empty masks** are decided per row, so that no mean rewards a miss: see :class:`Score`.
@@ -27,19 +30,22 @@ The definitions, pinned here because tools that share these names differ by over
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
 import numpy as np
 
+from oasis_monai.data.settings import TOLERANCE_MM
 from oasis_monai.data.types import IGNORE, REGIONS, Region
+from oasis_monai.evaluation.instances import count_pieces
 from oasis_monai.utils.errors import ConfigError, DataError, Fault
 
 Status = Literal["ok", "miss", "false_positive", "absent"]
 # A distance transform costs about 0.15 us per voxel of the box that holds both masks, a k-d tree about 5 us per surface voxel.
 # Both are exact; one stray voxel in a far corner makes the box the whole image and the tree over ten times faster.
 _VOXELS_PER_POINT = 50
+_ROUNDING_MM = 1e-6  # a distance of five voxels of 0.4 mm is within 2 mm
 
 
 @dataclass(frozen=True)
@@ -60,7 +66,8 @@ class Score:
     The volume differences of a false positive are nan because |P| / 0 has no value and any stand-in (100, say) would be less than
     that of a result of three times the reference. So aRVD averages over the rows *with a reference*, the same rows
     for every method; the false positive is paid for in DSC and distances. Nothing else is nan but in ``absent`` rows,
-    which no mean includes. A table drops the nans knowingly and counts each status beside the mean.
+    which no mean includes. A table drops the nans knowingly and counts each status beside the mean. NSD is 0 where one of the two
+    is empty.
 
     Args:
         label: the class's name.
@@ -74,6 +81,10 @@ class Score:
         abd_mm: average boundary distance.
         reference_ml: volume of the reference in the region.
         volume_ml: volume of the result in the region.
+        nsd: normalised surface Dice, 0..1; nan where both are empty.
+        tolerance_mm: of the NSD.
+        reference_pieces, found_pieces, missed_pieces, false_pieces: of the whole structure, see
+            :class:`oasis_monai.evaluation.instances.PieceCounts`; None in a region.
     """
 
     label: str
@@ -87,6 +98,12 @@ class Score:
     abd_mm: float
     reference_ml: float
     volume_ml: float
+    nsd: float
+    tolerance_mm: float
+    reference_pieces: int | None = None
+    found_pieces: int | None = None
+    missed_pieces: int | None = None
+    false_pieces: int | None = None
 
 
 @dataclass(frozen=True)
@@ -126,6 +143,11 @@ class SurfaceDistances:
         """Mean over all points of both surfaces; neither side may be empty."""
         return float((self.result_mm.sum() + self.reference_mm.sum()) / (self.result_mm.size + self.reference_mm.size))
 
+    def nsd(self, tolerance_mm: float) -> float:
+        """Part of all points of both surfaces that lie within a tolerance; neither side may be empty."""
+        within = [int((side <= tolerance_mm + _ROUNDING_MM).sum()) for side in (self.result_mm, self.reference_mm)]
+        return sum(within) / (self.result_mm.size + self.reference_mm.size)
+
 
 def score_case(
     result: np.ndarray,
@@ -135,8 +157,10 @@ def score_case(
     regions: Sequence[Region] = REGIONS,
     *,
     case: str = "",
+    tolerance_mm: Mapping[str, float] | None = None,
+    structures: Sequence[Sequence[int]] = (),
 ) -> list[Score]:
-    """Score one segmentation against its reference, each class in each region.
+    """Score one segmentation against its reference, each class (or structure of several classes) in each region.
 
     Args:
         result: (x, y, z) integer class indices 0..C-1 (uint8 as a rule) in closest-RAS axis order: axis 2 runs from inferior
@@ -146,6 +170,9 @@ def score_case(
         class_names: names of the classes 1..C-1; background (0) is not scored.
         regions: which of ``whole``, ``apex``, ``mid``, ``base``, in the order of the rows. A subset gives the same numbers.
         case: the case's id, for error messages only.
+        tolerance_mm: of the NSD, by name; of others :data:`.TOLERANCE_MM`.
+        structures: where structures share voxels, the classes that each of ``class_names`` consists of; both arrays may then hold
+            any class of these, and others count as background. Empty: ``class_names[i]`` is class i + 1.
 
     Returns:
         ``len(class_names) * len(regions)`` rows, classes outside, regions inside.
@@ -167,22 +194,27 @@ def score_case(
     """
     _check_names(class_names, regions)
     result, reference, spacing = np.asarray(result), np.asarray(reference), np.asarray(spacing_mm, dtype=float)
-    _check_case(result, reference, spacing, len(class_names), case)
+    members = [tuple(own) for own in structures] or [(index,) for index in range(1, len(class_names) + 1)]
+    classes = max(index for own in members for index in own) if structures else len(class_names)
+    _check_case(result, reference, spacing, IGNORE - 1 if structures else classes, case)
     unknown = reference == IGNORE
     if unknown.any():
         result, reference = np.where(unknown, 0, result), np.where(unknown, 0, reference)
 
     diagonal = image_diagonal_mm(reference.shape, spacing_mm)
     ml_per_voxel = float(np.prod(spacing)) / 1000.0
-    boxes = _class_boxes(result, reference, len(class_names))
+    boxes = _class_boxes(result, reference, classes)
     rows = []
-    for index, (label, box) in enumerate(zip(class_names, boxes, strict=True), start=1):
-        p, r = result[box] == index, reference[box] == index
+    for label, own in zip(class_names, members, strict=True):
+        box = _around([boxes[index - 1] for index in own])
+        p, r = (_within(labels[box], own) for labels in (result, reference))
         # Regions are sets of slices, so voxel counts per slice are all that overlap and volume need.
         in_p, in_r, in_both = (_per_slice(mask, box[2].start, reference.shape[2]) for mask in (p, r, p & r))
         both = in_p.any() and in_r.any()
         surfaces = surface_distances(p, r, spacing_mm, box[2].start, thick_axes(reference.shape)) if both else None
         bounds = region_slices(in_r if in_r.any() else in_p)
+        tolerance = float((tolerance_mm or {}).get(label, TOLERANCE_MM))
+        counted = count_pieces(p, r)
         for region in regions:
             part = bounds[region]
             n_p, n_r, n_both = (int(count[part].sum()) for count in (in_p, in_r, in_both))
@@ -190,14 +222,19 @@ def score_case(
                 status: Status = "ok"
                 dsc, rvd = 2.0 * n_both / (n_p + n_r), 100.0 * (n_p / n_r - 1.0)
                 near = surfaces.within(part)  # a slice with voxels has surface voxels, so neither side is empty
-                distances = (near.hd_mm, near.hd95_mm, near.abd_mm)
+                distances, nsd = (near.hd_mm, near.hd95_mm, near.abd_mm), near.nsd(tolerance)
             elif n_r:
                 status, dsc, rvd, distances = "miss", 0.0, -100.0, (diagonal, diagonal, diagonal)
+                nsd = 0.0
             elif n_p:
                 status, dsc, rvd, distances = "false_positive", 0.0, math.nan, (diagonal, diagonal, diagonal)
+                nsd = 0.0
             else:
                 status, dsc, rvd, distances = "absent", math.nan, math.nan, (math.nan, math.nan, math.nan)
-            rows.append(Score(label, region, status, dsc, rvd, abs(rvd), *distances, n_r * ml_per_voxel, n_p * ml_per_voxel))
+                nsd = math.nan
+            volumes = (n_r * ml_per_voxel, n_p * ml_per_voxel)
+            pieces = (counted.reference, counted.found, counted.missed, counted.false) if region == "whole" else ()
+            rows.append(Score(label, region, status, dsc, rvd, abs(rvd), *distances, *volumes, nsd, tolerance, *pieces))
     return rows
 
 
@@ -288,6 +325,18 @@ def _class_boxes(result: np.ndarray, reference: np.ndarray, classes: int) -> lis
         ]
         boxes.append((sides[0], sides[1], sides[2]))
     return boxes
+
+
+def _around(boxes: Sequence[tuple[slice, slice, slice]]) -> tuple[slice, slice, slice]:
+    """The box round boxes of classes; an empty one is where there is nothing."""
+    there = [box for box in boxes if box[0].stop > box[0].start] or list(boxes[:1])
+    sides = [slice(min(box[axis].start for box in there), max(box[axis].stop for box in there)) for axis in range(3)]
+    return sides[0], sides[1], sides[2]
+
+
+def _within(labels: np.ndarray, classes: Sequence[int]) -> np.ndarray:
+    """The voxels of any of these classes."""
+    return np.asarray(labels == classes[0] if len(classes) == 1 else np.isin(labels, classes))
 
 
 def _per_slice(mask: np.ndarray, first: int, slices: int) -> np.ndarray:

@@ -24,14 +24,19 @@ from oasis_monai.evaluation.statistics import interval
 from oasis_monai.evaluation.tables import aligned_text
 from oasis_monai.utils.errors import DataError, Fault
 from oasis_monai.utils.files import write_text
+from oasis_monai.utils.words import natural
 
 KEY_COLUMNS = ("protocol", "method", "n", "label", "region", "case")
-METRICS = ("dsc", "rvd_percent", "arvd_percent", "hd_mm", "hd95_mm", "abd_mm")
+METRICS = ("dsc", "rvd_percent", "arvd_percent", "hd_mm", "hd95_mm", "abd_mm", "nsd")
+PIECES = ("reference_pieces", "found_pieces", "missed_pieces", "false_pieces")
+"""Counts of the whole structure; its thirds have none."""
+LATER = ("nsd", "tolerance_mm", *PIECES)
+"""Columns that files of earlier versions lack, then undefined."""
 WHOSE = ("patient", "centre")
 """Columns that files of earlier versions lack: then each case is of another patient, and no centre is known."""
 SCORE_COLUMNS = (
     *("protocol", "fold", "case", *WHOSE, "label", "region", "method", "n", "status"),
-    *(*METRICS, "reference_ml", "volume_ml"),
+    *(*METRICS[:-1], "reference_ml", "volume_ml", *LATER),
 )
 STATISTICS = ("mean", "sd", "median", "ci_low", "ci_high")
 GROUP_COLUMNS = ("protocol", "label", "region", "method", "n")
@@ -39,6 +44,7 @@ SUMMARY_COLUMNS = (
     *GROUP_COLUMNS,
     *("cases", "patients", "misses", "false_positives", "absent", "lowest_dsc", "lowest_case"),
     *(f"{metric}_{statistic}" for metric in METRICS for statistic in STATISTICS),
+    *PIECES,
 )
 REGIONS = ("whole", "apex", "mid", "base")
 STATUSES = ("ok", "miss", "false_positive", "absent")
@@ -58,6 +64,7 @@ _TEXTS = ("protocol", "case", "label", "region", "method", "status", *WHOSE)
 _INTEGERS = ("fold", "n")
 _NUMBERS = tuple(column for column in SCORE_COLUMNS if column not in _TEXTS)
 _RANGES = {"fold": (-1.0, math.inf), "n": (0.0, math.inf), "dsc": (0.0, 1.0), "rvd_percent": (-100.0, math.inf)}  # else >= 0
+_RANGES["nsd"] = (0.0, 1.0)
 _REMEDY = "write the file again from the run; do not edit it"
 
 
@@ -68,9 +75,9 @@ def write_scores(path: str | Path, rows: Iterable[Mapping[str, Any]]) -> None:
 
     Args:
         path: the file to write.
-        rows: mappings with every key of :data:`SCORE_COLUMNS`, of which :data:`WHOSE` may be left out; ``dsc`` in 0..1,
-            ``*_percent`` in percent, ``*_mm`` in millimetres, ``*_ml`` in millilitres; ``fold`` is -1 where a case spans folds
-            (slice folds).
+        rows: mappings with every key of :data:`SCORE_COLUMNS`, of which :data:`WHOSE` and :data:`LATER` may be left out; ``dsc``
+            and ``nsd`` in 0..1, ``*_percent`` in percent, ``*_mm`` in millimetres, ``*_ml`` in millilitres; ``fold`` is -1 where
+            a case spans folds (slice folds).
 
     Raises:
         DataError: a column is missing or unknown, a status, region or protocol is none of ours, two rows have one key, a
@@ -103,11 +110,13 @@ def read_scores(path: str | Path) -> pd.DataFrame:
         raise DataError(Fault("", "scores file", "a CSV of scores", f"no file {path}", "run crossval first")) from None
     except (OSError, UnicodeDecodeError, csv.Error) as error:
         raise DataError(Fault("", "scores file", "a readable CSV in UTF-8", f"{error} in {path}", _REMEDY)) from error
-    missing = [column for column in SCORE_COLUMNS if column not in (*header, *WHOSE)]
+    missing = [column for column in SCORE_COLUMNS if column not in (*header, *WHOSE, *LATER)]
     if missing:
         raise DataError(_missing("", str(path), missing))
     if any(None in row for row in rows):  # a row longer than the header: its values may be shifted
         raise DataError(Fault("", str(path), f"{len(header)} fields in every row", "a longer row", _REMEDY))
+    if any(None in row.values() for row in rows):  # such as the last one of a file that was cut short
+        raise DataError(Fault("", str(path), f"{len(header)} fields in every row", "a shorter row", _REMEDY))
     return _validated([{column: row[column] for column in SCORE_COLUMNS if column in row} for row in rows], str(path))
 
 
@@ -148,7 +157,7 @@ def summarise(scores: pd.DataFrame) -> pd.DataFrame:
 
     ``cases`` are the rows that count (ok, miss, false positive). The interval is Student's t-interval of the mean,
     mean ± t(0.975, k-1) sd / sqrt(k), cut to the metric's possible range (which takes nothing from its coverage); it and
-    the sd (with k-1) are NaN for one case. Where patients have several cases, it counts patients
+    the sd (with k-1) are NaN for one case. Counts of pieces are added up. Where patients have several cases, it counts patients
     (:func:`oasis_monai.evaluation.statistics.interval`). A metric undefined for false positives is averaged over the others.
 
     Args:
@@ -158,7 +167,7 @@ def summarise(scores: pd.DataFrame) -> pd.DataFrame:
         Columns :data:`SUMMARY_COLUMNS`; units as in the scores (``dsc`` 0..1). Order: protocol, method, n, label, region.
     """
     rows = []
-    for key, group in _sorted(scores).groupby(list(GROUP_COLUMNS), sort=False):
+    for key, group in _sorted(scores, for_people=True).groupby(list(GROUP_COLUMNS), sort=False):
         counted = group[group["status"] != "absent"]
         row: dict[str, Any] = dict(zip(GROUP_COLUMNS, key, strict=True))
         row["cases"], row["patients"] = len(counted), counted["patient"].nunique()
@@ -173,6 +182,7 @@ def summarise(scores: pd.DataFrame) -> pd.DataFrame:
             mean, sd, low, high = interval(values, *_RANGES.get(metric, (0.0, math.inf)), patients=known["patient"].tolist())
             numbers = (mean, sd, float(np.median(values)) if len(values) else math.nan, low, high)
             row.update({f"{metric}_{name}": number for name, number in zip(STATISTICS, numbers, strict=True)})
+        row |= {column: group[column].sum(min_count=1) for column in PIECES}
         rows.append(row)
     return pd.DataFrame(rows, columns=list(SUMMARY_COLUMNS))
 
@@ -209,7 +219,7 @@ def paired_difference(scores: pd.DataFrame, a: tuple[str, int], b: tuple[str, in
         if len(paired):
             numbers = interval(paired["difference"].to_numpy(float), patients=paired["patient"].tolist())
             rows.append((*key, len(paired), len(group) - len(paired), *numbers))
-    rows.sort(key=lambda row: (*row[:2], REGIONS.index(row[2])))
+    rows.sort(key=lambda row: (row[0], natural(row[1]), REGIONS.index(row[2])))
     return pd.DataFrame(rows, columns=[*on[:3], "cases", "unpaired", "mean", "sd", "ci_low", "ci_high"])
 
 
@@ -218,7 +228,7 @@ def summary_text(summary: pd.DataFrame) -> str:
     of its thirds the mean DSC), with count, spread and misses (``1/0/2/0``: one whole structure, two middle thirds)."""
     blocks = []
     for protocol in PROTOCOLS:
-        for label in sorted(set(summary.loc[summary["protocol"] == protocol, "label"])):
+        for label in sorted(set(summary.loc[summary["protocol"] == protocol, "label"]), key=natural):
             table = summary[(summary["protocol"] == protocol) & (summary["label"] == label)]
             blocks.append(f"{label}, {PROTOCOL_TITLES[protocol]}\n" + _console(table))
     if not blocks:
@@ -231,8 +241,10 @@ def _console(table: pd.DataFrame) -> str:
     whole = table[table["region"] == "whole"]
     thirds = [region for region in REGIONS[1:] if region in set(table["region"])]
     extras = [name for name in ("false_positives", "absent") if table[name].sum()]
+    known, several = whole["nsd_mean"].notna().any(), of_several_pieces(whole)
     misses = "misses " + "/".join(region[0] for region in ("whole", *thirds))
-    head = ["method", "n", "DSC %  mean ± sd [95 % CI]", "lowest (case)", *thirds, "95HD mm", "aRVD %", misses, "cases"]
+    head = ["method", "n", "DSC %  mean ± sd [95 % CI]", "lowest (case)", *thirds, "95HD mm", *(["NSD %"] if known else [])]
+    head += ["aRVD %", misses, *(["pieces found/missed/false"] if several else []), "cases"]
     lines = [[*head, *(name.replace("_", " ") for name in extras)]]
     for _, row in whole.iterrows():
         spread = f" ± {_number(100 * row['dsc_sd'])} [{_number(100 * row['dsc_ci_low'])}, {_number(100 * row['dsc_ci_high'])}]"
@@ -240,10 +252,23 @@ def _console(table: pd.DataFrame) -> str:
         line = [row["method"], str(row["n"]), _number(100 * row["dsc_mean"]) + (spread if row["cases"] > 1 else ""), lowest]
         same = table[(table["method"] == row["method"]) & (table["n"] == row["n"])].set_index("region")
         line += [_number(100 * same["dsc_mean"].get(region, math.nan)) for region in thirds]
-        line += [_number(row["hd95_mm_mean"]), _number(row["arvd_percent_mean"])]
+        line += [_number(row["hd95_mm_mean"]), *([_number(100 * row["nsd_mean"])] if known else [])]
+        line.append(_number(row["arvd_percent_mean"]))
         line.append("/".join(str(same["misses"].get(region, "-")) for region in ("whole", *thirds)))
+        line += [pieces_text(row)] if several else []
         lines.append([*line, str(row["cases"]), *(str(row[name]) for name in extras)])
     return aligned_text(lines, left=(0, 2, 3))
+
+
+def of_several_pieces(table: pd.DataFrame) -> bool:
+    """Whether a summary is of a structure with several pieces: then their counts tell something."""
+    return bool((table["reference_pieces"] > table["cases"]).any())
+
+
+def pieces_text(row: Mapping[str, Any]) -> str:
+    """``12/3/1``: pieces found, missed and false; a dash where nobody counted them."""
+    counts = [row[column] for column in PIECES[1:]]
+    return "-" if any(math.isnan(count) for count in counts) else "/".join(f"{count:.0f}" for count in counts)
 
 
 def _number(value: float) -> str:
@@ -267,9 +292,12 @@ def plain_method(name: str) -> str:
     return re.sub(r"-\d+(?=,|$)", "", name)
 
 
-def _sorted(frame: pd.DataFrame) -> pd.DataFrame:
+def _sorted(frame: pd.DataFrame, for_people: bool = False) -> pd.DataFrame:
+    """Rows in a fixed order; ``for_people``: labels with numbers in their names as one counts."""
+
     def rank(column: pd.Series) -> pd.Series:
         ranks: dict[Any, Callable[[str], Any]] = {"method": method_rank, "region": REGIONS.index}
+        ranks |= {"label": natural} if for_people else {}
         return column.map(ranks[column.name]) if column.name in ranks else column
 
     return frame.sort_values(list(KEY_COLUMNS), key=rank, ignore_index=True)
@@ -280,6 +308,7 @@ def _validated(rows: list[dict[str, Any]], where: str) -> pd.DataFrame:
     faults: list[Fault] = []
     seen: set[tuple[Any, ...]] = set()
     for row in rows:
+        row.update({column: math.nan for column in LATER if row.get(column) in (None, "")})
         row["patient"], row["centre"] = row.get("patient") or row.get("case"), row.get("centre") or ""
         fault = _row_fault(row, where)
         key = tuple(row.get(column) for column in KEY_COLUMNS)
@@ -311,7 +340,7 @@ def _row_fault(row: dict[str, Any], where: str) -> Fault | None:
             number = float(math.nan if row[column] in ("", None) else row[column])
         except (TypeError, ValueError):
             number = math.inf
-        undefined = row["status"] == "absent" or (row["status"] == "false_positive" and "rvd" in column)
+        undefined = column in LATER or row["status"] == "absent" or (row["status"] == "false_positive" and "rvd" in column)
         good = math.isfinite(number) and low <= number <= high
         if column in _INTEGERS and not (good and number.is_integer()):
             return Fault(case, f"{column} in {where}", f"a whole number from {low:g}", repr(row[column]), _REMEDY)
@@ -338,7 +367,9 @@ def _csv(frame: pd.DataFrame, columns: Sequence[str]) -> str:
     out = io.StringIO()
     writer = csv.writer(out, lineterminator="\n")
     writer.writerow(columns)
-    for values in zip(*(frame[column].tolist() for column in columns), strict=True):
+    # a column with fields that are undefined is of float64, whatever it counts
+    counts = {column: frame[column].astype("Int64").astype(object).where(frame[column].notna(), "") for column in PIECES}
+    for values in zip(*(counts.get(column, frame[column]).tolist() for column in columns), strict=True):
         # csv writes a float by repr(): the shortest text that reads back as the same float64
         writer.writerow(["" if isinstance(value, float) and math.isnan(value) else value for value in values])
     return out.getvalue()

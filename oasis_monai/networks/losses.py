@@ -5,13 +5,14 @@ L = alpha * L_sim + beta * L_dice + gamma * L_smooth        (eq. 1; the paper: a
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import NamedTuple
 
 import torch
 
+from oasis_monai.networks.structures import membership
 from oasis_monai.utils.config import require
 
 EPSILON = 1e-5
@@ -135,6 +136,41 @@ class SegmentationLoss:
         each = torch.nn.functional.cross_entropy(logits, target, reduction="none")
         dice: torch.Tensor = self._dice(logits, target, mask)
         return dice + (each * mask[:, 0]).sum() / mask.sum().clamp_min(1)
+
+
+class StructureLoss:
+    """Dice and binary cross-entropy of structures that share voxels, as nnU-Net trains its regions: a sigmoid for each.
+
+    Args:
+        structures: (K) the classes of each.
+        classes: background included.
+        batch: one Dice over all images of a batch, not one each.
+    """
+
+    def __init__(self, structures: Sequence[Sequence[int]], classes: int, batch: bool = False) -> None:
+        from monai.losses import MaskedDiceLoss
+
+        self._dice = MaskedDiceLoss(sigmoid=True, batch=batch)
+        self._of = membership(structures, classes)
+
+    def __call__(self, logits: torch.Tensor, target: torch.Tensor, counts: torch.Tensor | None = None) -> torch.Tensor:
+        """Scalar loss of (B, K, *S) logits of the structures and (B, C, *S) one-hot labels of the classes.
+
+        Args:
+            counts: as for :class:`SegmentationLoss`.
+        """
+        true = torch.einsum("kc,bc...->bk...", self._of.to(target), target).clamp(0, 1)
+        mask = torch.ones_like(logits[:, :1]) if counts is None else counts.to(logits.dtype)
+        each = torch.nn.functional.binary_cross_entropy_with_logits(logits, true, reduction="none").mean(1, keepdim=True)
+        dice: torch.Tensor = self._dice(logits, true, mask)
+        return dice + (each * mask).sum() / mask.sum().clamp_min(1)
+
+
+def make_segmentation_loss(
+    structures: Sequence[Sequence[int]], classes: int, batch: bool = False
+) -> SegmentationLoss | StructureLoss:
+    """The loss of a segmentation network: of classes, or of structures that share voxels."""
+    return StructureLoss(structures, classes, batch) if structures else SegmentationLoss(batch)
 
 
 class LossTerms(NamedTuple):

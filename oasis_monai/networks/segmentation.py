@@ -20,6 +20,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from oasis_monai.networks.layers import avoid_amx_bug
+from oasis_monai.networks.structures import StructureNetwork
 from oasis_monai.utils.config import INFERENCE_ONLY, identity_of, make_tuples, require
 from oasis_monai.utils.errors import ConfigError
 from oasis_monai.utils.memory import Batched
@@ -112,9 +113,18 @@ class NetworkSettings:
         return {"name": name, **{k: v for k, v in identity_of(self, "segmentation").items() if k not in of_others}}
 
 
-def make_network(name: str, classes: int, settings: NetworkSettings, channels: int = 1) -> nn.Module:
+def make_network(
+    name: str, classes: int, settings: NetworkSettings, channels: int = 1, structures: Sequence[Sequence[int]] = ()
+) -> nn.Module:
     """The network of one of :data:`NETWORKS`: ``(B, channels, *S) -> (B, classes, *S)`` logits; a :class:`ConvNet` in training
-    mode gives a list, its auxiliary outputs behind the main one."""
+    mode gives a list, its auxiliary outputs behind the main one.
+
+    Args:
+        structures: where structures share voxels, the classes of each; in training mode the network then gives their K outputs
+            (:class:`.StructureNetwork`).
+    """
+    if structures:
+        return StructureNetwork(make_network(name, len(structures), settings, channels), structures, classes)
     dims = NETWORKS[name]
     if settings.kind(name) == "convnet":
         return avoid_amx_bug(ConvNet(dims, classes, settings.convnet, len(settings.deep_supervision), channels))

@@ -13,12 +13,18 @@ from torch.nn import functional as F
 
 from oasis_monai.networks import depthwise
 from oasis_monai.networks.layers import avoid_amx_bug
+from oasis_monai.networks.structures import class_logits, membership
 from oasis_monai.utils.config import INFERENCE_ONLY, absent_as, identity_of, make_tuples, not_used_by, require
 from oasis_monai.utils.errors import ConfigError
 
 
 def make_slice_network(
-    classes: int, settings: JointSettings, pretrained: bool | None = None, shape: bool = False, channels: int = 1
+    classes: int,
+    settings: JointSettings,
+    pretrained: bool | None = None,
+    shape: bool = False,
+    channels: int = 1,
+    structures: Sequence[Sequence[int]] = (),
 ) -> SliceUNet | SliceUNetEnsemble:
     """The slice network or networks of the settings.
 
@@ -27,9 +33,13 @@ def make_slice_network(
         pretrained: in the place of the settings'; False where weights are loaded over them anyway.
         shape: whether the expected shape is shown beside the atlases, as under slice folds.
         channels: of a scan.
+        structures: see :class:`SliceUNet`.
     """
     start = settings.pretrained if pretrained is None else pretrained
-    networks = [SliceUNet(classes, settings.atlases, settings.decoder, start, shape, channels) for _ in range(settings.members)]
+    networks = [
+        SliceUNet(classes, settings.atlases, settings.decoder, start, shape, channels, structures)
+        for _ in range(settings.members)
+    ]
     return networks[0] if len(networks) == 1 else SliceUNetEnsemble(networks)
 
 
@@ -187,6 +197,8 @@ class SliceUNet(nn.Module):
         decoder: see :class:`JointSettings`.
         pretrained: load the ImageNet weights of the installed package.
         channels: of a scan. The first convolution of an encoder for several starts as that of one does on their mean.
+        structures: where structures share voxels, the classes of each: the network has an output for each structure, which it
+            gives in training, and makes logits of classes of them (:mod:`.structures`).
 
     Shapes: ``forward((B, 3 * channels + extra, x, y)) -> (B, classes, x, y)`` logits, ``extra`` those of atlases and shape.
     ``bfloat16`` runs the decoder in bfloat16 and, while training on a CPU, also the encoder's convolutions of one voxel.
@@ -194,6 +206,8 @@ class SliceUNet(nn.Module):
     The encoder's batch norms keep the statistics of ImageNet in training as well: a batch of neighbouring slices has no
     statistics worth learning.
     """
+
+    of: torch.Tensor | None
 
     def __init__(
         self,
@@ -203,6 +217,7 @@ class SliceUNet(nn.Module):
         pretrained: bool = True,
         shape: bool = False,
         channels: int = 1,
+        structures: Sequence[Sequence[int]] = (),
     ) -> None:
         super().__init__()
         from oasis_monai.networks.encoders import imagenet_network, untrained_network
@@ -222,7 +237,9 @@ class SliceUNet(nn.Module):
         below = (ENCODER[-1], *decoder[:3])
         skips = ENCODER[-2::-1]
         self.up = nn.ModuleList(_twice(b + skip, out) for b, skip, out in zip(below, skips, decoder, strict=True))
-        self.last = nn.Sequential(nn.Conv2d(decoder[-1], 4 * classes, 3, padding=1), nn.PixelShuffle(2))
+        self.register_buffer("of", membership(structures, classes) if structures else None, persistent=False)
+        outputs = len(structures) or classes
+        self.last = nn.Sequential(nn.Conv2d(decoder[-1], 4 * outputs, 3, padding=1), nn.PixelShuffle(2))
         avoid_amx_bug(self)
 
     def train(self, mode: bool = True) -> SliceUNet:
@@ -253,14 +270,21 @@ class SliceUNet(nn.Module):
             logits: torch.Tensor = self.last(h)
         if self.trust is not None:
             logits = logits.float() + self.prior_logits(image[:, own:], self.trust)
+        if self.of is not None and not self.training:
+            logits = class_logits(logits, self.of)
         return logits[..., :height, :width]
 
     def prior_logits(self, beside: torch.Tensor, trust: torch.Tensor) -> torch.Tensor:
-        """(B, classes, x, y) logits from the atlases' labels or the expected shape, before the image is used."""
+        """(B, classes, x, y) logits from the atlases' labels or the expected shape, before the image is used; of structures that
+        share voxels one for each."""
         if self.shape:  # bounded, so that the image can always overrule it
             inside = 2 * torch.tanh(trust * MAX_DISTANCE / 2 * (beside[:, 1 - self.classes :] - 1))
+            if self.of is not None:  # a structure is where any of its classes is
+                return torch.stack([inside[:, own[1:].bool()].amax(1) for own in self.of], 1)
             return torch.cat([-inside.amax(1, keepdim=True), inside], 1)
         labels = beside.unflatten(1, (self.atlases, -1))[:, :, self.channels :].mean(1)
+        if self.of is not None:
+            return trust * (2 * torch.einsum("kc,bcxy->bkxy", self.of[:, 1:].to(labels), labels) - 1)
         return trust * (2 * torch.cat([1 - labels.sum(1, keepdim=True), labels], 1) - 1)
 
 

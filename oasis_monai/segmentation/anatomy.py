@@ -16,7 +16,7 @@ import numpy as np
 import torch
 
 from oasis_monai.transforms.components import bounding_box, holes, pieces
-from oasis_monai.transforms.labels import ignored
+from oasis_monai.transforms.labels import belongs_to, ignored
 
 NOTEWORTHY = 0.01
 """Part of a structure's volume below which a piece or a hole does not count: removing it changes Dice by half a point at most,
@@ -57,12 +57,16 @@ class StructureShape:
         return cls(float(values["volume_ml"]), parts, empty, (x, y, z), tuple(map(str, values["touches"])))
 
 
-def measure_anatomy(label: torch.Tensor, spacing_mm: Sequence[float], names: Sequence[str]) -> dict[str, StructureShape]:
+def measure_anatomy(
+    label: torch.Tensor, spacing_mm: Sequence[float], names: Sequence[str], structures: Sequence[Sequence[int]] = ()
+) -> dict[str, StructureShape]:
     """What a label shows of every structure.
 
     Args:
         label: (x, y, z) class indices; ``names[i]`` is class i + 1.
         spacing_mm: voxel size along x, y, z.
+        structures: where structures share voxels, the classes of each of ``names``. None then touches another: which
+            shares voxels with which is no matter of neighbours.
 
     Returns:
         By name. Empty for a label with voxels that nobody labelled: what is in pieces there may be one.
@@ -77,6 +81,9 @@ def measure_anatomy(label: torch.Tensor, spacing_mm: Sequence[float], names: Seq
     """
     if bool(ignored(label).any()):
         return {}
+    if structures:
+        parts = zip(names, (belongs_to(label, own).to(torch.uint8) for own in structures), strict=True)
+        return {name: measure_anatomy(part, spacing_mm, [name])[name] for name, part in parts}
     array, spacing = label.detach().cpu().numpy(), np.asarray(spacing_mm, float)
     voxel_ml = float(spacing.prod()) / 1000
     counts = np.bincount(array.ravel(), minlength=len(names) + 1)

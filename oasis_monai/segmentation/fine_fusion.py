@@ -85,12 +85,14 @@ class FineFusion:
         raters = max((n for method, n in results if method == "STAPLE"), default=0)
         said = torch.empty(raters, *self.size, dtype=torch.uint8)
         votes = {key: torch.empty(classes, *self.size) for key in weighted}
-        compared = {key: torch.zeros(2, classes - 1, 2, dtype=torch.float64) for key in weighted if METHODS[key[0]].predicts_dice}
+        structures = self.evidence.library.structures
+        none = torch.zeros(2, len(structures) or classes - 1, 2, dtype=torch.float64)
+        compared = {key: none.clone() for key in weighted if METHODS[key[0]].predicts_dice}
         for slab in slabs(self.size, classes * (len(weighted) + 4)) if weighted or raters else ():
             hard = self._vote(slab, weighted, votes, raters)
             said[:, slab] = hard[:raters]
             for key in compared if alone else ():
-                compared[key] += consensus(hard[: key[1]], votes[key][:, slab])
+                compared[key] += consensus(hard[: key[1]], votes[key][:, slab], structures)
         made = dict(results)
         for key, result in results.items():
             if key in votes:
@@ -147,7 +149,8 @@ class FineFusion:
         counts = result.agreement.clone()  # of networks with each other on the working grid, which both know
         counts[1] = 0
         for slab in slabs(self.size, maps):
-            counts[1] += overlap_counts(decide(fused[:, slab]), decide(self.networks[:, :, slab].mean(0)), len(fused))
+            said = decide(fused[:, slab]), decide(self.networks[:, :, slab].mean(0))
+            counts[1] += overlap_counts(*said, len(fused), self.evidence.library.structures)
         opinions = None
         if key[0] == "OASIS-joint":
             opinions = self._opinions(fused, slice(None)) if self.keep_opinions else None

@@ -11,6 +11,7 @@ from oasis_monai.atlases.library import AtlasLibrary
 from oasis_monai.atlases.selection import nearest
 from oasis_monai.segmentation.anatomy import AnatomyStatistics, StructureShape
 from oasis_monai.segmentation.views import Tried, chosen
+from oasis_monai.transforms.labels import belongs_to
 
 UNLIKE_ATLASES, EMPTY, CUT, FOLDING, UNSURE, VIEW = "unlike_atlases", "empty", "cut", "folding", "unsure", "view"
 PIECES, HOLES, VOLUME, NEIGHBOURS = "pieces", "holes", "volume", "neighbours"
@@ -74,19 +75,25 @@ def unlike_atlases(distances: torch.Tensor, limit: float | None) -> Flag | None:
     return Flag(UNLIKE_ATLASES, f"the scan differs from all atlases ({found}): does it show the body part of the training scans?")
 
 
-def empty(label: torch.Tensor, names: Sequence[str]) -> Flag | None:
-    """Whether a structure was not found: ``label`` holds class indices, ``names[i]`` is class i + 1."""
-    absent = [name for i, name in enumerate(names, 1) if not bool((label == i).any())]
+def empty(label: torch.Tensor, names: Sequence[str], structures: Sequence[Sequence[int]] = ()) -> Flag | None:
+    """Whether a structure was not found: ``label`` holds class indices; ``names[i]`` is class i + 1, or of the classes
+    ``structures[i]``."""
+    absent = [name for name, own in _members(names, structures) if not bool(belongs_to(label, own).any())]
     return Flag(EMPTY, f"no voxel of {', '.join(absent)}") if absent else None
 
 
-def cut(label: torch.Tensor, seen: torch.Tensor, names: Sequence[str]) -> Flag | None:
+def _members(names: Sequence[str], structures: Sequence[Sequence[int]]) -> list[tuple[str, Sequence[int]]]:
+    """The classes of each structure."""
+    return list(zip(names, structures or [(index,) for index in range(1, len(names) + 1)], strict=True))
+
+
+def cut(label: torch.Tensor, seen: torch.Tensor, names: Sequence[str], structures: Sequence[Sequence[int]] = ()) -> Flag | None:
     """Whether a structure touches the border of what was looked at.
 
     Args:
         label: (x, y, z) class indices on the working grid.
         seen: (x, y, z) bool, the part of that grid that lies in the scan (a box).
-        names: ``names[i]`` is class i + 1.
+        names, structures: as for :func:`empty`.
     """
     touching: set[int] = set()
     for axis in range(3):
@@ -95,7 +102,7 @@ def cut(label: torch.Tensor, seen: torch.Tensor, names: Sequence[str]) -> Flag |
         if len(along):
             for end in (int(along[0]), int(along[-1])):
                 touching |= set(label.select(axis, end).unique().tolist())
-    cut_off = [name for i, name in enumerate(names, 1) if i in touching]
+    cut_off = [name for name, own in _members(names, structures) if touching.intersection(own)]
     if not cut_off:
         return None
     return Flag(CUT, f"{', '.join(cut_off)} at the border of the model's field of view: part may lie outside")

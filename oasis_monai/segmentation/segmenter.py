@@ -260,7 +260,7 @@ class Segmenter:
         if "estimate" in methods:
             if network_probabilities is None or evidence.estimate is None:
                 raise ValueError("the method 'estimate' needs a joint model")
-            compared = agreement(network_probabilities, None)
+            compared = agreement(network_probabilities, None, self.library.structures)
             results["estimate", 0] = Result(evidence.estimate, None, compared, uncertainty(network_probabilities).cpu())
         aligning = methods_that_need(ALIGNMENT, methods)
         if aligning:
@@ -294,10 +294,10 @@ class Segmenter:
             # compared with the networks where there are any, else among the atlases
             opinions, kept = fused[None], None
             if network_probabilities is not None:
-                counts = agreement(network_probabilities, fused)
+                counts = agreement(network_probabilities, fused, self.library.structures)
                 opinions = torch.cat([network_probabilities.to(fused), opinions])
             else:
-                counts = consensus(torch.stack(votes[: key[1]]), fused)
+                counts = consensus(torch.stack(votes[: key[1]]), fused, self.library.structures)
             if key[0] == "OASIS-joint":
                 fused = self.vote_with_networks(fused, network_probabilities, key[1])
                 kept = opinions if keep_opinions else None
@@ -333,7 +333,7 @@ class Segmenter:
             return None
         if self.views.views == "doubtful" and len(self.library) and self.library.detail_voxels > MOST_SEARCHED:
             return None
-        volumes = AtlasVolumes.of(self.library.labels, self.library.classes)
+        volumes = AtlasVolumes.of(self.library.labels, self.library.classes, self.library.structures)
         quick = self.estimator.quick()
         return ViewSearch(self.views, volumes, lambda seen: see(quick, seen).networks, lambda: self.usual_agreement)
 

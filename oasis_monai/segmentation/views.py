@@ -27,6 +27,7 @@ import numpy as np
 import torch
 
 from oasis_monai.data.types import Preprocessed
+from oasis_monai.networks.structures import membership
 from oasis_monai.segmentation.agreement import overlap_counts, overlaps
 from oasis_monai.transforms.labels import decide
 from oasis_monai.transforms.spatial import SLICE_AXES
@@ -138,6 +139,7 @@ class AtlasVolumes:
         always: (C-1,) bool, whether nearly every atlas has it.
         common: (2, C-1) between how many voxels :data:`COMMON` of the atlases that have it lie.
         grid: voxels of that grid; 0 where results are on no other.
+        structures: the classes of each, where structures share voxels; the numbers above are then of K structures, not of C - 1.
     """
 
     lowest: np.ndarray
@@ -145,21 +147,25 @@ class AtlasVolumes:
     always: np.ndarray
     common: np.ndarray
     grid: int = 0
+    structures: tuple[tuple[int, ...], ...] = ()
 
     @classmethod
-    def of(cls, labels: torch.Tensor, classes: int) -> AtlasVolumes:
+    def of(cls, labels: torch.Tensor, classes: int, structures: tuple[tuple[int, ...], ...] = ()) -> AtlasVolumes:
         """Of (N, 1, x, y, z) labels."""
         counts = np.array([torch.bincount(label.flatten().int(), minlength=classes)[1:classes].numpy() for label in labels])
+        counts = _of_structures(counts, structures)
         there = counts > 0
         lowest = np.where(there, counts, np.inf).min(0)
         own = [counts[has, index] for index, has in enumerate(there.T)]
         common = np.array([np.percentile(one, COMMON) if len(one) else (0, np.inf) for one in own]).reshape(-1, 2).T
-        return cls(lowest, counts.max(0).astype(float), there.mean(0) >= ALWAYS, common, labels[0].numel())
+        return cls(lowest, counts.max(0).astype(float), there.mean(0) >= ALWAYS, common, labels[0].numel(), structures)
 
     def voxels(self, probability: torch.Tensor) -> np.ndarray:
         """(C-1,) how large a result (C, x, y, z) has the structures, in voxels of the atlases' grid."""
         counts = torch.bincount(decide(probability).flatten().int(), minlength=len(probability))[1:]
-        return counts.numpy() * (self.grid / probability[0].numel() if self.grid else 1.0)  # it may be on the fine grid
+        return _of_structures(counts.numpy(), self.structures) * (
+            self.grid / probability[0].numel() if self.grid else 1.0
+        )  # it may be on the fine grid
 
     def other_sizes(self, voxels: np.ndarray) -> list[View]:
         """In which sizes a scan would have the structures as most atlases have them, so many ``voxels`` were found of; none where
@@ -182,11 +188,16 @@ class AtlasVolumes:
         return float(values.mean()) if len(values) else 0.0
 
 
+def _of_structures(counts: np.ndarray, structures: tuple[tuple[int, ...], ...]) -> np.ndarray:
+    """Voxels (..., C-1) of the classes -> (..., K) of structures."""
+    return counts @ membership(structures, counts.shape[-1] + 1)[:, 1:].numpy().T.astype(counts.dtype) if structures else counts
+
+
 def networks_agreement(probabilities: torch.Tensor, atlases: AtlasVolumes) -> float:
     """How much two networks agree: (2, C, x, y, z) probabilities of one view."""
     one, other = (decide(probability).cpu() for probability in probabilities)
     classes = probabilities.shape[1]
-    common, both = overlap_counts(one, other, classes).numpy().T
+    common, both = overlap_counts(one, other, classes, atlases.structures).numpy().T
     return atlases.agreement(common / np.maximum(both, 1), both / 2)
 
 

@@ -10,7 +10,7 @@ from torch import nn
 
 from oasis_monai.atlases.library import AtlasLibrary
 from oasis_monai.data.types import IGNORE
-from oasis_monai.networks.losses import SegmentationLoss
+from oasis_monai.networks.losses import make_segmentation_loss
 from oasis_monai.networks.segmentation import NetworkSettings, Predictor, make_network
 from oasis_monai.networks.slice_unet import JointSettings
 from oasis_monai.training.patches import PatchDrawer
@@ -24,8 +24,9 @@ from oasis_monai.utils.interpolation import pool
 def train_segmentation(context: FitContext, network: str, settings: NetworkSettings | None = None) -> nn.Module:
     """Train a segmentation network on a library, or load it when the folder already holds the finished one.
 
-    A step sees ``training.batch`` images; the loss is MONAI's Dice + cross-entropy, over the voxels that somebody labelled. Where
-    the library has a fine grid the images are patches of that (:class:`.PatchDrawer`).
+    A step sees ``training.batch`` images; the loss is MONAI's Dice + cross-entropy (of structures that share voxels,
+    :class:`.StructureLoss`), over the voxels that somebody labelled. Where the library has a fine grid the images are patches of
+    that (:class:`.PatchDrawer`).
 
     Args:
         context: ``network.safetensors`` (resumable checkpoint) and ``history.csv`` go to its folder.
@@ -39,7 +40,8 @@ def train_segmentation(context: FitContext, network: str, settings: NetworkSetti
     settings = settings or NetworkSettings()
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(context.seed)  # the initial weights
-        model = make_network(network, context.library.classes, settings, context.library.channels).to(context.device)
+        library = context.library
+        model = make_network(network, library.classes, settings, library.channels, library.structures).to(context.device)
     context.begin(model)
     trainer = _SegmentationTrainer(context, network, model, settings)
     return fit(trainer, context.path("network.safetensors"), context.progress, context.name, context.watch)
@@ -63,7 +65,7 @@ class _SegmentationTrainer(Trainer):
         self.weights = (1.0, *network.deep_supervision)
         self.optimiser = torch.optim.Adam(model.parameters(), lr=self.settings.lr, fused=True)
         self.augmentation = context.augmented()
-        self.loss = SegmentationLoss()
+        self.loss = make_segmentation_loss(self.library.structures, self.library.classes)
         self.device = next(model.parameters()).device
         # full-size convolutions take half of the time in bfloat16 on a CPU that is made for it; others gain little
         self.bfloat16 = self.settings.amp or (network.kind(name) == "dynunet" and use_bfloat16(self.device, None))

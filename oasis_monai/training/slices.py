@@ -19,7 +19,7 @@ from oasis_monai.atlases.slices import (
     slices_near_structure,
 )
 from oasis_monai.data.types import IGNORE
-from oasis_monai.networks.losses import SegmentationLoss
+from oasis_monai.networks.losses import make_segmentation_loss
 from oasis_monai.networks.slice_unet import WINDOW, JointSettings, SliceUNet, SliceUNetEnsemble, check_size, make_slice_network
 from oasis_monai.training.tracking import mean_dice
 from oasis_monai.training.trainer import FitContext, Trainer, fit, generator, load_weights
@@ -58,7 +58,7 @@ def train_slice_network(context: FitContext, joint: JointSettings) -> SliceUNet 
     stored = load_if_whole(path) if path else None
     files = [path.parent / f"member{number}" / FILE if path else None for number in range(members)]
     if path and stored:
-        together = make_slice_network(library.classes, joint, False, context.same_case, library.channels)
+        together = make_slice_network(library.classes, joint, False, context.same_case, library.channels, library.structures)
         load_weights(together, stored[0], path)
         together = together.to(context.device).eval()
     else:
@@ -88,7 +88,8 @@ def _train_member(context: FitContext, joint: JointSettings, path: Path | None, 
         torch.manual_seed(context.seed)  # the decoder's initial weights
         library, shape = context.library, context.same_case
         pretrained = joint.pretrained and context.start is None
-        model = SliceUNet(library.classes, joint.atlases, joint.decoder, pretrained, shape, library.channels)
+        channels, structures = library.channels, library.structures
+        model = SliceUNet(library.classes, joint.atlases, joint.decoder, pretrained, shape, channels, structures)
         model = model.to(context.device)
     context.begin(model, part)
     fit(SliceTrainer(context, model, joint), path, context.progress, context.name, context.watch)
@@ -117,7 +118,7 @@ class SliceTrainer(Trainer):
         self.augmentation = context.augmented()
         self.spacings_mm = context.spacings_mm[:, :2] / torch.tensor((library.fine_factor or (1, 1))[:2])
         # over the batch, not per slice: a slice without the structure has no Dice of its own
-        self.loss = SegmentationLoss(batch=True)
+        self.loss = make_segmentation_loss(library.structures, library.classes, batch=True)
         rows = torch.arange(len(library))
         self.near = nearest_slice_atlases(library, joint.atlases, context.same_case, rows)
         self.expected: torch.Tensor | None = None

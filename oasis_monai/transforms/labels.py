@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 import torch
 
@@ -17,6 +17,14 @@ def ignored(label: torch.Tensor) -> torch.Tensor:
 def structures(label: torch.Tensor) -> torch.Tensor:
     """Class indices -> bool of the same shape: the voxels of any structure, neither background nor ignored."""
     return (label > 0) & ~ignored(label)
+
+
+def belongs_to(label: torch.Tensor, classes: Sequence[int]) -> torch.Tensor:
+    """Class indices -> bool of the same shape: the voxels of a structure of these classes."""
+    found = label == classes[0]
+    for index in classes[1:]:
+        found |= label == index
+    return found
 
 
 def labelled(one_hot: torch.Tensor) -> torch.Tensor:

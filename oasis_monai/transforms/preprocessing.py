@@ -348,6 +348,8 @@ class PreprocessCache:
             key |= {"background": case.background} if case.background else {}
             key |= {} if self.ignore is None else {"ignore": self.ignore}
             key |= {"names": case.names} if case.names else {}
+            key |= {"masks": [self.content(path) for _, path in case.masks]} if case.masks else {}
+            key |= {"structures": case.structures} if case.structures else {}
             label_file = self.folder / f"{digest(key, 40)}.label"
         image = load_if_whole(image_file)
         label = None if label_file is None else load_if_whole(label_file)

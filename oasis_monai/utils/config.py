@@ -159,7 +159,7 @@ def make_group(kind: type[T], values: Any, group: str, **more: Any) -> T:
         raise ConfigError(
             f"{group}.{unknown[0]}" if group else unknown[0], f"one of {sorted(known)}", "an unknown key", "correct or remove it"
         )
-    options = {k: tuple(v) if isinstance(v, list) else v for k, v in values.items()}
+    options = {k: _with_tuples(v) for k, v in values.items()}
     hints = typing.get_type_hints(kind)
     for key, value in options.items():
         if (group, key) in IDS and isinstance(value, tuple):
@@ -168,6 +168,13 @@ def make_group(kind: type[T], values: Any, group: str, **more: Any) -> T:
         if not _fits((value,) if one_for_list else value, hints[key]):
             raise ConfigError(f"{group}.{key}" if group else key, _words(hints[key]), values[key])
     return kind(**options, **more)
+
+
+def _with_tuples(value: Any) -> Any:
+    """Lists of a YAML file as tuples, those in a map too."""
+    if isinstance(value, Mapping):
+        return {k: tuple(v) if isinstance(v, list) else v for k, v in value.items()}
+    return tuple(value) if isinstance(value, list) else value
 
 
 SCALARS = {

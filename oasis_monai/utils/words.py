@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import textwrap
 from collections.abc import Iterable
 
@@ -20,6 +21,16 @@ def listed(words: Iterable[str], most: int = SHOWN) -> str:
     every = list(words)
     more = f" and {len(every) - most} more" if len(every) > most else ""
     return ", ".join(every[:most]) + more
+
+
+def natural(text: str) -> str:
+    """A key that sorts texts with numbers in them as people count.
+
+    Examples:
+        >>> sorted(["label_103", "label_13", "aorta"], key=natural)
+        ['aorta', 'label_13', 'label_103']
+    """
+    return re.sub(r"\d+", lambda number: number[0].zfill(12), text)
 
 
 def shortened(text: str, where: str, most: int = LONGEST) -> str:

@@ -24,13 +24,13 @@ from oasis_monai.training.trainer import TRAINING_VERSION
 from oasis_monai.transforms.labels import structures
 from oasis_monai.utils.errors import ConfigError, DataError, Fault
 from oasis_monai.utils.files import digest, locked, write_json, write_text
-from oasis_monai.workflows.evaluate import with_structures_of
 from oasis_monai.workflows.further_training import FURTHER_VERSION, RATE, SHARE, train_further
 from oasis_monai.workflows.library import SAME
 from oasis_monai.workflows.model import Model, load_model
 from oasis_monai.workflows.model_folder import describe, write_parts
 from oasis_monai.workflows.prepare import Dataset, complete_data, find_and_check, prepare
 from oasis_monai.workflows.run_record import Clock, run_record
+from oasis_monai.workflows.same_structures import with_structures_of
 from oasis_monai.workflows.training_record import keep_histories, tell_where, tracking_of
 
 Log = Callable[[str], None]
@@ -115,7 +115,7 @@ def _read_scans(model: Model, options: Settings, cache: Path, log: Log) -> _Scan
         ConfigError, DataError: see :func:`adapt_model`.
     """
     found = complete_data(options.data, cache, "train", model.record.channels)
-    data, told = _with_same_structures(model.labels, found.data)
+    data, told = _with_same_structures(model.settings.data, found.data)
     for line in (*found.said, *told):
         log(line)
     settings = replace(model.settings, data=data, device=options.device)
@@ -135,16 +135,24 @@ def _read_scans(model: Model, options: Settings, cache: Path, log: Log) -> _Scan
     library = dataset.library.subset(known)
     patients = tuple(p if p != c else names[c] for c, p in zip(library.cases, library.patients, strict=True))
     renamed = replace(library, cases=tuple(names[case] for case in library.cases), patients=patients)
-    return _Scans(dataset, names, _with_classes_of(model.labels, data, renamed), data)
+    return _Scans(dataset, names, _with_classes_of(model, data, renamed), data)
 
 
-def _with_same_structures(labels: Mapping[str, int], data: DataSettings) -> tuple[DataSettings, list[str]]:
+def _with_same_structures(own: DataSettings, data: DataSettings) -> tuple[DataSettings, list[str]]:
     """The settings of the new scans with the structures of the model, each by its name; a structure without a name of its own
     (``label_1``) by its value.
 
     Raises:
-        ConfigError: some of the model's structures are not there: training would take them for background.
+        ConfigError: some of the model's structures are not there: training would take them for background; or structures share
+            voxels there as in none of the model's labels, for which its networks have no class.
     """
+    if own.structures or data.structures:
+        made, told = with_structures_of(own, data)
+        if new := [name for name in made.labels if name not in own.labels]:
+            remedy = "train a model with these scans, or leave them out by data.include"
+            raise ConfigError("data.structures", "structures that share voxels as in the model's labels", ", ".join(new), remedy)
+        return made, told
+    labels = own.labels
     if all(name == f"label_{value}" for name, value in data.labels.items()):
         there = set(labels.values()) <= set(data.labels.values())
     else:
@@ -153,16 +161,17 @@ def _with_same_structures(labels: Mapping[str, int], data: DataSettings) -> tupl
         found = ", ".join(f"{name}: {value}" for name, value in data.labels.items())
         remedy = f"say which value is which, data.labels={{{', '.join(f'{name}: VALUE' for name in labels)}}}"
         raise ConfigError("data.labels", f"the model's structures {', '.join(labels)}", found, remedy)
-    return with_structures_of(labels, data)
+    return with_structures_of(own, data)
 
 
-def _with_classes_of(labels: Mapping[str, int], data: DataSettings, library: AtlasLibrary) -> AtlasLibrary:
+def _with_classes_of(model: Model, data: DataSettings, library: AtlasLibrary) -> AtlasLibrary:
     """Atlases whose classes are numbered as the model's: the values in their files may have another order."""
     places = torch.arange(IGNORE + 1, dtype=torch.uint8)
     for number, name in enumerate(data.labels, 1):
-        places[number] = [*labels].index(name) + 1
+        places[number] = [*model.labels].index(name) + 1
     fine = tuple(one._replace(label=places[one.label.long()]) for one in library.fine)
-    return replace(library, labels=places[library.labels.long()], fine=fine)
+    members = model.segmenter.library.structures
+    return replace(library, labels=places[library.labels.long()], fine=fine, structures=members)
 
 
 def _names(model: Model, cases: list[str], root: Path) -> dict[str, str]:
@@ -275,7 +284,8 @@ def _record(
         "calibration": "of the model before, fitted without these cases" if before["calibration"] is not None else None,
     }
     new_atlases = {
-        names[case]: describe(library, names[case], model.labels, target.geometry) for case, target in dataset.targets.items()
+        names[case]: describe(library, names[case], model.settings.data.scored, target.geometry)
+        for case, target in dataset.targets.items()
     }
     atlases = {**before["atlases"], **new_atlases}
     patients = {names[case]: patient for case, patient in dataset.patients.items() if patient != case}

@@ -135,7 +135,7 @@ def segment(model: str | Path, input: str | Path, output: str | Path, **options:
     Args:
         model: the folder of a trained model.
         input: a scan, a DICOM series or a folder of scans.
-        output: another folder: a label, a picture and a JSON file per scan, and ``segment.csv``.
+        output: another folder: a label, a picture and a JSON file per scan, ``segment.csv`` and ``statistics.csv``.
         options: see :class:`oasis_monai.workflows.segment.SegmentOptions`.
 
     Returns:

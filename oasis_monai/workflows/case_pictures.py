@@ -19,8 +19,10 @@ from oasis_monai.segmentation.pipeline import CaseResult
 from oasis_monai.segmentation.result import Key
 from oasis_monai.segmentation.views import rows_of
 from oasis_monai.settings import Settings
+from oasis_monai.transforms.labels import belongs_to
 from oasis_monai.utils.files import write_text
 from oasis_monai.utils.words import SHOWN
+from oasis_monai.workflows.scan_result import mask_files
 
 PackedLabels = dict[tuple[str, str, int], bytes]
 """(case, method, n) -> the label of a result, compressed."""
@@ -34,6 +36,10 @@ def save_label(settings: Settings, run_dir: Path, result: Segmentation, method: 
     path = run_dir / "segmentations" / f"{name}.nii.gz"
     if settings.save_segmentations:
         write_label(path, result.label, result.geometry, settings.data.label_values)
+        if settings.save_structures or settings.data.overlap:
+            for structure, file in mask_files(name, list(settings.data.scored), ".nii.gz").items():
+                mask = belongs_to(result.label, settings.data.scored[structure])
+                write_label(path.with_name(file), mask, result.geometry, (0, 1))
     if settings.save_probability and result.probability is not None:
         write_probability(path.with_name(f"{name}_probability.nii.gz"), result.probability, result.geometry)
     return zlib.compress(result.label.numpy().tobytes(), 1)
@@ -113,7 +119,7 @@ def write_case_browser(
         to_canonical(reference, affine)[0],
         {name: to_canonical(result.label.numpy(), affine)[0] for name, result in shown.items()},
         spacing_mm,
-        list(settings.data.labels),
+        list(settings.data.scored),
         [[[used.case, used.slice, round(used.distance, 4)] for used in rows[:n]] for rows in case_result.atlases],
         {
             method_name(*key): [[round(weight, 4) for weight in row] for row in result.weights.tolist()]
@@ -126,6 +132,7 @@ def write_case_browser(
             for key, values in uncertain.items()
             if key in shown_keys(settings, uncertain)
         },
+        settings.data.members,
     )
 
 
@@ -157,7 +164,8 @@ def draw_overlays(
         dsc[row["case"]].append(0.0 if np.isnan(row["dsc"]) else row["dsc"])
     ranked = sorted(dsc, key=lambda case: (float(np.mean(dsc[case])), case))
     ranks = np.linspace(0, len(ranked) - 1, min(settings.overlays, len(ranked))).round().astype(int)
-    names = dict(enumerate(settings.data.labels, 1))
+    data = settings.data
+    names, structures = dict(enumerate(data.labels, 1)), data.shared
     scores = {(r["case"], r["method"], r["n"], r["label"]): r["dsc"] for r in rows if r["region"] == "whole"}
     pictures = set()
     for case in dict.fromkeys(ranked[rank] for rank in ranks):
@@ -168,11 +176,11 @@ def draw_overlays(
         for _, method, n in sorted(key for key in packed_labels if key[0] == case):
             unpacked = np.frombuffer(zlib.decompress(packed_labels[case, method, n]), np.uint8).reshape(volume.geometry.shape)
             label, _ = to_canonical(unpacked, volume.geometry.affine)
-            values = [scores[case, method, n, name] for name in settings.data.labels]
+            values = [scores[case, method, n, name] for name in data.scored]
             name = method_name(method, n)
             title = f"{case}  {name}  {_told(values)}"
             path = run_dir / "overlays" / f"{case}__{name}.png"
-            overlay(path, image, truth, label, spacing_mm, title, labels=names)
+            overlay(path, image, truth, label, spacing_mm, title, labels=names, structures=structures)
             pictures.add(path)
     return pictures
 

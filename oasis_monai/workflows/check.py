@@ -8,7 +8,8 @@ import hashlib
 import io
 import math
 from collections import defaultdict
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from types import MappingProxyType
 
 import numpy as np
 
@@ -33,6 +34,7 @@ def check_cases(
     preprocessing: Preprocessing | None = None,
     look: Callable[[Volume], None] | None = None,
     ignore: int | None = None,
+    structures: Mapping[str, Sequence[int]] = MappingProxyType({}),
 ) -> list[Fault]:
     """Read every case and list everything wrong with the data set; a bad case never hides another.
 
@@ -50,6 +52,7 @@ def check_cases(
         preprocessing: the setting whose field of view the labels should fit into; None: it is not looked at.
         look: called with every case that can be read, to collect other facts about the data set.
         ignore: value in the files of voxels that nobody labelled; None: there are none.
+        structures: where structures share voxels, the classes of each, which are looked at in the place of single classes.
 
     Returns:
         Faults in the order of ``cases``, those of the whole data set last; empty if all is well.
@@ -59,7 +62,9 @@ def check_cases(
     """
     faults: list[Fault] = []
     same: dict[str, list[Case]] = defaultdict(list)
-    volumes_mm3: dict[int, dict[str, float]] = defaultdict(dict)
+    volumes_mm3: dict[str, dict[str, float]] = defaultdict(dict)
+    values = enumerate(label_values[1:], 1)
+    parts = {name: tuple(own) for name, own in structures.items()} or {f"label {value}": (index,) for index, value in values}
     portraits: list[Portrait] = []
     channels: dict[int, str] = {}  # number of channels -> the first case that has so many
     for case in cases:
@@ -84,7 +89,7 @@ def check_cases(
             portraits.append(portrait(volume))
         faults += _spacing_faults(case.id, volume.geometry)
         if volume.label is not None:
-            faults += _label_faults(volume, label_values, volumes_mm3)
+            faults += _label_faults(volume, parts, label_values[0], volumes_mm3)
             if preprocessing is not None:
                 faults += view_faults({case.id: outside_view(volume, preprocessing.working_geometry(volume.geometry))})
     labelled = [case.id for case in cases if case.label is not None]
@@ -97,8 +102,8 @@ def check_cases(
             Fault("", "channels", "as many in every case", found, "give every case the same images, or set data.channels")
         )
     faults += _repeated(cases, same)
-    for index, volumes in sorted(volumes_mm3.items()):
-        faults += _outliers(label_values[index], volumes)
+    for name in parts:
+        faults += _outliers(name, volumes_mm3[name]) if name in volumes_mm3 else []
     repeated = {case.id for group in same.values() if len(group) > 1 for case in group}  # told already
     faults += twin_faults([one for one in portraits if one.case not in repeated], {case.id: case.patient for case in cases})
     return faults
@@ -120,39 +125,53 @@ def _spacing_faults(case: str, geometry: Geometry) -> list[Fault]:
     return faults
 
 
-def _label_faults(volume: Volume, label_values: Sequence[int], volumes_mm3: dict[int, dict[str, float]]) -> list[Fault]:
-    """Faults of one label; adds the volume of every class that is there to ``volumes_mm3[class][case]``."""
+def _label_faults(
+    volume: Volume, parts: Mapping[str, tuple[int, ...]], background: int, volumes_mm3: dict[str, dict[str, float]]
+) -> list[Fault]:
+    """Faults of one label; adds the volume of everything that is there to ``volumes_mm3[name][case]``.
+
+    Args:
+        parts: what is looked at by name, each with its classes.
+        background: its value.
+    """
     from scipy import ndimage
 
     assert volume.label is not None
     label = volume.label[0].numpy()
-    boxes = ndimage.find_objects(label, max_label=len(label_values) - 1)  # class 1 first; None where a class is missing
-    if not any(boxes):
-        found = f"only {label_values[0]}"
+    found_at = ndimage.find_objects(label, max_label=max(max(own) for own in parts.values()))  # class 1 first; None: missing
+    boxes = {name: _around([found_at[index - 1] for index in own]) for name, own in parts.items()}
+    if not any(boxes.values()):
         remedy = "check that the structure is absent: the case is scored and teaches the networks, but is no atlas"
-        return [Fault(volume.case, "label", "some foreground", found, remedy, "warning")]
+        return [Fault(volume.case, "label", "some foreground", f"only {background}", remedy, "warning")]
     faults = []
-    absent = [str(label_values[index]) for index, box in enumerate(boxes, start=1) if box is None]
+    absent = [name.removeprefix("label ") for name, box in boxes.items() if box is None]
     if len(absent) > FEW_ABSENT:
         found = f"none of {listed(absent)}"
         faults.append(Fault(volume.case, "label", "some voxels of each", found, "check that they are absent", "warning"))
-    for index, box in enumerate(boxes, start=1):
-        name = f"label {label_values[index]}"
+    for name, box in boxes.items():
         if box is None and len(absent) > FEW_ABSENT:
             continue
         if box is None:
             faults.append(Fault(volume.case, name, "some voxels", "none", "check that the structure is absent", "warning"))
             continue
-        pieces, count = ndimage.label(label[box] == index, structure=np.ones((3, 3, 3)))
+        own = parts[name]
+        mask = label[box] == own[0] if len(own) == 1 else np.isin(label[box], own)
+        pieces, count = ndimage.label(mask, structure=np.ones((3, 3, 3)))
         sizes = np.bincount(pieces.ravel())[1:]
         total = int(sizes.sum())
-        volumes_mm3[index][volume.case] = total * math.prod(volume.geometry.spacing_mm)
+        volumes_mm3[name][volume.case] = total * math.prod(volume.geometry.spacing_mm)
         if total < FEW_VOXELS:
             faults.append(Fault(volume.case, name, f"at least {FEW_VOXELS} voxels", str(total), "look at the label", "warning"))
         if count > 1:
             found = f"{count}, the largest of {int(sizes.max())} and the others of {total - int(sizes.max())} voxels together"
             faults.append(Fault(volume.case, name, "one connected piece", found, "look for stray voxels", "warning"))
     return faults
+
+
+def _around(boxes: Sequence[tuple[slice, ...] | None]) -> tuple[slice, ...] | None:
+    """The box round boxes; None where there are none."""
+    there = [box for box in boxes if box is not None]
+    return tuple(slice(min(s.start for s in side), max(s.stop for s in side)) for side in zip(*there, strict=True)) or None
 
 
 def _repeated(cases: Sequence[Case], same: dict[str, list[Case]]) -> list[Fault]:
@@ -169,7 +188,7 @@ def _repeated(cases: Sequence[Case], same: dict[str, list[Case]]) -> list[Fault]
     return faults
 
 
-def _outliers(value: int, volumes_mm3: dict[str, float]) -> list[Fault]:
+def _outliers(name: str, volumes_mm3: dict[str, float]) -> list[Fault]:
     """Cases whose volume is out of line: robust z (median and 1.4826 median absolute deviations) of its logarithm."""
     if len(volumes_mm3) < FEWEST_CASES:
         return []
@@ -183,7 +202,7 @@ def _outliers(value: int, volumes_mm3: dict[str, float]) -> list[Fault]:
         if abs(z) > OUTLIER:
             found = f"{volume / 1000:.3g} ml (median {math.exp(middle) / 1000:.3g} ml, robust z {z:+.1f})"
             expected = "a volume like the other cases'"
-            faults.append(Fault(case, f"label {value}", expected, found, "look at the label and the spacing", "warning"))
+            faults.append(Fault(case, name, expected, found, "look at the label and the spacing", "warning"))
     return faults
 
 

@@ -72,10 +72,8 @@ def segment_labelled(
     case_result = segment_case(segmenter, scan, embed, methods, settings.n, fields, segmenter.library.patient_of(volume.case))
     labels = {key: postprocess(key, one) for key, one in case_result.restore().items()}
     truth, classes = volume.label[0], len(settings.data.label_values)
-    dice = {
-        key: [float(common / both) if both else math.nan for common, both in overlap_counts(one.label, truth, classes).tolist()]
-        for key, one in labels.items()
-    }
+    counts = {key: overlap_counts(one.label, truth, classes, settings.data.members).tolist() for key, one in labels.items()}
+    dice = {key: [float(common / both) if both else math.nan for common, both in own] for key, own in counts.items()}
     return case_result, labels, dice
 
 
@@ -118,6 +116,6 @@ def corrupted_rows(
                 for key, result in case_result.results.items():
                     if result.agreement is not None:
                         own = {**about, "method": key[0], "n": key[1]}
-                        scored = zip(settings.data.labels, dice[key], strict=True)
+                        scored = zip(settings.data.scored, dice[key], strict=True)
                         rows += [({**own, "label": label, "dsc": one}, result.agreement) for label, one in scored]
     return sorted(rows, key=lambda row: str(row[0]["case"]))

@@ -284,7 +284,7 @@ class CrossValidation:
             self.postprocessing.try_out(own, key, result, volume.label[0])
             self.labels[case, *key] = save_label(settings, self.run_dir, replace(result, geometry=volume.geometry), *key)
             self.rows += self._score_rows(fold, result, reference, key)
-        if self.split.honest and (trusted := key_to_trust(case_result)) is not None:
+        if self.split.honest and not settings.data.structures and (trusted := key_to_trust(case_result)) is not None:
             with self.clock("suspects"):
                 compared = compare(case_result, trusted, reference, list(settings.data.labels))
                 self.findings += [(trusted, found) for found in findings(case, compared)]
@@ -357,7 +357,8 @@ class CrossValidation:
         label, spacing_mm = to_canonical(result.label.numpy(), result.geometry.affine)
         truth, _ = to_canonical(reference, result.geometry.affine)
         regions: Any = data.regions
-        scores = score_case(label, truth, spacing_mm, list(data.labels), regions, case=result.case)
+        more: Any = {"tolerance_mm": data.tolerance_mm, "structures": data.members}
+        scores = score_case(label, truth, spacing_mm, list(data.scored), regions, case=result.case, **more)
         case = self.dataset.cases[result.case]
         about = {"protocol": self.split.protocol, "fold": fold, "case": case.id, "patient": case.patient, "centre": case.centre}
         about |= {"method": key[0], "n": key[1]}
@@ -368,7 +369,7 @@ class CrossValidation:
         those of slices, nor of centres left out: a new scan mostly comes from a centre of the model's."""
         settings, patients = self.settings, self.dataset.patients
         groups = self.split.testing() if self.split.honest else patient_groups(patients, settings.k, settings.seed, patients)
-        table, calibrations = quality_rows(self.rows, self.agreements, list(settings.data.labels), groups, corrupted)
+        table, calibrations = quality_rows(self.rows, self.agreements, list(settings.data.scored), groups, corrupted)
         write_quality(self.run_dir / "quality.csv", table)
         self.reliability.write(self.run_dir / RELIABILITY, self.split.protocol)
         calibrations = with_temperatures(calibrations, self.reliability.temperatures())
@@ -379,7 +380,8 @@ class CrossValidation:
 
     def find_suspects(self) -> None:
         """Write ``suspects.csv`` and pictures of the first ones. Under slice folds other slices of a wrong label are among the
-        atlases, which repeat it; where no parts are compared there is nothing to hold against a reference."""
+        atlases, which repeat it; where no parts are compared there is nothing to hold against a reference. Structures that share
+        voxels are not looked at: what stands for them is no label of one structure."""
         keys = {found.case: key for key, found in self.findings}
         with self.clock("suspects"):
             agreements = {case: self.agreements[case, *key] for case, key in keys.items()}

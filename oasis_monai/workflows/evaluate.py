@@ -13,7 +13,6 @@ import numpy as np
 import pandas as pd
 import torch
 
-from oasis_monai.data.formats.header import plain
 from oasis_monai.data.io import read_volume, to_canonical
 from oasis_monai.data.settings import DataSettings
 from oasis_monai.data.types import Case, Geometry, Segmentation
@@ -35,7 +34,7 @@ from oasis_monai.segmentation.pipeline import check_choice, number_of_atlases
 from oasis_monai.settings import Settings
 from oasis_monai.transforms.corruptions import UNTOUCHED
 from oasis_monai.transforms.preprocessing import PreprocessCache
-from oasis_monai.utils.errors import ConfigError, DataError, Fault, with_case_in_errors
+from oasis_monai.utils.errors import DataError, Fault, with_case_in_errors
 from oasis_monai.utils.files import file_digest, write_json
 from oasis_monai.workflows.case_pictures import (
     PackedLabels,
@@ -48,11 +47,13 @@ from oasis_monai.workflows.case_pictures import (
 from oasis_monai.workflows.model import Model
 from oasis_monai.workflows.prepare import Log, complete_data, find_and_check
 from oasis_monai.workflows.run_record import Clock, claim_results, run_record
+from oasis_monai.workflows.same_structures import with_structures_of
 from oasis_monai.workflows.scan_result import ScanResult
 
 PROTOCOL, FOLD = "patient", -1  # no patient of the training is among the cases; there are no folds
 EVALUATION_OPTIONS = (
     *("overlays", "browser", "save_segmentations", "save_probability", "save_uncertainty", "progress", "postprocessing"),
+    "save_structures",
 )
 """Settings of an evaluation that are not the model's."""
 
@@ -101,7 +102,7 @@ def evaluate_model(
     n = number_of_atlases(model.segmenter, n)
     method = check_choice(model.segmenter, method, n)
     check_mode(asked.postprocessing, model.anatomy)
-    data, said = with_structures_of(model.labels, found.data)
+    data, said = with_structures_of(model.settings.data, found.data)
     for line in said:
         log(line)
     settings = replace(
@@ -130,37 +131,6 @@ def evaluate_model(
     run.write(cases)
     write_json(output / "run.json", record())
     return output / "scores.csv"
-
-
-def with_structures_of(labels: Mapping[str, int], data: DataSettings) -> tuple[DataSettings, list[str]]:
-    """The settings of a data set with the structures of a model: by name where names are alike, else by value.
-
-    Args:
-        labels: structure -> value, of the model.
-        data: complete settings; other structures that it names become background.
-
-    Returns:
-        The settings, and what the reader should know.
-
-    Raises:
-        ConfigError: some of the model's structures are named there, and the value of another one means something else.
-    """
-    there = {plain(name): name for name in data.labels}
-    own = {name: data.labels[there[plain(name)]] for name in labels if plain(name) in there}
-    if not own:
-        own = {name: value for name, value in labels.items() if value in data.labels.values()}
-        names = {value: name for name, value in data.labels.items()}
-        told = ", ".join(f"{name} is {names[value]} there" for name, value in own.items())
-        said = [f"data: structures by their values: {told}"] if told else []
-        return replace(data, labels=labels), said
-    absent = {name: value for name, value in labels.items() if name not in own}
-    if taken := [name for name, value in absent.items() if value in data.labels.values()]:
-        found = ", ".join(f"{name}: {value}" for name, value in data.labels.items())
-        remedy = f"say which value is {taken[0]}, or rename the structures"
-        raise ConfigError("data.labels", f"the model's structures {', '.join(labels)}", found, remedy)
-    others = {name: value for name, value in data.labels.items() if value not in own.values()}
-    said = [f"data: {', '.join(others)} count as background, as the model does not know them"] if others else []
-    return replace(data, labels={**own, **absent}, background=(*data.background, *others.values())), said
 
 
 def in_order(result: ScanResult, names: Sequence[str], wanted: Sequence[str], geometry: Geometry) -> Segmentation:
@@ -195,7 +165,7 @@ def _content(case: Case) -> str:
     from oasis_monai.data.formats.dispatch import data_files
 
     files = [file for source in case.sources for file in data_files(source)]
-    return file_digest(*files, *(data_files(case.label) if case.label is not None else ()))
+    return file_digest(*files, *(file for label in case.label_files for file in data_files(label)))
 
 
 @dataclass
@@ -266,9 +236,11 @@ class _Evaluation:
         """The rows of ``scores.csv`` and ``quality.csv`` of one case."""
         label, spacing_mm = to_canonical(segmentation.label.numpy(), segmentation.geometry.affine)
         truth, _ = to_canonical(reference, segmentation.geometry.affine)
-        regions: Any = self.settings.data.regions
+        data = self.settings.data
+        regions: Any = data.regions
         about = {"protocol": PROTOCOL, "fold": FOLD, "case": case.id, "method": result.method[0], "n": result.method[1]}
-        scores = score_case(label, truth, spacing_mm, self.names, regions, case=case.id)
+        more: Any = {"tolerance_mm": data.tolerance_mm, "structures": data.members}
+        scores = score_case(label, truth, spacing_mm, list(data.scored), regions, case=case.id, **more)
         self.rows += [{**about, "patient": case.patient, "centre": case.centre, **asdict(score)} for score in scores]
         dsc = {score.label: score.dsc for score in scores if score.region == "whole"}
         for name, one in result.predictions.items():

@@ -82,8 +82,9 @@ def with_embedding(identity: dict[str, Any], embedding: str) -> dict[str, Any]:
 
 
 def ignore_identity(settings: Settings) -> dict[str, Any]:
-    """What a name holds of ``data.ignore``: nothing where it is not set."""
-    return {} if settings.data.ignore is None else {"ignore": settings.data.ignore}
+    """What a name holds of ``data.ignore`` and ``data.structures``: nothing where they are not set."""
+    ignored = {} if settings.data.ignore is None else {"ignore": settings.data.ignore}
+    return ignored | ({"structures": [list(own) for own in settings.data.members]} if settings.data.structures else {})
 
 
 def views_identity(settings: Settings) -> dict[str, Any]:

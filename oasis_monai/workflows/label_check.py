@@ -33,11 +33,12 @@ from oasis_monai.segmentation.pipeline import check_choice, number_of_atlases
 from oasis_monai.segmentation.result import Key
 from oasis_monai.settings import Settings
 from oasis_monai.transforms.preprocessing import PreprocessCache
-from oasis_monai.utils.errors import DataError, Fault, with_case_in_errors
+from oasis_monai.utils.errors import ConfigError, DataError, Fault, with_case_in_errors
 from oasis_monai.workflows.case_pictures import PackedLabels
-from oasis_monai.workflows.evaluate import PROTOCOL, in_order, learned_from, with_structures_of
+from oasis_monai.workflows.evaluate import PROTOCOL, in_order, learned_from
 from oasis_monai.workflows.model import Model
 from oasis_monai.workflows.prepare import Log
+from oasis_monai.workflows.same_structures import with_structures_of
 from oasis_monai.workflows.scan_result import ScanResult
 from oasis_monai.workflows.suspects import TABLE, compared_of, draw_suspects, table_of
 
@@ -49,7 +50,7 @@ def check_labels(
 
     Args:
         model: the trained model, by its usual method and number of atlases.
-        data: complete settings of the data set; its structures are found as :func:`.evaluate.with_structures_of` does.
+        data: complete settings of the data set; its structures are found as :func:`.with_structures_of` does.
         cases: those to look at; cases without a label, and those that cannot be read, are passed over.
         output: gets ``suspects.csv``, ``suspects/`` with pictures, and ``suspects.html``.
         log: gets what the reader should know.
@@ -62,7 +63,10 @@ def check_labels(
     """
     from tqdm import tqdm
 
-    data, said = with_structures_of(model.labels, data)
+    if model.settings.data.structures:
+        remedy = "leave out model=DIR"
+        raise ConfigError("model", "a model whose structures share no voxel", ", ".join(model.structures), remedy)
+    data, said = with_structures_of(model.settings.data, data)
     for line in said:
         log(line)
     run = _LabelCheck(model, replace(model.settings, data=data, overlays=1), output)

@@ -43,7 +43,8 @@ def list_atlases(model: Path) -> str:
         OasisError: it is no model folder, or its library has changed.
     """
     record, library = retry_once(lambda: _read_library(model))
-    labels, features = record["settings"]["data"]["labels"], record["settings"]["features"]
+    data, features = record["settings"]["data"], record["settings"]["features"]
+    labels = data.get("structures") or data["labels"]
     several = library.patients != library.cases
     lines = [["case", *(["patient"] if several else []), "images", *(f"{name} ml" for name in labels), "trained on"]]
     for case in _cases(library):
@@ -101,7 +102,11 @@ def add_atlas(
         own = found.patient if found.patient != found.id else name
         scan = replace(found, id=name, label=label, patient=own if patient is None else patient)
         if own_names := names_in([scan]):
-            scan = replace(scan, names=names_for(own_names, settings.data.labels))
+            scan = replace(scan, names=() if settings.data.overlap else names_for(own_names, settings.data.labels))
+        if settings.data.structures:
+            scan = replace(
+                scan, structures=tuple(settings.data.structures.items()), overlapping=bool(own_names) and settings.data.overlap
+            )
         if theirs := library.cases_of(scan.patient):
             log(f"note: {name} is of the same patient as {', '.join(theirs)}")
         item = _preprocessed(scan, settings, log)
@@ -114,7 +119,7 @@ def add_atlas(
         item = _in_best_view(scan, item, loaded, log)
         new_atlases = _atlases(item, loaded, scan.patient)
         merged = library.merge(new_atlases)
-        described = describe(new_atlases, name, settings.data.labels, item.geometry)
+        described = describe(replace(new_atlases, structures=library.structures), name, settings.data.scored, item.geometry)
         described["scan"] = PreprocessCache(None, settings.preprocessing, settings.data.label_values).image_content(scan)
         atlases = {**loaded.record.values["atlases"], name: described}
         _replace(loaded, merged, atlases, torch.arange(len(library)))
@@ -155,7 +160,7 @@ def _preprocessed(case: Case, settings: Settings, log: Log) -> Preprocessed:
 
     data = settings.data
     faults = [
-        fault for fault in check_cases([case], data.label_values, ignore=data.ignore) if fault.case
+        fault for fault in check_cases([case], data.label_values, ignore=data.ignore, structures=data.shared) if fault.case
     ]  # nothing of a data set
     store = PreprocessCache(None, settings.preprocessing, data.label_values, data.ignore)
     item = None

@@ -75,8 +75,13 @@ class Model:
 
     @property
     def labels(self) -> dict[str, int]:
-        """Structure -> value in label files."""
+        """Structure -> value in label files; where structures share voxels, every combination of them that was trained."""
         return dict(self.settings.data.labels)
+
+    @property
+    def structures(self) -> list[str]:
+        """The structures that are segmented: those of :attr:`labels`, but where structures share voxels."""
+        return list(self.settings.data.scored)
 
     @cached_property
     def embed(self) -> Embedder:
@@ -205,7 +210,9 @@ class Model:
         (key,) = found.results
         known, choice = self.calibrations, choice_for(postprocessing, self.anatomy, self.decisions.get(method_name(*key), {}))
         about = (self.segmenter.library, self.labels, known, self.typical_distance, save_probability)
-        return describe_result(found, key, *about, self.anatomy, choice, save_uncertainty)
+        shared = (self.settings.data.shared, self.settings.data.overlap)
+        described = describe_result(found, key, *about, self.anatomy, choice, save_uncertainty, *shared)
+        return replace(described, model=self.record.version[:16])
 
 
 def load_model(

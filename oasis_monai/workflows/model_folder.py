@@ -9,7 +9,7 @@ only with the checksum it names.
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
@@ -32,6 +32,7 @@ from oasis_monai.segmentation.segmenter import Segmenter
 from oasis_monai.settings import Settings, build
 from oasis_monai.training.registration import make_registration_network
 from oasis_monai.training.trainer import load_weights
+from oasis_monai.transforms.labels import belongs_to
 from oasis_monai.utils.errors import DataError, Fault, OasisError
 from oasis_monai.utils.files import digest, file_digest
 from oasis_monai.utils.tensor_files import load_tensors, save_tensors
@@ -245,11 +246,11 @@ def read_networks(settings: Settings, library: AtlasLibrary, part: Callable[[str
     registration: SpatialTransformModel = loaded(make_registration_network(library, settings.registration), STM_PART)
     if not settings.registration.joint:
         return TrainedNetworks(registration)
-    made = make_slice_network(library.classes, joint, pretrained=False, channels=library.channels)
+    made = make_slice_network(library.classes, joint, False, channels=library.channels, structures=library.structures)
     slices = loaded(made, SLICES_PART)
     volume = None
     if settings.has_volume_network:
-        made_of = (joint.volume_network, library.classes, settings.network, library.channels)
+        made_of = (joint.volume_network, library.classes, settings.network, library.channels, library.structures)
         volume = loaded(make_network(*made_of), VOLUME_PART)
     return TrainedNetworks(registration, slices, volume)
 
@@ -272,18 +273,21 @@ def write_parts(folder: Path, segmenter: Segmenter) -> dict[str, str]:
     return checksums
 
 
-def describe(library: AtlasLibrary, case: str, labels: Mapping[str, int], geometry: Geometry) -> dict[str, Any]:
-    """The entry of ``model.json`` for a case of the library: images, volume of every label on the working grid, and its anatomy.
+def describe(library: AtlasLibrary, case: str, structures: Mapping[str, Sequence[int]], geometry: Geometry) -> dict[str, Any]:
+    """The entry of ``model.json`` for a case of the library: images, volume of every structure on the working grid, its anatomy.
 
     Args:
+        structures: the classes of each (:attr:`.DataSettings.scored`).
         geometry: the working grid of the case.
     """
     rows = [i for i, name in enumerate(library.cases) if name == case]
     label = library.labels[rows]
-    volumes = {name: round(int((label == i).sum()) * geometry.voxel_ml, 3) for i, name in enumerate(labels, 1)}
+    volumes = {name: round(int(belongs_to(label, own).sum()) * geometry.voxel_ml, 3) for name, own in structures.items()}
     shapes = {}
     if rows and (whole := library.label_of(case)).shape == geometry.shape:  # slices that nobody labelled are no atlases
-        shapes = measure_anatomy(whole, geometry.spacing_mm, list(labels))
+        shapes = measure_anatomy(
+            whole, geometry.spacing_mm, list(structures), tuple(structures.values()) if library.structures else ()
+        )
     return {"images": len(rows), "volume_ml": volumes, "anatomy": {name: one.to_json() for name, one in shapes.items()}}
 
 

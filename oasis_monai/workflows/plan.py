@@ -151,7 +151,7 @@ def plan_settings(config: Mapping[str, Any], keep: bool = True) -> Planned:
     if not open_keys(config):
         return Planned(None, build(config), config, said=said)
     measured = fingerprint_of(found.data, found.cases, cache and cache / "measured")
-    kept = kept_by(found.cases, found.data, cache and cache / "measured", lambda case: [file_stamps([case]), list(case.take)])
+    kept = kept_by(found.cases, found.data, cache and cache / "measured", _stamp)
     return replace(plan_for(measured, config, found.data.name, kept), said=said)
 
 
@@ -187,11 +187,12 @@ def fingerprint_of(data: DataSettings, cases: Sequence[Case], cache: Path | None
         except OSError:  # a run that needs a cache says so itself
             cache = None
     more = {} if data.ignore is None else {"ignore": data.ignore}
+    return take_fingerprint(cases, data.label_values, list(data.labels), cache, _stamp, more)
 
-    def stamp(case: Case) -> list[Any]:
-        return [file_stamps([case]), list(case.take)]
 
-    return take_fingerprint(cases, data.label_values, list(data.labels), cache, stamp, more)
+def _stamp(case: Case) -> list[Any]:
+    """What tells whether what is read of a case has changed."""
+    return [file_stamps([case]), list(case.take), *([list(case.structures)] if case.structures else [])]
 
 
 def _check_early(config: Mapping[str, Any]) -> None:

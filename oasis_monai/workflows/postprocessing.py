@@ -48,6 +48,7 @@ def postprocessing_path(settings: Settings, dataset: Dataset) -> Path:
 @dataclass
 class CrossPostprocessing:
     """The post-processing of one cross-validation. Under slice folds there is none: a fold's training labels are no whole ones.
+    Nor is there where structures share voxels: a piece of one may be the place of another.
 
     Args:
         folds: those that are scored. One alone has no others to decide by.
@@ -64,7 +65,8 @@ class CrossPostprocessing:
     @property
     def decides(self) -> bool:
         """Whether results are tried, so that each fold can be decided on the others'."""
-        return self.settings.postprocessing != NONE and self.split.honest and len(self.folds) > 1
+        several = self.split.honest and len(self.folds) > 1
+        return self.settings.postprocessing != NONE and several and not self.settings.data.structures
 
     def anatomy(self, fold: Fold) -> AnatomyStatistics:
         """That of a fold's training labels."""

@@ -115,13 +115,14 @@ def find_and_check(settings: Settings, cache: Path | None, log: Log, part: str =
         + ([] if data.ignore is None else [data.ignore])
         + [list(case.take) for case in cases if case.take]
         + [list(case.names) for case in cases if case.names]
+        + [list(case.structures) for case in cases if case.structures]
     )
     checked = cache / "checked" / f"{stamp}.json" if cache else None
     for fault in unpaired:  # at every run: unpaired files are not part of the stamp
         if fault.severity != "error":
             log(f"warning: {fault}")
     if checked is None or not checked.exists() or any(fault.severity == "error" for fault in unpaired):
-        found = check_cases(cases, data.label_values, ignore=data.ignore)
+        found = check_cases(cases, data.label_values, ignore=data.ignore, structures=data.shared)
         faults = unpaired + found
         errors = [f for f in faults if f.severity == "error"]
         for fault in found:
@@ -200,7 +201,7 @@ def _files(case: Case) -> list[Path]:
     from oasis_monai.data.formats.dispatch import data_files
 
     files: list[Path] = []
-    for source in (*case.sources, *([] if case.label is None else [(case.label,)])):
+    for source in (*case.sources, *((label,) for label in case.label_files)):
         try:
             files += data_files(source if len(source) > 1 else source[0])
         except DataError:  # the check that follows reports it with all other faults
@@ -224,9 +225,10 @@ def prepare(settings: Settings, cases: list[Case], cache: Path | None, log: Log)
     for fault in store.faults():
         log(f"warning: {fault}")
     library = build_library(items, settings.spatial_dims, embed, data.classes, {c.id: c.patient for c in cases})
+    library = replace(library, structures=data.members)
     targets = {item.case: item.without_label() for item in items}
     scans = {c.id: store.image_content(c) for c in cases}
-    labels = {c.id: [] if c.label is None else [store.content(c.label), *c.names] for c in cases}
+    labels = {c.id: [*map(store.content, c.label_files), *c.names, *c.structures] for c in cases}
     content = {c.id: digest([scans[c.id], *labels[c.id]]) for c in cases}
     return Dataset({c.id: c for c in cases}, targets, library, content, scans, embed.key)
 

@@ -3,16 +3,24 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
+import numpy as np
 import torch
 
+from oasis_monai import __version__
 from oasis_monai.atlases.library import AtlasLibrary
+from oasis_monai.data.formats.dicom_source import DicomSource
+from oasis_monai.data.formats.structure import Algorithm, Look, Structure, structures_in, structures_of
 from oasis_monai.data.io import write_label, write_probability
+from oasis_monai.data.segment_table import read_segments
+from oasis_monai.data.structure_files import structure_ending
 from oasis_monai.data.types import Geometry, Preprocessed, Segmentation
 from oasis_monai.evaluation.quality import Calibration
 from oasis_monai.evaluation.quality_tables import calibration_for, temperature_for
@@ -26,9 +34,10 @@ from oasis_monai.segmentation.pipeline import CaseResult
 from oasis_monai.segmentation.postprocessing import Change, Choice, postprocess
 from oasis_monai.segmentation.result import Key
 from oasis_monai.segmentation.views import AS_IT_IS
-from oasis_monai.transforms.labels import decide
+from oasis_monai.transforms.labels import belongs_to, decide
 from oasis_monai.transforms.spatial import inside, resample_label
 from oasis_monai.utils.files import write_json
+from oasis_monai.workflows.result_files import write_named
 
 SLICES = 16  # of a probability map that are worked on at a time
 SAME = 0.01  # standard deviations between two readings of one scan, as from another file format: an affine is float32 in NIfTI
@@ -85,6 +94,8 @@ class ScanResult:
         probability: (C, x, y, z) float32, background first; None unless asked for.
         temperature: at which the probability is given, so that it is reliable (:mod:`oasis_monai.evaluation.reliability`); None:
             not known, it is as the networks and atlases give it.
+        structures: structure -> its classes, where structures share voxels; empty: each class is one. See :meth:`mask`.
+        overlap: whether the training labels had a mask for each structure (``data.overlap``).
         uncertainty: (x, y, z) float32, 0 to 1, see :mod:`oasis_monai.segmentation.uncertainty`; None unless asked for.
         predictions: structure -> :class:`PredictedDice`; :attr:`predicted_dice` has the values alone.
         volume_ml: structure -> volume in millilitres.
@@ -96,6 +107,7 @@ class ScanResult:
         postprocessed: what was removed and filled, each a :class:`oasis_monai.segmentation.postprocessing.Change`.
         view: the view of the scan that was segmented; None for the scan as it is.
         tried: the agreement of every view that was segmented; empty where no other was looked for.
+        model: digest of the model; empty where nobody says.
 
     Examples:
         >>> import oasis_monai
@@ -131,6 +143,9 @@ class ScanResult:
     postprocessed: tuple[Change, ...] = ()
     uncertainty: torch.Tensor | None = None
     temperature: float | None = None
+    model: str = ""
+    structures: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
+    overlap: bool = False
 
     def __repr__(self) -> str:
         method, n = self.method
@@ -145,6 +160,24 @@ class ScanResult:
         values = torch.tensor(self.label_values, dtype=dtype)
         return torch.stack([values[part.long()] for part in self.classes])  # slab by slab: torch takes indices of 8 bytes
 
+    def mask(self, structure: str) -> torch.Tensor:
+        """(x, y, z) uint8: 1 in the voxels of a structure."""
+        members = self.structures or {name: (index,) for index, name in enumerate(self.predictions, 1)}
+        return belongs_to(self.classes, members[structure]).to(torch.uint8)
+
+    def save_masks(self, folder: str | Path, ending: str = ".nii.gz") -> dict[str, Path]:
+        """Write a mask of 0 and 1 for each structure, ``case_structure.nii.gz``; -> structure -> its file.
+
+        Args:
+            folder: where they go.
+            ending: of the files, as for :meth:`save`.
+        """
+        names = mask_files(self.case, list(self.predictions), ending)
+        files = {name: Path(folder) / file for name, file in names.items()}
+        for name, path in files.items():
+            write_label(path, self.mask(name), self.geometry, (0, 1))
+        return files
+
     @property
     def predicted_dice(self) -> dict[str, float | None]:
         """Structure -> Dice to expect, 0 to 1; None where nothing can be predicted."""
@@ -155,19 +188,42 @@ class ScanResult:
         """Whether the predictions were fitted on a cross-validation of the same settings."""
         return all(one.calibrated for one in self.predictions.values())
 
-    def save(self, path: str | Path, probability: str | Path | None = None, uncertainty: str | Path | None = None) -> Path:
-        """Write the label, in the format of the file's ending (``.nii.gz``, ``.nii``, ``.mha``, ``.mhd``).
+    def named_structures(self, looks: Mapping[str, Look] | None = None) -> list[Structure]:
+        """Its structures, as the writers of formats that name them take them; ``looks``: colours and codes by name."""
+        if not self.structures:
+            return structures_in(self.classes.numpy(), list(self.volume_ml), self.label_values[1:], looks)
+        # a value in the label file is a combination of structures, so they are numbered in their order
+        masks = [(name, number, partial(_inside, self, name)) for number, name in enumerate(self.structures, 1)]
+        return structures_of(masks, looks)
+
+    def save(
+        self,
+        path: str | Path,
+        probability: str | Path | None = None,
+        uncertainty: str | Path | None = None,
+        scan: str | Path | DicomSource | None = None,
+        segments: str | Path | Mapping[str, Any] | None = None,
+    ) -> Path:
+        """Write the label, in the format of the file's ending: ``.nii.gz``, ``.nii``, ``.nrrd``, ``.mha``, ``.mhd``,
+        ``.seg.nrrd`` (for 3D Slicer), ``.seg.dcm`` (DICOM SEG) or ``.rtstruct.dcm`` (RTSTRUCT).
 
         Args:
             path: where the label goes.
             probability: where the probability goes, if it was asked for.
             uncertainty: where the uncertainty goes, if it was asked for.
+            scan: of DICOM SEG and RTSTRUCT, the series that was segmented, to which they refer: a file of it or its folder.
+            segments: colours and codes of its structures, see :func:`oasis_monai.data.segment_table.read_segments`.
 
         Raises:
-            DataError: no such format.
+            DataError: no such format, or ``scan`` is no DICOM series or lies elsewhere.
+            ConfigError: a format that needs ``scan`` without it, or highdicom, which is not installed.
             OSError: the file cannot be written.
         """
-        write_label(path, self.classes, self.geometry, self.label_values)
+        if structure_ending(path):
+            made_by = Algorithm(f"oasis-monai {self.method[0]}", __version__, self.model)
+            write_named(path, self.named_structures(read_segments(segments)), self.geometry, self.case, made_by, scan)
+        else:
+            write_label(path, self.classes, self.geometry, self.label_values)
         if probability is not None and self.probability is not None:
             write_probability(probability, self.probability, self.geometry)
         if uncertainty is not None and self.uncertainty is not None:
@@ -222,6 +278,19 @@ class ScanResult:
         }
 
 
+def _inside(result: ScanResult, structure: str) -> np.ndarray:
+    return result.mask(structure).numpy().astype(bool)
+
+
+def mask_files(case: str, structures: Sequence[str], ending: str) -> dict[str, str]:
+    """What the mask of every structure is called: letters, digits, dots and dashes of its name, and a number where two would be
+    called alike."""
+    plain = [re.sub(r"[^\w.-]+", "_", name).strip("._-") or "structure" for name in structures]
+    alike = [one.casefold() for one in plain]
+    names = [one if alike.count(one.casefold()) == 1 else f"{one}_{number}" for number, one in enumerate(plain, 1)]
+    return {name: f"{case}_mask_{one}{ending}" for name, one in zip(structures, names, strict=True)}
+
+
 def describe_result(
     found: CaseResult,
     key: Key,
@@ -233,6 +302,8 @@ def describe_result(
     anatomy: AnatomyStatistics | None = None,
     choice: Choice = MappingProxyType({}),
     keep_uncertainty: bool = False,
+    structures: Mapping[str, tuple[int, ...]] = MappingProxyType({}),
+    overlap: bool = False,
 ) -> ScanResult:
     """The result of one method, post-processed, with all there is to say about it.
 
@@ -246,10 +317,11 @@ def describe_result(
         keep_probability, keep_uncertainty: keep the probability, the uncertainty on the scan's own grid.
         anatomy: of the training labels; None: nothing is known, nothing is flagged.
         choice: the post-processing, which needs ``anatomy``.
+        structures, overlap: see :class:`ScanResult`.
     """
     assert found.selection is not None
     result, segmentation = found.results[key], found.restore(keep_probability)[key]
-    names = list(labels)
+    names, members = list(structures or labels), tuple(structures.values())
     changes: tuple[Change, ...] = ()
     if anatomy is not None:
         segmentation, changes = postprocess(segmentation, anatomy, choice, names)
@@ -268,10 +340,10 @@ def describe_result(
             all(one.calibrated for one in predictions.values()),
         ),
         flags.unlike_atlases(found.selection.distances[:, 0], typical_distance),
-        flags.empty(segmentation.label, names),
-        flags.cut(decide(result.probability), inside(target.native, found.grids[key]), names),
+        flags.empty(segmentation.label, names, members),
+        flags.cut(decide(result.probability), inside(target.native, found.grids[key]), names, members),
         flags.folding(folded, field_voxels),
-        *_implausible(segmentation, target, anatomy, names),
+        *_implausible(segmentation, target, anatomy, names, members),
         flags.view(found.tried),
     )
     spacing_mm = target.geometry.spacing_mm
@@ -281,7 +353,7 @@ def describe_result(
         probability=segmentation.probability,
         geometry=segmentation.geometry,
         predictions=predictions,
-        volume_ml=_volumes(segmentation, names, target.native.voxel_ml),
+        volume_ml=_volumes(segmentation, names, members, target.native.voxel_ml),
         flags=tuple(doubt for doubt in doubts if doubt is not None),
         atlases=uses,
         method=key,
@@ -295,17 +367,23 @@ def describe_result(
         postprocessed=changes,
         temperature=temperature,
         uncertainty=found.uncertainty(key) if keep_uncertainty else None,
+        structures=structures,
+        overlap=overlap,
     )
 
 
 def _implausible(
-    segmentation: Segmentation, target: Preprocessed, anatomy: AnatomyStatistics | None, names: Sequence[str]
+    segmentation: Segmentation,
+    target: Preprocessed,
+    anatomy: AnatomyStatistics | None,
+    names: Sequence[str],
+    members: Sequence[tuple[int, ...]],
 ) -> tuple[Flag, ...]:
     """The flags of a result's anatomy, which is measured as that of a training label was: on the working grid."""
     if anatomy is None:
         return ()
     label = resample_label(segmentation.label[None], segmentation.geometry, target.geometry)[0]
-    return flags.implausible(measure_anatomy(label, target.geometry.spacing_mm, names), anatomy)
+    return flags.implausible(measure_anatomy(label, target.geometry.spacing_mm, names, members), anatomy)
 
 
 def _twin(found: CaseResult, library: AtlasLibrary) -> str | None:
@@ -317,8 +395,12 @@ def _twin(found: CaseResult, library: AtlasLibrary) -> str | None:
     return library.twin(found.unchanged.image, SAME, library.cases) or library.twin(found.target.image, SAME, nearest)
 
 
-def _volumes(segmentation: Segmentation, names: Sequence[str], voxel_ml: float) -> dict[str, float]:
-    return {name: round(float((segmentation.label == i).sum()) * voxel_ml, 3) for i, name in enumerate(names, 1)}
+def _volumes(
+    segmentation: Segmentation, names: Sequence[str], members: Sequence[tuple[int, ...]], voxel_ml: float
+) -> dict[str, float]:
+    classes = members or [(index,) for index in range(1, len(names) + 1)]
+    counts = (belongs_to(segmentation.label, own).sum() for own in classes)
+    return {name: round(float(count) * voxel_ml, 3) for name, count in zip(names, counts, strict=True)}
 
 
 def _atlases_used(found: CaseResult, key: Key, library: AtlasLibrary) -> tuple[tuple[AtlasUse, ...], int]:

@@ -3,30 +3,34 @@
 from __future__ import annotations
 
 import errno
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, TypedDict, Unpack
 
-from oasis_monai.data.formats.dispatch import RESULTS, WRITTEN, data_files, map_ending, remove_array, result_ending
-from oasis_monai.data.io import named, read_volume, to_canonical
+from oasis_monai.data.formats.dispatch import data_files, map_ending, remove_array
+from oasis_monai.data.formats.structure import Look, check_looks
+from oasis_monai.data.image_grid import named
+from oasis_monai.data.io import read_volume, to_canonical
+from oasis_monai.data.segment_table import read_segments
 from oasis_monai.data.settings import DataSettings
 from oasis_monai.data.types import Case, Volume
 from oasis_monai.evaluation.postprocessing import check_mode
+from oasis_monai.evaluation.structure_statistics import measure_structures
 from oasis_monai.segmentation.methods import check_methods
 from oasis_monai.segmentation.pipeline import check_choice, number_of_atlases
 from oasis_monai.segmentation.postprocessing import AUTO, Change
 from oasis_monai.segmentation.segmenter import Segmenter
 from oasis_monai.utils.errors import ConfigError, DataError, Fault
-from oasis_monai.utils.files import file_digest, write_json
+from oasis_monai.utils.files import digest, file_digest, write_json
 from oasis_monai.utils.words import SHOWN, listed, shortened
 from oasis_monai.workflows.fold_models import views_identity
 from oasis_monai.workflows.model import Model, load_model, whole_number
 from oasis_monai.workflows.model_folder import ModelRecord
-from oasis_monai.workflows.scan_result import ScanResult
+from oasis_monai.workflows.result_files import ENDINGS, check_format, label_ending, source_for, write_statistics
+from oasis_monai.workflows.scan_result import ScanResult, mask_files
 from oasis_monai.workflows.segment_table import FAILED, Row, merge_earlier_rows, read_record, row_of, table_text, write_table
 
-FORMATS = tuple(e.removeprefix(".") for e in RESULTS)
 MAPS = ("probability", "uncertainty")  # that can be written beside a label
 HOPELESS = (errno.ENOSPC, errno.EROFS, errno.EDQUOT)  # errors after which the next scan would fail too
 Log = Callable[[str], None]
@@ -41,8 +45,12 @@ class SegmentOptions(TypedDict, total=False):
         device: where to run (``auto``).
         batch: atlases aligned at once (8) [align_batch].
         save_probability, save_uncertainty: write the probability, the uncertainty beside the label.
+        save_structures: write a mask of every structure beside the label; always where the training labels had masks.
         overwrite: do finished scans again.
-        file_format: of the labels, one of :data:`FORMATS` [format]; None: each scan's own (:func:`.result_ending`).
+        file_format: of the labels, one of :data:`.result_files.FORMATS` [format]; None: each scan's own
+            (:func:`.result_ending`). ``dicom-seg`` and ``rtstruct`` need DICOM series.
+        segments: colours and codes of the structures for ``seg.nrrd``, ``dicom-seg`` and ``rtstruct``: a map or the path of a
+            file, see :func:`oasis_monai.data.segment_table.read_segments`.
         postprocessing: ``auto``, ``none`` or ``all``, see :func:`oasis_monai.evaluation.postprocessing.choice_for`.
         views: for which scans other views are looked for, ``none``, ``doubtful`` or ``all``; None: as the model was trained.
         views_below: the agreement below which a scan is doubtful; None: as the model was trained.
@@ -55,8 +63,10 @@ class SegmentOptions(TypedDict, total=False):
     batch: int
     save_probability: bool
     save_uncertainty: bool
+    save_structures: bool
     overwrite: bool
     file_format: str | None
+    segments: str | Path | Mapping[str, Any] | None
     views: str | None
     views_below: float | None
     data: DataSettings | None
@@ -70,7 +80,8 @@ def segment_scans(
     channels that the model has.
 
     A scan is finished when its JSON file exists, which is written last; finished scans are skipped unless ``overwrite``. At the
-    end, also after an interruption, ``segment.csv`` lists all scans of the output folder.
+    end, also after an interruption, ``segment.csv`` lists all scans of the output folder, and ``statistics.csv`` their
+    structures.
 
     Args:
         model: the folder of a trained model.
@@ -95,19 +106,22 @@ def segment_scans(
     model, scans, output = Path(model), Path(scans), Path(output)
     method, file_format = options.get("method"), options.get("file_format")
     channels = ModelRecord.read(model).channels
+    looks = read_segments(options.get("segments"))
     cases = _find_scans(scans, output, method, file_format, log, options.get("data"), channels)
     asked_views = options.get("views"), options.get("views_below")
     loaded = load_model(model, options.get("device", "auto"), options.get("batch", 8), *asked_views)
     asked_n = options.get("n")
     n = number_of_atlases(loaded.segmenter, None if asked_n is None else whole_number("n", asked_n))
     chosen = check_choice(loaded.segmenter, method, n)
+    check_looks(looks, loaded.structures)
     postprocessing = options.get("postprocessing", AUTO)
     check_mode(postprocessing, loaded.anatomy)
     _ = loaded.embed, loaded.calibrations, loaded.decisions  # raise errors of the model here, not as a fault of the first scan
     data = options.get("data")
     anonymous = data is not None and data.anonymous
     maps = tuple(part for part in MAPS if options.get(f"save_{part}", False))
-    run = _Run(loaded, output, chosen, n, maps, file_format, log, anonymous, postprocessing)
+    masks = options.get("save_structures", False) or loaded.settings.data.overlap
+    run = _Run(loaded, output, chosen, n, maps, file_format, log, anonymous, postprocessing, looks, masks)
     faults: list[Fault] = []
     rows: list[Row] = []
     try:
@@ -118,6 +132,7 @@ def segment_scans(
     finally:
         if output.is_dir() or rows:
             write_table(output, merge_earlier_rows(rows, output))
+            write_statistics(output)
     _keep_pairs(loaded.segmenter, model, log)
     for line in table_text(rows).splitlines():
         log(line)
@@ -139,12 +154,12 @@ def _find_scans(
 
     if method is not None:
         check_methods([method])
-    if file_format is not None and file_format not in FORMATS:
-        raise ConfigError("format", f"null (as the scan) or one of {', '.join(FORMATS)}", file_format)
+    check_format(file_format)
     cases = find_scans(scans, data, channels, lambda fault: log(f"warning: {fault}"))
     # X_segmentation there may be X's reference, and in the folder above them a result would be the next run's scan
     if output.resolve() in {scans.resolve(), *(p.resolve().parent for case in cases for s in case.sources for p in s)}:
         raise ConfigError("output", "a folder other than the scans' own", str(output), "give another output=DIR")
+    check_format(file_format, cases)
     return cases
 
 
@@ -188,7 +203,13 @@ def _same_scan(case: Case, record: dict[str, Any], content: str) -> None:
 
 def _files(record: dict[str, Any]) -> list[str]:
     """Labels and maps that a scan's JSON file lists."""
-    own = [f"{record['case']}_{part}{kind}" for part in ("segmentation", *MAPS) for kind in WRITTEN]
+    own = [f"{record['case']}_{part}{kind}" for part in ("segmentation", *MAPS) for kind in ENDINGS]
+    masks = record.get("masks")
+    own += (
+        [str(name) for name in masks.values() if str(name).startswith(f"{record['case']}_mask_")]
+        if isinstance(masks, dict)
+        else []
+    )
     return [name for name in own if name in record["files"] and Path(name).name == name]  # the JSON file may come from anyone
 
 
@@ -244,19 +265,24 @@ class _Run:
     log: Log
     anonymous: bool = False
     postprocessing: str = AUTO
+    looks: Mapping[str, Look] = field(default_factory=dict)
+    masks: bool = False
 
     def result(self, case: Case, overwrite: bool) -> tuple[dict[str, Any], bool]:
         """The content of a scan's JSON file, and whether the scan was segmented now (not before)."""
-        kind = f".{self.file_format}" if self.file_format else result_ending(case.image)
+        kind = label_ending(self.file_format, case.image)
         asked = self._asked(case, kind)
         json_file = self.output / f"{case.id}.json"
         map_files = {part: self.output / f"{case.id}_{part}{map_ending(kind)}" for part in self.maps}
+        mask_names = mask_files(case.id, self.model.structures, kind) if self.masks else {}
         before = read_record(json_file)
         if before is not None and not overwrite:
-            has_maps = all(file.name in _files(before) and file.is_file() for file in map_files.values())
-            if before["asked"] == asked and has_maps:
+            names = [*(file.name for file in map_files.values()), *mask_names.values()]
+            has_all = all(name in _files(before) and (self.output / name).is_file() for name in names)
+            if before["asked"] == asked and has_all:
                 return before, False
             _same_scan(case, before, asked["image"])
+        source = source_for(kind, case)
         volume = read_volume(case.without_label(), self.model.settings.data.label_values)
         self.model.record.check_channels(case.id, len(volume.image))
         for note in volume.notes:
@@ -266,12 +292,21 @@ class _Run:
         record: dict[str, Any] = {"asked": asked, "case": case.id}
         record["scan"] = None if self.anonymous else str(case.image.resolve())  # folders are called by people
         record["label"] = f"{case.id}_segmentation{kind}"
-        record["files"] = [record["label"], *(file.name for file in map_files.values())]
+        record["files"] = [record["label"], *(file.name for file in map_files.values()), *mask_names.values()]
+        record |= {"masks": mask_names} if mask_names else {}
         record |= result.to_json()
+        structures = result.named_structures(self.looks)
+        record["statistics"] = {
+            name: measured.to_json()
+            for name, measured in measure_structures(structures, volume.image.numpy(), volume.geometry).items()
+        }
+        record["channels"] = list(self.model.record.channels) if len(volume.image) > 1 else []
         known = case.patient != case.id  # an id alone is only a file's name
         record["atlases_of_patient"] = self.model.segmenter.library.cases_of(case.patient) if known else []
         json_file.unlink(missing_ok=True)  # it describes a label that is being replaced
-        result.save(self.output / record["label"], **map_files)
+        result.save(self.output / record["label"], scan=source, segments=self.looks, **map_files)
+        if mask_names:
+            result.save_masks(self.output, kind)
         self._draw(volume, result)
         if before is not None:
             record["files"] += self._left_of(before, record["files"], {**before["asked"], "format": kind} == asked)
@@ -289,6 +324,7 @@ class _Run:
             "recentre": self.model.segmenter.recentres,
             **({"take": list(case.take)} if case.take else {}),
             **({} if self.postprocessing == AUTO else {"postprocessing": self.postprocessing}),
+            **({"segments": digest({name: asdict(look) for name, look in self.looks.items()})} if self.looks else {}),
             **views_identity(self.model.settings),
         }
 
@@ -309,4 +345,5 @@ class _Run:
         shown_channel = f", {self.model.record.channels[0]}" if len(volume.image) > 1 else ""
         title = f"{volume.case}{shown_channel}  {self.method}-{self.n}" + (f"  [{doubts}]" if doubts else "")
         names = dict(enumerate(self.model.labels, 1))
-        overlay(self.output / f"{volume.case}.png", shown, None, label, spacing_mm, title, labels=names)
+        path = self.output / f"{volume.case}.png"
+        overlay(path, shown, None, label, spacing_mm, title, labels=names, structures=result.structures or None)

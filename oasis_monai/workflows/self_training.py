@@ -205,7 +205,7 @@ class Labeller:
     @cached_property
     def _sizes(self) -> AtlasVolumes:
         """How large the labelled cases have their structures."""
-        return AtlasVolumes.of(self.segmenter.library.labels, self.segmenter.library.classes)
+        return AtlasVolumes.of(self.segmenter.library.labels, self.segmenter.library.classes, self.segmenter.library.structures)
 
     def _target(self, bare: Case) -> Preprocessed:
         settings = self.settings

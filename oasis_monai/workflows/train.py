@@ -114,7 +114,7 @@ def _record(
         "scans": {**dataset.pool_scans, **dataset.scans},  # of all that the networks have seen
         "patients": {case: patient for case, patient in {**pool, **dataset.patients}.items() if patient != case},
         "atlases": {
-            case: describe(segmenter.library, case, settings.data.labels, target.geometry)
+            case: describe(segmenter.library, case, settings.data.scored, target.geometry)
             for case, target in dataset.targets.items()
         },
     }

@@ -66,13 +66,16 @@ def fold_name(fold: Fold, folds: int, network: str) -> str:
 
 
 def held_out(library: AtlasLibrary, fold: Fold, seed: int, without: Collection[int] = ()) -> AtlasLibrary | None:
-    """The images of up to :data:`HELD_OUT` test cases of a fold, the same for every network; None where a fold has none.
+    """The images of up to :data:`HELD_OUT` test cases of a fold, the same for every network; None where a fold has none,
+    or where structures share voxels: classes are then no structures, and the loss alone is shown.
 
     Args:
         library: of all cases.
         seed: says which cases.
         without: rows that have no label.
     """
+    if library.structures:
+        return None
     cases = sorted(fold.test)
     order = generator(seed, fold.index)
     chosen: dict[str, None] = {}

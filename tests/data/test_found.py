@@ -141,15 +141,27 @@ def test_a_dataset_json_names_structures_and_fewer_of_them_can_be_chosen(tmp_pat
         read_volume(case, (0, 1))
 
 
-def test_regions_that_overlap_say_how_to_choose(tmp_path: Path) -> None:
+def test_regions_are_structures_of_several_labels(tmp_path: Path) -> None:
     write(tmp_path, "a", 1, 2)
     (tmp_path / "dataset.json").write_text('{"labels": {"background": 0, "whole": [1, 2], "core": 2}}')
-    assert [str(fault) for fault in complete(tmp_path).faults] == [
-        "dataset.json labels: expected one value for each structure, found regions whole: [1, 2]; name the values themselves,"
-        " data.labels={NAME: VALUE, ...}"
-    ]
+    found = complete(tmp_path)
+    assert found.faults == []
+    assert dict(found.data.labels) == {"whole": 1, "whole+core": 2}
+    assert (found.data.structures, found.data.scored) == ({"whole": (1, 2), "core": (2,)}, {"whole": (1, 2), "core": (2,)})
+    assert find_data(found.data).data == found.data  # complete: nothing changes
     chosen = complete(tmp_path, labels={"rim": 1, "core": 2})
-    assert (dict(chosen.data.labels), chosen.faults) == ({"rim": 1, "core": 2}, [])
+    assert (dict(chosen.data.labels), chosen.data.structures, chosen.faults) == ({"rim": 1, "core": 2}, {}, [])
+
+
+def test_an_order_of_regions_that_contradicts_the_labels_is_told(tmp_path: Path) -> None:
+    write(tmp_path, "a", 1, 2)
+    regions = '{"labels": {"background": 0, "whole": [1, 2], "core": 2}, "regions_class_order": %s}'
+    (tmp_path / "dataset.json").write_text(regions % "[1, 2]")
+    assert complete(tmp_path).faults == []
+    (tmp_path / "dataset.json").write_text(regions % "[2, 1]")
+    told = [str(fault) for fault in complete(tmp_path).faults]
+    assert len(told) == 2
+    assert told[0].startswith("dataset.json regions_class_order: expected 1, found 2;")
 
 
 def test_channels_of_one_file_are_taken_by_name_or_number(tmp_path: Path) -> None:

@@ -100,6 +100,17 @@ def test_structures_by_name_whatever_their_numbers(tmp_path: Path) -> None:
     np.testing.assert_array_equal(volume.label[0].numpy(), ONE | TWO)
 
 
+def test_layers_that_share_voxels_are_kept_apart_where_they_may(tmp_path: Path) -> None:
+    image = nifti(tmp_path / "i.nii", VOXELS)
+    layers = np.stack([ONE, ONE | TWO])
+    told = [{"ID": name, "Name": name, "LabelValue": 1, "Layer": i} for i, name in enumerate(("inner", "outer"))]
+    path = segmentation(tmp_path, layers, told)
+    case = Case("x", image, path, structures=(("outer", (1, 2)), ("inner", (2,))), overlapping=True)
+    volume = read_volume(case, (0, 1, 2))
+    assert volume.label is not None
+    np.testing.assert_array_equal(volume.label[0].numpy(), np.where(ONE, 2, ONE | TWO))
+
+
 def test_a_label_cut_to_its_segments_is_put_back(tmp_path: Path) -> None:
     """3D Slicer saves the box around the segments."""
     image = nifti(tmp_path / "i.nii", VOXELS)

@@ -5,6 +5,8 @@ import sys
 
 import numpy as np
 import pytest
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
 from PIL import Image
 
 from oasis_monai.evaluation import contours as overlays
@@ -200,3 +202,30 @@ def test_what_nobody_labelled_has_a_grey_outline_and_is_no_structure(tmp_path, i
     assert red(marked).sum() == pytest.approx(red(plain).sum(), rel=0.05)
     assert yellow(marked).sum() == pytest.approx(yellow(plain).sum(), rel=0.05)
     assert (marked != plain).any(axis=2).sum() > 30
+
+
+@pytest.mark.parametrize("count", [2, 5, 60])
+@pytest.mark.parametrize("inches", [4.5, 10.0])
+def test_a_legend_stays_within_its_picture_and_says_how_many_it_leaves_out(count, inches):
+    figure = Figure(figsize=(inches, 3))
+    FigureCanvasAgg(figure)
+    names = [f"structure {number} of many" for number in range(count)]
+    overlays._legend(figure, names, True, True)
+    figure.canvas.draw()
+    (legend,) = figure.legends
+    assert legend.get_window_extent().x1 <= figure.bbox.x1
+    told = [text.get_text() for text in legend.get_texts()][3:]
+    left = count - sum(text in names for text in told)
+    assert told[count - left :] == ([f"and {left} more"] if left else [])
+
+
+def test_structures_that_share_voxels_have_an_outline_each(tmp_path):
+    """One round all classes of a structure, as of its mask alone."""
+    label = np.zeros((40, 40, 3), np.uint8)
+    label[5:30, 5:30], label[10:20, 10:20] = 1, 2
+    image = np.random.default_rng(0).random(label.shape)
+    overlays.overlay(tmp_path / "one.png", image, None, label, (1, 1, 1), "x", structures={"whole": (1, 2)})
+    overlays.overlay(tmp_path / "mask.png", image, None, (label > 0).astype(np.uint8), (1, 1, 1), "x")
+    assert (tmp_path / "one.png").read_bytes() == (tmp_path / "mask.png").read_bytes()
+    overlays.overlay(tmp_path / "two.png", image, None, label, (1, 1, 1), "x", structures={"whole": (1, 2), "core": (2,)})
+    assert (tmp_path / "two.png").read_bytes() != (tmp_path / "one.png").read_bytes()

@@ -437,3 +437,59 @@ def test_only_a_reference_may_be_ignored():
         score(np.where(result, 255, 0), reference)
     with pytest.raises(DataError, match=r"reference: expected class indices 0\.\.1, found values 0\.\.7"):
         score(result, np.where(reference, 7, 255 * result))
+
+
+@pytest.mark.parametrize("shape", [(12, 11, 9), (12, 11, 1)])
+@pytest.mark.parametrize("seed", range(3))
+def test_the_surface_dice_is_monais_at_every_tolerance_on_uneven_voxels_and_in_one_slice(seed, shape):
+    """MONAI gets an image of two dimensions where there is one slice."""
+    import torch
+    from monai.metrics import compute_surface_dice
+
+    result, reference = (mask[: shape[0], : shape[1], 4 : 4 + shape[2]] for mask in blobs(seed, (12, 11, 14)))
+    one_hot = [torch.from_numpy(np.stack([mask == 0, mask == 1])[None].astype(np.float32)) for mask in (result, reference)]
+    flat = [mask[..., 0] for mask in one_hot] if shape[2] == 1 else one_hot
+    for tolerance in (0.0, 0.7, 1.5, 3.0, 30.0):
+        found = score(result, reference, tolerance_mm={"prostate": tolerance})["whole"]
+        wanted = compute_surface_dice(*flat, [tolerance + 1e-6], spacing=SPACING[: flat[0].ndim - 2])
+        assert found.nsd == pytest.approx(float(wanted), abs=1e-6)
+        assert found.tolerance_mm == tolerance
+    assert found.nsd == 1
+    assert score(result, reference)["whole"].tolerance_mm == 2.0
+
+
+def test_the_surface_dice_of_a_region_counts_its_own_points_and_a_distance_of_the_very_tolerance_is_within_it():
+    reference = box((20, 20, 9), (5, 15), (5, 15), (0, 9))
+    result = reference.copy()
+    result[..., 6:] = np.roll(reference[..., 6:], 5, 0)  # the base is 5 voxels of 0.4 mm aside
+    spacing = (0.4, 0.4, 50.0)
+    exact, less = (score(result, reference, spacing, tolerance_mm={"prostate": mm}) for mm in (2.0, 1.99))
+    assert [exact[region].nsd for region in ("whole", "apex", "mid", "base")] == [1, 1, 1, 1]
+    assert (less["apex"].nsd, less["mid"].nsd) == (1, 1)
+    assert 0 < less["base"].nsd < 1
+    assert less["base"].nsd < less["whole"].nsd < 1
+
+
+def test_an_empty_mask_has_no_surface_dice_or_that_of_a_miss_and_pieces_are_of_the_whole_alone():
+    mask, empty = box((8, 8, 9), (1, 3), (1, 3), (0, 9)), np.zeros((8, 8, 9), np.uint8)
+    two = mask | box((8, 8, 9), (5, 7), (5, 7), (0, 9))
+    assert (score(empty, mask)["whole"].nsd, score(mask, empty)["whole"].nsd) == (0, 0)
+    assert math.isnan(score(empty, empty)["whole"].nsd)
+    rows = score(mask, two)
+    pieces = ("reference_pieces", "found_pieces", "missed_pieces", "false_pieces")
+    assert [getattr(rows["whole"], name) for name in pieces] == [2, 1, 1, 0]
+    assert [getattr(rows["apex"], name) for name in pieces] == [None] * 4
+
+
+def test_structures_of_several_classes_are_scored_as_masks_of_their_own():
+    """A class that neither structure has, as of voxels shared in a new way, counts in neither."""
+    random = np.random.default_rng(0)
+    result, reference = (random.integers(0, 6, (12, 11, 7)).astype(np.uint8) for _ in range(2))
+    reference[0, 0] = 255
+    members = {"gland": (1, 3), "lesion": (2, 3, 4)}
+    rows = score_case(result, reference, (1.0, 1.5, 2.0), list(members), structures=tuple(members.values()))
+    for name, own in members.items():
+        one, other = (np.isin(a, own).astype(np.uint8) for a in (result, reference))
+        other[0, 0] = 255
+        alone = score_case(one, other, (1.0, 1.5, 2.0), [name])
+        assert [row for row in rows if row.label == name] == alone

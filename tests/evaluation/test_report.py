@@ -224,8 +224,18 @@ def results(folder):
 def test_columns_of_head_and_rows_agree(tmp_path):
     page = make(tmp_path, rows(labels=("anterior", "posterior"), ns=(2, 6)))
     columns = [int(b["attrs"]["data-column"]) for b in page.all("button") if "data-column" in b["attrs"]]
-    assert columns[:13] == [0, 1, 2, 3, 4, 5, 6, 7, 9, 10, 11, 12, 13]  # 8 is the drawing
-    assert {len(line) for lines in results(tmp_path).values() for line in lines} == {14}
+    assert columns[:14] == [0, 1, 2, 3, 4, 5, 6, 7, 9, 10, 11, 12, 13, 14]  # 8 is the drawing
+    assert {len(line) for lines in results(tmp_path).values() for line in lines} == {15}
+    counts = dict(zip(tables.PIECES, (3, 2, 1, 4), strict=True))
+    page = make(tmp_path, [r | {"nsd": 0.75, **(counts if r["region"] == "whole" else {})} for r in rows()])
+    columns = [int(b["attrs"]["data-column"]) for b in page.all("button") if "data-column" in b["attrs"]]
+    assert columns[:15] == [0, 1, 2, 3, 4, 5, 6, 7, 9, 10, 11, 12, 13, 14, 15]
+    assert {len(line) for lines in results(tmp_path).values() for line in lines} == {16}
+    text = (tmp_path / "report.html").read_text()
+    cases = len({r["case"] for r in rows()})
+    assert f"{2 * cases}/{cases}/{4 * cases}" in text
+    assert "2/1/4" in text
+    assert "75.0" in text
 
 
 def test_groups_have_tabs_only_where_there_is_a_choice(tmp_path):

@@ -105,7 +105,7 @@ def test_csv_bytes_do_not_depend_on_order_and_read_back_exactly(tmp_path):
     text = (tmp_path / "scores.csv").read_text()
     assert text.splitlines()[0] == (
         "protocol,fold,case,patient,centre,label,region,method,n,status,dsc,rvd_percent,arvd_percent,hd_mm,hd95_mm,abd_mm,"
-        "reference_ml,volume_ml"
+        "reference_ml,volume_ml,nsd,tolerance_mm,reference_pieces,found_pieces,missed_pieces,false_pieces"
     )
     assert "-0.0" not in text
     assert "nan" not in text.lower()
@@ -165,7 +165,7 @@ DAMAGED = [
     (_edit(lambda t: t.replace("hd95_mm", "hd96_mm")), "expected the columns .* found no hd95_mm"),
     (_edit(lambda t: t.replace(",ok,", ",fine,")), "Case00: status .* found 'fine'"),
     (_edit(lambda t: t.replace(",0.9,", ",0.9,,")), "fields in every row, found a longer row"),
-    (_edit(lambda t: t[: t.rindex(",")]), "volume_ml"),
+    (_edit(lambda t: t[: t.rindex(",")]), "fields in every row, found a shorter row"),
     (_edit(lambda t: ""), "found no protocol"),
     (lambda p: p.write_bytes(b"\xff\xfe\x00"), "a readable CSV in UTF-8"),
     (lambda p: p.unlink(), "found no file"),
@@ -240,3 +240,54 @@ def test_console_table(tmp_path):
     assert "Misses count" in note
     slices = tables.summary_text(tables.summarise(read(tmp_path, [row(protocol="slice", fold=-1)])))
     assert slices.startswith("prostate, slice folds (the paper's protocol: slices of one patient on both sides)\n")
+
+
+def test_surface_dice_and_pieces_are_summed_up_where_they_are_known(tmp_path):
+    pieces = {"reference_pieces": 3, "found_pieces": 2, "missed_pieces": 1, "false_pieces": 0}
+    rows = [row("Case00", nsd=0.8, tolerance_mm=2.0, **pieces), row("Case01", nsd=0.6, tolerance_mm=2.0, **pieces)]
+    rows += [row("Case00", region="apex", nsd=0.5, tolerance_mm=2.0)]
+    scores = read(tmp_path, rows)
+    lines = (tmp_path / "scores.csv").read_text().splitlines()
+    assert [line.split(",")[-6:] for line in lines[1:]] == [
+        ["0.8", "2.0", "3", "2", "1", "0"],
+        ["0.6", "2.0", "3", "2", "1", "0"],
+        ["0.5", "2.0", "", "", "", ""],
+    ]
+    summary = tables.summarise(scores)
+    whole, apex = summary.to_dict("records")
+    assert (whole["nsd_mean"], whole["reference_pieces"], whole["missed_pieces"]) == (pytest.approx(0.7), 6, 2)
+    assert whole["nsd_ci_high"] == 1.0
+    assert math.isnan(apex["reference_pieces"])
+    tables.write_summary(tmp_path / "summary.csv", summary)
+    header, first, _ = (line.split(",") for line in (tmp_path / "summary.csv").read_text().splitlines())
+    assert dict(zip(header, first, strict=True))["reference_pieces"] == "6"
+    text = tables.summary_text(summary)
+    assert "NSD %" in text
+    assert "70.0" in text
+    assert "4/2/0" in text
+    with pytest.raises(DataError, match=r"nsd.*from 0 to 1, found 1.2"):
+        tables.write_scores(tmp_path / "bad.csv", [row(nsd=1.2)])
+
+
+def test_a_file_of_before_has_no_surface_dice_and_no_pieces(tmp_path):
+    read(tmp_path, [row("Case00", 0.8), absent("Case01")])
+    lines = [line.split(",")[: -len(tables.LATER)] for line in (tmp_path / "scores.csv").read_text().splitlines()]
+    (tmp_path / "old.csv").write_text("".join(",".join(line) + "\n" for line in lines))
+    scores = tables.read_scores(tmp_path / "old.csv")
+    assert scores[list(tables.LATER)].isna().all(axis=None)
+    summary = tables.summarise(scores)
+    assert summary["nsd_mean"].isna().all()
+    assert not tables.of_several_pieces(summary)
+    text = tables.summary_text(summary)
+    assert "80.0" in text
+    assert "NSD" not in text
+    assert "pieces" not in text
+
+
+def test_labels_with_numbers_are_in_the_order_of_the_numbers_in_tables(tmp_path):
+    scores = read(tmp_path, [row(label=name) for name in ("label_103", "aorta", "label_13", "label_2")])
+    assert scores["label"].tolist() == ["aorta", "label_103", "label_13", "label_2"]  # a file stays as it was
+    summary = tables.summarise(scores)
+    assert summary["label"].tolist() == ["aorta", "label_2", "label_13", "label_103"]
+    text = tables.summary_text(summary)
+    assert text.index("label_2,") < text.index("label_13,") < text.index("label_103,")

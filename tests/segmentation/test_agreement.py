@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from oasis_monai.segmentation.agreement import agreement, consensus, overlaps
+from oasis_monai.segmentation.agreement import agreement, consensus, overlap_counts, overlaps
 
 
 def hot(labels: torch.Tensor, classes: int) -> torch.Tensor:
@@ -58,3 +58,17 @@ def test_consensus_is_the_overlap_of_each_atlas_with_the_result():
     both = sum((a == 1).sum().item() + (atlases[0] == 1).sum().item() for a in atlases)
     assert counts[0].sum() == 0
     assert overlaps(counts)[0, 1] == pytest.approx(common / both)
+
+
+def test_structures_that_share_voxels_are_compared_mask_by_mask():
+    draw = torch.Generator().manual_seed(0)
+    one, other = (torch.randint(0, 4, (6, 7, 5), generator=draw).to(torch.uint8) for _ in range(2))
+    one[0] = 255
+    members = ((1, 3), (2, 3))
+    made = overlap_counts(one, other, 4, members)
+    known = one != 255
+    for row, own in zip(made.tolist(), members, strict=True):
+        a, b = ((sum(x == c for c in own) > 0) & known for x in (one, other))
+        assert row == [2 * int((a & b).sum()), int(a.sum() + b.sum())]
+    probabilities = torch.softmax(torch.randn(2, 4, 6, 7, 5, generator=draw), 1)
+    assert agreement(probabilities, probabilities[0], members).shape == (2, 2, 2)

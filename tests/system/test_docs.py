@@ -14,6 +14,7 @@ from oasis_monai.data.phantom import write_phantom
 from oasis_monai.utils.files import write_text
 from tests.conftest import JOINT, TINY, merged, overrides
 from tests.helpers.command import python, run
+from tests.helpers.dicom_series import write_series
 
 ROOT = Path(__file__).resolve().parents[2]
 PACKAGE = ROOT / "oasis_monai"
@@ -79,6 +80,9 @@ def world(tmp_path_factory, phantom, phantom_two_labels):
     image, geometry = read_image(phantom_two_labels / "Case00.mhd")
     noisy = image[0].numpy() + np.random.default_rng(0).normal(0, 5, image.shape[1:]).astype(np.float32)  # no atlas's voxels
     nibabel.save(nibabel.Nifti1Image(noisy, geometry.affine), base / "scan.nii.gz")
+    write_series(base / "series", image[0].numpy().astype(np.int16), geometry.affine, **{"0020|0052": "1.2.3.9"})
+    (told,) = [block for block in blocks("docs/howto/segment.md", "yaml") if "SNOMED" in block]
+    write_text(base / "segments.yaml", told)
     label, _ = read_image(phantom_two_labels / "Case00_segmentation.mhd")
     nibabel.save(nibabel.Nifti1Image(label[0].numpy().astype(np.uint8), geometry.affine), base / "label.nii.gz")
     return base

@@ -17,9 +17,9 @@ from oasis_monai.data.phantom import write_phantom
 from oasis_monai.data.settings import DataSettings
 from oasis_monai.evaluation.quality import aurc
 from oasis_monai.settings import build
-from oasis_monai.workflows.evaluate import with_structures_of
 from oasis_monai.workflows.library import remove_atlas
 from oasis_monai.workflows.plan import read_plan
+from oasis_monai.workflows.same_structures import with_labels_of
 from oasis_monai.workflows.train import train_model
 from tests.conftest import TINY, merged
 from tests.helpers.command import run
@@ -187,7 +187,7 @@ def test_a_training_scan_that_is_no_atlas_any_more_is_still_left_out(persons, tm
     ],
 )
 def test_structures_of_a_model_are_found_by_name_else_by_value(there, labels, background, said):
-    data, told = with_structures_of({"a": 1, "b": 2}, DataSettings(labels=there))
+    data, told = with_labels_of({"a": 1, "b": 2}, DataSettings(labels=there))
     assert (dict(data.labels), data.background) == (labels, background)
     assert said in "".join(told)
     assert bool(said) == bool(told)
@@ -195,7 +195,7 @@ def test_structures_of_a_model_are_found_by_name_else_by_value(there, labels, ba
 
 def test_a_value_that_means_something_else_is_no_structure_of_the_model():
     with pytest.raises(oasis_monai.ConfigError, match="the model's structures a, b, found 'a: 1, tumour: 2'"):
-        with_structures_of({"a": 1, "b": 2}, DataSettings(labels={"a": 1, "tumour": 2}))
+        with_labels_of({"a": 1, "b": 2}, DataSettings(labels={"a": 1, "tumour": 2}))
 
 
 def test_structures_are_scored_by_name_whatever_the_order_of_their_values(phantom_two_labels, tmp_path):

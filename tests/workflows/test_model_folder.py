@@ -171,7 +171,7 @@ def test_by_the_command_line_from_training_to_a_single_scan(settings, scans, pha
     done = run("segment", "model=m", f"input={scans / 'second.nii.gz'}", "output=o", "n=2", cwd=tmp_path)
     assert (done.code, done.err) == (0, "")
     assert sorted(p.name for p in (tmp_path / "o").iterdir()) == [
-        *("second.json", "second.png", "second_segmentation.nii.gz", "segment.csv")
+        *("second.json", "second.png", "second_segmentation.nii.gz", "segment.csv", "statistics.csv")
     ]
     done = run("segment", "model=m", f"input={scans}", "output=o", f"n={CASES + 1}", cwd=tmp_path)
     assert done.code == 2

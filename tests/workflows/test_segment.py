@@ -11,11 +11,13 @@ from dataclasses import replace
 
 import nibabel
 import numpy as np
+import pydicom
 import pytest
 import torch
 
 from oasis_monai.atlases.features import embedder, target_features
 from oasis_monai.atlases.library import build_library
+from oasis_monai.data.formats.dicom_labels import read_dicom_label, reference_of
 from oasis_monai.data.formats.dispatch import write_array
 from oasis_monai.data.io import read_image
 from oasis_monai.data.settings import DataSettings
@@ -24,7 +26,7 @@ from oasis_monai.networks.warp import folding_voxels
 from oasis_monai.segmentation import flags
 from oasis_monai.settings import build
 from oasis_monai.transforms.preprocessing import PreprocessCache, Preprocessing
-from oasis_monai.utils.errors import ConfigError, OasisError
+from oasis_monai.utils.errors import ConfigError, DataError, OasisError
 from oasis_monai.workflows.crossval import crossval
 from oasis_monai.workflows.model import Model, load_model
 from oasis_monai.workflows.segment import segment_scans
@@ -148,7 +150,10 @@ def test_labels_come_in_the_format_that_is_asked_for(model, images, tmp_path, no
     for label, geometry in found.values():
         assert torch.equal(label, found[None][0])
         np.testing.assert_allclose(geometry.affine, native.affine, atol=1e-4)
-    with pytest.raises(ConfigError, match=r"^format: expected null .* or one of mhd, mha, nii, nii\.gz, nrrd, found 'png'"):
+    with pytest.raises(
+        ConfigError,
+        match=r"^format: expected null .* or one of mhd, mha, nii, nii\.gz, nrrd, seg\.nrrd, dicom-seg, rtstruct, found 'png'",
+    ):
         segment_scans(model, images, out, n=1, log=quiet, file_format="png")
 
 
@@ -217,7 +222,7 @@ def test_anonymous_results_do_not_say_where_the_scan_lies(model, phantom, tmp_pa
     lines = []
     assert segment_scans(model, tmp_path / "DOE^JANE", tmp_path / "o", log=lines.append, **how) == []
     written = [path.read_bytes() for path in (tmp_path / "o").iterdir() if path.suffix in (".json", ".csv")]
-    assert len(written) == 2
+    assert len(written) == 3
     assert not any(b"DOE" in text for text in (*written, *map(str.encode, lines)))
     (fault,) = segment_scans(model, tmp_path / "ROE^JOHN", tmp_path / "o", log=quiet, **how)
     assert "output: expected no result of another scan of this name, found that of another scan" in str(fault)
@@ -588,3 +593,73 @@ def test_another_embedding_network_than_in_training_is_refused(model, images, tm
     (copy / "model.json").write_text(json.dumps(record | {"embedding": "another"}))
     with pytest.raises(OasisError, match=r"^model: expected the embedding network another, found .*features\.weights"):
         segment_scans(copy, images, tmp_path / "o", n=1, log=quiet)
+
+
+def test_a_dicom_series_gets_its_result_as_dicom_that_refers_to_it_and_others_are_refused_in_a_line(
+    model, phantom, tmp_path, no_pictures
+):
+    """The same voxels as in NIfTI; colours and codes as they are asked for; a scan in another format is told."""
+    image, geometry = read_image(phantom / "Case01.mhd")
+    array = image[0].numpy().astype(np.int16)
+    write_series(tmp_path / "in" / "series", array, oblique(geometry.affine), series="1.2.1", **{"0020|0052": "1.2.9"})
+    nibabel.save(nibabel.Nifti1Image(array, geometry.affine), tmp_path / "in" / "whole.nii.gz")
+    how = {"n": 2, "method": "FwoW", "log": quiet, "segments": {"prostate": {"code": [41216001, "SCT", "Prostate"]}}}
+    assert segment_scans(model, tmp_path / "in" / "series", tmp_path / "out", **how) == []
+    wanted, grid = read_image(tmp_path / "out" / "series_segmentation.nii.gz")
+    for kind, ending in (("dicom-seg", "seg.dcm"), ("rtstruct", "rtstruct.dcm"), ("seg.nrrd", "seg.nrrd")):
+        faults = segment_scans(model, tmp_path / "in", tmp_path / "out", file_format=kind, save_probability=True, **how)
+        path = tmp_path / "out" / f"series_segmentation.{ending}"
+        record = told(tmp_path / "out", "series")
+        assert record["label"] == path.name
+        assert {path.name, "series_segmentation.nii.gz", "series_probability.nii.gz"} <= set(record["files"])
+        if kind == "seg.nrrd":
+            assert faults == []
+            found = read_image(path)[0][0].numpy()
+        else:
+            assert [str(fault).split("; ")[0] for fault in faults] == [
+                "whole: whole.nii.gz format: expected a DICOM series, to which DICOM SEG and RTSTRUCT refer, found another format"
+            ]
+            found, _ = read_dicom_label(path, grid)
+            assert "1.2.1" in reference_of(path).series or kind == "dicom-seg"
+            data = pydicom.dcmread(path)
+            item = (data.SegmentSequence if kind == "dicom-seg" else data.RTROIObservationsSequence)[0]
+            codes = item.SegmentedPropertyTypeCodeSequence if kind == "dicom-seg" else item.RTROIIdentificationCodeSequence
+            assert codes[0].CodeMeaning == "Prostate"
+        np.testing.assert_array_equal(found, wanted[0].numpy())
+    with pytest.raises(ConfigError, match=r"^format: expected scans that are DICOM series, .* found 'rtstruct of whole.nii.gz';"):
+        segment_scans(model, tmp_path / "in" / "whole.nii.gz", tmp_path / "o", file_format="rtstruct", **how)
+    with pytest.raises(ConfigError, match=r"^segments.gland: expected one of prostate, found"):
+        segment_scans(model, tmp_path / "in" / "series", tmp_path / "o", n=2, log=quiet, segments={"gland": {}})
+    result = load_model(model).segment(tmp_path / "in" / "series", n=2, method="FwoW")
+    result.save(tmp_path / "again.rtstruct.dcm", scan=tmp_path / "in" / "series")
+    np.testing.assert_array_equal(read_dicom_label(tmp_path / "again.rtstruct.dcm", grid)[0], wanted[0].numpy())
+    with pytest.raises(DataError, match=r"^other: scan: expected the series that was segmented, found direction off by"):
+        replace(result, case="other", geometry=geometry).save(tmp_path / "no.seg.dcm", scan=tmp_path / "in" / "series")
+
+
+def test_statistics_tell_what_nibabel_and_the_scan_say_and_stay_of_scans_that_were_finished(model, images, tmp_path, no_pictures):
+    out, how = tmp_path / "o", {"n": 1, "method": "FwoW", "log": quiet}
+    for scan in (images / "Case00.mhd", images / "Case01.mhd", images / "Case00.mhd"):
+        assert segment_scans(model, scan, out, file_format="nii.gz", **how) == []
+    with open(out / "statistics.csv", newline="") as stream:
+        rows = list(csv.DictReader(stream))
+    assert [(row["case"], row["structure"]) for row in rows] == [("Case00", "prostate"), ("Case01", "prostate")]
+    for row in rows:
+        label = nibabel.load(out / f"{row['case']}_segmentation.nii.gz")
+        inside = np.asarray(label.dataobj) == 1
+        values = read_image(images / f"{row['case']}.mhd")[0][0].numpy()[inside]
+        centres = nibabel.affines.apply_affine(label.affine, np.argwhere(inside))
+        mm3 = inside.sum() * np.abs(np.linalg.det(label.affine[:3, :3]))
+        wanted = {"voxels": inside.sum(), "volume_mm3": mm3, "volume_ml": mm3 / 1000}
+        wanted |= {"intensity_mean": values.mean(), "intensity_sd": values.std()}
+        for k, (axis, index) in enumerate(zip("xyz", "ijk", strict=True)):
+            half = np.abs(label.affine[k, :3]).sum() / 2
+            wanted |= {f"center_{axis}_mm": centres[:, k].mean(), f"box_min_{axis}_mm": centres[:, k].min() - half}
+            wanted |= {
+                f"box_max_{axis}_mm": centres[:, k].max() + half,
+                f"box_last_{index}_voxel": np.argwhere(inside)[:, k].max(),
+            }
+        for name, value in wanted.items():
+            assert float(row[name]) == pytest.approx(value, rel=1e-4, abs=1e-3), name
+        assert float(row["surface_mm2"]) > 4.8 * float(row["volume_mm3"]) ** (2 / 3)  # that of a ball
+        assert float(table(out)[row["case"]]["prostate_ml"]) == pytest.approx(float(row["volume_ml"]), abs=1e-3)

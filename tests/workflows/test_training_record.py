@@ -82,6 +82,7 @@ def test_held_out_images_are_of_test_cases_and_the_same_for_all_networks(prepare
     assert {len(set(cases)) for cases in chosen} == {4}
     assert len(chosen) > 1
     assert held_out(data.library, everyone, 0, range(len(data.library))) is None
+    assert held_out(replace(data.library, structures=((1,),)), everyone, 0) is None  # structures that share voxels
     assert held_out(data.library, Fold(0, everyone.test, {}), 0) is None
 
 

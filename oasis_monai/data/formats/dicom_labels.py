@@ -34,7 +34,7 @@ def dicom_label_names(path: Path) -> dict[str, int]:
 
 
 def read_dicom_label(
-    path: Path, geometry: Geometry, wanted: Mapping[str, int] | None = None
+    path: Path, geometry: Geometry, wanted: Mapping[str, int] | None = None, overlapping: bool = False
 ) -> tuple[np.ndarray, tuple[Fault, ...]]:
     """Put the structures of a DICOM SEG or an RTSTRUCT on an image's grid.
 
@@ -42,6 +42,7 @@ def read_dicom_label(
         path: the file.
         geometry: of the image.
         wanted: name -> value in the label, whatever the number in the file; None for all, as :func:`dicom_label_names` has them.
+        overlapping: structures may share voxels; the values are then bits, see :class:`.dicom_structures.Painted`.
 
     Returns:
         (x, y, z) int64, and warnings.
@@ -49,7 +50,7 @@ def read_dicom_label(
     Raises:
         DataError: damaged, elsewhere than the image, or structures that overlap.
     """
-    return (read_rtstruct if is_rtstruct(path) else read_seg)(path, geometry, wanted)
+    return (read_rtstruct if is_rtstruct(path) else read_seg)(path, geometry, wanted, overlapping)
 
 
 def label_on_grid(case: Case, geometry: Geometry, label_values: Sequence[int]) -> tuple[np.ndarray, tuple[Fault, ...]]:

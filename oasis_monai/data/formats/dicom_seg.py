@@ -41,7 +41,9 @@ def _names(path: Path, data: Dataset) -> dict[str, int]:
     return unique_names(found)
 
 
-def read_seg(path: Path, geometry: Geometry, wanted: Mapping[str, int] | None = None) -> tuple[np.ndarray, tuple[Fault, ...]]:
+def read_seg(
+    path: Path, geometry: Geometry, wanted: Mapping[str, int] | None = None, overlapping: bool = False
+) -> tuple[np.ndarray, tuple[Fault, ...]]:
     """Put the segments of a DICOM SEG on an image's grid.
 
     A frame lies where its position says; where there is no frame there is background. Fractions count from :data:`HALF`.
@@ -50,6 +52,7 @@ def read_seg(path: Path, geometry: Geometry, wanted: Mapping[str, int] | None = 
         path: the file.
         geometry: of the image.
         wanted: SegmentLabel -> value in the label; None for all, with their SegmentNumbers.
+        overlapping: structures may share voxels, see :class:`.Painted`.
 
     Returns:
         (x, y, z) int64, and what there is to tell.
@@ -59,7 +62,7 @@ def read_seg(path: Path, geometry: Geometry, wanted: Mapping[str, int] | None = 
     """
     data = read_dataset(path, pixels=True)
     chosen = wanted_numbers(path, _names(path, data), wanted)
-    painted = Painted(path, geometry.shape)
+    painted = Painted(path, geometry.shape, overlapping)
     faults = Faults(path)
     if not check_shape(faults, "Columns, Rows", (int(data.get("Columns") or 0), int(data.get("Rows") or 0), 1)):
         faults.raise_if_any()
@@ -94,10 +97,12 @@ def _fraction(data: Dataset) -> float:
 
 def _frames(data: Dataset, count: int) -> Any:
     """(rows, columns) arrays, one at a time."""
-    from pydicom.pixels.utils import iter_pixels
+    from pydicom.pixels.utils import iter_pixels, pixel_array
 
     if int(data.get("NumberOfFrames") or 1) != count:
         raise ValueError(f"{data.get('NumberOfFrames')} frames with {count} functional groups")
+    if int(data.BitsAllocated) == 1 and int(data.Rows) * int(data.Columns) % 8:
+        return iter(pixel_array(data).reshape(count, data.Rows, data.Columns))  # pydicom iterates over whole bytes alone
     return iter_pixels(data)
 
 

@@ -54,10 +54,11 @@ class Painted:
     Args:
         path: the label's file, for messages.
         shape: voxels along x, y, z.
+        overlapping: they may: the value of each is a bit, and a voxel has the sum of those of all its structures.
     """
 
-    def __init__(self, path: Path, shape: tuple[int, int, int]) -> None:
-        self.path = path
+    def __init__(self, path: Path, shape: tuple[int, int, int], overlapping: bool = False) -> None:
+        self.path, self.overlapping = path, overlapping
         self.values = np.zeros(shape, np.int64)
         self.names: dict[int, str] = {}
         self.overlaps: Counter[tuple[str, str]] = Counter()
@@ -65,6 +66,9 @@ class Painted:
 
     def paint(self, name: str, value: int, where: tuple[np.ndarray, np.ndarray, np.ndarray]) -> None:
         """Give a structure's voxels (three index arrays) its value."""
+        if self.overlapping:
+            self.values[where] |= value
+            return
         self.names[value] = name
         before = self.values[where]
         for other in np.unique(before[(before != 0) & (before != value)]):
@@ -85,6 +89,6 @@ class Painted:
             (one, other), count = self.overlaps.most_common(1)[0]
             more = f", and {len(self.overlaps) - 1} other pairs" if len(self.overlaps) > 1 else ""
             found = f"{shown(one, 40)} and {shown(other, 40)} in {count} voxels{more}"
-            remedy = "choose structures that do not overlap in data.labels, by their names"
+            remedy = "choose structures that do not overlap in data.labels, by their names, or add data.overlap=true if they may"
             raise DataError(Fault(shown(self.path.name, 120), "label", "structures that do not overlap", found, remedy))
         return self.values, tuple(self.notes)

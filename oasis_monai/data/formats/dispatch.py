@@ -111,8 +111,9 @@ def result_ending(scan: str | Path) -> str:
 
 
 def map_ending(result: str) -> str:
-    """Ending of a probability map beside a label that ends in ``result``: an image holds whole numbers alone."""
-    return result if result in VOLUMES else ".nii.gz"
+    """Ending of a probability map beside a label that ends in ``result``: an image holds whole numbers alone, a segmentation
+    structures."""
+    return result if result in RESULTS else ".nii.gz"
 
 
 def is_second_file(path: Path) -> bool:
@@ -215,9 +216,9 @@ def write_array(path: Path, array: np.ndarray, geometry: Geometry) -> None:
         return
     with atomic_path(path) as temporary:
         if kind == ".mha":
-            write_metaimage(temporary, array, _seen_by_itk(geometry))
+            write_metaimage(temporary, array, seen_by_itk(geometry))
         elif kind == ".nrrd":
-            write_nrrd(temporary, array, _seen_by_itk(geometry))
+            write_nrrd(temporary, array, seen_by_itk(geometry))
         elif kind in PICTURES:
             write_picture(temporary, array, geometry, kind)
         else:
@@ -236,7 +237,7 @@ def _write_pair(path: Path, array: np.ndarray, geometry: Geometry) -> None:
     voxels take their place, the new header follows: whenever a header is there, the voxels it names are its own, whole."""
     path.parent.mkdir(parents=True, exist_ok=True)
     with with_path_in_errors(path), tempfile.TemporaryDirectory(prefix=f".{path.name}.", dir=path.parent) as folder:
-        write_metaimage(Path(folder) / path.name, array, _seen_by_itk(geometry))  # under its final name, which the header repeats
+        write_metaimage(Path(folder) / path.name, array, seen_by_itk(geometry))  # under its final name, which the header repeats
         data = next(f for f in Path(folder).iterdir() if f.name != path.name)
         for file in (data, Path(folder) / path.name):
             with open(file, "rb") as done:
@@ -246,5 +247,6 @@ def _write_pair(path: Path, array: np.ndarray, geometry: Geometry) -> None:
         os.replace(Path(folder) / path.name, path)
 
 
-def _seen_by_itk(geometry: Geometry) -> Geometry:
+def seen_by_itk(geometry: Geometry) -> Geometry:
+    """The grid for a file with place for one affine: of a NIfTI scan the one that ITK shows it by."""
     return geometry if geometry.forms is None else Geometry(geometry.shape, geometry.forms.itk)

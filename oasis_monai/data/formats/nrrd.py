@@ -316,8 +316,13 @@ def _check_length(stored: Stored, need: int, count: int, faults: Faults) -> None
         faults.add(field, expected, f"{text} after decompression", remedy)
 
 
-def write_nrrd(path: Path, array: np.ndarray, geometry: Geometry) -> None:
-    """Write (x, y, z) or (x, y, z, C) as one file, packed, in the space left-posterior-superior as ITK and Slicer do."""
+def write_nrrd(
+    path: Path, array: np.ndarray, geometry: Geometry, keys: Mapping[str, str] | None = None, channel_kind: str = "vector"
+) -> None:
+    """Write (x, y, z) or (x, y, z, C) as one file, packed, in the space left-posterior-superior as ITK and Slicer do.
+
+    ``keys``: further lines ``key:=value``; ``channel_kind``: what the header calls the axis of C.
+    """
     direction, spacing, origin = split_affine(flip_lps_ras(geometry.affine))
     channels = array.shape[3:]
     little = np.moveaxis(array, -1, 0) if channels else array  # channels vary fastest, then x
@@ -328,13 +333,14 @@ def write_nrrd(path: Path, array: np.ndarray, geometry: Geometry) -> None:
         "space": "left-posterior-superior",
         "sizes": " ".join(map(str, little.shape)),
         "space directions": "none " * len(channels) + " ".join(_vector(step) for step in (direction * spacing).T),
-        "kinds": "vector " * len(channels) + "domain domain domain",
+        "kinds": f"{channel_kind} " * len(channels) + "domain domain domain",
         "endian": "little",
         "encoding": "gzip",
         "space origin": _vector(origin),
     }
-    text = "NRRD0004\n" + "".join(f"{key}: {value}\n" for key, value in fields.items()) + "\n"
-    path.write_bytes(text.encode("ascii") + gzip.compress(data, 2, mtime=0))
+    text = "NRRD0004\n" + "".join(f"{key}: {value}\n" for key, value in fields.items())
+    text += "".join(f"{key}:={value}\n" for key, value in (keys or {}).items()) + "\n"
+    path.write_bytes(text.encode("utf-8") + gzip.compress(data, 2, mtime=0))
 
 
 def _vector(values: Sequence[float] | np.ndarray) -> str:

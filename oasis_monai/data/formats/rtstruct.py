@@ -92,7 +92,7 @@ def _points(contour: Dataset) -> np.ndarray:
 
 
 def read_rtstruct(
-    path: Path, geometry: Geometry, wanted: Mapping[str, int] | None = None
+    path: Path, geometry: Geometry, wanted: Mapping[str, int] | None = None, overlapping: bool = False
 ) -> tuple[np.ndarray, tuple[Fault, ...]]:
     """Draw the structures of an RTSTRUCT on an image's grid.
 
@@ -103,6 +103,7 @@ def read_rtstruct(
         path: the file.
         geometry: of the image; one of its axes runs along the normal of the contours' planes.
         wanted: ROIName -> value in the label; None for all, numbered as :func:`rtstruct_names` does.
+        overlapping: structures may share voxels, see :class:`.Painted`.
 
     Returns:
         (x, y, z) int64, and what there is to tell.
@@ -112,7 +113,7 @@ def read_rtstruct(
     """
     rois = _read(path)
     drawn = [roi for roi in rois if roi.rings]
-    painted = Painted(path, geometry.shape)
+    painted = Painted(path, geometry.shape, overlapping)
     said: Counter[str] = Counter()
     for number, (name, value) in wanted_numbers(path, _names(rois), wanted).items():
         _draw(painted, drawn[number - 1], name, value, geometry, said)

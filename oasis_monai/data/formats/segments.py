@@ -77,10 +77,28 @@ def merge_layers(
         if both.any():
             first = segments[int(owner[both][0])]
             found = f"{shown(first.name, 40)} and {shown(segment.name, 40)} share {int(both.sum())} voxels"
-            remedy = "decide in 3D Slicer which one has them, and export the segments as a labelmap"
+            remedy = "decide in 3D Slicer which one has them, or add data.overlap=true if several may"
             raise DataError(Fault(file, "segments", "each voxel in one of them", found, remedy))
         merged[inside], owner[inside] = value, number
+    _refuse_others(file, left)
+    return merged
+
+
+def sets_in_layers(file: str, layers: np.ndarray, segments: Sequence[Segment], bits: Mapping[str, int]) -> np.ndarray:
+    """The segments that each voxel is in: (x, y, z) int64, the sum of their ``bits`` (name -> a power of two); other segments are
+    left out. Arguments and errors as for :func:`merge_layers`, but that segments may share voxels."""
+    own = {plain(name): bit for name, bit in bits.items()}
+    sets, left = np.zeros(layers.shape[1:], np.int64), layers.astype(bool)
+    for segment in segments:
+        inside = layers[segment.layer] == segment.value
+        left[segment.layer] &= ~inside
+        sets[inside] |= own.get(plain(segment.name), 0)
+    _refuse_others(file, left)
+    return sets
+
+
+def _refuse_others(file: str, left: np.ndarray) -> None:
+    """Refuse voxels that are in no segment."""
     if left.any():
         found = f"{int(left.sum())} of a value that is no segment's"
         raise DataError(Fault(file, "segments", "voxels of its segments alone", found, "save the segmentation again"))
-    return merged

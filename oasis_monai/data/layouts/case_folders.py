@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections import Counter
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from oasis_monai.data.layouts.channels import chosen
 from oasis_monai.data.layouts.files import case_of, listed, may_be_scan, note_others, scans, short_names, stem, walk
-from oasis_monai.data.layouts.names import SEPARATORS, is_label
+from oasis_monai.data.layouts.names import LABEL_WORDS, SEPARATORS, is_label, words
 from oasis_monai.data.layouts.record import Layout, Request, Survey
 from oasis_monai.utils.errors import Fault
 
@@ -42,18 +43,39 @@ def find(request: Request) -> Survey:
     wanted = _channels(folders, request, faults)
     ids = short_names([folder.path / "scan" for folder in folders]) if len(folders) > 1 else [folders[0].path.name]
     cases = []
-    several = request.labelled and _several_labels(folders, faults)
+    overlap = request.labelled and request.data.overlap
+    structures = _structures(folders) if overlap else {}
+    several = request.labelled and not overlap and _several_labels(folders, faults)
     patients = {} if request.data.patient else _patients([folder.path.relative_to(root).parts for folder in folders], faults)
     for name, folder in zip(ids, folders, strict=True):
         sources = _sources(name, folder, wanted, faults)
         label = [path for paths in folder.labels.values() for path in paths]
-        if request.labelled and len(label) != 1 and not (several and label):
+        masks = _masks(name, folder, structures, faults)
+        if request.labelled and not overlap and len(label) != 1 and not (several and label):
             found = listed([path.name for path in label]) or "none"
             faults.append(Fault(name, "label", "one label file in its folder", found, "add it, or keep one"))
         if sources:
             patient = patients.get(folder.path.relative_to(root).parts, "")
-            cases.append(case_of(name, sources, label[0] if len(label) == 1 else None, patient=patient))
-    return Survey(cases, faults, channels=wanted, cut=bool(wanted))
+            label = [path for _, path in masks[:1]] if overlap else label
+            cases.append(replace(case_of(name, sources, label[0] if len(label) == 1 else None, patient=patient), masks=masks))
+    return Survey(cases, faults, channels=wanted, cut=bool(wanted), structures=tuple(structures.values()))
+
+
+def _structures(folders: list[Folder]) -> dict[str, str]:
+    """What the names of masks say -> the structure: ``gland_seg`` is the gland."""
+    roles = sorted({role for folder in folders for role in folder.labels})
+    short = {role: "_".join(word for word in words(role) if word not in LABEL_WORDS) for role in roles}
+    return {role: short[role] or role for role in roles} if len(set(short.values())) == len(roles) else {r: r for r in roles}
+
+
+def _masks(name: str, folder: Folder, structures: Mapping[str, str], faults: list[Fault]) -> tuple[tuple[str, Path], ...]:
+    """The mask of every structure; none, and a fault, where one is missing or there twice."""
+    if wrong := [role for role in structures if len(folder.labels.get(role, ())) != 1]:
+        found = listed([path.name for paths in folder.labels.values() for path in paths]) or "none"
+        remedy = f"add that of {structures[wrong[0]]} (all 0 where the scan has none), or keep one"
+        faults.append(Fault(name, "label", f"a mask for each of {listed(list(structures.values()))}", found, remedy))
+        return ()
+    return tuple((structure, folder.labels[role][0]) for role, structure in structures.items())
 
 
 def _patients(places: list[Parts], faults: list[Fault]) -> dict[Parts, str]:
@@ -138,7 +160,8 @@ def _several_labels(folders: list[Folder], faults: list[Fault]) -> bool:
     if all(len(folder.labels) <= 1 for folder in folders):
         return False
     names = list(Counter(role for folder in folders for role in folder.labels))
-    faults.append(Fault("", "label", "one label in a case's folder", listed(names, 6), HOW))
+    remedy = f"{HOW}, or add data.overlap=true if these are masks of a structure each"
+    faults.append(Fault("", "label", "one label in a case's folder", listed(names, 6), remedy))
     return True
 
 

@@ -73,6 +73,7 @@ def find(request: Request) -> Survey:
         name=told.name,
         parts=parts,
         regions=told.regions,
+        order=told.order,
     )
 
 

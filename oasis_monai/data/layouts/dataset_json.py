@@ -24,7 +24,8 @@ class Description:
         channels: names of the images of a case, in order.
         labels: structure -> value, without the background.
         ignore: value of voxels that nobody labelled.
-        regions: structures of several values.
+        regions: every structure with its values, where some have several (nnU-Net's regions); else empty.
+        order: nnU-Net's ``regions_class_order``, the value that stands for each region in a label.
         ending: that of all its files; empty where it does not say.
         nnunet: whether it has keys that only nnU-Net's has.
     """
@@ -34,6 +35,7 @@ class Description:
     labels: dict[str, int] = field(default_factory=dict)
     ignore: int | None = None
     regions: dict[str, tuple[int, ...]] = field(default_factory=dict)
+    order: tuple[int, ...] = ()
     ending: str = ""
     nnunet: bool = False
 
@@ -86,6 +88,9 @@ def describe(content: Any, file: str, faults: list[Fault]) -> Description:
     except ValueError as error:
         found.labels, found.ignore, found.regions = {}, None, {}
         faults.append(_wrong(file, "labels", '{"background": 0, "liver": 1}', error))
+    order = content.get("regions_class_order")
+    if found.regions and isinstance(order, list) and all(isinstance(v, int) and not isinstance(v, bool) for v in order):
+        found.order = tuple(order)
     return found
 
 
@@ -116,10 +121,11 @@ def _read_labels(found: Description, labels: Any) -> None:
     if not isinstance(labels, Mapping):
         raise ValueError(f"{labels!r}"[:80])
     by_value = all(str(key).isdecimal() for key in labels) and all(isinstance(value, str) for value in labels.values())
+    every: dict[str, tuple[int, ...]] = {}
     for name, value in ((v, int(k)) for k, v in labels.items()) if by_value else labels.items():
         name = " ".join(str(name).split())
         if isinstance(value, list) and len(value) > 1:
-            found.regions[name] = tuple(_value(v, name) for v in value)
+            every[name] = found.regions[name] = tuple(_value(v, name) for v in value)
             continue
         number = _value(value[0] if isinstance(value, list) and value else value, name)
         if name.lower() == "ignore":
@@ -128,6 +134,8 @@ def _read_labels(found: Description, labels: Any) -> None:
             if not name or name in found.labels or number in found.labels.values():
                 raise ValueError(f"{name!r} or its value {number} twice")
             found.labels[name] = number
+            every[name] = (number,)
+    found.regions = every if found.regions else {}
 
 
 def _value(value: Any, name: str) -> int:

@@ -106,6 +106,7 @@ def _survey(cases: list[Case], told: Description, home: Path, faults: list[Fault
         ignore=told.ignore,
         name=told.name,
         regions=told.regions,
+        order=told.order,
         known=known,
     )
 

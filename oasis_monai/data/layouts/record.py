@@ -30,7 +30,9 @@ class Survey:
         name: what the data set calls itself; empty where it does not.
         known: the file of ``conf/data`` that describes this data set; empty where none does.
         parts: case id -> what a table or a template says of it, by column or part.
-        regions: structures of several values each, which overlap.
+        regions: structures that share voxels, each with its values; empty where each voxel is in one.
+        order: the value that stands for each of them where several could, see :func:`oasis_monai.data.overlap.classes_of`.
+        structures: names of the structures whose masks the cases have, in order.
     """
 
     cases: list[Case]
@@ -44,6 +46,8 @@ class Survey:
     known: str = ""
     parts: Mapping[str, Mapping[str, str]] = field(default_factory=dict)
     regions: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
+    order: tuple[int, ...] = ()
+    structures: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)

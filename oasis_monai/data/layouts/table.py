@@ -130,7 +130,8 @@ def find(request: Request) -> Survey:
     if request.labelled and "label" not in roles:
         fault = Fault("", f"{path.name} line 1", "a column label", listed(columns), "add it, or name it by data.label=COLUMN")
         raise DataError(fault)
-    reader = _Reader(path, roles, images, request.labelled, faults)
+    masks = {} if isinstance(data.label, str) else {name: _column(columns, text) for name, text in data.label.items()}
+    reader = _Reader(path, roles, images, request.labelled, faults, masks)
     read = [(row, made) for row in rows if (made := reader.case(row)) is not None]
     named = short_names([case.image for _, case in read]) if read else []
     cases: list[Case] = []
@@ -148,17 +149,22 @@ def find(request: Request) -> Survey:
         cases.append(replace(case, id=own, patient=row.cells[roles["patient"]] if "patient" in roles else ""))
     _note_images(cases, lines, faults)
     names = tuple(name for name in images if name)
-    return Survey(cases, faults, channels=names, cut=bool(names), parts=parts)
+    return Survey(cases, faults, channels=names, cut=bool(names), parts=parts, structures=tuple(masks))
+
+
+def _column(columns: list[str], text: str) -> str:
+    """A column by its name in any case."""
+    return next(name for name in columns if name.lower() == text.lower())
 
 
 def _roles(columns: list[str], data: DataSettings) -> dict[str, str]:
     """What is in which column, by the names people give them and by what the settings name."""
     lower = {name.lower(): name for name in reversed(columns)}
     roles = {role: lower[name] for role, names in COLUMNS.items() for name in reversed(names) if name in lower}
-    if data.label:
-        if data.label.lower() not in lower:
-            raise ConfigError("data.label", f"one of the columns {', '.join(columns)}", data.label)
-        roles["label"] = lower[data.label.lower()]
+    for column in reversed(data.label_parts.values()):  # of several masks the first is the label
+        if column.lower() not in lower:
+            raise ConfigError("data.label", f"one of the columns {', '.join(columns)}", column)
+        roles["label"] = lower[column.lower()]
     return roles
 
 
@@ -197,6 +203,7 @@ class _Reader:
     images: Mapping[str, str]
     labelled: bool
     faults: list[Fault]
+    masks: Mapping[str, str]
 
     def case(self, row: Row) -> Case | None:
         """The case of one line; None, and faults, where it has none."""
@@ -206,6 +213,7 @@ class _Reader:
         sources = [self._file(row, column) for column in self.images.values()]
         has_label = self.labelled and "label" in self.roles
         label = self._file(row, self.roles["label"], split != "test") if has_label else ()
+        others = [] if not label else [(name, self._file(row, column)) for name, column in list(self.masks.items())[1:]]
         if "id" in self.roles and not row.cells[self.roles["id"]]:
             self._fault(row, self.roles["id"], "an id", "an empty cell", "give it, or remove the column")
         centre = row.cells[self.roles["centre"]] if "centre" in self.roles else ""
@@ -213,6 +221,9 @@ class _Reader:
             return None
         made = case_of("line", sources, label[0] if label else None, centre=centre, fold=fold, split=split)
         named = [*self.images.values(), self.roles.get("label", "")]
+        if label and self.masks:
+            every = ((next(iter(self.masks)), label), *others)
+            made = replace(made, masks=tuple((name, files[0]) for name, files in every if files))
         return replace(made, origin=tuple(self._place(row, column) for column in named))
 
     def _place(self, row: Row, column: str) -> str:

@@ -6,12 +6,14 @@ import os
 import re
 from collections import defaultdict
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 
 from oasis_monai.data.formats.dispatch import ending
 from oasis_monai.data.layouts.channels import chosen
 from oasis_monai.data.layouts.files import case_of, listed, series_at, walk
 from oasis_monai.data.layouts.record import Layout, Request, Survey
+from oasis_monai.data.types import Case
 from oasis_monai.utils.errors import ConfigError, Fault
 
 PART = re.compile(r"\{([A-Za-z_]\w*)\}")
@@ -88,7 +90,8 @@ def find(request: Request) -> Survey:
     names = tuple(name for name in images if name)
     wanted = chosen(names, data.channels) if names else [0]
     templates = [Template(list(images.values())[index], "data.image") for index in wanted]
-    label = Template(data.label, "data.label") if data.label else None
+    labels = data.label_parts
+    label = Template(next(iter(labels.values())), "data.label") if labels else None
     walked: dict[Path, list[Path]] = {}
     first, *others = templates
     found: dict[Key, list[Path]] = defaultdict(list)
@@ -111,8 +114,32 @@ def find(request: Request) -> Survey:
         if all(sources):
             cases.append(case_of(ids[key], sources, mask[0] if mask else None))
             told[ids[key]] = parts[key]
+    if len(labels) > 1 or "" not in labels:
+        cases = [_with_masks(case, told[case.id], labels, first, root, walked, faults) for case in cases]
     _note_labels(label, first, root, walked, list(parts.values()), faults)
-    return Survey(cases, faults, channels=tuple(names[index] for index in wanted) if names else (), cut=bool(names), parts=told)
+    used = tuple(names[index] for index in wanted) if names else ()
+    return Survey(cases, faults, channels=used, cut=bool(names), parts=told, structures=tuple(n for n in labels if n))
+
+
+def _with_masks(
+    case: Case,
+    parts: Mapping[str, str],
+    labels: Mapping[str, str],
+    image: Template,
+    root: Path,
+    walked: dict[Path, list[Path]],
+    faults: list[Fault],
+) -> Case:
+    """A case with its mask of every structure, where it has a label."""
+    if case.label is None:
+        return case
+    masks = [(next(iter(labels)), case.label)]
+    for name, text in list(labels.items())[1:]:
+        template = Template(text, "data.label")
+        there = _by_parts(template, image.names, root, walked)(parts)
+        own = _one(case.id, "label", there, template, faults)
+        masks += [(name, own[0])] if own else []
+    return replace(case, masks=tuple(masks))
 
 
 class _by_parts:  # noqa: N801  # a function with memory

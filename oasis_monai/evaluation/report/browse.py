@@ -57,6 +57,7 @@ def _entry(page: Page, view: CaseView) -> dict[str, Any]:
         "case": view.case,
         "protocol": view.protocol,
         "labels": list(view.labels),
+        **({"members": [list(own) for own in view.members]} if view.members else {}),
         "size": [depth, height, width],
         "spacing_mm": list(view.spacing_mm),
         "image": image,
@@ -132,6 +133,7 @@ def _scores(page: Page, view: CaseView) -> dict[str, list[list[str]]]:
         lines.append([f"DSC % {what}", _value(100 * row["dsc"]) + (f" ({row['status']})" if row["status"] != "ok" else "")])
         if row["region"] == "whole":
             lines.append([f"95HD mm {what}", _value(row["hd95_mm"])])
+            lines.append([f"NSD % {what}", _value(100 * row["nsd"])])
             lines.append([f"RVD % {what}", _value(row["rvd_percent"])])
     return out
 

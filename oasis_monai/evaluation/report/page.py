@@ -32,6 +32,7 @@ from oasis_monai.evaluation.scores import method_name
 from oasis_monai.evaluation.suspects import read_suspects
 from oasis_monai.evaluation.training_curves import HISTORIES, read_histories
 from oasis_monai.utils.files import write_text
+from oasis_monai.utils.words import natural
 
 EVALUATED = "a trained model on other cases"
 _FACTS = ("command", "task", "protocol", "folds", "seed", "device", "threads", "commit", "split_hash")
@@ -212,7 +213,7 @@ def _summary(page: Page) -> list[dict[str, Any]]:
     method, n = page.main
     whole = page.summary[(page.summary["region"] == "whole") & (page.summary["protocol"] == page.protocol)]
     parts = []
-    for label in sorted(set(whole["label"])):
+    for label in sorted(set(whole["label"]), key=natural):
         row = whole[(whole["label"] == label) & (whole["method"] == method) & (whole["n"] == n)]
         if not len(row):
             continue

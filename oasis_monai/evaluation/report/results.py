@@ -14,10 +14,11 @@ from oasis_monai.evaluation import scores as tables
 from oasis_monai.evaluation.report.run import Page
 from oasis_monai.evaluation.report.text import NONE, interval, number
 from oasis_monai.evaluation.tables import Grid
+from oasis_monai.utils.words import natural
 
 _COLUMNS = (
     *("scored", "missed", "other", "mean [95 % CI]", "sd", "median", "lowest", ""),
-    *("95HD [95 % CI]", "HD", "ABD", "|RVD| [95 % CI]", "RVD"),
+    *("95HD [95 % CI]", "HD", "ABD", "NSD [95 % CI]", "|RVD| [95 % CI]", "RVD"),
 )
 
 
@@ -70,7 +71,7 @@ def results(page: Page) -> dict[str, Any]:
     summary = page.summary
     axes = {
         "protocol": [p for p in PROTOCOLS if p in set(summary["protocol"])],
-        "label": sorted(set(summary["label"])),
+        "label": sorted(set(summary["label"]), key=natural),
         "region": [r for r in tables.REGIONS if r in set(summary["region"])],
     }
     bodies = []
@@ -84,7 +85,8 @@ def results(page: Page) -> dict[str, Any]:
         body |= {"title": f"{label} · {region} · {protocol} folds", "low": low}
         bodies.append(body | {"rows": [_result_row(page, scores, row, low) for _, row in table.iterrows()]})
     tabs = [(axis, values) for axis, values in axes.items() if len(values) > 1]
-    return {"tabs": tabs, "columns": _COLUMNS, "bodies": bodies}
+    columns = (*_COLUMNS, *(["found/missed/false"] if tables.of_several_pieces(summary) else []))
+    return {"tabs": tabs, "columns": columns, "bodies": bodies}
 
 
 def _result_row(page: Page, scores: pd.DataFrame, r: pd.Series, low: int) -> Row:
@@ -101,9 +103,12 @@ def _result_row(page: Page, scores: pd.DataFrame, r: pd.Series, low: int) -> Row
         Field(number(100 * r["lowest_dsc"]), r["lowest_dsc"], str(r["lowest_case"])),
         Field(number(r["hd95_mm_mean"]), r["hd95_mm_mean"], interval(r, "hd95_mm")),
         *(Field(number(r[f"{m}_mm_mean"]), r[f"{m}_mm_mean"]) for m in ("hd", "abd")),
+        Field(number(100 * r["nsd_mean"]), r["nsd_mean"], interval(r, "nsd", 100)),
         Field(number(r["arvd_percent_mean"]), r["arvd_percent_mean"], interval(r, "arvd_percent")),
         Field(number(r["rvd_percent_mean"]), r["rvd_percent_mean"]),
     ]
+    if tables.of_several_pieces(page.summary):
+        fields.append(Field(tables.pieces_text(r), r["found_pieces"]))
     return Row(fields, (r["method"], r["n"]) == page.main, _strip(values, r, low))
 
 
@@ -127,7 +132,7 @@ def case_table(page: Page) -> SortableTable:
     thirds = [r for r in tables.REGIONS[1:] if r in set(mine["region"])]
     whole = mine[mine["region"] == "whole"].sort_values(["dsc", "case", "label"], na_position="last")
     by_key = {(r["case"], r["label"], r["region"]): r for r in mine.to_dict("records")}
-    rows = []
+    pieces, rows = tables.of_several_pieces(page.summary), []
     for r in whole.to_dict("records"):
         parts = {region: by_key.get((r["case"], r["label"], region), {}) for region in ("whole", *thirds)}
         remarks = [f"{region} {p['status'].replace('_', ' ')}" for region, p in parts.items() if p and p["status"] != "ok"]
@@ -135,11 +140,15 @@ def case_table(page: Page) -> SortableTable:
         fields = [Field(r["case"], r["case"])]
         fields += [Field(r["label"], r["label"], left=True)] if several else []
         fields += [Field(number(100 * value), value) for value in dsc]
-        fields += [Field(number(r[c]), r[c]) for c in ("hd95_mm", "hd_mm", "abd_mm", "rvd_percent", "reference_ml", "volume_ml")]
+        fields += [Field(number(r[c]), r[c]) for c in ("hd95_mm", "hd_mm", "abd_mm")]
+        fields += [Field(number(100 * r["nsd"]), r["nsd"])]
+        fields += [Field(number(r[c]), r[c]) for c in ("rvd_percent", "reference_ml", "volume_ml")]
+        fields += [Field(tables.pieces_text(r), r["found_pieces"])] if pieces else []
         fields += [Field("all" if r["fold"] < 0 else str(r["fold"]), r["fold"])]
         fields += [Field(", ".join(remarks), str(len(remarks)), style="bad" if remarks else "", left=True)]
         rows.append(Row(fields))
-    measures = ("95HD mm", "HD mm", "ABD mm", "RVD %", "reference mL", "result mL", "fold", "remarks")
+    measures: tuple[str, ...] = ("95HD mm", "HD mm", "ABD mm", "NSD %", "RVD %", "reference mL", "result mL")
+    measures = (*measures, *(["pieces found/missed/false"] if pieces else []), "fold", "remarks")
     head = ["case", *(["label"] if several else []), "whole", *thirds, *measures]
     return SortableTable(head, rows, ("label", "remarks"))
 

@@ -100,6 +100,7 @@ class OasisNetwork(nn.Module):
         in_channels: int = 1,
         learned_fusion: Mapping[str, Any] | None = None,
         fine_factor: Sequence[int] | None = None,
+        structures: Sequence[Sequence[int]] = (),
     ) -> None:
         super().__init__()
         for key, value, known in (("embedding", embedding, NAMES), ("distance", distance, DISTANCES)):
@@ -109,6 +110,7 @@ class OasisNetwork(nn.Module):
         if not 1 <= n <= atlases:
             raise ConfigError("n", f"1 to {atlases}, the network's atlases", n)
         self.size, self.classes, self.n, self.in_channels = tuple(size), classes, n, in_channels
+        self.structures = tuple(tuple(own) for own in structures)
         self.fine_factor = None if fine_factor is None else tuple(fine_factor)
         if self.fine_factor is not None and len(self.fine_factor) != len(self.size):
             raise ConfigError("fine_factor", f"{len(self.size)} values, one along each axis", list(self.fine_factor))
@@ -125,13 +127,13 @@ class OasisNetwork(nn.Module):
         self.embedding = untrained_network(embedding).requires_grad_(False) if embedding in IMAGENET else None
         self.slice_network = None
         if self.joint is not None:
-            self.slice_network = make_slice_network(classes, self.joint, pretrained=False, channels=in_channels)
+            self.slice_network = make_slice_network(classes, self.joint, False, channels=in_channels, structures=self.structures)
         self.volume_settings, self.volume_network = None, None
         if volume_channels is not None and self.joint is not None:
             kind = self.joint.volume_network
             channels: dict[str, Any] = {NetworkSettings.kind(kind): tuple(volume_channels)}
             self.volume_settings = NetworkSettings(**channels)
-            self.volume_network = make_network(kind, classes, self.volume_settings, in_channels)
+            self.volume_network = make_network(kind, classes, self.volume_settings, in_channels, self.structures)
         self.register_buffer("images", torch.zeros(atlases, in_channels, *self.size))
         self.register_buffer("labels", torch.zeros(atlases, 1, *self.size, dtype=torch.uint8))
         self.register_buffer("features", torch.zeros(atlases, features))
@@ -212,6 +214,7 @@ class OasisNetwork(nn.Module):
             self.classes,
             estimates=None if self.estimates is None else self.estimates.cpu(),
             fine=() if self.fine_labels is None else tuple(FineAtlas(UNSEEN, label) for label in self.fine_labels.cpu()),
+            structures=self.structures,
         )
         options = SegmenterOptions(
             distance=self.distance,
@@ -250,6 +253,7 @@ def network_arguments(settings: Settings, segmenter: Segmenter, method: str, n: 
         "batch": batch,
         "in_channels": segmenter.library.channels,
         **({} if settings.preprocessing.fine_factor is None else {"fine_factor": list(settings.preprocessing.fine_factor)}),
+        **({"structures": [list(own) for own in segmenter.library.structures]} if segmenter.library.structures else {}),
         "learned_fusion": segmenter.fusions[n].to_json() if method == "OASIS-joint" and n in segmenter.fusions else None,
     }
 

@@ -9,7 +9,8 @@ from pydicom.uid import RLELossless
 from oasis_monai.data.formats.dicom_labels import dicom_label_names, read_dicom_label
 from oasis_monai.data.formats.dispatch import read_header
 from oasis_monai.data.formats.header import flip_lps_ras
-from oasis_monai.data.types import Geometry
+from oasis_monai.data.overlap import find_sets, read_sets
+from oasis_monai.data.types import Case, Geometry
 from oasis_monai.utils.errors import DataError
 from tests.data.formats.test_dicom import GRIDS, VOLUME, affine
 from tests.helpers.dicom_objects import write_enhanced
@@ -88,6 +89,19 @@ def test_overlapping_segments_are_one_line_and_a_choice_of_them_is_read(tmp_path
     assert len(str(error.value).splitlines()) == 1
     np.testing.assert_array_equal(read_dicom_label(tmp_path / "seg.dcm", geometry, {"Whole  Gland": 5})[0], 5 * (MASK > 0))
     assert read_dicom_label(tmp_path / "seg.dcm", geometry, {"kidney": 1})[0].max() == 0
+
+
+def test_overlapping_segments_are_kept_apart_where_they_may_overlap(tmp_path, scan):
+    both = np.stack([MASK > 0, MASK == 1], axis=-1).astype(np.uint8)
+    write_seg(tmp_path / "seg.dcm", scan, both, names=("whole gland", "Zone"))
+    case = Case("x", scan, tmp_path / "seg.dcm", overlapping=True)
+    sets, notes = read_sets(case, read_header(scan).geometry, ["zone", "Whole Gland"])  # in another order, and spelling
+    np.testing.assert_array_equal(sets, 2 * (MASK > 0) + (MASK == 1))
+    assert notes == []
+    found = find_sets([case], ["zone", "Whole Gland"], None, None)
+    assert found == [2, 3]
+    _, (note,) = read_sets(case, read_header(scan).geometry, ["kidney"])
+    assert "expected one of the structures" in str(note)
 
 
 def test_a_label_a_little_aside_is_told_and_one_elsewhere_refused(tmp_path, scan):

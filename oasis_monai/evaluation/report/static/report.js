@@ -97,10 +97,21 @@ function area(values, z) {
   for (let i = z * h * w; i < (z + 1) * h * w; i++) if (values[i]) count++;
   return count;
 }
-// DSC of two label maps on slice z; null where both are empty.
+// The classes of every structure; where structures share voxels a class is part of several.
+function members() {
+  return view.data.members || view.data.labels.map((_, i) => [i + 1]);
+}
+// DSC of two label maps on slice z, all structures together; null where both are empty.
 function overlap(a, b, z) {
   const [, h, w] = view.data.size;
   let both = 0, sum = 0;
+  if (view.data.members) {
+    for (const own of members()) for (let i = z * h * w; i < (z + 1) * h * w; i++) {
+      const one = own.includes(a[i]), other = own.includes(b[i]);
+      both += one && other; sum += one + other;
+    }
+    return sum ? 2 * both / sum : null;
+  }
   for (let i = z * h * w; i < (z + 1) * h * w; i++) {
     if (a[i] && a[i] === b[i]) both++;
     sum += (a[i] > 0) + (b[i] > 0);
@@ -140,8 +151,8 @@ function shade(context, picture) {
 function outline(context, values, colour, width, sx, sy) {
   const [, h, w] = view.data.size, base = view.slice * h * w;
   let edges = 0;
-  for (let c = 1; c <= view.data.labels.length; c++) {
-    const is = (y, x) => x >= 0 && y >= 0 && x < w && y < h && values[base + y * w + x] === c;
+  for (const [k, own] of members().entries()) {
+    const is = (y, x) => x >= 0 && y >= 0 && x < w && y < h && own.includes(values[base + y * w + x]);
     context.beginPath();
     for (let y = 0; y < h; y++) for (let x = 0; x < w; x++) {
       if (!is(y, x)) continue;
@@ -150,7 +161,7 @@ function outline(context, values, colour, width, sx, sy) {
       if (!is(y, x - 1)) { context.moveTo(x * sx, y * sy); context.lineTo(x * sx, (y + 1) * sy); edges++; }
       if (!is(y, x + 1)) { context.moveTo((x + 1) * sx, y * sy); context.lineTo((x + 1) * sx, (y + 1) * sy); edges++; }
     }
-    context.setLineDash(c % 2 ? [] : [5, 4]);
+    context.setLineDash(k % 2 ? [5, 4] : []);
     context.strokeStyle = colour;
     context.lineWidth = width;
     context.stroke();
