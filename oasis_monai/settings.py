@@ -34,6 +34,8 @@ from oasis_monai.segmentation.methods import (
 from oasis_monai.segmentation.postprocessing import ALL, AUTO, MODES
 from oasis_monai.segmentation.views import DOUBTFUL, SEARCHES
 from oasis_monai.training.self_training import SelfTraining
+from oasis_monai.training.tracking import AUTO as TRACK
+from oasis_monai.training.tracking import KINDS
 from oasis_monai.training.trainer import TrainingSettings
 from oasis_monai.transforms.augmentation import Augmentation
 from oasis_monai.transforms.corruptions import CORRUPTIONS
@@ -98,6 +100,8 @@ class Settings:
             (``data.overlap``).
         cache: folder of preprocessed cases and trained networks, which later runs use again.
         progress: show progress bars.
+        tracking: what shows trainings while they run: ``tensorboard``, ``mlflow``, ``none``, or ``auto``: TensorBoard where it is
+            installed. It changes no result.
 
     Raises:
         ConfigError: naming the key whose value cannot work, alone or with the others.
@@ -150,6 +154,7 @@ class Settings:
     save_structures: bool = field(default=False, metadata=INFERENCE_ONLY)
     cache: str = field(default="outputs/cache", metadata=INFERENCE_ONLY)
     progress: bool = field(default=True, metadata=INFERENCE_ONLY)
+    tracking: str = field(default=TRACK, metadata=INFERENCE_ONLY)
 
     def __post_init__(self) -> None:
         n = (self.n,) if isinstance(self.n, int) else tuple(self.n)
@@ -180,6 +185,7 @@ class Settings:
                 self.postprocessing != ALL or not self.data.structures,
                 "auto or none where structures share voxels",
             ),
+            ("tracking", self.tracking in KINDS, f"one of {list(KINDS)}"),
             ("temperature", self.temperature > 0, "a positive number"),
             ("threads", self.threads is None or self.threads > 0, "1 or more, or null for all cores"),
             ("workers", self.workers > 0, "1 or more processes"),
@@ -370,6 +376,8 @@ class Settings:
         values["preprocessing"].pop("spatial_dims")  # stands at the top
         if self.unlabelled is None:  # the record of a run without such scans is what it was before there were any
             del values["unlabelled"], values["self_training"]
+        if self.tracking == TRACK:  # likewise
+            del values["tracking"]
         if not self.save_structures:
             del values["save_structures"]
         if not self.data.structures:  # nor is a data set whose structures share no voxel another one

@@ -35,6 +35,7 @@ TINY = {
     "corruptions": 0,
     "views": "none",
     "progress": False,
+    "tracking": "none",
 }
 TINY_2D = {
     "spatial_dims": 2,

@@ -8,6 +8,7 @@ from dataclasses import replace
 import torch
 from torch import nn
 
+from oasis_monai.atlases.library import AtlasLibrary
 from oasis_monai.data.types import IGNORE
 from oasis_monai.networks.slice_unet import BOX_WINDOW, JointSettings, SliceUNet, make_box_network
 from oasis_monai.training.slices import FILE, SliceTrainer
@@ -45,7 +46,7 @@ def train_box_network(context: FitContext, parts: Mapping[str, ScanPart], joint:
     model.load_state_dict(model.state_dict() | members[0].state_dict())
     model = model.to(context.device)
     trainer = BoxTrainer(own, model, joint, [parts[case] for case in library.cases])
-    fit(trainer, context.path(FILE), context.progress, context.name)
+    fit(trainer, context.path(FILE), context.progress, context.name, context.watch)
     return model
 
 
@@ -77,6 +78,10 @@ class BoxTrainer(SliceTrainer):
             images.append(torch.cat([slices.float(), places]))
             labels.append(part.label[:, x, y, z])
         return torch.stack(images), with_ignored(torch.stack(labels), self.library.classes), rows
+
+    def validate(self, images: AtlasLibrary) -> float | None:
+        """None: held-out images are on the working grid, where there are no boxes."""
+        return None
 
     def _window(self, row: int, size: Sequence[int], structure: bool, random: torch.Generator) -> tuple[slice, slice, int]:
         """Where a window of a scan lies: with a voxel of a structure somewhere in it, or anywhere."""

@@ -10,6 +10,7 @@ from oasis_monai.networks import warp as warping
 from oasis_monai.networks.losses import RegistrationLoss
 from oasis_monai.networks.registration import RegistrationSettings, SpatialTransformModel, append_structures
 from oasis_monai.training.estimate_errors import bend_estimate, perturb_estimate, reach_for_dice
+from oasis_monai.training.tracking import mean_dice
 from oasis_monai.training.trainer import FitContext, Trainer, draw_rows, fit, generator
 from oasis_monai.transforms.labels import split_ignored, with_ignored
 from oasis_monai.utils.errors import ConfigError
@@ -93,7 +94,7 @@ def train_registration(
         model = make_registration_network(context.library, registration).to(context.device)
     context.begin(model)
     trainer = RegistrationTrainer(context, model, loss or RegistrationLoss())
-    fit(trainer, context.path("stm.safetensors"), context.progress, context.name)
+    fit(trainer, context.path("stm.safetensors"), context.progress, context.name, context.watch)
     return model
 
 
@@ -109,7 +110,7 @@ class RegistrationTrainer(Trainer):
 
     def __init__(self, context: FitContext, model: SpatialTransformModel, loss: RegistrationLoss) -> None:
         self.library, self.spacings_mm, self.model = context.library, context.spacings_mm, model
-        self.joint = model.settings.joint
+        self.joint, self.distance = model.settings.joint, context.distance
         if self.joint and self.library.estimates is None:
             raise ValueError("a joint STM needs a library with estimates")
         self.loss, self.settings, self.seed = loss, context.training, context.seed
@@ -120,6 +121,27 @@ class RegistrationTrainer(Trainer):
         self.reach_mm = 0.0  # how far estimates are bent
         if self.joint and context.estimate_dice < 1:
             self.reach_mm = reach_for_dice(self.library, self.spacings_mm, context.estimate_dice, self.seed)
+
+    def validate(self, images: AtlasLibrary) -> float | None:
+        """That of the nearest atlas of each image, warped onto it; a joint STM needs images with estimates."""
+        if self.joint and images.estimates is None:
+            return None
+        classes, found = images.classes, []
+        rows, _ = nearest(images.features, self.library.features, 1, self.distance)
+        for number, row in enumerate(rows[:, 0]):
+            atlas, label = self._batch(row[None])
+            parts, _ = split_ignored(label, classes)
+            target = images.images[number : number + 1].to(self.device, torch.float32)
+            seen, onto = atlas, target
+            if self.joint:
+                assert images.estimates is not None
+                estimate = images.estimates[number : number + 1].to(self.device, torch.float32)
+                seen, onto = append_structures(atlas, parts), append_structures(target, estimate)
+            with torch.autocast(self.device.type, torch.bfloat16, enabled=self.settings.amp):
+                ddf = self.model(seen, onto)
+            moved = warping.warp(parts, ddf)
+            found.append(torch.cat([1 - moved.sum(1, keepdim=True), moved], 1).argmax(1).cpu())
+        return mean_dice(torch.cat(found), images.labels[:, 0], classes, images.cases)
 
     def _batch(self, rows: torch.Tensor, estimated: bool = False) -> tuple[torch.Tensor, torch.Tensor]:
         """(B, c, *S) images with (B, m, *S) label channels: their estimates where ``estimated``, then those of

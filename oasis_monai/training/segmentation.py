@@ -11,11 +11,12 @@ from torch import nn
 from oasis_monai.atlases.library import AtlasLibrary
 from oasis_monai.data.types import IGNORE
 from oasis_monai.networks.losses import make_segmentation_loss
-from oasis_monai.networks.segmentation import NetworkSettings, make_network
+from oasis_monai.networks.segmentation import NetworkSettings, Predictor, make_network
 from oasis_monai.networks.slice_unet import JointSettings
 from oasis_monai.training.patches import PatchDrawer
+from oasis_monai.training.tracking import mean_dice
 from oasis_monai.training.trainer import FitContext, Trainer, draw_rows, fit, generator
-from oasis_monai.transforms.labels import ignored, one_hot, split_ignored, with_ignored
+from oasis_monai.transforms.labels import ignored, one_hot, split_ignored, structures, with_ignored
 from oasis_monai.utils.device import use_bfloat16
 from oasis_monai.utils.interpolation import pool
 
@@ -43,7 +44,7 @@ def train_segmentation(context: FitContext, network: str, settings: NetworkSetti
         model = make_network(network, library.classes, settings, library.channels, library.structures).to(context.device)
     context.begin(model)
     trainer = SegmentationTrainer(context, network, model, settings)
-    return fit(trainer, context.path("network.safetensors"), context.progress, context.name)
+    return fit(trainer, context.path("network.safetensors"), context.progress, context.name, context.watch)
 
 
 class SegmentationTrainer(Trainer):
@@ -55,7 +56,7 @@ class SegmentationTrainer(Trainer):
         self.library, self.model = context.library, model
         self.spacings_mm = context.spacings_mm / torch.tensor(self.library.fine_factor or (1,))
         self.settings, self.seed, self.chances = context.training, context.seed, context.chances
-        self.shares = context.shares
+        self.shares, self.predictor = context.shares, (name, network)
         self.size = tuple(self.library.fine[0].label.shape[1:] if self.library.fine else self.library.images.shape[2:])
         self.patch = network.window(self.size, name)
         self.fine = PatchDrawer(self.library, self.patch, context.seed) if self.library.fine else None
@@ -82,6 +83,25 @@ class SegmentationTrainer(Trainer):
         total = torch.stack([w * part for w, part in zip(self.weights, parts, strict=False)]).sum()
         self.descend(total)
         return torch.stack([total.detach(), parts[0].detach()])
+
+    def validate(self, images: AtlasLibrary) -> float | None:
+        """That of the whole images; on a fine grid, of one patch in the middle of each image's structures."""
+        name, network = self.predictor
+        predict = Predictor(self.model, name, network, self.device, self.settings.batch)
+        if self.fine is None:
+            return mean_dice(predict(images.images).argmax(1), images.labels[:, 0], images.classes, images.cases)
+        boxes = [self._middle(one.label) for one in images.fine]
+        predicted = [predict(one.image[box][None]).argmax(1)[0] for one, box in zip(images.fine, boxes, strict=True)]
+        labels = [one.label[box][0] for one, box in zip(images.fine, boxes, strict=True)]
+        return mean_dice(predicted, labels, images.classes, images.cases)
+
+    def _middle(self, label: torch.Tensor) -> tuple[slice, ...]:
+        """The patch of a (1, x, y, z) label in the middle of its structures, or of the image where there is none."""
+        size, patch = torch.tensor(label.shape[1:]), torch.tensor(self.patch)
+        inside = structures(label[0]).nonzero()
+        middle = inside.float().mean(0) if len(inside) else size / 2
+        start = (middle - patch / 2).round().long().clamp_min(0).minimum(size - patch)
+        return (slice(None), *(slice(a, a + n) for a, n in zip(start.tolist(), self.patch, strict=True)))
 
     def draw(self, number: int) -> tuple[torch.Tensor, torch.Tensor]:
         """(B, c, \\*P) what a step shows, changed at random, and its (B, m, \\*P) label channels."""
@@ -172,5 +192,6 @@ def train_volume_network(context: FitContext, joint: JointSettings, network: Net
         spacing_mm=context.spacings_mm * torch.tensor(joint.volume_stride),
         training=context.training.part(joint.budgets(3)[1]),
         shares=shares_of_blocks(context.library, joint.volume_stride),
+        watch=context.watch and context.watch.changed(lambda images: coarsen_library(images, joint.volume_stride)),
     )
     return train_segmentation(coarse, joint.volume_network, replace(network or NetworkSettings(), patch=None))

@@ -4,25 +4,32 @@ from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import torch
 
+from oasis_monai.atlases.library import AtlasLibrary
 from oasis_monai.atlases.slices import (
+    adjacent_slice_atlases,
     append_atlas_channels,
     context_slices,
     expected_shapes,
+    interpolate_shape,
     nearest_slice_atlases,
     slices_near_structure,
 )
 from oasis_monai.data.types import IGNORE
 from oasis_monai.networks.losses import make_segmentation_loss
 from oasis_monai.networks.slice_unet import WINDOW, JointSettings, SliceUNet, SliceUNetEnsemble, check_size, make_slice_network
+from oasis_monai.training.tracking import mean_dice
 from oasis_monai.training.trainer import FitContext, Trainer, fit, generator, load_weights
 from oasis_monai.transforms.labels import split_ignored, structures, with_ignored
 from oasis_monai.utils.device import use_bfloat16
 from oasis_monai.utils.tensor_files import load_if_whole, save_tensors
 
 FILE = "estimator.safetensors"
+VALIDATED = 16
+"""Most slices of a held-out case that are segmented to show how the training goes."""
 MEMBER_SEED = 1000  # distance of the members' seeds; the seeds of folds are 1 apart
 
 
@@ -56,7 +63,12 @@ def train_slice_network(context: FitContext, joint: JointSettings) -> SliceUNet 
         together = together.to(context.device).eval()
     else:
         own = (
-            replace(context, seed=context.seed + MEMBER_SEED * number, name=f"{context.name} {number + 1} of {members}")
+            replace(
+                context,
+                seed=context.seed + MEMBER_SEED * number,
+                name=f"{context.name} {number + 1} of {members}",
+                watch=context.watch and context.watch.within(f"member{number}"),
+            )
             for number in range(members)
         )
         trained = [
@@ -80,7 +92,7 @@ def _train_member(context: FitContext, joint: JointSettings, path: Path | None, 
         model = SliceUNet(library.classes, joint.atlases, joint.decoder, pretrained, shape, channels, structures)
         model = model.to(context.device)
     context.begin(model, part)
-    fit(SliceTrainer(context, model, joint), path, context.progress, context.name)
+    fit(SliceTrainer(context, model, joint), path, context.progress, context.name, context.watch)
     return model
 
 
@@ -134,10 +146,7 @@ class SliceTrainer(Trainer):
             image = append_atlas_channels(context_slices(library, rows), library, self.near[rows], shape)
             return image, with_ignored(library.labels[rows], library.classes), rows
         chosen = self.places[torch.multinomial(self.chances, self.count, replacement=True, generator=random)].tolist()
-        last = self.volumes[0].image.shape[-1] - 1
-        around = [[max(z - 1, 0), z, min(z + 1, last)] for _, z in chosen]
-        shown = (self.volumes[row].image[..., zs] for (row, _), zs in zip(chosen, around, strict=True))
-        image = torch.stack([three.movedim(-1, 1).flatten(0, 1) for three in shown])
+        image = torch.stack([_with_neighbours(self.volumes[row].image, z) for row, z in chosen])
         label = torch.stack([self.volumes[row].label[..., z] for row, z in chosen])
         if library.fine:
             image, label = cut_windows(image, label, random)
@@ -165,6 +174,60 @@ class SliceTrainer(Trainer):
         loss = self.loss(output.float(), target, counts)
         self.descend(loss)
         return loss.detach()[None]
+
+    def validate(self, images: AtlasLibrary) -> float | None:
+        """That of up to :data:`VALIDATED` slices a case, at and beside its structures."""
+        library, near = self.library, slices_near_structure(images)
+        predicted, labels, cases = list[torch.Tensor](), list[torch.Tensor](), list[str]()
+        for case in dict.fromkeys(images.cases):
+            rows = torch.tensor([row for row, other in enumerate(images.cases) if other == case])
+            where = near[rows].nonzero()
+            if not len(where):
+                continue
+            where = where[torch.linspace(0, len(where) - 1, min(len(where), VALIDATED)).round().long()]
+            if library.spatial_dims == 3:
+                volume = images.detail[int(rows[0])]
+                shown = torch.stack([_with_neighbours(volume.image, z) for z in where[:, 1].tolist()]).float()
+                label = volume.label[0].movedim(-1, 0)[where[:, 1]]
+            else:
+                rows = rows[where[:, 0]]
+                shown, label = self._with_atlases(images, rows), images.labels[rows, 0]
+            predicted += [*self._predicted(shown)]
+            labels += [*label]
+            cases += [case] * len(label)
+        return mean_dice(predicted, labels, library.classes, cases)
+
+    def _with_atlases(self, images: AtlasLibrary, rows: torch.Tensor) -> torch.Tensor:
+        """(B, 3c + extra, x, y) held-out slices as the network sees a new scan's."""
+        slices = context_slices(images, rows)
+        if not self.near.shape[1]:
+            return slices
+        near, shape = adjacent_slice_atlases(slices, self.library), None
+        if self.expected is not None:
+            places = [(images.cases[row], int(images.slices[row])) for row in rows.tolist()]
+            shape = interpolate_shape(self.library, places, near)
+        return append_atlas_channels(slices, self.library, near, shape)
+
+    def _predicted(self, slices: torch.Tensor) -> torch.Tensor:
+        """(B, x, y) class indices, on the CPU."""
+        from monai.inferers.utils import sliding_window_inference
+
+        found = []
+        for image in slices.split(self.count):
+            image = image.to(self.device).contiguous(memory_format=torch.channels_last)
+            with torch.autocast(self.device.type, torch.bfloat16, enabled=self.bfloat16 and self.device.type != "cpu"):
+                if self.library.fine and max(image.shape[2:]) > WINDOW:
+                    size = [min(side, WINDOW) for side in image.shape[2:]]
+                    made: Any = sliding_window_inference(image, size, self.count, self.model)
+                else:
+                    made = self.model(image)
+            found.append(made.argmax(1).cpu())
+        return torch.cat(found)
+
+
+def _with_neighbours(image: torch.Tensor, z: int) -> torch.Tensor:
+    """(3c, x, y) one slice of (c, x, y, z) as :func:`oasis_monai.networks.slice_unet.with_neighbours` has it."""
+    return image[..., [max(z - 1, 0), z, min(z + 1, image.shape[-1] - 1)]].movedim(-1, 1).flatten(0, 1)
 
 
 def cut_windows(image: torch.Tensor, label: torch.Tensor, random: torch.Generator) -> tuple[torch.Tensor, torch.Tensor]:

@@ -19,6 +19,7 @@ from torch import nn
 
 from oasis_monai.atlases.library import AtlasLibrary
 from oasis_monai.training import distributed
+from oasis_monai.training.tracking import Observer, Watch
 from oasis_monai.transforms.augmentation import Augmentation
 from oasis_monai.utils.config import INFERENCE_ONLY, not_used_by, require
 from oasis_monai.utils.errors import OasisError
@@ -107,6 +108,7 @@ class FitContext:
         shares: (N, m, *S) what a segmentation network learns in the place of the library's labels: the share of each of the
             channels of :func:`oasis_monai.transforms.labels.with_ignored` in every voxel; None: the labels.
         estimate_dice: mean Dice that a joint STM's estimates are brought down to; 1: they stay as they are.
+        watch: what to show of the training while it runs; None: nothing. It changes no weight.
     """
 
     library: AtlasLibrary
@@ -124,6 +126,7 @@ class FitContext:
     chances: torch.Tensor | None = None
     shares: torch.Tensor | None = None
     estimate_dice: float = 1.0
+    watch: Watch | None = None
 
     def begin(self, network: nn.Module, part: str = "") -> None:
         """Give a new network the weights to begin with.
@@ -185,6 +188,11 @@ class Trainer(ABC):
         """Make one step of the optimiser, the network run by ``team.forward`` and the loss handed to :meth:`descend`; -> the
         terms, detached."""
 
+    def validate(self, images: AtlasLibrary) -> float | None:
+        """The mean Dice of held-out ``images``, 0 to 1, with the network in evaluation mode; None where there is none to give.
+        It must draw no random number and change nothing."""
+        return None
+
     def move(self, device: str) -> None:
         """Continue on another device."""
         self.model.to(device)
@@ -233,25 +241,39 @@ def load_weights(network: nn.Module, tensors: Mapping[str, torch.Tensor], path: 
         ) from error
 
 
-def fit(trainer: Trainer, path: Path | None, progress: bool = True, name: str = "network") -> nn.Module:
+def fit(
+    trainer: Trainer, path: Path | None, progress: bool = True, name: str = "network", watch: Watch | None = None
+) -> nn.Module:
     """Train until the budget is used, from the checkpoint if there is one.
 
     Args:
         path: the resumable checkpoint, e.g. ``stm.safetensors``; ``history.csv`` goes beside it. None keeps nothing.
         progress: show a bar.
         name: what messages call it.
+        watch: what to show while it trains.
 
     Raises:
         OasisError: the loss or the weights are no longer finite, or memory has run out; the last good checkpoint stays.
     """
     state = _resume(path, trainer.model, trainer.optimiser)
     if not state.done:
-        with distributed.team().helping(trainer):
-            _run(trainer, state, path, progress, name)
+        last = state.history[-1] if state.history else {"step": 0, "seconds": 0}
+        observer = Observer(watch, lambda images: _validate(trainer, images), name)
+        shown = _share(trainer.settings, last["step"], last["seconds"])
+        with distributed.team().helping(trainer), observer.following(state.step, shown):
+            _run(trainer, state, path, progress, name, observer)
     return trainer.model.eval()
 
 
-def _run(trainer: Trainer, state: _State, path: Path | None, progress: bool, name: str) -> None:
+def _validate(trainer: Trainer, images: AtlasLibrary) -> float | None:
+    trainer.model.eval()
+    try:
+        return trainer.validate(images)
+    finally:
+        trainer.model.train()
+
+
+def _run(trainer: Trainer, state: _State, path: Path | None, progress: bool, name: str, observer: Observer) -> None:
     from tqdm import tqdm
 
     settings = trainer.settings
@@ -262,10 +284,7 @@ def _run(trainer: Trainer, state: _State, path: Path | None, progress: bool, nam
     every = max(1, (settings.iterations or 2000) // 100)
 
     def share() -> float:
-        """Fraction of the budget that is used, by whichever limit is nearer."""
-        by_step = state.step / settings.iterations if settings.iterations else 0.0
-        by_time = state.seconds / (60 * settings.minutes) if settings.minutes else 0.0
-        return max(by_step, by_time)
+        return _share(settings, state.step, state.seconds)
 
     look = "{l_bar}{bar}| {elapsed} gone, {remaining} left{postfix}"
     with tqdm(total=100, desc=name, unit="%", disable=not progress, leave=False, bar_format=look) as bar:
@@ -283,7 +302,9 @@ def _run(trainer: Trainer, state: _State, path: Path | None, progress: bool, nam
             state.counted += 1
             if state.step % every == 0:
                 means = [value / state.counted for value in state.recent]
-                state.history.append(_row(state, trainer, means))
+                shown = clock()
+                state.history.append(observer.add(_row(state, trainer, means), share()))
+                started += clock() - shown  # what is only shown takes nothing from the budget
                 bar.set_postfix_str(f"step {state.step} loss {means[0]:.3f}")
                 state.counted = 0
             bar.update(min(100, int(100 * share())) - bar.n)
@@ -295,6 +316,13 @@ def _run(trainer: Trainer, state: _State, path: Path | None, progress: bool, nam
         state.done = True
         if path:
             _save(path, trainer, state)
+
+
+def _share(settings: TrainingSettings, step: float, seconds: float) -> float:
+    """Fraction of the budget that is used, by whichever limit is nearer."""
+    by_step = step / settings.iterations if settings.iterations else 0.0
+    by_time = seconds / (60 * settings.minutes) if settings.minutes else 0.0
+    return max(by_step, by_time)
 
 
 def _step(trainer: Trainer, state: _State, name: str) -> torch.Tensor:
@@ -346,7 +374,9 @@ def _save(path: Path, trainer: Trainer, state: _State) -> None:
             tensors |= {f"optimiser.{number}.{k}": torch.as_tensor(v) for k, v in moments.items()}
     save_tensors(path, tensors, asdict(state))
     if state.history:
-        lines = [",".join(state.history[0]), *(",".join(f"{v:g}" for v in row.values()) for row in state.history)]
+        names = list(dict.fromkeys(name for row in state.history for name in row))  # a held-out Dice is not in every row
+        cells = [[f"{row[name]:g}" if name in row else "" for name in names] for row in state.history]
+        lines = [",".join(names), *(",".join(row) for row in cells)]
         write_text(path.with_name("history.csv"), "\n".join(lines) + "\n")
 
 

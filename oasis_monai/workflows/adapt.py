@@ -31,6 +31,7 @@ from oasis_monai.workflows.model_folder import describe, write_parts
 from oasis_monai.workflows.prepare import Dataset, complete_data, find_and_check, prepare
 from oasis_monai.workflows.run_record import Clock, run_record
 from oasis_monai.workflows.same_structures import with_structures_of
+from oasis_monai.workflows.training_record import keep_histories, tell_where, tracking_of
 
 Log = Callable[[str], None]
 PLAN = "plan.json"
@@ -45,7 +46,7 @@ def adapt_model(model: Path, output: Path, options: Settings, log: Log = print, 
         model: the folder of a trained model; it stays as it is.
         output: the folder to write the new model to.
         options: whose ``data``, ``training.iterations``, ``training.minutes``, ``training.checkpoint_minutes``, ``device``,
-            ``align_batch``, ``cache`` and ``progress`` count.
+            ``align_batch``, ``cache``, ``progress`` and ``tracking`` count.
         log: gets what was recognised, and warnings.
         overwrite: also in the place of another model.
 
@@ -69,8 +70,10 @@ def adapt_model(model: Path, output: Path, options: Settings, log: Log = print, 
     if not overwrite:
         _refuse_other_model(output, identity, scans.cases(loaded))
     folder = cache / "adapted" / digest(identity)
+    tracking = tracking_of(replace(settings, tracking=options.tracking, cache=options.cache), output)
+    tell_where(tracking, log)
     with clock("train"), locked(folder):
-        segmenter = train_further(loaded.segmenter, settings, scans.library, folder, loaded.device)
+        segmenter = train_further(loaded.segmenter, settings, scans.library, folder, loaded.device, tracking=tracking)
     if loaded.record.values["calibration"] is not None:
         log(
             "note: the predicted Dice and its interval stay as a cross-validation fitted them before, without these scans. "
@@ -78,6 +81,7 @@ def adapt_model(model: Path, output: Path, options: Settings, log: Log = print, 
         )
     with locked(output), clock("write"):
         checksums = write_parts(output, segmenter)
+        keep_histories(output, [("", folder)])
         _keep_plan(model, output)
         write_json(output / "model.json", _record(loaded, settings, scans, segmenter.library, checksums, identity, clock))
     return output

@@ -54,6 +54,7 @@ def cross_fitted(context: FitContext, joint: JointSettings) -> AtlasLibrary:
             seed=context.seed + SEEDS_APART + number,
             folder=folder,
             name=f"{context.name}, half {number + 1} of {HALVES}",
+            watch=context.watch and context.watch.within(f"half{number}"),
         )
         network = train_slice_network(own, share)
         options = SegmenterOptions(joint=joint, window=WINDOW if library.fine else None)

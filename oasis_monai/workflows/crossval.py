@@ -40,6 +40,7 @@ from oasis_monai.segmentation.recentre import NO_OFFSET
 from oasis_monai.segmentation.result import Key, Result
 from oasis_monai.segmentation.views import rows_of
 from oasis_monai.settings import Settings
+from oasis_monai.training.tracking import choose_kind
 from oasis_monai.transforms.boxes import images_in_boxes
 from oasis_monai.utils.device import resolve_device
 from oasis_monai.utils.errors import with_case_in_errors
@@ -67,6 +68,7 @@ from oasis_monai.workflows.prepare import Dataset, Log, find_and_check, prepare,
 from oasis_monai.workflows.run_record import Clock, claim_results, refuse_other_results, run_record
 from oasis_monai.workflows.self_trained_folds import models_for, unlabelled_record
 from oasis_monai.workflows.suspects import TABLE, compare, draw_suspects, key_to_trust, rank_findings, table_of
+from oasis_monai.workflows.training_record import keep_histories, tell_where, tracking_of
 from oasis_monai.workflows.unlabelled_scans import with_unlabelled
 
 
@@ -98,6 +100,7 @@ def crossval(
         ConfigError: ``run_dir`` holds the results of other data or settings.
     """
     resolve_device(settings.device)  # an absent GPU is an error before anything is read
+    choose_kind(settings.tracking)
     cache, clock = Path(settings.cache), Clock()
     settings = with_found_data(settings, cache, log)
     run_dir.mkdir(parents=True, exist_ok=True)
@@ -115,7 +118,7 @@ def crossval(
     claim_results(run_dir, record(), key, overwrite)
     keep_plan(plan, run_dir)
     write_json(run_dir / "split.json", split.to_json())
-    models = models_for(settings, dataset, split, cache, log)
+    models = models_for(settings, dataset, split, cache, log, tracking_of(settings, run_dir))
     run = CrossValidation(settings, dataset, split, models, run_dir, clock, log)
     run.train()
     run.evaluate()
@@ -158,13 +161,16 @@ class CrossValidation:
         """Train or load the models of the folds asked for; under slice folds, settle which folds can be scored."""
         settings, split, models = self.settings, self.split, self.models
         wanted = split.choose(settings.fold)
+        if any(models.missing(fold) for fold in wanted):
+            tell_where(models.tracking, self.log)
         with self.clock("train"):
             if settings.workers > 1:
-                jobs = [(settings, fold.index, name) for fold in wanted for name in models.missing(fold)]
+                jobs = [(settings, fold.index, name, models.tracking) for fold in wanted for name in models.missing(fold)]
                 train_in_parallel(jobs, settings.workers, self.log)
             for fold in wanted:
                 for name in models.missing(fold):
                     models.train(fold, name)
+        keep_histories(self.run_dir, models.trainings(wanted))
         if not split.honest:
             others = [fold.index for fold in split.folds if fold not in wanted and models.missing(fold)]
             if models.needed() and others:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -28,12 +28,14 @@ from oasis_monai.training.boxes import train_box_network
 from oasis_monai.training.registration import train_registration
 from oasis_monai.training.segmentation import train_segmentation, train_volume_network
 from oasis_monai.training.slices import train_slice_network
+from oasis_monai.training.tracking import Tracking, Watch
 from oasis_monai.training.trainer import TRAINING_VERSION, FitContext
 from oasis_monai.utils.device import resolve_device
 from oasis_monai.utils.files import digest, file_digest, locked
 from oasis_monai.utils.tensor_files import load_if_whole, save_tensors
 from oasis_monai.workflows.cross_fit import cross_fitted
 from oasis_monai.workflows.prepare import Dataset, Log
+from oasis_monai.workflows.training_record import fold_name, held_out
 
 SEEDS_APART = 10**7  # between the folds of two seeds; members of an ensemble are 1000 apart
 REGISTRATION = "registration network"
@@ -143,6 +145,9 @@ class FoldModels:
 
     Models lie under ``cache/models``, each in a folder named by all that decides its weights (never n, nor anything of
     inference), so that every run that needs one finds it.
+
+    Args:
+        tracking: where trainings are recorded; None: nowhere.
     """
 
     settings: Settings
@@ -150,6 +155,7 @@ class FoldModels:
     split: Split
     cache: Path
     log: Log
+    tracking: Tracking | None = None
     _digests: dict[int, str] = field(default_factory=dict, repr=False, compare=False)
 
     def library(self, fold: Fold) -> AtlasLibrary:
@@ -198,6 +204,11 @@ class FoldModels:
     def missing(self, fold: Fold) -> list[str]:
         """The networks the methods need that are not trained yet."""
         return [name for name in self.needed() if not self.trained(fold, name)]
+
+    def trainings(self, folds: Sequence[Fold]) -> list[tuple[str, Path]]:
+        """The name and the folder of every network that the methods need."""
+        count = len(self.split.folds)
+        return [(fold_name(fold, count, name), self.folder(fold, name)) for fold in folds for name in self.needed()]
 
     def train(self, fold: Fold, network: str = REGISTRATION, library: AtlasLibrary | None = None) -> nn.Module:
         """A network of the fold, trained if need be."""
@@ -345,7 +356,27 @@ class FoldModels:
             same_case=self._same_case,
             distance=settings.features.distance,
             estimate_dice=settings.joint.estimate_dice,
+            watch=self._watch(fold, network),
         )
+
+    def _watch(self, fold: Fold, network: str) -> Watch | None:
+        """What is shown of a training: its loss, and how well it does on some test cases, by which nothing is chosen."""
+        if self.tracking is None:
+            return None
+        settings, dataset = self.settings, self.dataset
+        tracking = self.tracking.within(fold_name(fold, len(self.split.folds), network))
+        watch = Watch(tracking, lambda: held_out(dataset.library, fold, settings.seed, dataset.unlabelled))
+        joint = network == REGISTRATION and settings.registration.joint
+        return watch.changed(lambda images: self._estimated(fold, images)) if joint else watch
+
+    def _estimated(self, fold: Fold, images: AtlasLibrary) -> AtlasLibrary | None:
+        """Held-out volumes with the estimates that a joint registration network needs; slices have none here."""
+        if self.settings.spatial_dims == 2:
+            return None
+        networks = TrainedNetworks(None, *self._estimate_networks(fold))
+        estimator = build_estimator(networks, self._options(), resolve_device(self.settings.device))
+        assert estimator is not None
+        return images.with_estimates(estimate_atlases(estimator, images))
 
 
 class OpenModels:

@@ -24,6 +24,7 @@ from oasis_monai.settings import Settings
 from oasis_monai.training.registration import train_registration
 from oasis_monai.training.segmentation import train_volume_network
 from oasis_monai.training.slices import train_slice_network
+from oasis_monai.training.tracking import Tracking, Watch
 from oasis_monai.training.trainer import FitContext
 from oasis_monai.workflows.fold_models import REGISTRATION, SLICES, VOLUME, segmenter_options, training_seed
 
@@ -43,6 +44,7 @@ def train_further(
     device: str = "cpu",
     share: float | None = None,
     rate: float = RATE,
+    tracking: Tracking | None = None,
 ) -> Segmenter:
     """Train every network of a segmenter on from its weights; the segmenter itself stays as it is.
 
@@ -54,6 +56,7 @@ def train_further(
         device: where it runs.
         share: part of the draws that go to the new atlases, 0 to 1; None: :func:`usual_share`.
         rate: learning rates relative to those of the settings, above 0.
+        tracking: where the trainings are recorded. All scans are trained with, so there is no held-out Dice.
 
     Returns:
         A segmenter with these networks. Its library has the new atlases last, and the estimates of all are the new networks'.
@@ -67,7 +70,7 @@ def train_further(
     joint = replace(settings.joint, lr=rate * settings.joint.lr)
     own = len(segmenter.library)
     share = usual_share(own, len(new)) if share is None else share
-    further = _Further(replace(settings, training=slower, joint=joint), share_draws(own, len(new), share), folder)
+    further = _Further(replace(settings, training=slower, joint=joint), share_draws(own, len(new), share), folder, tracking)
     slices, volume = None, None
     if start.slices is not None:
         slices = train_slice_network(further.context(SLICES, start.slices, library, device), joint)
@@ -115,11 +118,13 @@ class _Further:
         settings: the model's, with the budget and the learning rates to use.
         chances: (N,) how often each atlas is drawn.
         folder: where the networks' own folders go; None keeps nothing.
+        tracking: where the trainings are recorded.
     """
 
     settings: Settings
     chances: torch.Tensor
     folder: Path | None
+    tracking: Tracking | None
 
     def context(self, name: str, network: nn.Module, library: AtlasLibrary, device: str) -> FitContext:
         """What training ``network`` on needs. The segmentation networks take their part of the budget themselves."""
@@ -140,4 +145,5 @@ class _Further:
             start={key: value.detach().clone() for key, value in network.state_dict().items()},
             chances=self.chances,
             estimate_dice=settings.joint.estimate_dice,
+            watch=None if self.tracking is None else Watch(self.tracking.within(name)),
         )

@@ -7,19 +7,23 @@ from pathlib import Path
 from typing import Any
 
 from oasis_monai.settings import Settings
+from oasis_monai.training.tracking import Tracking
 from oasis_monai.utils.processes import run_parallel
 from oasis_monai.workflows.prepare import Log, find_and_check, prepare, split_of
 from oasis_monai.workflows.self_trained_folds import models_for
 from oasis_monai.workflows.unlabelled_scans import with_unlabelled
 
 
-def train_in_parallel(jobs: Sequence[tuple[Settings, int, str]], workers: int, log: Log) -> None:
-    """Train networks in parallel: (settings, fold, network) each. The trained networks go to the cache."""
+def train_in_parallel(jobs: Sequence[tuple[Settings, int, str, Tracking | None]], workers: int, log: Log) -> None:
+    """Train networks in parallel: (settings, fold, network, where to record it) each. The trained networks go to the cache."""
     from tqdm import tqdm
 
-    named = [(f"{_named(settings, fold)}, {network}", (quiet(settings), fold, network)) for settings, fold, network in jobs]
+    named = [
+        (f"{_named(settings, fold)}, {network}", (quiet(settings), fold, network, tracking))
+        for settings, fold, network, tracking in jobs
+    ]
     look = "{desc}: {n_fmt} of {total_fmt} networks |{bar}| {elapsed} gone, {remaining} left"
-    progress = any(settings.progress for settings, _, _ in jobs)
+    progress = any(settings.progress for settings, *_ in jobs)
     with tqdm(total=len(named), desc="train", disable=not progress, leave=False, bar_format=look) as bar:
 
         def ended(name: str, minutes: float) -> None:
@@ -40,14 +44,14 @@ def quiet(settings: Settings) -> dict[str, Any]:
     return settings.to_json() | {"progress": False, "workers": 1}
 
 
-def _train(values: dict[str, Any], fold: int, network: str) -> None:
+def _train(values: dict[str, Any], fold: int, network: str, tracking: Tracking | None) -> None:
     from oasis_monai.settings import build
 
     settings = build(values)
     cache = Path(settings.cache)
     dataset = with_unlabelled(settings, prepare(settings, find_and_check(settings, cache, silent), cache, silent), cache, silent)
     split = split_of(settings, dataset)
-    models_for(settings, dataset, split, cache, silent).train(split.folds[fold], network)
+    models_for(settings, dataset, split, cache, silent, tracking).train(split.folds[fold], network)
 
 
 def silent(_: str) -> None:

@@ -23,7 +23,7 @@ from oasis_monai.utils.errors import ConfigError
 from oasis_monai.utils.files import digest, write_json
 
 NO_RESULT = (
-    *("device", "threads", "workers", "align_batch", "cache", "progress"),
+    *("device", "threads", "workers", "align_batch", "cache", "progress", "tracking"),
     *("overlays", "browser", "save_segmentations", "save_probability", "save_uncertainty"),
     *("data.root", "data.name", "data.citation", "data.licence", "data.source"),  # the data counts by its content
 )
@@ -171,6 +171,7 @@ RESULTS = (
     "fusion.json",
     "suspects.csv",
     "suspects/*.png",
+    "training/*.csv",
     "report.html",
     "segmentations/*__*",
 )

@@ -20,6 +20,7 @@ from oasis_monai.segmentation.build import build_segmenter
 from oasis_monai.segmentation.estimate import ESTIMATE_VERSION
 from oasis_monai.segmentation.segmenter import Segmenter
 from oasis_monai.settings import REST, Settings
+from oasis_monai.training.tracking import Tracking
 from oasis_monai.utils.device import resolve_device
 from oasis_monai.utils.files import digest, file_digest, locked, write_json
 from oasis_monai.workflows.fold_models import (
@@ -34,6 +35,7 @@ from oasis_monai.workflows.further_training import FURTHER_VERSION
 from oasis_monai.workflows.model_folder import LIBRARY_PART, LOA_FILE, read_networks, write_parts
 from oasis_monai.workflows.prepare import Dataset, Log
 from oasis_monai.workflows.self_training import SELF_TRAINING_VERSION, self_train
+from oasis_monai.workflows.training_record import fold_name
 from oasis_monai.workflows.unlabelled_scans import rest_of
 
 SELF_TRAINED = "self-training"
@@ -42,10 +44,16 @@ RECORD = "self_training.json"
 """Written last: what it names is whole."""
 
 
-def models_for(settings: Settings, dataset: Dataset, split: Split, cache: Path, log: Log) -> FoldModels:
-    """The models of folds that the settings ask for."""
+def models_for(
+    settings: Settings, dataset: Dataset, split: Split, cache: Path, log: Log, tracking: Tracking | None = None
+) -> FoldModels:
+    """The models of folds that the settings ask for.
+
+    Args:
+        tracking: where their trainings are recorded.
+    """
     kind = FoldModels if settings.unlabelled is None else SelfTrainedFolds
-    return kind(settings, dataset, split, cache, log)
+    return kind(settings, dataset, split, cache, log, tracking)
 
 
 def unlabelled_record(models: FoldModels, folds: Sequence[Fold]) -> dict[str, Any]:
@@ -70,7 +78,7 @@ class SelfTrainedFolds(FoldModels):
         """The models before, with all networks that pseudo labels need."""
         method = "OASIS-joint" if self.settings.registration.joint else "OASIS"
         settings = replace(self.settings, unlabelled=None, methods=(method,))
-        return FoldModels(settings, self.dataset, self.split, self.cache, self.log)
+        return FoldModels(settings, self.dataset, self.split, self.cache, self.log, self.tracking)
 
     def scans(self, fold: Fold) -> dict[str, Case]:
         """The scans without labels that a fold's model is trained on with."""
@@ -153,7 +161,9 @@ class SelfTrainedFolds(FoldModels):
         embed = embedder(features.name, features.weights, device)
         shutil.rmtree(folder / "fields", ignore_errors=True)  # of a model that was lost
         which = f"fold {fold.index + 1} of {len(self.split.folds)}, " if len(self.split.folds) > 1 else ""
-        made = self_train(before, self.settings, self.scans(fold), embed, folder, device, lambda line: self.log(which + line))
+        tracking = self.tracking and self.tracking.within(fold_name(fold, len(self.split.folds), SELF_TRAINED))
+        scans = self.scans(fold)
+        made = self_train(before, self.settings, scans, embed, folder, device, lambda line: self.log(which + line), tracking)
         told = {"rounds": made.to_json(), "checksums": write_parts(folder, made.segmenter)}
         write_json(folder / RECORD, told)
         return told

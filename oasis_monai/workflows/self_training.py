@@ -28,6 +28,7 @@ from oasis_monai.segmentation.segmenter import Segmenter
 from oasis_monai.segmentation.views import AS_IT_IS, AtlasVolumes, result_agreement
 from oasis_monai.settings import Settings
 from oasis_monai.training.self_training import SelfTraining, ignore_uncertain
+from oasis_monai.training.tracking import Tracking
 from oasis_monai.transforms.labels import ignored, structures
 from oasis_monai.transforms.preprocessing import PreprocessCache
 from oasis_monai.utils.errors import with_case_in_errors
@@ -91,6 +92,7 @@ def self_train(
     folder: Path | None = None,
     device: str = "cpu",
     log: Log = lambda _: None,
+    tracking: Tracking | None = None,
 ) -> SelfTrained:
     """Train a segmenter on with scans without labels; the segmenter itself stays as it is.
 
@@ -105,6 +107,7 @@ def self_train(
         folder: where pseudo labels and resumable checkpoints go, a folder for each round; None keeps nothing.
         device: where it runs.
         log: gets a line for each round.
+        tracking: where the trainings are recorded.
 
     Raises:
         OasisError: the loss is no longer finite, or memory has run out; the last checkpoint stays.
@@ -126,14 +129,22 @@ def self_train(
             break
         people = {name: case.patient for name, case in scans.items()}
         new = build_library(kept, segmenter.spatial_dims, embed, segmenter.library.classes, people)
-        segmenter = _trained_on(segmenter, further, new, own, device)
+        watched = tracking and tracking.within(f"round{number}")
+        segmenter = _trained_on(segmenter, further, new, own, device, watched)
     return SelfTrained(segmenter, tuple(found))
 
 
-def _trained_on(segmenter: Segmenter, settings: Settings, new: AtlasLibrary, folder: Path | None, device: str) -> Segmenter:
+def _trained_on(
+    segmenter: Segmenter,
+    settings: Settings,
+    new: AtlasLibrary,
+    folder: Path | None,
+    device: str,
+    tracking: Tracking | None,
+) -> Segmenter:
     """The segmenter with networks that were trained on with pseudo-labelled scans, and with the atlases that it has."""
     how, own = settings.self_training, segmenter.library
-    made = train_further(segmenter, settings, new, folder, device, how.share, how.rate)
+    made = train_further(segmenter, settings, new, folder, device, how.share, how.rate, tracking)
     library = made.library.subset(range(len(own)))  # with the new networks' estimates
     return build_segmenter(library, networks_of(made), segmenter_options(settings), device)
 

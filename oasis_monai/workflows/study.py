@@ -18,6 +18,7 @@ from oasis_monai.evaluation import scores as tables
 from oasis_monai.networks.segmentation import NETWORKS
 from oasis_monai.segmentation.methods import needs_atlases, result_keys
 from oasis_monai.settings import REST, Settings, build
+from oasis_monai.training.tracking import Tracking
 from oasis_monai.training.trainer import TRAINING_VERSION
 from oasis_monai.utils.config import make_group
 from oasis_monai.utils.errors import ConfigError
@@ -28,6 +29,7 @@ from oasis_monai.workflows.plan import Plan, keep_plan
 from oasis_monai.workflows.prepare import Dataset, Log, find_and_check, prepare, split_of
 from oasis_monai.workflows.run_record import Clock, claim_results, refuse_other_results, run_record
 from oasis_monai.workflows.self_trained_folds import models_for
+from oasis_monai.workflows.training_record import tell_where, tracking_of
 from oasis_monai.workflows.unlabelled_scans import with_unlabelled
 
 SCORING_VERSION = 3  # part of every finished arm's stamp; raise it when the same models would score differently
@@ -244,7 +246,8 @@ def run_study(
     stamps: dict[str, str] = {}
     waiting: list[Job] = []
     datasets: dict[str, Dataset] = {}
-    trainings: dict[Path, tuple[Settings, int, str]] = {}
+    trainings: dict[Path, tuple[Settings, int, str, Tracking | None]] = {}
+    tracking = tracking_of(settings, run_dir)
     with clock("check and read"):
         for job in jobs:
             one = _prepared(job.settings, datasets, log)
@@ -255,10 +258,11 @@ def run_study(
             waiting.append(job)
             split = split_of(job.settings, one)
             models = models_for(job.settings, one, split, Path(job.settings.cache), log)
+            own = tracking and tracking.within(job.name)
             for fold in split.folds:
                 if fold in split.choose(job.settings.fold):
                     for network in models.missing(fold):
-                        trainings.setdefault(models.folder(fold, network), (job.settings, fold.index, network))
+                        trainings.setdefault(models.folder(fold, network), (job.settings, fold.index, network, own))
 
     def record() -> dict[str, Any]:
         one = next(iter(datasets.values()))
@@ -271,6 +275,8 @@ def run_study(
     claim_results(run_dir, record(), key, overwrite)
     keep_plan(plan_made, run_dir)
     log(f"{len(trainings)} networks to train, {len(waiting)} of {len(jobs)} cross-validations to score")
+    if trainings:
+        tell_where(tracking, log)
     with clock("train"):
         train_in_parallel(list(trainings.values()), settings.workers, log)
     with clock("segment and score"):
@@ -313,7 +319,7 @@ def _prepared(settings: Settings, known: dict[str, Dataset], log: Log) -> Datase
 
 def _stamp(settings: Settings, dataset: Dataset) -> str:
     """What a finished arm depends on: its settings, the data (wherever it lies), the code."""
-    how = ("workers", "threads", "progress", "device", "align_batch", "cache")
+    how = ("workers", "threads", "progress", "device", "align_batch", "cache", "tracking")
     kept = {k: v for k, v in settings.to_json().items() if k not in how}
     del kept["data"]["root"]
     return digest([kept, settings.identity(), dataset.identity(), TRAINING_VERSION, SCORING_VERSION])

@@ -14,6 +14,7 @@ from oasis_monai.evaluation.quality_tables import few_patients, plain_calibratio
 from oasis_monai.segmentation.learned_fusion import plain_fusions, read_fusions
 from oasis_monai.segmentation.segmenter import Segmenter
 from oasis_monai.settings import Settings
+from oasis_monai.training.tracking import choose_kind
 from oasis_monai.utils.errors import ConfigError, OasisError
 from oasis_monai.utils.files import digest, locked, write_json
 from oasis_monai.workflows.cross_fusion import fusion_path
@@ -24,6 +25,7 @@ from oasis_monai.workflows.postprocessing import postprocessing_path
 from oasis_monai.workflows.prepare import Dataset, channel_names, check_pairs, find_and_check, prepare, with_found_data
 from oasis_monai.workflows.run_record import Clock, refuse_other_results, run_record
 from oasis_monai.workflows.self_trained_folds import models_for, unlabelled_record
+from oasis_monai.workflows.training_record import keep_histories, tell_where, tracking_of
 from oasis_monai.workflows.unlabelled_scans import with_unlabelled
 
 
@@ -39,6 +41,7 @@ def train_model(settings: Settings, folder: Path, log: Log = print, overwrite: b
     Raises:
         ConfigError: there is such a model.
     """
+    choose_kind(settings.tracking)  # an error before anything is read
     if not overwrite:
         _check_unedited(folder)
     cache, clock = Path(settings.cache), Clock()
@@ -56,11 +59,15 @@ def train_model(settings: Settings, folder: Path, log: Log = print, overwrite: b
     split = Split("patient", settings.seed, (everything,), dataset.patients)
     check_pairs(settings, split, dataset.no_atlases)
     with clock("train"):
-        models = models_for(settings, dataset, split, cache, log)
+        tracking = tracking_of(settings, folder)
+        models = models_for(settings, dataset, split, cache, log, tracking)
+        if models.missing(everything):
+            tell_where(tracking, log)
         segmenter = models.segmenter(everything)
     with locked(folder), clock("write"):
         checksums = write_parts(folder, segmenter)
         keep_plan(plan, folder)
+        keep_histories(folder, models.trainings([everything]))
         record = _record(settings, dataset, segmenter, checksums, clock, log)
         write_json(folder / "model.json", record | unlabelled_record(models, [everything]))
     return folder

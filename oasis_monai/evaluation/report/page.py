@@ -27,8 +27,10 @@ from oasis_monai.evaluation.report.results import case_table, grid_table, method
 from oasis_monai.evaluation.report.run import Page, StudyParts, find_pictures, read_run
 from oasis_monai.evaluation.report.suspects import suspect_section
 from oasis_monai.evaluation.report.text import anchor, duration, flat, interval, joined, mapping, number, plain
+from oasis_monai.evaluation.report.training import training
 from oasis_monai.evaluation.scores import method_name
 from oasis_monai.evaluation.suspects import read_suspects
+from oasis_monai.evaluation.training_curves import HISTORIES, read_histories
 from oasis_monai.utils.files import write_text
 from oasis_monai.utils.words import natural
 
@@ -43,7 +45,8 @@ def write_report(run_dir: str | Path, parts: StudyParts | None = None) -> Path:
         run_dir: folder with ``scores.csv``; and, each may be absent, which the page then says: ``run.json`` (what was run:
             task, protocol, folds, seed, command, data {name, cases, citation, licence}, settings, versions, device, threads,
             commit, split_hash, timings_s, notes), ``suspects.csv`` with ``suspects/<case>.png``,
-            ``overlays/<case>__<method>-<n>.png`` and ``browser/`` (:mod:`oasis_monai.evaluation.case_view`).
+            ``overlays/<case>__<method>-<n>.png``, ``browser/`` (:mod:`oasis_monai.evaluation.case_view`) and
+            ``training/<network>.csv``.
         parts: of a study; a run of its own shows the browser files in its folder.
 
     Returns:
@@ -60,7 +63,10 @@ def write_report(run_dir: str | Path, parts: StudyParts | None = None) -> Path:
     pictures = find_pictures(folder / "overlays")
     suspects = suspect_section(read_suspects(folder / "suspects.csv"), folder / "suspects")
     reliable = read_reliability(folder / RELIABILITY)
-    page = Page(scores, tables.summarise(scores), run or {}, run is not None, pictures, parts, predicted, suspects, reliable)
+    histories = read_histories(folder / HISTORIES)
+    page = Page(
+        scores, tables.summarise(scores), run or {}, run is not None, pictures, parts, predicted, suspects, reliable, histories
+    )
     write_text(folder / "report.html", _html(page))
     return folder / "report.html"
 
@@ -136,6 +142,7 @@ def _body(page: Page) -> dict[str, Any]:
         "all_methods": method_table(page),
         "quality": quality(page),
         "reliability": reliability(page),
+        "training": training(page),
         "contours": contours(page),
         "suspects": page.suspects,
     }

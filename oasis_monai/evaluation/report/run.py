@@ -47,6 +47,7 @@ class Page:
     quality: tuple[QualityGroup, ...] = ()
     suspects: dict[str, Any] | None = None
     reliability: pd.DataFrame | None = None
+    histories: Mapping[str, pd.DataFrame] = field(default_factory=dict)
 
     @property
     def protocol(self) -> str:
