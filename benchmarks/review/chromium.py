@@ -40,7 +40,8 @@ class Page:
     def __init__(self, address: str) -> None:
         from websockets.sync.client import connect
 
-        self._socket = connect(address, max_size=2**28, proxy=None)
+        self._open = contextlib.ExitStack()
+        self._socket = self._open.enter_context(connect(address, max_size=2**28, proxy=None))
         self._number = 0
         self.said: list[str] = []
         for domain in ("Page", "Runtime", "Log"):
@@ -149,7 +150,7 @@ class Page:
 
     def close(self) -> None:
         """Close the connection."""
-        self._socket.close()
+        self._open.close()
 
 
 class Browser:

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import asyncio
+import os
 import re
+import tempfile
 from collections.abc import AsyncIterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -12,10 +15,10 @@ from oasis_monai.data.formats.dispatch import VOLUMES, ending
 from oasis_monai.data.scans import find_scans, one_scan
 from oasis_monai.data.types import Case
 from oasis_monai.review.drawings import FOLDER, Drawings
+from oasis_monai.review.grids import scan_geometry
 from oasis_monai.review.jobs import Job, Jobs
 from oasis_monai.review.worklist import Worklist
 from oasis_monai.utils.errors import DataError, Fault, OasisError
-from oasis_monai.utils.files import atomic_path
 from oasis_monai.workflows.model_folder import ModelRecord
 from oasis_monai.workflows.segment import SegmentOptions, segment_scans
 
@@ -90,15 +93,20 @@ class Segmenting:
         """
         path = self._place(name)
         size = 0
-        with atomic_path(path) as temporary:
-            with open(temporary, "wb") as file:
+        self.inbox.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(prefix=".arriving-", dir=self.inbox) as folder:
+            arriving = Path(folder) / path.name
+            with open(arriving, "wb") as file:
                 async for part in stream:
                     size += len(part)
                     if size > self.upload_bytes:
                         raise TooLargeError(self.upload_bytes)
                     file.write(part)
-            one_scan([temporary])  # its header tells whether it is a scan, before it is one of ours
-        return self._queue(path)
+                file.flush()
+                os.fsync(file.fileno())
+            await asyncio.to_thread(lambda: scan_geometry(one_scan([arriving])))  # whether it is a scan, before it is one of ours
+            os.replace(arriving, path)
+        return await asyncio.to_thread(self._queue, path)
 
     def _place(self, name: str) -> Path:
         """Where a dropped file goes: under its own name, or a numbered one where that is taken."""

@@ -10,6 +10,7 @@ const $ = (id) => document.getElementById(id);
 const all = (selector) => [...document.querySelectorAll(selector)];
 const viewer = new Viewer();
 let listing = { scans: [], structures: [], jobs: [] };
+let current = null; // id of the scan that is chosen
 let mine = null; // the scan shown: id, version, source, kept (fingerprint that the server has)
 let opening = 0;
 let stopped = false; // a conflict: nothing is sent until the user has chosen
@@ -123,8 +124,6 @@ async function open(id, keepFirst = true) {
   }
   render();
 }
-
-let current = null;
 
 async function uncertain() {
   const share = Number($("uncertainty").value) / 100;
@@ -364,6 +363,10 @@ function wire() {
     row.append(cell, element("td", what));
     return row;
   }));
+  window.addEventListener("hashchange", () => {
+    const id = decodeURIComponent(location.hash.slice(1));
+    if (id !== current && entry(id)) open(id);
+  });
   document.addEventListener("visibilitychange", () => { if (document.hidden && changed()) keep(); });
   window.addEventListener("beforeunload", (event) => { if (changed()) event.preventDefault(); });
 }
