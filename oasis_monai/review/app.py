@@ -133,6 +133,16 @@ def _known(answer: Callable[[Any, Request], Awaitable[Response]]) -> Callable[[A
     return answered
 
 
+def _remarks(record: Any) -> list[str]:
+    """Why a result is no test of accuracy: the scan, or its patient, is among the atlases."""
+    told = []
+    if atlas := record.get("is_atlas"):
+        told.append(f"This scan is the model's atlas {atlas}: the result is no test of accuracy.")
+    if theirs := record.get("atlases_of_patient"):
+        told.append(f"Of this patient, too: {', '.join(theirs)} among the model's atlases. The result is no test of accuracy.")
+    return told
+
+
 class _Pages:
     """The answers, one method each."""
 
@@ -187,6 +197,7 @@ class _Pages:
             "volumes_ml": dict(record.get("volume_ml", {})),
             "flags": list(record.get("flags", [])),
             "atlases": [] if review.pictures is None else review.pictures.used(record),
+            "remarks": _remarks(record),
             "uncertainty": bool(record) and review.worklist.map_file(entry.id, "uncertainty") is not None,
             "version": state.version,
             "verdict": state.verdict,
@@ -239,7 +250,10 @@ class _Pages:
             drawn = grids.from_bytes(data, geometry, len(review.worklist.label_values))
             if request.query_params.get("save") == "true":
                 label = review.worklist.label_file(case.id)
-                return review.drawings.save(case, label, drawn, geometry, version).version
+                saved = review.drawings.save(case, label, drawn, geometry, version)
+                if review.teacher is not None:
+                    review.teacher.write_table(review.teacher.corrected())
+                return saved.version
             return review.drawings.keep_draft(case, drawn, geometry, version).version
 
         new = await run_in_threadpool(write)

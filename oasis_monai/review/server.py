@@ -6,6 +6,7 @@ import socket
 import webbrowser
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -94,7 +95,7 @@ class Server:
         segmenting.start(self.scans)
         return Review(worklist, drawings, jobs, segmenting, teacher, AtlasPictures(self.model, self.output))
 
-    def run(self, log: Log = print) -> None:
+    def run(self, log: Log = partial(print, flush=True)) -> None:
         """Serve until the process is told to end.
 
         Raises:

@@ -214,7 +214,7 @@ function renderFacts() {
     return row;
   });
   $("structures").replaceChildren(...rows);
-  $("flags").replaceChildren(...(one?.flags ?? []).map((flag) => element("li", `${flag.name}: ${flag.text}`)));
+  $("flags").replaceChildren(...[...(one?.flags ?? []).map((flag) => `${flag.name}: ${flag.text}`), ...(one?.remarks ?? [])].map((text) => element("li", text)));
   $("uncertainty").disabled = !one?.uncertainty;
   renderAtlases(one);
 }

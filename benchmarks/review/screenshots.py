@@ -1,0 +1,139 @@
+"""Pictures of every state of the review page, of the phantom: empty, working, result, doubtful, corrected, conflict, error.
+
+python -m benchmarks.review.screenshots --model models/demo --output docs/howto/review
+"""
+
+from __future__ import annotations
+
+import io
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+import numpy as np
+
+from benchmarks.command_line import command_parser
+from benchmarks.review.chromium import Page, chromium
+from oasis_monai.data.formats.dispatch import write_array
+from oasis_monai.data.phantom import make_phantom
+from oasis_monai.data.types import Geometry
+from oasis_monai.utils.files import atomic_path
+
+SIZE = (1280, 800)
+COLOURS = 96
+"""Of a picture: the page has few, and its files stay small."""
+MINUTES = 10 * 60.0
+
+
+def write_scans(folder: Path) -> dict[str, Path]:
+    """Three scans of the phantom: an easy one (an atlas of the model, ``Case05``, with other noise), one that the model has never
+    seen, with noise in place of a third of its slices, and one that is damaged."""
+    made = {}
+    for name, index in (("patient-a", 5), ("patient-b", 30), ("patient-c", 31)):
+        scan = make_phantom(index, size="demo")
+        image = scan.image.astype(np.float32)
+        if name == "patient-a":
+            image = image + np.random.default_rng(1).normal(0, 0.03 * image.std(), image.shape).astype(np.float32)
+        if name == "patient-b":  # the middle third of the slices: what is there can only be guessed
+            third = image.shape[2] // 3
+            noise = np.random.default_rng(0).normal(image.mean(), image.std(), (*image.shape[:2], third))
+            image[..., third : 2 * third] = noise
+        if name == "patient-c":
+            image[0, 0, 0] = np.nan
+        made[name] = folder / f"{name}.nii.gz"
+        write_array(made[name], image, Geometry(image.shape, scan.affine))
+    return made
+
+
+def save(page: Page, path: Path) -> None:
+    """Write a picture of the page with few colours."""
+    from PIL import Image
+
+    page.run("new Promise((done) => requestAnimationFrame(() => requestAnimationFrame(done)))")
+    picture = Image.open(io.BytesIO(page.picture())).convert("RGB").quantize(COLOURS, dither=Image.Dither.NONE)
+    with atomic_path(path) as temporary:
+        picture.save(temporary, format="PNG", optimize=True)
+    print(path, flush=True)
+
+
+def drop(page: Page, path: Path, seconds: float = MINUTES) -> None:
+    """Drop a file and wait until it is shown, or has failed."""
+    name = path.name.removesuffix(".nii.gz")
+    page.give_file("#file", path)
+    told = "document.getElementById('empty').textContent.includes('could not be segmented')"
+    page.wait(f"review.shown?.id === '{name}' || (location.hash === '#{name}' && {told})", seconds)
+
+
+def fill(page: Page) -> None:
+    """Draw an outline beside the cross, which is filled."""
+    x, y, width, height = page.run(
+        "(() => { const r = document.getElementById('canvas').getBoundingClientRect(); return [r.x, r.y, r.width, r.height]; })()"
+    )
+    centre, radius = (x + 0.31 * width, y + 0.68 * height), 0.05 * width
+    angles = np.linspace(0, 2 * np.pi, 24)
+    page.press("f")
+    page.drag([(centre[0] + radius * np.cos(a), centre[1] + radius * np.sin(a)) for a in angles])
+
+
+def take_pictures(address: str, scans: dict[str, Path], output: Path) -> None:
+    """Bring the page into every state, and write a picture of each."""
+    with chromium() as browser:
+        page = browser.tab()
+        page.resize(*SIZE)
+        page.go(address)
+        page.wait("document.getElementById('empty').textContent.includes('No scans yet')")
+        save(page, output / "empty.png")
+        page.give_file("#file", scans["patient-a"])
+        page.wait("document.querySelector('.job.running')")
+        save(page, output / "working.png")
+        page.wait("review.shown?.id === 'patient-a'", MINUTES)
+        save(page, output / "result.png")
+        drop(page, scans["patient-b"])
+        page.press("v")
+        page.wait("review.viewer.hasOverlay")
+        save(page, output / "doubtful.png")
+        fill(page)
+        page.press("s")
+        page.wait("document.getElementById('kept').textContent.startsWith('saved')")
+        page.press("v")
+        page.wait("document.querySelector('#list [data-id=\"patient-b\"] b').className === 'corrected'")
+        save(page, output / "corrected.png")
+        page.run("review.shown.version -= 1")  # as if another tab had saved since
+        fill(page)
+        page.press("u")
+        page.press("e")
+        fill(page)
+        page.press("s")
+        page.wait("document.getElementById('banner').textContent.includes('Another tab')")
+        save(page, output / "conflict.png")
+        page.run("document.querySelector('#banner button').click()")
+        page.wait("review.kept && document.getElementById('banner').hidden")
+        drop(page, scans["patient-c"])
+        save(page, output / "error.png")
+        if page.said:
+            print("the page said:", *page.said, sep="\n")
+
+
+def main() -> None:
+    """Take the pictures."""
+    parser = command_parser("benchmarks.review.screenshots", __doc__)
+    parser.add_argument("--model", type=Path, required=True, help="folder of a model of the phantom")
+    parser.add_argument("--output", type=Path, required=True, help="folder for the pictures")
+    asked = parser.parse_args()
+    with tempfile.TemporaryDirectory() as folder:
+        scans = write_scans(Path(folder))
+        results = Path(folder) / "results"
+        words = ["review", f"model={asked.model.resolve()}", f"output={results}", "review.open=false"]
+        command = [sys.executable, "-u", "-m", "oasis_monai", *words]
+        with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, cwd=folder) as server:
+            try:
+                assert server.stdout is not None
+                line = next(one for one in server.stdout if one.startswith("review: "))
+                take_pictures(line.split()[1], scans, asked.output)
+            finally:
+                server.terminate()
+
+
+if __name__ == "__main__":
+    main()
