@@ -91,8 +91,8 @@ class Page:
             raise RuntimeError(details.get("exception", {}).get("description", details["text"]))
         return done["result"].get("value")
 
-    def wait(self, script: str, seconds: float = 60.0) -> Any:
-        """Wait until an expression is true, and return its value.
+    def wait(self, script: str, seconds: float = 60.0) -> None:
+        """Wait until an expression is true.
 
         Raises:
             TimeoutError: it never is.
@@ -100,8 +100,8 @@ class Page:
         end = time.monotonic() + seconds
         while time.monotonic() < end:
             with contextlib.suppress(RuntimeError):  # the page is being loaded
-                if value := self.run(script):
-                    return value
+                if self.run(f"Boolean({script})"):
+                    return
             time.sleep(0.1)
         raise TimeoutError(f"{script} is not true after {seconds:g} s; the page said {self.said[-5:]}")
 

@@ -85,7 +85,7 @@ def take_pictures(address: str, scans: dict[str, Path], output: Path) -> None:
         page.wait("document.getElementById('empty').textContent.includes('No scans yet')")
         save(page, output / "empty.png")
         page.give_file("#file", scans["patient-a"])
-        page.wait("document.querySelector('.job.running')")
+        page.wait("document.querySelector('.job.running')", MINUTES)
         save(page, output / "working.png")
         page.wait("review.shown?.id === 'patient-a'", MINUTES)
         save(page, output / "result.png")
@@ -123,8 +123,7 @@ def main() -> None:
     asked = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
         scans = write_scans(Path(folder))
-        results = Path(folder) / "results"
-        words = ["review", f"model={asked.model.resolve()}", f"output={results}", "review.open=false"]
+        words = ["review", f"model={asked.model.resolve()}", "output=results", "review.open=false"]
         command = [sys.executable, "-u", "-m", "oasis_monai", *words]
         with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, cwd=folder) as server:
             try:

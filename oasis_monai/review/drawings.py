@@ -1,8 +1,8 @@
 """What was drawn and decided of each scan, on disk before the page is told so.
 
-Of a scan X of a ``segment`` folder, ``review/X.json`` holds the verdict and a version, ``review/X_draft.nii.gz`` what is drawn and
-not saved, and ``X_corrected.*`` beside the result what was saved. Every file is written whole or not at all, and in an order that
-loses nothing when the process dies between two of them. The model's result itself is never touched.
+Of a scan X of a ``segment`` folder, ``review/X.json`` holds the verdict and a version, ``review/X_draft.nii.gz`` what is drawn
+and not saved, and ``X_corrected.*`` beside the result what was saved. Every file is written whole or not at all, and in an order
+that loses nothing when the process dies between two of them. The model's result itself is never touched.
 """
 
 from __future__ import annotations

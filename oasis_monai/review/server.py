@@ -6,7 +6,6 @@ import socket
 import webbrowser
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +21,11 @@ from oasis_monai.workflows.segment import SegmentOptions
 KEPT = ".server"
 """In the review's folder: token and port, for their owner alone."""
 Log = Callable[[str], None]
+
+
+def tell(line: str) -> None:
+    """Print a line at once, also into a file or a pipe: the command does not end."""
+    print(line, flush=True)
 
 
 @dataclass(frozen=True)
@@ -95,7 +99,7 @@ class Server:
         segmenting.start(self.scans)
         return Review(worklist, drawings, jobs, segmenting, teacher, AtlasPictures(self.model, self.output))
 
-    def run(self, log: Log = partial(print, flush=True)) -> None:
+    def run(self, log: Log = tell) -> None:
         """Serve until the process is told to end.
 
         Raises:
@@ -120,7 +124,7 @@ class Server:
                 log("Keep this address to yourself: whoever has it can use the page. Ctrl-C ends it; what was drawn is kept.")
                 if self.options.open:
                     webbrowser.open(address)
-                config = uvicorn.Config(app, log_level="warning", server_header=False, h11_max_incomplete_event_size=2**16)
+                config = uvicorn.Config(app, log_level="warning", server_header=False, timeout_graceful_shutdown=3)
                 uvicorn.Server(config).run(sockets=[listener])
 
 

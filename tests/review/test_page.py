@@ -41,9 +41,8 @@ def bitmap(tab):
 
 
 def middle(tab):
-    return tab.run(
-        "(() => { const r = document.getElementById('canvas').getBoundingClientRect(); return [r.x + r.width / 2, r.y + r.height / 2]; })()"
-    )
+    box = "document.getElementById('canvas').getBoundingClientRect()"
+    return tab.run(f"((r) => [r.x + r.width / 2, r.y + r.height / 2])({box})")
 
 
 def square(tab, side=60):
@@ -139,7 +138,6 @@ def test_keys_decide_and_move_and_a_finger_draws(browser, results):
         tab.press("1")
         tab.swipe(square(tab))
         assert (bitmap(tab) != before).sum() > 0
-        assert tab.run(
-            "[...document.querySelectorAll('button')].filter((b) => b.offsetParent).every((b) => b.getBoundingClientRect().height >= 39)"
-        )
+        shown = "[...document.querySelectorAll('button')].filter((b) => b.offsetParent)"
+        assert tab.run(f"{shown}.every((b) => b.getBoundingClientRect().height >= 39)")
         tab.close()
