@@ -6,6 +6,7 @@ python -m benchmarks.review.screenshots --model models/demo --output docs/howto/
 from __future__ import annotations
 
 import io
+import shutil
 import subprocess
 import sys
 import tempfile
@@ -24,6 +25,7 @@ SIZE = (1280, 800)
 COLOURS = 96
 """Of a picture: the page has few, and its files stay small."""
 MINUTES = 10 * 60.0
+STATES = ("empty", "working", "result", "doubtful", "corrected", "conflict", "error")
 
 
 def write_scans(folder: Path) -> dict[str, Path]:
@@ -58,9 +60,12 @@ def save(page: Page, path: Path) -> None:
 
 
 def drop(page: Page, path: Path, seconds: float = MINUTES) -> None:
-    """Drop a file and wait until it is shown, or has failed."""
+    """Drop a file and wait until it is shown, or has failed. One that is there is opened."""
     name = path.name.removesuffix(".nii.gz")
-    page.give_file("#file", path)
+    if page.run(f"document.querySelector('#list [data-id=\"{name}\"]') !== null"):
+        page.run(f"location.hash = '{name}'")
+    else:
+        page.give_file("#file", path)
     told = "document.getElementById('empty').textContent.includes('could not be segmented')"
     page.wait(f"review.shown?.id === '{name}' || (location.hash === '#{name}' && {told})", seconds)
 
@@ -76,43 +81,64 @@ def fill(page: Page) -> None:
     page.drag([(centre[0] + radius * np.cos(a), centre[1] + radius * np.sin(a)) for a in angles])
 
 
-def take_pictures(address: str, scans: dict[str, Path], output: Path) -> None:
-    """Bring the page into every state, and write a picture of each."""
+def take_pictures(address: str, scans: dict[str, Path], output: Path, states: list[str]) -> None:
+    """Bring the page into these states, in their order, and write a picture of each."""
     with chromium() as browser:
         page = browser.tab()
         page.resize(*SIZE)
         page.go(address)
-        page.wait("document.getElementById('empty').textContent.includes('No scans yet')")
-        save(page, output / "empty.png")
-        page.give_file("#file", scans["patient-a"])
-        page.wait("document.querySelector('.job.running')", MINUTES)
-        save(page, output / "working.png")
-        page.wait("review.shown?.id === 'patient-a'", MINUTES)
-        save(page, output / "result.png")
-        drop(page, scans["patient-b"])
-        page.press("v")
-        page.wait("review.viewer.hasOverlay")
-        save(page, output / "doubtful.png")
-        fill(page)
-        page.press("s")
-        page.wait("document.getElementById('kept').textContent.startsWith('saved')")
-        page.press("v")
-        page.wait("document.querySelector('#list [data-id=\"patient-b\"] b').className === 'corrected'")
-        save(page, output / "corrected.png")
-        page.run("review.shown.version -= 1")  # as if another tab had saved since
-        fill(page)
-        page.press("u")
-        page.press("e")
-        fill(page)
-        page.press("s")
-        page.wait("document.getElementById('banner').textContent.includes('Another tab')")
-        save(page, output / "conflict.png")
-        page.run("document.querySelector('#banner button').click()")
-        page.wait("review.kept && document.getElementById('banner').hidden")
-        drop(page, scans["patient-c"])
-        save(page, output / "error.png")
+        page.wait("globalThis.review && document.getElementById('empty').textContent !== 'Reading the scan ...'", MINUTES)
+        for state in (one for one in STATES if one in states):
+            _REACH[state](page, scans)
+            save(page, output / f"{state}.png")
         if page.said:
             print("the page said:", *page.said, sep="\n")
+
+
+def _reach_working(page: Page, scans: dict[str, Path]) -> None:
+    page.give_file("#file", scans["patient-a"])
+    page.wait("document.querySelector('.job.running')", MINUTES)
+
+
+def _reach_doubtful(page: Page, scans: dict[str, Path]) -> None:
+    drop(page, scans["patient-b"])
+    page.press("v")
+    page.wait("review.viewer.hasOverlay", MINUTES)
+
+
+def _reach_corrected(page: Page, scans: dict[str, Path]) -> None:
+    drop(page, scans["patient-b"])
+    fill(page)
+    page.press("s")
+    page.wait("document.getElementById('kept').textContent.startsWith('saved')", MINUTES)
+    page.wait("document.querySelector('#list [data-id=\"patient-b\"] b').className === 'corrected'", MINUTES)
+    if page.run("document.getElementById('uncertainty').value > 0"):
+        page.press("v")
+
+
+def _reach_conflict(page: Page, scans: dict[str, Path]) -> None:
+    page.run("review.shown.version -= 1")  # as if another tab had saved since
+    page.press("e")
+    fill(page)
+    page.press("s")
+    page.wait("document.getElementById('banner').textContent.includes('Another tab')", MINUTES)
+
+
+def _reach_error(page: Page, scans: dict[str, Path]) -> None:
+    page.run("document.querySelector('#banner button')?.click()")
+    page.wait("document.getElementById('banner').hidden && (review.shown === null || review.kept)", MINUTES)
+    drop(page, scans["patient-c"])
+
+
+_REACH = {
+    "empty": lambda page, scans: page.wait("document.getElementById('empty').textContent.includes('No scans yet')"),
+    "working": _reach_working,
+    "result": lambda page, scans: drop(page, scans["patient-a"]),
+    "doubtful": _reach_doubtful,
+    "corrected": _reach_corrected,
+    "conflict": _reach_conflict,
+    "error": _reach_error,
+}
 
 
 def main() -> None:
@@ -120,16 +146,20 @@ def main() -> None:
     parser = command_parser("benchmarks.review.screenshots", __doc__)
     parser.add_argument("--model", type=Path, required=True, help="folder of a model of the phantom")
     parser.add_argument("--output", type=Path, required=True, help="folder for the pictures")
+    parser.add_argument("--states", nargs="+", choices=STATES, default=list(STATES), help="which pictures to take (all)")
+    parser.add_argument("--results", type=Path, help="a folder of results to begin with")
     asked = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
         scans = write_scans(Path(folder))
+        if asked.results is not None:
+            shutil.copytree(asked.results, Path(folder) / "results")
         words = ["review", f"model={asked.model.resolve()}", "output=results", "review.open=false"]
         command = [sys.executable, "-u", "-m", "oasis_monai", *words]
         with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, cwd=folder) as server:
             try:
                 assert server.stdout is not None
                 line = next(one for one in server.stdout if one.startswith("review: "))
-                take_pictures(line.split()[1], scans, asked.output)
+                take_pictures(line.split()[1], scans, asked.output, asked.states)
             finally:
                 server.terminate()
 

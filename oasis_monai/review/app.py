@@ -46,6 +46,7 @@ class Review:
     Args:
         worklist, drawings, jobs: of the folder of results.
         segmenting, teacher, pictures: with the model; None without one.
+        channels: the names of a scan's images, as far as the model says.
     """
 
     worklist: Worklist
@@ -54,6 +55,7 @@ class Review:
     segmenting: Segmenting | None = None
     teacher: Teacher | None = None
     pictures: AtlasPictures | None = None
+    channels: tuple[str, ...] = ()
 
 
 def make_app(review: Review) -> Starlette:
@@ -175,6 +177,7 @@ class _Pages:
             "scans": [self._entry(entry) for entry in review.worklist.entries()],
             "structures": list(review.worklist.labels),
             "jobs": review.jobs.to_json(),
+            "channels": list(review.channels),
             "model": None if teacher is None else teacher.model.resolve().name,
             "folder": str(review.worklist.output),
             "endings": list(TAKEN) if segmenting is not None else [],
@@ -198,7 +201,7 @@ class _Pages:
             "flags": list(record.get("flags", [])),
             "atlases": [] if review.pictures is None else review.pictures.used(record),
             "remarks": _remarks(record),
-            "uncertainty": bool(record) and review.worklist.map_file(entry.id, "uncertainty") is not None,
+            "uncertainty": bool(record) and review.worklist.map_file(record, "uncertainty") is not None,
             "version": state.version,
             "verdict": state.verdict,
             "atlas": state.atlas,
@@ -216,7 +219,7 @@ class _Pages:
     @_known
     async def uncertainty(self, request: Request) -> Response:
         case = await self._case(request)
-        path = self.review.worklist.map_file(case.id, "uncertainty")
+        path = self.review.worklist.map_file(self.review.worklist.record(case.id), "uncertainty")
         if path is None:
             raise HTTPException(404, "this result was made without save_uncertainty=true")
         geometry = await run_in_threadpool(self.review.worklist.geometry, case.id)

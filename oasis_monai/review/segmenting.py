@@ -105,6 +105,7 @@ class Segmenting:
                 file.flush()
                 os.fsync(file.fileno())
             await asyncio.to_thread(lambda: scan_geometry(one_scan([arriving])))  # whether it is a scan, before it is one of ours
+            path = self._place(name)  # another tab may have dropped one of this name meanwhile
             os.replace(arriving, path)
         return await asyncio.to_thread(self._queue, path)
 

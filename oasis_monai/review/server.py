@@ -97,7 +97,8 @@ class Server:
         segmenting = Segmenting(self.model, self.output, worklist, drawings, jobs, self.segment, upload)
         teacher = Teacher(self.model, worklist, drawings, *machine, self.cache, self.options.minutes)
         segmenting.start(self.scans)
-        return Review(worklist, drawings, jobs, segmenting, teacher, AtlasPictures(self.model, self.output))
+        channels, pictures = ModelRecord.read(self.model).channels, AtlasPictures(self.model, self.output)
+        return Review(worklist, drawings, jobs, segmenting, teacher, pictures, channels)
 
     def run(self, log: Log = tell) -> None:
         """Serve until the process is told to end.

@@ -119,10 +119,10 @@ class Worklist:
         """The label of a finished scan; KeyError as :meth:`record`."""
         return self.output / Path(self.record(case)["label"]).name
 
-    def map_file(self, case: str, part: str) -> Path | None:
-        """The map ``part`` (``uncertainty``) beside a finished scan's label, None where there is none."""
-        names = [Path(str(name)).name for name in self.record(case)["files"]]
-        own = [self.output / name for name in names if name.startswith(f"{case}_{part}.")]
+    def map_file(self, record: Mapping[str, Any], part: str) -> Path | None:
+        """The map ``part`` (``uncertainty``) beside the label of a finished scan's record, None where there is none."""
+        names = [Path(str(name)).name for name in record["files"]]
+        own = [self.output / name for name in names if name.startswith(f"{record['case']}_{part}.")]
         return next((path for path in own if path.is_file()), None)
 
     def case(self, case: str) -> Case:

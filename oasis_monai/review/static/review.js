@@ -11,6 +11,7 @@ const all = (selector) => [...document.querySelectorAll(selector)];
 const viewer = new Viewer();
 let listing = { scans: [], structures: [], jobs: [] };
 let current = null; // id of the scan that is chosen
+let status = ""; // of that scan, when it was opened
 let mine = null; // the scan shown: id, version, source, kept (fingerprint that the server has)
 let opening = 0;
 let stopped = false; // a conflict: nothing is sent until the user has chosen
@@ -83,8 +84,7 @@ function decide(verdict) {
   if (mine === null) return;
   queued(async () => {
     try {
-      const now = entry();
-      mine.version = await server.decide(mine.id, now?.verdict === verdict ? "" : verdict, mine.version);
+      mine.version = await server.decide(mine.id, entry()?.verdict === verdict ? "" : verdict, mine.version);
       $("kept").textContent = "";
       await refresh();
     } catch (error) { failed(error, true); }
@@ -100,10 +100,12 @@ async function open(id, keepFirst = true) {
   if (mine?.id !== id) mine = null;
   location.hash = encodeURIComponent(id);
   $("kept").textContent = "";
+  status = found?.status ?? "";
   if (found?.status !== "done") {
     mine = null;
     viewer.close();
-    $("empty").textContent = found?.status === "failed" ? `This scan could not be segmented.\n\n${found.reason}` : "This scan is still to be segmented.";
+    const text = { failed: `This scan could not be segmented.\n\n${found?.reason}`, working: "This scan is being segmented ..." };
+    $("empty").textContent = text[found?.status] ?? "This scan is still to be segmented.";
     current = id;
     return render();
   }
@@ -111,7 +113,7 @@ async function open(id, keepFirst = true) {
   $("empty").textContent = "Reading the scan ...";
   render();
   try {
-    const [image, label] = await Promise.all([server.image(id), server.drawing(id)]);
+    const [image, label] = await Promise.all([server.image(id, channel()), server.drawing(id)]);
     if (own !== opening) return;
     await viewer.show(image, label.voxels);
     mine = { id, version: label.version, source: label.source, kept: fingerprint(viewer.voxels) };
@@ -131,6 +133,21 @@ async function uncertain() {
     if (share > 0 && mine !== null && !viewer.hasOverlay && entry()?.uncertainty) await viewer.overlay(await server.uncertainty(mine.id));
     viewer.fade(share);
   } catch (error) { banner(error.message, ["Close", () => banner("")]); }
+}
+
+const channel = () => Math.max(0, $("channel").selectedIndex);
+
+// another channel of the same scan: the drawing stays, what can be taken back does not
+async function rechannel() {
+  if (mine === null) return;
+  const own = mine, voxels = viewer.voxels.slice(), place = viewer.place;
+  try {
+    const image = await server.image(own.id, channel());
+    if (mine !== own) return;
+    await viewer.show(image, voxels);
+    viewer.place = place;
+    await uncertain();
+  } catch (error) { failed(error); }
 }
 
 async function revert() {
@@ -215,6 +232,7 @@ function renderFacts() {
   });
   $("structures").replaceChildren(...rows);
   $("flags").replaceChildren(...[...(one?.flags ?? []).map((flag) => `${flag.name}: ${flag.text}`), ...(one?.remarks ?? [])].map((text) => element("li", text)));
+  $("channels").hidden = (listing.channels?.length ?? 0) < 2;
   $("uncertainty").disabled = !one?.uncertainty;
   renderAtlases(one);
 }
@@ -262,8 +280,9 @@ async function refresh() {
   listing = await server.worklist();
   if (JSON.stringify(listing) === before) return;
   viewer.colours(Math.max(1, listing.structures.length));
+  if ($("channel").options.length !== listing.channels.length) $("channel").replaceChildren(...listing.channels.map((name) => element("option", name)));
   const now = entry(current);
-  if (now?.status === "done" && mine === null && current !== null && $("empty").textContent.startsWith("This scan is still")) await open(current);
+  if (now !== undefined && now.status !== status) await open(current); // it has been segmented, or has failed
   render();
 }
 
@@ -300,6 +319,7 @@ const KEYS = [
   ["u", "take back the last stroke (also Ctrl+Z)", () => viewer.undo()],
   ["PageUp", "slice above", () => viewer.step(0, 0, 1)], ["PageDown", "slice below", () => viewer.step(0, 0, -1)],
   ["m", "next view: all, axial, coronal, sagittal, 3D", () => { const names = all("[data-view]").map((one) => one.dataset.view); look(names[(names.indexOf(view) + 1) % names.length]); }],
+  ["c", "next channel of the scan", () => { const all_ = $("channel"); if (all_.options.length > 1) { all_.selectedIndex = (all_.selectedIndex + 1) % all_.options.length; rechannel(); } }],
   ["l", "label on and off", () => toggle("opacity", 55)], ["v", "uncertainty on and off", () => toggle("uncertainty", 70)],
   ["t", "teach the model", () => { if (listing.model) lesson(); }], ["?", "these keys", () => $("help").showModal()],
 ];
@@ -346,6 +366,7 @@ function wire() {
   $("revert").onclick = revert;
   $("size").oninput = () => resize(Number($("size").value));
   $("opacity").oninput = () => viewer.dim(Number($("opacity").value) / 100);
+  $("channel").onchange = rechannel;
   $("uncertainty").oninput = uncertain;
   $("keys").onclick = () => $("help").showModal();
   $("teach").onclick = lesson;

@@ -23,7 +23,7 @@ async function ask(path, options = {}) {
 const scan = (id) => `api/scans/${encodeURIComponent(id)}`;
 
 export const worklist = async () => (await ask("api/worklist")).json();
-export const image = async (id) => (await ask(`${scan(id)}/image`)).arrayBuffer();
+export const image = async (id, channel) => (await ask(`${scan(id)}/image?channel=${channel}`)).arrayBuffer();
 export const uncertainty = async (id) => (await ask(`${scan(id)}/uncertainty`)).arrayBuffer();
 export const atlasPicture = (id, number) => `${scan(id)}/atlases/${number}`;
 

@@ -58,6 +58,8 @@ export class Viewer {
     for (const volume of [...this.nv.volumes].reverse()) this.nv.removeVolume(volume);
   }
 
+  get place() { return [...this.nv.scene.crosshairPos]; }
+  set place(where) { this.nv.scene.crosshairPos = where; this.nv.drawScene(); }
   get voxels() { return this.nv.drawBitmap; }
 
   // fresh: the first stroke that can be taken back comes after this
