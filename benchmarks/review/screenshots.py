@@ -22,7 +22,7 @@ from oasis_monai.data.types import Geometry
 from oasis_monai.utils.files import atomic_path
 
 SIZE = (1280, 800)
-COLOURS = 96
+COLOURS = 224
 """Of a picture: the page has few, and its files stay small."""
 MINUTES = 10 * 60.0
 STATES = ("empty", "working", "result", "doubtful", "corrected", "conflict", "error")
@@ -87,7 +87,10 @@ def take_pictures(address: str, scans: dict[str, Path], output: Path, states: li
         page = browser.tab()
         page.resize(*SIZE)
         page.go(address)
-        page.wait("globalThis.review && document.getElementById('empty').textContent !== 'Reading the scan ...'", MINUTES)
+        page.wait(
+            "document.getElementById('place').textContent && document.getElementById('empty').textContent !== 'Reading the scan ...'",
+            MINUTES,
+        )
         for state in (one for one in STATES if one in states):
             _REACH[state](page, scans)
             save(page, output / f"{state}.png")

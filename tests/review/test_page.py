@@ -80,7 +80,7 @@ def test_draw_save_reload_and_the_voxels_are_equal(browser, results):
         saved = nibabel.as_closest_canonical(nibabel.load(results / "tilted_corrected.nii.gz"))
         assert np.array_equal(np.asarray(saved.dataobj).ravel(order="F"), drawn)
         assert tab.run("document.querySelector('#list [data-id=tilted] b').className") == "corrected"
-        assert tab.said == []
+        assert [one for one in tab.said if "favicon" not in one] == []  # the licence's plain text has none
         tab.close()
 
 

@@ -100,6 +100,7 @@ async function open(id, keepFirst = true) {
   if (mine?.id !== id) mine = null;
   location.hash = encodeURIComponent(id);
   $("kept").textContent = "";
+  $("where").textContent = "";
   status = found?.status ?? "";
   if (found?.status !== "done") {
     mine = null;
@@ -340,7 +341,7 @@ window.addEventListener("keydown", (event) => {
 }, true);
 
 async function drop(file) {
-  if (!file || upload !== null) return;
+  if (!file || upload !== null || !listing.endings) return; // the list is still to come
   const name = file.name.toLowerCase();
   if (!listing.endings.some((one) => name.endsWith(one))) return banner(`${file.name}: a scan in one file is taken (${listing.endings.join(", ")}).`, ["Close", () => banner("")]);
   if (file.size > listing.upload_bytes) return banner(`${file.name} has more than ${Math.round(listing.upload_bytes / 2 ** 20)} MiB: start the command with input=FILE.`, ["Close", () => banner("")]);

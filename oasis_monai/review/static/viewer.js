@@ -87,7 +87,7 @@ export class Viewer {
   async overlay(map) {
     await this.nv.loadFromArrayBuffer(map, "uncertainty.nii");
     const volume = this.nv.volumes.at(-1);
-    [volume.cal_min, volume.cal_max] = [0.02, 0.7];
+    [volume.cal_min, volume.cal_max] = [0.1, 0.8];
     volume.colormap = "viridis";
     volume.colormapType = 2; // below the window nothing is shown
     this.nv.updateGLVolume();
