@@ -87,10 +87,8 @@ def take_pictures(address: str, scans: dict[str, Path], output: Path, states: li
         page = browser.tab()
         page.resize(*SIZE)
         page.go(address)
-        page.wait(
-            "document.getElementById('place').textContent && document.getElementById('empty').textContent !== 'Reading the scan ...'",
-            MINUTES,
-        )
+        reading = "document.getElementById('empty').textContent === 'Reading the scan ...'"
+        page.wait(f"document.getElementById('place').textContent && !({reading})", MINUTES)
         for state in (one for one in STATES if one in states):
             _REACH[state](page, scans)
             save(page, output / f"{state}.png")
