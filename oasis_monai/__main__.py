@@ -16,9 +16,9 @@ VALUED = {"--cfg", "-c", "--package", "-p", "--info", "-i", "--experimental-reru
 VALUED |= {"--config-path", "-cp", "--config-name", "-cn", "--config-dir", "-cd"}
 TASKS = (
     *("demo", "crossval", "study", "train", "adapt", "plan", "segment", "evaluate"),
-    *("library", "bundle", "download", "check", "report", "phantom"),
+    *("review", "library", "bundle", "download", "check", "report", "phantom"),
 )
-PATHS = {"model", "input", "output", "add", "label", "cache", "data.root", "features.weights", "unlabelled"}
+PATHS = {"model", "input", "output", "results", "add", "label", "cache", "data.root", "features.weights", "unlabelled"}
 PATHS |= {"hydra.run.dir", "hydra.sweep.dir", "hydra.sweep.subdir"}
 GROUPS = {
     "data",
@@ -61,6 +61,7 @@ tasks
   plan       choose grid, intensities and networks for a data set  data.root=DIR [output=DIR]
   segment    segment a scan or a folder of scans                  model=DIR input=PATH output=DIR [format=nii.gz|dicom-seg|...]
   evaluate   score a model on labelled cases, another centre's    model=DIR data.root=DIR [output=DIR]
+  review     look at results, correct them, teach the model       model=DIR input=PATH [output=DIR], or results=DIR [model=DIR]
   library    list a model's atlases, or edit them                 model=DIR [add=IMAGE label=LABEL [case=ID] | remove=CASE]
   bundle     write a model as a MONAI bundle                      model=DIR output=DIR [share_atlases=false]
   download   download a public data set                           data=promise12|hippocampus or msd=Task09_Spleen   output=DIR

@@ -12,7 +12,7 @@ from typing import Any
 from oasis_monai.utils.errors import ConfigError, DataError
 
 JOB_KEYS = (
-    *("task", "model", "input", "output", "overwrite", "study", "format", "segments"),
+    *("task", "model", "input", "output", "overwrite", "study", "format", "segments", "results", "review"),
     *("add", "label", "case", "patient", "remove", "msd", "accept_license", "download", "training_cases", "phantom"),
     "share_atlases",
 )
@@ -49,6 +49,7 @@ def run_task(
         "plan": _plan,
         "segment": _segment,
         "evaluate": _evaluate,
+        "review": _review,
         "library": _library,
         "bundle": _bundle,
         "download": _download,
@@ -241,32 +242,56 @@ def _segment(config: dict[str, Any], job: Mapping[str, Any], run_dir: Path, swee
     import_monai_lightly()
     from oasis_monai.workflows.segment import segment_scans
 
-    own = config.get("methods") is not None
-    settings = _settings(config)  # what made the model travels with it; of these only the values below count
-    n, method = _one(settings, config, own)
-    if not Path(job["input"]).exists():
-        raise ConfigError("input", "a scan or a folder of scans", str(job["input"]), "correct the path")
-    failed = segment_scans(
-        job["model"],
-        job["input"],
-        job["output"],
-        n=n,
-        method=method,
-        device=settings.device,
-        batch=settings.align_batch,
-        save_probability=settings.save_probability,
-        save_uncertainty=settings.save_uncertainty,
-        save_structures=settings.save_structures,
-        overwrite=bool(job["overwrite"]),
-        file_format=job["format"],
-        segments=job["segments"],
-        postprocessing=settings.postprocessing,
-        views=config.get("views"),
-        views_below=config.get("views_below"),
-        data=settings.data,
-    )
+    settings = _settings(config)  # what made the model travels with it; of these only the options below count
+    failed = segment_scans(job["model"], job["input"], job["output"], **_segment_options(settings, config, job))
     if failed:
         raise DataError(failed)
+
+
+def _segment_options(settings: Any, config: Mapping[str, Any], job: Mapping[str, Any]) -> Any:
+    """The options of a command that segments scans, see :class:`oasis_monai.workflows.segment.SegmentOptions`."""
+    n, method = _one(settings, config, config.get("methods") is not None)
+    if job["input"] and not Path(job["input"]).exists():
+        raise ConfigError("input", "a scan or a folder of scans", str(job["input"]), "correct the path")
+    return {
+        "n": n,
+        "method": method,
+        "device": settings.device,
+        "batch": settings.align_batch,
+        "save_probability": settings.save_probability,
+        "save_uncertainty": settings.save_uncertainty,
+        "save_structures": settings.save_structures,
+        "overwrite": bool(job["overwrite"]),
+        "file_format": job["format"],
+        "segments": job["segments"],
+        "postprocessing": settings.postprocessing,
+        "views": config.get("views"),
+        "views_below": config.get("views_below"),
+        "data": settings.data,
+    }
+
+
+def _review(config: dict[str, Any], job: Mapping[str, Any], run_dir: Path, sweep_dir: Path | None) -> None:
+    _require(job)
+    if not job["model"] and not job["results"]:
+        raise ConfigError(
+            "model", "the folder of a trained model, or results=DIR", None, "add model=DIR input=SCANS, or results=DIR"
+        )
+    if job["input"] and not job["model"]:
+        raise ConfigError("model", "the folder of a trained model to segment the scans of input", None, "add model=DIR")
+    if job["results"] and job["output"]:
+        raise ConfigError("output", "null with results=DIR, which it would be", job["output"], "leave one of them out")
+    asked = dict(job["review"] or {})
+    if unknown := sorted(set(asked) - {"port", "upload_mb", "minutes", "open"}):
+        raise ConfigError(f"review.{unknown[0]}", "port, upload_mb, minutes or open", "an unknown option", "correct or remove it")
+    from oasis_monai.review.server import ReviewOptions, Server
+
+    settings = _settings(config)
+    segment = _segment_options(settings, config, job)
+    model, scans = (Path(job[key]) if job[key] else None for key in ("model", "input"))
+    name = "-".join(path.resolve().name for path in (model, scans) if path is not None)
+    output = Path(job["results"] or job["output"] or Path("outputs", "review", name))
+    Server(output, model, scans, ReviewOptions(**asked), segment, settings.cache).run()
 
 
 def _evaluate(config: dict[str, Any], job: Mapping[str, Any], run_dir: Path, sweep_dir: Path | None) -> None:

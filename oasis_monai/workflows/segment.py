@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import errno
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, TypedDict, Unpack
@@ -55,6 +55,7 @@ class SegmentOptions(TypedDict, total=False):
         views: for which scans other views are looked for, ``none``, ``doubtful`` or ``all``; None: as the model was trained.
         views_below: the agreement below which a scan is doubtful; None: as the model was trained.
         data: how the scans lie, such as templates of their names; None: as :func:`oasis_monai.data.scans.find_scans` recognises.
+        leave: ids of scans to pass over, such as those whose results somebody has corrected since.
     """
 
     n: int | None
@@ -71,6 +72,7 @@ class SegmentOptions(TypedDict, total=False):
     views_below: float | None
     data: DataSettings | None
     postprocessing: str
+    leave: Collection[str]
 
 
 def segment_scans(
@@ -108,6 +110,7 @@ def segment_scans(
     channels = ModelRecord.read(model).channels
     looks = read_segments(options.get("segments"))
     cases = _find_scans(scans, output, method, file_format, log, options.get("data"), channels)
+    cases = [case for case in cases if case.id not in options.get("leave", ())]
     asked_views = options.get("views"), options.get("views_below")
     loaded = load_model(model, options.get("device", "auto"), options.get("batch", 8), *asked_views)
     asked_n = options.get("n")

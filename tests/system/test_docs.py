@@ -10,11 +10,12 @@ import numpy as np
 import pytest
 
 from oasis_monai.data.io import read_image
-from oasis_monai.data.phantom import write_phantom
+from oasis_monai.data.phantom import make_phantom, write_phantom
 from oasis_monai.utils.files import write_text
 from tests.conftest import JOINT, TINY, merged, overrides
 from tests.helpers.command import python, run
 from tests.helpers.dicom_series import write_series
+from tests.helpers.reviewing import review_and_correct
 
 ROOT = Path(__file__).resolve().parents[2]
 PACKAGE = ROOT / "oasis_monai"
@@ -27,7 +28,7 @@ SMALL = {
     for k, v in (word.split("=", 1) for word in overrides(merged(TINY, JOINT, {"data": {}, "cache": "cache"})))
     if not k.startswith("data.") and k != "methods"
 }
-TASKS_OF_A_MODEL = ("segment", "evaluate", "library", "bundle", "report")
+TASKS_OF_A_MODEL = ("segment", "evaluate", "review", "library", "bundle", "report")
 
 
 def blocks(page, kind):
@@ -71,6 +72,9 @@ def world(tmp_path_factory, phantom, phantom_two_labels):
             values = image[0].numpy().astype(np.uint8 if target == "labelsTr" else np.float32)
             (base / "msd" / target).mkdir(parents=True, exist_ok=True)
             nibabel.save(nibabel.Nifti1Image(values, geometry.affine), base / "msd" / target / f"c{i}.nii.gz")
+    new = make_phantom(30, size="tiny")
+    (base / "new_scans").mkdir()
+    nibabel.save(nibabel.Nifti1Image(new.image, new.affine), base / "new_scans/first.nii.gz")
     (base / "scans").mkdir()
     for ending in (".mhd", ".raw"):
         shutil.copy(phantom / f"Case01{ending}", base / "scans")
@@ -106,7 +110,12 @@ def follow(world, phantom, tmp_path):
             assert done.code == 0, (words, done.err)
             if any(w.startswith(("experiment=", "hydra/launcher=")) or w in ("download", "--cfg") for w in words):
                 continue  # composed alone: test_cli, test_download and test_sweeps run them with small settings
-            done = run(*shrunk(words, cwd / "msd" if page.endswith("getting_started.md") else phantom), cwd=cwd)
+            small = shrunk(words, cwd / "msd" if page.endswith("getting_started.md") else phantom)
+            if "review" in words:  # it serves until it is interrupted
+                done = review_and_correct(*small, cwd=cwd)
+                assert (done.code, "interrupted" in done.err) == (130, True), (words, done.err)
+                continue
+            done = run(*small, cwd=cwd)
             assert done.code == 0, (words, done.out[-500:], done.err)
         return cwd
 
