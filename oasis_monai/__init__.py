@@ -32,7 +32,7 @@ if TYPE_CHECKING:
     from oasis_monai.workflows.model import Model, load_model
     from oasis_monai.workflows.scan_result import ScanResult
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"
 
 _PUBLIC = {
     "atlases.library": ["AtlasLibrary"],
