@@ -15,8 +15,8 @@ from oasis_monai.utils.typed import QUOTED, as_typed
 VALUED = {"--cfg", "-c", "--package", "-p", "--info", "-i", "--experimental-rerun"}  # Hydra's options that take the next word
 VALUED |= {"--config-path", "-cp", "--config-name", "-cn", "--config-dir", "-cd"}
 TASKS = (
-    *("demo", "crossval", "study", "train", "adapt", "plan", "segment", "evaluate"),
-    *("review", "library", "bundle", "download", "check", "report", "phantom"),
+    *("crossval", "study", "train", "adapt", "plan", "segment", "evaluate"),
+    *("review", "library", "bundle", "download", "check", "report", "phantom", "demo"),
 )
 PATHS = {"model", "input", "output", "results", "add", "label", "cache", "data.root", "features.weights", "unlabelled"}
 PATHS |= {"hydra.run.dir", "hydra.sweep.dir", "hydra.sweep.subdir"}

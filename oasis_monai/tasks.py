@@ -41,7 +41,6 @@ def run_task(
     """
     job = {key: config.pop(key, None) for key in JOB_KEYS} | {"swept": dict(swept)}
     tasks: dict[str, Callable[..., None]] = {
-        "demo": _demo,
         "crossval": _crossval,
         "study": _study,
         "train": _train,
@@ -56,6 +55,7 @@ def run_task(
         "check": _check,
         "report": _report,
         "phantom": _phantom,
+        "demo": _demo,
     }
     if job["task"] not in tasks:
         raise ConfigError("task", f"one of {list(tasks)}", job["task"])

@@ -113,7 +113,7 @@ def trainers(model: str, root: str) -> dict[str, Any]:
     spacing_mm = next(iter(dataset.targets.values())).geometry.spacing_mm[: settings.spatial_dims]
     found: dict[str, Any] = {}
 
-    def keep(trainer: Any, path: Path | None, progress: bool, name: str) -> Any:
+    def keep(trainer: Any, path: Path | None, progress: bool, name: str, *_: Any) -> Any:
         found[name] = trainer
         return trainer.model
 
