@@ -246,6 +246,11 @@ class Observer:
                 with self._kept_from_training():
                     self._tracker.close(finished)
 
+    @property
+    def is_watching(self) -> bool:
+        """Whether anything is shown."""
+        return self._watch is not None
+
     def add(self, row: Mapping[str, float], share: float) -> dict[str, float]:
         """Record a row of the history; -> the row, with the held-out Dice where it is due at this ``share`` of the budget."""
         if self._watch is None:

@@ -197,7 +197,7 @@ def test_what_is_fused_is_the_estimate_of_the_grid_that_is_taken(fine, take, mon
         return found[take]
 
     class Stub:
-        atlas_positions, view_search, spatial_dims = PLACES, None, 3
+        atlas_positions, view_search, spatial_dims, boxes = PLACES, None, 3, None
         library = types.SimpleNamespace(cases=("a",), slices=torch.tensor([-1]))
         estimate = staticmethod(estimated)
         __call__ = staticmethod(segment)

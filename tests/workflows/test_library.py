@@ -65,7 +65,7 @@ def model(make_trained, tmp_path):
 
 
 def content(folder):
-    return {p.name: p.read_bytes() for p in sorted(folder.iterdir()) if p.name != ".lock"}
+    return {p.name: p.read_bytes() for p in sorted(folder.iterdir()) if p.is_file() and p.name != ".lock"}
 
 
 def files(phantom, case):
