@@ -114,6 +114,7 @@ def test_every_setting_that_is_a_text_is_typed_as_it_is_or_is_one_of_a_few_words
         "preprocessing.slice_axis",
         "postprocessing",
         "self_training.views",
+        "tracking",
         "views",
     }
     words |= {"registration.body", "joint.fusion", "loss.similarity", "loss.smooth", "joint.volume_network", "training.schedule"}

@@ -1,6 +1,8 @@
 """Pictures of every state of the review page, of the phantom: empty, working, result, doubtful, corrected, conflict, error.
 
-python -m benchmarks.review.screenshots --model models/demo --output docs/howto/review
+    python -m benchmarks.review.screenshots --model models/demo --output docs/howto/review
+
+Needs Chromium, and a model of the phantom.
 """
 
 from __future__ import annotations
