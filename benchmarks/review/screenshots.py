@@ -7,6 +7,7 @@ Needs Chromium, and a model of the phantom.
 
 from __future__ import annotations
 
+import argparse
 import io
 import shutil
 import subprocess
@@ -144,14 +145,19 @@ _REACH = {
 }
 
 
-def main() -> None:
-    """Take the pictures."""
+def parser() -> argparse.ArgumentParser:
+    """The command line."""
     parser = command_parser("benchmarks.review.screenshots", __doc__)
     parser.add_argument("--model", type=Path, required=True, help="folder of a model of the phantom")
     parser.add_argument("--output", type=Path, required=True, help="folder for the pictures")
     parser.add_argument("--states", nargs="+", choices=STATES, default=list(STATES), help="which pictures to take (all)")
     parser.add_argument("--results", type=Path, help="a folder of results to begin with")
-    asked = parser.parse_args()
+    return parser
+
+
+def main() -> None:
+    """Take the pictures."""
+    asked = parser().parse_args()
     with tempfile.TemporaryDirectory() as folder:
         scans = write_scans(Path(folder))
         if asked.results is not None:
