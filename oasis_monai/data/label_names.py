@@ -2,19 +2,18 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 from oasis_monai.data.formats.dicom import is_dicom_label
 from oasis_monai.data.formats.dispatch import ending
+from oasis_monai.data.label_cache import find_once
 from oasis_monai.data.label_tables import find_table
 from oasis_monai.data.layouts.files import listed
 from oasis_monai.data.settings import MOST_LABELS, MOST_VALUE
 from oasis_monai.data.types import Case
 from oasis_monai.utils.errors import DataError, Fault
-from oasis_monai.utils.files import digest, write_json
 
 EMPTY = 255  # what many programs write where nobody labelled
 
@@ -88,24 +87,7 @@ def values_in(cases: Sequence[Case], cache: Path | None = None) -> list[int]:
     """The whole numbers that occur in the label files, in rising order. A file that cannot be read has none here: the check of
     the data set says why."""
     files = [case.label for case in cases if case.label is not None]
-    stamp = digest([[str(path), *_stamp(path)] for path in files])
-    kept = cache / "labels" / f"{stamp}.json" if cache else None
-    if kept is not None and kept.exists():
-        return [int(value) for value in json.loads(kept.read_text())["values"]]
-    found: set[int] = set()
-    for path in files:
-        found |= _values(path)
-    if kept is not None:
-        write_json(kept, {"values": sorted(found)})
-    return sorted(found)
-
-
-def _stamp(path: Path) -> tuple[int, int]:
-    try:
-        status = path.stat()
-    except OSError:
-        return (0, 0)
-    return (status.st_size, status.st_mtime_ns)
+    return find_once(files, lambda: {value for path in files for value in _values(path)}, cache)
 
 
 def _values(path: Path) -> set[int]:

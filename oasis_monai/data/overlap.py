@@ -8,7 +8,7 @@ lesion: 2, 3. A set of structures is held as bits here, in the order of the stru
 
 from __future__ import annotations
 
-import json
+import contextlib
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
@@ -21,11 +21,11 @@ from oasis_monai.data.formats.header import plain, shown
 from oasis_monai.data.formats.load import fail, load
 from oasis_monai.data.formats.segments import sets_in_layers
 from oasis_monai.data.image_grid import LABEL, named, on_image_grid
+from oasis_monai.data.label_cache import find_once
 from oasis_monai.data.labels import distinct, read_whole, uncropped
 from oasis_monai.data.settings import MOST_LABELS
 from oasis_monai.data.types import Case, Geometry
 from oasis_monai.utils.errors import DataError, Fault
-from oasis_monai.utils.files import digest, write_json
 
 MOST_STRUCTURES = 62  # bits of a whole number
 UNLABELLED = -1  # in the place of a set: a voxel that nobody labelled
@@ -174,7 +174,7 @@ def _sets_of_masks(
         told += [note for note in named(case, header.notes, LABEL) if note not in told] + own
         if turned is not None:
             unknown = turned[0] == ignore if ignore is not None else np.zeros(geometry.shape, bool)
-            sets[(turned[0] != 0) & ~unknown & (sets != UNLABELLED)] |= bits[plain(name)]
+            sets[(turned[0] != 0) & ~unknown] |= bits[plain(name)]  # UNLABELLED has all bits: it stays
             sets[unknown] = UNLABELLED
     if errors := [fault for fault in told if fault.severity == "error"]:
         raise DataError(errors)
@@ -189,28 +189,17 @@ def find_sets(cases: Sequence[Case], names: Sequence[str], ignore: int | None, c
         cache: folder in which they are kept: all labels are read, once as long as they stay the same.
     """
     labelled = [case for case in cases if case.label is not None]
-    stamps = [[str(path), *_stamp(path)] for case in labelled for path in (case.image, *case.label_files)]
-    kept = cache / "labels" / f"{digest(['sets', list(names), ignore, stamps])}.json" if cache else None
-    if kept is not None and kept.exists():
-        return [int(bits) for bits in json.loads(kept.read_text())["sets"]]
-    found: set[int] = set()
-    for case in labelled:
-        try:
-            sets, _ = read_sets(case, read_header(case.source).geometry, names, ignore)
-        except DataError:
-            continue
-        found |= {int(bits) for bits in np.unique(sets) if bits > 0}
-    if kept is not None:
-        write_json(kept, {"sets": sorted(found)})
-    return sorted(found)
 
+    def find() -> set[int]:
+        found: set[int] = set()
+        for case in labelled:
+            with contextlib.suppress(DataError):
+                sets, _ = read_sets(case, read_header(case.source).geometry, names, ignore)
+                found |= {int(bits) for bits in np.unique(sets) if bits > 0}
+        return found
 
-def _stamp(path: Path) -> tuple[int, int]:
-    try:
-        status = path.stat()
-    except OSError:
-        return (0, 0)
-    return status.st_size, status.st_mtime_ns
+    files = [path for case in labelled for path in (case.image, *case.label_files)]
+    return find_once(files, find, cache, ["sets", list(names), ignore])
 
 
 def too_many(names: Sequence[str], sets: Sequence[int]) -> Fault | None:

@@ -31,7 +31,7 @@ from oasis_monai.utils.words import natural
 COLOURS = ("#0072b2", "#e69f00", "#009e73", "#d55e00", "#cc79a7", "#56b4e9", "#8a8f98", "#b8a100")
 MARKERS = ("o", "s", "^", "D", "v", "P", "X", "*")
 DASHES: tuple[Any, ...] = ("solid", (0, (5, 2)), (0, (2, 1.5)), (0, (6, 2, 1.5, 2)))
-_INK = "#010203"  # placeholder that becomes ``currentColor`` in the finished SVG
+INK = "#010203"  # placeholder that becomes ``currentColor`` in the finished SVG
 
 
 def write_figure(path: str | Path, figure: Any) -> None:
@@ -48,7 +48,7 @@ def write_figure(path: str | Path, figure: Any) -> None:
 def svg_element(figure: Any) -> str:
     """The figure as an ``<svg>`` element for a page: transparent, its ink ``currentColor``."""
     text = _svg(figure)
-    return text[text.index("<svg") :].replace(_INK, "currentColor")
+    return text[text.index("<svg") :].replace(INK, "currentColor")
 
 
 def dsc_over_n(scores: pd.DataFrame, methods: Iterable[str] | None = None) -> Any | None:
@@ -71,7 +71,7 @@ def dsc_over_n(scores: pd.DataFrame, methods: Iterable[str] | None = None) -> An
     if not panels:
         return None
     styles = _styles(set(whole["method"]))
-    figure = _figure(1.6 + 4.0 * len(panels), 4.1)
+    figure = new_figure(1.6 + 4.0 * len(panels), 4.1)
     axes = figure.subplots(1, len(panels), sharey=True, squeeze=False)[0]
     handles: dict[str, Any] = {}
     for ax, ((protocol, label), rows) in zip(axes, panels.items(), strict=True):
@@ -82,10 +82,10 @@ def dsc_over_n(scores: pd.DataFrame, methods: Iterable[str] | None = None) -> An
             if list(n) == [0]:
                 n, mean, low, high = np.array([every[0], every[-1]], float), *(np.repeat(v, 2) for v in (mean, low, high))
             handles[method] = _draw(ax, n, mean, low, high, styles[method], level=set(mine["n"]) == {0})
-        _dress(ax, f"{label}, {protocol} folds", "n, atlases fused")
+        dress(ax, f"{label}, {protocol} folds", "n, atlases fused")
         ax.set_xticks(every, [str(n) for n in every])
-    figure.axes[0].set_ylabel("mean DSC %, 95 % interval", color=_INK)
-    _legend(figure, handles)
+    figure.axes[0].set_ylabel("mean DSC %, 95 % interval", color=INK)
+    add_legend(figure, handles)
     return figure
 
 
@@ -106,7 +106,7 @@ def fold_audit(scores: pd.DataFrame, at_best: pd.DataFrame, printed: bool = Fals
     if not both:
         return None
     styles = _styles(both)
-    figure = _figure(10.2, 4.9)
+    figure = new_figure(10.2, 4.9)
     left, right = figure.subplots(1, 2, width_ratios=[1.35, 1], sharey=True)
     handles: dict[str, Any] = {}
     for method in sorted(both, key=method_rank):
@@ -139,18 +139,18 @@ def fold_audit(scores: pd.DataFrame, at_best: pd.DataFrame, printed: bool = Fals
     for method, (atlases, values) in PRINTED.items() if printed else ():
         if method in styles and atlases:
             left.scatter([atlases], [values[-1]], marker=styles[method]["marker"], edgecolors=styles[method]["color"], **hollow)
-    _dress(left, "The same methods, two ways of drawing folds", "n, atlases fused")
-    _dress(right, "Lost when no patient is on both sides, points", "")
+    dress(left, "The same methods, two ways of drawing folds", "n, atlases fused")
+    dress(right, "Lost when no patient is on both sides, points", "")
     left.set_xticks(sorted(set(whole["n"]) - {0}))
-    left.set_ylabel("whole DSC %, mean and 95 % interval", color=_INK)
+    left.set_ylabel("whole DSC %, mean and 95 % interval", color=INK)
     right.set_xticks([0, 1], ["slice folds", "patient folds"])
     right.set_xlim(-0.15, 1.75)
     _spread(right)
     caption = "Solid: folds drawn over slices; neighbours of a test slice, of the same patient, are among the atlases. "
     caption += "Dashed: folds drawn over patients."
     caption += "\nHollow: printed in arXiv 1912.02417, Table 1." if printed else ""
-    figure.supxlabel(caption, fontsize=8.5, color=_INK, x=0.01, ha="left")
-    _legend(figure, handles, "outside upper center")
+    figure.supxlabel(caption, fontsize=8.5, color=INK, x=0.01, ha="left")
+    add_legend(figure, handles, "outside upper center")
     return figure
 
 
@@ -166,7 +166,7 @@ def learning_curve(frame: pd.DataFrame) -> Any | None:
     if len(sizes) < 2:
         return None
     styles = _styles(set(whole["method"]))
-    figure = _figure(1.6 + 4.6 * len(labels), 4.1)
+    figure = new_figure(1.6 + 4.6 * len(labels), 4.1)
     handles: dict[str, Any] = {}
     order = sorted(styles, key=method_rank)
     for ax, label in zip(figure.subplots(1, len(labels), sharey=True, squeeze=False)[0], labels, strict=True):
@@ -181,10 +181,10 @@ def learning_curve(frame: pd.DataFrame) -> Any | None:
                 ax.plot(np.full(len(values), at), values, ".", color=styles[method]["color"], alpha=0.3, markersize=4)
             ax.errorbar(x, mean, [mean - low, high - mean], color=styles[method]["color"], linewidth=0, elinewidth=1.4, capsize=2)
             handles[method] = _draw(ax, x, mean, mean, mean, styles[method], level=False)
-        _dress(ax, label, "training patients")
+        dress(ax, label, "training patients")
         ax.set_xticks(np.log2(sizes), [str(s) for s in sizes])
-    figure.axes[0].set_ylabel("whole DSC %, mean and 95 % interval", color=_INK)
-    _legend(figure, handles)
+    figure.axes[0].set_ylabel("whole DSC %, mean and 95 % interval", color=INK)
+    add_legend(figure, handles)
     return figure
 
 
@@ -194,13 +194,13 @@ def predicted_dsc(groups: Sequence[QualityGroup]) -> Any | None:
     groups = [g for g in groups if len(g.rows)]
     if not groups:
         return None
-    figure = _figure(0.4 + 4.0 * len(groups), 4.0)
+    figure = new_figure(0.4 + 4.0 * len(groups), 4.0)
     lowest = 100 * min(
         part[c].min() for g in groups for part in (g.rows, g.corrupted) if len(part) for c in ("predicted_dsc", "dsc")
     )
     low = max(0.0, 10 * math.floor(lowest / 10))
     for ax, group in zip(figure.subplots(1, len(groups), sharey=True, squeeze=False)[0], groups, strict=True):
-        ax.plot([low, 100], [low, 100], color=_INK, linewidth=0.8, alpha=0.5)
+        ax.plot([low, 100], [low, 100], color=INK, linewidth=0.8, alpha=0.5)
         for rows, mark, size in ((group.corrupted, "D", 3.0), (group.rows, "o", 5.0)):
             x, y, flag = (rows[name].to_numpy() for name in ("predicted_dsc", "dsc", "flag"))
             if mark == "o":
@@ -208,11 +208,11 @@ def predicted_dsc(groups: Sequence[QualityGroup]) -> Any | None:
                 ax.vlines(100 * x, 100 * ends[:, 0], 100 * ends[:, 1], color=COLOURS[0], linewidth=1, alpha=0.3)
             ax.plot(100 * x[~flag], 100 * y[~flag], mark, color=COLOURS[0], markerfacecolor="none", markersize=size)
             ax.plot(100 * x[flag], 100 * y[flag], mark, color=COLOURS[3], markersize=size)
-        _dress(ax, group.label, "predicted DSC %")
+        dress(ax, group.label, "predicted DSC %")
         ax.set_xlim(low, 100)
         ax.set_ylim(low, 100)
         ax.set_aspect("equal")
-    figure.axes[0].set_ylabel("true DSC %", color=_INK)
+    figure.axes[0].set_ylabel("true DSC %", color=INK)
     return figure
 
 
@@ -224,7 +224,7 @@ def risk_coverage_curves(groups: Sequence[QualityGroup]) -> Any | None:
     if not groups:
         return None
     kinds = [("test scans", False), *([("with corrupted copies", True)] if any(len(g.corrupted) for g in groups) else [])]
-    figure = _figure(1.9 + 3.4 * len(groups), 0.6 + 2.7 * len(kinds))
+    figure = new_figure(1.9 + 3.4 * len(groups), 0.6 + 2.7 * len(kinds))
     panels = figure.subplots(len(kinds), len(groups), sharey="row", squeeze=False)
     handles: dict[str, Any] = {}
     for (title, both), row in zip(kinds, panels, strict=True):
@@ -236,12 +236,12 @@ def risk_coverage_curves(groups: Sequence[QualityGroup]) -> Any | None:
                 share = 100 * np.arange(1, len(risk) + 1) / len(risk)
                 handles[name] = ax.plot(share, risk, color=colour, linestyle=dash, linewidth=1.7)[0]
             level = 100 * (1 - rows["dsc"].mean())
-            handles["any order"] = ax.plot([0, 100], [level, level], color=_INK, linewidth=0.9, alpha=0.6)[0]
-            _dress(ax, f"{group.label}, {title}", "results kept, %")
+            handles["any order"] = ax.plot([0, 100], [level, level], color=INK, linewidth=0.9, alpha=0.6)[0]
+            dress(ax, f"{group.label}, {title}", "results kept, %")
             ax.set_xlim(0, 100)
             ax.set_ylim(bottom=0)
-        row[0].set_ylabel("mean 100 \N{MINUS SIGN} DSC % of those kept", color=_INK)
-    _legend(figure, handles)
+        row[0].set_ylabel("mean 100 \N{MINUS SIGN} DSC % of those kept", color=INK)
+    add_legend(figure, handles)
     return figure
 
 
@@ -255,22 +255,22 @@ def reliability_diagram(rows: pd.DataFrame) -> Any | None:
     labels = list(dict.fromkeys(rows["label"]))
     if not labels:
         return None
-    figure = _figure(1.5 + 3.5 * len(labels), 3.5)
+    figure = new_figure(1.5 + 3.5 * len(labels), 3.5)
     handles: dict[str, Any] = {}
     for ax, label in zip(figure.subplots(1, len(labels), sharey=True, squeeze=False)[0], labels, strict=True):
-        ax.plot([0, 100], [0, 100], color=_INK, linewidth=0.8, alpha=0.5)
+        ax.plot([0, 100], [0, 100], color=INK, linewidth=0.8, alpha=0.5)
         for when, colour, dash, fill in ((BEFORE, COLOURS[3], DASHES[1], "none"), (AFTER, COLOURS[0], "solid", COLOURS[0])):
             own = rows[(rows["label"] == label) & (rows["when"] == when)]
             x, y = 100 * own["probability"], 100 * own["observed"]
             if len(own):
                 handles[when] = ax.plot(x, y, color=colour, linestyle=dash, linewidth=1.4)[0]
                 ax.scatter(x, y, s=8 + 300 * own["share"], edgecolors=colour, facecolors=fill, linewidths=1.2)
-        _dress(ax, label, "probability given, %")
+        dress(ax, label, "probability given, %")
         ax.set_xlim(0, 100)
         ax.set_ylim(0, 100)
         ax.set_aspect("equal")
-    figure.axes[0].set_ylabel("structure is there, %", color=_INK)
-    _legend(figure, handles)
+    figure.axes[0].set_ylabel("structure is there, %", color=INK)
+    add_legend(figure, handles)
     return figure
 
 
@@ -303,7 +303,7 @@ def _styles(methods: Iterable[str]) -> dict[str, dict[str, Any]]:
     return out
 
 
-def _figure(width: float, height: float) -> Any:
+def new_figure(width: float, height: float) -> Any:
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
@@ -312,14 +312,14 @@ def _figure(width: float, height: float) -> Any:
     return figure
 
 
-def _dress(ax: Any, title: str, across: str) -> None:
+def dress(ax: Any, title: str, across: str) -> None:
     ax.set_facecolor("none")
-    ax.set_title(title, fontsize=10, color=_INK, parse_math=False)
-    ax.set_xlabel(across, color=_INK)
-    ax.tick_params(colors=_INK, labelcolor=_INK)
-    ax.grid(axis="y", color=_INK, alpha=0.15, linewidth=0.6)
+    ax.set_title(title, fontsize=10, color=INK, parse_math=False)
+    ax.set_xlabel(across, color=INK)
+    ax.tick_params(colors=INK, labelcolor=INK)
+    ax.grid(axis="y", color=INK, alpha=0.15, linewidth=0.6)
     ax.spines[["top", "right"]].set_visible(False)
-    ax.spines[["left", "bottom"]].set_color(_INK)
+    ax.spines[["left", "bottom"]].set_color(INK)
 
 
 def _spread(ax: Any) -> None:
@@ -333,10 +333,10 @@ def _spread(ax: Any) -> None:
         last = y
 
 
-def _legend(figure: Any, handles: Mapping[str, Any], where: str = "outside right upper") -> None:
+def add_legend(figure: Any, handles: Mapping[str, Any], where: str = "outside right upper") -> None:
     columns = len(handles) if "center" in where else 1
     legend = figure.legend(
-        list(handles.values()), list(handles), loc=where, ncols=columns, frameon=False, labelcolor=_INK, fontsize=9
+        list(handles.values()), list(handles), loc=where, ncols=columns, frameon=False, labelcolor=INK, fontsize=9
     )
     for text in legend.get_texts():
         text.set_parse_math(False)

@@ -39,6 +39,7 @@ import numpy as np
 from oasis_monai.data.settings import TOLERANCE_MM
 from oasis_monai.data.types import IGNORE, REGIONS, Region
 from oasis_monai.evaluation.instances import count_pieces
+from oasis_monai.transforms.components import box_around
 from oasis_monai.utils.errors import ConfigError, DataError, Fault
 
 Status = Literal["ok", "miss", "false_positive", "absent"]
@@ -206,7 +207,7 @@ def score_case(
     boxes = _class_boxes(result, reference, classes)
     rows = []
     for label, own in zip(class_names, members, strict=True):
-        box = _around([boxes[index - 1] for index in own])
+        box = box_around(boxes[index - 1] for index in own) or boxes[own[0] - 1]
         p, r = (_within(labels[box], own) for labels in (result, reference))
         # Regions are sets of slices, so voxel counts per slice are all that overlap and volume need.
         in_p, in_r, in_both = (_per_slice(mask, box[2].start, reference.shape[2]) for mask in (p, r, p & r))
@@ -325,13 +326,6 @@ def _class_boxes(result: np.ndarray, reference: np.ndarray, classes: int) -> lis
         ]
         boxes.append((sides[0], sides[1], sides[2]))
     return boxes
-
-
-def _around(boxes: Sequence[tuple[slice, slice, slice]]) -> tuple[slice, slice, slice]:
-    """The box round boxes of classes; an empty one is where there is nothing."""
-    there = [box for box in boxes if box[0].stop > box[0].start] or list(boxes[:1])
-    sides = [slice(min(box[axis].start for box in there), max(box[axis].stop for box in there)) for axis in range(3)]
-    return sides[0], sides[1], sides[2]
 
 
 def _within(labels: np.ndarray, classes: Sequence[int]) -> np.ndarray:

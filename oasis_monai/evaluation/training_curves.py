@@ -9,12 +9,12 @@ from typing import Any
 
 import pandas as pd
 
-from oasis_monai.evaluation.figures import _INK, COLOURS, DASHES, _dress, _figure, _legend
+from oasis_monai.evaluation.figures import COLOURS, DASHES, INK, add_legend, dress, new_figure
+from oasis_monai.training.tracking import VALIDATION as DICE
 from oasis_monai.utils.errors import DataError, Fault
 
 HISTORIES = "training"
 """The folder of a run that has them."""
-DICE = "validation_dice"
 ACROSS = 2  # networks beside each other: more would be too small to read
 _COLUMNS = ("step", "seconds", "loss")
 
@@ -63,7 +63,7 @@ def training_curves(histories: Mapping[str, pd.DataFrame]) -> Any | None:
     validated = any(DICE in history for history in histories.values())
     height, across = 2 if validated else 1, min(ACROSS, len(networks))
     down = -(-len(networks) // across)
-    figure = _figure(1.5 + 3.3 * across, 0.6 + 2.4 * height * down)
+    figure = new_figure(1.5 + 3.3 * across, 0.6 + 2.4 * height * down)
     axes = figure.subplots(height * down, across, squeeze=False)
     handles: dict[str, Any] = {}
     for place, network in enumerate(networks):
@@ -82,16 +82,16 @@ def training_curves(histories: Mapping[str, pd.DataFrame]) -> Any | None:
                 known = history[history[DICE].notna()]
                 lower.plot(known["step"], 100 * known[DICE], linewidth=1.3, marker="o", markersize=3, **look)
         if validated:
-            _dress(lower, "", "steps")
+            dress(lower, "", "steps")
             lower.set_ylim(0, 100)
             lower.set_xlim(upper.get_xlim())
-        _dress(upper, network, "" if validated else "steps")
+        dress(upper, network, "" if validated else "steps")
         if column == 0:
             if validated:
-                lower.set_ylabel("held-out Dice, %", color=_INK)
-            upper.set_ylabel("loss", color=_INK)
+                lower.set_ylabel("held-out Dice, %", color=INK)
+            upper.set_ylabel("loss", color=INK)
     for empty in axes[height * (down - 1) :, len(networks) - across * (down - 1) :].flat:
         empty.set_visible(False)
     if handles:
-        _legend(figure, dict(sorted(handles.items(), key=lambda item: int(item[0].split()[1]))))
+        add_legend(figure, dict(sorted(handles.items(), key=lambda item: int(item[0].split()[1]))))
     return figure

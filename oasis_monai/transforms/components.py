@@ -6,7 +6,7 @@ leads out of a hole between two neighbours.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import NamedTuple
 
 import numpy as np
@@ -26,6 +26,17 @@ class Part(NamedTuple):
     box: Box
     mask: np.ndarray
     voxels: int
+
+
+def box_around(boxes: Iterable[Box | None]) -> Box | None:
+    """The box round boxes of an array; None and empty ones do not count. None where none is left.
+
+    Examples:
+        >>> box_around([(slice(1, 3), slice(0, 2)), None, (slice(4, 5), slice(1, 4))])
+        (slice(1, 5, None), slice(0, 4, None))
+    """
+    there = [box for box in boxes if box is not None and all(side.stop > side.start for side in box)]
+    return tuple(slice(min(s.start for s in side), max(s.stop for s in side)) for side in zip(*there, strict=True)) or None
 
 
 def connected(mask: np.ndarray) -> tuple[np.ndarray, int]:

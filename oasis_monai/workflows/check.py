@@ -15,6 +15,7 @@ import numpy as np
 
 from oasis_monai.data.io import read_volume
 from oasis_monai.data.types import Case, Geometry, Volume
+from oasis_monai.transforms.components import box_around
 from oasis_monai.transforms.preprocessing import Preprocessing, outside_view, view_faults
 from oasis_monai.utils.errors import DataError, Fault
 from oasis_monai.utils.words import listed
@@ -139,7 +140,7 @@ def _label_faults(
     assert volume.label is not None
     label = volume.label[0].numpy()
     found_at = ndimage.find_objects(label, max_label=max(max(own) for own in parts.values()))  # class 1 first; None: missing
-    boxes = {name: _around([found_at[index - 1] for index in own]) for name, own in parts.items()}
+    boxes = {name: box_around(found_at[index - 1] for index in own) for name, own in parts.items()}
     if not any(boxes.values()):
         remedy = "check that the structure is absent: the case is scored and teaches the networks, but is no atlas"
         return [Fault(volume.case, "label", "some foreground", f"only {background}", remedy, "warning")]
@@ -166,12 +167,6 @@ def _label_faults(
             found = f"{count}, the largest of {int(sizes.max())} and the others of {total - int(sizes.max())} voxels together"
             faults.append(Fault(volume.case, name, "one connected piece", found, "look for stray voxels", "warning"))
     return faults
-
-
-def _around(boxes: Sequence[tuple[slice, ...] | None]) -> tuple[slice, ...] | None:
-    """The box round boxes; None where there are none."""
-    there = [box for box in boxes if box is not None]
-    return tuple(slice(min(s.start for s in side), max(s.stop for s in side)) for side in zip(*there, strict=True)) or None
 
 
 def _repeated(cases: Sequence[Case], same: dict[str, list[Case]]) -> list[Fault]:

@@ -14,14 +14,15 @@ from pathlib import Path
 
 from oasis_monai.atlases.library import AtlasLibrary
 from oasis_monai.data.folds import Fold
+from oasis_monai.evaluation.training_curves import HISTORIES
 from oasis_monai.settings import Settings
 from oasis_monai.training.tracking import MLFLOW, NONE, Tracking, choose_kind
 from oasis_monai.training.trainer import draw_rows, generator
 from oasis_monai.utils.files import write_text
 from oasis_monai.workflows.run_record import flat
 
-TRACKING, TRAINING = "tracking", "training"
-"""Folders of a run: what is recorded of trainings while they run, and their histories."""
+TRACKING = "tracking"
+"""The folder of a run that has what is recorded of trainings while they run."""
 HELD_OUT = 4
 """Most test cases of a fold that show how its training goes."""
 
@@ -97,8 +98,8 @@ def keep_histories(run: Path, found: Sequence[tuple[str, Path]]) -> None:
         run: its folder; the copies are ``training/NAME.csv``.
         found: the name and the folder of each network. One of several parts has a history for each, in folders of their own.
     """
-    shutil.rmtree(run / TRAINING, ignore_errors=True)
+    shutil.rmtree(run / HISTORIES, ignore_errors=True)
     for name, folder in found:
         for path in sorted(folder.rglob("history.csv")):
             parts = path.parent.relative_to(folder).parts
-            write_text(run / TRAINING / f"{'-'.join(filter(None, [name, *parts]))}.csv", path.read_text(encoding="utf-8"))
+            write_text(run / HISTORIES / f"{'-'.join(filter(None, [name, *parts]))}.csv", path.read_text(encoding="utf-8"))

@@ -9,7 +9,8 @@ from oasis_monai.evaluation.figures import svg_element
 from oasis_monai.evaluation.report.results import Field, Row, SortableTable
 from oasis_monai.evaluation.report.run import Page
 from oasis_monai.evaluation.report.text import NONE
-from oasis_monai.evaluation.training_curves import DICE, parts_of_name, training_curves
+from oasis_monai.evaluation.training_curves import parts_of_name, training_curves
+from oasis_monai.training.tracking import VALIDATION as DICE
 
 _HEAD = ("network", "fold", "steps", "minutes", "last loss")
 
