@@ -189,6 +189,27 @@ def test_a_box_is_restored_as_its_grid_alone_would_be():
     assert not restore_boxes(far, [BoxResult(grid, probability)]).label.any()
 
 
+def test_beside_a_box_a_scan_that_lies_askew_keeps_what_it_has():
+    """Of such a scan the voxels round a box are more than those in it."""
+    angle = np.deg2rad(30)
+    affine = np.eye(4)
+    affine[:2, :2] = 2 * np.array([[np.cos(angle), -np.sin(angle)], [np.sin(angle), np.cos(angle)]])
+    affine[2, 2], affine[:3, 3] = 3.0, (60.0, 0.0, 0.0)
+    native = Geometry((60, 60, 40), affine)
+    grid = box_grid(WORKING, (slice(15, 25), slice(8, 20), slice(3, 12)), FACTOR)
+    background = torch.zeros(2, *grid.shape)
+    background[0] = 1
+    scan = Segmentation("case", torch.ones(native.shape, dtype=torch.uint8), None, native)
+    made = restore_boxes(scan, [BoxResult(grid, background)]).label.numpy()
+    centres = np.stack(np.meshgrid(*map(np.arange, native.shape), indexing="ij"), -1) @ affine[:3, :3].T + affine[:3, 3]
+    index = (centres - grid.affine[:3, 3]) @ np.linalg.inv(grid.affine[:3, :3]).T
+    shape = np.array(grid.shape)
+    inside, outside = ((index > 0) & (index < shape - 1)).all(-1), ((index < -1) | (index > shape)).any(-1)
+    assert inside.sum() > 1000
+    assert (made[inside] == 0).all()
+    assert (made[outside] == 1).all()
+
+
 def test_nothing_found_is_no_box_and_is_said():
     empty = torch.zeros(2, 2, *WORKING.shape)
     empty[:, 0] = 1
