@@ -75,7 +75,7 @@ def untrained(side: int, labels: int, n: int) -> tuple[Segmenter, Preprocessing]
     from oasis_monai.transforms.preprocessing import Preprocessing
 
     torch.manual_seed(0)
-    fine = min(max(32 * round(side / 32), FINE[0]), FINE[1])
+    fine = min(FINE[0] * math.ceil(side / FINE[0]), FINE[1])  # the volume network halves a quarter of it four times
     work = fine // 2
     preprocessing = Preprocessing(size=(work,) * 3, spacing_mm=(side / work,) * 3, intensity="zscore", fine_factor=(2, 2, 2))
     joint, network = JointSettings(pretrained=False, recentre=False), NetworkSettings()
