@@ -1,14 +1,15 @@
 """Make training steps of one checkout's networks when asked; started by :mod:`benchmarks.speed.training_steps`.
 
-    python one_trainer.py CHECKOUT THREADS
+    python -m benchmarks.speed.one_trainer PATH_OF_A_CHECKOUT 1
 
-Reads one JSON object a line and answers each with one: ``{"network": NAME}`` builds a trainer, ``{"steps": [FIRST, COUNT]}`` makes
-its steps. It imports nothing of ``benchmarks``, since the checkout may be of before there was such a package, and knows two
+Reads one JSON object a line and answers each with one: ``{"network": NAME}`` builds a trainer, ``{"steps": [FIRST, COUNT]}``
+makes its steps. It imports nothing of ``benchmarks``, since the checkout may be of before there was such a package, and knows two
 layouts of the package: today's, and that of version 0.1.
 """
 
 from __future__ import annotations
 
+import argparse
 import contextlib
 import json
 import sys
@@ -117,8 +118,17 @@ def _make_first_trainer(name: str, kind: str, atlases: dict[str, Any], spatial_d
     return find("supervised", "_NetworkTrainer")(name, library, spacing_mm, model, network, training, 0, None)
 
 
+def parser() -> argparse.ArgumentParser:
+    """The options of this command."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
+    parser.add_argument("checkout", type=Path, help="whose oasis_monai makes the steps")
+    parser.add_argument("threads", type=int, help="threads of the computation")
+    return parser
+
+
 def main(stack: contextlib.ExitStack) -> None:
-    checkout, threads = Path(sys.argv[1]).resolve(), int(sys.argv[2])
+    options = parser().parse_args()
+    checkout, threads = options.checkout.resolve(), options.threads
     sys.path[0] = str(checkout)  # in the place of this file's own folder
     import torch
 

@@ -54,7 +54,8 @@ class Worker:
 
     def ask(self, **what: Any) -> dict[str, Any]:
         """Send one request and wait for its answer."""
-        assert self._process.stdin and self._process.stdout
+        assert self._process.stdin is not None
+        assert self._process.stdout is not None
         self._process.stdin.write(json.dumps(what) + "\n")
         self._process.stdin.flush()
         while line := self._process.stdout.readline():
@@ -116,7 +117,10 @@ def main(arguments: list[str] | None = None) -> None:
     with open_workers([options.old, ROOT], options.threads) as workers:
         for network in options.networks:
             found = compare(workers, network, options.rounds, options.steps)
-            print(f"| {network} | {found['old']:.0f} | {found['new']:.0f} | {found['ratio']:.2f} | {found['apart']:.1e} |", flush=True)
+            print(
+                f"| {network} | {found['old']:.0f} | {found['new']:.0f} | {found['ratio']:.2f} | {found['apart']:.1e} |",
+                flush=True,
+            )
 
 
 if __name__ == "__main__":

@@ -47,9 +47,8 @@ class _FastInstanceNorm(nn.Module):
     def forward(self, x: torch.Tensor) -> Any:
         if not _trains_on_cpu(x) or self.track_running_stats or x[0, 0].numel() < 2:
             return super().forward(x)
-        if not x.is_contiguous():  # channels last, where group norms are slow
-            return _NormOfEach.apply(x, self.weight, self.bias, self.eps)
-        return F.group_norm(x, x.shape[1], self.weight, self.bias, self.eps)
+        # with channels last group norms are slow
+        return F.group_norm(x.contiguous(), x.shape[1], self.weight, self.bias, self.eps)
 
 
 class _InstanceNorm2d(_FastInstanceNorm, nn.InstanceNorm2d):
@@ -83,45 +82,6 @@ class _LearnedSlope(torch.autograd.Function):
         of_x: torch.Tensor = torch.ops.aten.leaky_relu_backward(grad, x, ctx.slope, False)
         of_slope = (grad * x.clamp_max(0)).sum(dtype=torch.float32)
         return of_x, of_slope.view(1)
-
-
-class _NormOfEach(torch.autograd.Function):
-    """An instance norm as the batch norm of each image by itself: the fast way where channels come last."""
-
-    @staticmethod
-    def forward(
-        ctx: Any, x: torch.Tensor, weight: torch.Tensor | None, bias: torch.Tensor | None, eps: float
-    ) -> torch.Tensor:
-        output, statistics = torch.empty_like(x), list[torch.Tensor]()
-        for row in range(len(x)):
-            part, *found = torch.ops.aten.native_batch_norm(x[row : row + 1], weight, bias, None, None, True, 0.0, eps)
-            output[row] = part[0]
-            statistics += found
-        ctx.save_for_backward(x, weight, *statistics)
-        ctx.eps = eps
-        return output
-
-    @staticmethod
-    def backward(ctx: Any, *grads: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
-        (grad,), (x, weight, *statistics) = grads, ctx.saved_tensors
-        of_x, wanted, sums = torch.empty_like(x), [True, weight is not None, weight is not None], list[Any]()
-        for row in range(len(x)):
-            own = x[row : row + 1]
-            each = grad[row : row + 1].contiguous(memory_format=_channels_last(x))
-            mean, spread = statistics[2 * row : 2 * row + 2]
-            part, *of_affine = torch.ops.aten.native_batch_norm_backward(
-                each, own, weight, None, None, mean, spread, True, ctx.eps, wanted
-            )
-            of_x[row] = part[0]
-            sums.append(of_affine)
-        if weight is None:
-            return of_x, None, None, None
-        of_weight, of_bias = (torch.stack(column).sum(0) for column in zip(*sums, strict=True))
-        return of_x, of_weight, of_bias, None
-
-
-def _channels_last(x: torch.Tensor) -> torch.memory_format:
-    return torch.channels_last_3d if x.ndim == 5 else torch.channels_last
 
 
 class _NarrowConv3d(nn.Conv3d):

@@ -91,8 +91,8 @@ def smoothness(ddf: torch.Tensor, reduction: str = "mean") -> torch.Tensor:
 
 
 class _MeanSquaredSteps(torch.autograd.Function):
-    """The mean over the spatial axes of the mean squared forward difference, with its gradient written into one tensor: a third of
-    the time of torch's, which makes three as large as the field for every axis."""
+    """The mean over the spatial axes of the mean squared forward difference, with its gradient written into one tensor: a third
+    of the time of torch's, which makes three as large as the field for every axis."""
 
     @staticmethod
     def forward(ctx: Any, field: torch.Tensor) -> torch.Tensor:

@@ -12,7 +12,7 @@ from oasis_monai.atlases.library import AtlasLibrary
 from oasis_monai.data.types import IGNORE
 from oasis_monai.networks.fast_training import speed_up_training
 from oasis_monai.networks.losses import make_segmentation_loss
-from oasis_monai.networks.segmentation import NETWORKS, NetworkSettings, Predictor, make_network
+from oasis_monai.networks.segmentation import NetworkSettings, Predictor, make_network
 from oasis_monai.networks.slice_unet import JointSettings
 from oasis_monai.training.patches import PatchDrawer
 from oasis_monai.training.tracking import mean_dice
@@ -68,9 +68,9 @@ class SegmentationTrainer(Trainer):
         self.augmentation = context.augmented()
         self.loss = make_segmentation_loss(self.library.structures, self.library.classes)
         self.device = next(model.parameters()).device
-        # convolutions of volumes take half of the time in bfloat16 on a CPU that is made for it; a ConvNet of images gains nothing
-        gains = NETWORKS[name] == 3 or network.kind(name) != "convnet"
-        self.bfloat16 = self.settings.amp or (gains and use_bfloat16(self.device, None))
+        # full-size convolutions take half of the time in bfloat16 on a CPU that is made for it; a U-Net3D gains less, and
+        # may lose accuracy (docs/results/accuracy.md)
+        self.bfloat16 = self.settings.amp or (network.kind(name) == "dynunet" and use_bfloat16(self.device, None))
 
     def step(self, number: int) -> torch.Tensor:
         """(2,) the loss, and its part of the finest output."""

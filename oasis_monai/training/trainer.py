@@ -49,8 +49,8 @@ class TrainingSettings:
         batch: pairs per step of the registration network, images per step of a segmentation network; 1 or more.
         nearest_partners: each target is paired with one of this many nearest atlases by feature distance; 0 for any atlas.
         augment: change both images of a pair at random (:class:`oasis_monai.transforms.augmentation.Augmentation`).
-        amp: compute the network's convolutions in bfloat16. The slice network and DynU-Nets do so by themselves on CPUs with
-            fast bfloat16.
+        amp: compute the network's convolutions in bfloat16. The slice network, DynU-Nets and registration networks of volumes
+            do so by themselves on CPUs with fast bfloat16.
         checkpoint_minutes: minutes between two checkpoints, the most that an interruption can lose; 0 or more.
 
     Raises:
