@@ -66,6 +66,8 @@ def served(python: str, folder: Path, log: Path) -> Iterator[str]:
             address = f"http://127.0.0.1:{port}"
             _wait(server, address, log)
             yield address
+        except urllib.error.HTTPError as error:  # its page says nothing of the cause, its log does
+            raise SystemExit(f"MONAI Label: {error} ({error.url})\n{log.read_text(errors='replace')[-4000:]}") from None
         finally:
             server.terminate()
             server.wait(60)
