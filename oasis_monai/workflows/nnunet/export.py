@@ -115,12 +115,13 @@ def export_nnunet(
         raw, own, notes = output / RAW / name, None, _lost(labels)
     preprocessed = output / PREPROCESSED / name
     splits = _splits_json(split)
-    _refuse_other_folds(preprocessed / SPLITS, splits, overwrite)
+    new_folds = _are_new(preprocessed / SPLITS, splits, overwrite)
     models = _models(output / RESULTS / name, found, settings)
     _refuse_other_results(models, overwrite)
     if own is None:
         write_raw(raw, settings, labels, cases, as_json(splits), overwrite)
-    write_text(preprocessed / SPLITS, as_json(splits))
+    if new_folds:
+        write_text(preprocessed / SPLITS, as_json(splits))
     _write_results(models, name, raw, preprocessed, {case.id: case for case in cases}, settings, labels, ending)
     return Exported(name, raw, preprocessed / SPLITS, tuple(models), tuple(notes))
 
@@ -202,17 +203,24 @@ def _lost(labels: NnunetLabels) -> list[str]:
     ]
 
 
-def _refuse_other_folds(path: Path, splits: Sequence[dict[str, list[str]]], overwrite: bool) -> None:
-    """Refuse to put folds in the place of others; the same ones in another order of their cases may stay."""
-    if not path.is_file() or overwrite:
-        return
+def _are_new(path: Path, splits: Sequence[dict[str, list[str]]], overwrite: bool) -> bool:
+    """Whether a ``splits_final.json`` is to be written: the same folds in another order of their cases stay.
+
+    Raises:
+        ConfigError: there are others.
+    """
+    if not path.is_file():
+        return True
     try:
         there = [{side: set(map(str, one[side])) for side in ("train", "val")} for one in json.loads(path.read_text("utf-8"))]
     except (ValueError, KeyError, TypeError):
         there = []
-    if there != [{side: set(own) for side, own in one.items()} for one in splits]:
+    if there == [{side: set(own) for side, own in one.items()} for one in splits]:
+        return False
+    if not overwrite:
         remedy = "cross-validate with folds=file and this file beside dataset.json, or add overwrite=true to replace it"
         raise ConfigError("output", "no other folds of that data set", str(path), remedy)
+    return True
 
 
 Models = dict[Path, list[Found]]
