@@ -33,7 +33,17 @@ GROUPS = {
     "self_training",
     "experiment",
 }
-NAMES = {"nnunet.dataset", "data.name", "data.citation", "data.licence", "data.source", "msd", "download.url", "download.md5", "hydra.job.name"}
+NAMES = {
+    "nnunet.dataset",
+    "data.name",
+    "data.citation",
+    "data.licence",
+    "data.source",
+    "msd",
+    "download.url",
+    "download.md5",
+    "hydra.job.name",
+}
 USUAL = {
     "adapt": ("training=adapt",),  # minutes of its own
     "demo": ("experiment=demo", "hydra.run.dir=outputs/demo"),

@@ -383,12 +383,10 @@ def _export_nnunet(config: dict[str, Any], job: Mapping[str, Any], run_dir: Path
 
     results = Path(job["results"]) if job["results"] else None
     settings = _settings(config) if results else _ready(plan_settings(config, keep=False).settings)
-    only = {
-        "methods": settings.methods if config.get("methods") is not None else None,
-        "n": settings.n if config.get("n") is not None else None,
-    }
+    methods = settings.methods if config.get("methods") is not None else None
+    n = settings.n if config.get("n") is not None else None
     output = Path(job["output"])
-    made = export_nnunet(output, settings, results, asked.get("dataset"), **only, overwrite=bool(job["overwrite"]))
+    made = export_nnunet(output, settings, results, asked.get("dataset"), methods, n, bool(job["overwrite"]))
     for line in made.notes:
         print(line)
     print(f"data set: {made.raw}\nfolds: {made.splits}")

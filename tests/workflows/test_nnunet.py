@@ -225,7 +225,9 @@ def test_folds_that_are_there_stay_and_others_are_refused(already, tmp_path):
     export_nnunet(tmp_path / "out", results=made, log=quiet)
     assert path.read_text() == same
     path.write_text(json.dumps(json.loads(same)[::-1]))
-    with pytest.raises(ConfigError, match=r"output: expected no other folds .*splits_final.json'; cross-validate with folds=file"):
+    with pytest.raises(
+        ConfigError, match=r"output: expected no other folds .*splits_final.json'; cross-validate with folds=file"
+    ):
         export_nnunet(tmp_path / "out", results=made, log=quiet)
     export_nnunet(tmp_path / "out", results=made, overwrite=True, log=quiet)
     assert json.loads(path.read_text())[0] == {side: sorted(own) for side, own in json.loads(same)[0].items()}

@@ -223,7 +223,7 @@ def _digest_of(path: Path) -> str:
 
 
 def as_json(content: Any) -> str:
-    """JSON in the order given: nnU-Net takes regions in the order of their names. An undefined number is NaN, as nnU-Net has it."""
+    """JSON in the order given, which regions have there. An undefined number is NaN, as nnU-Net has it."""
     return json.dumps(content, indent=4) + "\n"
 
 

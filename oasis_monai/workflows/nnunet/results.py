@@ -140,7 +140,11 @@ def counts(reference: np.ndarray, result: np.ndarray, values: Sequence[int], ign
     truth, made = (np.isin(label, list(values)) & counted for label in (reference, result))
     tp, n_ref, n_pred = int((truth & made).sum()), int(truth.sum()), int(made.sum())
     fp, fn = n_pred - tp, n_ref - tp
-    shares = {"Dice": 2 * tp / (n_ref + n_pred), "IoU": tp / (tp + fp + fn)} if tp + fp + fn else dict.fromkeys(("Dice", "IoU"), math.nan)
+    shares = (
+        {"Dice": 2 * tp / (n_ref + n_pred), "IoU": tp / (tp + fp + fn)}
+        if tp + fp + fn
+        else dict.fromkeys(("Dice", "IoU"), math.nan)
+    )
     return shares | {"FP": fp, "TP": tp, "FN": fn, "TN": int(counted.sum()) - tp - fp - fn, "n_pred": n_pred, "n_ref": n_ref}
 
 
@@ -167,7 +171,13 @@ def _key(values: Sequence[int]) -> str:
 
 
 def write_fold(
-    folder: Path, found: Sequence[Found], cases: Mapping[str, Case], data: DataSettings, labels: NnunetLabels, ending: str, gt: Path
+    folder: Path,
+    found: Sequence[Found],
+    cases: Mapping[str, Case],
+    data: DataSettings,
+    labels: NnunetLabels,
+    ending: str,
+    gt: Path,
 ) -> None:
     """Write ``fold_K/validation``: the label of every case that the fold tests, on its scan's grid, and ``summary.json``.
 
@@ -219,6 +229,6 @@ def _check_dice(one: Found, metrics: Mapping[str, Mapping[str, Any]]) -> None:
         told, again = one.dsc.get(name, math.nan), own["Dice"]
         if not (math.isnan(told) and math.isnan(again)) and not abs(told - again) <= ROUNDING:
             remedy = "give the data set of this run by data.root, or repeat the run"
-            raise DataError(Fault(one.case, f"{one.path.name} {name}", f"DSC {told:.4f} as in scores.csv", f"{again:.4f}", remedy))
-
-
+            raise DataError(
+                Fault(one.case, f"{one.path.name} {name}", f"DSC {told:.4f} as in scores.csv", f"{again:.4f}", remedy)
+            )
