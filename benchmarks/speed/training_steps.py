@@ -1,6 +1,6 @@
 """Compare training steps of every network with those of another checkout.
 
-    python -m benchmarks.speed.training_steps --old PATH_OF_A_CHECKOUT [--threads 1] [--rounds 8] [--networks NAME ...]
+    python -m benchmarks.speed.training_steps --old PATH_OF_A_CHECKOUT [--threads 1] [--rounds 8] [--networks U-Net3D ConvNet3D]
 
 The two checkouts take turns, each in a process of its own: the same images, initial weights and random draws, default settings,
 volumes of 96 x 96 x 32 voxels and slices of 96 x 96. Prints a table: steps per minute of both, the median of the ratios of the

@@ -6,6 +6,7 @@ import pytest
 import torch
 from torch import nn
 
+from oasis_monai.networks import fast_training
 from oasis_monai.networks.fast_training import NARROW, speed_up_training
 from oasis_monai.networks.registration import RegistrationSettings, SpatialTransformModel
 
@@ -27,7 +28,10 @@ def made(network: nn.Module, image: torch.Tensor) -> list[torch.Tensor]:
 @pytest.mark.parametrize("last", [False, True], ids=["channels first", "channels last"])
 @pytest.mark.parametrize("affine", [False, True])
 @pytest.mark.parametrize("size", [(7, 10), (5, 6, 4)])
-def test_values_and_gradients_are_torchs(size: tuple[int, ...], affine: bool, last: bool) -> None:
+def test_values_and_gradients_are_torchs(
+    size: tuple[int, ...], affine: bool, last: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(fast_training, "SMALL", 0)
     torch.manual_seed(0)
     network, image = layers(len(size), affine).double(), torch.randn(3, 3, *size, dtype=torch.float64)
     if last:
