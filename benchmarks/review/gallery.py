@@ -129,8 +129,8 @@ def draw_uncertainty(path: Path, volume: Volume, result: ScanResult, title: str)
         plane, extent = (*window, z), (0, width, height, 0)
         ax.imshow(contours.display(image[plane]), cmap="gray", vmin=low, vmax=high, extent=extent, interpolation="bilinear")
         part = contours.display(doubt[plane])
-        ax.imshow(part, cmap=UNCERTAIN, vmin=0, vmax=1, alpha=np.clip(2 * part, 0, 0.9), extent=extent)
-        line = {"colors": [contours.RESULT_COLOUR], "linewidths": 1.0}
+        ax.imshow(part, cmap=UNCERTAIN, vmin=0, vmax=1, alpha=np.clip(1.5 * part - 0.3, 0, 0.85), extent=extent)
+        line = {"colors": ["white"], "linewidths": 1.2, "linestyles": ["dashed"]}
         contours.contour(ax, contours.display(label[plane] > 0), spacing_mm, line)
     bar = figure.add_axes((0.3, 0.05, 0.4, 0.03))
     figure.colorbar(ScalarMappable(cmap=UNCERTAIN), cax=bar, orientation="horizontal", ticks=[])
@@ -242,7 +242,9 @@ def draw_scans(model: Model, output: Path) -> None:
     volume, reference = phantom_volume(NEW_SCAN)
     result = model.segment(volume, save_uncertainty=True)
     draw_result(output / "result.png", volume, result, reference, f"A new scan: {told(result)}")
-    draw_uncertainty(output / "uncertainty.png", volume, result, "Where networks and atlases contradict one another")
+    draw_uncertainty(
+        output / "uncertainty.png", volume, result, "Where networks and atlases contradict one another; dashed: the result"
+    )
     draw_atlases(output / "atlases.png", model, volume)
     spoilt, _ = phantom_volume(NEW_SCAN, spoilt=True)
     result = model.segment(spoilt, save_uncertainty=True)
