@@ -34,7 +34,10 @@ class Expected:
 
     @classmethod
     def of(cls, library: AtlasLibrary) -> Expected:
-        """Of volumes, for structures that :data:`.FEWEST` labels or more show; of labels with voxels that nobody labelled nothing is said: what is absent there may be there."""
+        """Of volumes, for structures that :data:`.FEWEST` labels or more show.
+
+        Of labels with voxels that nobody labelled nothing is said: what is absent there may be there.
+        """
         labels = [label[0] for label in library.labels if not bool(ignored(label).any())]
         extents, one_place = dict[int, tuple[int, int, int]](), set[int]()
         for number in range(1, library.classes):
