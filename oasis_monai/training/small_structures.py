@@ -62,7 +62,7 @@ class Donor(NamedTuple):
     """A structure in a slice, to be copied.
 
     Args:
-        index: its class.
+        number: its class.
         image: (3c, h, w) the slice and its neighbours, less the median of what lies round the structure.
         share: (3, h, w) 0 to 1: what of them is copied.
         mask: (h, w) bool, the structure.
@@ -70,7 +70,7 @@ class Donor(NamedTuple):
         contrast, spread: (c,) how far the structure's own median is from that, and the median distance of what lies round it.
     """
 
-    index: int
+    number: int
     image: torch.Tensor
     share: torch.Tensor
     mask: torch.Tensor
@@ -128,13 +128,13 @@ def _donor(image: torch.Tensor, label: torch.Tensor, index: int, z: int) -> Dono
     masks = (label[..., near] == index).movedim(-1, 0)
     hits = masks.any(0).nonzero()
     first, last = (hits.amin(0) - 3).clamp_min(0), (hits.amax(0) + 4).minimum(torch.tensor(label.shape[:2]))
-    box = tuple(slice(int(a), int(b)) for a, b in zip(first, last, strict=True))
-    own, parts = masks[1][box], masks[(slice(None), *box)]
+    x, y = (slice(int(a), int(b)) for a, b in zip(first, last, strict=True))
+    own, parts = masks[1, x, y], masks[:, x, y]
     array, square = own.numpy(), np.ones((3, 3))
     ring = binary_dilation(array, square, iterations=3) & ~binary_dilation(array, square)
-    other = structures(label[(*box, z)]).numpy() & ring
+    other = structures(label[x, y, z]).numpy() & ring
     ring = other if other.sum() > TOUCHED * ring.sum() else ring
-    values = image[(slice(None), *box, near)].float()  # (c, h, w, 3)
+    values = image[:, x, y, near].float()  # (c, h, w, 3)
     around = values[:, torch.from_numpy(ring), 1]
     if not around.shape[1]:
         return None
@@ -163,7 +163,7 @@ def _copy(donor: Donor, image: torch.Tensor, label: torch.Tensor, random: torch.
         x, y = (torch.rand(2, generator=random) * (torch.tensor(label.shape) - torch.tensor([h, w]) + 1)).long().tolist()
         box = (slice(x, x + h), slice(y, y + w))
         under = label[box][donor.mask]
-        if int(under[0]) in (IGNORE, donor.index) or bool((under != under[0]).any()):
+        if int(under[0]) in (IGNORE, donor.number) or bool((under != under[0]).any()):
             continue
         seen = image[1 : 3 * channels : 3][(slice(None), *box)][:, donor.mask]
         middle = seen.median(1).values
@@ -175,7 +175,7 @@ def _copy(donor: Donor, image: torch.Tensor, label: torch.Tensor, random: torch.
         share = donor.share.repeat(channels, 1, 1)
         place = image[: 3 * channels][(slice(None), *box)]
         place += share * (moved - place)
-        label[box][donor.mask] = donor.index
+        label[box][donor.mask] = donor.number
         return
 
 
