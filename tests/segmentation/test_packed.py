@@ -97,7 +97,7 @@ def test_networks_are_what_they_are_unpacked(networks, monkeypatch):
     for slab in (slice(0, 1), slice(15, 18), slice(31, 32), slice(0, 32)):
         torch.testing.assert_close(packed.fine.slab(slab), slab_of(plain.fine, slab), atol=CLOSE, rtol=0)
     torch.testing.assert_close(mean_of(packed.fine), mean_of(plain.fine), atol=CLOSE, rtol=0)
-    assert float((plain.fine.amax(1) > 0.6).float().mean()) > 0.02  # they say something
+    assert float(plain.fine.amax(1).mean()) > 3 / CLASSES  # far from saying nothing, which is 1 / CLASSES
 
 
 @pytest.mark.parametrize("fusions", [{}, {3: LearnedFusion((0.5, 0.3), 2.0, 9)}])
