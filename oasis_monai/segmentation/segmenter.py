@@ -202,7 +202,7 @@ class Segmenter:
         if self.estimator is None:
             raise ValueError("this needs the segmentation network of a joint model")
         if self.spatial_dims == 3:
-            seen = see(self.estimator, target)
+            seen = see(self.estimator, target, bool(self.fusions))
             return seen._replace(networks=seen.networks[None])
         slices = with_neighbours(target.image)[which]
         if self.joint.atlases:
