@@ -185,11 +185,12 @@ class Estimator(Batched):
         return rotate_and_scale(seen[:, 1:], angle, scale, back=True)
 
     @torch.inference_mode()
-    def on_both_grids(self, image: torch.Tensor, fine: torch.Tensor) -> Estimate:
-        """What the networks make of a scan (c, \\*S) on the working grid; the slice network sees (c, \\*F) of the fine one."""
+    def on_both_grids(self, image: torch.Tensor, fine: torch.Tensor, exact: bool = False) -> Estimate:
+        """What the networks make of a scan (c, \\*S) on the working grid; the slice network sees (c, \\*F) of the fine one.
+        ``exact``: maps of many classes are float32, for whom takes their logarithms."""
         factor = [f // n for f, n in zip(fine.shape[1:], image.shape[1:], strict=True)]
         if self.classes > MANY:
-            return self._packed(image, fine, factor)
+            return self._packed(image, fine, factor, exact)
         by_slices = self._by_slices(fine)
         pooled = pool(by_slices[None], factor)
         if self.volume_network is None:
@@ -201,9 +202,9 @@ class Estimator(Batched):
         add_detail(by_volume, pooled[0], both[0], both[1])
         return Estimate(torch.stack([pooled[0], by_volume]), both)
 
-    def _packed(self, image: torch.Tensor, fine: torch.Tensor, factor: Sequence[int]) -> Estimate:
+    def _packed(self, image: torch.Tensor, fine: torch.Tensor, factor: Sequence[int], exact: bool) -> Estimate:
         """:meth:`on_both_grids` of many classes: a few slices at a time, and none of their maps is held as it is."""
-        made = SlicePacker(self.classes, fine.shape[1:], factor)
+        made = SlicePacker(self.classes, fine.shape[1:], factor, exact)
         views, slices = views_within(fine[0].numel()), with_neighbours(fine)
         at_once = max(1, MOST_VALUES // (self.classes * slices[0, 0].numel()) // factor[2]) * factor[2]
         for first, part in zip(range(0, len(slices), at_once), slices.split(at_once), strict=True):
@@ -281,11 +282,11 @@ def add_detail(
     return made.div_(made.sum(0, keepdim=True))
 
 
-def see(estimator: Estimator, target: Preprocessed) -> Estimate:
-    """What the networks make of a scan, on both grids where it has a fine one."""
+def see(estimator: Estimator, target: Preprocessed, exact: bool = False) -> Estimate:
+    """What the networks make of a scan, on both grids where it has a fine one; see :meth:`Estimator.on_both_grids`."""
     if target.fine is None:
         return Estimate(estimator.network_probabilities(target.image))
-    return estimator.on_both_grids(target.image, target.fine.image)
+    return estimator.on_both_grids(target.image, target.fine.image, exact)
 
 
 def see_atlas(estimator: Estimator, library: AtlasLibrary, row: int) -> Estimate:

@@ -4,8 +4,9 @@ With a hundred structures the probabilities of both networks on the fine grid ar
 grid: what the volume network says there is made of its map on the working grid (:func:`.estimate.add_detail`). So the slice
 network's probabilities are all that is held, as fourth roots in 16 bits, and the rest is made again slab by slab.
 
-A probability p comes back within 3.1e-5, and above :data:`.SMALLEST` within 0.1 % of p, on which logarithmic pooling rests: half
-precision would miss 2.4e-4, and plain steps of 1/65535 say nothing of what is rare. Up to :data:`.MANY` classes the maps are held
+A probability p comes back within 3.1e-5, and above 1e-6 within 0.1 % of p: half precision would miss 2.4e-4, and plain steps of
+1/65535 say nothing of what is rare. But the volume network's map is a sum in which values cancel and errors do not, and its
+logarithm can then be far off (results by 0.004): a learned fusion takes logarithms, and gets float32. Up to :data:`.MANY` classes the maps are held
 as they are.
 """
 
@@ -34,9 +35,9 @@ def pack(probability: torch.Tensor) -> torch.Tensor:
 
 
 def unpack(packed: torch.Tensor) -> torch.Tensor:
-    """What :func:`pack` made -> float32, in order of its axes."""
+    """What :func:`pack` made -> float32, in order of its axes; floats stay as they are."""
     made = torch.empty(packed.shape, device=packed.device).copy_(packed)
-    return made.add_(HALF).div_(STEPS).square_().square_()
+    return made if packed.is_floating_point() else made.add_(HALF).div_(STEPS).square_().square_()
 
 
 @dataclass(frozen=True)
@@ -44,7 +45,7 @@ class PackedNetworks:
     """(V, C, \\*F) probabilities of the networks on the fine grid, in the place of a tensor.
 
     Args:
-        packed: (z, C, x, y) int16 of the slice network, by slices, as they were made.
+        packed: (z, C, x, y) int16, or float32 where it is to be exact, of the slice network, by slices, as they were made.
         networks: (V, C, \\*S) of each network on the working grid, the slice network's pooled.
     """
 
@@ -82,12 +83,13 @@ class SlicePacker:
         classes: C.
         fine: x, y, z of the fine grid.
         factor: voxels of the fine grid in one of the working grid along x, y, z.
+        exact: hold float32.
     """
 
-    def __init__(self, classes: int, fine: Sequence[int], factor: Sequence[int]) -> None:
+    def __init__(self, classes: int, fine: Sequence[int], factor: Sequence[int], exact: bool = False) -> None:
         x, y, z = fine
         self.factor = tuple(factor)
-        self.packed = torch.empty(z, classes, x, y, dtype=torch.int16)
+        self.packed = torch.empty(z, classes, x, y, dtype=torch.float32 if exact else torch.int16)
         self.pooled = torch.empty(classes, *(n // f for n, f in zip(fine, factor, strict=True)))
 
     def add(self, first: int, slices: torch.Tensor) -> None:
@@ -96,7 +98,7 @@ class SlicePacker:
         rows = slice(first // deep, (first + len(slices)) // deep)
         blocks = slices.unflatten(0, (-1, deep)).mean(1) if deep > 1 else slices
         self.pooled[..., rows] = pool(blocks[:, :, None], (1, *self.factor[:2]))[:, :, 0].permute(1, 2, 3, 0)
-        self.packed[first : first + len(slices)] = pack(slices)
+        self.packed[first : first + len(slices)] = slices if self.packed.is_floating_point() else pack(slices)
 
 
 Networks = torch.Tensor | PackedNetworks
