@@ -6,8 +6,8 @@ network's probabilities are all that is held, as fourth roots in 16 bits, and th
 
 A probability p comes back within 3.1e-5, and above 1e-6 within 0.1 % of p: half precision would miss 2.4e-4, and plain steps of
 1/65535 say nothing of what is rare. But the volume network's map is a sum in which values cancel and errors do not, and its
-logarithm can then be far off (results by 0.004): a learned fusion takes logarithms, and gets float32. Up to :data:`.MANY` classes the maps are held
-as they are.
+logarithm can then be far off (results by 0.004): a learned fusion takes logarithms, and gets float32. Up to :data:`.MANY` classes
+the maps are held as they are.
 """
 
 from __future__ import annotations
