@@ -107,7 +107,7 @@ class Estimator(Batched):
         self.window = window
         self.model, self.tta_flip, self.tta_views = model.to(device).eval(), tta_flip, tta_views
         members = model.members if isinstance(model, SliceUNetEnsemble) else [model]
-        classes: Any = members[0].classes
+        classes: Any = getattr(members[0], "classes", 0)  # of a network that does not say: few
         self.classes = int(classes)
         self._fused = [
             without_batch_norms(member) for member in members
