@@ -194,7 +194,8 @@ def _train(config: dict[str, Any], job: Mapping[str, Any], run_dir: Path, sweep_
         if (value := getattr(settings, key)) is not None:
             remedy = "leave it out; data.include=[...] chooses cases"
             raise ConfigError(key, "null: train uses all cases (crossval holds some out)", value, remedy)
-    made = train_model(settings, Path(job["model"]), overwrite=bool(job["overwrite"]), plan=planned.plan)
+    folder, overwrite = Path(job["model"]), bool(job["overwrite"])
+    made = train_model(settings, folder, overwrite=overwrite, plan=planned.plan, segments=job["segments"])
     print(f"model: {made}")
 
 

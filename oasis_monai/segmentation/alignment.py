@@ -41,6 +41,10 @@ class Aligner(Batched):
         self.bfloat16 = use_bfloat16(self.device, bfloat16)
         self.joint = bool(getattr(getattr(model, "settings", None), "joint", False))
 
+    def at_once(self, library: AtlasLibrary) -> int:
+        """How many pairs to gather: of a joint STM, which sees a map of every structure, one where these are many."""
+        return 1 if self.joint and library.classes > MANY else self.batch
+
     def seen(self, library: AtlasLibrary, rows: torch.Tensor) -> torch.Tensor:
         """The STM's input for the atlases ``rows``: (P, c, *S) images, with labels for a joint STM."""
         return append_structures(library.images[rows], foreground(library.labels[rows], library.classes) if self.joint else None)
@@ -139,7 +143,7 @@ class FieldCache:
         pairs = torch.stack([new.flatten(), torch.arange(len(rows)).repeat_interleave(new.shape[1])])
         parts = [
             aligner.fields(aligner.seen(library, part[0]), images[part[1]].float())  # gathers a batch, not the case
-            for part in pairs.split(aligner.batch, dim=1)
+            for part in pairs.split(aligner.at_once(library), dim=1)
         ]
         fields.append(torch.cat(parts).unflatten(0, tuple(new.shape)))
         result = torch.cat(fields, 1)

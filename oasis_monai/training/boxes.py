@@ -12,11 +12,11 @@ from oasis_monai.atlases.library import AtlasLibrary
 from oasis_monai.data.types import IGNORE
 from oasis_monai.networks.slice_unet import BOX_WINDOW, JointSettings, SliceUNet, make_box_network
 from oasis_monai.training.slices import FILE, SliceTrainer
+from oasis_monai.training.small_structures import ANYWHERE, Copies
 from oasis_monai.training.trainer import FitContext, fit, generator
 from oasis_monai.transforms.boxes import ScanPart, place_axes
 from oasis_monai.transforms.labels import with_ignored
 
-ANYWHERE = 4  # every so many windows lies anywhere in what is kept of a scan; the others show a structure
 MOST_PLACES = 4096  # voxels of a structure in a scan that windows are laid on
 
 
@@ -60,6 +60,8 @@ class BoxTrainer(SliceTrainer):
         self.rows = torch.ones(len(parts)) if context.chances is None else context.chances
         random = generator(self.seed, -1)
         self.structures = [_places(part, context.library.classes, random) for part in parts]
+        scans = ((part.image, part.label) for part in parts)
+        self.copies = Copies(scans, context.anywhere, BOX_WINDOW // 2, generator(self.seed, -2))
         self.where = [place_axes(part.working, part.grid) for part in parts]
 
     def draw(self, random: torch.Generator) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
@@ -77,7 +79,8 @@ class BoxTrainer(SliceTrainer):
             places = torch.stack(torch.meshgrid(along[0][x], along[1][y], along[2][z : z + 1], indexing="ij"))[..., 0]
             images.append(torch.cat([slices.float(), places]))
             labels.append(part.label[:, x, y, z])
-        return torch.stack(images), with_ignored(torch.stack(labels), self.library.classes), rows
+        image, label = self.copies(torch.stack(images), torch.stack(labels), random)
+        return image, with_ignored(label, self.library.classes), rows
 
     def validate(self, images: AtlasLibrary) -> float | None:
         """None: held-out images are on the working grid, where there are no boxes."""
