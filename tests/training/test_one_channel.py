@@ -1,8 +1,8 @@
 """With one channel, nothing that is computed may change: numbers of tiny runs, as they were before scans had several channels.
 
-The last three are of later: the volume network is averaged over copies since, and fields follow its estimate.
-From ``stm`` on they are of the faster instance norm (:mod:`oasis_monai.networks.fast_training`), whose rounding is the gradient of
-a bias that the norm takes out again, of which Adam makes a whole step.
+The last three are of later: the volume network is averaged over copies since, and fields follow its estimate. From ``stm`` on
+they are of the faster instance norm (:mod:`oasis_monai.networks.fast_training`), whose rounding is the gradient of a bias that
+the norm takes out again, of which Adam makes a whole step.
 """
 
 import dataclasses
