@@ -143,7 +143,7 @@ def write(rows: list[dict[str, Any]], folder: Path, name: str, axes: Mapping[str
                 panels[line, column].set_xscale("log")
                 panels[line, column].set_yscale("log")
             else:
-                panels[line, column].set_ylim(bottom=0)
+                panels[line, column].set_ylim(0, 1.08 * max(y for _, y in points))
             panels[line, column].set_xlabel(words)
             panels[line, column].set_ylabel(unit)
     write_figure(folder / f"{name}.png", figure)
