@@ -21,6 +21,7 @@ from oasis_monai.networks import warp as warping
 from oasis_monai.networks.layers import avoid_amx_bug
 from oasis_monai.utils.config import make_tuples, require
 from oasis_monai.utils.errors import ConfigError
+from oasis_monai.utils.transfer import constant
 
 BODIES = ("unet", "voxelmorph", "localnet")
 
@@ -236,7 +237,7 @@ class _AffineNet(nn.Module):
         with torch.autocast(atlas.device.type, enabled=False):
             relative = self.gain * self.net(pool(torch.cat([atlas, target], 1).float(), self.pool))
             fine = nn.functional.interpolate(relative, size=self.size, mode=mode, align_corners=False)
-        return fine * torch.tensor(self.extent, device=fine.device).view(1, -1, *[1] * len(self.size))
+        return fine * constant(self.extent, fine.device).view(1, -1, *[1] * len(self.size))
 
 
 def append_structures(images: torch.Tensor, structures: torch.Tensor | None) -> torch.Tensor:

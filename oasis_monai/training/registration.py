@@ -10,10 +10,12 @@ from oasis_monai.networks import warp as warping
 from oasis_monai.networks.losses import RegistrationLoss
 from oasis_monai.networks.registration import RegistrationSettings, SpatialTransformModel, append_structures
 from oasis_monai.training.estimate_errors import bend_estimate, perturb_estimate, reach_for_dice
+from oasis_monai.training.resident import gather, resident
 from oasis_monai.training.tracking import mean_dice
 from oasis_monai.training.trainer import FitContext, Trainer, draw_rows, fit, generator
-from oasis_monai.transforms.labels import split_ignored, with_ignored
+from oasis_monai.transforms.labels import ignored, split_ignored, with_ignored
 from oasis_monai.utils.errors import ConfigError
+from oasis_monai.utils.transfer import upload
 
 TRIES = 50  # draws of a partner before the partners are listed; with cases of like size two or three do
 
@@ -104,7 +106,7 @@ def make_registration_network(library: AtlasLibrary, stm: RegistrationSettings) 
 
 
 class RegistrationTrainer(Trainer):
-    """One step of training; holds the library on the device."""
+    """One step of training; see :class:`oasis_monai.training.trainer.Trainer`."""
 
     terms = ("loss", "similarity", "dice", "smoothness")
 
@@ -121,6 +123,12 @@ class RegistrationTrainer(Trainer):
         self.reach_mm = 0.0  # how far estimates are bent
         if self.joint and context.estimate_dice < 1:
             self.reach_mm = reach_for_dice(self.library, self.spacings_mm, context.estimate_dice, self.seed)
+        self.hold()
+
+    def hold(self) -> None:
+        self.data = resident(self.library, self.device)
+        # looking at a batch's labels for voxels that nobody labelled is free on a CPU alone
+        self.ignores = None if self.device.type == "cpu" else bool(ignored(self.library.labels).any())
 
     def validate(self, images: AtlasLibrary) -> float | None:
         """That of the nearest atlas of each image, warped onto it; a joint STM needs images with estimates."""
@@ -146,12 +154,15 @@ class RegistrationTrainer(Trainer):
     def _batch(self, rows: torch.Tensor, estimated: bool = False) -> tuple[torch.Tensor, torch.Tensor]:
         """(B, c, *S) images with (B, m, *S) label channels: their estimates where ``estimated``, then those of
         :func:`oasis_monai.transforms.labels.with_ignored`."""
-        image = self.library.images[rows].to(self.device, torch.float32)
-        label = with_ignored(self.library.labels[rows].to(self.device), self.library.classes)
+        data, device = self.data, self.device
+        if data.images.device.type != "cpu":
+            (rows,) = upload(device, rows)
+        image = gather(data.images, rows, device).float()
+        label = with_ignored(gather(data.labels, rows, device), data.classes, self.ignores)
         if not estimated:
             return image, label
-        assert self.library.estimates is not None
-        return image, torch.cat([self.library.estimates[rows].to(self.device, torch.float32), label], 1)
+        assert data.estimates is not None
+        return image, torch.cat([gather(data.estimates, rows, device).float(), label], 1)
 
     def step(self, number: int) -> torch.Tensor:
         """(4,) the terms of eq. 1: total, similarity, Dice, smoothness."""

@@ -21,11 +21,13 @@ from oasis_monai.atlases.slices import (
 from oasis_monai.data.types import IGNORE
 from oasis_monai.networks.losses import make_segmentation_loss
 from oasis_monai.networks.slice_unet import WINDOW, JointSettings, SliceUNet, SliceUNetEnsemble, check_size, make_slice_network
+from oasis_monai.training.resident_slices import ResidentSlices
 from oasis_monai.training.tracking import mean_dice
 from oasis_monai.training.trainer import FitContext, Trainer, fit, generator, load_weights
 from oasis_monai.transforms.labels import split_ignored, structures, with_ignored
 from oasis_monai.utils.device import use_bfloat16
 from oasis_monai.utils.tensor_files import load_if_whole, save_tensors
+from oasis_monai.utils.transfer import onto
 
 FILE = "estimator.safetensors"
 VALIDATED = 16
@@ -114,7 +116,7 @@ class SliceTrainer(Trainer):
             {"params": [p for p in model.parameters() if id(p) not in own], "scale": 1.0},
         ]
         self.optimiser = torch.optim.AdamW(groups, lr=settings.lr, weight_decay=1e-4, fused=True)
-        self.bfloat16 = settings.amp or use_bfloat16(self.device, None)
+        self.bfloat16 = settings.amp or (self.device.type == "cpu" and use_bfloat16(self.device, None))
         self.augmentation = context.augmented()
         self.spacings_mm = context.spacings_mm[:, :2] / torch.tensor((library.fine_factor or (1, 1))[:2])
         # over the batch, not per slice: a slice without the structure has no Dice of its own
@@ -135,11 +137,17 @@ class SliceTrainer(Trainer):
         self.chances = torch.where(near, 1.0, joint.empty_slice_weight)
         if context.chances is not None:
             self.chances = self.chances * context.chances[rows if self.places is None else self.places[:, 0]]
+        self.hold()
+
+    def hold(self) -> None:
+        self.resident = None if self.device.type == "cpu" else ResidentSlices.of(self)
 
     def draw(self, random: torch.Generator) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         """(B, 3c + extra, x, y) slices, the (B, m, x, y) label channels of
         :func:`oasis_monai.transforms.labels.with_ignored`, and the (B,) atlases they are of."""
         library = self.library
+        if self.resident is not None:
+            return self.resident.draw(self, random)
         if self.places is None:
             rows = torch.multinomial(self.chances, self.count, replacement=True, generator=random)
             shape = None if self.expected is None else self.expected[rows].float()
@@ -156,7 +164,7 @@ class SliceTrainer(Trainer):
         """(1,) the loss."""
         random = generator(self.seed, number)
         image, label, rows = self.draw(random)
-        image, label = image.to(self.device), label.to(self.device)
+        image, label = onto(image, self.device), onto(label, self.device)
         if self.augmentation is not None:
             flip = self.augmentation.flips(self.count, random)
             own, channels = 3 * self.library.channels, self.library.channels

@@ -197,6 +197,11 @@ class Trainer(ABC):
         """Continue on another device."""
         self.model.to(device)
         self.device = torch.device(device)
+        self.hold()
+
+    @abstractmethod
+    def hold(self) -> None:
+        """Put what batches are drawn from on :attr:`device`, see :mod:`oasis_monai.training.resident`."""
 
     def descend(self, loss: torch.Tensor) -> None:
         """One step of the optimiser down the gradient of the whole batch's loss."""
