@@ -13,10 +13,18 @@ from oasis_monai.utils import device as precision
 
 @pytest.mark.parametrize(
     ("device", "made", "asked", "expected"),
-    [("cpu", True, None, True), ("cpu", False, None, False), ("cuda", True, None, False), ("cpu", False, True, True)],
+    [
+        ("cpu", True, None, True),
+        ("cpu", False, None, False),
+        ("cpu", False, True, True),
+        ("cuda", True, None, True),
+        ("cuda", False, None, False),
+        ("cuda", True, False, False),
+    ],
 )
 def test_where_it_is_used(monkeypatch, device, made, asked, expected):
     monkeypatch.setattr(precision, "has_fast_bfloat16", lambda: made)
+    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation: made)
     assert precision.use_bfloat16(torch.device(device), asked) is expected
 
 
