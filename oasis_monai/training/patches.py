@@ -126,7 +126,11 @@ def cut_at_random(
     count = inside.sum(1)
     number = (which * count).long() + 1  # of the voxels of structures, in their order
     place = torch.searchsorted(inside.cumsum(1), number[:, None])[:, 0].clamp_max(inside.shape[1] - 1)
-    at = torch.stack(torch.unravel_index(place, tuple(size.tolist())), 1)
+    coordinates = []
+    for n in reversed(image.shape[2:]):  # torch's own unravel_index sends the shape to the GPU, and waits for it
+        coordinates.append(place % n)
+        place = place // n
+    at = torch.stack(coordinates[::-1], 1)
     start = torch.where((wanted & (count > 0))[:, None], (at - shift).clamp_min(0).minimum(room), start)
     where = [
         (start[:, axis, None] + torch.arange(n, device=image.device)).view(batch, *[n if axis == a else 1 for a in range(dims)])

@@ -31,7 +31,7 @@ NETWORK = NetworkSettings(unet=(4, 8), dynunet=(4, 8), convnet=(4, 8))
 
 def rods(dims: int = 3, count: int = 6, size: int = 32, depth: int = 8, ignore: bool = False, channels: int = 1) -> AtlasLibrary:
     """Discs with a smaller one inside, each at a place of its own: volumes, or three slices a case; with estimates, and where
-    ``ignore`` with voxels that nobody labelled in the first atlas."""
+    ``ignore`` with voxels that nobody labelled."""
     at = torch.arange(size).float()
     images, labels = [], []
     for number in range(count):
@@ -44,7 +44,7 @@ def rods(dims: int = 3, count: int = 6, size: int = 32, depth: int = 8, ignore: 
         labels.append(label if dims == 2 else label[..., None].repeat(1, 1, depth))
     image, label = torch.stack(images)[:, None].repeat(1, channels, *[1] * dims), torch.stack(labels)[:, None]
     if ignore:
-        label[0, 0, :3] = IGNORE
+        label[:, 0, :3] = IGNORE
     features = torch.randn(count, 5, generator=torch.Generator().manual_seed(0))
     cases = tuple(f"c{n // (3 if dims == 2 else 1)}" for n in range(count))
     slices = torch.arange(count) % 3 if dims == 2 else torch.full((count,), -1)

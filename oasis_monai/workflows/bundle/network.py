@@ -215,10 +215,10 @@ class OasisNetwork(nn.Module):
             for part in filter(None, (self.stm, self.slice_network, self.volume_network)):
                 part.eval()
             return made.segmenter
+        segmenter = self._built(device)
         tensors = [*self.parameters(), *self.buffers()]
-        built = _Built(device, tensors, _versions(tensors), self._built(device))
-        _BUILT[self] = built
-        return built.segmenter
+        _BUILT[self] = _Built(device, tensors, _versions(tensors), segmenter)
+        return segmenter
 
     def _built(self, device: torch.device) -> Segmenter:
         library = AtlasLibrary(
