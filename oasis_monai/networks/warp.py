@@ -48,7 +48,8 @@ def warp(moving: torch.Tensor, ddf: torch.Tensor, padding: str = "border") -> to
     Returns:
         (B, C, *S) float32. Runs in float32 also under autocast: half-precision grid sampling on the CPU gives garbage.
     """
-    if moving.ndim != ddf.ndim or moving.shape[2:] != ddf.shape[2:] or ddf.shape[1] != ddf.ndim - 2:
+    same = moving.ndim == ddf.ndim and len(moving) == len(ddf) and moving.shape[2:] == ddf.shape[2:]
+    if not same or ddf.shape[1] != ddf.ndim - 2:
         raise ValueError(
             f"warp: expected moving (B, C, *S) and ddf (B, D, *S) of one grid, found {tuple(moving.shape)} and {tuple(ddf.shape)}"
         )

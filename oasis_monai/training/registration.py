@@ -182,12 +182,20 @@ class RegistrationTrainer(Trainer):
             if self.reach_mm:
                 estimate = bend_estimate(estimate, self.reach_mm, self.spacings_mm[targets], random)
             seen, onto = append_structures(atlas, parts), append_structures(target, perturb_estimate(estimate, random))
+        own = self.team.own_rows(settings.batch)  # the loss is a mean over pairs
+        if own.start == own.stop:
+            return self.descend_with_others(len(self.terms))
+        seen, onto, atlas, atlas_label, target, target_label = (
+            part[own] for part in (seen, onto, atlas, atlas_label, target, target_label)
+        )
         self.model.train()
         with torch.autocast(self.device.type, torch.bfloat16, enabled=settings.amp):
-            ddf = self.team.forward(self.model, seen, onto)
+            ddf = self.model(seen, onto)
         moved, moved_label = warping.warp_pair(atlas, atlas_label, ddf)
         (moved_label, there), (target_label, here) = split_ignored(moved_label, classes), split_ignored(target_label, classes)
         counts = there & here if there is not None and here is not None else here if there is None else there
         terms = self.loss(moved, target, moved_label, target_label, ddf, counts)
-        self.descend(terms.total)
-        return torch.stack([term.detach() for term in terms])
+        part = (own.stop - own.start) / settings.batch
+        told = self.team.total(part * torch.stack([term.detach() for term in terms]))
+        self.descend(part * terms.total)
+        return told

@@ -217,6 +217,13 @@ class Trainer(ABC):
         if self.team.is_main:
             self.optimiser.step()
 
+    def descend_with_others(self, terms: int) -> torch.Tensor:
+        """:meth:`descend` of a process without rows of its own in a batch of so many ``terms``; -> 0 for each."""
+        told = self.team.total(torch.zeros(terms, device=self.device))
+        self.model.zero_grad(set_to_none=True)
+        self.team.sum_gradients(self.model)
+        return told
+
 
 def generator(seed: int, step: int) -> torch.Generator:
     """The random numbers of one step, others for every seed."""

@@ -20,6 +20,8 @@ from typing import Any
 from oasis_monai.utils.errors import ConfigError, DataError, OasisError, system_error_message
 from oasis_monai.utils.memory import first_line, out_of_memory
 
+_number: int | None = None
+
 
 def run_parallel(
     function: Callable[..., Any], jobs: Sequence[tuple[str, tuple[Any, ...]]], workers: int, ended: Callable[[str, float], None]
@@ -38,7 +40,8 @@ def run_parallel(
     if not jobs:
         return
     context = multiprocessing.get_context("spawn")  # a fork would inherit the threads of torch, half dead
-    with ProcessPoolExecutor(min(workers, len(jobs)), context, initializer=_start, initargs=(os.getpid(),)) as pool:
+    given = (os.getpid(), context.Value("i", 0))
+    with ProcessPoolExecutor(min(workers, len(jobs)), context, initializer=_start, initargs=given) as pool:
         with _interrupts_ignored():  # inherited: Ctrl-C in a terminal goes to every process, and the parent alone shall answer
             futures = {pool.submit(_timed, function, arguments): name for name, arguments in jobs}
         for future in futures:
@@ -95,8 +98,17 @@ def _tell(name: str, done: Future[float], ended: Callable[[str, float], None]) -
         ended(name, done.result() / 60)
 
 
-def _start(parent: int) -> None:
-    """Set up a worker: use one core, and exit if the parent is killed."""
+def worker_number() -> int | None:
+    """The number of this process among the workers of :func:`run_parallel`, from 0; None in any other process."""
+    return _number
+
+
+def _start(parent: int, started: Any) -> None:
+    """Set up a worker: use one core, and exit if the parent is killed. ``started`` is shared, the workers so far."""
+    global _number
+    with started.get_lock():
+        _number = started.value
+        started.value += 1
     import torch
     from tqdm import tqdm
 

@@ -174,14 +174,14 @@ class DeviceTensor(torch.Tensor):
         return made
 
     @classmethod
-    def __torch_dispatch__(cls, func, types, args=(), kwargs=None):
+    def __torch_dispatch__(cls, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:  # type: ignore[override]
         return _operate(func, args, kwargs or {})
 
 
 class DeviceGenerator(torch.Generator):
     """``torch.Generator``, also of a pretend device."""
 
-    def __new__(cls, device="cpu"):
+    def __new__(cls, device: Any = "cpu") -> Any:
         if not _is_device(device):
             return _CpuGenerator(device)
         made = super().__new__(cls, "cpu")
@@ -189,8 +189,9 @@ class DeviceGenerator(torch.Generator):
         return made
 
     @property
-    def device(self):
-        return self.on
+    def device(self) -> torch.device:  # type: ignore[override]
+        on: torch.device = self.on  # type: ignore[attr-defined]
+        return on
 
 
 _CpuGenerator = torch.Generator
@@ -217,7 +218,7 @@ def _held(value: Any) -> Any:
 
 
 class _Kernels(TorchDispatchMode):
-    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         return _operate(func, args, kwargs or {})
 
 
@@ -314,22 +315,22 @@ def _check_generator(name: str, generator: Any, on: torch.device) -> None:
 
 class _Up(torch.autograd.Function):
     @staticmethod
-    def forward(ctx, x, on):
+    def forward(ctx: Any, x: torch.Tensor, on: torch.device) -> torch.Tensor:
         return DeviceTensor(x.detach().clone(memory_format=torch.preserve_format), on)
 
     @staticmethod
-    def backward(ctx, grad):
+    def backward(ctx: Any, grad: Any) -> Any:
         return grad.held, None
 
 
 class _Down(torch.autograd.Function):
     @staticmethod
-    def forward(ctx, x):
+    def forward(ctx: Any, x: Any) -> Any:
         ctx.on = x.on
         return x.held.detach().clone(memory_format=torch.preserve_format)
 
     @staticmethod
-    def backward(ctx, grad):
+    def backward(ctx: Any, grad: Any) -> Any:
         return DeviceTensor(grad, ctx.on)
 
 
@@ -425,7 +426,7 @@ CALLS = {
 
 
 class _Calls(TorchFunctionMode):
-    def __torch_function__(self, func, types, args=(), kwargs=None):
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = dict(kwargs or {})
         if func in CALLS:
             return CALLS[func](*args, **kwargs)  # this mode is off within

@@ -118,23 +118,35 @@ def boxes(device: str, library: AtlasLibrary | None = None, **more: Any) -> Trai
 ALL_CHANGES = Augmentation(elastic_mm=4.0, zoom_chance=0.5, gamma=0.3, contrast=0.2, bias=0.3, blur_mm=3.0, coarsen=2.0)
 """Every change but noise, which has as many random numbers as voxels."""
 
-TRAINERS: dict[str, Callable[[str], Trainer]] = {
-    "registration": registration,
-    "registration, 2D": lambda device: registration(device, rods(2), {"field_stride": (2,)}),
-    "registration, affine and diffeomorphic": lambda device: registration(device, None, {"affine": True, "diffeomorphic": True}),
-    "joint registration": lambda device: registration(device, None, {"joint": True}, estimate_dice=0.7),
-    "U-Net": segmentation,
-    "U-Net, all changes": lambda device: segmentation(device, augmentation=ALL_CHANGES),
-    "U-Net, voxels that nobody labelled": lambda device: segmentation(device, rods(ignore=True)),
-    "ConvNet": lambda device: segmentation(device, name="ConvNet3D"),
-    "volume network": lambda device: segmentation(device, coarsen_library(rods(), (2, 2, 1))),
-    "U-Net, patches of a fine grid": lambda device: segmentation(
-        device, with_fine_grid(rods()), network=replace(NETWORK, patch=(32, 32, 8))
-    ),
-    "slice network": slices,
-    "slice network, 2D with atlases": lambda device: slices(device, rods(2), replace(JOINT, atlases=2)),
-    "slice network, slice folds": lambda device: slices(device, rods(2), replace(JOINT, atlases=2), same_case=True),
-    "slice network, fine grid": lambda device: slices(device, with_fine_grid(rods())),
-    "box network": boxes,
-}
-"""A function of the device for every kind of trainer."""
+
+def make_trainers(size: int = 32, depth: int = 8, joint: JointSettings = JOINT) -> dict[str, Callable[[str], Trainer]]:
+    """A function of the device for every kind of trainer, on grids of ``size`` x ``size`` (x ``depth``)."""
+
+    def volumes(**more: Any) -> AtlasLibrary:
+        return rods(size=size, depth=depth, **more)
+
+    def flat() -> AtlasLibrary:
+        return rods(2, size=size)
+
+    affine, patch = {"affine": True, "diffeomorphic": True}, replace(NETWORK, patch=(size, size, depth))
+    beside = replace(joint, atlases=2)
+    return {
+        "registration": lambda device: registration(device, volumes()),
+        "registration, 2D": lambda device: registration(device, flat(), {"field_stride": (2,)}),
+        "registration, affine and diffeomorphic": lambda device: registration(device, volumes(), affine),
+        "joint registration": lambda device: registration(device, volumes(), {"joint": True}, estimate_dice=0.7),
+        "U-Net": lambda device: segmentation(device, volumes()),
+        "U-Net, all changes": lambda device: segmentation(device, volumes(), augmentation=ALL_CHANGES),
+        "U-Net, voxels that nobody labelled": lambda device: segmentation(device, volumes(ignore=True)),
+        "ConvNet": lambda device: segmentation(device, volumes(), "ConvNet3D"),
+        "volume network": lambda device: segmentation(device, coarsen_library(volumes(), (2, 2, 1))),
+        "U-Net, patches of a fine grid": lambda device: segmentation(device, with_fine_grid(volumes()), network=patch),
+        "slice network": lambda device: slices(device, volumes(), joint),
+        "slice network, 2D with atlases": lambda device: slices(device, flat(), beside),
+        "slice network, slice folds": lambda device: slices(device, flat(), beside, same_case=True),
+        "slice network, fine grid": lambda device: slices(device, with_fine_grid(volumes()), joint),
+        "box network": lambda device: boxes(device, volumes()),
+    }
+
+
+TRAINERS = make_trainers()
