@@ -6,13 +6,12 @@ pieces of memory.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import TYPE_CHECKING
 
 import torch
 
-from oasis_monai.atlases.library import AtlasLibrary, FineAtlas
+from oasis_monai.atlases.library import AtlasLibrary
 from oasis_monai.atlases.slices import append_atlas_channels, context_slices
 from oasis_monai.networks.slice_unet import WINDOW
 from oasis_monai.training.patches import cut_at_random
@@ -20,20 +19,10 @@ from oasis_monai.training.resident import hold, resident
 from oasis_monai.transforms.labels import ignored, with_ignored
 from oasis_monai.utils.transfer import upload
 
+if TYPE_CHECKING:
+    from oasis_monai.training.slices import SliceTrainer
+
 Drawn = tuple[torch.Tensor, torch.Tensor, torch.Tensor]
-
-
-class Draws(Protocol):
-    """What is read of :class:`oasis_monai.training.slices.SliceTrainer`."""
-
-    library: AtlasLibrary
-    volumes: Sequence[FineAtlas]
-    places: torch.Tensor | None
-    near: torch.Tensor
-    expected: torch.Tensor | None
-    chances: torch.Tensor
-    count: int
-    device: torch.device
 
 
 @dataclass(frozen=True)
@@ -57,7 +46,7 @@ class ResidentSlices:
     ignores: bool
 
     @classmethod
-    def of(cls, trainer: Draws) -> ResidentSlices | None:
+    def of(cls, trainer: SliceTrainer) -> ResidentSlices | None:
         """Those of a trainer; None where they do not fit on its device."""
         device, none = trainer.device, torch.empty(0)
         if trainer.places is None:
@@ -74,7 +63,7 @@ class ResidentSlices:
         images, labels = hold([images, labels], device, "training slices")
         return None if images.device.type == "cpu" else cls(None, none, None, images, labels, depth, ignores)
 
-    def draw(self, trainer: Draws, random: torch.Generator) -> Drawn:
+    def draw(self, trainer: SliceTrainer, random: torch.Generator) -> Drawn:
         """What :meth:`oasis_monai.training.slices.SliceTrainer.draw` gives, on the GPU but for the rows."""
         chosen = torch.multinomial(trainer.chances, trainer.count, replacement=True, generator=random)
         classes = trainer.library.classes

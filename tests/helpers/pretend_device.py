@@ -149,12 +149,17 @@ class DeviceTensor(torch.Tensor):
 
     @staticmethod
     def __new__(cls, held: torch.Tensor, on: torch.device) -> DeviceTensor:
-        layout = {"strides": held.stride(), "storage_offset": held.storage_offset(), "dtype": held.dtype, "layout": held.layout}
+        layout: Any = {
+            "strides": held.stride(),
+            "storage_offset": held.storage_offset(),
+            "dtype": held.dtype,
+            "layout": held.layout,
+        }
         made = torch.Tensor._make_wrapper_subclass(cls, held.shape, device="cpu", **layout)
         made.held, made.on = held, on
         return made
 
-    __torch_function__ = torch._C._disabled_torch_function_impl
+    __torch_function__ = torch._C._disabled_torch_function_impl  # type: ignore[assignment]
     device = property(lambda self: self.on)
     is_cuda = property(lambda self: True)
     is_cpu = property(lambda self: False)
@@ -162,7 +167,7 @@ class DeviceTensor(torch.Tensor):
     def get_device(self) -> int:
         return int(self.on.index)
 
-    def __repr__(self, **_: Any) -> str:
+    def __repr__(self, *, tensor_contents: Any = None) -> Any:
         return f"DeviceTensor({tuple(self.shape)}, {self.dtype}, {self.on})"
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Any:
@@ -184,7 +189,7 @@ class DeviceGenerator(torch.Generator):
     def __new__(cls, device: Any = "cpu") -> Any:
         if not _is_device(device):
             return _CpuGenerator(device)
-        made = super().__new__(cls, "cpu")
+        made: Any = super().__new__(cls, "cpu")  # type: ignore[call-arg]
         made.on = _device(device)
         return made
 

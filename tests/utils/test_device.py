@@ -9,6 +9,7 @@ from oasis_monai.networks.slice_unet import SliceUNet
 from oasis_monai.segmentation.alignment import Aligner
 from oasis_monai.segmentation.estimate import Estimator
 from oasis_monai.utils import device as precision
+from tests.helpers.pretend_device import pretend_device
 
 
 @pytest.mark.parametrize(
@@ -81,3 +82,25 @@ def test_a_narrow_strided_convolution_is_right_whatever_lay_in_memory(size):
             found = network(image)
         torch.testing.assert_close(found.float(), expected, atol=0.05, rtol=0.05)
         assert found.dtype == (torch.float32 if size[-1] <= 2 else torch.bfloat16)  # so that it fails on other CPUs too
+
+
+@pytest.mark.parametrize(
+    ("name", "worker", "gpus", "expected"),
+    [
+        ("cuda", 0, 2, "cuda:0"),
+        ("cuda", 3, 2, "cuda:1"),
+        ("auto", 1, 2, "cuda:1"),
+        ("cuda:0", 1, 2, "cuda:0"),  # as asked
+        ("cuda", 1, 1, "cuda"),
+        ("cuda", None, 2, "cuda"),
+        ("cpu", 1, 2, "cpu"),
+        ("auto", 1, 0, "cpu"),
+    ],
+)
+def test_workers_are_dealt_the_gpus_that_nobody_named(monkeypatch, name, worker, gpus, expected):
+    monkeypatch.setattr(precision, "worker_number", lambda: worker)
+    if not gpus:
+        assert precision.resolve_device(name) == expected
+        return
+    with pretend_device(gpus):
+        assert precision.resolve_device(name) == expected
