@@ -7,9 +7,10 @@ and the training has a number of steps from then on. It is kept with the checkpo
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 import torch
 from torch import nn
@@ -27,16 +28,25 @@ def steps_within(
         step: makes the step of a number.
         device: a GPU.
     """
-    weights, moments = copy.deepcopy(model.state_dict()), copy.deepcopy(optimiser.state_dict())
-    began = time.monotonic()
-    for number in range(WARM_UP):
-        step(number)
-    torch.cuda.synchronize(device)
-    warm = time.monotonic()
-    for number in range(TIMED):
-        step(number)
-    torch.cuda.synchronize(device)
-    done = time.monotonic()
-    model.load_state_dict(weights)
-    optimiser.load_state_dict(moments)
+    with taken_back(model, optimiser):
+        began = time.monotonic()
+        for number in range(WARM_UP):
+            step(number)
+        torch.cuda.synchronize(device)
+        warm = time.monotonic()
+        for number in range(TIMED):
+            step(number)
+        torch.cuda.synchronize(device)
+        done = time.monotonic()
     return max(1, int((seconds - (done - began)) / max((done - warm) / TIMED, 1e-9)))
+
+
+@contextlib.contextmanager
+def taken_back(model: nn.Module, optimiser: torch.optim.Optimizer) -> Iterator[None]:
+    """Put weights and moments back to what they were before."""
+    weights, moments = copy.deepcopy(model.state_dict()), copy.deepcopy(optimiser.state_dict())
+    try:
+        yield
+    finally:
+        model.load_state_dict(weights)
+        optimiser.load_state_dict(moments)

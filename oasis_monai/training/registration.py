@@ -190,7 +190,7 @@ class RegistrationTrainer(Trainer):
         )
         self.model.train()
         with torch.autocast(self.device.type, torch.bfloat16, enabled=settings.amp):
-            ddf = self.model(seen, onto)
+            ddf = self.runs(seen, onto)
         moved, moved_label = warping.warp_pair(atlas, atlas_label, ddf)
         (moved_label, there), (target_label, here) = split_ignored(moved_label, classes), split_ignored(target_label, classes)
         counts = there & here if there is not None and here is not None else here if there is None else there

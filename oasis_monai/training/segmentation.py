@@ -92,7 +92,7 @@ class SegmentationTrainer(Trainer):
         target = torch.cat([(1 - label.sum(1, keepdim=True)).clamp(0, 1), label], 1)
         self.model.train()
         with torch.autocast(self.device.type, torch.bfloat16, enabled=self.bfloat16):
-            outputs = self.team.forward(self.model, image)
+            outputs = self.team.forward(self.runs, image)
         outputs = outputs if isinstance(outputs, list) else [outputs]
         parts = [self.loss(output.float(), target, counts) for output in outputs]
         total = torch.stack([w * part for w, part in zip(self.weights, parts, strict=False)]).sum()

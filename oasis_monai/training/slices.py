@@ -177,7 +177,7 @@ class SliceTrainer(Trainer):
         on_cpu = self.device.type == "cpu"
         image = image.contiguous(memory_format=torch.channels_last)
         with torch.autocast(self.device.type, torch.bfloat16, enabled=self.bfloat16 and not on_cpu):
-            output = self.team.forward(self.model, image, bfloat16=self.bfloat16 and on_cpu)
+            output = self.team.forward(self.runs, image, bfloat16=self.bfloat16 and on_cpu)
         target = torch.cat([(1 - label.sum(1, keepdim=True)).clamp(0, 1), label], 1)
         loss = self.loss(output.float(), target, counts)
         self.descend(loss)

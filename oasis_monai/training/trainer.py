@@ -14,6 +14,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import nn
@@ -21,9 +22,10 @@ from torch import nn
 from oasis_monai.atlases.library import AtlasLibrary
 from oasis_monai.training import distributed
 from oasis_monai.training.calibration import steps_within
+from oasis_monai.training.compilation import compile_network
 from oasis_monai.training.tracking import Observer, Watch
 from oasis_monai.transforms.augmentation import Augmentation
-from oasis_monai.utils.config import INFERENCE_ONLY, not_used_by, require
+from oasis_monai.utils.config import INFERENCE_ONLY, absent_as, not_used_by, require
 from oasis_monai.utils.errors import OasisError
 from oasis_monai.utils.files import write_text
 from oasis_monai.utils.memory import first_line, out_of_memory
@@ -56,6 +58,8 @@ class TrainingSettings:
         augment: change both images of a pair at random (:class:`oasis_monai.transforms.augmentation.Augmentation`).
         amp: compute the network's convolutions in bfloat16. The slice network and DynU-Nets do so by themselves on CPUs with
             fast bfloat16.
+        compile: train the network as ``torch.compile`` makes it (:mod:`oasis_monai.training.compilation`): it rounds in other
+            places, and the first step takes a minute or more. Where it cannot be compiled it is trained as it is.
         checkpoint_minutes: minutes between two checkpoints, the most that an interruption can lose; 0 or more.
 
     Raises:
@@ -70,6 +74,7 @@ class TrainingSettings:
     nearest_partners: int = field(default=0, metadata=not_used_by("slices", "volume", "segmentation"))
     augment: bool = True
     amp: bool = False
+    compile: bool = field(default=False, metadata=absent_as(False))
     checkpoint_minutes: float = field(default=1.0, metadata=INFERENCE_ONLY)
 
     def __post_init__(self) -> None:
@@ -186,6 +191,8 @@ class Trainer(ABC):
     memory_setting = "training.batch"
     """The setting that lowers the memory of a step."""
     device: torch.device
+    compiled: Any = None
+    """The model as it is run in training; None: as it is."""
     team: distributed.SingleProcess = distributed.SingleProcess()
     """The processes that share the work of a step, see :mod:`oasis_monai.training.distributed`."""
 
@@ -208,6 +215,11 @@ class Trainer(ABC):
     @abstractmethod
     def hold(self) -> None:
         """Put what batches are drawn from on :attr:`device`, see :mod:`oasis_monai.training.resident`."""
+
+    @property
+    def runs(self) -> Any:
+        """The model, or what it was compiled to."""
+        return self.model if self.compiled is None else self.compiled
 
     def descend(self, loss: torch.Tensor) -> None:
         """One step of the optimiser down the gradient of the whole batch's loss."""
@@ -295,6 +307,10 @@ def _run(trainer: Trainer, state: _State, path: Path | None, progress: bool, nam
     from tqdm import tqdm
 
     on_cpu = next(trainer.model.parameters()).device.type == "cpu"
+    if trainer.settings.compile:
+        trainer.compiled = compile_network(
+            trainer.model, trainer.optimiser, trainer.device, lambda made: _try_compiled(trainer, made, state, name), name
+        )
     settings = trainer.settings if on_cpu else _in_steps(trainer, state, name, progress)
     # on the CPU the computing time of this thread: what else the machine does takes nothing from the budget
     clock = time.thread_time if on_cpu else time.monotonic
@@ -340,6 +356,12 @@ def _run(trainer: Trainer, state: _State, path: Path | None, progress: bool, nam
         state.done = True
         if path:
             _save(path, trainer, state)
+
+
+def _try_compiled(trainer: Trainer, made: Any, state: _State, name: str) -> None:
+    """A training step with a compiled network."""
+    trainer.compiled = made
+    _step(trainer, state.step, name).tolist()
 
 
 def _in_steps(trainer: Trainer, state: _State, name: str, progress: bool) -> TrainingSettings:

@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import nn
 
-from oasis_monai.training import calibration
+from oasis_monai.training import calibration, compilation
 from oasis_monai.training import trainer as fitting
 from oasis_monai.training.trainer import Trainer, TrainingSettings, fit, generator
 from oasis_monai.utils.errors import OasisError
@@ -38,7 +38,7 @@ class Line(Trainer):
         if number == self.killed:
             raise KeyboardInterrupt
         self.made += 1
-        loss = (self.team.forward(self.model, self.x) - self.x.sum(1, keepdim=True)).square().mean()
+        loss = (self.team.forward(self.runs, self.x) - self.x.sum(1, keepdim=True)).square().mean()
         loss = loss * (math.inf if number == self.bad else 1)
         self.descend(loss)
         return torch.stack([loss.detach(), loss.detach() + number])
@@ -143,3 +143,33 @@ def test_a_cpu_looks_at_every_step(monkeypatch):
     monkeypatch.setattr(fitting, "CHECK_EVERY", 10**9)
     with pytest.raises(OasisError, match="step 3 "):
         fitted("cpu", bad=3)
+
+
+@pytest.mark.slow
+def test_a_compiled_network_trains_the_same_weights(monkeypatch, capsys):
+    graphs = []
+
+    def counted(graph, inputs):
+        graphs.append(graph)
+        return graph.forward
+
+    monkeypatch.setattr(compilation, "BACKEND", counted)
+    trainer, found = fitted("cpu", settings=replace(LONG, compile=True, iterations=5))
+    assert len(graphs) == 1
+    assert trainer.made == 1 + 5  # the trial is taken back
+    assert same(fitted("cpu", settings=replace(LONG, iterations=5))[1], found)
+    assert not capsys.readouterr().err
+
+
+@pytest.mark.slow
+def test_where_a_network_cannot_be_compiled_it_is_trained_as_it_is(monkeypatch, capsys):
+    def fails(graph, inputs):
+        raise RuntimeError("no compiler here")
+
+    monkeypatch.setattr(compilation, "BACKEND", fails)
+    trainer, found = fitted("cpu", settings=replace(LONG, compile=True, iterations=5))
+    assert trainer.compiled is None
+    assert same(fitted("cpu", settings=replace(LONG, iterations=5))[1], found)
+    (line,) = capsys.readouterr().err.strip().splitlines()
+    assert line.startswith("note: network: trained without compiling (")
+    assert "no compiler here" in line
