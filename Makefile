@@ -4,13 +4,16 @@
 PYTHON ?= python3.11
 VENV := .venv
 BIN := $(VENV)/bin
+# where a machine sets it, each of the hundred processes that the tests start would compile the package anew
+unexport PYTHONDONTWRITEBYTECODE
 READY := $(VENV)/.ready
 
 .PHONY: demo check test coverage bench lint types contract docs package clean
 
 $(READY): setup.cfg pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install -qq --disable-pip-version-check -c constraints.txt -e ".[dev]"
+	$(BIN)/python -m pip install -qq --no-compile --disable-pip-version-check -c constraints.txt -e ".[dev]"
+	-$(BIN)/python -m compileall -qq -j 0 $(VENV)/lib
 	touch $(READY)
 
 demo: $(READY)

@@ -84,10 +84,12 @@ def _settings(config: dict[str, Any]) -> Any:
 
 def _planned(config: dict[str, Any]) -> Any:
     """:func:`_settings` of a run that uses a data set: what the configuration leaves open is chosen for it, and told."""
+    from oasis_monai.utils.startup import import_monai_lightly
     from oasis_monai.workflows.plan import plan_settings
 
     planned = plan_settings(config).told(print)
     _ready(planned.settings)
+    import_monai_lightly()
     return planned
 
 

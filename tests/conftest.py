@@ -11,8 +11,13 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 import pytest
 import torch
 
+from oasis_monai.utils import processes, startup
+
 torch.set_num_threads(1)
 signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background job ignores Ctrl-C, and so would its children
+
+processes.PRELOADED.append("tests.helpers.preload")  # one server for the workers and for the commands of tests.helpers.command
+startup.UNUSED = ()  # a command called by a test would import MONAI without these, for all tests after it
 
 SLOW = ("system", "workflows", "benchmarks")
 """Folders whose tests run whole commands; a test in them that does not is marked ``fast``."""

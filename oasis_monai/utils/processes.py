@@ -20,17 +20,24 @@ from typing import Any
 from oasis_monai.utils.errors import ConfigError, DataError, OasisError, system_error_message
 from oasis_monai.utils.memory import first_line, out_of_memory
 
+PRELOADED = ["torch", "tqdm"]
+"""What all workers have imported when they start."""
 _number: int | None = None
 
 
 def run_parallel(
-    function: Callable[..., Any], jobs: Sequence[tuple[str, tuple[Any, ...]]], workers: int, ended: Callable[[str, float], None]
+    function: Callable[..., Any],
+    jobs: Sequence[tuple[str, tuple[Any, ...]]],
+    workers: int,
+    ended: Callable[[str, float], None],
+    needs: Sequence[str] = (),
 ) -> None:
     """Call ``function(*arguments)`` for every job, ``workers`` at a time, in new processes of one CPU thread each.
 
     Args:
         jobs: (name, arguments) each.
         ended: called with the name and the minutes of every finished job.
+        needs: modules that take long to import and that the function imports only when it runs.
 
     Raises:
         OasisError: the first failure of a job, naming it; faults of input and settings unchanged. Running jobs finish first,
@@ -39,9 +46,9 @@ def run_parallel(
     """
     if not jobs:
         return
-    context = multiprocessing.get_context("spawn")  # a fork would inherit the threads of torch, half dead
-    given = (os.getpid(), context.Value("i", 0))
-    with ProcessPoolExecutor(min(workers, len(jobs)), context, initializer=_start, initargs=given) as pool:
+    context = _context([function.__module__, *needs])
+    given = (dict(os.environ), context.Value("i", 0))
+    with ProcessPoolExecutor(min(workers, len(jobs)), context, _start, given) as pool:
         with _interrupts_ignored():  # inherited: Ctrl-C in a terminal goes to every process, and the parent alone shall answer
             futures = {pool.submit(_timed, function, arguments): name for name, arguments in jobs}
         for future in futures:
@@ -58,6 +65,18 @@ def run_parallel(
             pool.shutdown(wait=True, cancel_futures=True)
             unfinished = [futures[future] for future in failed][:workers]
             _raise_named(futures[failed[0]], unfinished, failed[0].exception())
+
+
+def _context(needs: Sequence[str]) -> multiprocessing.context.BaseContext:
+    """How workers start: as forks of a server that has imported, once for all of them, what they need.
+
+    A fork of this process would inherit the threads of torch, half dead; a new interpreter imports torch and MONAI for seconds.
+    """
+    if "forkserver" not in multiprocessing.get_all_start_methods():
+        return multiprocessing.get_context("spawn")
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload([*PRELOADED, *needs])  # a server that runs already stays as it is
+    return context
 
 
 @contextlib.contextmanager
@@ -103,24 +122,28 @@ def worker_number() -> int | None:
     return _number
 
 
-def _start(parent: int, started: Any) -> None:
-    """Set up a worker: use one core, and exit if the parent is killed. ``started`` is shared, the workers so far."""
+def _start(environment: dict[str, str], started: Any) -> None:
+    """Set up a worker: use one core, leave Ctrl-C to the parent, and exit if that is killed. ``started`` is shared: the workers
+    so far."""
     global _number
     with started.get_lock():
         _number = started.value
         started.value += 1
+    os.environ.update(environment)  # the server has that of its own start
     import torch
     from tqdm import tqdm
 
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # not inherited from a server that ran already
     torch.set_num_threads(1)
     torch.set_flush_denormal(True)
     tqdm.set_lock(
         threading.RLock()
     )  # tqdm's own lock is shared between processes; Python warns of it when this process is terminated
+    parent = multiprocessing.parent_process()
+    assert parent is not None
 
     def watch() -> None:
-        while os.getppid() == parent:
-            time.sleep(1)
+        parent.join()
         os._exit(1)
 
     threading.Thread(target=watch, daemon=True).start()

@@ -4,15 +4,15 @@ from __future__ import annotations
 
 import sys
 
-UNUSED = ("ignite", "matplotlib.pyplot", "pandas", "scipy.signal", "scipy.stats")
-"""What MONAI imports wherever it is installed, for its training engines, pictures, tables, filters and statistics: two thirds of
-the time of its import. It does without where one is absent."""
+UNUSED = ("ignite", "mlflow", "torch.utils.tensorboard", "matplotlib.pyplot", "pandas", "scipy.signal", "scipy.stats")
+"""What MONAI imports wherever it is installed, for its training engines and what they record, pictures, tables, filters and
+statistics: two thirds of the time of its import. It does without where one is absent."""
 
 
 def import_monai_lightly() -> None:
     """Import MONAI as if :data:`UNUSED` were not installed.
 
-    Only for a process that segments scans and ends: parts of MONAI that need one of these packages stay unusable in it. The
+    Only for the process of a command, which ends: parts of MONAI that need one of these packages stay unusable in it. The
     packages themselves can be imported afterwards.
     """
     if "monai" in sys.modules:

@@ -13,6 +13,9 @@ from oasis_monai.workflows.prepare import Log, find_and_check, prepare, split_of
 from oasis_monai.workflows.self_trained_folds import models_for
 from oasis_monai.workflows.unlabelled_scans import with_unlabelled
 
+NEEDED = ("monai.networks.nets", "pandas", "oasis_monai.workflows.crossval")
+"""What trainings and cross-validations import while they run; it takes seconds."""
+
 
 def train_in_parallel(jobs: Sequence[tuple[Settings, int, str, Tracking | None]], workers: int, log: Log) -> None:
     """Train networks in parallel: (settings, fold, network, where to record it) each. The trained networks go to the cache."""
@@ -31,7 +34,7 @@ def train_in_parallel(jobs: Sequence[tuple[Settings, int, str, Tracking | None]]
             log(f"trained {name}: {minutes:.1f} min")
             bar.update()
 
-        run_parallel(_train, named, workers, ended)
+        run_parallel(_train, named, workers, ended, NEEDED)
 
 
 def _named(settings: Settings, fold: int) -> str:

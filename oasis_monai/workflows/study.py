@@ -24,7 +24,7 @@ from oasis_monai.utils.config import make_group
 from oasis_monai.utils.errors import ConfigError
 from oasis_monai.utils.files import digest, write_json, write_text
 from oasis_monai.utils.processes import run_parallel
-from oasis_monai.workflows.parallel_training import quiet, silent, train_in_parallel
+from oasis_monai.workflows.parallel_training import NEEDED, quiet, silent, train_in_parallel
 from oasis_monai.workflows.plan import Plan, keep_plan
 from oasis_monai.workflows.prepare import Dataset, Log, find_and_check, prepare, split_of
 from oasis_monai.workflows.run_record import Clock, claim_results, refuse_other_results, run_record
@@ -374,7 +374,7 @@ def check_study(given: Any) -> Study:
 
 def run_arms(jobs: Sequence[tuple[str, Settings, Path]], workers: int, ended: Callable[[str, float], None]) -> None:
     """Whole cross-validations side by side: (name, settings, run folder) each; ``ended(name, minutes)`` as each is done."""
-    run_parallel(_crossval, [(name, (quiet(settings), folder)) for name, settings, folder in jobs], workers, ended)
+    run_parallel(_crossval, [(name, (quiet(settings), folder)) for name, settings, folder in jobs], workers, ended, NEEDED)
 
 
 def _crossval(plain: dict[str, Any], folder: Path) -> None:

@@ -311,6 +311,7 @@ def test_every_committed_experiment_composes_and_runs_on_the_phantom(name, phant
         "k=2",
         "overlays=0",
         "progress=false",
+        "tracking=none",
         f"cache={tmp_path / 'cache'}",
     ]
     if config["study"] is not None:

@@ -146,26 +146,19 @@ def test_commands_and_code_of_the_page_on_monai_run(follow):
     assert python("\n".join(blocks(page, "python")), cwd=cwd).startswith("torch.Size([1, 48, 48, 32])")
 
 
-@pytest.fixture(scope="module")
-def library_folder(tmp_path_factory):
-    """Where the Python pages run, one after the other: a training that both ask for is done once."""
-    return tmp_path_factory.mktemp("python")
-
-
-def test_the_script_of_the_readme_trains_segments_and_predicts_the_dice(library_folder):
+def test_the_script_of_the_readme_runs_and_the_code_of_the_python_page_from_top_to_bottom(tmp_path):
+    """One after the other in one folder: the training that both ask for is done once."""
     (script,) = blocks("README.md", "python")
     assert len(script.strip().splitlines()) <= 15
-    predicted = re.match(r"predicted Dice: (\d\.\d\d) ", python(script, cwd=library_folder))
+    predicted = re.match(r"predicted Dice: (\d\.\d\d) ", python(script, cwd=tmp_path))
     assert predicted is not None
     assert 0.3 < float(predicted[1]) <= 1
-    label, _ = read_image(library_folder / "scan20_label.nii.gz")
+    label, _ = read_image(tmp_path / "scan20_label.nii.gz")
     assert set(label.unique().tolist()) == {0, 1}
 
-
-def test_the_code_of_the_python_page_runs_from_top_to_bottom(library_folder):
-    printed = python("\n".join(blocks("docs/reference/python.md", "python")), cwd=library_folder)
+    printed = python("\n".join(blocks("docs/reference/python.md", "python")), cwd=tmp_path)
     assert "OASIS-joint" in printed
-    assert (library_folder / "scan20.nii.gz").is_file()
+    assert (tmp_path / "scan20.nii.gz").is_file()
 
 
 def slug(heading):

@@ -1,6 +1,8 @@
 """Work side by side: the same models as one after the other, errors as they were, and no orphans."""
 
 import errno
+import json
+import multiprocessing
 import os
 import signal
 import subprocess
@@ -15,6 +17,7 @@ import torch
 from tqdm import tqdm
 
 from oasis_monai.utils.errors import ConfigError, OasisError, with_case_in_errors
+from oasis_monai.utils.files import write_json
 from oasis_monai.utils.processes import _raise_named, run_parallel
 from oasis_monai.utils.tensor_files import load_tensors
 from oasis_monai.workflows.crossval import crossval
@@ -64,6 +67,23 @@ def test_an_error_reaches_the_caller_as_it_was(tmp_path):
         run_parallel(fail, [("a", ())], 1, lambda name, minutes: ended.append(name))
     assert caught.value.key == "some.key"
     assert ended == []
+
+
+def tell(path):
+    write_json(path, [os.getppid(), os.environ.get("OASIS_TOLD")])
+
+
+@pytest.mark.skipif("forkserver" not in multiprocessing.get_all_start_methods(), reason="workers are new interpreters")
+def test_workers_of_all_calls_come_from_one_server_and_have_the_environment_of_now(tmp_path, monkeypatch):
+    """So torch and MONAI are imported once, and a variable that is set between two calls is not that of the first."""
+    found = []
+    for value in ("one", "two"):
+        monkeypatch.setenv("OASIS_TOLD", value)
+        run_parallel(tell, [(value, (tmp_path / value,))], 1, lambda name, minutes: None)
+        found.append(json.loads((tmp_path / value).read_text()))
+    (first, one), (second, two) = found
+    assert first == second != os.getpid()
+    assert (one, two) == ("one", "two")
 
 
 def be_killed():
@@ -123,7 +143,8 @@ def parent_of_two_jobs(tmp_path):
             f"""
             import sys
             from tests.utils.test_processes import sleep_and_write
-            from oasis_monai.utils.processes import run_parallel
+            from oasis_monai.utils.files import write_json
+from oasis_monai.utils.processes import run_parallel
             if __name__ == "__main__":
                 jobs = [("quick", ({str(tmp_path / "started")!r}, 0)), ("slow", ({str(tmp_path / "slow")!r}, 5))]
                 try:

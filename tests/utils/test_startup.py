@@ -13,7 +13,8 @@ import_monai_lightly()
 assert "monai" in sys.modules
 found = [name for name in UNUSED if name in sys.modules and name not in before]
 assert not found, found
-import matplotlib.pyplot, pandas, scipy.signal, scipy.stats  # afterwards they are there
+import matplotlib.pyplot, mlflow, pandas, scipy.signal, scipy.stats  # afterwards they are there
+from torch.utils.tensorboard import SummaryWriter
 import torch
 from monai.networks.nets import UNet
 from monai.transforms import SpatialResample, GaussianSmooth
