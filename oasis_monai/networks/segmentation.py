@@ -23,7 +23,7 @@ from torch.nn import functional as F
 from oasis_monai.networks.layers import avoid_amx_bug
 from oasis_monai.networks.structures import StructureNetwork
 from oasis_monai.utils.config import INFERENCE_ONLY, identity_of, make_tuples, require
-from oasis_monai.utils.device import use_bfloat16
+from oasis_monai.utils.device import infer_in_bfloat16
 from oasis_monai.utils.errors import ConfigError
 from oasis_monai.utils.memory import Batched
 
@@ -242,7 +242,7 @@ class Predictor(Batched):
     ) -> None:
         self.model, self.name, self.settings = model.to(device).eval(), name, settings
         self.device, self.batch = torch.device(device), batch
-        self.bfloat16 = self.device.type == "cuda" and use_bfloat16(self.device, None)
+        self.bfloat16 = self.device.type == "cuda" and infer_in_bfloat16(self.device, None)
 
     @torch.inference_mode()
     def __call__(self, images: torch.Tensor) -> torch.Tensor:

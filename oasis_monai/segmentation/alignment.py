@@ -16,7 +16,7 @@ from oasis_monai.segmentation.device_rows import DeviceRows
 from oasis_monai.segmentation.sparse_labels import SparseLabels, warp_sparse
 from oasis_monai.transforms.labels import MANY, foreground, split_ignored, with_ignored
 from oasis_monai.transforms.views import View
-from oasis_monai.utils.device import use_bfloat16
+from oasis_monai.utils.device import infer_in_bfloat16
 from oasis_monai.utils.files import digest
 from oasis_monai.utils.memory import Batched
 from oasis_monai.utils.tensor_files import load_if_whole, save_tensors
@@ -32,14 +32,14 @@ class Aligner(Batched):
             image, and of structures beside them for a joint STM.
         device: where it runs.
         batch: pairs per forward pass, and the most warped atlases held in memory at once.
-        bfloat16: run the network in bfloat16, see :func:`oasis_monai.utils.device.use_bfloat16`.
+        bfloat16: run the network in bfloat16, see :func:`oasis_monai.utils.device.infer_in_bfloat16`.
     """
 
     def __init__(
         self, model: nn.Module, device: str | torch.device = "cpu", batch: int = 8, bfloat16: bool | None = None
     ) -> None:
         self.model, self.device, self.batch = model.to(device).eval(), torch.device(device), batch
-        self.bfloat16 = use_bfloat16(self.device, bfloat16)
+        self.bfloat16 = infer_in_bfloat16(self.device, bfloat16)
         self.rows = DeviceRows(self.device)
         self.joint = bool(getattr(getattr(model, "settings", None), "joint", False))
 

@@ -70,8 +70,7 @@ class SegmentationTrainer(Trainer):
         self.loss = make_segmentation_loss(self.library.structures, self.library.classes)
         self.device = next(model.parameters()).device
         # full-size convolutions take half of the time in bfloat16 on a CPU that is made for it; others gain little
-        on_cpu = self.device.type == "cpu"
-        self.bfloat16 = self.settings.amp or (on_cpu and network.kind(name) == "dynunet" and use_bfloat16(self.device, None))
+        self.bfloat16 = self.settings.amp or (network.kind(name) == "dynunet" and use_bfloat16(self.device, None))
         self.hold()
 
     def hold(self) -> None:

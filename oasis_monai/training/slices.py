@@ -116,7 +116,7 @@ class SliceTrainer(Trainer):
             {"params": [p for p in model.parameters() if id(p) not in own], "scale": 1.0},
         ]
         self.optimiser = torch.optim.AdamW(groups, lr=settings.lr, weight_decay=1e-4, fused=True)
-        self.bfloat16 = settings.amp or (self.device.type == "cpu" and use_bfloat16(self.device, None))
+        self.bfloat16 = settings.amp or use_bfloat16(self.device, None)
         self.augmentation = context.augmented()
         self.spacings_mm = context.spacings_mm[:, :2] / torch.tensor((library.fine_factor or (1, 1))[:2])
         # over the batch, not per slice: a slice without the structure has no Dice of its own

@@ -25,7 +25,7 @@ METHODS, N = ("FwoW", "majority", "OASIS", "OASIS-joint"), 3
 def float32(monkeypatch):
     """Two devices are compared: bfloat16 is another rounding."""
     for module in (alignment, estimate):
-        monkeypatch.setattr(module, "use_bfloat16", lambda device, asked: False)
+        monkeypatch.setattr(module, "infer_in_bfloat16", lambda device, asked: False)
 
 
 def scan(seed):
@@ -82,6 +82,22 @@ def test_comparison_networks_run_in_bfloat16_where_the_gpu_has_it(monkeypatch):
         torch.testing.assert_close(made, wanted, atol=2e-2 if fast else 1e-5, rtol=0)
     hook.remove()
     assert seen == [torch.bfloat16, torch.float32]
+
+
+@pytest.mark.parametrize("body", ["unet", "voxelmorph"])
+def test_displacements_are_predicted_in_float32_on_a_gpu(body):
+    settings = RegistrationSettings(body=body, channels=(4, 8), field_stride=(2, 2, 1), joint=False)
+    found = {}
+    for device in ("cpu", "cuda"):
+        with pretend_device():
+            model = make_registration_network(rods(), settings).to(device).eval()
+            flow = [module for module in model.body.modules() if type(module).__name__ == "_Flow3d"]
+            assert len(flow) == 1
+            flow[0].register_forward_hook(lambda module, given, made, device=device: found.update({device: made.dtype}))
+            image = torch.rand(1, 1, 32, 32, 8).to(device)
+            with torch.no_grad(), torch.autocast(device, torch.bfloat16):
+                model(image, image)
+    assert found == {"cpu": torch.bfloat16, "cuda": torch.float32}
 
 
 def bundled():

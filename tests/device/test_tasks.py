@@ -28,8 +28,10 @@ FEW = {
 @pytest.fixture(autouse=True)
 def float32(monkeypatch):
     """Two devices are compared: bfloat16 is another rounding."""
-    for module in (alignment, estimate, segmentation, slices, networks):
+    for module in (segmentation, slices):
         monkeypatch.setattr(module, "use_bfloat16", lambda device, asked: False)
+    for module in (alignment, estimate, networks):
+        monkeypatch.setattr(module, "infer_in_bfloat16", lambda device, asked: False)
 
 
 def test_a_cross_validation_scores_as_on_the_cpu(settings, tmp_path):

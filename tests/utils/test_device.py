@@ -13,20 +13,21 @@ from tests.helpers.pretend_device import pretend_device
 
 
 @pytest.mark.parametrize(
-    ("device", "made", "asked", "expected"),
+    ("device", "made", "asked", "trains", "infers"),
     [
-        ("cpu", True, None, True),
-        ("cpu", False, None, False),
-        ("cpu", False, True, True),
-        ("cuda", True, None, True),
-        ("cuda", False, None, False),
-        ("cuda", True, False, False),
+        ("cpu", True, None, True, True),
+        ("cpu", False, None, False, False),
+        ("cpu", False, True, True, True),
+        ("cuda", True, None, False, True),
+        ("cuda", False, None, False, False),
+        ("cuda", True, False, False, False),
     ],
 )
-def test_where_it_is_used(monkeypatch, device, made, asked, expected):
+def test_where_it_is_used(monkeypatch, device, made, asked, trains, infers):
     monkeypatch.setattr(precision, "has_fast_bfloat16", lambda: made)
     monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation: made)
-    assert precision.use_bfloat16(torch.device(device), asked) is expected
+    assert precision.use_bfloat16(torch.device(device), asked) is trains
+    assert precision.infer_in_bfloat16(torch.device(device), asked) is infers
 
 
 def test_a_torch_that_cannot_tell_is_taken_for_no(monkeypatch):
