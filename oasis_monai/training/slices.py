@@ -140,14 +140,16 @@ class SliceTrainer(Trainer):
         self.hold()
 
     def hold(self) -> None:
-        self.resident = None if self.device.type == "cpu" else ResidentSlices.of(self)
+        self.resident: ResidentSlices | None = None
+        if self.device.type != "cpu":
+            self.resident = ResidentSlices.of(self.library, self.volumes, self.near, self.expected, self.device)
 
     def draw(self, random: torch.Generator) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         """(B, 3c + extra, x, y) slices, the (B, m, x, y) label channels of
         :func:`oasis_monai.transforms.labels.with_ignored`, and the (B,) atlases they are of."""
         library = self.library
         if self.resident is not None:
-            return self.resident.draw(self, random)
+            return self._draw_there(self.resident, random)
         if self.places is None:
             rows = torch.multinomial(self.chances, self.count, replacement=True, generator=random)
             shape = None if self.expected is None else self.expected[rows].float()
@@ -159,6 +161,14 @@ class SliceTrainer(Trainer):
         if library.fine:
             image, label = cut_windows(image, label, random)
         return image.float(), with_ignored(label, library.classes), torch.tensor([row for row, _ in chosen])
+
+    def _draw_there(self, there: ResidentSlices, random: torch.Generator) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """:meth:`draw` on a GPU; the rows stay on the host."""
+        chosen = torch.multinomial(self.chances, self.count, replacement=True, generator=random)
+        if self.places is None:
+            return *there.of_slices(chosen), chosen
+        places = self.places[chosen]
+        return *there.of_volumes(places, random), places[:, 0]
 
     def step(self, number: int) -> torch.Tensor:
         """(1,) the loss."""
