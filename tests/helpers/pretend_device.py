@@ -230,7 +230,8 @@ class _Kernels(TorchDispatchMode):
 def _operate(func: Any, args: Any, kwargs: dict[str, Any]) -> Any:
     """Run an operator on the values of its tensors; what comes out is where they are."""
     name = func._schema.name.partition("::")[2]
-    tensors = _tensors((args, kwargs))
+    leaves = tree_leaves((args, kwargs))
+    tensors = [x for x in leaves if isinstance(x, torch.Tensor)]
     there = [x for x in tensors if isinstance(x, DeviceTensor)]
     if name == "copy_":
         return _copy(func, args, kwargs)
@@ -241,8 +242,9 @@ def _operate(func: Any, args: Any, kwargs: dict[str, Any]) -> Any:
         _check_indexing(name, args)
     else:
         _check_devices(name, tensors, args)
-    for generator in (x for x in tree_leaves((args, kwargs)) if isinstance(x, _CpuGenerator)):
-        _check_generator(name, generator, on)
+    for leaf in leaves:
+        if isinstance(leaf, _CpuGenerator):
+            _check_generator(name, leaf, on)
     if name in WAITING or (name == "repeat_interleave" and kwargs.get("output_size") is None):
         _record.wait(name)
         if name in ("_local_scalar_dense", "is_nonzero"):
@@ -283,10 +285,12 @@ def _copy(func: Any, args: Any, kwargs: dict[str, Any]) -> torch.Tensor:
 
 def _check_devices(name: str, tensors: list[torch.Tensor], args: Any) -> None:
     """One device for all, but single numbers of the CPU, which kernels take as arguments."""
-    places = {str(x.device) for x in tensors if x.dim() > 0 or isinstance(x, DeviceTensor)}
-    scalar = any(x.dim() == 0 and not isinstance(x, DeviceTensor) for x in tensors)
+    places = {x.on for x in tensors if isinstance(x, DeviceTensor)}
+    of_cpu = [x for x in tensors if not isinstance(x, DeviceTensor)]
+    if len(places) == 1 and not of_cpu:
+        return
     onto_cpu = name.endswith("_") and isinstance(args[0], torch.Tensor) and not isinstance(args[0], DeviceTensor)
-    if len(places) > 1 or (scalar and name in NO_SCALARS) or onto_cpu:
+    if len(places) > 1 or any(x.dim() for x in of_cpu) or name in NO_SCALARS or onto_cpu:
         found = ", ".join(f"{tuple(x.shape)} on {x.device}" for x in tensors)
         raise MixedDevicesError(f"{name}: expected all tensors on the same device, found {found}, at {place()}")
 
