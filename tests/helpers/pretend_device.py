@@ -149,13 +149,8 @@ class DeviceTensor(torch.Tensor):
 
     @staticmethod
     def __new__(cls, held: torch.Tensor, on: torch.device) -> DeviceTensor:
-        layout: Any = {
-            "strides": held.stride(),
-            "storage_offset": held.storage_offset(),
-            "dtype": held.dtype,
-            "layout": held.layout,
-        }
-        made = torch.Tensor._make_wrapper_subclass(cls, held.shape, device="cpu", **layout)
+        how: Any = {"strides": held.stride(), "storage_offset": held.storage_offset(), "layout": held.layout, "device": "cpu"}
+        made = torch.Tensor._make_wrapper_subclass(cls, held.shape, dtype=held.dtype, **how)
         made.held, made.on = held, on
         return made
 
@@ -167,7 +162,7 @@ class DeviceTensor(torch.Tensor):
     def get_device(self) -> int:
         return int(self.on.index)
 
-    def __repr__(self, *, tensor_contents: Any = None) -> Any:
+    def __repr__(self, **_: Any) -> str:  # type: ignore[override]
         return f"DeviceTensor({tuple(self.shape)}, {self.dtype}, {self.on})"
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Any:

@@ -70,12 +70,11 @@ def context_of(library: AtlasLibrary, device: str, **more: Any) -> FitContext:
     return FitContext(library, spacing_mm, more.pop("training", SHORT), device=device, progress=False, **more)
 
 
-def registration(
-    device: str, library: AtlasLibrary | None = None, settings: dict[str, Any] | None = None, **more: Any
-) -> Trainer:
+def registration(device: str, library: AtlasLibrary | None = None, changed: dict[str, Any] | None = None, **more: Any) -> Trainer:
     library = library or rods()
     torch.manual_seed(0)
-    own = RegistrationSettings(**{"channels": (4, 8), "field_stride": (2, 2, 1), "joint": False} | (settings or {}))
+    settings: dict[str, Any] = {"channels": (4, 8), "field_stride": (2, 2, 1), "joint": False} | (changed or {})
+    own = RegistrationSettings(**settings)
     model = make_registration_network(library, own)
     with torch.no_grad():  # a flow that moves something from the first step on
         for parameter in model.body.parameters():
