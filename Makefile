@@ -8,7 +8,7 @@ BIN := $(VENV)/bin
 unexport PYTHONDONTWRITEBYTECODE
 READY := $(VENV)/.ready
 
-.PHONY: demo check test coverage bench lint types contract docs package clean
+.PHONY: demo check test coverage bench lint types contract docs package try clean
 
 $(READY): setup.cfg pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
@@ -68,6 +68,22 @@ package: $(READY)
 	$(BIN)/python -m build --outdir dist .
 	$(BIN)/twine check --strict dist/*
 	$(BIN)/hadolint Dockerfile
+
+# the wheel as a new user gets it: an environment of its own (1 GB is fetched), an empty folder, the help and the demo. Then the source
+# in its place: the same files and the same help
+TRY := $(CURDIR)/build/try
+
+try: package
+	rm -rf $(TRY)
+	mkdir -p $(TRY)/empty
+	$(PYTHON) -m venv $(TRY)/env
+	$(TRY)/env/bin/python -m pip install -qq --disable-pip-version-check -c constraints.txt dist/*.whl
+	cd $(TRY)/empty && $(TRY)/env/bin/oasis-monai --help > $(TRY)/wheel.help && $(TRY)/env/bin/oasis-monai demo $(TRY_OPTIONS)
+	$(TRY)/env/bin/python -m pip show -f oasis-monai | grep -v dist-info > $(TRY)/wheel.files
+	$(TRY)/env/bin/python -m pip install -qq --disable-pip-version-check --no-deps --force-reinstall dist/*.tar.gz
+	cd $(TRY)/empty && $(TRY)/env/bin/oasis-monai --help | cmp - $(TRY)/wheel.help
+	$(TRY)/env/bin/python -m pip show -f oasis-monai | grep -v dist-info | cmp - $(TRY)/wheel.files
+	test -s $(TRY)/empty/outputs/demo/report.html
 
 clean:
 	rm -rf $(VENV) $(BENCH) build dist .cache *.egg-info .pytest_cache .mypy_cache .ruff_cache .coverage

@@ -16,7 +16,7 @@ VALUED = {"--cfg", "-c", "--package", "-p", "--info", "-i", "--experimental-reru
 VALUED |= {"--config-path", "-cp", "--config-name", "-cn", "--config-dir", "-cd"}
 TASKS = (
     *("crossval", "study", "train", "adapt", "plan", "segment", "evaluate"),
-    *("review", "library", "bundle", "download", "check", "report", "phantom", "demo"),
+    *("review", "library", "bundle", "export-nnunet", "download", "check", "report", "phantom", "demo"),
 )
 PATHS = {"model", "input", "output", "results", "add", "label", "cache", "data.root", "features.weights", "unlabelled"}
 PATHS |= {"hydra.run.dir", "hydra.sweep.dir", "hydra.sweep.subdir"}
@@ -33,7 +33,17 @@ GROUPS = {
     "self_training",
     "experiment",
 }
-NAMES = {"data.name", "data.citation", "data.licence", "data.source", "msd", "download.url", "download.md5", "hydra.job.name"}
+NAMES = {
+    "nnunet.dataset",
+    "data.name",
+    "data.citation",
+    "data.licence",
+    "data.source",
+    "msd",
+    "download.url",
+    "download.md5",
+    "hydra.job.name",
+}
 USUAL = {
     "adapt": ("training=adapt",),  # minutes of its own
     "demo": ("experiment=demo", "hydra.run.dir=outputs/demo"),
@@ -64,6 +74,7 @@ tasks
   review     look at results, correct them, teach the model       model=DIR input=PATH [output=DIR], or results=DIR [model=DIR]
   library    list a model's atlases, or edit them                 model=DIR [add=IMAGE label=LABEL [case=ID] | remove=CASE]
   bundle     write a model as a MONAI bundle                      model=DIR output=DIR [share_atlases=false]
+  export-nnunet  folds and results as nnU-Net has them            results=RUN_DIR output=DIR, or data.root=DIR output=DIR
   download   download a public data set                           data=promise12|hippocampus or msd=Task09_Spleen   output=DIR
   check      list all faults of a data set, and its plan          data.root=DIR [model=DIR to look at the labels]
   report     write report.html for a finished run                 output=RUN_DIR
@@ -109,7 +120,7 @@ def _arguments(argv: list[str]) -> list[str]:
         elif "=" in argument[1:] or argument.startswith("~"):
             overrides.append(argument)
         else:
-            words.append(argument)
+            words.append("export-nnunet" if argument == "export_nnunet" else argument)
     if words and (words[0] not in TASKS or len(words) > 1):
         wrong = words[0] if words[0] not in TASKS else words[1]
         sys.exit(

@@ -14,7 +14,7 @@ from oasis_monai.utils.errors import ConfigError, DataError
 JOB_KEYS = (
     *("task", "model", "input", "output", "overwrite", "study", "format", "segments", "results", "review"),
     *("add", "label", "case", "patient", "remove", "msd", "accept_license", "download", "training_cases", "phantom"),
-    "share_atlases",
+    *("share_atlases", "nnunet"),
 )
 WITH_UNLABELLED = ("train", "crossval", "study", "plan", "check")
 """Tasks that may be given scans without labels; the last two do not look at them."""
@@ -51,6 +51,7 @@ def run_task(
         "review": _review,
         "library": _library,
         "bundle": _bundle,
+        "export-nnunet": _export_nnunet,
         "download": _download,
         "check": _check,
         "report": _report,
@@ -196,7 +197,8 @@ def _train(config: dict[str, Any], job: Mapping[str, Any], run_dir: Path, sweep_
         if (value := getattr(settings, key)) is not None:
             remedy = "leave it out; data.include=[...] chooses cases"
             raise ConfigError(key, "null: train uses all cases (crossval holds some out)", value, remedy)
-    made = train_model(settings, Path(job["model"]), overwrite=bool(job["overwrite"]), plan=planned.plan)
+    folder, overwrite = Path(job["model"]), bool(job["overwrite"])
+    made = train_model(settings, folder, overwrite=overwrite, plan=planned.plan, segments=job["segments"])
     print(f"model: {made}")
 
 
@@ -375,6 +377,28 @@ def _bundle(config: dict[str, Any], job: Mapping[str, Any], run_dir: Path, sweep
         Path(job["model"]), Path(job["output"]), n, method, settings.align_batch, bool(job["overwrite"]), share_atlases=shared
     )
     print(f"bundle: {made}")
+
+
+def _export_nnunet(config: dict[str, Any], job: Mapping[str, Any], run_dir: Path, sweep_dir: Path | None) -> None:
+    _require(job, output="the folder for nnUNet_raw, nnUNet_preprocessed and nnUNet_results")
+    asked = dict(job["nnunet"] or {})
+    if unknown := sorted(set(asked) - {"dataset"}):
+        raise ConfigError(f"nnunet.{unknown[0]}", "dataset", "an unknown option", "correct or remove it")
+    from oasis_monai.workflows.nnunet import FOLDERS, export_nnunet
+    from oasis_monai.workflows.plan import plan_settings
+
+    results = Path(job["results"]) if job["results"] else None
+    settings = _settings(config) if results else _ready(plan_settings(config, keep=False).settings)
+    methods = settings.methods if config.get("methods") is not None else None
+    n = settings.n if config.get("n") is not None else None
+    output = Path(job["output"])
+    made = export_nnunet(output, settings, results, asked.get("dataset"), methods, n, bool(job["overwrite"]))
+    for line in made.notes:
+        print(line)
+    print(f"data set: {made.raw}\nfolds: {made.splits}")
+    for model in made.models:
+        print(f"results: {model}")
+    print("next: export " + " ".join(f"{name}={output.resolve() / name}" for name in FOLDERS))
 
 
 def _download(config: dict[str, Any], job: Mapping[str, Any], run_dir: Path, sweep_dir: Path | None) -> None:

@@ -19,6 +19,8 @@ from oasis_monai.workflows.crossval import crossval
         (["n=2"], ["n=2"]),
         (["train", "n=2"], ["n=2", "task=train"]),
         (["n=2", "check"], ["n=2", "task=check"]),
+        (["export-nnunet", "output=out"], ["output=out", "task=export-nnunet"]),
+        (["export_nnunet", "output=out"], ["output=out", "task=export-nnunet"]),
         (["-m", "crossval", "n=1,2"], ["-m", "n=1,2", "task=crossval"]),
         (["--cfg", "job", "train"], ["--cfg", "job", "task=train"]),
         (["--config-dir", "train", "train"], ["--config-dir", "train", "task=train"]),

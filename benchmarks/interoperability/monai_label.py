@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import http
 import json
 import os
 import shutil
@@ -66,6 +67,8 @@ def served(python: str, folder: Path, log: Path) -> Iterator[str]:
             address = f"http://127.0.0.1:{port}"
             _wait(server, address, log)
             yield address
+        except urllib.error.HTTPError as error:  # its page says nothing of the cause, its log does
+            raise SystemExit(f"MONAI Label: {error} ({error.url})\n{log.read_text(errors='replace')[-4000:]}") from None
         finally:
             server.terminate()
             server.wait(60)
@@ -90,6 +93,19 @@ def ask(address: str, path: str, method: str = "GET", body: Any = None) -> bytes
     with urllib.request.urlopen(request, timeout=ANSWER_S) as answer:
         found: bytes = answer.read()
     return found
+
+
+def score(address: str) -> None:
+    """Have the server score the scans; it does one such task at a time, and begins with one of its own."""
+    end = time.monotonic() + ANSWER_S
+    while True:
+        try:
+            ask(address, f"/scoring/{NAME}?run_sync=true", "POST", {"max_workers": 1})
+            return
+        except urllib.error.HTTPError as error:
+            if error.code != http.HTTPStatus.TOO_MANY_REQUESTS or time.monotonic() > end:
+                raise
+        time.sleep(2)
 
 
 def differences(found: Path, wanted: Path, values: Sequence[int]) -> tuple[int, float]:
@@ -133,7 +149,7 @@ def try_model(model: Path, scans: Path, python: str, work: Path, method: str | N
             answer.write_bytes(ask(address, f"/infer/{NAME}?{query}", "POST"))
             voxels, mm = differences(answer, work / "own" / f"{name}_segmentation.nii.gz", values)
             found["scans"][name] = {"voxels": voxels, "mm": mm, "seconds": round(time.monotonic() - started, 2)}
-        ask(address, f"/scoring/{NAME}?run_sync=true", "POST", {"max_workers": 1})
+        score(address)
         store = json.loads(ask(address, "/datastore/?output=all"))
         for name in names:
             found["scans"][name]["entropy"] = store["objects"][name]["image"]["info"].get("epistemic_entropy")

@@ -121,7 +121,7 @@ def _checked_size(archive: Path, opened: zipfile.ZipFile | tarfile.TarFile, limi
             (outside or not (parts or folder), name, "a path within the archive", "one that leads out of it"),
             (parts in files, name, "every path once", "it twice"),
             (count > limits.count, "size", f"at most {limits.count} entries", "more, as in a decompression bomb"),
-            (total > limits.total, "size", f"at most {limits.total / 1e9:.0f} GB unpacked", "more, as in a decompression bomb"),
+            (total > limits.total, "size", f"at most {limits.total / 1e9:.3g} GB unpacked", "more, as in a decompression bomb"),
             (
                 total > max(limits.small, limits.ratio * packed),
                 "size",

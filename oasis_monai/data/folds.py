@@ -71,6 +71,22 @@ class Split:
         told = {case: {"patient": p, "centre": self.centres.get(case, "")} for case, p in sorted(self.patients.items())}
         return {"protocol": self.protocol, "seed": self.seed, "folds": folds, "cases": told}
 
+    @classmethod
+    def from_json(cls, told: Mapping[str, Any]) -> Split:
+        """The split of :meth:`to_json`.
+
+        Raises:
+            KeyError, TypeError, AttributeError: it is none.
+        """
+        folds = []
+        for one in told["folds"]:
+            train, test = ({case: tuple(images) for case, images in one[side].items()} for side in ("train", "test"))
+            folds.append(Fold(one["index"], train, test, one.get("name", "")))
+        people = told["cases"]
+        patients = {case: own["patient"] for case, own in people.items()}
+        centres = {case: own["centre"] for case, own in people.items() if own["centre"]}
+        return cls(told["protocol"], told["seed"], tuple(folds), patients, centres)
+
     def key(self) -> str:
         """Digest over all folds."""
         return digest([self.protocol, [f.key() for f in self.folds]])

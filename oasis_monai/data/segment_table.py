@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
+from dataclasses import astuple
 from pathlib import Path
 from typing import Any
 
@@ -35,6 +36,18 @@ def read_segments(given: str | Path | Mapping[str, Any] | None) -> dict[str, Loo
     if not isinstance(content, Mapping):
         raise ConfigError("segments", "a map of each structure to its color, code and category", type(content).__name__)
     return {str(name): _look(f"segments.{name}", entry) for name, entry in content.items()}
+
+
+def plain_segments(looks: Mapping[str, Look]) -> dict[str, dict[str, Any]]:
+    """What :func:`read_segments` gave, as plain values that it reads again."""
+    return {
+        name: {
+            "color": None if look.color is None else list(look.color),
+            "code": list(astuple(look.code)),
+            "category": list(astuple(look.category)),
+        }
+        for name, look in looks.items()
+    }
 
 
 def _content(path: Path) -> Any:

@@ -21,7 +21,7 @@ from oasis_monai.review import grids
 from oasis_monai.review.atlas_pictures import AtlasPictures
 from oasis_monai.review.drawings import ACCEPTED, REJECTED, RESULT, Drawings, StaleVersionError
 from oasis_monai.review.jobs import Jobs, explained
-from oasis_monai.review.segmenting import TAKEN, Segmenting, TooLargeError
+from oasis_monai.review.segmenting import ARCHIVE, TAKEN, Segmenting, TooLargeError
 from oasis_monai.review.teaching import Teacher
 from oasis_monai.review.worklist import Entry, Worklist
 from oasis_monai.utils.errors import OasisError
@@ -180,7 +180,7 @@ class _Pages:
             "channels": list(review.channels),
             "model": None if teacher is None else teacher.model.resolve().name,
             "folder": str(review.worklist.output),
-            "endings": list(TAKEN) if segmenting is not None else [],
+            "endings": [*TAKEN, ARCHIVE] if segmenting is not None else [],
             "upload_bytes": 0 if segmenting is None else segmenting.upload_bytes,
             "minutes": 0 if teacher is None else teacher.minutes,
         }

@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from oasis_monai.data.archives import Limits, unpack
 from oasis_monai.data.formats.dispatch import VOLUMES, ending
 from oasis_monai.data.scans import find_scans, one_scan
 from oasis_monai.data.types import Case
@@ -26,6 +27,12 @@ DROPPED = "dropped"
 """In the review's folder: the files that were dropped on the page."""
 TAKEN = tuple(e for e in VOLUMES if e not in (".mhd", ".nhdr", ".hdr", ".img", ".hdr.gz", ".img.gz"))
 """Endings of scans in one file."""
+ARCHIVE = ".zip"
+"""Of one scan in several files, such as a DICOM series."""
+FILES = 20_000
+"""An archive may hold so many files."""
+UNPACKED = 4
+"""They may have so many times the bytes that a dropped file may have."""
 
 
 class TooLargeError(Exception):
@@ -77,25 +84,25 @@ class Segmenting:
             ids = [case.id for case in cases]
             self.jobs.add("segment", f"Segment {scans.name}", lambda job: self._segment(job, scans, ids), len(ids))
         for path in sorted(self.inbox.glob("*")):
-            if ending(path) in TAKEN and not path.name.startswith("."):
+            if (ending(path) in TAKEN or path.is_dir()) and not path.name.startswith("."):
                 self._queue(path)
 
     async def take(self, name: str, stream: AsyncIterator[bytes]) -> Case:
-        """Keep a dropped file and queue it.
+        """Keep a dropped file, or what a dropped archive holds, and queue it.
 
         Args:
             name: as the browser calls it.
             stream: its bytes.
 
         Raises:
-            DataError: it is no scan; nothing is kept.
+            DataError: it is no scan, or holds several; nothing is kept.
             TooLargeError: it is too long; nothing is kept.
         """
         path = self._place(name)
         size = 0
         self.inbox.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(prefix=".arriving-", dir=self.inbox) as folder:
-            arriving = Path(folder) / path.name
+            arriving = Path(folder) / (path.name if ending(name) in TAKEN else f"{path.name}{ARCHIVE}")
             with open(arriving, "wb") as file:
                 async for part in stream:
                     size += len(part)
@@ -104,24 +111,47 @@ class Segmenting:
                     file.write(part)
                 file.flush()
                 os.fsync(file.fileno())
-            await asyncio.to_thread(lambda: scan_geometry(one_scan([arriving])))  # whether it is a scan, before it is one of ours
+            arriving = await asyncio.to_thread(self._checked, arriving)  # whether it is a scan, before it is one of ours
             path = self._place(name)  # another tab may have dropped one of this name meanwhile
             os.replace(arriving, path)
         return await asyncio.to_thread(self._queue, path)
 
+    def _checked(self, arriving: Path) -> Path:
+        """A dropped file, or the folder of what it holds, once it is known to be one scan.
+
+        Raises:
+            DataError: it is not; an archive that leads out of its folder, is encrypted, damaged or too large; or a series of a
+                name that another scan has.
+        """
+        if arriving.suffix != ARCHIVE:
+            scan_geometry(one_scan([arriving]))
+            return arriving
+        folder = arriving.with_suffix("")
+        unpack(arriving, folder, Limits(FILES, UNPACKED * self.upload_bytes))
+        case = one_scan([folder])
+        scan_geometry(case)
+        if any(entry.id == case.id for entry in self.worklist.entries()):
+            remedy = "segment it by input=FOLDER output=ANOTHER"
+            raise DataError(Fault(case.id, "name", "a series of a name that no scan here has", case.id, remedy))
+        return folder
+
     def _place(self, name: str) -> Path:
-        """Where a dropped file goes: under its own name, or a numbered one where that is taken."""
-        kind = ending(name)
-        if kind not in TAKEN or Path(name).name != name or name.startswith(".") or not name.isprintable():
+        """Where a dropped file goes, or the folder of an archive: under its own name, or a numbered one where that is taken."""
+        kind = ARCHIVE if name.lower().endswith(ARCHIVE) else ending(name)
+        if kind not in (*TAKEN, ARCHIVE) or Path(name).name != name or name.startswith(".") or not name.isprintable():
             found = name.rpartition("/")[2][:80] or "no name"
             raise DataError(
                 Fault(
-                    found, "file", f"a scan in one file ({', '.join(TAKEN)})", found, "convert it, or give its folder by input="
+                    found,
+                    "file",
+                    f"a scan in one file ({', '.join((*TAKEN, ARCHIVE))})",
+                    found,
+                    "convert it, or give its folder by input=",
                 )
             )
         stem = re.sub(r"[^\w.+-]+", "_", name[: -len(kind)]) or "scan"
         known = {entry.id for entry in self.worklist.entries()}
-        free, number = stem, 1
+        free, number, kind = stem, 1, "" if kind == ARCHIVE else kind
         while free in known or (self.inbox / f"{free}{kind}").exists():
             number += 1
             free = f"{stem}-{number}"

@@ -62,7 +62,7 @@ class LoadVolume(Transform):
         meta = {
             "filename_or_obj": str(paths_of(source)[0]),
             "original_affine": affine.clone(),
-            "spatial_shape": torch.tensor(grid.shape),
+            "spatial_shape": np.array(grid.shape),
             "original_channel_dim": NO_CHANNEL,
         }
         return MetaTensor(values, affine=affine, meta=meta)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 from typing import Any
 
+import numpy as np
 import torch
 from monai.data.meta_obj import get_track_meta
 from monai.data.meta_tensor import MetaTensor
@@ -49,7 +50,7 @@ def on_grid(values: torch.Tensor, grid: Geometry, like: torch.Tensor) -> MetaTen
     assert isinstance(like, MetaTensor)
     meta = copy.deepcopy({k: v for k, v in like.meta.items() if k != "affine"})
     meta.setdefault("original_affine", like.affine.clone())
-    meta.setdefault("spatial_shape", torch.tensor(like.shape[1:]))
+    meta.setdefault("spatial_shape", np.array(like.shape[1:]))  # as MONAI: others compare it by NumPy
     meta.setdefault("original_channel_dim", NO_CHANNEL)
     affine = torch.as_tensor(grid.affine, dtype=torch.float64)
     return MetaTensor(values, affine=affine, meta=meta, applied_operations=copy.deepcopy(like.applied_operations))

@@ -51,7 +51,13 @@ def plan(options: Mapping[str, Any] | None = None, **more: Any) -> Planned:
     return plan_settings(composed({"progress": False, **(options or {})}, more))
 
 
-def train(model: str | Path, options: Mapping[str, Any] | None = None, overwrite: bool = False, **more: Any) -> Model:
+def train(
+    model: str | Path,
+    options: Mapping[str, Any] | None = None,
+    overwrite: bool = False,
+    segments: str | Path | Mapping[str, Any] | None = None,
+    **more: Any,
+) -> Model:
     """Fit the networks on all cases of a data set, write the model folder, and load it: ``oasis-monai train``.
 
     Training goes on from its checkpoint in ``cache`` when it was interrupted.
@@ -60,6 +66,8 @@ def train(model: str | Path, options: Mapping[str, Any] | None = None, overwrite
         model: the folder to write.
         options: settings as on the command line, see :func:`oasis_monai.build_settings`.
         overwrite: also in the place of a model of other data or settings, or whose library was edited since its training.
+        segments: colours and codes of the structures, kept with the model for its results, see
+            :func:`oasis_monai.data.segment_table.read_segments`.
         more: further settings, which come after ``options``.
 
     Returns:
@@ -83,7 +91,7 @@ def train(model: str | Path, options: Mapping[str, Any] | None = None, overwrite
     planned = plan(options, **more).told(_LOGGER.info)
     settings = planned.settings
     with exclusive_folder(Path(model), "model"), torch_setup(settings.threads):
-        train_model(settings, Path(model), _LOGGER.info, overwrite, planned.plan)
+        train_model(settings, Path(model), _LOGGER.info, overwrite, planned.plan, segments)
     return load_model(model, settings.device, settings.align_batch)
 
 

@@ -21,6 +21,7 @@ from oasis_monai.data.formats.header import (
     flip_lps_ras,
     split_affine,
 )
+from oasis_monai.data.formats.structure import Look
 from oasis_monai.data.types import Geometry, Volume
 from oasis_monai.evaluation.postprocessing import Decisions, check_mode, choice_for
 from oasis_monai.evaluation.quality import Calibration
@@ -114,6 +115,11 @@ class Model:
     def decisions(self) -> Decisions:
         """Which post-processing helps, by "method-n", structure and operation; empty where nothing was tried."""
         return self.record.postprocessing()
+
+    @cached_property
+    def looks(self) -> dict[str, Look]:
+        """Colours and codes of its structures, for the formats that name them."""
+        return self.record.looks()
 
     @cached_property
     def typical_distance(self) -> float | None:
@@ -212,7 +218,7 @@ class Model:
         about = (self.segmenter.library, self.labels, known, self.typical_distance, save_probability)
         shared = (self.settings.data.shared, self.settings.data.overlap)
         described = describe_result(found, key, *about, self.anatomy, choice, save_uncertainty, *shared)
-        return replace(described, model=self.record.version[:16])
+        return replace(described, model=self.record.version[:16], looks=self.looks)
 
 
 def load_model(

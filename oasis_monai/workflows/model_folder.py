@@ -18,6 +18,8 @@ from typing import Any, TypeVar
 import torch
 
 from oasis_monai.atlases.library import AtlasLibrary
+from oasis_monai.data.formats.structure import Look
+from oasis_monai.data.segment_table import read_segments
 from oasis_monai.data.types import Geometry
 from oasis_monai.evaluation.postprocessing import Decisions, decisions_of
 from oasis_monai.evaluation.quality import Calibration
@@ -34,7 +36,7 @@ from oasis_monai.settings import Settings, build
 from oasis_monai.training.registration import make_registration_network
 from oasis_monai.training.trainer import load_weights
 from oasis_monai.transforms.labels import belongs_to
-from oasis_monai.utils.errors import DataError, Fault, OasisError
+from oasis_monai.utils.errors import ConfigError, DataError, Fault, OasisError
 from oasis_monai.utils.files import digest, file_digest
 from oasis_monai.utils.tensor_files import load_tensors, save_tensors
 from oasis_monai.workflows.prepare import ONE_CHANNEL
@@ -137,6 +139,17 @@ class ModelRecord:
                 f"model: expected model.json as it was written, found changed settings in {self.folder}; copy the model again"
             )
         return settings
+
+    def looks(self) -> dict[str, Look]:
+        """Colours and codes of its structures, as they were told when it was trained; empty where nobody did.
+
+        Raises:
+            OasisError: ``model.json`` holds something else.
+        """
+        try:
+            return read_segments(self.values.get("segments"))
+        except ConfigError as error:
+            raise OasisError(f"model: {error} in {self.folder}/model.json; copy the model again") from error
 
     def calibrations(self) -> dict[str, dict[str, Calibration]]:
         """The calibrations of the predicted Dice, by "method-n" and label; empty where the model has none.

@@ -108,6 +108,7 @@ class ScanResult:
         view: the view of the scan that was segmented; None for the scan as it is.
         tried: the agreement of every view that was segmented; empty where no other was looked for.
         model: digest of the model; empty where nobody says.
+        looks: colours and codes of its structures, as the model keeps them.
 
     Examples:
         >>> import oasis_monai
@@ -146,6 +147,7 @@ class ScanResult:
     model: str = ""
     structures: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
     overlap: bool = False
+    looks: Mapping[str, Look] = field(default_factory=dict)
 
     def __repr__(self) -> str:
         method, n = self.method
@@ -189,7 +191,9 @@ class ScanResult:
         return all(one.calibrated for one in self.predictions.values())
 
     def named_structures(self, looks: Mapping[str, Look] | None = None) -> list[Structure]:
-        """Its structures, as the writers of formats that name them take them; ``looks``: colours and codes by name."""
+        """Its structures, as the writers of formats that name them take them; ``looks``: colours and codes by name, None: those
+        of the model."""
+        looks = self.looks if looks is None else looks
         if not self.structures:
             return structures_in(self.classes.numpy(), list(self.volume_ml), self.label_values[1:], looks)
         # a value in the label file is a combination of structures, so they are numbered in their order
@@ -212,7 +216,8 @@ class ScanResult:
             probability: where the probability goes, if it was asked for.
             uncertainty: where the uncertainty goes, if it was asked for.
             scan: of DICOM SEG and RTSTRUCT, the series that was segmented, to which they refer: a file of it or its folder.
-            segments: colours and codes of its structures, see :func:`oasis_monai.data.segment_table.read_segments`.
+            segments: colours and codes of its structures, see :func:`oasis_monai.data.segment_table.read_segments`; None: those
+                of the model.
 
         Raises:
             DataError: no such format, or ``scan`` is no DICOM series or lies elsewhere.
@@ -221,7 +226,8 @@ class ScanResult:
         """
         if structure_ending(path):
             made_by = Algorithm(f"oasis-monai {self.method[0]}", __version__, self.model)
-            write_named(path, self.named_structures(read_segments(segments)), self.geometry, self.case, made_by, scan)
+            looks = None if segments is None else read_segments(segments)
+            write_named(path, self.named_structures(looks), self.geometry, self.case, made_by, scan)
         else:
             write_label(path, self.classes, self.geometry, self.label_values)
         if probability is not None and self.probability is not None:

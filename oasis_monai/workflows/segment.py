@@ -50,7 +50,7 @@ class SegmentOptions(TypedDict, total=False):
         file_format: of the labels, one of :data:`.result_files.FORMATS` [format]; None: each scan's own
             (:func:`.result_ending`). ``dicom-seg`` and ``rtstruct`` need DICOM series.
         segments: colours and codes of the structures for ``seg.nrrd``, ``dicom-seg`` and ``rtstruct``: a map or the path of a
-            file, see :func:`oasis_monai.data.segment_table.read_segments`.
+            file, see :func:`oasis_monai.data.segment_table.read_segments`; None: those of the model.
         postprocessing: ``auto``, ``none`` or ``all``, see :func:`oasis_monai.evaluation.postprocessing.choice_for`.
         views: for which scans other views are looked for, ``none``, ``doubtful`` or ``all``; None: as the model was trained.
         views_below: the agreement below which a scan is doubtful; None: as the model was trained.
@@ -108,7 +108,8 @@ def segment_scans(
     model, scans, output = Path(model), Path(scans), Path(output)
     method, file_format = options.get("method"), options.get("file_format")
     channels = ModelRecord.read(model).channels
-    looks = read_segments(options.get("segments"))
+    told = options.get("segments")
+    given = None if told is None else read_segments(told)  # an error before the model is read
     cases = _find_scans(scans, output, method, file_format, log, options.get("data"), channels)
     cases = [case for case in cases if case.id not in options.get("leave", ())]
     asked_views = options.get("views"), options.get("views_below")
@@ -116,6 +117,7 @@ def segment_scans(
     asked_n = options.get("n")
     n = number_of_atlases(loaded.segmenter, None if asked_n is None else whole_number("n", asked_n))
     chosen = check_choice(loaded.segmenter, method, n)
+    looks = loaded.looks if given is None else given
     check_looks(looks, loaded.structures)
     postprocessing = options.get("postprocessing", AUTO)
     check_mode(postprocessing, loaded.anatomy)

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from oasis_monai.atlases.features import embedder
 from oasis_monai.data.folds import Fold, Split
+from oasis_monai.data.formats.structure import check_looks
+from oasis_monai.data.segment_table import plain_segments, read_segments
 from oasis_monai.data.types import Case
 from oasis_monai.evaluation.postprocessing import plain_decisions, read_decisions
 from oasis_monai.evaluation.quality_tables import few_patients, plain_calibrations, read_calibrations
@@ -29,7 +32,14 @@ from oasis_monai.workflows.training_record import keep_histories, tell_where, tr
 from oasis_monai.workflows.unlabelled_scans import with_unlabelled
 
 
-def train_model(settings: Settings, folder: Path, log: Log = print, overwrite: bool = False, plan: Plan | None = None) -> Path:
+def train_model(
+    settings: Settings,
+    folder: Path,
+    log: Log = print,
+    overwrite: bool = False,
+    plan: Plan | None = None,
+    segments: str | Path | Mapping[str, Any] | None = None,
+) -> Path:
     """Fit the networks on all cases of the data set, but those it keeps for a test, and write the model folder.
 
     Training goes on from its checkpoint in ``settings.cache`` when it was interrupted.
@@ -37,15 +47,19 @@ def train_model(settings: Settings, folder: Path, log: Log = print, overwrite: b
     Args:
         overwrite: also in the place of a model of other data or settings, or whose library was edited since its training.
         plan: what the settings follow from, to be kept beside the model.
+        segments: colours and codes of its structures, kept with the model for the results it makes, see
+            :func:`oasis_monai.data.segment_table.read_segments`.
 
     Raises:
-        ConfigError: there is such a model.
+        ConfigError: there is such a model; or ``segments`` cannot be read, or tells of a structure that is not there.
     """
     choose_kind(settings.tracking)  # an error before anything is read
+    looks = read_segments(segments)
     if not overwrite:
         _check_unedited(folder)
     cache, clock = Path(settings.cache), Clock()
     settings = with_found_data(settings, cache, log)
+    check_looks(looks, list(settings.data.scored))
     settings = replace(settings, methods=("OASIS-joint",) if settings.registration.joint else ("OASIS",))
     if not overwrite:
         refuse_other_results(folder, settings.to_json(), "model", result="model.json")
@@ -69,6 +83,7 @@ def train_model(settings: Settings, folder: Path, log: Log = print, overwrite: b
         keep_plan(plan, folder)
         keep_histories(folder, models.trainings([everything]))
         record = _record(settings, dataset, segmenter, checksums, clock, log)
+        record |= {"segments": plain_segments(looks)} if looks else {}
         write_json(folder / "model.json", record | unlabelled_record(models, [everything]))
     return folder
 

@@ -3,7 +3,7 @@
 import json
 import threading
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import nibabel
 import numpy as np
@@ -89,11 +89,12 @@ class Served:
 
 
 @contextmanager
-def serving(output, token=TOKEN, port=0, **options):
-    """Serve a folder in a thread of this process."""
+def serving(output, token=TOKEN, port=0, channels=None, **options):
+    """Serve a folder in a thread of this process; ``channels``: their names, which only a model knows."""
     import uvicorn
 
     review = Server(output, **options).make()
+    review = review if channels is None else replace(review, channels=channels)
     with listen(port, wanted=bool(port)) as listener:
         number = listener.getsockname()[1]
         config = uvicorn.Config(Access(make_app(review), token, number), log_level="error")

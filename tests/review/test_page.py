@@ -105,6 +105,29 @@ def test_a_draft_is_kept_by_itself_and_comes_back_after_the_server_died(browser,
         tab.close()
 
 
+def test_another_channel_is_shown_and_what_was_drawn_stays(browser, results, tmp_path):
+    path = tmp_path / "scans" / "sure.nii.gz"
+    first = nibabel.load(path)
+    voxels = np.asarray(first.dataobj)
+    nibabel.save(nibabel.Nifti1Image(np.stack([voxels, voxels.max() - voxels], -1), first.affine), path)
+    with serving(results, channels=("T2", "ADC")) as server:
+        tab = opened(browser, server, "sure")
+        assert tab.run("[...document.getElementById('channel').options].map((one) => one.textContent)") == ["T2", "ADC"]
+        seen = "review.viewer.nv.volumes[0].img"
+        before = np.array(tab.run(f"Array.from({seen})"))
+        tab.press("b")
+        tab.drag(square(tab))
+        drawn, place = bitmap(tab), tab.run("review.viewer.place")
+        for wanted in (voxels.max() - before, before):
+            tab.press("c")
+            tab.wait(f"review.viewer.nv.volumes.length === 1 && Math.abs({seen}[0] - {wanted[0]}) < 0.5")
+            tab.run("new Promise((done) => requestAnimationFrame(() => requestAnimationFrame(done)))")
+            assert np.allclose(np.array(tab.run(f"Array.from({seen})")), wanted)
+            assert np.array_equal(bitmap(tab), drawn)
+            assert np.allclose(tab.run("review.viewer.place"), place)
+        tab.close()
+
+
 def test_of_two_tabs_the_second_is_asked(browser, results):
     with serving(results) as server:
         voxels, version = server.drawing("sure")

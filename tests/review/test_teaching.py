@@ -1,6 +1,9 @@
 """With a model: scans are segmented in the background, files that are dropped too, and corrections teach the model."""
 
+import io
 import shutil
+import stat
+import zipfile
 
 import nibabel
 import numpy as np
@@ -15,6 +18,7 @@ from oasis_monai.utils.files import write_text
 from oasis_monai.workflows.model_folder import ModelRecord
 from oasis_monai.workflows.train import train_model
 from tests.conftest import TINY, merged
+from tests.helpers.dicom_series import write_series
 from tests.review.conftest import serving
 
 pytestmark = pytest.mark.slow
@@ -137,6 +141,47 @@ def test_a_dropped_file_is_segmented_and_others_are_refused(reviewing, tmp_path)
     with reviewing(scans=None) as server:
         server.review.jobs.join()
         assert {name: one["status"] for name, one in server.entries().items()} == {"new_scan": "done", "new_scan-2": "done"}
+
+
+def zipped(entries):
+    buffer = io.BytesIO()
+    with zipfile.ZipFile(buffer, "w", zipfile.ZIP_DEFLATED) as archive:
+        for name, data in entries:
+            archive.writestr(name, data)
+    return buffer.getvalue()
+
+
+def test_a_zip_of_a_series_is_segmented_and_what_is_not_one_scan_is_refused_whole(reviewing, tmp_path):
+    scan = make_phantom(23, size="tiny")
+    files = []
+    for number in (1, 2):
+        write_series(tmp_path / f"{number}", scan.image, scan.affine, series=f"1.2.{number}")
+        files.append([(f"export/{number}/{path.name}", path.read_bytes()) for path in sorted((tmp_path / f"{number}").iterdir())])
+    link = zipfile.ZipInfo("export/1/link.dcm")
+    link.external_attr = (stat.S_IFLNK | 0o777) << 16
+    good = zipped(files[0])
+    with reviewing(scans=None, upload_mb=1) as server:
+        for wrong, told in (
+            (zipped([*files[0], ("../../../../leaked.dcm", b"x")]), "leads out of it"),
+            (zipped([*files[0], (link, "/etc/hostname")]), "a link"),
+            (zipped([*files[0], ("zeros", bytes(5 * 2**20))]), "decompression bomb"),
+            (zipped(files[0] + files[1]), "2 scans"),
+            (zipped([("read.me", b"nothing")]), "expected"),
+            (good[: len(good) // 2], "complete archive"),
+        ):
+            answer = server.ask("PUT", "api/dropped/series.zip", data=wrong)
+            assert (answer.status_code, told in answer.json()["error"]) == (422, True), answer.json()
+        assert list((tmp_path / "out/review/dropped").iterdir()) == []
+        assert not list(tmp_path.rglob("leaked.dcm"))
+        assert server.entries() == {}
+        case = server.ask("PUT", "api/dropped/series.ZIP", data=good).json()["case"]
+        server.review.jobs.join()
+        assert {name: one["status"] for name, one in server.entries().items()} == {case: "done"}
+        assert sorted(server.drawing(case)[0].shape) == sorted(scan.image.shape)
+    (tmp_path / f"out/{case}.json").unlink()  # as if the process had died before
+    with reviewing(scans=None) as server:
+        server.review.jobs.join()
+        assert {name: one["status"] for name, one in server.entries().items()} == {case: "done"}
 
 
 def test_a_scan_that_cannot_be_segmented_says_why_and_stops_no_other(reviewing, scans):

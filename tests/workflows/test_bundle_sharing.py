@@ -227,11 +227,12 @@ def test_references_are_read_as_for_a_training(root, tmp_path):
 
 def restored_by_monai_label(label, image):
     """What ``Restored`` of MONAI Label 0.8.5 does last with every label: nearest voxels at the size in ``spatial_shape`` of
-    the image's metadata, and its ``original_affine``."""
-    size = [int(n) for n in image.meta.get("spatial_shape", label.shape[1:])]
-    made = label.as_tensor()[0]
-    for axis, n in enumerate(size):
-        made = made.index_select(axis, (torch.arange(n) * made.shape[axis]) // n)
+    the image's metadata, and its ``original_affine``. It compares sizes by NumPy, which cannot do so with a tensor."""
+    current, made = label.shape[1:], label.as_tensor()[0]
+    size = image.meta.get("spatial_shape", current)[-len(current) :]
+    if np.any(np.not_equal(current, size)):
+        for axis, n in enumerate(size):
+            made = made.index_select(axis, (torch.arange(n) * made.shape[axis]) // n)
     return made, np.asarray(image.meta["original_affine"])
 
 

@@ -637,6 +637,48 @@ def test_a_dicom_series_gets_its_result_as_dicom_that_refers_to_it_and_others_ar
         replace(result, case="other", geometry=geometry).save(tmp_path / "no.seg.dcm", scan=tmp_path / "in" / "series")
 
 
+def test_a_model_keeps_the_codes_that_it_was_trained_with_and_those_of_segment_come_in_their_place(
+    phantom, tmp_path, no_pictures
+):
+    more = {"cache": str(tmp_path / "c"), "data": {"root": str(phantom), "include": ["Case00", "Case01"]}}
+    settings = build(merged(TINY, more, {"training": {"iterations": 1}}))
+    gland = {"prostate": {"color": "#0072b2", "code": [41216001, "SCT", "Prostate"]}}
+    with pytest.raises(ConfigError, match=r"^segments.gland: expected one of prostate, found"):
+        train_model(settings, tmp_path / "m", quiet, segments={"gland": {}})
+    model = train_model(settings, tmp_path / "m", quiet, segments=gland)
+    image, geometry = read_image(phantom / "Case02.mhd")
+    series = tmp_path / "in" / "series"
+    write_series(series, image[0].numpy().astype(np.int16), oblique(geometry.affine), series="1.2.1", **{"0020|0052": "1.2.9"})
+
+    def written(folder, **how):
+        assert segment_scans(folder, series, tmp_path / "out", n=1, log=quiet, file_format="dicom-seg", **how) == []
+        item = pydicom.dcmread(tmp_path / "out" / "series_segmentation.seg.dcm").SegmentSequence[0]
+        return item.SegmentedPropertyTypeCodeSequence[0].CodeMeaning, item.RecommendedDisplayCIELabValue
+
+    coded, blue = written(model)
+    assert coded == "Prostate"
+    other, orange = written(model, segments={"prostate": {"code": ["1", "SCT", "Gland"]}})
+    assert other == "Gland"
+    assert orange != blue  # nothing of the model's: the colour is the first of the palette
+    load_model(model).segment(series, n=1).save(tmp_path / "x.seg.dcm", scan=series)
+    item = pydicom.dcmread(tmp_path / "x.seg.dcm").SegmentSequence[0]
+    assert item.RecommendedDisplayCIELabValue == blue
+
+    record = json.loads((model / "model.json").read_text())
+    for told_of, match in (
+        ({"prostate": {"color": "blue"}}, r"^model: segments\.prostate\.color: expected"),
+        (["x"], r"^model: "),
+    ):
+        copy = shutil.copytree(model, tmp_path / "copy", dirs_exist_ok=True)
+        (copy / "model.json").write_text(json.dumps(record | {"segments": told_of}))
+        with pytest.raises(OasisError, match=match):
+            segment_scans(copy, series, tmp_path / "no", n=1, log=quiet)
+    del record["segments"]  # as models of before
+    (copy / "model.json").write_text(json.dumps(record))
+    assert written(copy) == ("Tissue", orange)
+    assert "segments" not in json.loads((train_model(settings, tmp_path / "m", quiet) / "model.json").read_text())
+
+
 def test_statistics_tell_what_nibabel_and_the_scan_say_and_stay_of_scans_that_were_finished(model, images, tmp_path, no_pictures):
     out, how = tmp_path / "o", {"n": 1, "method": "FwoW", "log": quiet}
     for scan in (images / "Case00.mhd", images / "Case01.mhd", images / "Case00.mhd"):

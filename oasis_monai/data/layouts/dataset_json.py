@@ -146,22 +146,36 @@ def _value(value: Any, name: str) -> int:
     return value
 
 
-def read_folds(folder: Path, faults: list[Fault]) -> dict[str, int]:
-    """Case id -> the fold that tests it, as nnU-Net's ``splits_final.json`` in a folder says; empty where there is none."""
+def read_folds(folder: Path, faults: list[Fault]) -> tuple[dict[str, int], frozenset[str]]:
+    """What nnU-Net's ``splits_final.json`` in a folder says; empty where there is none.
+
+    Returns:
+        Case id -> the fold that tests it; and the cases that train in every fold and are tested in none.
+    """
     path = folder / SPLITS
     if not path.is_file():
-        return {}
+        return {}, frozenset()
     content = read_json(path, faults)
     if content is None:
-        return {}
+        return {}, frozenset()
     if not isinstance(content, list) or not all(isinstance(s, Mapping) and isinstance(s.get("val"), list) for s in content):
         expected = '[{"train": [ids], "val": [ids]}, ...]'
         faults.append(Fault("", SPLITS, expected, f"{content!r}"[:60], "correct or remove it"))
-        return {}
+        return {}, frozenset()
     folds: dict[str, int] = {}
     for number, split in enumerate(content):
         for case in map(str, split["val"]):
             if folds.setdefault(case, number) != number:
                 found = f"folds {folds[case]} and {number}"
                 faults.append(Fault(case, SPLITS, "one fold that tests it", found, "correct or remove the file"))
-    return folds
+    if not all(isinstance(split.get("train"), list) for split in content):
+        return folds, frozenset()
+    sides = [set(map(str, split["train"])) for split in content]
+    always = frozenset(set.intersection(*sides) - folds.keys()) if sides else frozenset()
+    for number, side in enumerate(sides):
+        untrained = {case for case in folds if folds[case] != number} - side
+        if untrained:
+            found = f"{len(untrained)} in neither part of fold {number}, such as {min(untrained)}"
+            remedy = "with folds=file they train there"
+            faults.append(Fault("", SPLITS, "each case in train or val of every fold", found, remedy, "warning"))
+    return folds, always

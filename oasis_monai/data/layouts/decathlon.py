@@ -85,15 +85,15 @@ def find_nnunet(request: Request) -> Survey:
 
 def _survey(cases: list[Case], told: Description, home: Path, faults: list[Fault]) -> Survey:
     """With folds of their own, and names that no two cases share."""
-    folds = read_folds(home, faults)
+    folds, always = read_folds(home, faults)
     own = {case.id for case in cases if not case.split}
     cases = [
         replace(case, id=f"test_{case.id}", patient="")
         if case.split and case.id in own
-        else replace(case, fold=folds.get(case.id))
+        else replace(case, fold=folds.get(case.id), split=case.split or ("train" if case.id in always else ""))
         for case in cases
     ]
-    if absent := sorted(folds.keys() - own):
+    if absent := sorted((folds.keys() | always) - own):
         remedy = "correct or remove the file"
         faults.append(Fault("", "splits_final.json", "ids of the data set", listed(absent), remedy, "warning"))
     named = bool(own) and all(HIPPOCAMPUS.fullmatch(case) for case in own)

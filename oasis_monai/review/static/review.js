@@ -343,7 +343,7 @@ window.addEventListener("keydown", (event) => {
 async function drop(file) {
   if (!file || upload !== null || !listing.endings) return; // the list is still to come
   const name = file.name.toLowerCase();
-  if (!listing.endings.some((one) => name.endsWith(one))) return banner(`${file.name}: a scan in one file is taken (${listing.endings.join(", ")}).`, ["Close", () => banner("")]);
+  if (!listing.endings.some((one) => name.endsWith(one))) return banner(`${file.name}: a scan in one file, or in a zip, is taken (${listing.endings.join(", ")}).`, ["Close", () => banner("")]);
   if (file.size > listing.upload_bytes) return banner(`${file.name} has more than ${Math.round(listing.upload_bytes / 2 ** 20)} MiB: start the command with input=FILE.`, ["Close", () => banner("")]);
   upload = { name: file.name, sent: 0, total: file.size };
   try {

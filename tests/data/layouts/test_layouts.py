@@ -196,6 +196,24 @@ def test_nnunet_by_its_dataset_json_with_folds_and_a_test_part(tmp_path: Path) -
     ]
 
 
+def test_a_case_of_nnunet_that_every_fold_trains_with_and_none_tests_is_told_so(tmp_path: Path) -> None:
+    touch(tmp_path, *(f"imagesTr/{name}_0000.nii.gz" for name in "abcd"), *(f"labelsTr/{name}.nii.gz" for name in "abcd"))
+    (tmp_path / "dataset.json").write_text(json.dumps({"channel_names": {"0": "T2"}, "labels": {"background": 0, "gland": 1}}))
+    folds = [{"train": ["b", "c"], "val": ["a"]}, {"train": ["c", "a", "d"], "val": ["b"]}]
+    (tmp_path / "splits_final.json").write_text(json.dumps(folds))
+    told = survey(tmp_path)
+    assert {case.id: (case.fold, case.split) for case in told.cases} == {
+        "a": (0, ""),
+        "b": (1, ""),
+        "c": (None, "train"),
+        "d": (None, ""),
+    }
+    assert not told.faults
+    (tmp_path / "splits_final.json").write_text(json.dumps([{**folds[0], "train": ["c"]}, folds[1]]))
+    (fault,) = survey(tmp_path).faults
+    assert (fault.severity, fault.found) == ("warning", "1 in neither part of fold 0, such as b")
+
+
 @pytest.mark.parametrize(
     ("content", "match"),
     [
