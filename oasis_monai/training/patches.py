@@ -35,14 +35,16 @@ class PatchDrawer:
         self.size = torch.tensor(self.atlases[0].label.shape[1:])
         self._places: dict[int, torch.Tensor] = {}
         self.shown: Sequence[FineAtlas] = self.atlases
+        self._device = torch.device("cpu")
         self._ignores: bool | None = None
 
     def hold(self, device: torch.device) -> None:
         """Read patches from a GPU's memory, if all atlases fit there."""
-        self.shown, self._ignores = self.atlases, None
+        self.shown, self._ignores, self._device = self.atlases, None, torch.device("cpu")
         if device.type != "cpu":
             parts = hold([part for one in self.atlases for part in one], device, "training images on the fine grid")
             self.shown = [FineAtlas(*pair) for pair in zip(parts[::2], parts[1::2], strict=True)]
+            self._device = self.shown[0].image.device
             self._ignores = any(bool(ignored(one.label).any()) for one in self.atlases)
 
     def margin(self) -> tuple[int, ...]:
@@ -72,7 +74,7 @@ class PatchDrawer:
                 shift = (torch.rand(3, generator=random) * self.patch).long()
                 place = known[int(torch.randint(len(known), (1,), generator=random))]
                 corner = (place - shift).clamp_min(0).minimum(self.size - self.patch)
-            image, label = _read(self.shown[row], corner.tolist(), self.patch.tolist(), margin)
+            image, label = _read(self.shown[row], corner.tolist(), self.patch.tolist(), margin, self._device)
             images.append(image)
             labels.append(label)
         return torch.stack(images), with_ignored(torch.stack(labels), self.classes, self._ignores)
@@ -88,15 +90,15 @@ class PatchDrawer:
 
 
 def _read(
-    atlas: FineAtlas, corner: Sequence[int], patch: Sequence[int], margin: Sequence[int]
+    atlas: FineAtlas, corner: Sequence[int], patch: Sequence[int], margin: Sequence[int], device: torch.device
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """(c, *P) float32 image and (1, *P) label of the patch at ``corner``, with its margins."""
     first = [a - m for a, m in zip(corner, margin, strict=True)]
     sides = [n + 2 * m for n, m in zip(patch, margin, strict=True)]
     there = [slice(max(a, 0), min(a + n, whole)) for a, n, whole in zip(first, sides, atlas.label.shape[1:], strict=True)]
     here = [slice(part.start - a, part.stop - a) for part, a in zip(there, first, strict=True)]
-    image = torch.zeros(len(atlas.image), *sides, device=atlas.image.device)
-    label = torch.zeros(1, *sides, dtype=torch.uint8, device=atlas.label.device)
+    image = torch.zeros(len(atlas.image), *sides, device=device)
+    label = torch.zeros(1, *sides, dtype=torch.uint8, device=device)
     image[(slice(None), *here)] = atlas.image[(slice(None), *there)].float()
     label[(slice(None), *here)] = atlas.label[(slice(None), *there)]
     return image, label

@@ -143,8 +143,7 @@ def parent_of_two_jobs(tmp_path):
             f"""
             import sys
             from tests.utils.test_processes import sleep_and_write
-            from oasis_monai.utils.files import write_json
-from oasis_monai.utils.processes import run_parallel
+            from oasis_monai.utils.processes import run_parallel
             if __name__ == "__main__":
                 jobs = [("quick", ({str(tmp_path / "started")!r}, 0)), ("slow", ({str(tmp_path / "slow")!r}, 5))]
                 try:
