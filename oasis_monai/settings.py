@@ -215,6 +215,15 @@ class Settings:
             remedy = "set folds=slice spatial_dims=2, or leave it out: it needs labelled slices of the scan itself"
             raise ConfigError("methods", "methods for new scans", INTERPOLATION, remedy)
 
+    def _check_anywhere(self) -> None:
+        """Whether structures that may lie anywhere can be copied to other places."""
+        found = list(self.joint.anywhere)
+        if self.spatial_dims == 2 or self.data.structures:
+            expected = "[] where spatial_dims is 2 or structures share voxels"
+            raise ConfigError("joint.anywhere", expected, found, "leave it out: copies need volumes")
+        if self.data.labels and (unknown := [name for name in found if name not in self.data.labels]):
+            raise ConfigError("joint.anywhere", f"names of structures: {', '.join(self.data.labels)}", ", ".join(unknown))
+
     def _check_networks(self) -> None:
         """Whether every network of the methods can work on the working grid."""
         require(
@@ -227,6 +236,8 @@ class Settings:
         if self.uses_joint_model and (self.joint.box_budget > 0) != (self.preprocessing.box_factor is not None):
             expected = "above 0 where preprocessing.box_factor is set, else 0"
             raise ConfigError("joint.box_budget", expected, self.joint.box_budget, "set both or neither")
+        if self.uses_joint_model and self.joint.anywhere:
+            self._check_anywhere()
         if self.spatial_dims == 2 and self.joint.cross_fit_budget:
             raise ConfigError("joint.cross_fit_budget", "0 where spatial_dims is 2", self.joint.cross_fit_budget)
         for name in self.networks:
@@ -344,6 +355,12 @@ class Settings:
         """Whether a joint model looks again in boxes."""
         return self.registration.joint and self.preprocessing.box_factor is not None
 
+    @property
+    def anywhere(self) -> tuple[int, ...]:
+        """The classes of ``joint.anywhere``."""
+        names = list(self.data.labels)
+        return tuple(names.index(name) + 1 for name in self.joint.anywhere)
+
     def identity(self, network: str = "registration") -> dict[str, Any]:
         """What a trained network depends on beside its training data, as plain JSON values.
 
@@ -384,6 +401,9 @@ class Settings:
             del values["data"]["structures"], values["data"]["overlap"]
         if self.preprocessing.box_factor is None:  # nor were there boxes
             del values["preprocessing"]["box_factor"], values["joint"]["box_budget"]
+        for key in ("even_draws", "anywhere"):  # nor these
+            if not values["joint"][key]:
+                del values["joint"][key]
         return values
 
 

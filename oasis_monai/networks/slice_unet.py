@@ -94,6 +94,10 @@ class JointSettings:
             (:mod:`oasis_monai.workflows.cross_fit`; 3D). 0: it is trained with those of the networks above, which have seen all.
         box_budget: fraction of the training budget for the network that looks again in boxes (``preprocessing.box_factor``,
             :mod:`oasis_monai.segmentation.boxes`); 0 without them.
+        even_draws: draw training slices so that each structure is shown as often as the others, however few slices it is in
+            (:func:`oasis_monai.training.small_structures.even_chances`). The box network always learns so.
+        anywhere: names of structures that may lie anywhere, such as lesions: slice and box network also learn from copies of them
+            at other places (:class:`oasis_monai.training.small_structures.Copies`; 3D).
         estimate_dice: mean Dice, above 0, that the estimates are brought down to by smooth bends while the registration network
             is trained (:mod:`oasis_monai.training.estimate_errors`); 1: they stay as they are.
         volume_network: ``U-Net3D`` or ``DynU-Net3D`` (:mod:`oasis_monai.networks.segmentation`). Within minutes the first finds a
@@ -138,9 +142,11 @@ class JointSettings:
     cross_fit_budget: float = field(default=0.0, metadata=absent_as(0.0) | not_used_by("slices", "volume"))
     estimate_dice: float = field(default=1.0, metadata=absent_as(1.0) | not_used_by("slices", "volume"))
     box_budget: float = field(default=0.0, metadata=absent_as(0.0) | not_used_by("slices", "volume"))
+    even_draws: bool = field(default=False, metadata=absent_as(False) | not_used_by("volume"))
+    anywhere: tuple[str, ...] = field(default=(), metadata=absent_as(()) | not_used_by("volume"))
 
     def __post_init__(self) -> None:
-        make_tuples(self, "decoder", "volume_stride")
+        make_tuples(self, "decoder", "volume_stride", "anywhere")
         levels, stride = len(ENCODER) - 1, self.volume_stride
         left = "0 or more, and with joint.slice_budget and joint.volume_budget below 1"
         require(

@@ -43,6 +43,10 @@ class Aligner(Batched):
         self.rows = DeviceRows(self.device)
         self.joint = bool(getattr(getattr(model, "settings", None), "joint", False))
 
+    def at_once(self, library: AtlasLibrary) -> int:
+        """How many pairs to gather: of a joint STM, which sees a map of every structure, one where these are many."""
+        return 1 if self.joint and library.classes > MANY else self.batch
+
     def seen(self, library: AtlasLibrary, rows: torch.Tensor) -> torch.Tensor:
         """The STM's input for the atlases ``rows``: (P, c, *S) images, with labels for a joint STM."""
         labels = foreground(self.rows(library.labels, rows), library.classes) if self.joint else None
@@ -143,7 +147,7 @@ class FieldCache:
         images = images.to(aligner.device)  # once, not for every atlas
         parts = [
             aligner.fields(aligner.seen(library, part[0]), images[part[1]].float())  # gathers a batch, not the case
-            for part in pairs.split(aligner.batch, dim=1)
+            for part in pairs.split(aligner.at_once(library), dim=1)
         ]
         fields.append(torch.cat(parts).unflatten(0, tuple(new.shape)))
         result = torch.cat(fields, 1)

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import NamedTuple
 
 import numpy as np
@@ -20,7 +20,9 @@ import torch
 
 from oasis_monai.data.types import Geometry, Segmentation
 from oasis_monai.networks.slice_unet import BOX_WINDOW, with_neighbours
+from oasis_monai.segmentation.box_places import keep_one_place, missed_places
 from oasis_monai.segmentation.estimate import MOST_PIXELS, Estimator
+from oasis_monai.segmentation.expected import Expected
 from oasis_monai.transforms.boxes import Box, box_grid, covering_box, places_in_box
 from oasis_monai.transforms.spatial import inside, restore, shifted_grid
 
@@ -63,7 +65,12 @@ class Laid(NamedTuple):
 
 
 def lay_boxes(
-    likely: torch.Tensor, working: Geometry, factor: Sequence[int], most_voxels: int = MOST_VOXELS, window: int = BOX_WINDOW
+    likely: torch.Tensor,
+    working: Geometry,
+    factor: Sequence[int],
+    most_voxels: int = MOST_VOXELS,
+    window: int = BOX_WINDOW,
+    missed: Sequence[Box] = (),
 ) -> Laid:
     """Boxes round the connected places that are likely to belong to a structure.
 
@@ -74,13 +81,16 @@ def lay_boxes(
         most_voxels: of all boxes together.
         window: the network's: in plane a box is as large, so that it shows what the network has learned from; smaller only where
             the working grid is.
+        missed: further places, of structures that are not likely anywhere (:func:`.missed_places`); a box round each of them
+            while there is room.
     """
     least = [min(math.ceil(window / f), n) for f, n in zip(factor[:2], working.shape, strict=False)] + [1]
+    further = [_round(box, working, least) for box in missed]
     boxes = list[Box]()
     for probability in STRICTER:
         boxes = _joined(_places(likely.cpu().numpy(), probability, working, least))
         if sum(map(_voxels, boxes)) * math.prod(factor) <= most_voxels:
-            return Laid(tuple(boxes), 0)
+            return Laid(tuple(_with_room(boxes, further, most_voxels / math.prod(factor))), 0)
     kept, room = list[Box](), float(most_voxels)
     for box in boxes:
         voxels = _voxels(box) * math.prod(factor)
@@ -100,10 +110,23 @@ def _places(values: np.ndarray, probability: float, working: Geometry, least: Se
         own = values[around] * (places[around] == number)
         if own.max() < SURE:
             continue
-        corner, shape = [s.start for s in around], [s.stop - s.start for s in around]
-        box = covering_box(working, corner, shape, working, MARGIN_MM)
-        found.append((float(own.sum()), _at_least(box, least, working.shape)))
+        found.append((float(own.sum()), _round(around, working, least)))
     return [box for _, box in sorted(found, key=lambda one: -one[0])]
+
+
+def _round(place: Box, working: Geometry, least: Sequence[int]) -> Box:
+    """The box round a place."""
+    corner, shape = [s.start for s in place], [s.stop - s.start for s in place]
+    return _at_least(covering_box(working, corner, shape, working, MARGIN_MM), least, working.shape)
+
+
+def _with_room(boxes: list[Box], further: Sequence[Box], most: float) -> list[Box]:
+    """The boxes with as many further ones as have no more than ``most`` working voxels together, the first ones first."""
+    for box in further:
+        together = _joined([*boxes, box])
+        if sum(map(_voxels, together)) <= most:
+            boxes = together
+    return boxes
 
 
 def _at_least(box: Box, least: Sequence[int], shape: Sequence[int]) -> Box:
@@ -149,10 +172,12 @@ class BoxSegmenter:
     Args:
         estimator: the box network.
         factor: voxels of a box for each working voxel along x, y, z.
+        expected: what training labels show of the structures.
     """
 
     estimator: Estimator
     factor: tuple[int, ...]
+    expected: Expected = field(default_factory=Expected)
 
     @torch.inference_mode()
     def __call__(
@@ -165,13 +190,15 @@ class BoxSegmenter:
             working: that grid.
             images: gives the scan in boxes, see :func:`oasis_monai.transforms.boxes.images_in_boxes`.
         """
-        boxes = lay_boxes((1 - networks[:, 0]).amax(0), working, self.factor).boxes
+        missed = missed_places(networks, self.expected)
+        boxes = lay_boxes((1 - networks[:, 0]).amax(0), working, self.factor, missed=missed).boxes
         if not boxes:
             return ()
         grids = [box_grid(working, box, self.factor) for box in boxes]
         seen = zip(images(boxes), grids, strict=True)
         said = [self.label_box(image.float(), places_in_box(working, grid)) for image, grid in seen]
-        return tuple(BoxResult(*one) for one in zip(grids, blend(said, boxes, self.factor), strict=True))
+        kept = keep_one_place(blend(said, boxes, self.factor), boxes, self.factor, working.shape, self.expected)
+        return tuple(BoxResult(*one) for one in zip(grids, kept, strict=True))
 
     def label_box(self, image: torch.Tensor, places: torch.Tensor) -> torch.Tensor:
         """(C, \\*B) what the network makes of a box (c, \\*B) whose voxels lie at (3, \\*B) places; slices a few at a time."""

@@ -15,6 +15,7 @@ from oasis_monai.networks.slice_unet import BOX_WINDOW, JointSettings, SliceUNet
 from oasis_monai.segmentation.alignment import Aligner
 from oasis_monai.segmentation.boxes import BoxSegmenter
 from oasis_monai.segmentation.estimate import Estimator, make_volume_network
+from oasis_monai.segmentation.expected import Expected
 from oasis_monai.segmentation.learned_fusion import LearnedFusions
 from oasis_monai.segmentation.loa import LoaTable
 from oasis_monai.segmentation.segmenter import Segmenter
@@ -108,11 +109,14 @@ def build_segmenter(
         same_case=options.same_case,
         views=options.views,
         fusions=options.fusions if options.joint.fusion == "learned" else {},
-        boxes=_build_boxes(networks.boxes, options, device),
+        boxes=_build_boxes(networks.boxes, library, options, device),
     )
 
 
-def _build_boxes(network: SliceUNet | None, options: SegmenterOptions, device: str | torch.device) -> BoxSegmenter | None:
+def _build_boxes(
+    network: SliceUNet | None, library: AtlasLibrary, options: SegmenterOptions, device: str | torch.device
+) -> BoxSegmenter | None:
     if network is None or options.box_factor is None:
         return None
-    return BoxSegmenter(Estimator(network, options.joint.tta_flip, device, window=BOX_WINDOW), options.box_factor)
+    estimator = Estimator(network, options.joint.tta_flip, device, window=BOX_WINDOW)
+    return BoxSegmenter(estimator, options.box_factor, Expected.of(library))

@@ -13,7 +13,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import replace
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import nn
@@ -25,6 +25,8 @@ from oasis_monai.data.types import Preprocessed
 from oasis_monai.networks.layers import without_batch_norms
 from oasis_monai.networks.segmentation import NetworkSettings, Predictor
 from oasis_monai.networks.slice_unet import VIEWS, SliceUNet, SliceUNetEnsemble, with_neighbours
+from oasis_monai.segmentation.packed import Networks, PackedNetworks, SlicePacker
+from oasis_monai.transforms.labels import MANY
 from oasis_monai.utils.device import infer_in_bfloat16
 from oasis_monai.utils.interpolation import enlarge, pool
 from oasis_monai.utils.memory import Batched
@@ -36,6 +38,7 @@ ESTIMATE_VERSION = 2
 MOST_SEEN = 5 * 2**22
 """Voxels of a scan that the slice network sees, copies for test-time augmentation counted: four views of a scan of up to four
 million voxels, two of one of seven, none of a larger one."""
+MOST_VALUES = 2**23  # of the probabilities of slices seen at once where classes are many: 32 MiB, which the system gives again
 MOST_PIXELS = 2**21  # of the slices that the network is given at once; those of the usual working grids are fewer
 
 
@@ -48,11 +51,11 @@ class Estimate(NamedTuple):
 
     Args:
         networks: (V, C, \\*S) probabilities of each network on the working grid, the slice network first.
-        fine: (V, C, \\*F) the same on the fine grid; None without one.
+        fine: (V, C, \\*F) the same on the fine grid, packed where classes are many; None without one.
     """
 
     networks: torch.Tensor
-    fine: torch.Tensor | None = None
+    fine: Networks | None = None
 
 
 def rotate_and_scale(images: torch.Tensor, angle: float, scale: float, back: bool = False) -> torch.Tensor:
@@ -104,6 +107,8 @@ class Estimator(Batched):
         self.window = window
         self.model, self.tta_flip, self.tta_views = model.to(device).eval(), tta_flip, tta_views
         members = model.members if isinstance(model, SliceUNetEnsemble) else [model]
+        classes: Any = getattr(members[0], "classes", 0)  # of a network that does not say: few
+        self.classes = int(classes)
         self._fused = [
             without_batch_norms(member) for member in members
         ]  # used for inference; the model itself is what gets saved
@@ -137,12 +142,20 @@ class Estimator(Batched):
         so many ``views`` are turned; (B, C, \\*s)."""
         probability = network(images)
         if self.tta_flip:  # array axis x runs from left to right on every working grid
-            probability = (probability + network(images.flip(2)).flip(2)) / 2
+            probability = (probability + network(images.flip(2)).flip(2)).div_(2)
         has_foreground = (1 - probability[:, 0]).flatten(1).amax(1) > FAINT
         if views and has_foreground.any():
-            copies = (self._there_and_back(network, images[has_foreground], *view) for view in VIEWS[:views])
-            averaged = torch.stack([probability[has_foreground], *copies]).mean(0)
-            probability = probability.index_copy(0, has_foreground.nonzero()[:, 0], averaged)
+            some = has_foreground.nonzero()[:, 0]
+            seen, total = images[has_foreground], probability[has_foreground]
+            copies = (self._there_and_back(network, seen, *view) for view in VIEWS[:views])
+            if probability.shape[1] > MANY:  # one copy at a time: each has a map for every class
+                for foreground in copies:
+                    total[:, 1:] += foreground
+                    total[:, :1] += background(foreground)
+                averaged = total.div_(views + 1)
+            else:
+                averaged = torch.stack([total, *(torch.cat([background(one), one], 1) for one in copies)]).mean(0)
+            probability = probability.index_copy(0, some, averaged) if len(some) < len(images) else averaged
         return probability
 
     def _seen(self, slices: torch.Tensor) -> torch.Tensor:
@@ -150,29 +163,34 @@ class Estimator(Batched):
             from monai.inferers.utils import sliding_window_inference
 
             size = [min(side, self.window) for side in slices.shape[2:]]
-            made = sliding_window_inference(slices, size, self.batch, self._seen, OVERLAP, mode="gaussian")
+            many = max(1, MOST_VALUES // (self.classes * math.prod(size))) if self.classes > MANY else self.batch
+            made = sliding_window_inference(slices, size, min(self.batch, many), self._seen, OVERLAP, mode="gaussian")
             assert isinstance(made, torch.Tensor)
             return made
         slices = slices.contiguous(memory_format=torch.channels_last)
         with torch.autocast(self.device.type, torch.bfloat16, enabled=self.bfloat16):
             logits = [network(slices) for network in self._fused]
+        if len(logits) == 1:
+            return torch.softmax(logits[0].float(), 1)
         return torch.stack([torch.softmax(one.float(), 1) for one in logits]).mean(0)
 
     def _there_and_back(self, network: Network, images: torch.Tensor, angle: float, scale: float) -> torch.Tensor:
-        """The estimate of one rotated and scaled copy; what a smaller field of view does not show is background.
+        """The estimate of one rotated and scaled copy, without its background.
 
         Copies that are turned to one side are mirrored as well. Both sides would cost twice as much and bring nothing more
         (docs/results/accuracy.md), and so a mirrored scan still has the mirrored estimate.
         """
         copy = rotate_and_scale(images, angle, scale)
         seen = network(copy.flip(2)).flip(2) if self.tta_flip and angle > 0 else network(copy)
-        foreground = rotate_and_scale(seen[:, 1:], angle, scale, back=True)
-        return torch.cat([(1 - foreground.sum(1, keepdim=True)).clamp_min(0), foreground], 1)
+        return rotate_and_scale(seen[:, 1:], angle, scale, back=True)
 
     @torch.inference_mode()
-    def on_both_grids(self, image: torch.Tensor, fine: torch.Tensor) -> Estimate:
-        """What the networks make of a scan (c, \\*S) on the working grid; the slice network sees (c, \\*F) of the fine one."""
+    def on_both_grids(self, image: torch.Tensor, fine: torch.Tensor, exact: bool = False) -> Estimate:
+        """What the networks make of a scan (c, \\*S) on the working grid; the slice network sees (c, \\*F) of the fine one.
+        ``exact``: maps of many classes are float32, for whom takes their logarithms."""
         factor = [f // n for f, n in zip(fine.shape[1:], image.shape[1:], strict=True)]
+        if self.classes > MANY:
+            return self._packed(image, fine, factor, exact)
         by_slices = self._by_slices(fine)
         pooled = pool(by_slices[None], factor)
         if self.volume_network is None:
@@ -183,6 +201,17 @@ class Estimator(Batched):
         del by_slices  # of a large scan every map counts
         add_detail(by_volume, pooled[0], both[0], both[1])
         return Estimate(torch.stack([pooled[0], by_volume]), both)
+
+    def _packed(self, image: torch.Tensor, fine: torch.Tensor, factor: Sequence[int], exact: bool) -> Estimate:
+        """:meth:`on_both_grids` of many classes: a few slices at a time, and none of their maps is held as it is."""
+        made = SlicePacker(self.classes, fine.shape[1:], factor, exact)
+        views, slices = views_within(fine[0].numel()), with_neighbours(fine)
+        at_once = max(1, MOST_VALUES // (self.classes * slices[0, 0].numel()) // factor[2]) * factor[2]
+        for first, part in zip(range(0, len(slices), at_once), slices.split(at_once), strict=True):
+            made.add(first, self(part, views))
+        pooled = made.pooled[None]
+        networks = pooled if self.volume_network is None else torch.cat([pooled, self._by_volume(image)[None]])
+        return Estimate(networks, PackedNetworks(made.packed, networks))
 
     def volume(self, image: torch.Tensor) -> torch.Tensor:
         """(c, x, y, z) -> (C, x, y, z) float32 probabilities: the mean over the networks."""
@@ -217,6 +246,11 @@ class Estimator(Batched):
         return enlarge(self._averaged(look, pool(image[None].float(), self.stride), views), image.shape[1:])[0]
 
 
+def background(foreground: torch.Tensor) -> torch.Tensor:
+    """(B, C-1, \\*s) -> (B, 1, \\*s): what the structures leave; what a smaller field of view does not show is background."""
+    return (1 - foreground.sum(1, keepdim=True)).clamp_min(0)
+
+
 def views_within(voxels: int) -> int:
     """How many views of a scan the slice network sees beside the scan as it is, see :data:`MOST_SEEN`. An even number: they come
     in pairs, turned to either side."""
@@ -248,11 +282,11 @@ def add_detail(
     return made.div_(made.sum(0, keepdim=True))
 
 
-def see(estimator: Estimator, target: Preprocessed) -> Estimate:
-    """What the networks make of a scan, on both grids where it has a fine one."""
+def see(estimator: Estimator, target: Preprocessed, exact: bool = False) -> Estimate:
+    """What the networks make of a scan, on both grids where it has a fine one; see :meth:`Estimator.on_both_grids`."""
     if target.fine is None:
         return Estimate(estimator.network_probabilities(target.image))
-    return estimator.on_both_grids(target.image, target.fine.image)
+    return estimator.on_both_grids(target.image, target.fine.image, exact)
 
 
 def see_atlas(estimator: Estimator, library: AtlasLibrary, row: int) -> Estimate:

@@ -9,7 +9,7 @@ label is held for more than one slab, but what STAPLE needs: the class of every 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -20,6 +20,8 @@ from oasis_monai.segmentation.agreement import consensus, overlap_counts
 from oasis_monai.segmentation.alignment import with_background
 from oasis_monai.segmentation.evidence import Evidence
 from oasis_monai.segmentation.methods import ALIGNMENT, METHODS
+from oasis_monai.segmentation.packed import Networks, PackedNetworks, slab_of
+from oasis_monai.segmentation.packed_fusion import JointVote, PackedFusion
 from oasis_monai.segmentation.result import Key, Result, hard_label
 from oasis_monai.segmentation.sparse_labels import SparseLabel, warp_sparse
 from oasis_monai.segmentation.uncertainty import uncertainty
@@ -69,43 +71,47 @@ class FineFusion:
     Args:
         evidence: of the working grid; its library has a fine one.
         networks: (V, C, \\*F) what the networks of a joint model say; None without one.
-        vote: ((C, \\*F) vote of the atlases, networks, n) -> (C, \\*F) the last step of OASIS-joint.
+        vote: takes the last step of OASIS-joint.
         keep_opinions: see :class:`.Result`.
     """
 
     evidence: Evidence
-    networks: torch.Tensor | None
-    vote: Callable[[torch.Tensor, torch.Tensor | None, int], torch.Tensor]
+    networks: Networks | None
+    vote: JointVote
     keep_opinions: bool = False
 
     def __call__(self, results: Mapping[Key, Result]) -> dict[Key, Result]:
         """The same results on the fine grid."""
         weighted = {key: r.weights for key, r in results.items() if METHODS[key[0]].weigh is not None and r.weights is not None}
-        classes, alone = self.evidence.library.classes, self.networks is None
+        classes, alone, networks = self.evidence.library.classes, self.networks is None, self.networks
         raters = max((n for method, n in results if method == "STAPLE"), default=0)
         said = torch.empty(raters, *self.size, dtype=torch.uint8)
         votes = {key: torch.empty(classes, *self.size) for key in weighted}
         structures = self.evidence.library.structures
         none = torch.zeros(2, len(structures) or classes - 1, 2, dtype=torch.float64)
         compared = {key: none.clone() for key in weighted if METHODS[key[0]].predicts_dice}
-        for slab in slabs(self.size, classes * (len(weighted) + 4)) if weighted or raters else ():
-            hard = self._vote(slab, weighted, votes, raters)
+        packed, joint = None, any(method == "OASIS-joint" for method, _ in weighted)
+        if isinstance(networks, PackedNetworks):
+            asked = {key: result for key, result in results.items() if key in votes or key[0] == "estimate"}
+            packed = PackedFusion(networks, self.vote, asked, votes, structures, self.keep_opinions)
+        for slab in slabs(self.size, classes * (len(weighted) + 4)) if weighted or raters or packed else ():
+            opinions = None if networks is None else slab_of(networks, slab)
+            estimate = opinions.mean(0) if opinions is not None and (joint or packed) else None
+            hard = self._vote(slab, weighted, votes, raters, estimate)
             said[:, slab] = hard[:raters]
             for key in compared if alone else ():
                 compared[key] += consensus(hard[: key[1]], votes[key][:, slab], structures)
-        made = dict(results)
+            if packed is not None and opinions is not None and estimate is not None:
+                packed.add(slab, opinions, estimate)
+        made = dict(results) if packed is None else {**results, **packed.results()}
         for key, result in results.items():
-            if key in votes:
-                made[key] = self._judged(key, result, votes.pop(key), compared.get(key))
-            elif key[0] == "STAPLE":
+            if key[0] == "STAPLE":
                 made[key] = result._replace(probability=fusion.staple(said[: key[1]], classes))
-            elif key[0] == "estimate" and self.networks is not None:
-                made[key] = result._replace(probability=self.networks.mean(0), uncertainty=uncertainty(self.networks))
+            elif key in votes and packed is None:
+                made[key] = self._judged(key, result, votes.pop(key), compared.get(key))
+            elif key[0] == "estimate" and isinstance(networks, torch.Tensor):
+                made[key] = result._replace(probability=networks.mean(0), uncertainty=uncertainty(networks))
         return made
-
-    def estimate(self, slab: slice) -> torch.Tensor | None:
-        """(C, \\*slab) the mean of the networks, which is not held as a whole."""
-        return None if self.networks is None else self.networks[:, :, slab].mean(0)
 
     @property
     def size(self) -> torch.Size:
@@ -113,10 +119,15 @@ class FineFusion:
         return self.evidence.library.fine[0].label.shape[1:]
 
     def _vote(
-        self, slab: slice, weighted: Mapping[Key, torch.Tensor], votes: Mapping[Key, torch.Tensor], raters: int
+        self,
+        slab: slice,
+        weighted: Mapping[Key, torch.Tensor],
+        votes: Mapping[Key, torch.Tensor],
+        raters: int,
+        estimate: torch.Tensor | None,
     ) -> torch.Tensor:
         """Write a slab of every vote; -> (n, \\*slab) what the warped atlases say: the first ``raters``, or all where they are
-        compared with the vote."""
+        compared with the vote. ``estimate``: (C, \\*slab) the mean of the networks."""
         evidence, library = self.evidence, self.evidence.library
         sums: dict[Key, torch.Tensor] = {}
         hard = []
@@ -133,7 +144,7 @@ class FineFusion:
                 if self.networks is None or number < raters:
                     hard.append(hard_label(warped).cpu())
         for key in weighted:
-            otherwise = self.estimate(slab) if key[0] == "OASIS-joint" else None
+            otherwise = estimate if key[0] == "OASIS-joint" else None
             votes[key][:, slab] = fusion.share_votes(sums[key].cpu(), otherwise)
         return torch.stack(hard) if hard else torch.empty(0, slab.stop - slab.start, *self.size[1:], dtype=torch.uint8)
 
@@ -149,18 +160,18 @@ class FineFusion:
         counts = result.agreement.clone()  # of networks with each other on the working grid, which both know
         counts[1] = 0
         for slab in slabs(self.size, maps):
-            said = decide(fused[:, slab]), decide(self.networks[:, :, slab].mean(0))
+            said = decide(fused[:, slab]), decide(slab_of(self.networks, slab).mean(0))
             counts[1] += overlap_counts(*said, len(fused), self.evidence.library.structures)
         opinions = None
-        if key[0] == "OASIS-joint":
+        if key[0] == "OASIS-joint" and isinstance(self.networks, torch.Tensor):
             opinions = self._opinions(fused, slice(None)) if self.keep_opinions else None
-            fused = self.vote(fused, self.networks, key[1])
+            fused = self.vote.vote_with_networks(fused, self.networks, key[1])
         return result._replace(probability=fused, agreement=counts, uncertainty=uncertain, opinions=opinions)
 
     def _opinions(self, fused: torch.Tensor, slab: slice) -> torch.Tensor:
         """(V + 1, C, \\*slab) networks, then the atlases."""
         vote = fused[None, :, slab]
-        return vote if self.networks is None else torch.cat([self.networks[:, :, slab], vote])
+        return vote if self.networks is None else torch.cat([slab_of(self.networks, slab), vote])
 
 
 def _add(

@@ -175,16 +175,26 @@ def remove_unsupported_components(probability: torch.Tensor, atlases: torch.Tens
     Returns:
         ``probability`` with background 1 in the removed components; unchanged where there are none.
     """
-    components, count = connected((decide(probability) > 0).cpu().numpy())
-    supported = np.unique(components[(decide(atlases) > 0).cpu().numpy()])
-    unsupported = np.setdiff1d(np.arange(1, count + 1), supported)
-    if not len(unsupported) or len(unsupported) == count:  # atlases that support no component at all give no evidence
-        return probability
-    result = probability.clone()
-    removed = torch.from_numpy(np.isin(components, unsupported)).to(result.device)
-    result[:, removed] = 0
-    result[0, removed] = 1
-    return result
+    removed = unsupported(decide(probability), decide(atlases))
+    return probability if removed is None else clear_voxels(probability.clone(), removed)
+
+
+def unsupported(label: torch.Tensor, atlases: torch.Tensor) -> torch.Tensor | None:
+    """Where :func:`remove_unsupported_components` removes what (x, y, z) class indices of a result and of the atlases' vote
+    say: (x, y, z) bool; None where nothing is removed."""
+    components, count = connected((label > 0).cpu().numpy())
+    supported = np.unique(components[(atlases > 0).cpu().numpy()])
+    alone = np.setdiff1d(np.arange(1, count + 1), supported)
+    if not len(alone) or len(alone) == count:  # atlases that support no component at all give no evidence
+        return None
+    return torch.from_numpy(np.isin(components, alone)).to(label.device)
+
+
+def clear_voxels(probability: torch.Tensor, removed: torch.Tensor) -> torch.Tensor:
+    """Make (x, y, z) ``removed`` voxels of (C, x, y, z) background, in place."""
+    probability[:, removed] = 0
+    probability[0, removed] = 1
+    return probability
 
 
 def staple(votes: torch.Tensor, classes: int, iterations: int = 50) -> torch.Tensor:

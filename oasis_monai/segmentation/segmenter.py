@@ -179,7 +179,7 @@ class Segmenter:
             fused = self.fuse(evidence, methods, ns, found, None if shapes is None else shapes[i], keep_opinions)
             if target.fine is not None and self.library.fine:
                 networks = None if known is None else known.fine
-                fused = FineFusion(evidence, networks, self.vote_with_networks, keep_opinions)(fused)
+                fused = FineFusion(evidence, networks, self, keep_opinions)(fused)
             by_image.append(fused)
         results = {
             key: self._stack([fused[key] for fused in by_image], which, features.shape[0]) for key in result_keys(methods, ns)
@@ -202,7 +202,7 @@ class Segmenter:
         if self.estimator is None:
             raise ValueError("this needs the segmentation network of a joint model")
         if self.spatial_dims == 3:
-            seen = see(self.estimator, target)
+            seen = see(self.estimator, target, bool(self.fusions))
             return seen._replace(networks=seen.networks[None])
         slices = with_neighbours(target.image)[which]
         if self.joint.atlases:
@@ -314,13 +314,16 @@ class Segmenter:
         """The last step of R4: the networks vote beside the n aligned atlases, with learned weights where there are some."""
         if network_probabilities is None:
             raise ValueError("the method 'OASIS-joint' needs a joint model")
-        learned, part = self.fusions.get(n), self.joint.estimate_weight
         vote = torch.empty(fused.shape, device=fused.device)
         for slab in slabs(fused.shape[1:], len(fused) * (len(network_probabilities) + 3)):
-            own, networks = fused[:, slab], network_probabilities[:, :, slab]
-            vote[:, slab] = (1 - part) * own + part * networks.mean(0) if learned is None else learned(networks, own)
+            vote[:, slab] = self.joint_vote(fused[:, slab], network_probabilities[:, :, slab], n)
         # of a slice at the end of a structure all atlases may be empty with good reason; of a volume none is
         return fusion.remove_unsupported_components(vote, fused) if self.spatial_dims == 3 else vote
+
+    def joint_vote(self, fused: torch.Tensor, networks: torch.Tensor, n: int) -> torch.Tensor:
+        """:meth:`vote_with_networks` voxel by voxel: nothing is removed yet."""
+        learned, part = self.fusions.get(n), self.joint.estimate_weight
+        return (1 - part) * fused + part * networks.mean(0) if learned is None else learned(networks, fused)
 
     @property
     def recentres(self) -> bool:

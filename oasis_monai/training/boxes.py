@@ -13,11 +13,11 @@ from oasis_monai.data.types import IGNORE
 from oasis_monai.networks.slice_unet import BOX_WINDOW, JointSettings, SliceUNet, make_box_network
 from oasis_monai.training.resident import hold
 from oasis_monai.training.slices import FILE, SliceTrainer
+from oasis_monai.training.small_structures import ANYWHERE, Copies
 from oasis_monai.training.trainer import FitContext, fit, generator
 from oasis_monai.transforms.boxes import ScanPart, place_axes
 from oasis_monai.transforms.labels import ignored, with_ignored
 
-ANYWHERE = 4  # every so many windows lies anywhere in what is kept of a scan; the others show a structure
 MOST_PLACES = 4096  # voxels of a structure in a scan that windows are laid on
 
 
@@ -61,11 +61,14 @@ class BoxTrainer(SliceTrainer):
         self.rows = torch.ones(len(parts)) if context.chances is None else context.chances
         random = generator(self.seed, -1)
         self.structures = [_places(part, context.library.classes, random) for part in parts]
+        scans = ((part.image, part.label) for part in parts)
+        self.copies = Copies(scans, context.anywhere, BOX_WINDOW // 2, generator(self.seed, -2))
+        self.hold()
 
     def hold(self) -> None:
         self.resident, self.shown, self.ignores = None, self.parts, None
         self.where = [place_axes(part.working, part.grid) for part in self.parts]
-        if self.device.type != "cpu":
+        if self.device.type != "cpu" and not self.copies.donors:  # copies are made on the host
             held = hold([part for one in self.parts for part in one[:2]], self.device, "training images in boxes")
             pairs = zip(self.parts, held[::2], held[1::2], strict=True)
             self.shown = [one._replace(image=image, label=label) for one, image, label in pairs]
@@ -87,7 +90,8 @@ class BoxTrainer(SliceTrainer):
             places = torch.stack(torch.meshgrid(along[0][x], along[1][y], along[2][z : z + 1], indexing="ij"))[..., 0]
             images.append(torch.cat([slices.float(), places]))
             labels.append(part.label[:, x, y, z])
-        return torch.stack(images), with_ignored(torch.stack(labels), self.library.classes, self.ignores), rows
+        image, label = self.copies(torch.stack(images), torch.stack(labels), random)
+        return image, with_ignored(label, self.library.classes, self.ignores), rows
 
     def validate(self, images: AtlasLibrary) -> float | None:
         """None: held-out images are on the working grid, where there are no boxes."""

@@ -22,6 +22,7 @@ from oasis_monai.data.types import IGNORE
 from oasis_monai.networks.losses import make_segmentation_loss
 from oasis_monai.networks.slice_unet import WINDOW, JointSettings, SliceUNet, SliceUNetEnsemble, check_size, make_slice_network
 from oasis_monai.training.resident_slices import ResidentSlices
+from oasis_monai.training.small_structures import Copies, even_chances, shown_in_slices
 from oasis_monai.training.tracking import mean_dice
 from oasis_monai.training.trainer import FitContext, Trainer, fit, generator, load_weights
 from oasis_monai.transforms.labels import split_ignored, structures, with_ignored
@@ -134,14 +135,20 @@ class SliceTrainer(Trainer):
         if library.spatial_dims == 3:
             self.places = torch.stack([_shows_something(*volume) for volume in self.volumes]).nonzero()
             near = near[self.places[:, 0], self.places[:, 1]]
+            scans = ((image, label) for image, label in self.volumes)
+            most = min(WINDOW, *self.volumes[0].label.shape[1:3]) // 2 if self.volumes else 0
+            self.copies = Copies(scans, context.anywhere, most, generator(self.seed, -2))
         self.chances = torch.where(near, 1.0, joint.empty_slice_weight)
         if context.chances is not None:
             self.chances = self.chances * context.chances[rows if self.places is None else self.places[:, 0]]
+        if joint.even_draws and len(self.chances):
+            self.chances = even_chances(self.chances, self._shown())
         self.hold()
 
     def hold(self) -> None:
         self.resident: ResidentSlices | None = None
-        if self.device.type != "cpu":
+        copies = self.places is not None and self.copies.donors  # they are made on the host
+        if self.device.type != "cpu" and not copies:
             self.resident = ResidentSlices.of(self.library, self.volumes, self.near, self.expected, self.device)
 
     def draw(self, random: torch.Generator) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
@@ -160,6 +167,7 @@ class SliceTrainer(Trainer):
         label = torch.stack([self.volumes[row].label[..., z] for row, z in chosen])
         if library.fine:
             image, label = cut_windows(image, label, random)
+        image, label = self.copies(image, label, random)
         return image.float(), with_ignored(label, library.classes), torch.tensor([row for row, _ in chosen])
 
     def _draw_there(self, there: ResidentSlices, random: torch.Generator) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
@@ -169,6 +177,14 @@ class SliceTrainer(Trainer):
             return *there.of_slices(chosen), chosen
         places = self.places[chosen]
         return *there.of_volumes(places, random), places[:, 0]
+
+    def _shown(self) -> torch.Tensor:
+        """(P, classes - 1) bool: which structures each of the slices that are drawn shows."""
+        classes = self.library.classes
+        if self.places is None:
+            return shown_in_slices(self.library.labels.movedim(0, -1), classes)
+        by_scan = torch.stack([shown_in_slices(one.label, classes) for one in self.volumes])
+        return by_scan[self.places[:, 0], self.places[:, 1]]
 
     def step(self, number: int) -> torch.Tensor:
         """(1,) the loss."""

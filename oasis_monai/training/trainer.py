@@ -117,6 +117,7 @@ class FitContext:
         chances: (N,) how often each atlas is drawn, relative to the others; None: all as often.
         shares: (N, m, *S) what a segmentation network learns in the place of the library's labels: the share of each of the
             channels of :func:`oasis_monai.transforms.labels.with_ignored` in every voxel; None: the labels.
+        anywhere: classes of structures that may lie anywhere: a network on slices also learns from copies of them.
         estimate_dice: mean Dice that a joint STM's estimates are brought down to; 1: they stay as they are.
         watch: what to show of the training while it runs; None: nothing. It changes no weight.
     """
@@ -135,6 +136,7 @@ class FitContext:
     start: Mapping[str, torch.Tensor] | None = None
     chances: torch.Tensor | None = None
     shares: torch.Tensor | None = None
+    anywhere: tuple[int, ...] = ()
     estimate_dice: float = 1.0
     watch: Watch | None = None
 

@@ -11,6 +11,7 @@ world's axes: a slice of an oblique scan stays a slice. For coronal and sagittal
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Callable, Iterator, Sequence
 
@@ -183,23 +184,26 @@ def restore_all(
         _check_shape("probability", probability, working)
         if len(probability) < 2:
             raise ValueError(f"probability: expected 2 or more classes, background first, found {len(probability)}")
-    foreground = torch.cat([as_plain_tensor(probability)[1:].float() for probability in probabilities])
-    classes = len(foreground) // len(probabilities)
-    device = foreground.device
+    foreground = [as_plain_tensor(probability)[1:].float() for probability in probabilities]
+    classes, device = len(foreground[0]), foreground[0].device
     labels = [torch.zeros(native.shape, dtype=torch.uint8, device=device) for _ in probabilities]
     kept = [torch.zeros(classes + 1, *native.shape, device=device) for _ in probabilities] if keep_probability else None
     for background in kept or ():
         background[0] = 1
     results = [(label, None if kept is None else kept[number]) for number, label in enumerate(labels)]
-    some = (foreground > 0).any(0)
+    some = torch.zeros(working.shape, dtype=torch.bool, device=device)
+    for one in itertools.chain(*foreground):  # class by class: all at once would be as many bytes as values
+        some |= one > 0
     if not bool(some.any()):
         return results
     corner, some = _bounding_box(some)  # nothing lies beyond it; the box of a vote of atlases is a tenth of the working grid
     x, y, z = (slice(c, c + n) for c, n in zip(corner, some.shape, strict=True))
-    foreground, working = foreground[:, x, y, z], shifted_grid(working, corner, some.shape)
+    foreground, working = [maps[:, x, y, z] for maps in foreground], shifted_grid(working, corner, some.shape)
     few = kept is not None or classes + 1 <= MANY
-    boxes = [] if few else [_boxes(maps, least_to_win(classes + 1)) for maps in foreground.split(classes)]
-    at_once = len(foreground) if few else 1
+    boxes = [] if few else [_boxes(maps, least_to_win(classes + 1)) for maps in foreground]
+    totals = [] if few else [maps.sum(0) for maps in foreground]
+    together = torch.cat(foreground) if few else torch.empty(0)
+    at_once = len(together) if few else 1
     thick = max(1, SLAB_VALUES // max(1, (at_once + 3) * native.shape[0] * native.shape[1]))
     for first in range(0, native.shape[2], thick):
         last = min(first + thick, native.shape[2])
@@ -211,10 +215,10 @@ def restore_all(
         part = shifted_grid(slab, corner, seen.shape)
         x, y, z = (slice(c + add, c + add + n) for c, add, n in zip(corner, (0, 0, first), seen.shape, strict=True))
         if boxes:
-            for number, maps in enumerate(foreground.split(classes)):
-                labels[number][x, y, z] = _decided_in_boxes(maps, boxes[number], working, part) * seen
+            for number, maps in enumerate(foreground):
+                labels[number][x, y, z] = _decided_in_boxes(maps, totals[number], boxes[number], working, part) * seen
             continue
-        every = resample(foreground, working, part, anti_alias=False) * seen
+        every = resample(together, working, part, anti_alias=False) * seen
         for number, maps in enumerate(every.split(classes)):
             labels[number][x, y, z] = decide_streamed(enumerate(maps, 1), torch.zeros_like(maps[0]))
             if kept is not None:
@@ -237,9 +241,14 @@ def _boxes(maps: torch.Tensor, least: float) -> list[tuple[slice, ...] | None]:
 
 
 def _decided_in_boxes(
-    maps: torch.Tensor, boxes: Sequence[tuple[slice, ...] | None], working: Geometry, target: Geometry
+    maps: torch.Tensor,
+    total: torch.Tensor,
+    boxes: Sequence[tuple[slice, ...] | None],
+    working: Geometry,
+    target: Geometry,
 ) -> torch.Tensor:
-    """:func:`.decide` of foreground maps (C, \\*working.shape) resampled to ``target``, each one only in its box."""
+    """:func:`.decide` of foreground maps (C, \\*working.shape) and their ``total`` resampled to ``target``, each map only in its
+    box."""
 
     def seen() -> Iterator[tuple[int, torch.Tensor, tuple[slice, ...]]]:
         for index, (values, box) in enumerate(zip(maps, boxes, strict=True), 1):
@@ -252,7 +261,7 @@ def _decided_in_boxes(
                 part = resample(values[box][None], source, shifted_grid(target, corner, within.shape), anti_alias=False)[0]
                 yield index, part, tuple(slice(c, c + n) for c, n in zip(corner, within.shape, strict=True))
 
-    return decide_within(seen(), resample(maps.sum(0)[None], working, target, anti_alias=False)[0])
+    return decide_within(seen(), resample(total[None], working, target, anti_alias=False)[0])
 
 
 def as_plain_tensor(values: torch.Tensor) -> torch.Tensor:

@@ -74,6 +74,19 @@ def enlarge_slab(values: torch.Tensor, size: Sequence[int], slab: slice) -> torc
         return enlarge(values, (values.shape[2], *size[1:]))
 
 
+def rows_near(old: int, new: int, slab: slice) -> slice:
+    """The voxels of an axis that :func:`enlarge` looks at for a part of the ``new`` ones."""
+    low, high = ((end + 0.5) * (old / new) - 0.5 for end in (slab.start, slab.stop - 1))
+    return slice(max(0, math.floor(low)), min(old, math.floor(high) + 2))
+
+
+def enlarge_rows(values: torch.Tensor, old: int, rows: slice, size: Sequence[int], slab: slice) -> torch.Tensor:
+    """:func:`enlarge_slab` of values that are known in :func:`rows_near` of ``old`` voxels along x: (B, C, \\*rows)."""
+    weights = _weights(old, size[0], False)[slab, rows].to(values.device)
+    values = along_axis(weights, values.float(), 2)
+    return enlarge(values, (values.shape[2], *size[1:]))
+
+
 def along_axis(matrix: torch.Tensor, values: torch.Tensor, axis: int) -> torch.Tensor:
     """(m, n) matrix times every line of n values along ``axis``, which becomes m long. Values that lie in order stay there."""
     if axis == values.ndim - 1:

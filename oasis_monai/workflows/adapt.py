@@ -21,6 +21,7 @@ from oasis_monai.data.settings import DataSettings
 from oasis_monai.data.types import IGNORE
 from oasis_monai.settings import Settings
 from oasis_monai.training.trainer import TRAINING_VERSION
+from oasis_monai.transforms.boxes import BOXES_VERSION, ScanPart
 from oasis_monai.transforms.labels import structures
 from oasis_monai.utils.errors import ConfigError, DataError, Fault
 from oasis_monai.utils.files import digest, locked, write_json, write_text
@@ -73,7 +74,9 @@ def adapt_model(model: Path, output: Path, options: Settings, log: Log = print, 
     tracking = tracking_of(replace(settings, tracking=options.tracking, cache=options.cache), output)
     tell_where(tracking, log)
     with clock("train"), locked(folder):
-        segmenter = train_further(loaded.segmenter, settings, scans.library, folder, loaded.device, tracking=tracking)
+        segmenter = train_further(
+            loaded.segmenter, settings, scans.library, folder, loaded.device, tracking=tracking, parts=scans.parts
+        )
     if loaded.record.values["calibration"] is not None:
         log(
             "note: the predicted Dice and its interval stay as a cross-validation fitted them before, without these scans. "
@@ -96,12 +99,14 @@ class _Scans:
         names: id there -> case of the library.
         library: their atlases, by their names and with the model's classes.
         data: where they are, and what their labels mean.
+        parts: what the network that looks again in boxes learns from, by the names and with the classes of the library.
     """
 
     dataset: Dataset
     names: dict[str, str]
     library: AtlasLibrary
     data: DataSettings
+    parts: Mapping[str, ScanPart]
 
     def cases(self, model: Model) -> list[str]:
         """The cases of the adapted model's library."""
@@ -135,7 +140,9 @@ def _read_scans(model: Model, options: Settings, cache: Path, log: Log) -> _Scan
     library = dataset.library.subset(known)
     patients = tuple(p if p != c else names[c] for c, p in zip(library.cases, library.patients, strict=True))
     renamed = replace(library, cases=tuple(names[case] for case in library.cases), patients=patients)
-    return _Scans(dataset, names, _with_classes_of(model, data, renamed), data)
+    places = _classes_of(model, data)
+    parts = {names[case]: one._replace(label=places[one.label.long()]) for case, one in dataset.parts.items()}
+    return _Scans(dataset, names, _with_classes_of(model, places, renamed), data, parts)
 
 
 def _with_same_structures(own: DataSettings, data: DataSettings) -> tuple[DataSettings, list[str]]:
@@ -164,11 +171,16 @@ def _with_same_structures(own: DataSettings, data: DataSettings) -> tuple[DataSe
     return with_structures_of(own, data)
 
 
-def _with_classes_of(model: Model, data: DataSettings, library: AtlasLibrary) -> AtlasLibrary:
-    """Atlases whose classes are numbered as the model's: the values in their files may have another order."""
+def _classes_of(model: Model, data: DataSettings) -> torch.Tensor:
+    """(256,) uint8: the model's class of each class of new scans, as the values in their files may have another order."""
     places = torch.arange(IGNORE + 1, dtype=torch.uint8)
     for number, name in enumerate(data.labels, 1):
         places[number] = [*model.labels].index(name) + 1
+    return places
+
+
+def _with_classes_of(model: Model, places: torch.Tensor, library: AtlasLibrary) -> AtlasLibrary:
+    """Atlases whose classes are numbered as the model's."""
     fine = tuple(one._replace(label=places[one.label.long()]) for one in library.fine)
     members = model.segmenter.library.structures
     return replace(library, labels=places[library.labels.long()], fine=fine, structures=members)
@@ -231,6 +243,7 @@ def _identity(model: Model, settings: Settings, scans: _Scans) -> dict[str, Any]
         "share": SHARE,
         "rate": RATE,
         "version": [TRAINING_VERSION, FURTHER_VERSION],
+        **({"boxes": BOXES_VERSION} if scans.parts else {}),
     }
 
 

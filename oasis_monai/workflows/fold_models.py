@@ -355,6 +355,7 @@ class FoldModels:
             else f"fold {fold.index + 1} of {folds}{f' ({fold.name})' if fold.name else ''}, {network}",
             same_case=self._same_case,
             distance=settings.features.distance,
+            anywhere=settings.anywhere,
             estimate_dice=settings.joint.estimate_dice,
             watch=self._watch(fold, network),
         )

@@ -9,8 +9,10 @@ the first training, and fall again.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
+from types import MappingProxyType
 
 import torch
 from torch import nn
@@ -21,12 +23,14 @@ from oasis_monai.segmentation.build import TrainedNetworks, build_estimator, bui
 from oasis_monai.segmentation.estimate import estimate_atlases
 from oasis_monai.segmentation.segmenter import Segmenter
 from oasis_monai.settings import Settings
+from oasis_monai.training.boxes import train_box_network
 from oasis_monai.training.registration import train_registration
 from oasis_monai.training.segmentation import train_volume_network
 from oasis_monai.training.slices import train_slice_network
 from oasis_monai.training.tracking import Tracking, Watch
 from oasis_monai.training.trainer import FitContext
-from oasis_monai.workflows.fold_models import REGISTRATION, SLICES, VOLUME, segmenter_options, training_seed
+from oasis_monai.transforms.boxes import ScanPart
+from oasis_monai.workflows.fold_models import BOXES, REGISTRATION, SLICES, VOLUME, segmenter_options, training_seed
 
 FURTHER_VERSION = 1
 """In the name of every checkpoint; raise it when the same settings would train otherwise."""
@@ -45,6 +49,7 @@ def train_further(
     share: float | None = None,
     rate: float = RATE,
     tracking: Tracking | None = None,
+    parts: Mapping[str, ScanPart] = MappingProxyType({}),
 ) -> Segmenter:
     """Train every network of a segmenter on from its weights; the segmenter itself stays as it is.
 
@@ -57,6 +62,9 @@ def train_further(
         share: part of the draws that go to the new atlases, 0 to 1; None: :func:`usual_share`.
         rate: learning rates relative to those of the settings, above 0.
         tracking: where the trainings are recorded. All scans are trained with, so there is no held-out Dice.
+        parts: of the new atlases by case, what the network that looks again in boxes learns from
+            (:func:`oasis_monai.transforms.boxes.labelled_part`), with the library's classes. It learns from these alone, as a
+            model holds no scan at its own resolution; without any it stays as it is.
 
     Returns:
         A segmenter with these networks. Its library has the new atlases last, and the estimates of all are the new networks'.
@@ -83,8 +91,11 @@ def train_further(
     assert start.registration is not None
     context = further.context(REGISTRATION, start.registration, library, device)
     registration = train_registration(context, settings.registration, settings.loss)
-    # the box network stays as it is: it learns from scans at their own resolution, of which a model holds none
-    networks = TrainedNetworks(registration, slices, volume, start.boxes)
+    boxes = start.boxes
+    if boxes is not None and parts:
+        alone = replace(further, chances=torch.ones(len(new)))
+        boxes = train_box_network(alone.context(BOXES, boxes, new, device), parts, joint, boxes)
+    networks = TrainedNetworks(registration, slices, volume, boxes)
     return build_segmenter(library, networks, segmenter_options(settings), device)
 
 
@@ -144,6 +155,7 @@ class _Further:
             distance=settings.features.distance,
             start={key: value.detach().clone() for key, value in network.state_dict().items()},
             chances=self.chances,
+            anywhere=settings.anywhere,
             estimate_dice=settings.joint.estimate_dice,
             watch=None if self.tracking is None else Watch(self.tracking.within(name)),
         )

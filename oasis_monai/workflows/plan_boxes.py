@@ -26,8 +26,9 @@ WHOLE_VOXELS = 2**23
 SMALL = 0.35
 """Boxes that show more of the view than this gain little against the coarse pass that they need."""
 CELL_MM = 6.0  # of the lattice on which the room that boxes take is counted
-BUDGETS = {"slice_budget": 0.3, "volume_budget": 0.2, "box_budget": 0.4, "estimate_weight": 1.0}
-"""Of the joint model: the slice network of the coarse pass has few voxels to learn from, the box network has the detail."""
+BUDGETS = {"slice_budget": 0.3, "volume_budget": 0.2, "box_budget": 0.4, "even_draws": True, "estimate_weight": 1.0}
+"""Of the joint model: the slice network of the coarse pass has few voxels to learn from, the box network has the detail. What the
+coarse pass does not see gets no box, so structures of a few slices are drawn as often as the others."""
 
 
 def with_boxes(

@@ -106,7 +106,7 @@ def network_choices(networks: Mapping[str, Mapping[str, Any]], asked: Asked, ste
         keys = ("volume_network", "volume_stride")
         reason = "the volume network sees pixels of half the resolution, as slices are thick"
     if joint.get("box_budget"):
-        keys += ("slice_budget", "volume_budget", "box_budget", "estimate_weight")
+        keys += ("slice_budget", "volume_budget", "box_budget", "even_draws", "estimate_weight")
         reason += (
             f"; {joint['box_budget']:.0%} of the time are for the network that looks again in boxes, and atlases only tell how "
         )

@@ -98,3 +98,24 @@ def test_it_begins_as_the_slice_network_and_learns_on_its_part_of_the_budget(tmp
     assert not torch.equal(made.last[0].weight, start.last[0].weight)
     again = train_box_network(context, parts(), JOINT, three())
     assert torch.equal(again.last[0].weight, made.last[0].weight), "it is loaded, not trained anew"
+
+
+def test_windows_also_show_copies_of_what_may_lie_anywhere(monkeypatch):
+    """The small structure in its scan's first slice alone, then elsewhere too; where voxels lie does not change."""
+    monkeypatch.setattr("oasis_monai.training.small_structures.COPIED", 1.0)
+    library = discs(3, classes=3).subset([0, 2])
+    made = parts()
+    random = torch.Generator().manual_seed(0)
+    for case, part in made.items():
+        image = 0.1 * torch.randn(part.image.shape, generator=random)
+        made[case] = part._replace(image=image - 1.0 * (part.label == 2))
+    context = FitContext(library, (4.0, 4.0, 4.0), replace(SHORT, augment=False))
+    shown = {}
+    for anywhere in ((), (2,)):
+        trainer = BoxTrainer(replace(context, anywhere=anywhere), placed(), JOINT, list(made.values()))
+        images, labels, rows = trainer.draw(generator(3, 1))
+        shown[anywhere] = labels[:, 1].flatten(1).any(1) & (rows == 1)
+        places = images[:, 3:]
+        assert torch.equal(shown.setdefault("places", places), places)
+    assert not shown[()].any()
+    assert shown[2,].any()

@@ -16,7 +16,7 @@ from oasis_monai.networks.slice_unet import (
 )
 from oasis_monai.segmentation.estimate import Estimator
 from oasis_monai.training.slices import SliceTrainer, cut_windows, train_slice_network
-from oasis_monai.training.trainer import FitContext, TrainingSettings
+from oasis_monai.training.trainer import FitContext, TrainingSettings, generator
 from oasis_monai.utils.errors import OasisError
 from oasis_monai.utils.tensor_files import save_tensors
 from tests.networks.test_slice_unet import net
@@ -208,3 +208,40 @@ def test_large_slices_of_a_fine_grid_are_seen_in_windows():
     assert {0.0, 60.0} <= set(starts[1::2].tolist())
     small = place[..., :WINDOW, :], label[..., :WINDOW, :]
     assert all(one is other for one, other in zip(cut_windows(*small, random), small, strict=True))
+
+
+@pytest.mark.parametrize("dims", [2, 3])
+def test_even_draws_show_a_rare_structure_as_often(dims):
+    """Once in the library; without them it would be drawn as seldom as any other slice."""
+    library = discs(dims, classes=3)
+    labels = library.labels.clone()
+    labels[labels == 2] = 1
+    labels[(1, 0, 16, 16, 2) if dims == 3 else (1, 0, 16, 16)] = 2
+    library = replace(library, labels=labels)
+    shown = {}
+    for even in (False, True):
+        joint = replace(SMALL, even_draws=even, slices_per_step=100)
+        network = make_slice_network(3, joint, False)
+        trainer = SliceTrainer(FitContext(library, (1.0, 1.0), replace(SHORT, augment=False)), network, joint)
+        _, drawn, _ = trainer.draw(generator(0, 0))
+        shown[even] = int(drawn[:, 1].flatten(1).any(1).sum())
+    assert shown[False] < 25
+    assert 25 < shown[True] < 60, "three of eight, and of the quarter that is drawn as before"
+
+
+def test_copies_of_what_may_lie_anywhere_are_learned_from(monkeypatch):
+    monkeypatch.setattr("oasis_monai.training.small_structures.COPIED", 1.0)
+    monkeypatch.setattr("oasis_monai.training.small_structures.TRIES", 200)
+    library = discs(3, size=64)
+    label = torch.zeros_like(library.labels)
+    label[0, 0, 30:34, 30:34] = 1
+    images = 0.1 * torch.randn(library.images.shape, generator=torch.Generator().manual_seed(0)) - 1.0 * label
+    library = replace(library, images=images, labels=label)
+    shown = {}
+    for anywhere in ((), (1,)):
+        joint = replace(SMALL, slices_per_step=20)
+        context = FitContext(library, (1.0, 1.0), replace(SHORT, augment=False), anywhere=anywhere)
+        _, drawn, rows = SliceTrainer(context, make_slice_network(2, joint, False), joint).draw(generator(0, 0))
+        shown[anywhere] = drawn[:, 0].flatten(1).any(1)[rows > 0]
+    assert not shown[()].any()
+    assert shown[1,].all()

@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from oasis_monai.utils.interpolation import enlarge, sample_volume
+from oasis_monai.utils.interpolation import enlarge, enlarge_rows, rows_near, sample_volume
 
 
 def seeded(seed, *shape):
@@ -90,3 +90,16 @@ def test_enlarging_half_precision_is_done_in_float32():
         assert enlarge(values.bfloat16(), (8, 8)).dtype == torch.float32
         want = F.interpolate(values, size=(8, 8), mode="bilinear")
         torch.testing.assert_close(enlarge(values, (8, 8)), want, atol=1e-5, rtol=0)
+
+
+@pytest.mark.parametrize("factor", [1, 2, 3])
+def test_rows_near_a_slab_are_all_that_enlarging_looks_at(factor):
+    values, size = seeded(7, 1, 2, 6, 4, 3), (6 * factor, 8, 6)
+    whole = F.interpolate(values, size=size, mode="trilinear", align_corners=False)
+    for first in range(size[0]):
+        slab = slice(first, min(first + 2, size[0]))
+        rows = rows_near(6, size[0], slab)
+        assert 0 <= rows.start < rows.stop <= 6
+        assert rows.stop - rows.start <= 4
+        found = enlarge_rows(values[:, :, rows], 6, rows, size, slab)
+        torch.testing.assert_close(found, whole[:, :, slab], atol=1e-5, rtol=0)

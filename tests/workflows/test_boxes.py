@@ -9,10 +9,14 @@ import torch
 from oasis_monai.data.io import read_volume
 from oasis_monai.data.types import Case
 from oasis_monai.segmentation.boxes import BoxSegmenter, lay_boxes, restore_boxes
+from oasis_monai.segmentation.expected import Expected
 from oasis_monai.segmentation.pipeline import Scan, segment_case
 from oasis_monai.settings import build
-from oasis_monai.transforms.boxes import box_grid, images_in_boxes, places_in_box
+from oasis_monai.training.boxes import train_box_network
+from oasis_monai.transforms.boxes import box_grid, images_in_boxes, labelled_part, places_in_box
+from oasis_monai.transforms.preprocessing import PreprocessCache
 from oasis_monai.utils.errors import ConfigError
+from oasis_monai.workflows.adapt import adapt_model
 from oasis_monai.workflows.bundle.write import write_bundle
 from oasis_monai.workflows.crossval import crossval
 from oasis_monai.workflows.further_training import networks_of, train_further
@@ -123,19 +127,66 @@ def test_folds_are_scored_and_repeat_themselves(settings, tmp_path):
     assert crossval(fresh, tmp_path / "b", quiet).read_bytes() == first.read_bytes()
 
 
-def test_further_training_keeps_the_box_network(trained):
+def weights_of(segmenter):
+    return [weight.clone() for weight in networks_of(segmenter).boxes.parameters()]
+
+
+def test_without_new_scans_at_their_resolution_the_box_network_stays(trained):
     settings, folder = trained
     segmenter = load_model(folder).segmenter
     library = segmenter.library
     new = replace(library.subset([0]), cases=("new",), patients=("new",), estimates=None)
     made = train_further(segmenter, replace(settings, training=replace(settings.training, iterations=1)), new)
-    own, other = networks_of(segmenter).boxes, networks_of(made).boxes
-    assert all(torch.equal(a, b) for a, b in zip(own.parameters(), other.parameters(), strict=True))
+    assert all(torch.equal(a, b) for a, b in zip(weights_of(segmenter), weights_of(made), strict=True))
+
+
+def test_adapting_trains_the_box_network_on(trained, phantom, tmp_path, monkeypatch):
+    """From its weights, on the new scan at the boxes' resolution, with the model's classes."""
+    settings, folder = trained
+    learned = []
+
+    def remembered(context, parts, joint, start):
+        learned.append((context.library.cases, dict(parts), joint.lr, [w.clone() for w in start.parameters()]))
+        return train_box_network(context, parts, joint, start)
+
+    monkeypatch.setattr("oasis_monai.workflows.further_training.train_box_network", remembered)
+    more = {"data": {"root": str(phantom), "include": [NEW]}, "cache": str(tmp_path / "cache")}
+    options = build(merged(TINY, JOINT, BOXES, more))
+    adapted = load_model(adapt_model(folder, tmp_path / "adapted", options, quiet))
+    before = weights_of(load_model(folder).segmenter)
+    ((cases, parts, lr, start),) = learned
+    assert (cases, list(parts)) == ((NEW,), [NEW])
+    assert lr < settings.joint.lr
+    assert all(torch.equal(a, b) for a, b in zip(before, start, strict=True))
+    store = PreprocessCache(None, settings.preprocessing, (0, 1), None)
+    wanted = labelled_part(store, Case(NEW, phantom / f"{NEW}.mhd", phantom / f"{NEW}_segmentation.mhd"))
+    assert torch.equal(parts[NEW].image, wanted.image)
+    assert torch.equal(parts[NEW].label, wanted.label)
+    after = weights_of(adapted.segmenter)
+    assert not all(torch.equal(a, b) for a, b in zip(before, after, strict=True))
 
 
 def test_a_bundle_of_it_is_refused(trained, tmp_path):
     with pytest.raises(ConfigError, match=r"^model: expected a model without boxes"):
         write_bundle(trained[1], tmp_path / "bundle", log=quiet)
+
+
+def test_structures_that_may_lie_anywhere_are_named(config):
+    made = build(config(JOINT, BOXES, {"joint": {"anywhere": ["prostate"]}}))
+    assert made.anywhere == (1,)
+    plain = build(config(JOINT, BOXES))
+    for network, same in (("slices", False), ("boxes", False), ("registration", False), ("volume", True)):
+        assert (made.identity(network) == plain.identity(network)) is same, network
+    assert not {"anywhere", "even_draws"} & {*plain.to_json()["joint"], *plain.identity("slices")["joint"]}
+    assert build(made.to_json()) == made
+    with pytest.raises(ConfigError, match=r"^joint\.anywhere: expected names of structures: prostate, found 'lesion'"):
+        build(config(JOINT, BOXES, {"joint": {"anywhere": ["lesion"]}}))
+
+
+def test_what_training_labels_show_is_expected(trained):
+    segmenter = load_model(trained[1]).segmenter
+    assert segmenter.boxes.expected == Expected.of(segmenter.library)
+    assert segmenter.boxes.expected.one_place == {1}
 
 
 def test_the_budget_goes_with_the_boxes(config):

@@ -15,6 +15,7 @@ from oasis_monai.networks.slice_unet import WINDOW, JointSettings, make_slice_ne
 from oasis_monai.segmentation.build import SegmenterOptions, TrainedNetworks, build_estimator
 from oasis_monai.segmentation.estimate import Estimator, see
 from oasis_monai.segmentation.methods import needs_atlases
+from oasis_monai.segmentation.packed import mean_of
 from oasis_monai.segmentation.segmenter import Segmenter
 from oasis_monai.settings import Settings
 from oasis_monai.transforms.spatial import as_plain_tensor
@@ -110,7 +111,7 @@ class EstimateNetwork(nn.Module):
         working = image[self.in_channels :, ::x, ::y, ::z].contiguous()
         fine = estimator.on_both_grids(working, image[: self.in_channels].half()).fine
         assert fine is not None
-        return fine.mean(0)
+        return mean_of(fine)
 
     def _one(self, estimator: Estimator, image: torch.Tensor) -> torch.Tensor:
         return self._estimate(estimator, image).clone()  # outside inference mode: it can be trained on
