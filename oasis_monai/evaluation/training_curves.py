@@ -13,8 +13,6 @@ from oasis_monai.evaluation.figures import COLOURS, DASHES, INK, add_legend, dre
 from oasis_monai.training.tracking import VALIDATION as DICE
 from oasis_monai.utils.errors import DataError, Fault
 
-HISTORIES = "training"
-"""The folder of a run that has them."""
 ACROSS = 2  # networks beside each other: more would be too small to read
 _COLUMNS = ("step", "seconds", "loss")
 

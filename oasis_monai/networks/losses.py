@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 
@@ -84,10 +84,32 @@ def smoothness(ddf: torch.Tensor, reduction: str = "mean") -> torch.Tensor:
             mean over voxels, components and axes. (MONAI's DiffusionLoss adds the D axes up instead, by central
             differences: D times as much for a field of constant gradient.)
     """
-    squares = [torch.diff(ddf.float(), dim=axis).square() for axis in range(2, ddf.ndim)]
-    if reduction == "sum":
-        return torch.stack([s.sum() for s in squares]).sum() / ddf.shape[0]
-    return torch.stack([s.mean() for s in squares]).mean()
+    if reduction == "mean":
+        mean: torch.Tensor = _MeanSquaredSteps.apply(ddf.float())
+        return mean
+    return torch.stack([torch.diff(ddf.float(), dim=axis).square().sum() for axis in range(2, ddf.ndim)]).sum() / ddf.shape[0]
+
+
+class _MeanSquaredSteps(torch.autograd.Function):
+    """The mean over the spatial axes of the mean squared forward difference, with its gradient written into one tensor: a third
+    of the time of torch's, which makes three as large as the field for every axis."""
+
+    @staticmethod
+    def forward(ctx: Any, field: torch.Tensor) -> torch.Tensor:
+        steps = [torch.diff(field, dim=axis) for axis in range(2, field.ndim)]
+        ctx.save_for_backward(*steps)
+        ctx.shape = field.shape
+        return torch.stack([(step * step).mean() for step in steps]).mean()
+
+    @staticmethod
+    def backward(ctx: Any, *grads: torch.Tensor) -> torch.Tensor:
+        (grad,), steps = grads, ctx.saved_tensors
+        of_field = grad.new_zeros(ctx.shape)
+        for axis, step in enumerate(steps, 2):
+            scaled = step * (grad * (2 / (len(steps) * step.numel())))
+            of_field.narrow(axis, 1, step.shape[axis]).add_(scaled)
+            of_field.narrow(axis, 0, step.shape[axis]).sub_(scaled)
+        return of_field
 
 
 def bending_energy(ddf: torch.Tensor) -> torch.Tensor:

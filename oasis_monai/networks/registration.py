@@ -150,7 +150,20 @@ def _make_body(settings: RegistrationSettings, spatial_dims: int, in_channels: i
     # plain convolution behind them
     flow = (_Flow3d if spatial_dims == 3 else _Flow2d)(channels[0], spatial_dims, 3, padding=1)
     _zero(flow)
-    return nn.Sequential(net, flow)
+    return _BodyWithFlow(net, flow)
+
+
+class _BodyWithFlow(nn.Sequential):
+    """A body, and the flow layer behind it, which is trained in float32 also where autocast computes the body in bfloat16: a
+    displacement of a hundredth of a voxel decides whether it gets better."""
+
+    def forward(self, x: torch.Tensor) -> Any:
+        net, flow = self
+        x = net(x)
+        if not self.training:  # as models were judged
+            return flow(x)
+        with torch.autocast(x.device.type, enabled=False):
+            return flow(x.float())
 
 
 class SpatialTransformModel(nn.Module):

@@ -10,6 +10,7 @@ from torch import nn
 
 from oasis_monai.atlases.library import AtlasLibrary
 from oasis_monai.data.types import IGNORE
+from oasis_monai.networks.fast_training import speed_up_training
 from oasis_monai.networks.losses import make_segmentation_loss
 from oasis_monai.networks.segmentation import NetworkSettings, Predictor, make_network
 from oasis_monai.networks.slice_unet import JointSettings
@@ -55,7 +56,7 @@ class SegmentationTrainer(Trainer):
     terms = ("loss", "main")
 
     def __init__(self, context: FitContext, name: str, model: nn.Module, network: NetworkSettings) -> None:
-        self.library, self.model = context.library, model
+        self.library, self.model = context.library, speed_up_training(model)
         self.spacings_mm = context.spacings_mm / torch.tensor(self.library.fine_factor or (1,))
         self.settings, self.seed, self.chances = context.training, context.seed, context.chances
         self.shares, self.predictor = context.shares, (name, network)
@@ -69,7 +70,8 @@ class SegmentationTrainer(Trainer):
         self.augmentation = context.augmented()
         self.loss = make_segmentation_loss(self.library.structures, self.library.classes)
         self.device = next(model.parameters()).device
-        # full-size convolutions take half of the time in bfloat16 on a CPU that is made for it; others gain little
+        # full-size convolutions take half of the time in bfloat16 on a CPU that is made for it; a U-Net3D gains less, and
+        # may lose accuracy (docs/results/accuracy.md)
         self.bfloat16 = self.settings.amp or (network.kind(name) == "dynunet" and use_bfloat16(self.device, None))
         self.hold()
 

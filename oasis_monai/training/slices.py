@@ -19,6 +19,7 @@ from oasis_monai.atlases.slices import (
     slices_near_structure,
 )
 from oasis_monai.data.types import IGNORE
+from oasis_monai.networks.fast_training import speed_up_training
 from oasis_monai.networks.losses import make_segmentation_loss
 from oasis_monai.networks.slice_unet import WINDOW, JointSettings, SliceUNet, SliceUNetEnsemble, check_size, make_slice_network
 from oasis_monai.training.resident_slices import ResidentSlices
@@ -107,7 +108,7 @@ class SliceTrainer(Trainer):
 
     def __init__(self, context: FitContext, model: SliceUNet, joint: JointSettings) -> None:
         library, settings = context.library, context.training
-        self.library, self.model, self.settings, self.seed = library, model, settings, context.seed
+        self.library, self.model, self.settings, self.seed = library, speed_up_training(model), settings, context.seed
         self.count = joint.slices_per_step
         self.device = next(model.parameters()).device
         model.encoder.to(memory_format=torch.channels_last)  # the decoder's instance norms are faster with channels first

@@ -31,6 +31,8 @@ VALIDATION = "validation_dice"
 """The name of the held-out Dice, also as a column of ``history.csv``."""
 VALIDATIONS = 20
 """How often a training is validated, evenly over its budget."""
+HISTORIES = "training"
+"""The folder of a run that has the histories of its networks."""
 RUN_ID = "mlflow_run"
 """The file that holds the id of a network's MLflow run, so that a resumed training goes on with it."""
 

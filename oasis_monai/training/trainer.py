@@ -28,7 +28,7 @@ from oasis_monai.transforms.augmentation import Augmentation
 from oasis_monai.utils.config import INFERENCE_ONLY, absent_as, not_used_by, require
 from oasis_monai.utils.errors import OasisError
 from oasis_monai.utils.files import write_text
-from oasis_monai.utils.memory import first_line, out_of_memory
+from oasis_monai.utils.memory import first_line, keep_freed_memory, out_of_memory
 from oasis_monai.utils.tensor_files import load_if_whole, save_tensors
 
 TRAINING_VERSION = 2  # part of every checkpoint's key; raise it when the same settings would train differently
@@ -56,8 +56,8 @@ class TrainingSettings:
         batch: pairs per step of the registration network, images per step of a segmentation network; 1 or more.
         nearest_partners: each target is paired with one of this many nearest atlases by feature distance; 0 for any atlas.
         augment: change both images of a pair at random (:class:`oasis_monai.transforms.augmentation.Augmentation`).
-        amp: compute the network's convolutions in bfloat16. The slice network and DynU-Nets do so by themselves on CPUs with
-            fast bfloat16.
+        amp: compute the network's convolutions in bfloat16. The slice network, DynU-Nets and registration networks of volumes
+            do so by themselves on CPUs with fast bfloat16.
         compile: train the network as ``torch.compile`` makes it (:mod:`oasis_monai.training.compilation`): it rounds in other
             places, and the first step takes a minute or more. Where it cannot be compiled it is trained as it is.
         checkpoint_minutes: minutes between two checkpoints, the most that an interruption can lose; 0 or more.
@@ -292,7 +292,7 @@ def fit(
         last = state.history[-1] if state.history else {"step": 0, "seconds": 0}
         observer = Observer(watch, lambda images: _validate(trainer, images), name)
         shown = _share(trainer.settings, last["step"], last["seconds"])
-        with distributed.team().helping(trainer), observer.following(state.step, shown):
+        with distributed.team().helping(trainer), observer.following(state.step, shown), keep_freed_memory():
             _run(trainer, state, path, progress, name, observer)
     return trainer.model.eval()
 

@@ -1,4 +1,4 @@
-"""Choose the device, and bfloat16 where it is fast: at inference, and to train the slice network and a DynU-Net."""
+"""Choose the device, and bfloat16 where it is fast: at inference, and to train some of the networks."""
 
 from __future__ import annotations
 

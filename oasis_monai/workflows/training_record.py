@@ -14,9 +14,8 @@ from pathlib import Path
 
 from oasis_monai.atlases.library import AtlasLibrary
 from oasis_monai.data.folds import Fold
-from oasis_monai.evaluation.training_curves import HISTORIES
 from oasis_monai.settings import Settings
-from oasis_monai.training.tracking import MLFLOW, NONE, Tracking, choose_kind
+from oasis_monai.training.tracking import HISTORIES, MLFLOW, NONE, Tracking, choose_kind
 from oasis_monai.training.trainer import draw_rows, generator
 from oasis_monai.utils.files import write_text
 from oasis_monai.workflows.run_record import flat

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from benchmarks.speed import methods, one_method, peers, report, run, timing
+from benchmarks.speed import methods, one_method, peers, report, run, timing, training_steps
 from benchmarks.speed.data import World, configuration
 from oasis_monai.settings import build
 
@@ -124,3 +124,27 @@ def test_seconds_are_of_the_runs_after_the_warm_up(clock):
 def test_the_models_of_ours_that_are_trained_have_settings_that_fit_their_grid(dims, joint, tmp_path):
     settings = build(configuration("scans", dims, joint, 2.0, ("Case00",), tmp_path))
     assert (settings.uses_joint_model, settings.spatial_dims, settings.training.minutes) == (joint, dims, 2.0)
+
+
+class Steps:
+    """A worker of known speed, whose loss is off by ``off``."""
+
+    def __init__(self, seconds: float, off: float = 0.0) -> None:
+        self.seconds, self.off, self.asked = seconds, off, []
+
+    def ask(self, **what):
+        self.asked.append(what)
+        if "network" in what:
+            return {}
+        first, count = what["steps"]
+        slow = 2 if first >= 6 else 1  # the machine is busy in a later round: both take twice as long
+        return {"seconds": count * self.seconds * slow, "losses": [self.off + number for number in range(first, first + count)]}
+
+
+def test_training_steps_are_compared_round_by_round():
+    old, new = Steps(0.3), Steps(0.2, off=0.01)
+    found = training_steps.compare([old, new], "U-Net3D", rounds=3, steps=2)
+    assert found["ratio"] == pytest.approx(1.5)
+    assert found["old"] == pytest.approx(200)
+    assert found["apart"] == pytest.approx(0.01)
+    assert old.asked == new.asked == [{"network": "U-Net3D"}, *({"steps": [first, 2]} for first in (0, 2, 4, 6))]

@@ -4,7 +4,7 @@ import pytest
 
 from oasis_monai.networks import segmentation as networks
 from oasis_monai.segmentation import alignment, estimate
-from oasis_monai.training import segmentation, slices
+from oasis_monai.training import registration, segmentation, slices
 from oasis_monai.workflows.crossval import crossval
 from oasis_monai.workflows.model import load_model
 from oasis_monai.workflows.train import train_model
@@ -28,7 +28,7 @@ FEW = {
 @pytest.fixture(autouse=True)
 def float32(monkeypatch):
     """Two devices are compared: bfloat16 is another rounding."""
-    for module in (segmentation, slices):
+    for module in (registration, segmentation, slices):
         monkeypatch.setattr(module, "use_bfloat16", lambda device, asked: False)
     for module in (alignment, estimate, networks):
         monkeypatch.setattr(module, "infer_in_bfloat16", lambda device, asked: False)

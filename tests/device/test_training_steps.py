@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from oasis_monai.training import resident, segmentation, slices
+from oasis_monai.training import registration, resident, segmentation, slices
 from oasis_monai.transforms.augmentation import Augmentation
 from tests.helpers import trainers
 from tests.helpers.pretend_device import MixedDevicesError, pretend_device
@@ -16,7 +16,7 @@ MOST_SENT = 10_000
 @pytest.fixture(autouse=True)
 def float32(monkeypatch):
     """Steps of two devices are compared: the CPU's own bfloat16 is another rounding."""
-    for module in (segmentation, slices):
+    for module in (registration, segmentation, slices):
         monkeypatch.setattr(module, "use_bfloat16", lambda device, asked: False)
 
 

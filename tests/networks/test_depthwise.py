@@ -76,4 +76,4 @@ def test_slice_network_is_the_same_function_trained_and_used() -> None:
 def test_norms_that_learn_no_statistics_are_asked_for() -> None:
     norm = torch.nn.BatchNorm2d(3, track_running_stats=False)
     with pytest.raises(ValueError, match="without statistics"):
-        depthwise.folded(torch.nn.Conv2d(3, 3, 1, bias=False), norm)
+        depthwise._affine(norm)

@@ -325,3 +325,12 @@ def test_where_nothing_counts_the_loss_is_finite():
     loss.backward()
     assert torch.isfinite(loss)
     assert not logits.grad.any()
+
+
+@pytest.mark.parametrize("size", [(4, 5), (3, 4, 5)])
+def test_the_gradient_of_smoothness_is_that_of_differences(size):
+    field = torch.randn(2, len(size), *size, dtype=torch.float64, requires_grad=True)
+    squares = [torch.diff(field, dim=axis).square().mean() for axis in range(2, field.ndim)]
+    (expected,) = torch.autograd.grad(3 * torch.stack(squares).mean(), field)
+    (found,) = torch.autograd.grad(3 * smoothness(field), field)
+    torch.testing.assert_close(found, expected.to(found.dtype), rtol=1e-5, atol=1e-7)

@@ -23,6 +23,7 @@ from oasis_monai.training.registration import train_registration
 from oasis_monai.training.segmentation import train_segmentation
 from oasis_monai.training.slices import train_slice_network
 from oasis_monai.training.trainer import FitContext, TrainingSettings
+from oasis_monai.utils.device import has_fast_bfloat16
 from oasis_monai.utils.errors import ConfigError, OasisError
 from oasis_monai.utils.tensor_files import load_tensors
 from tests.conftest import overrides
@@ -289,7 +290,8 @@ def test_torchrun_with_the_command_line(config, tmp_path):
     one, two = (pd.read_csv(tmp_path / name / "scores.csv") for name in ("one", "two"))
     pd.testing.assert_frame_equal(one, two, rtol=0.1)  # rounding moves single voxels, and a distance by one of them
     weights = [load_tensors(next((tmp_path / f"{n}-cache").glob("models/*/stm.safetensors")))[0] for n in ("one", "two")]
-    assert apart(*map(telling, weights)) < 1e-4
+    # in bfloat16, in which volumes are registered on CPUs made for it, a sum of two parts is not the whole to 1e-4
+    assert apart(*map(telling, weights)) < (2e-2 if has_fast_bfloat16() else 1e-4)
 
 
 def test_side_by_side_and_together_is_too_much(config, monkeypatch):

@@ -1,6 +1,8 @@
 """With one channel, nothing that is computed may change: numbers of tiny runs, as they were before scans had several channels.
 
-The last three are of later: the volume network is averaged over copies since, and fields follow its estimate.
+The last three are of later: the volume network is averaged over copies since, and fields follow its estimate. From ``stm`` on
+they are of the faster instance norm (:mod:`oasis_monai.networks.fast_training`), whose rounding is the gradient of a bias that
+the norm takes out again, of which Adam makes a whole step.
 """
 
 import dataclasses
@@ -17,6 +19,7 @@ from oasis_monai.networks.segmentation import NetworkSettings
 from oasis_monai.networks.slice_unet import JointSettings
 from oasis_monai.segmentation.build import SegmenterOptions, TrainedNetworks, build_segmenter
 from oasis_monai.segmentation.estimate import estimate_atlases
+from oasis_monai.training import registration
 from oasis_monai.training.registration import train_registration
 from oasis_monai.training.segmentation import train_volume_network
 from oasis_monai.training.slices import train_slice_network
@@ -32,11 +35,11 @@ BEFORE = {
     "features": [72.7438208, 2.89129952],
     "slice network": [39502.0028, 46081.4803],
     "volume network": [-0.353086392, 18.302824],
-    "stm": [-4.83545294, 15.2937214],
+    "stm": [-5.20424142, 15.2937214],
     "FwoW": [763.716588, 699.042906, 0.464573056, 0.535426974],
-    "FWAL": [789.386128, 665.752471, 0.462694168, 0.537305832],
-    "OASIS": [789.549389, 665.821761, 0.482564956, 0.517435014],
-    "OASIS-joint": [4078.22851, 1080.6278, 0.500389218, 0.499610782],
+    "FWAL": [788.337745, 665.986844, 0.462629288, 0.537370741],
+    "OASIS": [788.576879, 666.057603, 0.485020638, 0.514979362],
+    "OASIS-joint": [4077.974938, 1080.694509, 0.500853121, 0.499146879],
 }
 
 
@@ -86,7 +89,8 @@ def numbers():
     }
 
 
-def test_a_run_on_one_channel_gives_the_numbers_it_always_gave():
+def test_a_run_on_one_channel_gives_the_numbers_it_always_gave(monkeypatch):
+    monkeypatch.setattr(registration, "use_bfloat16", lambda device, asked: False)  # the numbers are of float32
     found = numbers()
     assert found.keys() == BEFORE.keys()
     for name, values in BEFORE.items():  # to what machines differ by in six steps; on one machine the bytes are equal

@@ -30,7 +30,8 @@ from oasis_monai.evaluation.report.text import anchor, duration, flat, interval,
 from oasis_monai.evaluation.report.training import training
 from oasis_monai.evaluation.scores import method_name
 from oasis_monai.evaluation.suspects import read_suspects
-from oasis_monai.evaluation.training_curves import HISTORIES, read_histories
+from oasis_monai.evaluation.training_curves import read_histories
+from oasis_monai.training.tracking import HISTORIES
 from oasis_monai.utils.files import write_text
 from oasis_monai.utils.words import natural
 
