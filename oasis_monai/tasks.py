@@ -102,6 +102,9 @@ def _ready(settings: Any) -> Any:
 
     if settings.workers > 1 and distributed.size() > 1:
         raise ConfigError("workers", "1 under torchrun (its processes train each network together)", settings.workers)
+    if settings.device.startswith("cuda:") and distributed.size() > 1:
+        expected = "cuda or auto under torchrun (each process takes a GPU of its own)"
+        raise ConfigError("device", expected, settings.device, "set device=cuda")
     if settings.threads:
         torch.set_num_threads(settings.threads)
     torch.set_flush_denormal(True)  # denormal numbers slow a CPU tenfold and mean zero here

@@ -181,7 +181,8 @@ class StructureLoss:
         Args:
             counts: as for :class:`SegmentationLoss`.
         """
-        true = torch.einsum("kc,bc...->bk...", self._of.to(target), target).clamp(0, 1)
+        self._of = self._of.to(target)  # once
+        true = torch.einsum("kc,bc...->bk...", self._of, target).clamp(0, 1)
         mask = torch.ones_like(logits[:, :1]) if counts is None else counts.to(logits.dtype)
         each = torch.nn.functional.binary_cross_entropy_with_logits(logits, true, reduction="none").mean(1, keepdim=True)
         dice: torch.Tensor = self._dice(logits, true, mask)

@@ -21,6 +21,7 @@ from oasis_monai.networks import warp as warping
 from oasis_monai.networks.layers import avoid_amx_bug
 from oasis_monai.utils.config import make_tuples, require
 from oasis_monai.utils.errors import ConfigError
+from oasis_monai.utils.transfer import constant
 
 BODIES = ("unet", "voxelmorph", "localnet")
 
@@ -83,6 +84,25 @@ def _zero(layer: nn.Module) -> None:
         nn.init.zeros_(parameter)
 
 
+class _Flow(nn.Module):
+    """A layer that predicts displacements: in float32 on a GPU, also under autocast, as bfloat16 has eight bits for a voxel's
+    place. (On a CPU it is as it has always been, and results stay what they were.)"""
+
+    def forward(self, x: torch.Tensor) -> Any:
+        if x.device.type == "cpu":
+            return super().forward(x)  # type: ignore[misc]
+        with torch.autocast(x.device.type, enabled=False):
+            return super().forward(x.float())  # type: ignore[misc]
+
+
+class _Flow2d(_Flow, nn.Conv2d):
+    pass
+
+
+class _Flow3d(_Flow, nn.Conv3d):
+    pass
+
+
 def _make_body(settings: RegistrationSettings, spatial_dims: int, in_channels: int) -> nn.Module:
     """(B, in_channels, *s) features of the pair -> (B, D, *s) local field or velocity, zero at start."""
     channels = settings.channels
@@ -111,7 +131,9 @@ def _make_body(settings: RegistrationSettings, spatial_dims: int, in_channels: i
             channels=[c for c in channels[1:] for _ in ("down", "up")],
             final_conv_channels=(channels[0],),
         )
-        _zero(voxelmorph.net.get_submodule("1.final_conv_out.conv"))
+        last = voxelmorph.net.get_submodule("1.final_conv_out.conv")
+        _zero(last)
+        last.__class__ = _Flow3d if spatial_dims == 3 else _Flow2d
         return voxelmorph
     from monai.networks.nets import UNet
 
@@ -126,7 +148,7 @@ def _make_body(settings: RegistrationSettings, spatial_dims: int, in_channels: i
     )
     # the UNet's last layers normalise their output, which would fix the size of every displacement: the flow is a
     # plain convolution behind them
-    flow = (nn.Conv3d if spatial_dims == 3 else nn.Conv2d)(channels[0], spatial_dims, 3, padding=1)
+    flow = (_Flow3d if spatial_dims == 3 else _Flow2d)(channels[0], spatial_dims, 3, padding=1)
     _zero(flow)
     return _BodyWithFlow(net, flow)
 
@@ -249,7 +271,7 @@ class _AffineNet(nn.Module):
         with torch.autocast(atlas.device.type, enabled=False):
             relative = self.gain * self.net(pool(torch.cat([atlas, target], 1).float(), self.pool))
             fine = nn.functional.interpolate(relative, size=self.size, mode=mode, align_corners=False)
-        return fine * torch.tensor(self.extent, device=fine.device).view(1, -1, *[1] * len(self.size))
+        return fine * constant(self.extent, fine.device).view(1, -1, *[1] * len(self.size))
 
 
 def append_structures(images: torch.Tensor, structures: torch.Tensor | None) -> torch.Tensor:

@@ -12,6 +12,7 @@ from __future__ import annotations
 import itertools
 import re
 from collections.abc import Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, field, fields
 from typing import Any
 
@@ -22,6 +23,7 @@ from torch.nn import functional as F
 from oasis_monai.networks.layers import avoid_amx_bug
 from oasis_monai.networks.structures import StructureNetwork
 from oasis_monai.utils.config import INFERENCE_ONLY, identity_of, make_tuples, require
+from oasis_monai.utils.device import infer_in_bfloat16
 from oasis_monai.utils.errors import ConfigError
 from oasis_monai.utils.memory import Batched
 
@@ -240,6 +242,7 @@ class Predictor(Batched):
     ) -> None:
         self.model, self.name, self.settings = model.to(device).eval(), name, settings
         self.device, self.batch = torch.device(device), batch
+        self.bfloat16 = self.device.type == "cuda" and infer_in_bfloat16(self.device, None)
 
     @torch.inference_mode()
     def __call__(self, images: torch.Tensor) -> torch.Tensor:
@@ -251,12 +254,13 @@ class Predictor(Batched):
 
         def predict(rows: slice) -> torch.Tensor:
             part = images[rows].to(self.device, torch.float32)
-            if patch == tuple(part.shape[2:]):
-                logits = self.model(part)
-            else:
-                logits = sliding_window_inference(
-                    part, patch, self.batch, self.model, overlap=self.settings.overlap, mode="gaussian"
-                )
+            with torch.autocast(self.device.type, torch.bfloat16) if self.bfloat16 else nullcontext():
+                if patch == tuple(part.shape[2:]):
+                    logits = self.model(part)
+                else:
+                    logits = sliding_window_inference(
+                        part, patch, self.batch, self.model, overlap=self.settings.overlap, mode="gaussian"
+                    )
             return torch.softmax(logits.float(), 1).cpu()  # type: ignore[union-attr]
 
         return torch.cat([made for _, made in self.in_batches(len(images), predict)])

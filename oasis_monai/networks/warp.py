@@ -2,35 +2,39 @@
 
 A dense displacement field (``ddf``) is (B, D, *S) in **voxels** on the **fixed** (target) grid, channel i along spatial axis
 i. It is a pull-back: ``out[p] = moving[p + ddf[p]]``. Outside the moving image its border value continues. This is the
-convention of MONAI's ``Warp``, which does the sampling except for volumes on a CPU (:mod:`oasis_monai.utils.interpolation`).
+convention of MONAI's ``Warp``. Volumes on a CPU are sampled by :mod:`oasis_monai.utils.interpolation`, which is faster there.
 """
 
 from __future__ import annotations
 
-import contextlib
-import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from functools import lru_cache
 
 import torch
+from torch.nn import functional as F
 
 from oasis_monai.utils.interpolation import enlarge, sample_volume
+from oasis_monai.utils.transfer import constant
 
 
-@contextlib.contextmanager
-def _silent() -> Iterator[None]:
-    """Without MONAI's word that its warp samples with torch's own function, which is what we want."""
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", message="monai.networks.blocks.Warp")
-        yield
+@lru_cache(maxsize=64)
+def _axes(size: tuple[int, ...], device: torch.device) -> tuple[torch.Tensor, ...]:
+    """Where the voxels lie along each axis, in voxels: what is added to a displacement. Made once, on the device."""
+    with torch.inference_mode(False):  # they are kept, and training may want them
+        return tuple(
+            torch.arange(n, dtype=torch.float32, device=device).view(-1, *[1] * (len(size) - 1 - axis))
+            for axis, n in enumerate(size)
+        )
 
 
-@lru_cache(maxsize=8)
-def _warp(padding: str, device: torch.device) -> torch.nn.Module:
-    from monai.networks.blocks import Warp  # keeps a grid of the last shape it saw, hence one per device
-
-    with _silent():
-        return Warp(mode="bilinear", padding_mode=padding)
+def _sample(moving: torch.Tensor, ddf: torch.Tensor, padding: str) -> torch.Tensor:
+    """MONAI's ``Warp`` to the last bit, which makes its grid of voxels on the CPU at every call and sends it to the device."""
+    size = tuple(ddf.shape[2:])
+    places = [
+        (ddf[:, i] + axis) * 2 / max(n - 1, 1) - 1 for i, (axis, n) in enumerate(zip(_axes(size, ddf.device), size, strict=True))
+    ]
+    grid = torch.stack(places[::-1], -1)  # torch's coordinates start with the last axis
+    return F.grid_sample(moving, grid, mode="bilinear", padding_mode=padding, align_corners=True)
 
 
 def warp(moving: torch.Tensor, ddf: torch.Tensor, padding: str = "border") -> torch.Tensor:
@@ -44,16 +48,17 @@ def warp(moving: torch.Tensor, ddf: torch.Tensor, padding: str = "border") -> to
     Returns:
         (B, C, *S) float32. Runs in float32 also under autocast: half-precision grid sampling on the CPU gives garbage.
     """
-    if moving.ndim != ddf.ndim or moving.shape[2:] != ddf.shape[2:] or ddf.shape[1] != ddf.ndim - 2:
+    same = moving.ndim == ddf.ndim and len(moving) == len(ddf) and moving.shape[2:] == ddf.shape[2:]
+    if not same or ddf.shape[1] != ddf.ndim - 2:
         raise ValueError(
             f"warp: expected moving (B, C, *S) and ddf (B, D, *S) of one grid, found {tuple(moving.shape)} and {tuple(ddf.shape)}"
         )
     with torch.autocast(moving.device.type, enabled=False):
         moving, ddf = moving.float(), ddf.float()
         if moving.ndim == 5 and moving.device.type == "cpu":
-            axes = [torch.arange(s).view(-1, *[1] * (2 - i)) for i, s in enumerate(moving.shape[2:])]
+            axes = _axes(tuple(ddf.shape[2:]), ddf.device)
             return sample_volume(moving, [ddf[:, i] + axis for i, axis in enumerate(axes)], padding)
-        return _warp(padding, moving.device)(moving, ddf)
+        return _sample(moving, ddf, padding)
 
 
 def warp_pair(image: torch.Tensor, label: torch.Tensor, ddf: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
@@ -74,8 +79,8 @@ def resize_ddf(ddf: torch.Tensor, size: Sequence[int]) -> torch.Tensor:
 
 def scale_ddf(ddf: torch.Tensor, size: Sequence[int]) -> torch.Tensor:
     """A field (B, D, *s) on its own grid, its displacements in voxels of a grid of ``size`` covering the same extent."""
-    factors = [new / old for new, old in zip(size, ddf.shape[2:], strict=True)]
-    return ddf.float() * torch.tensor(factors, device=ddf.device).view(1, -1, *[1] * (ddf.ndim - 2))
+    factors = tuple(new / old for new, old in zip(size, ddf.shape[2:], strict=True))
+    return ddf.float() * constant(factors, ddf.device).view(1, -1, *[1] * (ddf.ndim - 2))
 
 
 def compose(first: torch.Tensor, second: torch.Tensor) -> torch.Tensor:
@@ -84,11 +89,12 @@ def compose(first: torch.Tensor, second: torch.Tensor) -> torch.Tensor:
 
 
 def integrate(velocity: torch.Tensor, steps: int = 5) -> torch.Tensor:
-    """Exponential of a stationary velocity field (B, D, *S), by ``steps`` squarings (MONAI's DVF2DDF, border padding)."""
-    from monai.networks.blocks import DVF2DDF
-
-    with torch.autocast(velocity.device.type, enabled=False), _silent():
-        return DVF2DDF(num_steps=steps, mode="bilinear", padding_mode="border")(velocity.float())
+    """Exponential of a stationary velocity field (B, D, *S), by ``steps`` squarings (as MONAI's DVF2DDF, border padding)."""
+    with torch.autocast(velocity.device.type, enabled=False):
+        ddf = velocity.float() / 2**steps
+        for _ in range(steps):
+            ddf = ddf + _sample(ddf, ddf, "border")
+    return ddf
 
 
 def jacobian_determinant(ddf: torch.Tensor) -> torch.Tensor:

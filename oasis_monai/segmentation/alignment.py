@@ -12,10 +12,11 @@ from torch import nn
 from oasis_monai.atlases.library import AtlasLibrary
 from oasis_monai.networks import warp as warping
 from oasis_monai.networks.registration import append_structures
+from oasis_monai.segmentation.device_rows import DeviceRows
 from oasis_monai.segmentation.sparse_labels import SparseLabels, warp_sparse
 from oasis_monai.transforms.labels import MANY, foreground, split_ignored, with_ignored
 from oasis_monai.transforms.views import View
-from oasis_monai.utils.device import use_bfloat16
+from oasis_monai.utils.device import infer_in_bfloat16
 from oasis_monai.utils.files import digest
 from oasis_monai.utils.memory import Batched
 from oasis_monai.utils.tensor_files import load_if_whole, save_tensors
@@ -31,14 +32,15 @@ class Aligner(Batched):
             image, and of structures beside them for a joint STM.
         device: where it runs.
         batch: pairs per forward pass, and the most warped atlases held in memory at once.
-        bfloat16: run the network in bfloat16, see :func:`oasis_monai.utils.device.use_bfloat16`.
+        bfloat16: run the network in bfloat16, see :func:`oasis_monai.utils.device.infer_in_bfloat16`.
     """
 
     def __init__(
         self, model: nn.Module, device: str | torch.device = "cpu", batch: int = 8, bfloat16: bool | None = None
     ) -> None:
         self.model, self.device, self.batch = model.to(device).eval(), torch.device(device), batch
-        self.bfloat16 = use_bfloat16(self.device, bfloat16)
+        self.bfloat16 = infer_in_bfloat16(self.device, bfloat16)
+        self.rows = DeviceRows(self.device)
         self.joint = bool(getattr(getattr(model, "settings", None), "joint", False))
 
     def at_once(self, library: AtlasLibrary) -> int:
@@ -47,7 +49,8 @@ class Aligner(Batched):
 
     def seen(self, library: AtlasLibrary, rows: torch.Tensor) -> torch.Tensor:
         """The STM's input for the atlases ``rows``: (P, c, *S) images, with labels for a joint STM."""
-        return append_structures(library.images[rows], foreground(library.labels[rows], library.classes) if self.joint else None)
+        labels = foreground(self.rows(library.labels, rows), library.classes) if self.joint else None
+        return append_structures(self.rows(library.images, rows), labels)
 
     @torch.inference_mode()
     def fields(self, atlases: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
@@ -74,22 +77,22 @@ class Aligner(Batched):
         """
 
         def warp_many(part: slice) -> tuple[torch.Tensor | None, SparseLabels]:
-            labels, size = library.labels[rows[part]].to(self.device), library.labels.shape[2:]
+            labels, size = self.rows(library.labels, rows[part]), library.labels.shape[2:]
             ddf = warping.resize_ddf(fields[part].to(self.device).float(), size)
             axes = [torch.arange(n, device=ddf.device).view(-1, *[1] * (len(size) - 1 - i)) for i, n in enumerate(size)]
             moved = tuple(
                 warp_sparse(label, [way + axis for way, axis in zip(field, axes, strict=True)], library.classes)
                 for label, field in zip(labels, ddf, strict=True)
             )
-            image = warping.warp(library.images[rows[part]].to(self.device, torch.float32), ddf) if images else None
+            image = warping.warp(self.rows(library.images, rows[part]).float(), ddf) if images else None
             return image, SparseLabels(moved)
 
         def warp(part: slice) -> tuple[torch.Tensor | None, torch.Tensor | SparseLabels]:
             if library.classes > MANY:
                 return warp_many(part)
-            structures = with_ignored(library.labels[rows[part]].to(self.device), library.classes)
+            structures = with_ignored(self.rows(library.labels, rows[part]), library.classes)
             ddf = warping.resize_ddf(fields[part].to(self.device).float(), structures.shape[2:])
-            image = library.images[rows[part]].to(self.device, torch.float32) if images else structures[:, :0]
+            image = self.rows(library.images, rows[part]).float() if images else structures[:, :0]
             moved_image, moved = warping.warp_pair(image, structures, ddf)
             return moved_image if images else None, with_background(moved, library.classes)
 
@@ -141,6 +144,7 @@ class FieldCache:
                 known = known[:0].new_empty((len(rows), 0))
         new = rows[:, known.shape[1] :]
         pairs = torch.stack([new.flatten(), torch.arange(len(rows)).repeat_interleave(new.shape[1])])
+        images = images.to(aligner.device)  # once, not for every atlas
         parts = [
             aligner.fields(aligner.seen(library, part[0]), images[part[1]].float())  # gathers a batch, not the case
             for part in pairs.split(aligner.at_once(library), dim=1)

@@ -27,7 +27,7 @@ from oasis_monai.networks.segmentation import NetworkSettings, Predictor
 from oasis_monai.networks.slice_unet import VIEWS, SliceUNet, SliceUNetEnsemble, with_neighbours
 from oasis_monai.segmentation.packed import Networks, PackedNetworks, SlicePacker
 from oasis_monai.transforms.labels import MANY
-from oasis_monai.utils.device import use_bfloat16
+from oasis_monai.utils.device import infer_in_bfloat16
 from oasis_monai.utils.interpolation import enlarge, pool
 from oasis_monai.utils.memory import Batched
 
@@ -85,7 +85,7 @@ class Estimator(Batched):
         tta_flip, tta_views: see :class:`JointSettings`.
         device: where it runs.
         batch: slices per forward pass.
-        bfloat16: run the networks in bfloat16, see :func:`oasis_monai.utils.device.use_bfloat16`.
+        bfloat16: run the networks in bfloat16, see :func:`oasis_monai.utils.device.infer_in_bfloat16`.
         window: most voxels a side of what the slice network sees at once; larger slices in windows that overlap. None: all.
         volume_network: (B, c, \\*s) -> (B, C, \\*s) probabilities on a grid coarser by ``stride``; None without one.
     """
@@ -113,7 +113,7 @@ class Estimator(Batched):
             without_batch_norms(member) for member in members
         ]  # used for inference; the model itself is what gets saved
         self.device, self.batch = torch.device(device), batch
-        self.bfloat16 = use_bfloat16(self.device, bfloat16)
+        self.bfloat16 = infer_in_bfloat16(self.device, bfloat16)
         self.volume_network, self.stride = volume_network, tuple(stride)
 
     def without_views(self) -> Estimator:

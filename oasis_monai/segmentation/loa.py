@@ -73,11 +73,13 @@ class LoaTable:
     def _overlaps(self, pairs: torch.Tensor) -> torch.Tensor:
         onto, atlas = pairs[:, 0], pairs[:, 1]
         library = self.library
-        onto_seen = append_structures(library.images[onto], self._estimates(onto) if self.aligner.joint else None)
+        onto_seen = append_structures(
+            self.aligner.rows(library.images, onto), self._estimates(onto) if self.aligner.joint else None
+        )
         fields = self.aligner.fields(self.aligner.seen(library, atlas), onto_seen)
         parts = []
         for part, _, moved in self.aligner.warped(library, atlas, fields):
-            label = library.labels[onto[part]].to(self.aligner.device)
+            label = self.aligner.rows(library.labels, onto[part])
             reference = label[:, 0] if isinstance(moved, SparseLabels) else one_hot(label, library.classes)
             parts.append(overlap(moved, reference).cpu())
         return torch.cat(parts)
@@ -86,7 +88,7 @@ class LoaTable:
         """An atlas in the role of the target enters the STM like a target: with the model's estimate, not with its label."""
         if self.library.estimates is None:
             raise ValueError("the LOA table of a joint STM needs a library with estimates")
-        return self.library.estimates[rows]
+        return self.aligner.rows(self.library.estimates, rows)
 
     def matrix(self, rows: torch.Tensor) -> torch.Tensor:
         """(n, n) matrix o[j, k] of the atlases ``rows``; ones on the diagonal, NaN for two scans of one patient: what they

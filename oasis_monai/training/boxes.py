@@ -11,11 +11,12 @@ from torch import nn
 from oasis_monai.atlases.library import AtlasLibrary
 from oasis_monai.data.types import IGNORE
 from oasis_monai.networks.slice_unet import BOX_WINDOW, JointSettings, SliceUNet, make_box_network
+from oasis_monai.training.resident import hold
 from oasis_monai.training.slices import FILE, SliceTrainer
 from oasis_monai.training.small_structures import ANYWHERE, Copies
 from oasis_monai.training.trainer import FitContext, fit, generator
 from oasis_monai.transforms.boxes import ScanPart, place_axes
-from oasis_monai.transforms.labels import with_ignored
+from oasis_monai.transforms.labels import ignored, with_ignored
 
 MOST_PLACES = 4096  # voxels of a structure in a scan that windows are laid on
 
@@ -54,15 +55,25 @@ class BoxTrainer(SliceTrainer):
     """One step of training on windows; every structure of a scan is drawn as often, however small it is."""
 
     def __init__(self, context: FitContext, model: SliceUNet, joint: JointSettings, parts: Sequence[ScanPart]) -> None:
-        super().__init__(replace(context, library=replace(context.library, fine=())), model, joint)
         self.parts = parts
+        super().__init__(replace(context, library=replace(context.library, fine=())), model, joint)
         self.spacings_mm = context.spacings_mm[:, :2]
         self.rows = torch.ones(len(parts)) if context.chances is None else context.chances
         random = generator(self.seed, -1)
         self.structures = [_places(part, context.library.classes, random) for part in parts]
         scans = ((part.image, part.label) for part in parts)
         self.copies = Copies(scans, context.anywhere, BOX_WINDOW // 2, generator(self.seed, -2))
-        self.where = [place_axes(part.working, part.grid) for part in parts]
+        self.hold()
+
+    def hold(self) -> None:
+        self.resident, self.shown, self.ignores = None, self.parts, None
+        self.where = [place_axes(part.working, part.grid) for part in self.parts]
+        if self.device.type != "cpu" and not self.copies.donors:  # copies are made on the host
+            held = hold([part for one in self.parts for part in one[:2]], self.device, "training images in boxes")
+            pairs = zip(self.parts, held[::2], held[1::2], strict=True)
+            self.shown = [one._replace(image=image, label=label) for one, image, label in pairs]
+            self.where = [[axis.to(self.shown[0].image.device) for axis in axes] for axes in self.where]
+            self.ignores = any(bool(ignored(one.label).any()) for one in self.parts)
 
     def draw(self, random: torch.Generator) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         """(B, 3c + 3, x, y) windows of slices with their neighbours and the places of their voxels, their (B, m, x, y) label
@@ -72,15 +83,15 @@ class BoxTrainer(SliceTrainer):
         size = [min(BOX_WINDOW, *(part.image.shape[axis] for part in self.parts)) for axis in (1, 2)]
         images, labels = [], []
         for number, row in enumerate(rows.tolist()):
-            part, along = self.parts[row], self.where[row]
+            part, along = self.shown[row], self.where[row]
             x, y, z = self._window(row, size, bool(number % ANYWHERE), random)
-            around = [max(z - 1, 0), z, min(z + 1, part.image.shape[3] - 1)]
-            slices = part.image[:, x, y, around].movedim(-1, 1).flatten(0, 1)
+            around = (max(z - 1, 0), z, min(z + 1, part.image.shape[3] - 1))
+            slices = torch.stack([part.image[:, x, y, at] for at in around], 1).flatten(0, 1)
             places = torch.stack(torch.meshgrid(along[0][x], along[1][y], along[2][z : z + 1], indexing="ij"))[..., 0]
             images.append(torch.cat([slices.float(), places]))
             labels.append(part.label[:, x, y, z])
         image, label = self.copies(torch.stack(images), torch.stack(labels), random)
-        return image, with_ignored(label, self.library.classes), rows
+        return image, with_ignored(label, self.library.classes, self.ignores), rows
 
     def validate(self, images: AtlasLibrary) -> float | None:
         """None: held-out images are on the working grid, where there are no boxes."""

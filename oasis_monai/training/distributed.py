@@ -2,10 +2,15 @@
 
 The first process runs the command as if it were alone; the others wait to help. When it trains a network it sends them the
 trainer, and with every step the weights. All of them draw the same batch, seeded by the step's number, and run the network on
-their share of it. The outputs are gathered, and each process computes the loss of the *whole* batch, in which only its own share
-has a gradient. The sum of the processes' gradients is then that of the whole batch, for any loss, also for one that is no mean
-over images, such as Dice over a batch. The first process steps the optimiser, keeps time, ends the training and writes. So 1 and
-N processes train the same weights up to the order in which floating point numbers are added.
+their share of it. The sum of the processes' gradients is that of the whole batch:
+
+- A loss that is a mean over images, that of registration: each process warps its own pairs and computes their loss, weighted by
+  their part of the batch (:meth:`SingleProcess.own_rows`).
+- Any other, such as Dice over a batch: the outputs are gathered, and each process computes the loss of the *whole* batch, in
+  which only its own share has a gradient (:meth:`SingleProcess.forward`).
+
+The first process steps the optimiser, keeps time, ends the training and writes. So 1 and N processes train the same weights up to
+the order in which floating point numbers are added.
 """
 
 from __future__ import annotations
@@ -15,6 +20,8 @@ import copy
 import os
 import signal
 import sys
+import threading
+import time
 from collections.abc import Iterator
 from datetime import timedelta
 from typing import Any, NoReturn, Protocol
@@ -27,6 +34,8 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from oasis_monai.utils.errors import ConfigError, OasisError
 
 PATIENCE = timedelta(days=30)  # helpers wait while the first process segments; a dead process is noticed at once
+GRACE_S = 3.0  # that a terminated process has to end by itself
+TERMINATED = "error: torchrun: process 0 was terminated; see the messages of the other processes"
 STOP = -1  # sent in place of a step's number: the training has ended
 
 
@@ -53,6 +62,14 @@ class SingleProcess:
     def forward(self, model: nn.Module, *inputs: torch.Tensor, **how: Any) -> Any:
         """The model's output, or list of outputs, for the whole batch; ``how`` goes to the model as it is."""
         return model(*inputs, **how)
+
+    def own_rows(self, batch: int) -> slice:
+        """This process's rows of a batch, perhaps none."""
+        return slice(0, batch)
+
+    def total(self, terms: torch.Tensor) -> torch.Tensor:
+        """The sum of the processes' terms, in the leading one."""
+        return terms
 
     def sum_gradients(self, model: nn.Module) -> None:
         """Make the leading process's gradients those of the whole batch."""
@@ -190,6 +207,16 @@ class ProcessGroup(SingleProcess):
             return [self._whole(part, batch) for part in output]
         return self._whole(output, batch)
 
+    def own_rows(self, batch: int) -> slice:
+        share = -(-batch // self.size)
+        return slice(min(batch, self.rank * share), min(batch, (self.rank + 1) * share))
+
+    def total(self, terms: torch.Tensor) -> torch.Tensor:
+        terms = terms.clone()
+        with self._together():
+            dist.reduce(terms, dst=0, group=self._group)
+        return terms
+
     def _whole(self, own: torch.Tensor, batch: int) -> torch.Tensor:
         """The outputs of all processes, of which only this one's have a gradient."""
         own = own.float().contiguous()
@@ -265,7 +292,10 @@ def joined() -> Iterator[ProcessGroup]:
     global _team
     if os.environ["RANK"] == "0":
         signal.signal(signal.SIGTERM, _terminated)  # torchrun ends all processes when one has failed
+        _end_though_blocked()
     try:
+        if torch.cuda.is_available():
+            torch.cuda.set_device(_local_gpu())
         dist.init_process_group("gloo")
         group = dist.new_group(timeout=PATIENCE)
     except (RuntimeError, ValueError) as error:
@@ -284,5 +314,22 @@ def joined() -> Iterator[ProcessGroup]:
 def _terminated(signum: int, frame: object) -> NoReturn:
     if _team is not None:
         _team.broken = True
-    print("error: torchrun: process 0 was terminated; see the messages of the other processes", file=sys.stderr)
+    print(TERMINATED, file=sys.stderr)
     raise SystemExit(128 + signum)
+
+
+def _end_though_blocked() -> None:
+    """End this process on SIGTERM also where Python cannot: its handler runs between two of its instructions, and a process that
+    waits in a collective call for one that has stopped comes to none."""
+    reader, writer = os.pipe()
+    os.set_blocking(writer, False)
+    signal.set_wakeup_fd(writer, warn_on_full_buffer=False)  # written to at once, by whatever the main thread is in
+
+    def watch() -> None:
+        while came := os.read(reader, 1):
+            if came[0] == signal.SIGTERM:
+                time.sleep(GRACE_S)
+                print(TERMINATED, file=sys.stderr, flush=True)
+                os._exit(128 + signal.SIGTERM)
+
+    threading.Thread(target=watch, daemon=True).start()

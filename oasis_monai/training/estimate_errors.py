@@ -16,6 +16,7 @@ from oasis_monai.atlases.library import AtlasLibrary
 from oasis_monai.transforms.augmentation import apply_motion, smooth_displacements
 from oasis_monai.transforms.labels import split_ignored, with_ignored
 from oasis_monai.utils.interpolation import enlarge
+from oasis_monai.utils.transfer import upload
 
 POINTS = 6
 """Control points a side of a bend: on a prostate's grid of 96 mm errors of some 20 mm along the border."""
@@ -34,8 +35,9 @@ def perturb_estimate(estimate: torch.Tensor, random: torch.Generator, strength: 
     shape = (*estimate.shape[:2], *[4] * (estimate.ndim - 2))
     size = strength * torch.rand(len(estimate), *[1] * (estimate.ndim - 1), generator=random)
     coarse = size * (2 * torch.rand(shape, generator=random) - 1)
+    (coarse,) = upload(estimate.device, coarse)
     field = enlarge(coarse, estimate.shape[2:], corners=True)
-    return torch.sigmoid(torch.logit(estimate.float(), eps=1e-3) + field.to(estimate.device))
+    return torch.sigmoid(torch.logit(estimate.float(), eps=1e-3) + field)
 
 
 def bend_estimate(estimate: torch.Tensor, reach_mm: float, spacing_mm: torch.Tensor, random: torch.Generator) -> torch.Tensor:

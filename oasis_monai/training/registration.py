@@ -11,11 +11,13 @@ from oasis_monai.networks.fast_training import speed_up_training
 from oasis_monai.networks.losses import RegistrationLoss
 from oasis_monai.networks.registration import RegistrationSettings, SpatialTransformModel, append_structures
 from oasis_monai.training.estimate_errors import bend_estimate, perturb_estimate, reach_for_dice
+from oasis_monai.training.resident import gather, resident
 from oasis_monai.training.tracking import mean_dice
 from oasis_monai.training.trainer import FitContext, Trainer, draw_rows, fit, generator
-from oasis_monai.transforms.labels import split_ignored, with_ignored
+from oasis_monai.transforms.labels import ignored, split_ignored, with_ignored
 from oasis_monai.utils.device import use_bfloat16
 from oasis_monai.utils.errors import ConfigError
+from oasis_monai.utils.transfer import upload
 
 TRIES = 50  # draws of a partner before the partners are listed; with cases of like size two or three do
 
@@ -106,7 +108,7 @@ def make_registration_network(library: AtlasLibrary, stm: RegistrationSettings) 
 
 
 class RegistrationTrainer(Trainer):
-    """One step of training; holds the library on the device."""
+    """One step of training; see :class:`oasis_monai.training.trainer.Trainer`."""
 
     terms = ("loss", "similarity", "dice", "smoothness")
 
@@ -125,6 +127,12 @@ class RegistrationTrainer(Trainer):
         self.reach_mm = 0.0  # how far estimates are bent
         if self.joint and context.estimate_dice < 1:
             self.reach_mm = reach_for_dice(self.library, self.spacings_mm, context.estimate_dice, self.seed)
+        self.hold()
+
+    def hold(self) -> None:
+        self.data = resident(self.library, self.device)
+        # looking at a batch's labels for voxels that nobody labelled is free on a CPU alone
+        self.ignores = None if self.device.type == "cpu" else bool(ignored(self.library.labels).any())
 
     def validate(self, images: AtlasLibrary) -> float | None:
         """That of the nearest atlas of each image, warped onto it; a joint STM needs images with estimates."""
@@ -150,12 +158,15 @@ class RegistrationTrainer(Trainer):
     def _batch(self, rows: torch.Tensor, estimated: bool = False) -> tuple[torch.Tensor, torch.Tensor]:
         """(B, c, *S) images with (B, m, *S) label channels: their estimates where ``estimated``, then those of
         :func:`oasis_monai.transforms.labels.with_ignored`."""
-        image = self.library.images[rows].to(self.device, torch.float32)
-        label = with_ignored(self.library.labels[rows].to(self.device), self.library.classes)
+        data, device = self.data, self.device
+        if data.images.device.type != "cpu":
+            (rows,) = upload(device, rows)
+        image = gather(data.images, rows, device).float()
+        label = with_ignored(gather(data.labels, rows, device), data.classes, self.ignores)
         if not estimated:
             return image, label
-        assert self.library.estimates is not None
-        return image, torch.cat([self.library.estimates[rows].to(self.device, torch.float32), label], 1)
+        assert data.estimates is not None
+        return image, torch.cat([gather(data.estimates, rows, device).float(), label], 1)
 
     def step(self, number: int) -> torch.Tensor:
         """(4,) the terms of eq. 1: total, similarity, Dice, smoothness."""
@@ -175,12 +186,20 @@ class RegistrationTrainer(Trainer):
             if self.reach_mm:
                 estimate = bend_estimate(estimate, self.reach_mm, self.spacings_mm[targets], random)
             seen, onto = append_structures(atlas, parts), append_structures(target, perturb_estimate(estimate, random))
+        own = self.team.own_rows(settings.batch)  # the loss is a mean over pairs
+        if own.start == own.stop:
+            return self.descend_with_others(len(self.terms))
+        seen, onto, atlas, atlas_label, target, target_label = (
+            part[own] for part in (seen, onto, atlas, atlas_label, target, target_label)
+        )
         self.model.train()
         with torch.autocast(self.device.type, torch.bfloat16, enabled=self.bfloat16):
-            ddf = self.team.forward(self.model, seen, onto)
+            ddf = self.runs(seen, onto)
         moved, moved_label = warping.warp_pair(atlas, atlas_label, ddf)
         (moved_label, there), (target_label, here) = split_ignored(moved_label, classes), split_ignored(target_label, classes)
         counts = there & here if there is not None and here is not None else here if there is None else there
         terms = self.loss(moved, target, moved_label, target_label, ddf, counts)
-        self.descend(terms.total)
-        return torch.stack([term.detach() for term in terms])
+        part = (own.stop - own.start) / settings.batch
+        told = self.team.total(part * torch.stack([term.detach() for term in terms]))
+        self.descend(part * terms.total)
+        return told

@@ -14,12 +14,14 @@ from oasis_monai.networks.fast_training import speed_up_training
 from oasis_monai.networks.losses import make_segmentation_loss
 from oasis_monai.networks.segmentation import NetworkSettings, Predictor, make_network
 from oasis_monai.networks.slice_unet import JointSettings
-from oasis_monai.training.patches import PatchDrawer
+from oasis_monai.training.patches import PatchDrawer, cut_at_random
+from oasis_monai.training.resident import gather, hold, resident
 from oasis_monai.training.tracking import mean_dice
 from oasis_monai.training.trainer import FitContext, Trainer, draw_rows, fit, generator
 from oasis_monai.transforms.labels import ignored, one_hot, split_ignored, structures, with_ignored
 from oasis_monai.utils.device import use_bfloat16
 from oasis_monai.utils.interpolation import pool
+from oasis_monai.utils.transfer import onto
 
 
 def train_segmentation(context: FitContext, network: str, settings: NetworkSettings | None = None) -> nn.Module:
@@ -71,6 +73,18 @@ class SegmentationTrainer(Trainer):
         # full-size convolutions take half of the time in bfloat16 on a CPU that is made for it; a U-Net3D gains less, and
         # may lose accuracy (docs/results/accuracy.md)
         self.bfloat16 = self.settings.amp or (network.kind(name) == "dynunet" and use_bfloat16(self.device, None))
+        self.hold()
+
+    def hold(self) -> None:
+        self.data, self.held_shares, self.ignores = self.library, self.shares, None
+        if self.fine is not None:
+            self.fine.hold(self.device)
+        elif self.device.type != "cpu":
+            self.data = resident(self.library, self.device)
+            if self.shares is not None:
+                (self.held_shares,) = hold([self.shares], self.device, "shares of structures")
+            # looking at a batch's labels for voxels that nobody labelled is free on a CPU alone
+            self.ignores = bool(ignored(self.library.labels).any())
 
     def step(self, number: int) -> torch.Tensor:
         """(2,) the loss, and its part of the finest output."""
@@ -79,7 +93,7 @@ class SegmentationTrainer(Trainer):
         target = torch.cat([(1 - label.sum(1, keepdim=True)).clamp(0, 1), label], 1)
         self.model.train()
         with torch.autocast(self.device.type, torch.bfloat16, enabled=self.bfloat16):
-            outputs = self.team.forward(self.model, image)
+            outputs = self.team.forward(self.runs, image)
         outputs = outputs if isinstance(outputs, list) else [outputs]
         parts = [self.loss(output.float(), target, counts) for output in outputs]
         total = torch.stack([w * part for w, part in zip(self.weights, parts, strict=False)]).sum()
@@ -111,11 +125,11 @@ class SegmentationTrainer(Trainer):
         rows = draw_rows(len(self.library), self.settings.batch, random, self.chances)
         margin = None
         if self.fine is None:
-            image, label = self.library.images[rows], self._label(rows)
+            image, label = gather(self.data.images, rows, self.device), self._label(rows)
         else:
             margin = (0, 0, 0) if self.augmentation is None else self.fine.margin()
             image, label = self.fine.draw(rows, number, random, margin)
-        image, label = image.to(self.device, torch.float32), label.to(self.device)
+        image, label = onto(image, self.device).float(), onto(label, self.device)
         if self.augmentation is not None:
             flip, channels = self.augmentation.flips(len(rows), random), self.library.channels
             image, label = self.augmentation(image, label, flip, self.spacings_mm[rows], random, channels, margin)
@@ -123,14 +137,16 @@ class SegmentationTrainer(Trainer):
 
     def _label(self, rows: torch.Tensor) -> torch.Tensor:
         """(B, m, \\*S) float32 label channels, see :func:`oasis_monai.transforms.labels.with_ignored`."""
-        if self.shares is not None:
-            return self.shares[rows].float()
-        return with_ignored(self.library.labels[rows].to(self.device), self.library.classes)
+        if self.held_shares is not None:
+            return gather(self.held_shares, rows, self.device).float()
+        return with_ignored(gather(self.data.labels, rows, self.device), self.library.classes, self.ignores)
 
     def _cut(self, image: torch.Tensor, label: torch.Tensor, random: torch.Generator) -> tuple[torch.Tensor, torch.Tensor]:
         """A patch of each image at random; every second one holds some of a structure, where there is any."""
         if self.patch == self.size:
             return image, label
+        if self.device.type != "cpu":
+            return cut_at_random(image, label, self.patch, self.library.classes, random)
         images, labels = [], []
         for number in range(len(image)):
             start = torch.tensor(

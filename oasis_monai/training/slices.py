@@ -22,12 +22,14 @@ from oasis_monai.data.types import IGNORE
 from oasis_monai.networks.fast_training import speed_up_training
 from oasis_monai.networks.losses import make_segmentation_loss
 from oasis_monai.networks.slice_unet import WINDOW, JointSettings, SliceUNet, SliceUNetEnsemble, check_size, make_slice_network
+from oasis_monai.training.resident_slices import ResidentSlices
 from oasis_monai.training.small_structures import Copies, even_chances, shown_in_slices
 from oasis_monai.training.tracking import mean_dice
 from oasis_monai.training.trainer import FitContext, Trainer, fit, generator, load_weights
 from oasis_monai.transforms.labels import split_ignored, structures, with_ignored
 from oasis_monai.utils.device import use_bfloat16
 from oasis_monai.utils.tensor_files import load_if_whole, save_tensors
+from oasis_monai.utils.transfer import onto
 
 FILE = "estimator.safetensors"
 VALIDATED = 16
@@ -142,11 +144,20 @@ class SliceTrainer(Trainer):
             self.chances = self.chances * context.chances[rows if self.places is None else self.places[:, 0]]
         if joint.even_draws and len(self.chances):
             self.chances = even_chances(self.chances, self._shown())
+        self.hold()
+
+    def hold(self) -> None:
+        self.resident: ResidentSlices | None = None
+        copies = self.places is not None and self.copies.donors  # they are made on the host
+        if self.device.type != "cpu" and not copies:
+            self.resident = ResidentSlices.of(self.library, self.volumes, self.near, self.expected, self.device)
 
     def draw(self, random: torch.Generator) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         """(B, 3c + extra, x, y) slices, the (B, m, x, y) label channels of
         :func:`oasis_monai.transforms.labels.with_ignored`, and the (B,) atlases they are of."""
         library = self.library
+        if self.resident is not None:
+            return self._draw_there(self.resident, random)
         if self.places is None:
             rows = torch.multinomial(self.chances, self.count, replacement=True, generator=random)
             shape = None if self.expected is None else self.expected[rows].float()
@@ -160,6 +171,14 @@ class SliceTrainer(Trainer):
         image, label = self.copies(image, label, random)
         return image.float(), with_ignored(label, library.classes), torch.tensor([row for row, _ in chosen])
 
+    def _draw_there(self, there: ResidentSlices, random: torch.Generator) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """:meth:`draw` on a GPU; the rows stay on the host."""
+        chosen = torch.multinomial(self.chances, self.count, replacement=True, generator=random)
+        if self.places is None:
+            return *there.of_slices(chosen), chosen
+        places = self.places[chosen]
+        return *there.of_volumes(places, random), places[:, 0]
+
     def _shown(self) -> torch.Tensor:
         """(P, classes - 1) bool: which structures each of the slices that are drawn shows."""
         classes = self.library.classes
@@ -172,7 +191,7 @@ class SliceTrainer(Trainer):
         """(1,) the loss."""
         random = generator(self.seed, number)
         image, label, rows = self.draw(random)
-        image, label = image.to(self.device), label.to(self.device)
+        image, label = onto(image, self.device), onto(label, self.device)
         if self.augmentation is not None:
             flip = self.augmentation.flips(self.count, random)
             own, channels = 3 * self.library.channels, self.library.channels
@@ -185,7 +204,7 @@ class SliceTrainer(Trainer):
         on_cpu = self.device.type == "cpu"
         image = image.contiguous(memory_format=torch.channels_last)
         with torch.autocast(self.device.type, torch.bfloat16, enabled=self.bfloat16 and not on_cpu):
-            output = self.team.forward(self.model, image, bfloat16=self.bfloat16 and on_cpu)
+            output = self.team.forward(self.runs, image, bfloat16=self.bfloat16 and on_cpu)
         target = torch.cat([(1 - label.sum(1, keepdim=True)).clamp(0, 1), label], 1)
         loss = self.loss(output.float(), target, counts)
         self.descend(loss)

@@ -8,20 +8,24 @@ from __future__ import annotations
 
 import hashlib
 import math
+import sys
 import time
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import nn
 
 from oasis_monai.atlases.library import AtlasLibrary
 from oasis_monai.training import distributed
+from oasis_monai.training.calibration import steps_within
+from oasis_monai.training.compilation import compile_network
 from oasis_monai.training.tracking import Observer, Watch
 from oasis_monai.transforms.augmentation import Augmentation
-from oasis_monai.utils.config import INFERENCE_ONLY, not_used_by, require
+from oasis_monai.utils.config import INFERENCE_ONLY, absent_as, not_used_by, require
 from oasis_monai.utils.errors import OasisError
 from oasis_monai.utils.files import write_text
 from oasis_monai.utils.memory import first_line, keep_freed_memory, out_of_memory
@@ -29,6 +33,8 @@ from oasis_monai.utils.tensor_files import load_if_whole, save_tensors
 
 TRAINING_VERSION = 2  # part of every checkpoint's key; raise it when the same settings would train differently
 SCHEDULES = ("constant", "cosine", "warm_cosine")
+CHECK_EVERY = 50
+"""Steps between two looks at the losses on a GPU: at each one the host waits for it. On a CPU every step is looked at."""
 WARM_UP = 0.02  # fraction of the budget in which ``warm_cosine`` rises
 
 
@@ -42,7 +48,8 @@ class TrainingSettings:
     Args:
         iterations: number of training steps, 1 or more; None for no limit.
         minutes: minutes of training, above 0; None for no limit. Minutes before an interruption count. On a CPU these are
-            minutes of computing time, so a busy machine gives every network its full share.
+            minutes of computing time, so a busy machine gives every network its full share. On a GPU the first steps are timed,
+            and the training has as many steps as these minutes hold (:mod:`oasis_monai.training.calibration`).
         lr: Adam's learning rate, above 0.
         schedule: ``cosine`` falls to 1 % of ``lr`` by the end of the budget. ``warm_cosine`` first rises to ``lr`` during 2 % of
             the budget, so that pre-trained weights survive the first steps. ``constant`` stays.
@@ -51,6 +58,8 @@ class TrainingSettings:
         augment: change both images of a pair at random (:class:`oasis_monai.transforms.augmentation.Augmentation`).
         amp: compute the network's convolutions in bfloat16. The slice network, DynU-Nets and registration networks of volumes
             do so by themselves on CPUs with fast bfloat16.
+        compile: train the network as ``torch.compile`` makes it (:mod:`oasis_monai.training.compilation`): it rounds in other
+            places, and the first step takes a minute or more. Where it cannot be compiled it is trained as it is.
         checkpoint_minutes: minutes between two checkpoints, the most that an interruption can lose; 0 or more.
 
     Raises:
@@ -65,6 +74,7 @@ class TrainingSettings:
     nearest_partners: int = field(default=0, metadata=not_used_by("slices", "volume", "segmentation"))
     augment: bool = True
     amp: bool = False
+    compile: bool = field(default=False, metadata=absent_as(False))
     checkpoint_minutes: float = field(default=1.0, metadata=INFERENCE_ONLY)
 
     def __post_init__(self) -> None:
@@ -157,7 +167,7 @@ class FitContext:
 @dataclass
 class _State:
     """What a checkpoint holds beside weights and optimiser; ``recent`` are the sums of the terms of the ``counted`` steps since
-    the last row of the history."""
+    the last row of the history, ``iterations`` the budget that minutes of a GPU have come to."""
 
     step: int = 0
     seconds: float = 0.0
@@ -165,6 +175,7 @@ class _State:
     history: list[dict[str, float]] = field(default_factory=list)
     recent: list[float] = field(default_factory=list)
     counted: int = 0
+    iterations: int | None = None
 
 
 class Trainer(ABC):
@@ -182,6 +193,8 @@ class Trainer(ABC):
     memory_setting = "training.batch"
     """The setting that lowers the memory of a step."""
     device: torch.device
+    compiled: Any = None
+    """The model as it is run in training; None: as it is."""
     team: distributed.SingleProcess = distributed.SingleProcess()
     """The processes that share the work of a step, see :mod:`oasis_monai.training.distributed`."""
 
@@ -199,6 +212,16 @@ class Trainer(ABC):
         """Continue on another device."""
         self.model.to(device)
         self.device = torch.device(device)
+        self.hold()
+
+    @abstractmethod
+    def hold(self) -> None:
+        """Put what batches are drawn from on :attr:`device`, see :mod:`oasis_monai.training.resident`."""
+
+    @property
+    def runs(self) -> Any:
+        """The model, or what it was compiled to."""
+        return self.model if self.compiled is None else self.compiled
 
     def descend(self, loss: torch.Tensor) -> None:
         """One step of the optimiser down the gradient of the whole batch's loss."""
@@ -207,6 +230,13 @@ class Trainer(ABC):
         self.team.sum_gradients(self.model)
         if self.team.is_main:
             self.optimiser.step()
+
+    def descend_with_others(self, terms: int) -> torch.Tensor:
+        """:meth:`descend` of a process without rows of its own in a batch of so many ``terms``; -> 0 for each."""
+        told = self.team.total(torch.zeros(terms, device=self.device))
+        self.model.zero_grad(set_to_none=True)
+        self.team.sum_gradients(self.model)
+        return told
 
 
 def generator(seed: int, step: int) -> torch.Generator:
@@ -278,37 +308,47 @@ def _validate(trainer: Trainer, images: AtlasLibrary) -> float | None:
 def _run(trainer: Trainer, state: _State, path: Path | None, progress: bool, name: str, observer: Observer) -> None:
     from tqdm import tqdm
 
-    settings = trainer.settings
+    on_cpu = next(trainer.model.parameters()).device.type == "cpu"
+    if trainer.settings.compile:
+        trainer.compiled = compile_network(
+            trainer.model, trainer.optimiser, trainer.device, lambda made: _try_compiled(trainer, made, state, name), name
+        )
+    settings = trainer.settings if on_cpu else _in_steps(trainer, state, name, progress)
     # on the CPU the computing time of this thread: what else the machine does takes nothing from the budget
-    clock = time.thread_time if next(trainer.model.parameters()).device.type == "cpu" else time.monotonic
+    clock = time.thread_time if on_cpu else time.monotonic
     started, before = clock(), state.seconds
     last_saved = started
     every = max(1, (settings.iterations or 2000) // 100)
+    pending: list[tuple[float, torch.Tensor]] = []  # the learning rate and the terms of steps that were not looked at
 
     def share() -> float:
-        return _share(settings, state.step, state.seconds)
+        return _share(settings, state.step + len(pending), state.seconds)
 
     look = "{l_bar}{bar}| {elapsed} gone, {remaining} left{postfix}"
     with tqdm(total=100, desc=name, unit="%", disable=not progress, leave=False, bar_format=look) as bar:
         while share() < 1:
-            _set_rate(trainer, share())
-            trainer.team.start_step(state.step, trainer.model)
-            terms = _step(trainer, state, name)
-            if not bool(torch.isfinite(terms).all()):
-                raise _diverged(name, f"losses {terms.tolist()}", state, settings)
-            state.step += 1
+            rate = _set_rate(trainer, share())
+            pending.append((rate, _step(trainer, state.step + len(pending), name)))
+            if not on_cpu and len(pending) < CHECK_EVERY and share() < 1:
+                continue
+            found = torch.stack([terms for _, terms in pending]).tolist()  # here the host waits for the device
             now = clock()
             state.seconds = before + now - started
-            values = terms.tolist()
-            state.recent = [a + b for a, b in zip(state.recent, values, strict=True)] if state.counted else values
-            state.counted += 1
-            if state.step % every == 0:
-                means = [value / state.counted for value in state.recent]
-                state.history.append(observer.add(_row(state, trainer, means), share()))
-                if observer.is_watching:
-                    started += clock() - now  # what is only shown takes nothing from the budget
-                bar.set_postfix_str(f"step {state.step} loss {means[0]:.3f}")
-                state.counted = 0
+            rates, rows = [rate for rate, _ in pending], len(state.history)
+            pending.clear()
+            for rate, values in zip(rates, found, strict=True):
+                if not all(map(math.isfinite, values)):
+                    raise _diverged(name, f"losses {values}", state, settings)
+                state.step += 1
+                state.recent = [a + b for a, b in zip(state.recent, values, strict=True)] if state.counted else values
+                state.counted += 1
+                if state.step % every == 0:
+                    means = [value / state.counted for value in state.recent]
+                    state.history.append(observer.add(_row(state, trainer, rate, means), share()))
+                    bar.set_postfix_str(f"step {state.step} loss {means[0]:.3f}")
+                    state.counted = 0
+            if observer.is_watching and len(state.history) > rows:
+                started += clock() - now  # what is only shown takes nothing from the budget
             bar.update(min(100, int(100 * share())) - bar.n)
             if path and now - last_saved > 60 * settings.checkpoint_minutes:
                 _check_weights(trainer.model, name, state, settings)
@@ -320,6 +360,28 @@ def _run(trainer: Trainer, state: _State, path: Path | None, progress: bool, nam
             _save(path, trainer, state)
 
 
+def _try_compiled(trainer: Trainer, made: Any, state: _State, name: str) -> None:
+    """A training step with a compiled network."""
+    trainer.compiled = made
+    _step(trainer, state.step, name).tolist()
+
+
+def _in_steps(trainer: Trainer, state: _State, name: str, progress: bool) -> TrainingSettings:
+    """The settings with a budget of a GPU in steps."""
+    from tqdm import tqdm
+
+    settings = trainer.settings
+    if settings.minutes is None:
+        return settings
+    if state.iterations is None:
+        _set_rate(trainer, 0.0)
+        left, parts = 60 * settings.minutes - state.seconds, (trainer.model, trainer.optimiser, trainer.device)
+        state.iterations = state.step + steps_within(left, lambda number: _step(trainer, number, name), *parts)
+        if progress:
+            tqdm.write(f"{name}: {settings.minutes:g} minutes are {state.iterations} steps on this GPU", file=sys.stderr)
+    return replace(settings, iterations=min(filter(None, [settings.iterations, state.iterations])), minutes=None)
+
+
 def _share(settings: TrainingSettings, step: float, seconds: float) -> float:
     """Fraction of the budget that is used, by whichever limit is nearer."""
     by_step = step / settings.iterations if settings.iterations else 0.0
@@ -327,20 +389,22 @@ def _share(settings: TrainingSettings, step: float, seconds: float) -> float:
     return max(by_step, by_time)
 
 
-def _step(trainer: Trainer, state: _State, name: str) -> torch.Tensor:
+def _step(trainer: Trainer, number: int, name: str) -> torch.Tensor:
+    """The terms of a step, where the network is."""
+    trainer.team.start_step(number, trainer.model)
     try:
-        return trainer.step(state.step).cpu()
+        return trainer.step(number)
     except (RuntimeError, MemoryError) as error:  # fewer rows a step would train another network: that is the user's to decide
         if not out_of_memory(error):
             raise
         raise OasisError(
-            f"{name}: out of memory at step {state.step} ({first_line(error)}). Lower {trainer.memory_setting} or "
+            f"{name}: out of memory at step {number} ({first_line(error)}). Lower {trainer.memory_setting} or "
             "preprocessing.size, or close other programs, and run the same command again. The last checkpoint is kept."
         ) from error
 
 
-def _set_rate(trainer: Trainer, share: float) -> None:
-    """The learning rate at ``share`` (0..1) of the budget."""
+def _set_rate(trainer: Trainer, share: float) -> float:
+    """Set the learning rate at ``share`` (0..1) of the budget, and return that of the first group."""
     settings = trainer.settings
     rate = settings.lr
     if settings.schedule != "constant":
@@ -349,11 +413,13 @@ def _set_rate(trainer: Trainer, share: float) -> None:
         rate *= max(0.01, min(1.0, share / WARM_UP))
     for group in trainer.optimiser.param_groups:
         group["lr"] = rate * group.get("scale", 1.0)
+    first: float = trainer.optimiser.param_groups[0]["lr"]
+    return first
 
 
 def _check_weights(model: nn.Module, name: str, state: _State, settings: TrainingSettings) -> None:
     """A finite loss may have had a gradient that was not; such weights must never become the checkpoint."""
-    if not all(bool(torch.isfinite(p).all()) for p in model.parameters()):
+    if not bool(torch.stack([torch.isfinite(p).all() for p in model.parameters()]).all()):
         raise _diverged(name, "weights that are not finite", state, settings)
 
 
@@ -364,8 +430,8 @@ def _diverged(name: str, found: str, state: _State, settings: TrainingSettings) 
     )
 
 
-def _row(state: _State, trainer: Trainer, terms: Sequence[float]) -> dict[str, float]:
-    now = {"step": state.step, "seconds": round(state.seconds, 1), "lr": trainer.optimiser.param_groups[0]["lr"]}
+def _row(state: _State, trainer: Trainer, rate: float, terms: Sequence[float]) -> dict[str, float]:
+    now = {"step": state.step, "seconds": round(state.seconds, 1), "lr": rate}
     return now | {name: round(term, 6) for name, term in zip(trainer.terms, terms, strict=True)}
 
 
@@ -374,7 +440,8 @@ def _save(path: Path, trainer: Trainer, state: _State) -> None:
     if not state.done:  # a finished model needs no optimiser
         for number, moments in trainer.optimiser.state_dict()["state"].items():
             tensors |= {f"optimiser.{number}.{k}": torch.as_tensor(v) for k, v in moments.items()}
-    save_tensors(path, tensors, asdict(state))
+    kept = {key: value for key, value in asdict(state).items() if key != "iterations" or value}  # as before on a CPU
+    save_tensors(path, tensors, kept)
     if state.history:
         names = list(dict.fromkeys(name for row in state.history for name in row))  # a held-out Dice is not in every row
         cells = [[f"{row[name]:g}" if name in row else "" for name in names] for row in state.history]

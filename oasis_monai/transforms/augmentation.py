@@ -20,6 +20,7 @@ from torch.nn import functional as F
 
 from oasis_monai.utils.config import absent_as, identity_of, require
 from oasis_monai.utils.interpolation import enlarge, sample_volume
+from oasis_monai.utils.transfer import constant, upload
 
 LEAST_BLUR = 0.3  # standard deviations of a blur below this many voxels change nothing that can be seen
 
@@ -155,37 +156,56 @@ class Augmentation:
             log_size = math.log(self.zoom) * uniform(1) + math.log(self.zoom_axes) * uniform(dims)
             zoomed = torch.rand(batch, 1, generator=random) < self.zoom_chance
             matrix = matrix * torch.where(zoomed, log_size, 0.0).exp()[:, None, :]
-        return torch.cat([matrix.flip(1, 2), shift.flip(1)], 2).to(image.device)
+        (transforms,) = upload(image.device, torch.cat([matrix.flip(1, 2), shift.flip(1)], 2))
+        return transforms
 
     def _intensity(self, image: torch.Tensor, random: torch.Generator) -> torch.Tensor:
         batch, dims = image.shape[0], image.ndim - 2
-        column = (batch, *[1] * (dims + 1))
-
-        def uniform(*shape: int) -> torch.Tensor:
-            return (2 * torch.rand(*shape, generator=random) - 1).to(image.device)
-
-        def drawn(strength: float) -> float | torch.Tensor:
-            """The strength; in images that this change is not drawn for, 0."""
-            if self.intensity_chance == 1:
-                return strength
-            return strength * self._chosen(batch, random).view(column).to(image)
-
+        if not (self.bias or self.gamma or self.contrast or self.noise):
+            return image
+        drawn = self._draw_intensity(batch, dims, random)
+        value = dict(zip(drawn, upload(image.device, *drawn.values()), strict=True))
         if self.bias:
-            coarse = uniform(batch, 1, *[4] * dims)
-            smooth = enlarge(coarse, image.shape[2:], corners=True)
+            smooth = enlarge(value["field"], image.shape[2:], corners=True)
             low = image.amin(dim=tuple(range(1, dims + 2)), keepdim=True)
-            image = (image - low) * (drawn(self.bias) * smooth).exp() + low
+            image = (image - low) * (value["bias"] * smooth).exp() + low
         if self.gamma:
             # a monotonic curve through 0 that bends bright and dark apart: sign(x) |x|^g
-            exponent = (drawn(self.gamma) * uniform(*column)).exp()
+            exponent = (value["gamma"] * value["curve"]).exp()
             image = image.sign() * (image.abs() + 1e-6).pow(exponent)
         if self.contrast:
-            strength = drawn(self.contrast)
-            image = image * (1 + strength * uniform(*column)) + strength * uniform(*column)
+            image = image * (1 + value["contrast"] * value["factor"]) + value["contrast"] * value["offset"]
         if self.noise:
-            strength = drawn(self.noise) * torch.rand(*column, generator=random).to(image.device)
-            image = image + strength * torch.randn(image.shape, generator=random).to(image.device)
+            image = image + value["noise"] * value["weight"] * _normal(image, random)
         return image
+
+    def _draw_intensity(self, batch: int, dims: int, random: torch.Generator) -> dict[str, torch.Tensor]:
+        """The random numbers of :meth:`_intensity` but those of its noise, by what they are for."""
+        column = (batch, *[1] * (dims + 1))
+        found: dict[str, torch.Tensor] = {}
+
+        def uniform(*shape: int) -> torch.Tensor:
+            return 2 * torch.rand(*shape, generator=random) - 1
+
+        def strength(key: str) -> None:
+            """The strength; in images that this change is not drawn for, 0."""
+            found[key] = torch.tensor(getattr(self, key))
+            if self.intensity_chance != 1:
+                found[key] = found[key] * self._chosen(batch, random).view(column).float()
+
+        if self.bias:
+            found["field"] = uniform(batch, 1, *[4] * dims)
+            strength("bias")
+        if self.gamma:
+            strength("gamma")
+            found["curve"] = uniform(*column)
+        if self.contrast:
+            strength("contrast")
+            found |= {"factor": uniform(*column), "offset": uniform(*column)}
+        if self.noise:
+            strength("noise")
+            found["weight"] = torch.rand(*column, generator=random)
+        return found
 
     def _chosen(self, batch: int, random: torch.Generator) -> torch.Tensor:
         """(B,) bool: the images that a change of intensity or resolution is drawn for."""
@@ -204,6 +224,14 @@ class Augmentation:
             for row in self._chosen(batch, random).nonzero()[:, 0].tolist():
                 made[row] = coarsen(made[row], factors[row].tolist())
         return torch.cat(made) if self.blur_mm or self.coarsen > 1 else image
+
+
+def _normal(image: torch.Tensor, random: torch.Generator) -> torch.Tensor:
+    """Normal noise for an image. On a GPU it is drawn there, by a seed that ``random`` gives: it has a number for every voxel."""
+    if image.device.type == "cpu":
+        return torch.randn(image.shape, generator=random)
+    seed = int(torch.randint(2**31, (1,), generator=random))
+    return torch.randn(image.shape, device=image.device, generator=torch.Generator(image.device).manual_seed(seed))
 
 
 def smooth_displacements(
@@ -225,20 +253,23 @@ def smooth_displacements(
     batch, dims = voxels_mm.shape
     column = (batch, 1, *[1] * dims)
     drawn = reach_mm.view(column) * (2 * torch.rand(batch, dims, *[points] * dims, generator=random) - 1)
-    return enlarge((drawn / voxels_mm.float().view(batch, dims, *[1] * dims)).to(device), size, corners=True)
+    (coarse,) = upload(torch.device(device), drawn / voxels_mm.float().view(batch, dims, *[1] * dims))
+    return enlarge(coarse, size, corners=True)
 
 
 def blur(image: torch.Tensor, voxels: Sequence[float]) -> torch.Tensor:
     """A Gaussian blur of images (B, c, *S) with a standard deviation in voxels for each axis. At the border, what lies outside is
     the voxel at the border: a field of view has no dark frame."""
-    from monai.networks.layers import GaussianFilter
+    from monai.networks.layers.convutils import gaussian_1d
+    from monai.networks.layers.simplelayers import separable_filtering
 
     widths = [width if width >= LEAST_BLUR else 0.0 for width in voxels]
     if not any(widths):
         return image
     reach = [math.ceil(4 * width) for width in widths]
     framed = F.pad(image, [side for one in reversed(reach) for side in (one, one)], mode="replicate")
-    smooth = GaussianFilter(len(widths), [max(width, 1e-3) for width in widths]).to(image.device)(framed)
+    kernels = upload(image.device, *(gaussian_1d(torch.tensor(max(width, 1e-3))) for width in widths))
+    smooth = separable_filtering(framed, list(kernels))
     inner = tuple(slice(one, one + size) for one, size in zip(reach, image.shape[2:], strict=True))
     return smooth[(slice(None), slice(None), *inner)]
 
@@ -267,10 +298,11 @@ def apply_motion(
     if len(size) == 2 or images.device.type != "cpu":
         grid = F.affine_grid(transforms, [*images.shape[:2], *size], align_corners=False)
         if bend is not None:
-            halves = torch.tensor(size, device=images.device).view(-1, *[1] * len(size)) / 2
+            halves = constant(tuple(n / 2 for n in size), images.device).view(-1, *[1] * len(size))
             grid = grid + (bend / halves).movedim(1, -1).flip(-1)
         if any(margin):  # both have the same centre
-            grid = grid * torch.tensor([s / n for s, n in zip(size, images.shape[2:], strict=True)]).flip(0).to(grid)
+            shares = tuple(s / n for s, n in zip(size, images.shape[2:], strict=True))
+            grid = grid * constant(shares[::-1], grid.device)
         return F.grid_sample(images, grid, padding_mode="zeros", align_corners=False)
     axes = [((2 * torch.arange(s) + 1) / s - 1).view(-1, *[1] * (2 - i)) for i, s in enumerate(size)]
     where = []

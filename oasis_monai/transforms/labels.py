@@ -44,11 +44,15 @@ def one_hot(label: torch.Tensor, classes: int) -> torch.Tensor:
     return torch.cat([label == c for c in range(classes)], 1).float()
 
 
-def with_ignored(label: torch.Tensor, classes: int) -> torch.Tensor:
+def with_ignored(label: torch.Tensor, classes: int, some: bool | None = None) -> torch.Tensor:
     """(B, 1, *S) class indices -> (B, C-1, *S) structures as :func:`foreground`, and where any voxel is ignored (B, C, *S):
-    behind them a channel that is 1 there. It goes through augmentation and warp with them; :func:`split_ignored` takes it off."""
+    behind them a channel that is 1 there. It goes through augmentation and warp with them; :func:`split_ignored` takes it off.
+
+    ``some``: whether the channel is there, where that is known before; None: the labels are looked at, for which a GPU must wait.
+    """
     parts, unknown = foreground(label, classes), ignored(label)
-    return torch.cat([parts, unknown.float()], 1) if bool(unknown.any()) else parts
+    some = bool(unknown.any()) if some is None else some
+    return torch.cat([parts, unknown.float()], 1) if some else parts
 
 
 def split_ignored(maps: torch.Tensor, classes: int) -> tuple[torch.Tensor, torch.Tensor | None]:

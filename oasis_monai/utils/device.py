@@ -8,6 +8,7 @@ from collections.abc import Iterator
 import torch
 
 from oasis_monai.utils.errors import ConfigError
+from oasis_monai.utils.processes import worker_number
 
 
 def has_fast_bfloat16() -> bool:
@@ -24,14 +25,26 @@ def use_bfloat16(device: torch.device, asked: bool | None) -> bool:
     return asked if asked is not None else device.type == "cpu" and has_fast_bfloat16()
 
 
+def infer_in_bfloat16(device: torch.device, asked: bool | None) -> bool:
+    """:func:`use_bfloat16` of trained networks: if None, also on GPUs that have it in hardware."""
+    if asked is None and device.type == "cuda":
+        return bool(torch.cuda.is_bf16_supported(including_emulation=False))
+    return use_bfloat16(device, asked)
+
+
 def resolve_device(name: str) -> str:
     """The torch device of a name; ``auto`` is a GPU if there is one.
+
+    Where several processes work side by side (``workers``), GPUs that are not named are dealt: each has the next one.
 
     Raises:
         ConfigError: the device is absent on this machine.
     """
     if name == "auto":
-        return "cuda" if torch.cuda.is_available() else "cpu"
+        name = "cuda" if torch.cuda.is_available() else "cpu"
+    worker, count = worker_number(), torch.cuda.device_count() if name == "cuda" else 0
+    if worker is not None and count > 1:
+        return f"cuda:{worker % count}"
     try:
         torch.empty(0, device=name)
     except (RuntimeError, AssertionError) as error:

@@ -22,6 +22,7 @@ from oasis_monai.utils.memory import first_line, out_of_memory
 
 PRELOADED = ["torch", "tqdm"]
 """What all workers have imported when they start."""
+_number: int | None = None
 
 
 def run_parallel(
@@ -45,9 +46,9 @@ def run_parallel(
     """
     if not jobs:
         return
-    with ProcessPoolExecutor(
-        min(workers, len(jobs)), _context([function.__module__, *needs]), _start, (dict(os.environ),)
-    ) as pool:
+    context = _context([function.__module__, *needs])
+    given = (dict(os.environ), context.Value("i", 0))
+    with ProcessPoolExecutor(min(workers, len(jobs)), context, _start, given) as pool:
         with _interrupts_ignored():  # inherited: Ctrl-C in a terminal goes to every process, and the parent alone shall answer
             futures = {pool.submit(_timed, function, arguments): name for name, arguments in jobs}
         for future in futures:
@@ -116,8 +117,18 @@ def _tell(name: str, done: Future[float], ended: Callable[[str, float], None]) -
         ended(name, done.result() / 60)
 
 
-def _start(environment: dict[str, str]) -> None:
-    """Set up a worker: use one core, leave Ctrl-C to the parent, and exit if that is killed."""
+def worker_number() -> int | None:
+    """The number of this process among the workers of :func:`run_parallel`, from 0; None in any other process."""
+    return _number
+
+
+def _start(environment: dict[str, str], started: Any) -> None:
+    """Set up a worker: use one core, leave Ctrl-C to the parent, and exit if that is killed. ``started`` is shared: the workers
+    so far."""
+    global _number
+    with started.get_lock():
+        _number = started.value
+        started.value += 1
     os.environ.update(environment)  # the server has that of its own start
     import torch
     from tqdm import tqdm

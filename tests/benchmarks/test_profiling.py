@@ -6,7 +6,7 @@ from pathlib import Path
 
 import torch
 
-from benchmarks.profiling import roofline, stages
+from benchmarks.profiling import device_counts, roofline, stages
 from oasis_monai.workflows.train import train_model
 from tests.conftest import JOINT
 
@@ -65,3 +65,20 @@ def test_the_profile_sees_every_stage_of_a_segmentation_and_every_part_of_a_trai
     assert set(whole) <= set(found.pop("oasis-monai segment of one scan"))
     assert list(found) == [f"Training step, {name}" for name in ("STM", "slice network", "volume network")]
     assert all({"augment", "forward", "loss", "backward", "optimiser"} <= set(names) for names in found.values())
+
+
+def test_counts_of_two_versions_stand_side_by_side(tmp_path, capsys):
+    size = ["--size", "32", "--depth", "8", "--only", "volume network"]
+    device_counts.main([*size, "--output", str(tmp_path / "counts.csv")])
+    first = capsys.readouterr().out
+    text = (tmp_path / "counts.csv").read_text().splitlines()
+    name, kernels, sent, fetched, waits = text[1].split(",")
+    assert (name, fetched, waits) == ("volume network", "0", "0")
+    assert float(kernels) > 50
+    assert 0 < float(sent) < 10
+    (tmp_path / "old.csv").write_text(f"{text[0]}\n{name},1000,2000,1,7\n")
+    found = {name: dict(zip(device_counts.COLUMNS, map(float, (kernels, sent, fetched, waits)), strict=True))}
+    assert device_counts.table(found, {}) == first.rstrip("\n")
+    beside = device_counts.table(found, device_counts.read(tmp_path / "old.csv")).splitlines()[-1]
+    assert beside.startswith("| volume network | 1,000 → ")
+    assert beside.endswith("| 1 → 0 | 7 → 0 |")

@@ -246,3 +246,24 @@ def test_folding_voxels_are_counted_for_each_field_on_the_fine_grid(size):
     assert wanted[1] >= inner
     assert 0 < wanted[2] < wanted[1]
     assert folding_voxels(fields, size)[1] == mirror[0, 0].numel()
+
+
+@pytest.mark.parametrize("size", [(7, 5), (6, 4, 1)])
+def test_sampling_and_integration_are_monais_to_the_last_bit(size):
+    """Also their gradients: networks that were trained with MONAI's layers stay what they are."""
+    from monai.networks.blocks import DVF2DDF, Warp
+
+    from oasis_monai.networks.warp import _sample
+
+    found = {}
+    for name, sample, squared in (
+        ("ours", lambda moving, ddf: _sample(moving, ddf, "border"), lambda ddf: integrate(ddf, 3)),
+        ("monai", Warp(padding_mode="border"), DVF2DDF(3, padding_mode="border")),
+    ):
+        torch.manual_seed(0)
+        moving = torch.rand(2, 3, *size, requires_grad=True)
+        ddf = (3 * torch.randn(2, len(size), *size)).requires_grad_()
+        made, whole = sample(moving, ddf), squared(ddf)
+        (made.square().sum() + (whole * torch.rand_like(whole)).sum()).backward()
+        found[name] = [made, whole, moving.grad, ddf.grad]
+    assert all(torch.equal(a, b) for a, b in zip(found["ours"], found["monai"], strict=True))

@@ -239,6 +239,38 @@ def test_when_one_is_killed_the_others_end_with_one_line(tmp_path, victim):
         assert line.startswith(f"error: torchrun: process {rank} stops because another of the 3 processes has ended")
 
 
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="needs POSIX signals")
+def test_a_leader_that_waits_for_a_stopped_process_can_be_terminated(tmp_path):
+    processes = Processes(train_long, tmp_path / "a")
+    processes.in_training()
+    leader, helper = processes.all
+    os.kill(helper.pid, signal.SIGSTOP)
+    try:
+        time.sleep(2)  # by now the leader waits for it
+        os.kill(leader.pid, signal.SIGTERM)
+        leader.join(60)
+        assert leader.exitcode == 128 + signal.SIGTERM
+        assert processes.errors(0).splitlines() == [distributed.TERMINATED]
+    finally:
+        os.kill(helper.pid, signal.SIGKILL)
+
+
+def test_rows_are_dealt_once():
+    for size in (1, 2, 3, 5):
+        for batch in range(1, 8):
+            dealt = [distributed.ProcessGroup(rank, size).own_rows(batch) for rank in range(size)]
+            assert [row for own in dealt for row in range(batch)[own]] == list(range(batch))
+    assert distributed.SingleProcess().own_rows(3) == slice(0, 3)
+
+
+def test_a_gpu_by_name_is_refused(config, monkeypatch):
+    from oasis_monai.tasks import run_task
+
+    monkeypatch.setattr(distributed, "_team", distributed.ProcessGroup(0, 2))
+    with pytest.raises(ConfigError, match=r"^device: expected cuda or auto under torchrun .*, found 'cuda:1'; set device=cuda$"):
+        run_task(config({"device": "cuda:1"}) | {"task": "crossval"}, Path(), None)
+
+
 def test_torchrun_with_the_command_line(config, tmp_path):
     words = overrides(config({"k": 2, "fold": 0, "n": 1, "methods": ["FWAL"]}))
     torchrun = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node=2"]  # what the script `torchrun` is

@@ -115,7 +115,7 @@ def test_only_the_patch_and_its_margin_are_read():
     drawer = PatchDrawer(library(1), (4, 4, 4), 0)
     drawer.places(0)
     images, labels = Watched(drawer.atlases[0].image), Watched(drawer.atlases[0].label)
-    drawer.atlases = (FineAtlas(images, labels),)
+    drawer.shown = (FineAtlas(images, labels),)
     for step in range(10):
         drawer.draw(torch.tensor([0]), step, torch.Generator().manual_seed(step), (1, 2, 0))
     assert len(images.read) == len(labels.read) == 10

@@ -9,15 +9,25 @@ from oasis_monai.networks.slice_unet import SliceUNet
 from oasis_monai.segmentation.alignment import Aligner
 from oasis_monai.segmentation.estimate import Estimator
 from oasis_monai.utils import device as precision
+from tests.helpers.pretend_device import pretend_device
 
 
 @pytest.mark.parametrize(
-    ("device", "made", "asked", "expected"),
-    [("cpu", True, None, True), ("cpu", False, None, False), ("cuda", True, None, False), ("cpu", False, True, True)],
+    ("device", "made", "asked", "trains", "infers"),
+    [
+        ("cpu", True, None, True, True),
+        ("cpu", False, None, False, False),
+        ("cpu", False, True, True, True),
+        ("cuda", True, None, False, True),
+        ("cuda", False, None, False, False),
+        ("cuda", True, False, False, False),
+    ],
 )
-def test_where_it_is_used(monkeypatch, device, made, asked, expected):
+def test_where_it_is_used(monkeypatch, device, made, asked, trains, infers):
     monkeypatch.setattr(precision, "has_fast_bfloat16", lambda: made)
-    assert precision.use_bfloat16(torch.device(device), asked) is expected
+    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation: made)
+    assert precision.use_bfloat16(torch.device(device), asked) is trains
+    assert precision.infer_in_bfloat16(torch.device(device), asked) is infers
 
 
 def test_a_torch_that_cannot_tell_is_taken_for_no(monkeypatch):
@@ -73,3 +83,25 @@ def test_a_narrow_strided_convolution_is_right_whatever_lay_in_memory(size):
             found = network(image)
         torch.testing.assert_close(found.float(), expected, atol=0.05, rtol=0.05)
         assert found.dtype == (torch.float32 if size[-1] <= 2 else torch.bfloat16)  # so that it fails on other CPUs too
+
+
+@pytest.mark.parametrize(
+    ("name", "worker", "gpus", "expected"),
+    [
+        ("cuda", 0, 2, "cuda:0"),
+        ("cuda", 3, 2, "cuda:1"),
+        ("auto", 1, 2, "cuda:1"),
+        ("cuda:0", 1, 2, "cuda:0"),  # as asked
+        ("cuda", 1, 1, "cuda"),
+        ("cuda", None, 2, "cuda"),
+        ("cpu", 1, 2, "cpu"),
+        ("auto", 1, 0, "cpu"),
+    ],
+)
+def test_workers_are_dealt_the_gpus_that_nobody_named(monkeypatch, name, worker, gpus, expected):
+    monkeypatch.setattr(precision, "worker_number", lambda: worker)
+    if not gpus:
+        assert precision.resolve_device(name) == expected
+        return
+    with pretend_device(gpus):
+        assert precision.resolve_device(name) == expected

@@ -182,3 +182,21 @@ def test_workers_end_when_their_parent_is_killed(tmp_path):
         assert time.monotonic() < deadline, "the worker outlived its parent"
         time.sleep(0.1)
     assert not (tmp_path / "slow").exists()
+
+
+def note_number(folder, name):
+    """A job: leaves its worker's number, and takes long enough that every worker has one."""
+    from oasis_monai.utils.processes import worker_number
+
+    Path(folder, name).write_text(str(worker_number()))
+    end = time.monotonic() + 100
+    while len(list(Path(folder).iterdir())) < 2 and time.monotonic() < end:
+        time.sleep(0.05)
+
+
+def test_workers_are_numbered(tmp_path):
+    from oasis_monai.utils.processes import worker_number
+
+    run_parallel(note_number, [(name, (tmp_path, name)) for name in "ab"], 2, lambda name, minutes: None)
+    assert sorted(path.read_text() for path in tmp_path.iterdir()) == ["0", "1"]
+    assert worker_number() is None

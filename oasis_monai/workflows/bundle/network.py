@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from typing import Any
+from typing import Any, NamedTuple
+from weakref import WeakKeyDictionary
 
 import numpy as np
 import torch
@@ -205,7 +206,21 @@ class OasisNetwork(nn.Module):
         return Embedder("", Photograph(self.embedding.to(device).eval()), device, 32)
 
     def _segmenter(self, device: torch.device) -> Segmenter:
-        """The parts as they are now: a state dict loaded or a device changed since the last call counts."""
+        """The parts as they are now, put together once: a state dict loaded, a weight or a device changed since the last call
+        counts."""
+        if self.training and self.dropout > 0:  # drawn anew
+            return self._built(device)
+        made = _BUILT.get(self)
+        if made is not None and made.device == device and made.is_of(self):
+            for part in filter(None, (self.stm, self.slice_network, self.volume_network)):
+                part.eval()
+            return made.segmenter
+        segmenter = self._built(device)
+        tensors = [*self.parameters(), *self.buffers()]
+        _BUILT[self] = _Built(device, tensors, _versions(tensors), segmenter)
+        return segmenter
+
+    def _built(self, device: torch.device) -> Segmenter:
         library = AtlasLibrary(
             self.images.cpu(),
             self.labels.cpu(),
@@ -236,6 +251,31 @@ class OasisNetwork(nn.Module):
         if segmenter.loa is not None and not drawn:  # pairs are numbered as all atlases are
             segmenter.loa.learn({"pairs": self.pairs, "values": self.values})
         return segmenter
+
+
+class _Built(NamedTuple):
+    """A network's segmenter on a device, and the tensors it was made of; they are held, so that no other can come to their
+    place."""
+
+    device: torch.device
+    tensors: list[torch.Tensor]
+    versions: list[int]
+    segmenter: Segmenter
+
+    def is_of(self, network: nn.Module) -> bool:
+        """Whether the network's tensors are the same, and unchanged."""
+        now = [*network.parameters(), *network.buffers()]
+        same = len(now) == len(self.tensors) and all(a is b for a, b in zip(now, self.tensors, strict=True))
+        return same and _versions(now) == self.versions
+
+
+_BUILT: WeakKeyDictionary[nn.Module, _Built] = WeakKeyDictionary()
+"""Not an attribute: a copy or a pickle of a network must not hold it."""
+
+
+def _versions(tensors: Sequence[torch.Tensor]) -> list[int]:
+    """How often each tensor has been changed in place; inference tensors do not tell, and count as never the same."""
+    return [-id(tensors) if tensor.is_inference() else tensor._version for tensor in tensors]
 
 
 def network_arguments(settings: Settings, segmenter: Segmenter, method: str, n: int, batch: int) -> dict[str, Any]:
