@@ -14,7 +14,7 @@ from oasis_monai.utils.errors import ConfigError, DataError
 JOB_KEYS = (
     *("task", "model", "input", "output", "overwrite", "study", "format", "segments", "results", "review"),
     *("add", "label", "case", "patient", "remove", "msd", "accept_license", "download", "training_cases", "phantom"),
-    *("share_atlases", "nnunet"),
+    *("share_atlases", "nnunet", "cluster"),
 )
 WITH_UNLABELLED = ("train", "crossval", "study", "plan", "check")
 """Tasks that may be given scans without labels; the last two do not look at them."""
@@ -179,8 +179,18 @@ def _study(config: dict[str, Any], job: Mapping[str, Any], run_dir: Path, sweep_
     planned = _planned(config)
     study = planned_study(check_study(job["study"]), config, planned)
     key = "hydra.run.dir" if sweep_dir is None else "hydra.sweep.dir"
-    run_study(study, planned.config, run_dir, overwrite=bool(job["overwrite"]), key=key, plan_made=planned.plan)
+    cluster = _cluster(job["cluster"], run_dir)
+    run_study(study, planned.config, run_dir, overwrite=bool(job["overwrite"]), key=key, plan_made=planned.plan, cluster=cluster)
     print(f"report: {write_results(study, planned.config, run_dir)}")
+
+
+def _cluster(given: Any, run_dir: Path) -> Any:
+    """Where the jobs of a study run; None for this machine's own processes."""
+    from oasis_monai.utils.cluster import Cluster
+    from oasis_monai.utils.config import make_group
+
+    values = {} if given is None else {"executor": given} if isinstance(given, str) else dict(given)
+    return make_group(Cluster, {"folder": run_dir / ".submitit", **values}, "cluster") if values.get("executor") else None
 
 
 def _train(config: dict[str, Any], job: Mapping[str, Any], run_dir: Path, sweep_dir: Path | None) -> None:

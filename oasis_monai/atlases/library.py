@@ -16,7 +16,7 @@ from oasis_monai.data.types import Preprocessed
 from oasis_monai.networks.slice_unet import with_neighbours
 from oasis_monai.transforms.labels import ignored
 from oasis_monai.utils.errors import ConfigError, DataError, Fault
-from oasis_monai.utils.tensor_files import map_tensors, write_tensors
+from oasis_monai.utils.tensor_files import map_tensors, save_tensors
 
 
 class FineAtlas(NamedTuple):
@@ -216,7 +216,7 @@ class AtlasLibrary:
         known: dict[str, Any] = {} if self.patients == self.cases else {"patients": list(self.patients)}
         known |= {"structures": [list(own) for own in self.structures]} if self.structures else {}
         fine = {f"fine.{row}.{k}": v for row, one in enumerate(self.fine) for k, v in one._asdict().items()}
-        write_tensors(path, self._tensors() | fine, {"cases": list(self.cases), "classes": self.classes, **known})
+        save_tensors(path, self._tensors() | fine, {"cases": list(self.cases), "classes": self.classes, **known})
 
     @classmethod
     def load(cls, path: str | Path, check: bool = True) -> AtlasLibrary:

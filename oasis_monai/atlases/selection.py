@@ -48,21 +48,16 @@ def nearest(
         ConfigError: n below 1 or above the rows available to some query; unknown distance; another number of features.
         DataError: NaN or infinity among the features.
     """
-    if distance not in DISTANCES:
-        raise ConfigError("distance", f"one of {', '.join(DISTANCES)}", distance)
     if chunk < 1:
         raise ConfigError("chunk", "at least 1", chunk)
-    if queries.ndim != 2 or library.ndim != 2 or queries.shape[1] != library.shape[1]:
-        found = f"{tuple(queries.shape)} queries, {tuple(library.shape)} library"
-        raise ConfigError("features", "(Q, F) queries and an (N, F) library", found, "use the same features for both")
-    _check_n(n, len(queries), len(library), exclude)
-    scale = _standardisation(library, chunk) if distance == "zscore" else None
+    check_search(queries, library, n, distance, exclude)
+    scale = mean_and_deviation(library, chunk) if distance == "zscore" else None
     distances, indices = torch.empty(len(queries), n), torch.empty(len(queries), n, dtype=torch.int64)
     for rows in torch.arange(len(queries)).split(QUERIES):
-        a = _prepared(queries[rows], "target", distance, scale)
+        a = prepare_features(queries[rows], "target", distance, scale)
         best, where = torch.empty(len(a), 0), torch.empty(len(a), 0, dtype=torch.int64)
         for block, places in zip(library.split(chunk), torch.arange(len(library)).split(chunk), strict=True):
-            new = _distances(a, _prepared(block, "library", distance, scale), distance)
+            new = pair_distances(a, prepare_features(block, "library", distance, scale), distance)
             if exclude is not None:
                 new.masked_fill_(exclude[0].cpu()[rows, None] == exclude[1].cpu()[places], torch.inf)
             # the sort is stable, and earlier rows stand first: of equal distances the lower row wins
@@ -71,6 +66,20 @@ def nearest(
             best = best[:, :n]
         distances[rows], indices[rows] = best, where
     return indices, distances
+
+
+def check_search(queries: torch.Tensor, library: torch.Tensor, n: int, distance: str, exclude: Pair | None) -> None:
+    """Refuse arguments of :func:`nearest` that cannot work.
+
+    Raises:
+        ConfigError: see there.
+    """
+    if distance not in DISTANCES:
+        raise ConfigError("distance", f"one of {', '.join(DISTANCES)}", distance)
+    if queries.ndim != 2 or library.ndim != 2 or queries.shape[1] != library.shape[1]:
+        found = f"{tuple(queries.shape)} queries, {tuple(library.shape)} library"
+        raise ConfigError("features", "(Q, F) queries and an (N, F) library", found, "use the same features for both")
+    _check_n(n, len(queries), len(library), exclude)
 
 
 def _check_n(n: int, queries: int, rows: int, exclude: Pair | None) -> None:
@@ -87,7 +96,7 @@ def _check_n(n: int, queries: int, rows: int, exclude: Pair | None) -> None:
         raise ConfigError("n", f"1 to {available}, the atlases available to every target", n, "choose another n or add cases")
 
 
-def _distances(a: torch.Tensor, b: torch.Tensor, distance: str) -> torch.Tensor:
+def pair_distances(a: torch.Tensor, b: torch.Tensor, distance: str) -> torch.Tensor:
     """(Q, F), (M, F) prepared -> (Q, M) float32. By differences: the quicker matrix product is inexact for near duplicates."""
     gap = torch.cdist(a, b, compute_mode="donot_use_mm_for_euclid_dist")
     if distance != "variance":
@@ -96,7 +105,7 @@ def _distances(a: torch.Tensor, b: torch.Tensor, distance: str) -> torch.Tensor:
     return torch.where(spread > 0, gap.square_() / (2 * spread).clamp_min(torch.finfo(torch.float64).tiny), 0.0).float()
 
 
-def _prepared(raw: torch.Tensor, what: str, distance: str, scale: Pair | None) -> torch.Tensor:
+def prepare_features(raw: torch.Tensor, what: str, distance: str, scale: Pair | None) -> torch.Tensor:
     """(..., F) raw features -> (..., F) float64 whose Euclidean distances decide."""
     x = _finite(raw, what)
     if scale is not None:
@@ -120,7 +129,7 @@ def _finite(raw: torch.Tensor, what: str) -> torch.Tensor:
     return x
 
 
-def _standardisation(library: torch.Tensor, chunk: int) -> Pair:
+def mean_and_deviation(library: torch.Tensor, chunk: int) -> Pair:
     """Mean and 1/standard deviation per feature in float64; 0 for a feature that is constant but for rounding."""
     blocks = library.split(chunk)
     mean = torch.stack([_finite(block, "library").sum(0) for block in blocks]).sum(0) / len(library)

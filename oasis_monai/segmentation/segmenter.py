@@ -16,7 +16,8 @@ import numpy as np
 import torch
 
 from oasis_monai.atlases.library import AtlasLibrary
-from oasis_monai.atlases.selection import Pair, nearest
+from oasis_monai.atlases.neighbours import Neighbours
+from oasis_monai.atlases.selection import Pair
 from oasis_monai.atlases.slices import adjacent_slice_atlases, append_atlas_channels, interpolate_shape
 from oasis_monai.data.types import Geometry, Preprocessed, Selection
 from oasis_monai.networks.registration import append_structures
@@ -214,7 +215,7 @@ class Segmenter:
     def select(self, features: torch.Tensor, n: int, exclude_patient: str | None = None) -> Selection:
         """The n nearest atlases of every image of a target, by its (T, F) features; never of ``exclude_patient``."""
         exclude = self._excluded(len(features), exclude_patient)
-        return Selection(*nearest(features, self.library.features, n, self.distance, exclude=exclude))
+        return Selection(*self._neighbours.nearest(features, n, exclude))
 
     def align(
         self,
@@ -361,6 +362,10 @@ class Segmenter:
                 own = self(target, library.features[row][None], (method,), (n,), exclude_patient=library.patients[row])
                 found.append(search.agreement(own.results, unchanged=True))
         return float(np.median(found)) if found else 1.0
+
+    @cached_property
+    def _neighbours(self) -> Neighbours:
+        return Neighbours(self.library.features, self.distance)
 
     @cached_property
     def atlas_positions(self) -> AtlasPositions | None:

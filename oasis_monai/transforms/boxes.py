@@ -25,7 +25,7 @@ from oasis_monai.transforms.preprocessing import PreprocessCache, Preprocessing
 from oasis_monai.transforms.spatial import resample_label, shifted_grid
 from oasis_monai.transforms.views import UNCHANGED, View
 from oasis_monai.utils.files import digest
-from oasis_monai.utils.tensor_files import map_tensors, write_tensors
+from oasis_monai.utils.tensor_files import map_tensors, save_tensors
 
 Box = tuple[slice, slice, slice]
 """Working voxels along x, y, z."""
@@ -158,7 +158,7 @@ def labelled_part(store: PreprocessCache, case: Case) -> ScanPart | None:
         return made
     grids = {f"{name}_affine": torch.as_tensor(grid.affine) for name, grid in (("box", made.grid), ("working", made.working))}
     shape = torch.tensor(made.working.shape)
-    write_tensors(path, {"image": made.image, "label": made.label, "working_shape": shape, **grids})
+    save_tensors(path, {"image": made.image, "label": made.label, "working_shape": shape, **grids})
     return _held(path)
 
 

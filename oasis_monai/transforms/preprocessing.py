@@ -43,7 +43,7 @@ from oasis_monai.transforms.views import UNCHANGED, View
 from oasis_monai.utils.config import absent_as, not_used_by, require, without_absent
 from oasis_monai.utils.errors import ConfigError, Fault
 from oasis_monai.utils.files import digest, file_digest
-from oasis_monai.utils.tensor_files import load_if_whole, map_tensors, save_tensors, write_tensors
+from oasis_monai.utils.tensor_files import load_if_whole, map_tensors, save_tensors
 
 PREPROCESS_VERSION = 1
 """Raise it with every change that alters a preprocessed voxel, so that cached tensors of other versions are not used."""
@@ -389,9 +389,9 @@ class PreprocessCache:
         if held is None:
             fine = made or self._made(case)[0].fine
             assert fine is not None
-            write_tensors(files[0], _packed(fine)[0])
+            save_tensors(files[0], _packed(fine)[0])
             if label_file is not None and fine.label is not None:
-                write_tensors(files[1], {"label": fine.label})
+                save_tensors(files[1], {"label": fine.label})
             held = [map_tensors(file, check=False)[0] for file in files]
         return _unpacked(case.id, held[0], held[1]["label"] if len(held) > 1 else None)
 

@@ -14,8 +14,6 @@ from functools import cache
 from importlib.resources import files
 from typing import Any
 
-import yaml
-
 from oasis_monai.utils.config import check_gone
 from oasis_monai.utils.errors import ConfigError
 
@@ -117,6 +115,8 @@ def _defaults(group: str, name: str) -> list[tuple[str, str | None]]:
 
 def _read(group: str, name: str) -> dict[str, Any]:
     """The values of a file of ``conf/``."""
+    import yaml  # settings that are complete need no file
+
     return yaml.safe_load(_text(group, name)) or {}
 
 

@@ -64,15 +64,18 @@ def map_tensors(path: str | Path, check: bool = True) -> tuple[dict[str, torch.T
     return {name: _view(data, start, entry) for name, entry in header.items()}, meta
 
 
-def _view(data: mmap.mmap, start: int, entry: Mapping[str, Any]) -> torch.Tensor:
+def _view(data: mmap.mmap | bytearray, start: int, entry: Mapping[str, Any]) -> torch.Tensor:
     shape, dtype = entry["shape"], DTYPES[entry["dtype"]]
     if not (count := math.prod(shape)):
         return torch.empty(shape, dtype=dtype)
     return torch.frombuffer(data, dtype=dtype, count=count, offset=start + entry["data_offsets"][0]).reshape(shape)
 
 
-def write_tensors(path: str | Path, tensors: Mapping[str, torch.Tensor], meta: Mapping[str, Any] | None = None) -> None:
-    """Write the very bytes of :func:`.save_tensors`, needing no memory for a second copy of them."""
+def save_tensors(path: str | Path, tensors: Mapping[str, torch.Tensor], meta: Mapping[str, Any] | None = None) -> None:
+    """Write a flat dict of tensors and a JSON-able ``meta`` with a sha256 over the content, whole or not at all.
+
+    The content is what the library safetensors writes, byte for byte, but no second copy of it is held in memory.
+    """
     names = sorted(tensors, key=lambda name: (list(NAMES).index(tensors[name].dtype), name))
     header: dict[str, Any] = {"__metadata__": {"meta": json.dumps(dict(meta or {}), sort_keys=True, allow_nan=False)}}
     end = 0
@@ -99,18 +102,6 @@ def _pieces(tensors: Iterable[torch.Tensor]) -> Iterator[bytes]:
             yield part.numpy().tobytes()
 
 
-def save_tensors(path: str | Path, tensors: Mapping[str, torch.Tensor], meta: Mapping[str, Any] | None = None) -> None:
-    """Write a flat dict of tensors and a JSON-able ``meta`` with a sha256 over the content, whole or not at all."""
-    from safetensors.torch import save
-
-    plain = {k: v.detach().cpu().contiguous() for k, v in tensors.items()}
-    meta_text = json.dumps(dict(meta or {}), sort_keys=True, allow_nan=False)
-    body = save(plain, metadata={"meta": meta_text})
-    with atomic_path(path) as temporary, open(temporary, "wb") as stream:
-        stream.write(hashlib.sha256(body).digest())
-        stream.write(body)
-
-
 def load_tensors(path: str | Path) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
     """Read what :func:`save_tensors` wrote.
 
@@ -118,14 +109,14 @@ def load_tensors(path: str | Path) -> tuple[dict[str, torch.Tensor], dict[str, A
         OSError: the file is absent or unreadable.
         ValueError: it is truncated or a byte of it changed (one flipped byte would otherwise load in silence).
     """
-    from safetensors.torch import load
-
-    raw = Path(path).read_bytes()
-    body = raw[32:]
-    if len(raw) < 40 or hashlib.sha256(body).digest() != raw[:32]:
+    raw = bytearray(Path(path).read_bytes())
+    if len(raw) < CHECKSUM + 8 or hashlib.sha256(memoryview(raw)[CHECKSUM:]).digest() != raw[:CHECKSUM]:
         raise ValueError(f"{path}: expected the content of its sha256, found other bytes; delete it to have it made again")
-    header = json.loads(body[8 : 8 + int.from_bytes(body[:8], "little")])
-    return load(body), json.loads(header.get("__metadata__", {}).get("meta", "{}"))
+    start = CHECKSUM + 8 + int.from_bytes(raw[CHECKSUM : CHECKSUM + 8], "little")
+    header = json.loads(raw[CHECKSUM + 8 : start])
+    meta = json.loads(header.pop("__metadata__", {}).get("meta", "{}"))
+    # copies: a tensor that is kept must not hold the whole file
+    return {name: _view(raw, start, entry).clone() for name, entry in header.items()}, meta
 
 
 def load_if_whole(path: str | Path) -> tuple[dict[str, torch.Tensor], dict[str, Any]] | None:

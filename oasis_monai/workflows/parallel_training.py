@@ -8,7 +8,7 @@ from typing import Any
 
 from oasis_monai.settings import Settings
 from oasis_monai.training.tracking import Tracking
-from oasis_monai.utils.processes import run_parallel
+from oasis_monai.utils.cluster import Cluster, run_jobs
 from oasis_monai.workflows.prepare import Log, find_and_check, prepare, split_of
 from oasis_monai.workflows.self_trained_folds import models_for
 from oasis_monai.workflows.unlabelled_scans import with_unlabelled
@@ -17,7 +17,9 @@ NEEDED = ("monai.networks.nets", "pandas", "oasis_monai.workflows.crossval")
 """What trainings and cross-validations import while they run; it takes seconds."""
 
 
-def train_in_parallel(jobs: Sequence[tuple[Settings, int, str, Tracking | None]], workers: int, log: Log) -> None:
+def train_in_parallel(
+    jobs: Sequence[tuple[Settings, int, str, Tracking | None]], workers: int, log: Log, cluster: Cluster | None = None
+) -> None:
     """Train networks in parallel: (settings, fold, network, where to record it) each. The trained networks go to the cache."""
     from tqdm import tqdm
 
@@ -34,7 +36,7 @@ def train_in_parallel(jobs: Sequence[tuple[Settings, int, str, Tracking | None]]
             log(f"trained {name}: {minutes:.1f} min")
             bar.update()
 
-        run_parallel(_train, named, workers, ended, NEEDED)
+        run_jobs(_train, named, workers, ended, NEEDED, cluster)
 
 
 def _named(settings: Settings, fold: int) -> str:

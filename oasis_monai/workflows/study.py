@@ -20,10 +20,10 @@ from oasis_monai.segmentation.methods import needs_atlases, result_keys
 from oasis_monai.settings import REST, Settings, build
 from oasis_monai.training.tracking import Tracking
 from oasis_monai.training.trainer import TRAINING_VERSION
+from oasis_monai.utils.cluster import Cluster, run_jobs
 from oasis_monai.utils.config import make_group
 from oasis_monai.utils.errors import ConfigError
 from oasis_monai.utils.files import digest, write_json, write_text
-from oasis_monai.utils.processes import run_parallel
 from oasis_monai.workflows.parallel_training import NEEDED, quiet, silent, train_in_parallel
 from oasis_monai.workflows.plan import Plan, keep_plan
 from oasis_monai.workflows.prepare import Dataset, Log, find_and_check, prepare, split_of
@@ -222,6 +222,7 @@ def run_study(
     overwrite: bool = False,
     key: str = "run_dir",
     plan_made: Plan | None = None,
+    cluster: Cluster | None = None,
 ) -> Path:
     """Run every arm and write ``scores.csv``, ``summary.csv``, ``learning.csv`` and ``run.json`` into ``run_dir``.
 
@@ -231,6 +232,7 @@ def run_study(
         overwrite: also in the place of the results of other data, or of other settings than those of single arms.
         key: the option that names ``run_dir``, for messages.
         plan_made: what ``config`` follows from, to be kept beside the results.
+        cluster: train and score by its jobs, in the place of ``workers`` processes.
 
     Returns:
         The path of ``scores.csv``.
@@ -278,7 +280,7 @@ def run_study(
     if trainings:
         tell_where(tracking, log)
     with clock("train"):
-        train_in_parallel(list(trainings.values()), settings.workers, log)
+        train_in_parallel(list(trainings.values()), settings.workers, log, cluster)
     with clock("segment and score"):
         arms = [(job.name, job.settings, run_dir / "arms" / job.name) for job in waiting]
         for _, _, folder in arms:  # a kill between its scores and its new stamp must not leave the old stamp beside them
@@ -288,7 +290,7 @@ def run_study(
             write_text(run_dir / "arms" / name / ".stamp", stamps[name])
             log(f"scored {name}: {minutes:.1f} min")
 
-        run_arms(arms, settings.workers, ended)
+        run_arms(arms, settings.workers, ended, cluster)
     rows, learning = _join(jobs, run_dir)
     tables.write_scores(run_dir / "scores.csv", rows)
     tables.write_summary(run_dir / "summary.csv", tables.summarise(tables.read_scores(run_dir / "scores.csv")))
@@ -372,9 +374,15 @@ def check_study(given: Any) -> Study:
     return make_group(Study, rest, "study", arms=arms, learning=curve)
 
 
-def run_arms(jobs: Sequence[tuple[str, Settings, Path]], workers: int, ended: Callable[[str, float], None]) -> None:
+def run_arms(
+    jobs: Sequence[tuple[str, Settings, Path]],
+    workers: int,
+    ended: Callable[[str, float], None],
+    cluster: Cluster | None = None,
+) -> None:
     """Whole cross-validations side by side: (name, settings, run folder) each; ``ended(name, minutes)`` as each is done."""
-    run_parallel(_crossval, [(name, (quiet(settings), folder)) for name, settings, folder in jobs], workers, ended, NEEDED)
+    named = [(name, (quiet(settings), folder)) for name, settings, folder in jobs]
+    run_jobs(_crossval, named, workers, ended, NEEDED, cluster)
 
 
 def _crossval(plain: dict[str, Any], folder: Path) -> None:

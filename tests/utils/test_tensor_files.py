@@ -1,13 +1,16 @@
 """Tensor files that are mapped: the same bytes as those written at once, read without being loaded, damage told."""
 
+import hashlib
+import json
 import subprocess
 import sys
 
 import pytest
+import safetensors.torch
 import torch
 
 from oasis_monai.atlases.library import AtlasLibrary
-from oasis_monai.utils.tensor_files import DTYPES, load_tensors, map_tensors, save_tensors, write_tensors
+from oasis_monai.utils.tensor_files import DTYPES, load_tensors, map_tensors, save_tensors
 
 META = {"cases": ["ä", "b"], "classes": 2}
 
@@ -25,9 +28,18 @@ def equal(a, b):
 
 def test_written_in_pieces_are_the_bytes_of_safetensors(tensors, tmp_path, monkeypatch):
     monkeypatch.setattr("oasis_monai.utils.tensor_files.PIECE", 16)
-    save_tensors(tmp_path / "at once", tensors, META)
-    write_tensors(tmp_path / "pieces", tensors, META)
-    assert (tmp_path / "pieces").read_bytes() == (tmp_path / "at once").read_bytes()
+    save_tensors(tmp_path / "pieces", tensors, META)
+    plain = {name: tensor.contiguous() for name, tensor in tensors.items()}
+    expected = safetensors.torch.save(plain, metadata={"meta": json.dumps(META, sort_keys=True)})
+    assert (tmp_path / "pieces").read_bytes() == hashlib.sha256(expected).digest() + expected
+
+
+def test_loaded_is_what_was_saved_each_tensor_in_memory_of_its_own(tensors, tmp_path):
+    save_tensors(tmp_path / "a", tensors, META)
+    found, meta = load_tensors(tmp_path / "a")
+    assert meta == META
+    assert equal(found, tensors)
+    assert all(t.untyped_storage().nbytes() == t.numel() * t.element_size() for t in found.values())
 
 
 def test_mapped_is_what_was_saved_and_writing_to_it_leaves_the_file(tensors, tmp_path):

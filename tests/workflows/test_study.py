@@ -9,10 +9,11 @@ import pytest
 
 from oasis_monai.data.folds import patient_groups
 from oasis_monai.evaluation.scores import read_scores
-from oasis_monai.settings import Settings
+from oasis_monai.settings import Settings, build
 from oasis_monai.tasks import run_task
 from oasis_monai.utils.errors import ConfigError
 from oasis_monai.workflows import study as module
+from oasis_monai.workflows.crossval import crossval
 from oasis_monai.workflows.study import Arm, Learning, Study, check_study, plan, run_study
 from oasis_monai.workflows.study_report import write_results
 from tests.conftest import JOINT, JOINT_2D, merged
@@ -188,7 +189,7 @@ def test_scores_that_a_killed_run_left_are_not_taken_for_those_of_before(base, t
     run_study(one, base, tmp_path / "run", lines.append)
     first = (tmp_path / "run" / "scores.csv").read_bytes()
 
-    def killed(arms, workers, ended):
+    def killed(arms, workers, ended, cluster):
         whole(arms, workers, lambda *_: None)  # scored, but for the stamp
         raise KeyboardInterrupt
 
@@ -237,3 +238,16 @@ def test_another_setting_is_another_stamp(base, tmp_path, monkeypatch):
     monkeypatch.setattr(Settings, "identity", lambda self: {**before(self), "version": "next"})
     run_study(check_study(one), again, tmp_path / "run", lines.append)
     assert lines[-2].endswith("1 of 1 cross-validations to score")
+
+
+def test_a_study_by_jobs_of_a_cluster_is_what_one_process_makes(config, tmp_path):
+    pytest.importorskip("submitit", reason="needs pip install .[submitit]")
+    own = config(NETS, {"methods": ["U-Net3D", "FwoW"], "n": [1], "workers": 1, "fold": None})
+    cluster = {"executor": "local", "jobs": 2, "cpus_per_task": 1}
+    study = {"main": "FwoW", "n": 1, "arms": {"volumes": {}}}
+    asked = {"task": "study", "study": study, "cluster": cluster, **own}
+    run_task(asked, tmp_path / "run", None)
+    alone = crossval(build(own | {"cache": str(tmp_path / "alone")}), tmp_path / "alone", lambda _: None)
+    assert (tmp_path / "run" / "arms" / "volumes" / "scores.csv").read_bytes() == alone.read_bytes()
+    submitted = list((tmp_path / "run" / ".submitit").glob("*_submitted.pkl"))
+    assert len(submitted) == 3  # the network of each of two folds, then the arm

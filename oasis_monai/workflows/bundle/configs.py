@@ -22,7 +22,7 @@ VERSION = "0.1.0"
 PAPER = "Zhu, Du, Yan: OASIS, one-pass aligned atlas set for medical image segmentation. Neurocomputing 470 (2022), 130-138, "
 PAPER += "doi 10.1016/j.neucom.2021.10.114, arXiv 1912.02417"
 MONAI = "Cardoso et al.: MONAI, an open-source framework for deep learning in healthcare. arXiv 2211.02701"
-REQUIRED = ("nibabel", "itk", "scipy", "safetensors", "efficientnet-lite-pytorch")
+REQUIRED = ("nibabel", "itk", "scipy", "efficientnet-lite-pytorch")
 """What is needed beside MONAI, PyTorch and NumPy. MONAI's own command line needs more: the extra ``bundle``."""
 WEIGHTS = {
     "_target_": "CheckpointLoader",
