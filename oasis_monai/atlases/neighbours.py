@@ -16,7 +16,7 @@ from typing import Any
 
 import torch
 
-from oasis_monai.atlases.selection import Pair, pair_distances, prepare_features, mean_and_deviation, check_search, nearest
+from oasis_monai.atlases.selection import Pair, check_search, mean_and_deviation, nearest, pair_distances, prepare_features
 
 EXACT = 100_000
 """Most rows that are always searched exactly: about a second of one core for ten slices of 1000 features."""
@@ -73,7 +73,8 @@ class Neighbours:
             found, gaps = nearest(query, self.features, n, self.distance, one)
             return found[0], gaps[0]
         a, b = (
-            prepare_features(x, what, self.distance, self._scale) for x, what in ((query, "target"), (self.features[rows], "library"))
+            prepare_features(x, what, self.distance, self._scale)
+            for x, what in ((query, "target"), (self.features[rows], "library"))
         )
         gaps, order = pair_distances(a, b, self.distance)[0].sort(stable=True)
         return rows[order[:n]], gaps[:n]

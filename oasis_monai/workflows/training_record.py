@@ -97,8 +97,6 @@ def keep_histories(run: Path, found: Sequence[tuple[str, Path]]) -> None:
         run: its folder; the copies are ``training/NAME.csv``.
         found: the name and the folder of each network. One of several parts has a history for each, in folders of their own.
     """
-    from oasis_monai.evaluation.training_curves import HISTORIES  # pandas: training alone does without
-
     shutil.rmtree(run / HISTORIES, ignore_errors=True)
     for name, folder in found:
         for path in sorted(folder.rglob("history.csv")):
