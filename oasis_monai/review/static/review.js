@@ -269,7 +269,7 @@ function render() {
   for (const button of all("[data-view]")) button.setAttribute("aria-checked", String(view === button.dataset.view));
   const open_ = listing.scans.filter((scan) => scan.status === "done" && !scan.verdict).length;
   const ready = listing.scans.filter((scan) => scan.status === "done").length;
-  $("place").textContent = `${listing.folder ?? ""} · ${listing.scans.length} scans, ${ready} segmented, ${open_} to look at`;
+  $("place").textContent = `${listing.folder ?? ""} · ${listing.scans.length} scan${listing.scans.length === 1 ? "" : "s"}, ${ready} segmented, ${open_} to look at`;
   $("teach").hidden = listing.model === null;
   $("drop").hidden = !(listing.endings?.length > 0);
   if (listing.scans.length === 0) $("empty").textContent = listing.model ? "No scans yet.\n\nDrop one on the left: it is segmented, then shown here." : "This folder has no results.";
