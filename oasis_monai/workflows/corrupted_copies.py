@@ -92,7 +92,6 @@ def corrupted_rows(
     if not count:
         return rows
     embed = embedder(settings.features.name, settings.features.weights, resolve_device(settings.device))
-    methods = methods_with_predicted_dice(settings)
     testing = {case: fold for fold in folds for case in fold.test}
     in_folds = sorted(testing, key=lambda case: (testing[case].index, case))  # one fold's model after the other
     for case in tqdm(in_folds, desc="corrupted copies", disable=not settings.progress, leave=False):
@@ -101,21 +100,36 @@ def corrupted_rows(
         assert segmenter is not None
         postprocess = functools.partial(postprocessing.apply, fold)
         with with_case_in_errors(case):
-            volume = read_volume(dataset.cases[case], settings.data.label_values, settings.data.ignore)
-            for name, seed in draw_corruptions(case, count, settings.seed):
-                copy = CORRUPTIONS[name](volume, seed)
-                if not shows_anything(copy):
-                    continue
-                uncorrupted_fields = models.fields(fold, case)
-                fields = uncorrupted_fields and FieldCache(
-                    uncorrupted_fields.folder, digest([uncorrupted_fields.key, name, seed, CORRUPTIONS_VERSION])
-                )
-                case_result, _, dice = segment_labelled(segmenter, copy, settings, embed, methods, fields, postprocess)
-                about = {"protocol": settings.folds, "fold": fold.index, "case": case, "corruption": name, "region": "whole"}
-                about |= {"patient": dataset.cases[case].patient, "centre": dataset.cases[case].centre}
-                for key, result in case_result.results.items():
-                    if result.agreement is not None:
-                        own = {**about, "method": key[0], "n": key[1]}
-                        scored = zip(settings.data.scored, dice[key], strict=True)
-                        rows += [({**own, "label": label, "dsc": one}, result.agreement) for label, one in scored]
+            rows += _rows_of(settings, dataset, case, fold, segmenter, embed, models.fields(fold, case), postprocess)
     return sorted(rows, key=lambda row: str(row[0]["case"]))
+
+
+def _rows_of(
+    settings: Settings,
+    dataset: Dataset,
+    case: str,
+    fold: Fold,
+    segmenter: Segmenter,
+    embed: Embedder,
+    uncorrupted_fields: FieldCache | None,
+    postprocess: Callable[[Key, Segmentation], Segmentation],
+) -> Rows:
+    """Those of the copies of one case."""
+    rows, methods = Rows(), methods_with_predicted_dice(settings)
+    volume = read_volume(dataset.cases[case], settings.data.label_values, settings.data.ignore)
+    for name, seed in draw_corruptions(case, num_corrupted_copies(settings), settings.seed):
+        copy = CORRUPTIONS[name](volume, seed)
+        if not shows_anything(copy):
+            continue
+        fields = uncorrupted_fields and FieldCache(
+            uncorrupted_fields.folder, digest([uncorrupted_fields.key, name, seed, CORRUPTIONS_VERSION])
+        )
+        case_result, _, dice = segment_labelled(segmenter, copy, settings, embed, methods, fields, postprocess)
+        about = {"protocol": settings.folds, "fold": fold.index, "case": case, "corruption": name, "region": "whole"}
+        about |= {"patient": dataset.cases[case].patient, "centre": dataset.cases[case].centre}
+        for key, result in case_result.results.items():
+            if result.agreement is not None:
+                own = {**about, "method": key[0], "n": key[1]}
+                scored = zip(settings.data.scored, dice[key], strict=True)
+                rows += [({**own, "label": label, "dsc": one}, result.agreement) for label, one in scored]
+    return rows

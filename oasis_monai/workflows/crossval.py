@@ -61,6 +61,7 @@ from oasis_monai.workflows.corrupted_copies import Rows, corrupted_rows
 from oasis_monai.workflows.cross_fusion import CrossFusion
 from oasis_monai.workflows.cross_reliability import CrossReliability
 from oasis_monai.workflows.fold_models import FoldModel, FoldModels, OpenModels, calibration_path, is_for_new_scans
+from oasis_monai.workflows.parallel_copies import corrupted_rows_in_parallel
 from oasis_monai.workflows.parallel_training import train_in_parallel
 from oasis_monai.workflows.plan import Plan, keep_plan
 from oasis_monai.workflows.postprocessing import CrossPostprocessing
@@ -213,9 +214,15 @@ class CrossValidation:
                 pictures = draw_overlays(self.settings, self.dataset.cases, self.rows, self.labels, self.run_dir)
                 remove_stale_pictures(self.settings, self.run_dir, self.rows, pictures)
             with self.clock("corrupted copies"):
-                corrupted = corrupted_rows(self.settings, self.dataset, self.folds, trained, self.models, self.postprocessing)
+                corrupted = self._corrupted(trained)
             self.predict_quality(corrupted)
             self.find_suspects()
+
+    def _corrupted(self, trained: OpenModels) -> Rows:
+        """The rows of corrupted copies; those of several folds side by side where there are workers."""
+        if self.settings.workers > 1 and len(self.folds) > 1:
+            return corrupted_rows_in_parallel(self.settings, self.folds, self.fusion, self.postprocessing)
+        return corrupted_rows(self.settings, self.dataset, self.folds, trained, self.models, self.postprocessing)
 
     def score(self, trained: OpenModels) -> None:
         """Segment and score every case of the folds, one fold after the other; rows are in the order of the cases."""

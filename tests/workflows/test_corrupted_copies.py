@@ -1,5 +1,7 @@
 """Corrupted copies of a cross-validation: what they teach predicted Dice, and that no model saw their scan."""
 
+from dataclasses import replace
+
 import pandas as pd
 import pytest
 import torch
@@ -32,6 +34,18 @@ def test_a_cross_validation_predicts_its_corrupted_copies(settings, tmp_path, di
     assert {model.cases for by_label in models.values() for model in by_label.values()} == {3 * CASES}
     crossval(settings(asked, dims=dims), tmp_path / "b", quiet)
     assert (tmp_path / "b" / "quality.csv").read_bytes() == (tmp_path / "a" / "quality.csv").read_bytes()
+
+
+def test_folds_side_by_side_teach_the_same(settings, tmp_path, monkeypatch):
+    """With learned fusion and post-processing, which the other folds decide; the parent itself segments no copy."""
+    more = {"methods": ["majority", "estimate", "OASIS-joint"], "n": [2], "k": 2, "corruptions": 1, "postprocessing": "all"}
+    asked = settings(JOINT, more)
+    crossval(asked, tmp_path / "a", quiet)
+    monkeypatch.setattr(module, "segment_labelled", None)
+    crossval(replace(asked, workers=2), tmp_path / "b", quiet)
+    for name in ("quality.csv", "calibration.json", "scores.csv"):
+        assert (tmp_path / "b" / name).read_bytes() == (tmp_path / "a" / name).read_bytes()
+    assert all(len(group.corrupted) == CASES for group in read_quality(tmp_path / "b" / "quality.csv"))
 
 
 def test_copies_are_made_of_what_is_predicted_only(settings, tmp_path):
