@@ -42,7 +42,7 @@ def cross_validate(part: Part) -> None:
             part.note(f"No time was left for: fold {fold.index} and those after it.")
             break
         began = time.monotonic()
-        row, found = _fold(part, fold, seconds)
+        row, found = train_and_score_fold(part, fold, seconds)
         scores += found
         beside = time.monotonic() - began - seconds
         part.add(row)
@@ -58,7 +58,7 @@ def cross_validate(part: Part) -> None:
     )
 
 
-def _fold(part: Part, fold: Fold, seconds: float) -> tuple[dict[str, Any], list[dict[str, Any]]]:
+def train_and_score_fold(part: Part, fold: Fold, seconds: float) -> tuple[dict[str, Any], list[dict[str, Any]]]:
     """A row of the table, and the Dice of each of the fold's test cases."""
     with tempfile.TemporaryDirectory() as cache:
         settings = _settings(part, seconds)

@@ -27,7 +27,7 @@ def _axes(size: tuple[int, ...], device: torch.device) -> tuple[torch.Tensor, ..
         )
 
 
-def _sample(moving: torch.Tensor, ddf: torch.Tensor, padding: str) -> torch.Tensor:
+def sample_image(moving: torch.Tensor, ddf: torch.Tensor, padding: str) -> torch.Tensor:
     """MONAI's ``Warp`` to the last bit, which makes its grid of voxels on the CPU at every call and sends it to the device."""
     size = tuple(ddf.shape[2:])
     places = [
@@ -58,7 +58,7 @@ def warp(moving: torch.Tensor, ddf: torch.Tensor, padding: str = "border") -> to
         if moving.ndim == 5 and moving.device.type == "cpu":
             axes = _axes(tuple(ddf.shape[2:]), ddf.device)
             return sample_volume(moving, [ddf[:, i] + axis for i, axis in enumerate(axes)], padding)
-        return _sample(moving, ddf, padding)
+        return sample_image(moving, ddf, padding)
 
 
 def warp_pair(image: torch.Tensor, label: torch.Tensor, ddf: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
@@ -93,7 +93,7 @@ def integrate(velocity: torch.Tensor, steps: int = 5) -> torch.Tensor:
     with torch.autocast(velocity.device.type, enabled=False):
         ddf = velocity.float() / 2**steps
         for _ in range(steps):
-            ddf = ddf + _sample(ddf, ddf, "border")
+            ddf = ddf + sample_image(ddf, ddf, "border")
     return ddf
 
 

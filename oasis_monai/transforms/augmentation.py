@@ -176,7 +176,7 @@ class Augmentation:
         if self.contrast:
             image = image * (1 + value["contrast"] * value["factor"]) + value["contrast"] * value["offset"]
         if self.noise:
-            image = image + value["noise"] * value["weight"] * _normal(image, random)
+            image = image + value["noise"] * value["weight"] * draw_noise(image, random)
         return image
 
     def _draw_intensity(self, batch: int, dims: int, random: torch.Generator) -> dict[str, torch.Tensor]:
@@ -226,7 +226,7 @@ class Augmentation:
         return torch.cat(made) if self.blur_mm or self.coarsen > 1 else image
 
 
-def _normal(image: torch.Tensor, random: torch.Generator) -> torch.Tensor:
+def draw_noise(image: torch.Tensor, random: torch.Generator) -> torch.Tensor:
     """Normal noise for an image. On a GPU it is drawn there, by a seed that ``random`` gives: it has a number for every voxel."""
     if image.device.type == "cpu":
         return torch.randn(image.shape, generator=random)

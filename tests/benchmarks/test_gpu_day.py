@@ -222,7 +222,7 @@ class Clocked:
         self.options = SimpleNamespace(fold_seconds=40.0)
         self.add, self.note = lambda row: None, self.notes.append
         monkeypatch.setattr(folds.time, "monotonic", lambda: self.now)
-        monkeypatch.setattr(folds, "_fold", self.fold)
+        monkeypatch.setattr(folds, "train_and_score_fold", self.fold)
 
     @property
     def left(self):

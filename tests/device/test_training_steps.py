@@ -98,7 +98,7 @@ def test_planted_faults_are_caught(monkeypatch):
             trainers.segmentation("cuda").step(0)
     with pretend_device(), monkeypatch.context() as patch:
         normal = lambda image, random: torch.randn(image.shape, device=image.device, generator=random)  # noqa: E731
-        patch.setattr("oasis_monai.transforms.augmentation._normal", normal)
+        patch.setattr("oasis_monai.transforms.augmentation.draw_noise", normal)
         with pytest.raises(MixedDevicesError, match="generator of cuda:0, found one of cpu"):
             trainers.segmentation("cuda", augmentation=Augmentation(noise=0.1)).step(0)
     with pretend_device(), monkeypatch.context() as patch:
@@ -111,7 +111,7 @@ def test_planted_faults_are_caught(monkeypatch):
         from monai.networks.blocks import Warp
 
         library = Warp(padding_mode="border")
-        patch.setattr("oasis_monai.networks.warp._sample", lambda moving, ddf, padding: library(moving, ddf))
+        patch.setattr("oasis_monai.networks.warp.sample_image", lambda moving, ddf, padding: library(moving, ddf))
         _, _, record = cost_of_a_step(TRAINERS["registration"])
         assert record.sent_bytes > MOST_SENT
         assert record.syncs

@@ -253,11 +253,11 @@ def test_sampling_and_integration_are_monais_to_the_last_bit(size):
     """Also their gradients: networks that were trained with MONAI's layers stay what they are."""
     from monai.networks.blocks import DVF2DDF, Warp
 
-    from oasis_monai.networks.warp import _sample
+    from oasis_monai.networks.warp import sample_image
 
     found = {}
     for name, sample, squared in (
-        ("ours", lambda moving, ddf: _sample(moving, ddf, "border"), lambda ddf: integrate(ddf, 3)),
+        ("ours", lambda moving, ddf: sample_image(moving, ddf, "border"), lambda ddf: integrate(ddf, 3)),
         ("monai", Warp(padding_mode="border"), DVF2DDF(3, padding_mode="border")),
     ):
         torch.manual_seed(0)
