@@ -21,7 +21,7 @@ import torch
 from benchmarks.gpu_day.packed import Packed
 from benchmarks.gpu_day.trainers import Train, Trainings, trainer_of
 from benchmarks.gpu_day.work import Part, is_cuda, wait
-from oasis_monai.training.trainer import FitContext, Trainer
+from oasis_monai.training.trainer import CHECK_EVERY, FitContext, Trainer
 from oasis_monai.utils.errors import ConfigError
 from oasis_monai.utils.tensor_files import load_if_whole
 
@@ -34,7 +34,7 @@ BATCH = 2
 MOVED = 0.02
 """Standard deviation of what is added to the weights before step 0."""
 KILLED_AT = 5
-"""A training is killed after one of this many parts of its steps."""
+"""A training is killed after one of this many parts of its steps; on a GPU as long after its first checkpoint."""
 
 
 def check_step(part: Part) -> None:
@@ -201,8 +201,8 @@ def check_resume(part: Part) -> None:
             if status != -signal.SIGKILL:
                 raise RuntimeError(f"{name}: expected a training that is killed, found exit status {status}")
             stored = next(found for file in killed.rglob("*.safetensors") if (found := load_if_whole(file)))
-            resumed = _trained(part.packed, name, part.device, part.steps, killed)
-        first, second = (_trained(part.packed, name, part.device, part.steps, None) for _ in range(2))
+            resumed = train_network(part.packed, name, part.device, part.steps, killed)
+        first, second = (train_network(part.packed, name, part.device, part.steps, None) for _ in range(2))
         part.add(
             {
                 "network": name,
@@ -216,16 +216,27 @@ def check_resume(part: Part) -> None:
 
 
 def train_until_killed(packed: Packed, options: argparse.Namespace) -> None:
-    """Begin a training that writes a checkpoint after every step, and kill this process in one of the next steps."""
+    """Begin a training that writes a checkpoint as often as it can, and kill this process in a step after one."""
+    at = killing_step(options.device, options.steps)
 
     def kill(trainer: Trainer, number: int) -> None:
-        if number == max(1, trainer.settings.iterations // KILLED_AT if trainer.settings.iterations else 1):
+        if number == at:
             os.kill(os.getpid(), signal.SIGKILL)
 
-    _trained(packed, options.killed, options.device, options.steps, options.folder, kill)
+    train_network(packed, options.killed, options.device, options.steps, options.folder, kill)
 
 
-def _trained(
+def killing_step(device: str, steps: int) -> int:
+    """The step in which a training is killed: one after a checkpoint."""
+    return before_checkpoint(device) + max(1, steps // KILLED_AT)
+
+
+def before_checkpoint(device: str) -> int:
+    """Steps without a checkpoint: on a GPU losses are not looked at before so many, and nothing is kept unseen."""
+    return 0 if device == "cpu" else CHECK_EVERY
+
+
+def train_network(
     packed: Packed, name: str, device: str, steps: int, folder: Path | None, before: Any = lambda trainer, number: None
 ) -> list[torch.Tensor]:
     """Train one network of the joint model to its end; -> its weights, on the CPU.
@@ -234,7 +245,7 @@ def _trained(
         before: is called before each step.
     """
     trainings = Trainings(packed)
-    whole = round(steps / trainings.shares()[name])  # what gives this network so many steps
+    whole = round((before_checkpoint(device) + steps) / trainings.shares()[name])  # what gives this network so many steps
     context = trainings.context(device, folder, iterations=whole, minutes=None, checkpoint_minutes=0.0)
     train = trainings.joint()[name]
     kind = type(trainer_of(train, context))

@@ -16,14 +16,17 @@ import pytest
 import torch
 from packaging.requirements import Requirement
 
-from benchmarks.gpu_day import folds, pack, run, work
+from benchmarks.gpu_day import checks, folds, pack, run, work
 from benchmarks.gpu_day.components import connected
 from benchmarks.gpu_day.packed import Packed, read_packed, write_packed
 from benchmarks.gpu_day.tables import as_markdown
 from benchmarks.gpu_day.trainers import Trainings, trainer_of
+from oasis_monai.training.trainer import CHECK_EVERY
 from oasis_monai.transforms.components import connected as by_scipy
+from oasis_monai.utils.tensor_files import load_tensors
 from oasis_monai.workflows.prepare import split_of
 from tests.conftest import JOINT, TINY, merged, overrides
+from tests.helpers.pretend_device import pretend_device
 
 BLOCKED = ("monai", "nibabel", "itk", "hydra", "pandas", "scipy", "yaml", "safetensors", "lazy_loader", "tqdm", "oasis_monai")
 
@@ -249,6 +252,20 @@ def test_folds_for_which_no_time_is_left_are_told(monkeypatch):
     folds.cross_validate(part)
     assert len(part.given) < 5
     assert part.notes[0] == f"No time was left for: fold {len(part.given)} and those after it."
+
+
+@pytest.mark.parametrize(("device", "kept"), [("cpu", 1), ("cuda", CHECK_EVERY)])
+def test_a_training_is_killed_when_it_has_a_checkpoint(packed, tmp_path, device, kept):
+    """On a GPU there is none before the losses are looked at."""
+
+    def kill(trainer, number):
+        if number == checks.killing_step(device, 2):
+            raise KeyboardInterrupt
+
+    with pretend_device(), pytest.raises(KeyboardInterrupt):
+        checks.train_network(packed, "volume network", device, 2, tmp_path, kill)
+    (file,) = tmp_path.glob("*.safetensors")
+    assert load_tensors(file)[1]["step"] == kept
 
 
 def test_a_kill_is_told_from_another_end(packed, tmp_path, monkeypatch):
