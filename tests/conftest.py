@@ -38,6 +38,7 @@ TINY = {
     "methods": ["FwoW", "FWAL", "OASIS"],
     "overlays": 0,
     "corruptions": 0,
+    "browser": False,
     "views": "none",
     "progress": False,
     "tracking": "none",

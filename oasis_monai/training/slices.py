@@ -88,13 +88,19 @@ def train_slice_network(context: FitContext, joint: JointSettings) -> SliceUNet 
 
 
 def _train_member(context: FitContext, joint: JointSettings, path: Path | None, part: str = "") -> SliceUNet:
+    stored = load_if_whole(path) if path else None
+    finished = stored is not None and bool(stored[1].get("done"))
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(context.seed)  # the decoder's initial weights
         library, shape = context.library, context.same_case
-        pretrained = joint.pretrained and context.start is None
+        pretrained = joint.pretrained and context.start is None and not finished
         channels, structures = library.channels, library.structures
         model = SliceUNet(library.classes, joint.atlases, joint.decoder, pretrained, shape, channels, structures)
         model = model.to(context.device)
+    if path is not None and stored is not None and finished:  # a trainer would look at every slice of the library first
+        load_weights(model, stored[0], path)
+        model.encoder.to(memory_format=torch.channels_last)  # as it was trained
+        return model.eval()
     context.begin(model, part)
     fit(SliceTrainer(context, model, joint), path, context.progress, context.name, context.watch)
     return model

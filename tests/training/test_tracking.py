@@ -131,8 +131,12 @@ def test_slices_are_shown_as_the_network_sees_them():
     assert found == pytest.approx(slow_dice(predicted, label, library.classes, library.cases))
 
 
-def test_a_killed_training_goes_on_where_its_checkpoint_was(tmp_path):
+def test_a_killed_training_goes_on_where_its_checkpoint_was(tmp_path, monkeypatch):
     """The record has no step twice, none of those that were lost, and is what the history has."""
+    from tensorboard.summary.writer import event_file_writer as writer
+
+    # TensorBoard reads files in the order of their names: seconds, then a counter of the process, of which 10 comes before 9
+    monkeypatch.setattr(writer, "_global_uid", writer.AtomicCounter(0))
     rare = replace(SETTINGS, checkpoint_minutes=1e9)
     for death, settings in ((8, SETTINGS), (15, rare)):  # the second is lost: its steps are made and recorded once more
         with pytest.MonkeyPatch.context() as patch:

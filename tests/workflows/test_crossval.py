@@ -95,7 +95,9 @@ def test_interpolation_trains_nothing_and_looks_at_no_image(settings, phantom, t
 @pytest.mark.parametrize("folds", ["patient", "slice"])
 def test_the_browser_keeps_what_was_segmented_and_by_which_atlases(settings, tmp_path, folds):
     methods = ["OASIS", "ConvNet2D"]
-    asked = settings(NETS, {"methods": methods, "folds": folds, "k": 2, "n": [1, 2], "save_segmentations": True}, dims=2)
+    asked = settings(
+        NETS, {"methods": methods, "folds": folds, "k": 2, "n": [1, 2], "save_segmentations": True}, {"browser": True}, dims=2
+    )
     crossval(asked, tmp_path / "a", quiet)
     views = load_browser({tmp_path / "a" / "browser": ""})
     assert set(views) == {f"Case{i:02d}" for i in range(CASES)}
@@ -352,7 +354,8 @@ def test_a_case_without_the_structure_is_scored_and_no_atlas(settings, phantom, 
     empty.write_bytes(bytes(empty.stat().st_size))
     methods = ["FwoW", "OASIS-joint", f"U-Net{dims}D"]
     joint = [TINY_2D, JOINT, JOINT_2D] if dims == 2 else [JOINT]
-    asked = settings(*joint, NETS, {"data": {"root": str(data)}, "methods": methods, "n": [2], "k": 2, "corruptions": 2})
+    more = {"methods": methods, "n": [2], "k": 2, "corruptions": 2, "browser": True}
+    asked = settings(*joint, NETS, {"data": {"root": str(data)}}, more)
     lines = []
     crossval(asked, tmp_path / "a", lines.append)
     assert sum("Case02: label: expected some foreground" in line for line in lines) == 1

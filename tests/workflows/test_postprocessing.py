@@ -86,7 +86,7 @@ def pieces_of(label):
 @pytest.fixture
 def asked(settings):
     """The settings of a run without training."""
-    return lambda *more, dims=3: settings({"methods": ["FwoW"], "n": [1]}, *more, dims=dims)
+    return lambda *more, dims=3: settings({"methods": ["FwoW"], "n": [1], "browser": True}, *more, dims=dims)
 
 
 @pytest.mark.parametrize("dims", [3, 2])

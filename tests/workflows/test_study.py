@@ -43,7 +43,7 @@ ALSO = {"arms": PLAIN["arms"] | {"also": {"base": "volumes", "suffix": ", again"
 
 @pytest.fixture
 def base(config):
-    return config(NETS, {"n": [1, 2]}, dims=2)
+    return config(NETS, {"n": [1, 2], "browser": True}, dims=2)
 
 
 def names(jobs):
