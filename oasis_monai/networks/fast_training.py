@@ -16,6 +16,8 @@ from torch import nn
 from torch.nn import functional as F
 from torch.nn.modules.instancenorm import _InstanceNorm
 
+from oasis_monai.networks.layers import CarefulConv3d
+
 Net = TypeVar("Net", bound=nn.Module)
 NARROW = 4
 """Most output channels of a narrow convolution."""
@@ -31,7 +33,7 @@ def speed_up_training(model: Net) -> Net:
     for module in model.modules():
         if type(module) in _FAST:
             module.__class__ = _FAST[type(module)]
-        elif type(module) is nn.Conv3d and _is_narrow(module):
+        elif isinstance(module, nn.Conv3d) and type(module) in (nn.Conv3d, CarefulConv3d) and _is_narrow(module):
             module.__class__ = _NarrowConv3d
     return model
 
@@ -81,7 +83,7 @@ class _LearnedSlope(torch.autograd.Function):
         return of_x, of_slope.view(1)
 
 
-class _NarrowConv3d(nn.Conv3d):
+class _NarrowConv3d(CarefulConv3d):
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         if not _trains_on_cpu(x):
             return super().forward(x)

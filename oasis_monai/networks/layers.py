@@ -37,25 +37,38 @@ def without_batch_norms(network: Network) -> Network:
 Net = TypeVar("Net", bound=nn.Module)
 
 
-def avoid_amx_bug(model: Net) -> Net:
-    """Make strided convolutions run in float32 on a CPU where the last axis has one or two voxels; returns the network.
+def avoid_bfloat16_bug(model: Net) -> Net:
+    """Make convolutions run in float32 on a CPU where its bfloat16 kernels read memory that nobody wrote; returns the network.
 
-    There, oneDNN's bfloat16 kernels for CPUs with AMX (torch 2.13) read uninitialised memory: the result is NaN, garbage or a
-    crash. Weights and their names do not change.
+    Of oneDNN (torch 2.13) these are two, where the image is narrow; the result is NaN, garbage or a crash:
+
+    - strided convolutions on CPUs with AMX, where the last axis has one or two voxels;
+    - the gradient of the weights of volumes, also on other CPUs, where an axis is shorter than the kernel.
+
+    Weights and their names do not change.
     """
     for module in model.modules():
-        if type(module) in _CAREFUL and max(cast(nn.Conv3d, module).stride) > 1:
+        if type(module) in _CAREFUL and _may_be_flawed(cast(nn.Conv3d, module)):
             module.__class__ = _CAREFUL[type(module)]
     return model
 
 
-def _flawed(x: torch.Tensor) -> bool:
-    return x.shape[-1] <= 2 and x.device.type == "cpu" and torch.is_autocast_enabled("cpu")
+def _may_be_flawed(layer: nn.Conv2d | nn.Conv3d) -> bool:
+    return max(layer.stride) > 1 or (len(layer.stride) == 3 and max(layer.kernel_size) > 1)
+
+
+def _is_flawed(layer: nn.Conv2d | nn.Conv3d, x: torch.Tensor) -> bool:
+    if x.device.type != "cpu" or not torch.is_autocast_enabled("cpu"):
+        return False
+    if max(layer.stride) > 1 and x.shape[-1] <= 2:
+        return True
+    shorter = any(side < kernel for side, kernel in zip(x.shape[2:], layer.kernel_size, strict=True))
+    return shorter and len(layer.stride) == 3 and torch.is_grad_enabled()
 
 
 class _Careful(nn.Module):
     def forward(self, x: torch.Tensor) -> Any:
-        if not _flawed(x):
+        if not _is_flawed(cast(nn.Conv3d, self), x):
             return super().forward(x)
         with torch.autocast("cpu", enabled=False):
             return super().forward(x.float())
@@ -65,8 +78,8 @@ class _Conv2d(_Careful, nn.Conv2d):
     pass
 
 
-class _Conv3d(_Careful, nn.Conv3d):
-    pass
+class CarefulConv3d(_Careful, nn.Conv3d):
+    """What :func:`avoid_bfloat16_bug` makes of a convolution of volumes."""
 
 
-_CAREFUL: dict[type[nn.Module], type[nn.Module]] = {nn.Conv2d: _Conv2d, nn.Conv3d: _Conv3d}
+_CAREFUL: dict[type[nn.Module], type[nn.Module]] = {nn.Conv2d: _Conv2d, nn.Conv3d: CarefulConv3d}

@@ -18,7 +18,7 @@ import torch
 from torch import nn
 
 from oasis_monai.networks import warp as warping
-from oasis_monai.networks.layers import avoid_amx_bug
+from oasis_monai.networks.layers import avoid_bfloat16_bug
 from oasis_monai.utils.config import make_tuples, require
 from oasis_monai.utils.errors import ConfigError
 from oasis_monai.utils.transfer import constant
@@ -223,7 +223,7 @@ class SpatialTransformModel(nn.Module):
         self.stem = Convolution(dims, in_channels, width, strides=stride, kernel_size=kernel, norm="instance", act="leakyrelu")
         self.body = _make_body(settings, dims, width)
         self.affine = _AffineNet(self.size, width, len(settings.channels) - 1, channels) if settings.affine else None
-        avoid_amx_bug(self)
+        avoid_bfloat16_bug(self)
 
     def field(self, atlas: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
         """The coarse field (B, D, *field_size), in voxels of the coarse grid: all there is to keep of an alignment."""

@@ -20,7 +20,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from oasis_monai.networks.layers import avoid_amx_bug
+from oasis_monai.networks.layers import avoid_bfloat16_bug
 from oasis_monai.networks.structures import StructureNetwork
 from oasis_monai.utils.config import INFERENCE_ONLY, identity_of, make_tuples, require
 from oasis_monai.utils.device import infer_in_bfloat16
@@ -129,13 +129,13 @@ def make_network(
         return StructureNetwork(make_network(name, len(structures), settings, channels), structures, classes)
     dims = NETWORKS[name]
     if settings.kind(name) == "convnet":
-        return avoid_amx_bug(ConvNet(dims, classes, settings.convnet, len(settings.deep_supervision), channels))
+        return avoid_bfloat16_bug(ConvNet(dims, classes, settings.convnet, len(settings.deep_supervision), channels))
     if settings.kind(name) == "dynunet":
-        return avoid_amx_bug(DynUNet(dims, classes, settings.dynunet, channels))
+        return avoid_bfloat16_bug(DynUNet(dims, classes, settings.dynunet, channels))
     from monai.networks.nets import UNet
 
     levels = settings.unet
-    return avoid_amx_bug(UNet(dims, channels, classes, levels, (2,) * (len(levels) - 1), num_res_units=2, norm="instance"))
+    return avoid_bfloat16_bug(UNet(dims, channels, classes, levels, (2,) * (len(levels) - 1), num_res_units=2, norm="instance"))
 
 
 class DynUNet(nn.Module):

@@ -12,7 +12,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from oasis_monai.networks import depthwise
-from oasis_monai.networks.layers import avoid_amx_bug
+from oasis_monai.networks.layers import avoid_bfloat16_bug
 from oasis_monai.networks.structures import class_logits, membership
 from oasis_monai.utils.config import INFERENCE_ONLY, absent_as, identity_of, make_tuples, not_used_by, require
 from oasis_monai.utils.errors import ConfigError
@@ -269,7 +269,7 @@ class SliceUNet(nn.Module):
         self.up = nn.ModuleList(_twice(b + skip, out) for b, skip, out in zip(below, skips, decoder, strict=True))
         self.register_buffer("of", membership(structures, classes) if structures else None, persistent=False)
         self.last = nn.Sequential(nn.Conv2d(decoder[-1], 4 * outputs, 3, padding=1), nn.PixelShuffle(2))
-        avoid_amx_bug(self)
+        avoid_bfloat16_bug(self)
 
     def train(self, mode: bool = True) -> SliceUNet:
         super().train(mode)

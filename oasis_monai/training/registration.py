@@ -19,7 +19,6 @@ from oasis_monai.utils.device import use_bfloat16
 from oasis_monai.utils.errors import ConfigError
 from oasis_monai.utils.transfer import upload
 
-LEAST_BFLOAT16 = 24  # voxels a side of volumes that are trained on in bfloat16
 TRIES = 50  # draws of a partner before the partners are listed; with cases of like size two or three do
 
 
@@ -123,10 +122,8 @@ class RegistrationTrainer(Trainer):
         self.augmentation = context.augmented()
         self.pairs = Pairs(self.library, self.settings.nearest_partners, context.distance, context.same_case, context.chances)
         self.device = next(model.parameters()).device
-        # convolutions of volumes take half of the time in bfloat16 on a CPU that is made for it; flow and warp stay in float32.
-        # Small volumes gain nothing, and in their narrow layers oneDNN's kernels are not to be trusted (layers.avoid_amx_bug)
-        large = self.library.spatial_dims == 3 and min(self.library.images.shape[2:]) >= LEAST_BFLOAT16
-        self.bfloat16 = self.settings.amp or (large and use_bfloat16(self.device, None))
+        # convolutions of volumes take half of the time in bfloat16 on a CPU that is made for it; flow and warp stay in float32
+        self.bfloat16 = self.settings.amp or (self.library.spatial_dims == 3 and use_bfloat16(self.device, None))
         self.reach_mm = 0.0  # how far estimates are bent
         if self.joint and context.estimate_dice < 1:
             self.reach_mm = reach_for_dice(self.library, self.spacings_mm, context.estimate_dice, self.seed)

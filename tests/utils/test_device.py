@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from oasis_monai.networks.layers import avoid_amx_bug
+from oasis_monai.networks.layers import avoid_bfloat16_bug
 from oasis_monai.networks.registration import RegistrationSettings, SpatialTransformModel
 from oasis_monai.networks.slice_unet import SliceUNet
 from oasis_monai.segmentation.alignment import Aligner
@@ -68,21 +68,49 @@ def test_estimates_are_those_of_float32_but_for_rounding():
 
 @pytest.mark.parametrize("size", [(8, 8, 2), (8, 8, 1), (16, 2), (8, 8, 4)])
 def test_a_narrow_strided_convolution_is_right_whatever_lay_in_memory(size):
-    """oneDNN's kernels of CPUs with AMX read beyond what was written; this fails there without :func:`avoid_amx_bug`."""
+    """oneDNN's kernels of CPUs with AMX read beyond what was written; this fails there without :func:`avoid_bfloat16_bug`."""
     torch.manual_seed(0)
     kind = {2: torch.nn.Conv2d, 3: torch.nn.Conv3d}[len(size)]
     network = torch.nn.Sequential(kind(16, 32, 3, stride=2, padding=1))
     expected = network(image := torch.randn(2, 16, *size))
     names = list(network.state_dict())
-    assert avoid_amx_bug(network) is network
+    assert avoid_bfloat16_bug(network) is network
     assert list(network.state_dict()) == names
     for _ in range(3):
-        garbage = [torch.full((k * 2**j,), float("nan"), dtype=torch.bfloat16) for k in (1, 3, 5) for j in range(5, 20)]
-        del garbage
-        with torch.autocast("cpu", torch.bfloat16):
+        leave_garbage()
+        with torch.autocast("cpu", torch.bfloat16), torch.no_grad():
             found = network(image)
         torch.testing.assert_close(found.float(), expected, atol=0.05, rtol=0.05)
         assert found.dtype == (torch.float32 if size[-1] <= 2 else torch.bfloat16)  # so that it fails on other CPUs too
+
+
+@pytest.mark.parametrize("size", [(2, 2, 2), (2, 3, 4), (3, 3, 3), (4, 8, 8)])
+@pytest.mark.parametrize("kernel", [3, 5])
+def test_weights_of_volumes_get_their_gradient_whatever_lay_in_memory(size, kernel):
+    """That of a kernel larger than the image is NaN in bfloat16 without :func:`avoid_bfloat16_bug`, also on CPUs without AMX."""
+    torch.manual_seed(0)
+    network = torch.nn.Sequential(torch.nn.Conv3d(16, 32, kernel, padding=kernel // 2))
+    image, weights = torch.randn(2, 16, *size), network[0].weight
+    (network(image) * (pull := torch.randn(2, 32, *size))).sum().backward()
+    expected = weights.grad.clone()
+    avoid_bfloat16_bug(network)
+    for _ in range(3):
+        weights.grad = None
+        with torch.autocast("cpu", torch.bfloat16):
+            found = network(image)
+        loss = (found.float() * pull).sum()
+        leave_garbage()
+        loss.backward()
+        torch.testing.assert_close(weights.grad, expected, atol=0.5, rtol=0.05)
+        assert found.dtype == (torch.float32 if min(size) < kernel else torch.bfloat16)
+    with torch.autocast("cpu", torch.bfloat16), torch.no_grad():
+        assert network(image).dtype == torch.bfloat16  # results of trained models stay what they were
+
+
+def leave_garbage():
+    """Fill free memory with NaN."""
+    garbage = [torch.full((k * 2**j,), float("nan"), dtype=torch.bfloat16) for k in (1, 3, 5) for j in range(5, 20)]
+    del garbage
 
 
 @pytest.mark.parametrize(
