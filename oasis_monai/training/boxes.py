@@ -12,7 +12,7 @@ from oasis_monai.atlases.library import AtlasLibrary
 from oasis_monai.data.types import IGNORE
 from oasis_monai.networks.slice_unet import BOX_WINDOW, JointSettings, SliceUNet, make_box_network
 from oasis_monai.training.resident import hold
-from oasis_monai.training.slices import FILE, SliceTrainer
+from oasis_monai.training.slices import FILE, SliceTrainer, load_finished_slices
 from oasis_monai.training.small_structures import ANYWHERE, Copies
 from oasis_monai.training.trainer import FitContext, fit, generator
 from oasis_monai.transforms.boxes import ScanPart, place_axes
@@ -46,8 +46,9 @@ def train_box_network(context: FitContext, parts: Mapping[str, ScanPart], joint:
     model = make_box_network(library.classes, joint, library.channels, library.structures)
     model.load_state_dict(model.state_dict() | members[0].state_dict())
     model = model.to(context.device)
-    trainer = BoxTrainer(own, model, joint, [parts[case] for case in library.cases])
-    fit(trainer, context.path(FILE), context.progress, context.name, context.watch)
+    if not load_finished_slices(model, context.path(FILE)):
+        trainer = BoxTrainer(own, model, joint, [parts[case] for case in library.cases])
+        fit(trainer, context.path(FILE), context.progress, context.name, context.watch)
     return model
 
 

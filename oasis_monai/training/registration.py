@@ -13,7 +13,7 @@ from oasis_monai.networks.registration import RegistrationSettings, SpatialTrans
 from oasis_monai.training.estimate_errors import bend_estimate, perturb_estimate, reach_for_dice
 from oasis_monai.training.resident import gather, resident
 from oasis_monai.training.tracking import mean_dice
-from oasis_monai.training.trainer import FitContext, Trainer, draw_rows, fit, generator
+from oasis_monai.training.trainer import FitContext, Trainer, draw_rows, fit, generator, load_finished
 from oasis_monai.transforms.labels import ignored, split_ignored, with_ignored
 from oasis_monai.utils.device import use_bfloat16
 from oasis_monai.utils.errors import ConfigError
@@ -96,9 +96,10 @@ def train_registration(
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(context.seed)  # the initial weights
         model = make_registration_network(context.library, registration).to(context.device)
-    context.begin(model)
-    trainer = RegistrationTrainer(context, model, loss or RegistrationLoss())
-    fit(trainer, context.path("stm.safetensors"), context.progress, context.name, context.watch)
+    path = context.path("stm.safetensors")
+    if not load_finished(model, path):
+        context.begin(model)
+        fit(RegistrationTrainer(context, model, loss or RegistrationLoss()), path, context.progress, context.name, context.watch)
     return model
 
 

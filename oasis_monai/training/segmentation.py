@@ -17,7 +17,7 @@ from oasis_monai.networks.slice_unet import JointSettings
 from oasis_monai.training.patches import PatchDrawer, cut_at_random
 from oasis_monai.training.resident import gather, hold, resident
 from oasis_monai.training.tracking import mean_dice
-from oasis_monai.training.trainer import FitContext, Trainer, draw_rows, fit, generator
+from oasis_monai.training.trainer import FitContext, Trainer, draw_rows, fit, generator, load_finished
 from oasis_monai.transforms.labels import ignored, one_hot, split_ignored, structures, with_ignored
 from oasis_monai.utils.device import use_bfloat16
 from oasis_monai.utils.interpolation import pool
@@ -45,9 +45,11 @@ def train_segmentation(context: FitContext, network: str, settings: NetworkSetti
         torch.manual_seed(context.seed)  # the initial weights
         library = context.library
         model = make_network(network, library.classes, settings, library.channels, library.structures).to(context.device)
-    context.begin(model)
-    trainer = SegmentationTrainer(context, network, model, settings)
-    return fit(trainer, context.path("network.safetensors"), context.progress, context.name, context.watch)
+    path = context.path("network.safetensors")
+    if not load_finished(model, path):
+        context.begin(model)
+        fit(SegmentationTrainer(context, network, model, settings), path, context.progress, context.name, context.watch)
+    return model
 
 
 class SegmentationTrainer(Trainer):

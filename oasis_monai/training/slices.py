@@ -25,7 +25,7 @@ from oasis_monai.networks.slice_unet import WINDOW, JointSettings, SliceUNet, Sl
 from oasis_monai.training.resident_slices import ResidentSlices
 from oasis_monai.training.small_structures import Copies, even_chances, shown_in_slices
 from oasis_monai.training.tracking import mean_dice
-from oasis_monai.training.trainer import FitContext, Trainer, fit, generator, load_weights
+from oasis_monai.training.trainer import FitContext, Trainer, fit, generator, load_finished, load_weights
 from oasis_monai.transforms.labels import split_ignored, structures, with_ignored
 from oasis_monai.utils.device import use_bfloat16
 from oasis_monai.utils.tensor_files import load_if_whole, save_tensors
@@ -88,22 +88,25 @@ def train_slice_network(context: FitContext, joint: JointSettings) -> SliceUNet 
 
 
 def _train_member(context: FitContext, joint: JointSettings, path: Path | None, part: str = "") -> SliceUNet:
-    stored = load_if_whole(path) if path else None
-    finished = stored is not None and bool(stored[1].get("done"))
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(context.seed)  # the decoder's initial weights
         library, shape = context.library, context.same_case
-        pretrained = joint.pretrained and context.start is None and not finished
+        pretrained = joint.pretrained and context.start is None
         channels, structures = library.channels, library.structures
         model = SliceUNet(library.classes, joint.atlases, joint.decoder, pretrained, shape, channels, structures)
         model = model.to(context.device)
-    if path is not None and stored is not None and finished:  # a trainer would look at every slice of the library first
-        load_weights(model, stored[0], path)
-        model.encoder.to(memory_format=torch.channels_last)  # as it was trained
-        return model.eval()
-    context.begin(model, part)
-    fit(SliceTrainer(context, model, joint), path, context.progress, context.name, context.watch)
+    if not load_finished_slices(model, path):
+        context.begin(model, part)
+        fit(SliceTrainer(context, model, joint), path, context.progress, context.name, context.watch)
     return model
+
+
+def load_finished_slices(model: SliceUNet, path: Path | None) -> bool:
+    """:func:`.load_finished` of a slice network, arranged in memory as its trainer leaves it: results are the same to the bit."""
+    finished = load_finished(model, path)
+    if finished:
+        model.encoder.to(memory_format=torch.channels_last)
+    return finished
 
 
 class SliceTrainer(Trainer):

@@ -273,6 +273,22 @@ def load_weights(network: nn.Module, tensors: Mapping[str, torch.Tensor], path: 
         ) from error
 
 
+def load_finished(network: nn.Module, path: Path | None) -> bool:
+    """Give a network the weights of its finished training, where there is one, and set it to evaluation; whether there was one.
+
+    So that no trainer is made for it: some look at every slice of the library first.
+
+    Args:
+        path: the checkpoint of :func:`fit`.
+    """
+    stored = load_if_whole(path) if path else None
+    if path is None or stored is None or not stored[1].get("done"):
+        return False
+    load_weights(network, stored[0], path)
+    network.eval()
+    return True
+
+
 def fit(
     trainer: Trainer, path: Path | None, progress: bool = True, name: str = "network", watch: Watch | None = None
 ) -> nn.Module:

@@ -28,11 +28,8 @@ from oasis_monai.workflows.corrupted_copies import (
 )
 from oasis_monai.workflows.cross_fusion import CrossFusion
 from oasis_monai.workflows.fold_models import OpenModels
-from oasis_monai.workflows.parallel_training import NEEDED, quiet, silent
+from oasis_monai.workflows.parallel_training import NEEDED, folds_of, quiet
 from oasis_monai.workflows.postprocessing import CrossPostprocessing
-from oasis_monai.workflows.prepare import find_and_check, prepare, split_of
-from oasis_monai.workflows.self_trained_folds import models_for
-from oasis_monai.workflows.unlabelled_scans import with_unlabelled
 
 Choices = Mapping[Key, Choice]
 
@@ -81,16 +78,10 @@ def corrupted_rows_in_parallel(
 
 def _write_rows(values: dict[str, Any], index: int, fusions: dict[int, LearnedFusion], choices: Choices, file: Path) -> None:
     """The rows of one fold, into a file: a worker gives nothing back."""
-    from oasis_monai.settings import build
-
-    settings = build(values)
-    cache = Path(settings.cache)
-    dataset = with_unlabelled(settings, prepare(settings, find_and_check(settings, cache, silent), cache, silent), cache, silent)
-    split = split_of(settings, dataset)
-    fold = split.folds[index]
-    models = models_for(settings, dataset, split, cache, silent, None)
+    dataset, models = folds_of(values)
+    settings, fold = models.settings, models.split.folds[index]
     decided = {(index, key): choice for key, choice in choices.items()}
-    postprocessing = CrossPostprocessing(settings, dataset, split, [fold], _choices=decided)
+    postprocessing = CrossPostprocessing(settings, dataset, models.split, [fold], _choices=decided)
     with closing(OpenModels(models)) as trained:
         trained.fusions = lambda _: fusions
         rows = corrupted_rows(settings, dataset, [fold], trained, models, postprocessing)

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from oasis_monai.settings import Settings
 from oasis_monai.training.tracking import Tracking
 from oasis_monai.utils.cluster import Cluster, run_jobs
-from oasis_monai.workflows.prepare import Log, find_and_check, prepare, split_of
+from oasis_monai.workflows.fold_models import FoldModels
+from oasis_monai.workflows.prepare import Dataset, Log, find_and_check, prepare, split_of
 from oasis_monai.workflows.self_trained_folds import models_for
 from oasis_monai.workflows.unlabelled_scans import with_unlabelled
 
@@ -50,13 +51,23 @@ def quiet(settings: Settings) -> dict[str, Any]:
 
 
 def _train(values: dict[str, Any], fold: int, network: str, tracking: Tracking | None) -> None:
+    _, models = folds_of(values, tracking)
+    models.train(models.split.folds[fold], network)
+
+
+def folds_of(values: Mapping[str, Any], tracking: Tracking | None = None) -> tuple[Dataset, FoldModels]:
+    """What a worker trains folds with, or segments with: the data set and the models of the folds.
+
+    Args:
+        values: plain settings.
+        tracking: where trainings are recorded.
+    """
     from oasis_monai.settings import build
 
     settings = build(values)
     cache = Path(settings.cache)
     dataset = with_unlabelled(settings, prepare(settings, find_and_check(settings, cache, silent), cache, silent), cache, silent)
-    split = split_of(settings, dataset)
-    models_for(settings, dataset, split, cache, silent, tracking).train(split.folds[fold], network)
+    return dataset, models_for(settings, dataset, split_of(settings, dataset), cache, silent, tracking)
 
 
 def silent(_: str) -> None:
