@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
@@ -23,8 +24,9 @@ def find_once(
     """
     stamps = [[str(path), *_stamp(path)] for path in files]
     kept = None if cache is None else cache / "labels" / f"{digest([*asked, stamps] if asked else stamps)}.json"
-    if kept is not None and kept.exists():
-        return [int(value) for value in json.loads(kept.read_text())["values"]]
+    if kept is not None:
+        with contextlib.suppress(OSError, ValueError, KeyError, TypeError):  # absent, or another version's: found anew
+            return [int(value) for value in json.loads(kept.read_text())["values"]]
     found = sorted(set(find()))
     if kept is not None:
         write_json(kept, {"values": found})
